@@ -1,0 +1,68 @@
+# The commands that are CI. `make demo` and `make test` work on a fresh machine with Python >= 3.10.
+VENV ?= .venv
+PYTHON ?= python3
+PEERS ?= .venv-peers
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest clean
+
+help:
+	@echo "make demo         install, then ask the shipped checkpoint about the example pictures"
+	@echo "make test         install, lint, types, import contracts, all tests: what CI runs"
+	@echo "make lint|types|contracts|unit   one part of it"
+	@echo "make unit-oldest  model, processor and generation tests on the oldest supported transformers"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its exact version: a range would take the newest build, with CUDA.
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[test,train]'
+	touch $@
+
+# What we are compared with, where no environment sees it: a torchvision without its compiled half would break
+# transformers there. Both without their dependencies, which would bring another torch.
+$(PEERS)/timm: constraints.txt
+	$(PIP) --no-deps --upgrade --target $(PEERS) timm torchvision
+	touch $@
+
+install: $(VENV)/.installed
+peers: install $(PEERS)/timm
+install-test: $(VENV)/.installed-test peers
+
+demo: install
+	@sh examples/demo.sh $(BIN)/fastvlm
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-test
+	$(BIN)/mypy
+
+contracts: install-test
+	$(BIN)/lint-imports --no-logo
+
+unit: install-test
+	$(BIN)/python -m pytest
+
+test: lint types contracts unit unit-oldest
+
+OLDEST = $(VENV)-oldest
+$(OLDEST)/.installed-test: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet transformers==5.16.1 --editable '.[test,train]'
+	touch $@
+
+unit-oldest: $(OLDEST)/.installed-test peers
+	$(OLDEST)/bin/python -m pytest tests/model tests/processing -m "not slow"
+
+clean:
+	rm -rf $(VENV) $(OLDEST) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

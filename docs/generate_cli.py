@@ -1,0 +1,84 @@
+"""Write docs/cli.md from the command's own ``--help`` pages.
+
+python docs/generate_cli.py          write it
+python docs/generate_cli.py --check  exit with 1 if it is not what would be written
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from fastvlm.cli.main import app
+
+PAGE = Path(__file__).with_name("cli.md")
+WIDTH = 88
+HEAD = """\
+# The command line
+
+<!-- Made by docs/generate_cli.py from the --help pages; a test checks that it has not drifted. -->
+
+`fastvlm VERB ...`, or `python -m fastvlm VERB ...`. Answers go to stdout; talk (progress, a summary of timings) goes to
+stderr, and only if that is a terminal. `NO_COLOR` is respected.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | the work failed: a damaged picture or checkpoint, no network, a bug (`--debug` shows where) |
+| 2 | bad use: an unknown flag, a missing picture file, an impossible size, a prompt longer than the context |
+| 130 | stopped by Ctrl-C |
+| 141 | the reader of the output went away, as in `fastvlm ask ... \\| head -c 1` |
+
+Every error is one line on stderr: `fastvlm: error: ...`.
+"""
+JSON = """\
+## `ask --json`
+
+One object on one line:
+
+| key | content |
+| --- | --- |
+| `model` | the checkpoint, as it was named |
+| `answer` | the text, without white space around it |
+| `usage` | `prompt_tokens`; of these `image_tokens`; `completion_tokens`, the end token included |
+| `finish_reason` | `stop`: the model ended its answer; `length`: cut after `--max-new-tokens` |
+| `timings_ms` | milliseconds, see below |
+| `tokens_per_second` | decoding, after the first token; null for a single token |
+
+`timings_ms`: `load` is opening the model, imports included; the others are measured with the model open.
+
+| key | from, to |
+| --- | --- |
+| `preprocess` | from picture bytes to tensors; with a URL, from the request |
+| `encode` | encoder and projector |
+| `prefill` | the decoder's first pass, to the first token |
+| `ttft` | from picture bytes to the first text that can be shown; null if there is none |
+| `total` | from picture bytes to the last token |
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    command = typer.main.get_command(app)
+    blocks = [HEAD]
+    with command.make_context("fastvlm", [], terminal_width=WIDTH, max_content_width=WIDTH) as root:
+        blocks.append(f"## `fastvlm`\n\n```text\n{command.get_help(root)}\n```\n")
+        for name, verb in command.commands.items():
+            with verb.context_class(verb, info_name=name, parent=root, terminal_width=WIDTH) as context:
+                blocks.append(f"## `fastvlm {name}`\n\n```text\n{verb.get_help(context)}\n```\n")
+    return "\n".join([*blocks, JSON])
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or compare it."""
+    page = render()
+    if "--check" in arguments:
+        return int(PAGE.read_text(encoding="utf-8") != page)
+    PAGE.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""How the shipped checkpoint `fastvlm-mini` is made: drawn pictures, tokenizer, training, evaluation."""

@@ -1,0 +1,60 @@
+"""Conversations as the decoder sees them: Apple's qwen_2 format, loss on the answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.mini.drawing.canvas import SHOWN
+from recipes.mini.drawing.wording import Turn
+
+from fastvlm.encoder_config import num_visual_tokens
+
+SYSTEM = "You are a helpful assistant."
+VISUAL_TOKENS = num_visual_tokens(SHOWN, SHOWN)
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one conversation and its labels (IGNORED outside of answers), equally long."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+class Conversations:
+    """Turns questions and answers about one picture into token ids.
+
+    Every piece is tokenised on its own; that equals tokenising the whole, because special tokens and line ends
+    part the pieces.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        picture = "<image>" * VISUAL_TOKENS
+        self._opening = self._ids(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{picture}\n")
+        self._to_assistant = self._ids("<|im_end|>\n<|im_start|>assistant\n")
+        self._end = self._ids("<|im_end|>\n")
+        self._to_user = self._ids("<|im_start|>user\n")
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def prompt(self, question: str) -> list[int]:
+        """The ids up to where the first answer begins."""
+        return [*self._opening, *self._ids(question), *self._to_assistant]
+
+    def encode(self, turns: Sequence[Turn], most_tokens: int) -> Encoded:
+        """As many turns, from the first, as `most_tokens` allow (at least one)."""
+        ids, labels = list(self._opening), [IGNORED] * len(self._opening)
+        for number, (question, answer) in enumerate(turns):
+            asked = [*(self._to_user if number else []), *self._ids(question), *self._to_assistant]
+            told = [*self._ids(answer), *self._end]
+            if number and len(ids) + len(asked) + len(told) > most_tokens:
+                continue
+            ids += [*asked, *told]
+            labels += [*([IGNORED] * len(asked)), *told]
+        return Encoded(ids, labels)

@@ -1,0 +1,76 @@
+"""Which picture comes next: the seeded mixes of the two training phases.
+
+`draw(phase, index)` depends on nothing but its arguments, so training resumes at a number of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from recipes.mini.drawing import words
+from recipes.mini.drawing.canvas import weathered
+from recipes.mini.drawing.emoji import draw_emoji, names_in
+from recipes.mini.drawing.fonts import Split
+from recipes.mini.drawing.scene import Scene
+from recipes.mini.drawing.shapes import draw_shapes
+from recipes.mini.drawing.text import draw_grid, draw_lines, draw_page, draw_word
+from recipes.mini.drawing.vocabulary import EMOJI_STYLES
+
+# Shares of the kinds of picture in each phase, in percent.
+ENCODER_MIX: dict[str, int] = {"page": 25, "grid": 20, "lines": 10, "letter": 11, "word": 14, "shapes": 13, "emoji": 7}
+SMALL_MIX: dict[str, int] = {"grid": 38, "word": 16, "letter": 14, "lines": 8, "shapes": 15, "emoji": 9}
+# What a machine that manages ten pictures a second had time for; letters only to know text from none.
+SHORT_MIX: dict[str, int] = {"shapes": 90, "letter": 10}
+JOINT_MIX: dict[str, int] = {"shapes": 40, "letter": 26, "word": 16, "grid": 8, "emoji": 10}
+
+
+def _styles() -> tuple[str, ...]:
+    return tuple(style for style in EMOJI_STYLES if names_in(style))
+
+
+def _word(rng: Random, split: Split) -> Scene:
+    length = rng.choices((2, 3, 4, 5, 6, 7, 8), (30, 40, 12, 8, 5, 3, 2))[0]
+    text = words.token(rng, length)
+    if rng.random() < 0.15:
+        text = words.price(rng) if rng.random() < 0.5 else words.number(rng)
+    return draw_word(rng, split, text)
+
+
+def _lines(rng: Random, split: Split) -> Scene:
+    count = rng.choices((2, 3, 4), (50, 35, 15))[0]
+    return draw_lines(rng, split, [words.token(rng, rng.randint(2, 6)) for _ in range(count)])
+
+
+def _grid(rng: Random, split: Split) -> Scene:
+    columns, rows = rng.choice(((2, 1), (1, 2), (2, 2), (2, 2), (3, 1), (3, 2), (2, 3), (3, 3)))
+    return draw_grid(rng, split, columns, rows, rng.choice((1, 1, 1, 2)))
+
+
+def _shapes(rng: Random, _split: Split) -> Scene:
+    return draw_shapes(rng)
+
+
+def _emoji(rng: Random, _split: Split) -> Scene:
+    styles = _styles()
+    return draw_emoji(rng, styles) if styles else draw_shapes(rng)
+
+
+MAKERS: dict[str, Callable[[Random, Split], Scene]] = {
+    "page": draw_page,
+    "grid": _grid,
+    "lines": _lines,
+    "letter": lambda rng, split: draw_word(rng, split, words.single(rng), "letter"),
+    "word": _word,
+    "shapes": _shapes,
+    "emoji": _emoji,
+}
+
+
+def draw(phase: str, index: int, mix: dict[str, int], split: Split = "train") -> tuple[Scene, Random]:
+    """Picture number `index` of a phase, and the generator to go on with (for its questions)."""
+    rng = Random(f"{phase}:{split}:{index}")
+    topic = rng.choices(tuple(mix), tuple(mix.values()))[0]
+    scene = MAKERS[topic](rng, split)
+    scene.image = weathered(rng, scene.image)
+    return scene, rng

@@ -1,0 +1,125 @@
+"""The mini's score table: greedy answers on the frozen tests, beside the blind and the majority score.
+
+    python -m recipes.mini.evaluate --model FOLDER [--json FILE] [--tests NAME ...] [--n 400]
+
+It goes through the public package alone (`fastvlm.load`, the processor, `generate`). Needs the held-out fonts and
+icon sets of README.md; the frozen subset in tests/data/mini_eval needs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from recipes.mini.benchmark import TESTS, Item, grey, make_items
+from recipes.mini.scoring import Score, character_error_rate, majority, normalised, score
+
+import fastvlm
+
+SIZES = {"easy_vqa": 1000}
+REFUSAL = "there is no"
+READING = ("letters_digits_unseen_fonts", "words3_unseen_fonts", "words4_5_unseen_fonts")
+ANSWERABLE = ("colours", "shapes", "letters_digits_unseen_fonts", "words3_unseen_fonts", "emoji_seen_styles")
+
+
+@torch.inference_mode()
+def ask(model: Any, processor: Any, items: Sequence[Item], batch: int = 20, most_tokens: int = 24) -> list[str]:
+    """Greedy answers, in order."""
+    answers: list[str] = []
+    for start in range(0, len(items), batch):
+        messages = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": item.image}, {"type": "text", "text": item.question}],
+                }
+            ]
+            for item in items[start : start + batch]
+        ]
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+        )
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=most_tokens)
+        replies = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers += [reply.strip() for reply in replies]
+    return answers
+
+
+def as_row(result: Score) -> dict[str, float]:
+    """The share with its interval."""
+    low, high = result.interval()
+    return {"share": result.share, "low": low, "high": high, "n": result.n}
+
+
+def blind_answers(model: Any, processor: Any, items: Sequence[Item]) -> list[str]:
+    """The answers to the same questions about a grey picture, each question asked once."""
+    questions = {item.question: grey(item) for item in items}
+    answers = dict(zip(questions, ask(model, processor, list(questions.values())), strict=True))
+    return [answers[item.question] for item in items]
+
+
+def evaluate(model: Any, processor: Any, name: str, count: int) -> dict[str, Any]:
+    """One line of the table."""
+    items = make_items(name, count)
+    accepted = [item.answers for item in items]
+    answers = ask(model, processor, items)
+    row: dict[str, Any] = as_row(score(answers, accepted))
+    row["blind"] = score(blind_answers(model, processor, items), accepted).share
+    row["majority"] = majority(accepted).share
+    if name in READING:
+        row["character_error_rate"] = character_error_rate(answers, [good[0] for good in accepted])
+    if name in ANSWERABLE:
+        row["false_refusals"] = sum(normalised(answer).startswith(REFUSAL) for answer in answers) / len(answers)
+    row["wrong"] = [
+        [good[0], answer] for good, answer in zip(accepted, answers, strict=True) if not _same(answer, good)
+    ][:8]
+    return row
+
+
+def _same(answer: str, good: Sequence[str]) -> bool:
+    return score([answer], [good]).right == 1
+
+
+def as_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown, percentages."""
+    lines = ["| test | n | score | 95 % interval | blind | majority | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for name, row in rows.items():
+        notes = [
+            f"{key.replace('_', ' ')} {100 * row[key]:.1f} %"
+            for key in ("character_error_rate", "false_refusals")
+            if key in row
+        ]
+        lines.append(
+            f"| {name} | {row['n']} | {100 * row['share']:.1f} % | {100 * row['low']:.1f}-{100 * row['high']:.1f} | "
+            f"{100 * row['blind']:.1f} % | {100 * row['majority']:.1f} % | {', '.join(notes)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print a JSON line per test as it is done, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini", help="folder or name")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--tests", nargs="+", choices=sorted(TESTS), default=list(TESTS))
+    parser.add_argument(
+        "--n", type=int, default=400, help="questions a test (easy_vqa: at least 1000 when 400 or more)"
+    )
+    args = parser.parse_args()
+    model, processor = fastvlm.load(args.model, dtype=torch.float32)
+    rows = {}
+    for name in args.tests:
+        count = max(args.n, SIZES.get(name, 0)) if args.n >= 400 else args.n
+        rows[name] = evaluate(model, processor, name, count)
+        print(json.dumps({name: rows[name]}, ensure_ascii=False), flush=True)
+    print(as_table(rows))
+    if args.json is not None:
+        args.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Freezes a small part of the tests as files, so that any machine can score the shipped checkpoint in a minute.
+
+    python -m recipes.mini.freeze --out tests/data/mini_eval
+
+The first questions of each test whose picture is at most MOST_BYTES as PNG (this leaves out pictures with noise in
+every pixel); easy-VQA's pictures are kept at their own 64 px.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+from recipes.mini.benchmark import Item, make_items
+
+COUNTS = {
+    "easy_vqa": 50,
+    "colours": 30,
+    "shapes": 30,
+    "unseen_pairs": 20,
+    "counts_1_6": 30,
+    "letters_digits_unseen_fonts": 30,
+    "words3_unseen_fonts": 10,
+}
+MOST_BYTES = 14_000
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def small_ones(name: str, count: int) -> list[tuple[Item, bytes]]:
+    """The first `count` items of a test with small pictures."""
+    found: list[tuple[Item, bytes]] = []
+    for item in make_items(name, 3 * count):
+        png = item.source if item.source is not None else as_png(item.image)
+        if len(png) <= MOST_BYTES and len(found) < count:
+            found.append((item, png))
+    return found
+
+
+def main() -> None:
+    """Write the pictures and questions.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("tests/data/mini_eval"))
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, count in COUNTS.items():
+        for index, (item, png) in enumerate(small_ones(name, count)):
+            file = f"{name}_{index:02d}.png"
+            (out / file).write_bytes(png)
+            rows.append({"test": name, "image": file, "question": item.question, "answers": item.answers})
+    (out / "questions.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    print(f"{len(rows)} questions, {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.2f} MB -> {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""FastVLM: ask questions about pictures, fast.
+
+Names are loaded when they are used: ``import fastvlm`` loads neither torch nor transformers, registers nothing and
+looks at nothing.
+
+    import fastvlm
+
+    model, processor = fastvlm.load("mini")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastvlm.checkpoints import convert, load, register
+    from fastvlm.config import FastViTHDConfig, FastVlmConfig, num_visual_tokens
+    from fastvlm.model.fastvithd import FastViTHD
+    from fastvlm.model.modeling import FastVlmForConditionalGeneration, FastVlmModel, FastVlmPreTrainedModel
+    from fastvlm.model.modeling import FastVlmForConditionalGeneration as AutoModelForImageTextToText
+    from fastvlm.pictures import open_picture
+    from fastvlm.processing.image_processor import FastVlmImageProcessor
+    from fastvlm.processing.processor import FastVlmProcessor
+    from fastvlm.processing.processor import FastVlmProcessor as AutoProcessor
+
+__version__ = "0.1.0"
+
+# The names that transformers' documented examples import, so that they run with `fastvlm` in place of `transformers`.
+_SAME_AS = {"AutoModelForImageTextToText": "FastVlmForConditionalGeneration", "AutoProcessor": "FastVlmProcessor"}
+
+_HOME_OF = {
+    "FastViTHD": "fastvlm.model.fastvithd",
+    "FastViTHDConfig": "fastvlm.config",
+    "FastVlmConfig": "fastvlm.config",
+    "FastVlmForConditionalGeneration": "fastvlm.model.modeling",
+    "FastVlmImageProcessor": "fastvlm.processing.image_processor",
+    "FastVlmModel": "fastvlm.model.modeling",
+    "FastVlmPreTrainedModel": "fastvlm.model.modeling",
+    "FastVlmProcessor": "fastvlm.processing.processor",
+    "convert": "fastvlm.checkpoints",
+    "load": "fastvlm.checkpoints",
+    "num_visual_tokens": "fastvlm.config",
+    "open_picture": "fastvlm.pictures",
+    "register": "fastvlm.checkpoints",
+}
+
+__all__ = [
+    "AutoModelForImageTextToText",
+    "AutoProcessor",
+    "FastViTHD",
+    "FastViTHDConfig",
+    "FastVlmConfig",
+    "FastVlmForConditionalGeneration",
+    "FastVlmImageProcessor",
+    "FastVlmModel",
+    "FastVlmPreTrainedModel",
+    "FastVlmProcessor",
+    "__version__",
+    "convert",
+    "load",
+    "num_visual_tokens",
+    "open_picture",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    name = _SAME_AS.get(name, name)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'fastvlm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

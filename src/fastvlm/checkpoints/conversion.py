@@ -1,0 +1,282 @@
+"""``fastvlm.convert``: a checkpoint in the other layout, tensor by tensor, all or nothing.
+
+Values are not touched: names change, and with them the files around the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvlm.checkpoints.apple_extras import AppleExtras
+from fastvlm.checkpoints.loading import as_dtype, checkpoint_path
+from fastvlm.checkpoints.processor_files import load_processor
+from fastvlm.checkpoints.shards import (
+    PlannedTensor,
+    num_bytes_of,
+    split_into_shards,
+    write_index,
+    write_safetensors,
+)
+from fastvlm.config import FastVlmConfig
+from fastvlm.dialects.apple_config import to_apple_config
+from fastvlm.dialects.differences import Differences
+from fastvlm.dialects.folder import CheckpointFolder, Dialect, inspect_folder
+from fastvlm.dialects.names import EMBEDDING, ENCODER, HEAD, names_to_apple
+from fastvlm.errors import CheckpointError, UsageError
+from fastvlm.model.fastvithd import FastViTHD
+from fastvlm.model.modeling import FastVlmForConditionalGeneration
+from fastvlm.model.pretrained import expected_shapes, generation_config_of
+from fastvlm.processing.processor import FastVlmProcessor
+
+__all__ = ["ConversionReport", "convert"]
+
+LAYOUTS: tuple[Dialect, ...] = ("fast_vlm", "llava_qwen2")
+Progress = Callable[[int, int], None]
+_CARRIED_FILES = ("LICENSE*", "CREDITS*", "NOTICE*")  # what a licence asks to keep with the weights
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What :func:`convert` did.
+
+    Args:
+        path: the folder written.
+        source, to: layouts read and written.
+        num_tensors, num_bytes: of the weights written.
+        files: names of the weight files.
+        dropped: names in the source of tensors that the VLM does not use and the weights written do not have.
+        added_rows: rows of zeros appended to the vocabulary.
+    """
+
+    path: Path
+    source: Dialect
+    to: Dialect
+    num_tensors: int
+    num_bytes: int
+    files: tuple[str, ...]
+    dropped: tuple[str, ...]
+    added_rows: int
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    to: str = "fast_vlm",
+    *,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "2GB",
+    fuse: bool = False,
+    progress: Progress | None = None,
+    **hub: Any,
+) -> ConversionReport:
+    """Write the checkpoint `source` to the new folder `target` in the layout `to`.
+
+    Tensors are read, renamed and written one at a time; memory is needed for the largest of them. The folder appears
+    under its name when all of it is written, or not at all. `source` is only read. A source that has the layout
+    already gives a copy in the form that this function writes, and converting that again gives the same bytes.
+
+    Args:
+        source: as for :func:`fastvlm.load`.
+        target: a folder that does not exist yet.
+        to: "fast_vlm" (transformers) or "llava_qwen2" (Apple).
+        dtype: of the floating tensors written; None or "auto" to keep theirs.
+        max_shard_size: bytes, or a size such as "2GB".
+        fuse: turn a multi-branch encoder into the inference form.
+        progress: called with (bytes written, bytes in all) after every tensor.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`, for a source on the Hub.
+
+    Raises:
+        UsageError: an unknown layout or dtype, a target that exists.
+        CheckpointError: the source is no complete checkpoint, or the layout has no words for it.
+    """
+    layout = next((known for known in LAYOUTS if known == to), None)
+    if layout is None:
+        raise UsageError(f"to is {to!r}; the layouts are {', '.join(LAYOUTS)}.")
+    target, max_bytes, wanted = _new_folder(target), num_bytes_of(max_shard_size), as_dtype(dtype)
+    folder = inspect_folder(checkpoint_path(source, **hub))
+    config = FastVlmConfig.from_dict(dict(folder.config))
+    processor, extras = load_processor(folder.path, config), AppleExtras.of(folder)
+    tensors = _planned(folder, config, _checked_shapes(folder, config), do_fuse=fuse)
+    tensors = _in_dtype(tensors if layout == "fast_vlm" else _as_apple(tensors, config, extras), wanted)
+    config.dtype = next((t.dtype for t in tensors if t.dtype.is_floating_point), torch.float32)
+    shards = split_into_shards(tensors, max_bytes)
+    with _all_or_nothing(target) as work:
+        _write_weights(work, shards, progress or _silent)
+        write_files = _write_fast_vlm if layout == "fast_vlm" else _write_apple
+        write_files(work, folder, config, processor, extras)
+        _carry_files(folder.path, work)
+    folder.weights.close()
+    return _report(target, folder, layout, shards)
+
+
+def _report(
+    target: Path, folder: CheckpointFolder, layout: Dialect, shards: dict[str, list[PlannedTensor]]
+) -> ConversionReport:
+    tensors = [tensor for shard in shards.values() for tensor in shard]
+    written = {tensor.name for tensor in tensors}
+    return ConversionReport(
+        path=target,
+        source=folder.dialect,
+        to=layout,
+        num_tensors=len(tensors),
+        num_bytes=sum(tensor.num_bytes for tensor in tensors),
+        files=tuple(shards),
+        dropped=tuple(name for name in folder.dropped if name not in written),
+        added_rows=folder.added_rows if layout == "fast_vlm" else 0,
+    )
+
+
+def _checked_shapes(folder: CheckpointFolder, config: FastVlmConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what the network has; raises where the folder's tensors are not that."""
+    expected = expected_shapes(FastVlmForConditionalGeneration, config)
+    if differences := Differences.between(expected, folder.shapes):
+        raise CheckpointError(differences.report(str(folder.path)))
+    return expected
+
+
+def _new_folder(target: str | os.PathLike[str]) -> Path:
+    path = Path(target).expanduser().absolute()
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists already, and nothing is overwritten. Name another folder, or move it away.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}, where {path.name!r} should go, is no folder. Make it first.")
+    return path
+
+
+@contextmanager
+def _all_or_nothing(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its name at the end, or is removed if anything goes wrong."""
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        work.rename(target)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _planned(
+    folder: CheckpointFolder, config: FastVlmConfig, expected: dict[str, tuple[int, ...]], *, do_fuse: bool
+) -> list[PlannedTensor]:
+    """The tensors in the network's order; fusing needs the encoder in memory, everything else is read when written."""
+    planned = [
+        PlannedTensor(key, shape, folder.weights.entries[folder.keys[key]].dtype, partial(folder.tensor, key))
+        if key in folder.keys
+        else PlannedTensor.of(key, torch.zeros(shape, dtype=torch.int64))  # a BatchNorm's step counter: old files
+        for key, shape in expected.items()
+    ]
+    if not do_fuse or config.vision_config.is_inference_form:
+        return planned
+    dtype = next(p.dtype for p in planned if p.name.startswith(ENCODER) and p.dtype.is_floating_point)
+    encoder = FastViTHD(config.vision_config)
+    state = {p.name.removeprefix(ENCODER): p.read() for p in planned if p.name.startswith(ENCODER)}
+    encoder.load_state_dict(state)
+    fused = encoder.eval().reparameterize().state_dict()  # float32 here; changes the config's form too
+    others = [p for p in planned if not p.name.startswith(ENCODER)]
+    return others + [
+        PlannedTensor.of(ENCODER + name, t, dtype if t.is_floating_point() else None) for name, t in fused.items()
+    ]
+
+
+def _in_dtype(tensors: list[PlannedTensor], dtype: torch.dtype | None) -> list[PlannedTensor]:
+    if dtype is None:
+        return tensors
+    return [PlannedTensor(t.name, t.shape, dtype, t.read) if t.dtype.is_floating_point else t for t in tensors]
+
+
+def _as_apple(tensors: list[PlannedTensor], config: FastVlmConfig, extras: AppleExtras | None) -> list[PlannedTensor]:
+    """The same under Apple's names: with a head even if tied, the rows Apple had, and what was kept of Apple's."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if HEAD not in by_name and (extras is None or extras.has_head):
+        table = by_name[EMBEDDING]
+        by_name[HEAD] = PlannedTensor(HEAD, table.shape, table.dtype, table.read)
+    rows = config.text_config.vocab_size if extras is None else min(extras.num_rows, config.text_config.vocab_size)
+    for name in (EMBEDDING, HEAD):
+        if name in by_name:
+            by_name[name] = _first_rows(by_name[name], rows)
+    names = names_to_apple(by_name)
+    renamed = [PlannedTensor(names[name], t.shape, t.dtype, t.read) for name, t in by_name.items()]
+    return renamed + list(() if extras is None else extras.tensors)
+
+
+def _first_rows(tensor: PlannedTensor, rows: int) -> PlannedTensor:
+    def read() -> Tensor:
+        return tensor.read()[:rows]
+
+    return PlannedTensor(tensor.name, (rows, *tensor.shape[1:]), tensor.dtype, read)
+
+
+def _silent(_done: int, _total: int) -> None:
+    """No progress is shown."""
+
+
+def _write_weights(work: Path, shards: dict[str, list[PlannedTensor]], progress: Progress) -> None:
+    total, done = sum(t.num_bytes for shard in shards.values() for t in shard), 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    for name, tensors in shards.items():
+        write_safetensors(work / name, tensors, on_bytes)
+    write_index(work, shards)
+
+
+def _write_fast_vlm(
+    work: Path,
+    folder: CheckpointFolder,
+    config: FastVlmConfig,
+    processor: FastVlmProcessor,
+    extras: AppleExtras | None,
+) -> None:
+    config.architectures = ["FastVlmForConditionalGeneration"]
+    config.save_pretrained(work)
+    generation_config_of(folder, config).save_pretrained(work)
+    processor.save_pretrained(work)
+    if extras is not None:
+        extras.write(work)
+
+
+def _write_apple(
+    work: Path,
+    folder: CheckpointFolder,
+    config: FastVlmConfig,
+    processor: FastVlmProcessor,
+    extras: AppleExtras | None,
+) -> None:
+    pictures = processor.image_processor
+    height, width = pictures.image_size
+    if height != width:
+        raise CheckpointError(f"The pictures are {height} x {width} px; Apple's layout knows squares only.")
+    content = to_apple_config(config.to_dict(), size_px=height, fit=pictures.image_fit)
+    if extras is not None:
+        content = {**content, **extras.config, **_recomputed(content)}
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    (work / "config.json").write_text(text, encoding="utf-8")
+    generation_config_of(folder, config).save_pretrained(work)
+    processor.tokenizer.save_pretrained(work)
+
+
+def _recomputed(content: dict[str, Any]) -> dict[str, Any]:
+    """What the tensors decide, whatever Apple's own file said."""
+    return {key: content[key] for key in ("tie_word_embeddings", "torch_dtype")}
+
+
+def _carry_files(source: Path, work: Path) -> None:
+    for pattern in _CARRIED_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, work / file.name)

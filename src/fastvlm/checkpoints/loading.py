@@ -1,0 +1,132 @@
+"""``fastvlm.load``: model and processor of a checkpoint in one call, whatever its layout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastvlm
+from fastvlm.checkpoints.processor_files import load_processor
+from fastvlm.dialects.folder import inspect_folder
+from fastvlm.dialects.source import local_folder
+from fastvlm.errors import CheckpointError, UsageError
+from fastvlm.model.modeling import FastVlmForConditionalGeneration
+from fastvlm.processing.processor import FastVlmProcessor
+
+__all__ = ["SHIPPED", "as_dtype", "checkpoint_path", "load", "pick_device"]
+
+SHIPPED = "mini"
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def load(
+    name_or_folder: str | os.PathLike[str] = SHIPPED,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    *,
+    attn_implementation: str | dict[str, str] | None = None,
+    device_map: Any = None,
+    **kwargs: Any,
+) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
+    """Open a checkpoint: ``fast_vlm`` or Apple's ``llava_qwen2``, a folder or a Hub repository.
+
+    Args:
+        name_or_folder: a folder, ``"owner/repository"`` on the Hub, or ``"mini"`` for the shipped checkpoint. A folder
+            of that name wins over the Hub and over "mini".
+        device: where the model goes; None for the first of cuda, mps, cpu that is there.
+        dtype: torch dtype or its name; None or "auto" for the checkpoint's own. With float16 the encoder stays in
+            float32: its activations would overflow.
+        revision: branch, tag or commit on the Hub.
+        attn_implementation: of the decoder, as in transformers; ``{"text_config": "flash_attention_2"}`` for one part.
+        device_map: as in transformers (needs accelerate); instead of `device`.
+        kwargs: `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder` for the Hub; the rest goes to
+            :meth:`FastVlmForConditionalGeneration.from_pretrained`.
+
+    Returns:
+        The model, in eval mode, and its processor. Nothing is written to the folder, and no code from it is run.
+
+    Raises:
+        CheckpointError: not found, gated, offline and not in the cache, or not a complete FastVLM checkpoint.
+        UsageError: an unknown dtype or device, or both `device` and `device_map`.
+    """
+    if device is not None and device_map is not None:
+        raise UsageError(f"Both device={device!r} and device_map={device_map!r} were given; give one of them.")
+    where = None if device_map is not None else pick_device(device)
+    kwargs["dtype"] = as_dtype(dtype) or "auto"
+    hub = {key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs}
+    folder = checkpoint_path(name_or_folder, revision=revision, **hub)
+    if not (folder / "config.json").is_file():
+        inspect_folder(folder)  # raises: an adapter alone would be opened by transformers, with any base it names
+    if attn_implementation is not None:
+        kwargs["attn_implementation"] = attn_implementation
+    if device_map is not None:
+        kwargs["device_map"] = device_map
+    model: FastVlmForConditionalGeneration = FastVlmForConditionalGeneration.from_pretrained(folder, **kwargs)
+    model.config.name_or_path = str(name_or_folder)
+    processor = load_processor(folder, model.config)
+    return (model if where is None else model.to(where)).eval(), processor
+
+
+_HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+
+
+def checkpoint_path(name_or_folder: str | os.PathLike[str], **hub: Any) -> Path:
+    """The local folder of a name as :func:`load` takes it; `hub` as for huggingface_hub.
+
+    Raises:
+        CheckpointError: there is no such folder or repository, or the shipped checkpoint is not installed.
+    """
+    if str(name_or_folder) != SHIPPED or Path(SHIPPED).is_dir():
+        return local_folder(name_or_folder, **hub)
+    shipped = Path(fastvlm.__file__).parent / "weights" / SHIPPED
+    if not (shipped / "config.json").is_file():
+        raise CheckpointError(
+            f"The shipped checkpoint 'mini' is not in this installation (no {shipped}). Install fastvlm from its "
+            "wheel or a full clone, or name another checkpoint."
+        )
+    return shipped
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """`device` checked, or the first of cuda, mps, cpu that this machine has.
+
+    Raises:
+        UsageError: no such kind of device, or not on this machine.
+    """
+    if device is None or device == "auto":
+        kinds = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())
+        return torch.device(next((kind for kind, is_there in kinds if is_there), "cpu"))
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device is {device!r}; expected 'cpu', 'cuda', 'cuda:1', 'mps'.") from error
+    if asked.type == "cuda" and not (torch.cuda.is_available() and (asked.index or 0) < torch.cuda.device_count()):
+        raise UsageError(f"device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices.")
+    if asked.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device is 'mps', which this machine does not have.")
+    return asked
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from itself or its name; None for None and "auto": the checkpoint's own.
+
+    Raises:
+        UsageError: not a dtype that a FastVLM is computed in.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype if dtype in _DTYPES.values() else None
+    if found is None:
+        raise UsageError(f"dtype is {str(dtype)!r}; expected one of auto, {', '.join(_DTYPES)}.")
+    return found

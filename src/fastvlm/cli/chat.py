@@ -1,0 +1,226 @@
+"""`fastvlm chat`: several questions about pictures, with what was said before in mind."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastvlm.cli.choices import ModelChoice, Sampling
+from fastvlm.cli.conversation import Conversation, Turn
+from fastvlm.cli.failures import FAILED, report_failure
+from fastvlm.cli.opening import open_answerer, open_pictures
+from fastvlm.cli.options import (
+    DEFAULT_MODEL,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    FitOption,
+    ImageSizeOption,
+    MaxNewTokensOption,
+    ModelOption,
+    QuietOption,
+    RevisionOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    TopPOption,
+)
+from fastvlm.cli.request import STDIN, check_pictures
+from fastvlm.cli.terminal import Answers, Notes
+from fastvlm.errors import FastVlmError, UsageError
+
+if TYPE_CHECKING:
+    from fastvlm.cli.answering import Answerer
+
+__all__ = ["chat"]
+
+HELP = """\
+/image PATH...   show pictures with your next question (a file or URL)
+/clear           forget everything said and shown so far
+/history         print the conversation
+/save FILE       write it to a new file; .json gives messages for programs
+/help            this list
+/exit            leave; so does Ctrl-D. Ctrl-C stops a reply and keeps the chat"""
+
+
+def chat(
+    pictures: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PICTURE", help="Files, URLs or data URIs to begin with; /image shows more."),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    max_new_tokens: MaxNewTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    system: SystemOption = None,
+    image_fit: FitOption = None,
+    image_size: ImageSizeOption = None,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Talk about pictures: several questions, each with what was said before in mind.
+
+    Lines that begin with a slash are commands (/help lists them). Ctrl-C stops a reply, Ctrl-D leaves. When stdin is
+    not a terminal, each of its lines is a turn and only the answers are printed; the exit code is 1 if a turn failed.
+
+    \b
+    Examples:
+      fastvlm chat street.png
+      fastvlm chat                    # then: /image street.png
+      printf 'How many?\\nWhich colours?\\n' | fastvlm chat shapes.png
+    """
+    names = pictures or []
+    if STDIN in names:
+        raise UsageError("'-' cannot be a picture in a chat: stdin is where the questions come from. Pass a file.")
+    check_pictures(names)
+    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size)
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    notes = Notes(is_quiet=is_quiet)
+    conversation = Conversation(system)
+    conversation.show(names, open_pictures(names, notes)[0])
+    answerer = open_answerer(choice, sampling, notes, is_debug=is_debug)
+    failed = Chat(answerer, conversation, notes, is_debug=is_debug).run()
+    if failed and not sys.stdin.isatty():
+        raise typer.Exit(FAILED)
+
+
+class Chat:
+    """The loop: a line from the user, a command or an answer."""
+
+    def __init__(self, answerer: Answerer, conversation: Conversation, notes: Notes, *, is_debug: bool) -> None:
+        self.answerer, self.conversation, self.notes, self.is_debug = answerer, conversation, notes, is_debug
+        self.answers = Answers()
+        self._is_interactive = sys.stdin.isatty()
+        self._num_failures = 0
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/help": self._help,
+            "/image": self._image,
+            "/clear": self._clear,
+            "/history": self._history,
+            "/save": self._save,
+        }
+
+    def run(self) -> int:
+        """Talk until the user leaves; returns how many turns failed."""
+        self.notes.say("Type a question, or /help. Ctrl-D leaves.")
+        read_line = _LineEditor().read if self._is_interactive else _read_piped
+        while True:
+            try:
+                line = read_line()
+            except KeyboardInterrupt:
+                if not self._is_interactive:
+                    raise
+                self.notes.say("\n(Ctrl-D leaves)")
+                continue
+            if line is None or line in ("/exit", "/quit", "/bye"):
+                return self._num_failures
+            if line:
+                self._take(line)
+
+    def _take(self, line: str) -> None:
+        """One line; a mistake in it is told, and the chat goes on."""
+        try:
+            if line.startswith("/"):
+                name, _, argument = line.partition(" ")
+                self._command(name)(argument.strip())
+            else:
+                self._answer(line)
+        except FastVlmError as error:
+            self._num_failures += 1
+            report_failure(error, is_debug=self.is_debug)
+
+    def _command(self, name: str) -> Callable[[str], None]:
+        if name not in self._commands:
+            raise UsageError(f"There is no command {name}; known are {', '.join(self._commands)}, /exit.")
+        return self._commands[name]
+
+    def _answer(self, question: str) -> None:
+        messages = self.conversation.ask(question)
+        turn = self.conversation.turns[-1]
+        pieces: list[str] = []
+
+        def show(text: str) -> None:
+            pieces.append(text)
+            self.answers.write(text)
+
+        try:
+            self.answerer.reply(messages, show)
+        except KeyboardInterrupt:
+            if not self._is_interactive:
+                raise
+            self._stop(turn, "".join(pieces))
+            return
+        except FastVlmError:
+            self.conversation.take_back()
+            raise
+        turn.answer = "".join(pieces)
+        self.answers.write("\n")
+
+    def _stop(self, turn: Turn, so_far: str) -> None:
+        """Keep what was said before Ctrl-C; a question without any answer is forgotten."""
+        if so_far:
+            turn.answer = so_far
+        else:
+            self.conversation.take_back()
+        self.answers.write("\n")
+        self.notes.say("(stopped)")
+
+    def _help(self, _: str) -> None:
+        self.answers.write(HELP + "\n")
+
+    def _image(self, argument: str) -> None:
+        try:
+            names = shlex.split(argument)
+        except ValueError as error:
+            raise UsageError(f"/image cannot read {argument!r}: {error}. Close the quotes.") from error
+        if not names:
+            raise UsageError("/image needs a picture: /image street.png")
+        check_pictures(names)
+        self.conversation.show(names, open_pictures(names, self.notes)[0])
+        self.notes.say(f"{len(self.conversation.waiting)} picture(s) will be shown with your next question.")
+
+    def _clear(self, _: str) -> None:
+        self.conversation.clear()
+        self.answerer.forget()
+        self.notes.say("Forgotten. /image shows a new picture.")
+
+    def _history(self, _: str) -> None:
+        self.answers.write(self.conversation.transcript())
+
+    def _save(self, argument: str) -> None:
+        if not argument:
+            raise UsageError("/save needs a file name: /save chat.txt")
+        self.conversation.save(Path(argument).expanduser())
+        self.notes.say(f"Saved to {argument}.")
+
+
+def _read_piped() -> str | None:
+    """The next line of stdin, None at its end."""
+    line = sys.stdin.readline()
+    return line.strip() if line else None
+
+
+class _LineEditor:
+    """Lines typed at a terminal, with arrow keys and history where Python has readline."""
+
+    def __init__(self) -> None:
+        with suppress(ImportError):  # Windows has a line editor of its own
+            import readline  # noqa: F401  # importing it is all that `input` needs
+
+    def read(self) -> str | None:
+        """One line, None at Ctrl-D."""
+        try:
+            return input("> " if sys.stdout.isatty() else "").strip()
+        except EOFError:
+            sys.stdout.write("\n")
+            return None

@@ -1,0 +1,105 @@
+"""A chat's memory: turns, pictures waiting to be shown, and the file a chat is saved to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvlm.cli.opening import system_message, user_message
+from fastvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Conversation", "Turn"]
+
+
+@dataclass
+class Turn:
+    """A question with the pictures shown along with it, and the answer (None while it is being given)."""
+
+    question: str
+    picture_names: list[str]
+    pictures: list[Image]
+    answer: str | None = None
+
+
+@dataclass
+class Conversation:
+    """Turns so far; pictures are shown with the next question.
+
+    Args:
+        system: system prompt in place of the model's own.
+    """
+
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    waiting: list[tuple[str, Image]] = field(default_factory=list)
+
+    def show(self, names: Sequence[str], pictures: Sequence[Image]) -> None:
+        """Put pictures in front of the next question."""
+        self.waiting.extend(zip(names, pictures, strict=True))
+
+    def ask(self, question: str) -> list[dict[str, Any]]:
+        """Open a turn and return all messages up to it."""
+        names = [name for name, _ in self.waiting]
+        self.turns.append(Turn(question, names, [picture for _, picture in self.waiting]))
+        self.waiting.clear()
+        return self.messages()
+
+    def take_back(self) -> None:
+        """Undo the last turn, whose pictures wait for the next question again."""
+        turn = self.turns.pop()
+        self.waiting[:0] = zip(turn.picture_names, turn.pictures, strict=True)
+
+    def clear(self) -> None:
+        """Forget all turns and pictures; the system prompt stays."""
+        self.turns.clear()
+        self.waiting.clear()
+
+    def messages(self) -> list[dict[str, Any]]:
+        """As the processor wants them."""
+        messages = system_message(self.system)
+        for turn in self.turns:
+            messages.append(user_message(turn.pictures, turn.question))
+            if turn.answer is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        return messages
+
+    def transcript(self) -> str:
+        """The chat for people to read."""
+        blocks = []
+        for turn in self.turns:
+            shown = "".join(f"[{name}] " for name in turn.picture_names)
+            blocks.append(f"You: {shown}{turn.question}\nFastVLM: {turn.answer or ''}\n")
+        return "\n".join(blocks)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The chat for programs: messages whose pictures are given as they were named."""
+        messages = self.messages()
+        users = [message for message in messages if message["role"] == "user"]
+        for message, turn in zip(users, self.turns, strict=True):
+            images = [item for item in message["content"] if item["type"] == "image"]
+            for item, name in zip(images, turn.picture_names, strict=True):
+                del item["image"]
+                item["url" if ":" in name[:8] else "path"] = name
+        return messages
+
+    def save(self, file: Path) -> None:
+        """Write the chat to a new file: messages as JSON if its name ends in ``.json``, else a readable transcript.
+
+        Raises:
+            UsageError: the file exists, or its folder does not.
+        """
+        is_json = file.suffix == ".json"
+        content = json.dumps(self.as_json(), ensure_ascii=False, indent=2) + "\n" if is_json else self.transcript()
+        try:
+            with file.open("x", encoding="utf-8") as stream:
+                stream.write(content)
+        except FileExistsError as error:
+            raise UsageError(f"{str(file)!r} exists and is left as it is; give another name.") from error
+        except OSError as error:
+            raise UsageError(f"{str(file)!r} cannot be written: {error.strerror}.") from error

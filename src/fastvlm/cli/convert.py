@@ -1,0 +1,70 @@
+"""`fastvlm convert`: a checkpoint in another layout."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fastvlm.cli.choices import check_word
+from fastvlm.cli.options import DebugOption, QuietOption, RevisionOption
+from fastvlm.cli.terminal import Notes, in_bytes, quiet_libraries
+
+__all__ = ["convert"]
+
+LAYOUTS = ("fast_vlm", "llava_qwen2")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The shipped 'mini', a folder, or a Hub name, which is fetched.")
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A folder that does not exist yet.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="LAYOUT", help="fast_vlm (transformers) or llava_qwen2 (Apple's).")
+    ] = "fast_vlm",
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16; if not given, as they are."),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest weight file, such as 500MB or 2GB.")
+    ] = "2GB",
+    is_fused: Annotated[
+        bool, typer.Option("--fuse", help="Turn a multi-branch (training) encoder into the inference form.")
+    ] = False,
+    revision: RevisionOption = None,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Write a checkpoint to a new folder in another layout.
+
+    Values stay as they are, only names change. The folder appears when all of it is written, or not at all; the source
+    is only read. The path of the new folder is printed.
+
+    \b
+    Examples:
+      fastvlm convert ./llava-fastvithd_0.5b_stage3 ./fastvlm-0.5b
+      fastvlm convert apple/FastVLM-7B ./fastvlm-7b --max-shard-size 5GB
+      fastvlm convert ./fastvlm-0.5b ./for-ml-fastvlm-llava --to llava_qwen2
+    """
+    check_word("--to", to, LAYOUTS)
+    if dtype is not None:
+        check_word("--dtype", dtype, DTYPES)
+    notes = Notes(is_quiet=is_quiet)
+    with notes.waiting("Reading"):
+        quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
+        from fastvlm import checkpoints
+        from fastvlm.checkpoints.loading import checkpoint_path
+    folder = checkpoint_path(source, revision=revision)
+    with notes.counting(f"Writing {target}") as progress:
+        report = checkpoints.convert(
+            folder, target, to, dtype=dtype, max_shard_size=max_shard_size, fuse=is_fused, progress=progress
+        )
+    for name in report.dropped:
+        notes.say(f"left out: {name}, which the model does not use")
+    if report.added_rows:
+        notes.say(f"added {report.added_rows} rows to the vocabulary, for the picture's placeholder")
+    notes.say(f"{report.num_tensors} tensors, {in_bytes(report.num_bytes)}, {report.source} -> {report.to}")
+    typer.echo(str(report.path))

@@ -1,0 +1,95 @@
+"""`fastvlm info`: what a checkpoint is made of and what it costs to run, without loading it."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, JsonOption, QuietOption, RevisionOption
+from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
+
+if TYPE_CHECKING:
+    from fastvlm.cli.checkpoint_facts import CheckpointFacts
+
+__all__ = ["info"]
+
+_LABEL_WIDTH = 12
+
+
+def info(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The shipped 'mini', a folder, or a Hub name, which is fetched.")
+    ] = DEFAULT_MODEL,
+    revision: RevisionOption = None,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Show what a checkpoint is made of and what it costs to run.
+
+    Layout, sizes, parameters by part, visual tokens per picture, memory by number format, and what the licence allows.
+    Only the configuration and the headers of the weight files are read.
+
+    \b
+    Examples:
+      fastvlm info
+      fastvlm info ./llava-fastvithd_0.5b_stage3
+      fastvlm info apple/FastVLM-0.5B --json | jq .parameters.total
+    """
+    notes = Notes(is_quiet=is_quiet)
+    with notes.waiting("Reading"):
+        quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
+        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.cli.checkpoint_facts import read_facts
+    facts = read_facts(checkpoint_path(model, revision=revision))
+    if is_json:
+        print_json({"model": model, **facts.as_dict()})
+    else:
+        typer.echo(page(model, facts))
+
+
+def page(model: str, facts: CheckpointFacts) -> str:
+    """The facts for people, as lines of a label and its value."""
+    pictures, counts = facts.pictures, facts.parameters
+    size = f", the size of FastVLM-{facts.size.upper()}" if facts.size and facts.size != "mini" else ""
+    files = f"{in_bytes(facts.file_bytes)} in {_several(facts.num_files, 'file')}"
+    stages = " ".join(f"{d}x{w}" for d, w in zip(facts.encoder_depths, facts.encoder_widths, strict=True))
+    heads = f"{facts.decoder_heads} heads of {facts.head_dim} ({facts.decoder_kv_heads} for keys and values)"
+    kv = " or ".join(f"{in_bytes(n)} in {dtype}" for dtype, n in facts.kv_bytes_per_token.items())
+    weights = " · ".join(f"{in_bytes(n)} {dtype}" for dtype, n in counts.weight_bytes().items())
+    rows = [
+        ("model", f"{model}{size}"),
+        ("path", str(facts.path.absolute())),
+        ("layout", f"{facts.dialect}, {facts.dtype}, {files}"),
+        ("encoder", f"FastViTHD, {facts.encoder_form}, stages {stages}, one token per {facts.encoder_stride_px} px"),
+        (
+            "decoder",
+            f"{facts.decoder_type}, {_several(facts.decoder_layers, 'layer')} of {facts.decoder_width}, {heads}",
+        ),
+        ("vocabulary", f"{facts.vocabulary_rows:,} rows, {'tied to' if facts.is_head_tied else 'apart from'} the head"),
+        (
+            "pictures",
+            f"{pictures.height_px} x {pictures.width_px} px ({pictures.fit}): {pictures.visual_tokens} tokens each",
+        ),
+        ("context", f"{facts.context_tokens:,} tokens; each takes {kv} of cache"),
+        ("parameters", f"{counts.total:,}"),
+        *((f"  {part}", f"{getattr(counts, part):>13,}") for part in ("encoder", "projector", "embeddings", "decoder")),
+        ("  head", f"{counts.head:>13,}" if not facts.is_head_tied else f"{'tied':>13}"),
+        ("weights", f"{weights} (int8: the decoder's)"),
+        ("licence", facts.licence),
+    ]
+    return "\n".join(_row(label, value) for label, value in rows)
+
+
+def _row(label: str, value: str) -> str:
+    """A label and its value; a long value goes on below, except a path, which is copied whole."""
+    indent = " " * (_LABEL_WIDTH + 1)
+    lines = textwrap.wrap(value, 100, break_long_words=False, break_on_hyphens=False, drop_whitespace=False) or [""]
+    text = f"\n{indent}".join(line.rstrip() for line in (lines if label != "path" else [value]))
+    return f"{label:<{_LABEL_WIDTH}} {text}".rstrip()
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,90 @@
+"""The command `fastvlm`: its verbs, and what becomes of their errors.
+
+Typer parses, but none of its own ways to show help, errors and tracebacks are used: help is plain text that the docs
+are made from, and every error is one line (see ``failures.py``).
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from fastvlm import __version__
+from fastvlm.cli.ask import ask
+from fastvlm.cli.chat import chat
+from fastvlm.cli.convert import convert
+from fastvlm.cli.failures import report_failure
+from fastvlm.cli.help_pages import HelpGroup, VerbHelp
+from fastvlm.cli.info import info
+from fastvlm.cli.options import Invocation
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    name="fastvlm",
+    cls=HelpGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"fastvlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def fastvlm(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Ask questions about pictures with FastVLM.
+
+    A small checkpoint comes with the package and is the default. It names colours and shapes, not always rightly; for
+    photographs take Apple's checkpoints (research only): --model apple/FastVLM-0.5B
+
+    \b
+    Examples:
+      fastvlm ask street.png "How many signs are there?"
+      fastvlm chat street.png
+      fastvlm info mini
+    """
+    del version  # its callback has answered
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _verb in (ask, chat, info, convert):
+    app.command(cls=VerbHelp)(_verb)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code."""
+    invocation = Invocation()
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context("fastvlm", list(arguments), obj=invocation) as context:
+            command.invoke(context)
+        sys.stdout.flush()  # here, not at exit: a reader that went away is noticed while we can still answer
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the one place that turns any error into a line
+        return report_failure(error, is_debug=invocation.is_debug)
+    return 0
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks is no reason to fail
+    sys.exit(main(sys.argv[1:]))

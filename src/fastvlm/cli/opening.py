@@ -1,0 +1,85 @@
+"""Opening what a verb works with: pictures first, because a wrong path should be told before a model is loaded."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvlm.cli.choices import ModelChoice, Sampling
+from fastvlm.cli.request import STDIN
+from fastvlm.cli.terminal import Notes, quiet_libraries
+from fastvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fastvlm.cli.answering import Answerer
+
+__all__ = ["open_answerer", "open_pictures", "system_message", "user_message"]
+
+
+def open_pictures(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]:
+    """The pictures as RGB, and the milliseconds it took.
+
+    Raises:
+        UsageError: nothing came through stdin.
+        PictureError: something that is no picture, or too large a one, or an address that does not answer.
+    """
+    from fastvlm.pictures import open_picture
+
+    start_s = time.perf_counter()
+    with notes.waiting("Fetching pictures"):
+        images = [open_picture(_source(name)) for name in names]
+    return images, 1000 * (time.perf_counter() - start_s)
+
+
+def _source(name: str) -> str | bytes:
+    """What `open_picture` takes for a picture as typed: bytes for stdin and for pipes, such as the shell's <(...)."""
+    if name == STDIN:
+        return _read_stdin()
+    return Path(name).read_bytes() if Path(name).is_fifo() else name
+
+
+def _read_stdin() -> bytes:
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise UsageError("'-' reads a picture from stdin, but nothing came. Try: fastvlm ask - \"...\" < cat.png")
+    return data
+
+
+def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_debug: bool) -> Answerer:
+    """The chosen model, ready to answer; the libraries are imported here, and the time for it is part of loading."""
+    start_s = time.perf_counter()
+    with notes.waiting("Starting"):
+        quiet_libraries(is_quiet=notes.is_quiet, is_debug=is_debug)
+        from fastvlm import checkpoints
+        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.cli.answering import Answerer
+    folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
+    with notes.waiting(f"Opening {choice.name}"):
+        model, processor = checkpoints.load(folder, device=choice.device, dtype=choice.dtype)
+    _set_picture_size(processor.image_processor, choice)
+    return Answerer(model, processor, sampling, load_ms=1000 * (time.perf_counter() - start_s))
+
+
+def _set_picture_size(image_processor: Any, choice: ModelChoice) -> None:
+    from fastvlm.processing.image_processor import image_size_px
+
+    if choice.image_fit is not None:
+        image_processor.image_fit = choice.image_fit
+    if choice.image_size_px is not None:
+        image_processor.image_size = image_size_px(choice.image_size_px, image_processor.patch_size)
+
+
+def user_message(pictures: Sequence[Image], question: str) -> dict[str, Any]:
+    """A user's turn: the pictures, then the question."""
+    items: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    return {"role": "user", "content": [*items, {"type": "text", "text": question}]}
+
+
+def system_message(text: str | None) -> list[dict[str, Any]]:
+    """The system turn as a list of none or one."""
+    return [] if text is None else [{"role": "system", "content": [{"type": "text", "text": text}]}]

@@ -1,0 +1,100 @@
+"""The options that verbs share, and what the command knows about its own run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "DebugOption",
+    "DeviceOption",
+    "DtypeOption",
+    "FitOption",
+    "ImageSizeOption",
+    "Invocation",
+    "JsonOption",
+    "MaxNewTokensOption",
+    "ModelOption",
+    "QuietOption",
+    "RevisionOption",
+    "SeedOption",
+    "SystemOption",
+    "TemperatureOption",
+    "TopPOption",
+]
+
+DEFAULT_MODEL = "mini"
+
+
+@dataclass
+class Invocation:
+    """One run of the command: what its error handling must know, filled in while options are read."""
+
+    is_debug: bool = False
+
+
+def _note_debug(context: typer.Context, value: bool) -> bool:
+    context.ensure_object(Invocation).is_debug = value
+    return value
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A checkpoint: the shipped 'mini', a folder, or a Hub name such as apple/FastVLM-0.5B.",
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a Hub name.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; a GPU if there is one.")
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", metavar="DTYPE", help="Numbers to compute in: auto, float32, bfloat16, float16.")
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Tokens after which a reply is cut.")
+]
+TemperatureOption = Annotated[
+    float,
+    typer.Option("--temperature", metavar="T", help="0 takes the likeliest token; higher is more varied."),
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option("--top-p", metavar="P", help="Sample among tokens that hold P of the probability."),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="SEED", help="Makes a reply at a temperature repeatable.")
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="System prompt in place of the model's own.")
+]
+FitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-fit",
+        metavar="FIT",
+        help="pad to a black square (as trained), crop the longer sides, or stretch; if not given, the checkpoint's.",
+    ),
+]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size", metavar="SIZE", help="Side in pixels, or HEIGHTxWIDTH; multiples of 64. More sees finer detail."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors: no progress, no summary.")
+]
+DebugOption = Annotated[
+    bool,
+    typer.Option("--debug", callback=_note_debug, is_eager=True, help="Show tracebacks and the libraries' warnings."),
+]

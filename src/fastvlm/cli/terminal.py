@@ -1,0 +1,149 @@
+"""What the command says beside its answer: everything here goes to stderr, and only to a terminal.
+
+Answers are on stdout, talk is on stderr, and a pipe gets no talk at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fastvlm
+
+__all__ = ["PATIENCE_S", "Answers", "Notes", "in_bytes", "print_json", "printable", "quiet_libraries", "say"]
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+PATIENCE_S = 2.0  # work that takes longer shows that it goes on
+
+
+def quiet_libraries(*, is_quiet: bool, is_debug: bool) -> None:
+    """Keep warnings, logs and progress bars of the libraries off this process's stderr.
+
+    Our own warnings become lines like our errors (none with `is_quiet`). With `is_debug` nothing is held back.
+    """
+    if is_debug:
+        return
+    if is_quiet:
+        warnings.simplefilter("ignore")
+    warnings.showwarning = _show_own_warning
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if is_quiet or not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def _show_own_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    del category
+    if Path(filename).is_relative_to(Path(fastvlm.__file__).parent):
+        say("warning", str(message))
+
+
+def say(kind: str, message: str) -> None:
+    """Write ``fastvlm: KIND: MESSAGE`` to stderr, as one line whatever `message` holds."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    one_line = " ".join(printable(message).split()).encode(encoding, "replace").decode(encoding)
+    sys.stderr.write(f"fastvlm: {kind}: {one_line}\n")
+    sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: control characters (escapes, bells) become U+FFFD."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text
+    )
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout; escaped where stdout's encoding does not hold every character."""
+    holds_all = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    sys.stdout.write(json.dumps(content, ensure_ascii=not holds_all) + "\n")
+
+
+def in_bytes(num_bytes: int) -> str:
+    """Bytes in the unit that leaves one to four digits: 12.3 KB, 456 MB (powers of 1000, as on disks)."""
+    value, unit = float(num_bytes), 0
+    while value >= 1000 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} {_UNITS[unit]}" if value >= 100 or unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+class Answers:
+    """The answer's way out: stdout, each piece at once."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+
+    def write(self, text: str) -> None:
+        """Show a piece of an answer now; on a terminal without what it would obey."""
+        sys.stdout.write(printable(text) if self._is_terminal else text)
+        sys.stdout.flush()
+
+
+class Notes:
+    """Progress and summaries on stderr, shown to a terminal and to nobody else.
+
+    Args:
+        is_quiet: True if the user asked for silence.
+    """
+
+    def __init__(self, *, is_quiet: bool = False) -> None:
+        from rich.console import Console  # here: the help pages need none of it
+
+        self.is_quiet = is_quiet
+        self.is_shown = sys.stderr.isatty() and not is_quiet
+        self._console = Console(stderr=True, quiet=not self.is_shown, highlight=False, markup=False)
+
+    def say(self, text: str) -> None:
+        """A faint line (a plain one with NO_COLOR)."""
+        self._console.print(printable(text), style="" if os.environ.get("NO_COLOR") else "dim", soft_wrap=True)
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """A spinner with `text` and the seconds gone by, if the work inside takes longer than PATIENCE_S."""
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        progress = Progress(*columns, console=self._console, transient=True, disable=not self.is_shown)
+        progress.add_task(printable(text), total=None)
+        with _started_late(progress):
+            yield
+
+    @contextmanager
+    def counting(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar for work inside that calls the given function with (done, total), shown after PATIENCE_S."""
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+        progress = Progress(
+            *columns, TimeRemainingColumn(), console=self._console, transient=True, disable=not self.is_shown
+        )
+        task = progress.add_task(printable(text), total=None)
+        with _started_late(progress):
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _started_late(progress: Any) -> Iterator[None]:
+    """Show `progress` only from PATIENCE_S on, and never after the work is done."""
+    timer = threading.Timer(PATIENCE_S, progress.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        progress.stop()

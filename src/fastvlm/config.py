@@ -1,0 +1,248 @@
+"""What a whole FastVLM is made of, and the published sizes.
+
+Written to disk exactly as transformers' ``fast_vlm`` format has it (the encoder as the ``timm_wrapper`` entry that
+names timm's ``fastvit_mci3``), so a saved folder opens there and the other way round.
+
+Source of decoder sizes and file keys: transformers 5.23 ``models/fast_vlm`` and its conversion script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from fastvlm.dialects.apple_config import from_apple_config
+from fastvlm.dialects.folder import config_of_folder
+from fastvlm.encoder_config import (
+    BASE_KEYS,
+    CARRIED_KEYS,
+    FastViTHDConfig,
+    check_type,
+    num_visual_tokens,
+    refuse_unknown,
+)
+from fastvlm.errors import ConfigError
+
+__all__ = [
+    "IMAGE_TOKEN_INDEX",
+    "PRESETS",
+    "FastViTHDConfig",
+    "FastVlmConfig",
+    "num_visual_tokens",
+]
+
+IMAGE_TOKEN_INDEX = 151646  # `<image>`: the first id after Qwen2's own special tokens
+QWEN2_STOP_TOKEN_IDS = (151645, 151643)  # `<|im_end|>`, `<|endoftext|>`
+
+
+def _qwen2(**sizes: Any) -> dict[str, Any]:
+    """Text config of a published decoder: `sizes` on top of what all sizes share."""
+    return {
+        "model_type": "qwen2",
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "pad_token_id": 151643,
+        **sizes,
+    }
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "0.5b": {
+        "text_config": _qwen2(
+            vocab_size=152000,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            max_window_layers=24,
+            tie_word_embeddings=True,
+        ),
+    },
+    "1.5b": {
+        "text_config": _qwen2(
+            vocab_size=152000,
+            hidden_size=1536,
+            intermediate_size=8960,
+            num_hidden_layers=28,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+            max_window_layers=28,
+            tie_word_embeddings=True,
+        ),
+    },
+    "7b": {
+        "text_config": _qwen2(
+            vocab_size=152128,
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            max_window_layers=28,
+            tie_word_embeddings=False,
+        ),
+    },
+    # The shipped `fastvlm-mini`: the same design, a quarter of the width, 128 px, and a tokenizer of its own.
+    "mini": {
+        "image_token_index": 4095,
+        "image_seq_length": 4,
+        "text_config": _qwen2(
+            vocab_size=4096,
+            hidden_size=320,
+            intermediate_size=896,
+            num_hidden_layers=6,
+            num_attention_heads=5,
+            num_key_value_heads=1,
+            max_window_layers=6,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=4092,
+            eos_token_id=4094,
+            pad_token_id=4092,
+        ),
+        "vision_config": {"model_args": {"layers": [2, 4, 8, 3, 2], "embed_dims": [24, 48, 96, 192, 384]}},
+    },
+}
+
+
+_FIELD_TYPES: dict[str, type] = {
+    "image_token_index": int,
+    "image_seq_length": int,
+    "projector_hidden_act": str,
+    "multimodal_projector_bias": bool,
+}
+
+
+class FastVlmConfig(PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
+    """Configuration of a whole FastVLM; ``FastVlmConfig()`` is the published 7B.
+
+    Args:
+        vision_config: :class:`FastViTHDConfig` or its dictionary; None for the published encoder.
+        text_config: the decoder's config (Qwen2 as published; any causal decoder of transformers by its
+            `model_type`) or its dictionary, taken as it stands; None for the published 7B decoder.
+        image_token_index: id of the ``<image>`` placeholder (`image_token_id` is the same).
+        image_seq_length: visual tokens a picture at the checkpoint's own resolution; informational.
+        projector_hidden_act: activation between the projector's two layers.
+        vision_feature_select_strategy, vision_feature_layer: only ``"full"`` and ``-1`` exist in FastVLM.
+        multimodal_projector_bias: whether the projector's layers have biases.
+        tie_word_embeddings: the head is the embedding table; forced on when `text_config` says so.
+
+    Raises:
+        ConfigError: unknown keys, an impossible value, a placeholder id outside the vocabulary.
+    """
+
+    model_type = "fast_vlm"
+    attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
+    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": FastViTHDConfig, "text_config": AutoConfig}
+
+    if TYPE_CHECKING:  # dictionaries and None are replaced by what they stand for
+        vision_config: FastViTHDConfig
+        text_config: PretrainedConfig
+    else:
+        vision_config: dict[str, Any] | PretrainedConfig | None = None
+        text_config: dict[str, Any] | PretrainedConfig | None = None
+    image_token_index: int = IMAGE_TOKEN_INDEX
+    image_seq_length: int = 256
+    projector_hidden_act: str = "gelu"
+    vision_feature_select_strategy: str = "full"
+    vision_feature_layer: int | list[int] = -1
+    multimodal_projector_bias: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if "image_token_id" in kwargs:
+            self.image_token_index = kwargs.pop("image_token_id")
+        refuse_unknown("FastVlmConfig", kwargs, set(type(self).__dataclass_fields__) | BASE_KEYS | CARRIED_KEYS)
+        self.vision_config = self._vision(self.vision_config)
+        self.text_config = self._text(self.text_config)
+        # A file may say "tied" in either place (transformers 5.23 reads it the same way).
+        self.tie_word_embeddings = bool(self.tie_word_embeddings or self.text_config.tie_word_embeddings)
+        self._check()
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _vision(value: dict[str, Any] | PretrainedConfig | None) -> FastViTHDConfig:
+        if isinstance(value, FastViTHDConfig):
+            return value
+        check_type("FastVlmConfig", "vision_config", value, (dict, PretrainedConfig, type(None)))
+        fields = dict(value.to_dict() if isinstance(value, PretrainedConfig) else value or {})
+        model_type = fields.pop("model_type", FastViTHDConfig.model_type)
+        if model_type != FastViTHDConfig.model_type:
+            raise ConfigError(
+                f"vision_config.model_type is {model_type!r}; a FastVLM encoder is stored as "
+                f"{FastViTHDConfig.model_type!r} with architecture 'fastvit_mci3'."
+            )
+        return FastViTHDConfig(**fields)
+
+    @staticmethod
+    def _text(value: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
+        if isinstance(value, PretrainedConfig):
+            return value
+        check_type("FastVlmConfig", "text_config", value, (dict, type(None)))
+        fields = dict(PRESETS["7b"]["text_config"] if value is None else value)
+        model_type = fields.pop("model_type", "qwen2")
+        if model_type not in CONFIG_MAPPING:
+            raise ConfigError(
+                f"text_config.model_type is {model_type!r}, which this transformers ({transformers.__version__}) does "
+                "not know. Published FastVLM decoders are 'qwen2'."
+            )
+        return AutoConfig.for_model(model_type, **fields)
+
+    def _check(self) -> None:
+        for name, kind in _FIELD_TYPES.items():
+            check_type("FastVlmConfig", name, getattr(self, name), kind)
+        if self.vision_feature_select_strategy != "full":
+            raise ConfigError(
+                f"Unexpected select feature strategy: {self.vision_feature_select_strategy}. "
+                "Only 'full' is supported in FastVLM."
+            )
+        if self.vision_feature_layer not in (-1,):
+            raise ConfigError(
+                f"Unexpected vision feature layer: {self.vision_feature_layer}. Only -1 is supported in FastVLM."
+            )
+        if not 0 <= self.image_token_index < self.text_config.vocab_size:
+            raise ConfigError(
+                f"image_token_index is {self.image_token_index}, but the vocabulary has "
+                f"{self.text_config.vocab_size} rows. Give the id that the tokenizer has for '<image>'."
+            )
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> FastVlmConfig:
+        """A published size by name: ``"0.5b"``, ``"1.5b"``, ``"7b"``, or ``"mini"``; `overrides` are top-level keys."""
+        if name.lower() not in PRESETS:
+            raise ConfigError(f"There is no preset {name!r}; known are {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name.lower()], **overrides})
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As transformers', for Apple's ``llava_qwen2`` too; where config and tensors differ, the tensors count."""
+        path = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        found = config_of_folder(path) if path.is_dir() else None
+        config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if found is None and config.get("model_type") == "llava_qwen2":
+            found = from_apple_config(config)
+        return found or config, unused
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end every reply: the decoder's own eos and pad, and Qwen2's two where the vocabulary is Qwen2's."""
+        own = self.text_config.eos_token_id
+        ids = list(own) if isinstance(own, (list, tuple)) else [own]
+        ids.append(self.text_config.pad_token_id)
+        if self.image_token_index >= IMAGE_TOKEN_INDEX:
+            ids.extend(QWEN2_STOP_TOKEN_IDS)
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+    def num_visual_tokens(self, height_px: int, width_px: int) -> int:
+        """Visual tokens of one picture of this size with this encoder (see :func:`num_visual_tokens`)."""
+        return num_visual_tokens(height_px, width_px, self.vision_config.stride_px)

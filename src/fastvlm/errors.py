@@ -1,0 +1,69 @@
+"""One class for each thing a user can do wrong; every message says what was got, what was expected and what to do.
+
+All of them derive from :class:`FastVlmError`, and also from the built-in exception that fits, so that code written
+against transformers (``except ValueError``) keeps working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AttentionError",
+    "CheckpointError",
+    "ConfigError",
+    "ContextLengthError",
+    "FastVlmError",
+    "ImageTokenMismatchError",
+    "MissingExtraError",
+    "PictureError",
+    "PromptError",
+    "UsageError",
+]
+
+
+class FastVlmError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigError(FastVlmError, ValueError):
+    """A configuration that no FastVLM can have: an unknown key, a width that does not fit, a wrong name."""
+
+
+class PictureError(FastVlmError, ValueError):
+    """Something that should hold a picture and does not, or that is larger than the limits allow."""
+
+
+class PromptError(FastVlmError, ValueError):
+    """Messages or text that cannot be rendered: a picture without a place, an unknown item type, a plain string."""
+
+
+class ImageTokenMismatchError(FastVlmError, ValueError):
+    """Placeholders in the text and visual tokens from the pictures do not match."""
+
+
+class ContextLengthError(FastVlmError, ValueError):
+    """A prompt that, with the reply asked for, is longer than the decoder's context."""
+
+
+class AttentionError(FastVlmError, ValueError):
+    """An attention implementation that a part of the model cannot use."""
+
+
+class CheckpointError(FastVlmError, ValueError):
+    """A folder, file or Hub repository that is not a complete FastVLM checkpoint."""
+
+
+class UsageError(FastVlmError, ValueError):
+    """A command line that asks for something that does not exist or does not go together."""
+
+
+class MissingExtraError(FastVlmError, ImportError):
+    """An optional package that is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package, self.extra, self.purpose = package, extra, purpose
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. Run: pip install 'fastvlm[{extra}]'"
+        )
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        return type(self), (self.package, self.extra, self.purpose)

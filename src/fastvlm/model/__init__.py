@@ -1,0 +1,1 @@
+"""FastVLM's network: FastViTHD encoder, projector, the joint with the text, Qwen2 decoder."""

@@ -1,0 +1,390 @@
+"""Anything that may hold a picture -> an upright RGB picture, within limits.
+
+The way of every picture: a source (path, URL, data URI, bytes, file, PIL image, array) gives bytes, the bytes' header
+gives a size that is checked before a pixel is decoded, and :func:`_to_rgb` turns any mode into 8-bit RGB.
+
+Nothing of Pillow's global state (``Image.MAX_IMAGE_PIXELS``, ``ImageFile.LOAD_TRUNCATED_IMAGES``, warning filters) is
+read or changed: the limits are ours, per call. This module needs neither torch nor transformers; numpy and httpx are
+imported only for arrays and URLs.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import struct
+import time
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from PIL import Image
+
+from fastvlm.errors import PictureError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ALPHA_BACKGROUND", "DEFAULT_LIMITS", "PictureLimits", "open_picture"]
+
+# Transparent pixels show white, as in viewers and as transformers 5.23 does (`image_transforms.convert_to_rgb`).
+ALPHA_BACKGROUND = (255, 255, 255)
+
+# What is opened. Pillow knows more, but some of its readers run programs (EPS starts Ghostscript) and some take almost
+# any bytes for a picture (TGA, PCX have no signature). HEIF is there if pillow-heif has been registered.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "QOI", "AVIF", "HEIF")
+
+EXIF_ORIENTATION = 0x0112
+# EXIF 2.32, section 4.6.4: how to turn a stored picture upright, by the value of its Orientation tag.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SOURCES = "a path, an http(s) URL, a data URI, bytes, a binary file, a PIL image, or an array (HxW, HxWxC or CxHxW)"
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """What a source may cost before it is refused.
+
+    Args:
+        max_bytes: size of the encoded picture (file, response body, decoded data URI).
+        max_pixels: width x height, read from the header before anything is decoded (decoding takes 4 bytes a pixel).
+        timeout_s: seconds that a URL may take, as a whole.
+        max_redirects: redirects that a URL may take.
+    """
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 120_000_000
+    timeout_s: float = 20.0
+    max_redirects: int = 5
+
+
+DEFAULT_LIMITS = PictureLimits()
+
+
+def open_picture(source: Any, *, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
+    """The picture that `source` holds: mode RGB, 8 bits a channel, upright (EXIF orientation applied).
+
+    Transparency is composited on white, 16-bit greyscale is scaled (not clipped), animations give their first frame
+    (a PIL image the frame it stands at). An RGB PIL image without orientation is returned as it is, not copied.
+
+    Args:
+        source: a path (str or Path), an http(s) URL, a data URI, bytes, a binary file object, a PIL image, or a NumPy
+            array or torch tensor: HxW, HxWxC or CxHxW with C of 1, 3 or 4; uint8, uint16, bool, or floats in [0, 1].
+        limits: what the source may cost.
+
+    Raises:
+        PictureError: no picture, a damaged or truncated one, one over the limits, an unreachable URL, an array whose
+            layout or range is ambiguous.
+    """
+    name = _name(source)
+    if isinstance(source, Image.Image):
+        image = source
+    elif _is_array(source):
+        image = _from_array(source, name)
+    else:
+        image = _identify(_read(source, name, limits), name)
+    _check_size(image.size, name, limits)
+    return _decoded_rgb(image, name)
+
+
+def _name(source: Any) -> str:
+    """How error texts call a source: short, and without the payload or the query of a URL."""
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        text = text if isinstance(text, str) else os.fsdecode(text)
+        if text.startswith("data:"):
+            return f"data URI {text[:24]}... ({len(text)} characters)"
+        if text.startswith(("http://", "https://")):
+            text = text.split("?", 1)[0]
+        return repr(text if len(text) <= 100 else f"{text[:60]}...{text[-30:]}")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"{len(source)} bytes"
+    if isinstance(source, Image.Image):
+        return f"PIL image of mode {source.mode}"
+    if _is_array(source):
+        return f"array of shape {tuple(source.shape)} and dtype {source.dtype}"
+    return f"object of type {type(source).__name__}"
+
+
+# ---------------------------------------------------------------------------------------------- source -> bytes
+
+
+def _read(source: Any, name: str, limits: PictureLimits) -> bytes:
+    """The encoded picture's bytes; never more than `limits.max_bytes`."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    elif isinstance(source, str) and source.startswith("data:"):
+        data = _read_data_uri(source, name, limits)
+    elif isinstance(source, str) and "://" in source[:16]:
+        data = _fetch(source, name, limits)
+    elif isinstance(source, (str, os.PathLike)):
+        data = _read_path(Path(os.fspath(source)), name, limits)
+    elif callable(getattr(source, "read", None)):
+        data = _read_file(source, name, limits)
+    else:
+        raise PictureError(f"Got an {name} where a picture was expected. Pass {SOURCES}.")
+    if not data:
+        raise PictureError(f"{name} is empty: 0 bytes hold no picture.")
+    _check_bytes(len(data), name, limits)
+    return data
+
+
+def _check_bytes(num_bytes: int, name: str, limits: PictureLimits) -> None:
+    if num_bytes > limits.max_bytes:
+        raise PictureError(
+            f"{name} has {num_bytes} bytes or more; the limit is {limits.max_bytes}. Pass a smaller picture, or "
+            "PictureLimits(max_bytes=...)."
+        )
+
+
+def _read_path(path: Path, name: str, limits: PictureLimits) -> bytes:
+    try:
+        if not path.exists():
+            raise PictureError(f"There is no file {name}. Pass {SOURCES}.")
+        if not path.is_file():
+            raise PictureError(f"{name} is no regular file (a folder or a device?). Pass the path of a picture.")
+        _check_bytes(path.stat().st_size, name, limits)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        if isinstance(error, PictureError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise PictureError(f"{name} cannot be read ({reason}). Pass {SOURCES}.") from error
+
+
+def _read_file(file: BinaryIO, name: str, limits: PictureLimits) -> bytes:
+    try:
+        data = file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a closed file
+        raise PictureError(f"{name} cannot be read ({error}).") from error
+    if not isinstance(data, bytes):
+        raise PictureError(f"{name} gave {type(data).__name__} instead of bytes. Open the file with mode 'rb'.")
+    return data
+
+
+def _read_data_uri(uri: str, name: str, limits: PictureLimits) -> bytes:
+    """The bytes of ``data:[<type>][;base64],<payload>`` (RFC 2397)."""
+    header, comma, payload = uri.partition(",")
+    if not comma:
+        raise PictureError(f"{name} has no comma. Expected data:image/png;base64,<payload>.")
+    _check_bytes(len(payload) * 3 // 4 if header.endswith(";base64") else 0, name, limits)
+    if not header.endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(payload)
+    try:
+        return base64.b64decode("".join(urllib.parse.unquote(payload).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PictureError(f"{name} is no valid base64: {error}. Was it cut?") from error
+
+
+def _fetch(url: str, name: str, limits: PictureLimits) -> bytes:
+    """The body of an http(s) URL, read piece by piece so that a long or slow one is given up early."""
+    if not url.startswith(("http://", "https://")):
+        raise PictureError(f"{name} is no http or https URL. Pass {SOURCES}.")
+    import httpx  # noqa: PLC0415 - only URLs need it
+
+    deadline_s = time.monotonic() + limits.timeout_s
+    body = bytearray()
+    try:
+        with (
+            httpx.Client(follow_redirects=True, max_redirects=limits.max_redirects, timeout=limits.timeout_s) as client,
+            client.stream("GET", url, headers={"User-Agent": "fastvlm"}) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                raise PictureError(f"{name} answered with HTTP status {response.status_code}; expected 200.")
+            announced = response.headers.get("Content-Length", "")
+            _check_bytes(int(announced) if announced.isdecimal() else 0, name, limits)
+            for piece in response.iter_bytes():
+                body += piece
+                _check_bytes(len(body), name, limits)
+                if time.monotonic() > deadline_s:
+                    raise PictureError(f"{name} took longer than {limits.timeout_s} s. Download it, and pass the file.")
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        reason = str(error) or type(error).__name__
+        raise PictureError(
+            f"{name} cannot be fetched ({type(error).__name__}: {reason}); limits are {limits.timeout_s} s and "
+            f"{limits.max_redirects} redirects. Download it, and pass the file."
+        ) from error
+    return bytes(body)
+
+
+# ---------------------------------------------------------------------------------------------- bytes -> PIL image
+
+
+def _identify(data: bytes, name: str) -> Image.Image:
+    """A PIL image whose header has been read and whose pixels have not.
+
+    This is ``Image.open`` without its size check: that one follows a global of Pillow's and warns, ours is an argument.
+    """
+    file = io.BytesIO(data)
+    for register_readers in (Image.preinit, Image.init):  # the common formats, then all of them
+        register_readers()
+        for format_name in FORMATS:
+            reader = Image.OPEN.get(format_name)
+            if reader is None:
+                continue
+            factory, accept = reader
+            image = _header(factory, file) if accept is None or _accepted(accept(data[:16])) else None
+            if image is not None:
+                return image
+    raise PictureError(
+        f"{name} is no picture that can be opened (it begins with {data[:12]!r}). Known formats: {', '.join(FORMATS)}."
+    )
+
+
+def _accepted(answer: Any) -> bool:
+    """A reader answers with something true, or with a text that says why it cannot read what it recognises."""
+    return bool(answer) and not isinstance(answer, str)
+
+
+def _header(factory: Any, file: BinaryIO) -> Image.Image | None:
+    """The picture of one reader, or None where the bytes are not of its format."""
+    file.seek(0)
+    try:
+        image: Image.Image = factory(file, "")
+    except Exception:  # noqa: BLE001 - damaged headers raise anything (struct.error, ValueError, ...): not a picture
+        return None
+    return image
+
+
+def _check_size(size_px: tuple[int, int], name: str, limits: PictureLimits) -> None:
+    width, height = size_px
+    if width < 1 or height < 1:
+        raise PictureError(f"{name} is {width} x {height} pixels; a picture has at least one.")
+    if width * height > limits.max_pixels:
+        raise PictureError(
+            f"{name} is {width} x {height} = {width * height} pixels; the limit is {limits.max_pixels}. Pass a smaller "
+            "picture, or PictureLimits(max_pixels=...)."
+        )
+
+
+def _decoded_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Pixels decoded, turned upright, in RGB."""
+    try:
+        image.load()
+        return _to_rgb(_upright(image), name)
+    except PictureError:
+        raise
+    except Exception as error:  # the decoders of a dozen formats raise a dozen kinds of errors on damaged data
+        raise PictureError(
+            f"{name} is damaged or truncated and cannot be decoded ({type(error).__name__}: {error}). Pass a whole one."
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------- any mode -> RGB
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except (SyntaxError, struct.error, ValueError, OSError, TypeError, KeyError):
+        return image  # unreadable EXIF says nothing about the picture; viewers show it as it is stored
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """The same picture in RGB: 16 bits scaled to 8, transparency on :data:`ALPHA_BACKGROUND`."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise PictureError(
+            f"{name} has floating-point pixels, whose range is not stated. Scale them to 0..255 and pass mode 'L', or "
+            "pass a NumPy array in [0, 1]."
+        )
+    if image.mode.startswith("I"):
+        image = _eight_bits(image, name)
+    if image.mode in {"La", "RGBa"}:  # premultiplied alpha
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    background = Image.new("RGBA", image.size, (*ALPHA_BACKGROUND, 255))
+    return Image.alpha_composite(background, image).convert("RGB")
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Greyscale of 16 bits (modes I;16, I;16B, ... and I, in which Pillow opens 16-bit PNM and older PNG) as L.
+
+    0..65535 is scaled to 0..255; Pillow's own conversion clips at 255, which turns most 16-bit pictures white.
+    """
+    import numpy as np  # noqa: PLC0415 - only here and for arrays
+
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise PictureError(
+            f"{name} has integer pixels from {low} to {high}; expected 16 bits, 0 to 65535. Scale them to 8 bits first."
+        )
+    return Image.fromarray(_scaled_to_bytes(values))
+
+
+def _scaled_to_bytes(values: np.ndarray) -> np.ndarray:
+    """uint8 of the same shape from integers in 0..65535: v * 255 / 65535, rounded."""
+    scaled = (values.astype("uint32") + 128) // 257
+    return scaled.astype("uint8")
+
+
+# ---------------------------------------------------------------------------------------------- array -> PIL image
+
+
+def _is_array(source: Any) -> bool:
+    """NumPy arrays, torch tensors and whatever else has a shape, a dtype and a way to NumPy."""
+    return hasattr(source, "shape") and hasattr(source, "dtype") and hasattr(source, "__array__")
+
+
+def _from_array(source: Any, name: str) -> Image.Image:
+    import numpy as np  # noqa: PLC0415
+
+    if hasattr(source, "detach"):  # a torch tensor, perhaps on a GPU, perhaps bfloat16 (which NumPy lacks)
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source
+    array = np.asarray(source)
+    return Image.fromarray(_as_bytes(_channels_last(array, name), name))
+
+
+def _channels_last(array: np.ndarray, name: str) -> np.ndarray:
+    """HxW, or HxWxC with C of 3 or 4, contiguous."""
+    import numpy as np  # noqa: PLC0415
+
+    if array.size == 0:
+        raise PictureError(f"{name} is empty; a picture has at least one pixel.")
+    if array.ndim == 4:
+        raise PictureError(f"{name} is a batch. Pass its pictures one by one, as a list.")
+    if array.ndim not in {2, 3}:
+        raise PictureError(f"{name} has {array.ndim} axes; expected HxW, HxWxC or CxHxW.")
+    if array.ndim == 3:
+        first, last = array.shape[0] in {1, 3, 4}, array.shape[2] in {1, 3, 4}
+        if first == last:
+            problem = "may be HxWxC or CxHxW" if first else "has no axis of 1, 3 or 4 channels, first or last"
+            raise PictureError(f"{name} {problem}. Pass a PIL image, or an array whose channel axis is clear.")
+        array = np.moveaxis(array, 0, 2) if first else array
+        array = array[:, :, 0] if array.shape[2] == 1 else array
+    return np.ascontiguousarray(array)
+
+
+def _as_bytes(array: np.ndarray, name: str) -> np.ndarray:
+    """uint8 of the same shape; floats must lie in [0, 1]."""
+    import numpy as np  # noqa: PLC0415
+
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return _scaled_to_bytes(array)
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0.0 and high <= 1.0):  # also refuses NaN
+            raise PictureError(f"{name} ranges from {low} to {high}; floats must lie in [0, 1]: divide or clip.")
+        scaled: np.ndarray = np.rint(array * 255.0).astype(np.uint8)
+        return scaled
+    raise PictureError(f"{name} has no range that is certain; expected uint8, uint16, bool, or floats in [0, 1].")

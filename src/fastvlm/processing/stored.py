@@ -1,0 +1,121 @@
+"""What the files of a checkpoint say about its processor, and what takes the place of what they do not say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers.utils import cached_file
+
+from fastvlm.dialects.apple_config import apple_pictures, placeholder_id
+from fastvlm.errors import CheckpointError, ConfigError
+from fastvlm.processing.prompt import IMAGE_TOKEN, TRANSFORMERS_TEMPLATE, read_conversation, render
+
+__all__ = [
+    "add_image_token",
+    "apple_settings",
+    "configured_image_token_id",
+    "hub_settings",
+    "refuse_missing_folder",
+    "stored_template",
+]
+
+_HUB_SETTINGS = frozenset({"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"})
+# What transformers' auto classes and pipelines hand to every processor, and that decides nothing here.
+_AUTO_SETTINGS = frozenset(
+    {"trust_remote_code", "use_fast", "backend", "code_revision", "_commit_hash", "_from_auto", "_from_pipeline"}
+)
+
+# A picture-first question, an answer and a text-only question: where the known templates differ.
+_PROBE = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+]
+
+
+def add_image_token(tokenizer: Any, *, image_token: str = IMAGE_TOKEN, expected_id: int | None = None) -> int:
+    """The id of `image_token`; a tokenizer without it gets it, as a special token, after its last id.
+
+    Raises:
+        ConfigError: the id is not `expected_id`, the one that the model's config has.
+    """
+    if image_token not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(image_token, normalized=False, special=True)], special_tokens=True)
+    image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
+    if expected_id is not None and image_token_id != expected_id:
+        raise ConfigError(
+            f"The tokenizer has {image_token!r} as id {image_token_id}, but the model's config says image_token_index "
+            f"{expected_id}. Tokenizer and model do not belong together."
+        )
+    return image_token_id
+
+
+def hub_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What reaches the Hub's client; names that nothing here takes are refused instead of ignored.
+
+    Raises:
+        TypeError: an unknown name.
+    """
+    unknown = sorted(set(given) - _HUB_SETTINGS - _AUTO_SETTINGS)
+    if unknown:
+        raise TypeError(
+            f"FastVlmProcessor.from_pretrained got the unknown setting {unknown[0]!r}. Known are image_size, "
+            f"image_fit, padding_side, chat_template, image_token_id, {', '.join(sorted(_HUB_SETTINGS))}."
+        )
+    return {key: value for key, value in given.items() if key in _HUB_SETTINGS and value is not None}
+
+
+def refuse_missing_folder(name_or_path: Any) -> None:
+    """Say that a folder is missing; a Hub id (``name`` or ``owner/name``) passes."""
+    path = Path(name_or_path)
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or path.parts[0] in {".", ".."}):
+        raise CheckpointError(f"There is no folder {str(path)!r}. Pass a model folder, or a Hub id such as owner/name.")
+
+
+def stored_template(processor_dict: Mapping[str, Any]) -> str | None:
+    """A folder's own chat template, or None where ours takes its place.
+
+    Ours does where the folder has none, has the text-only one of the decoder (without ``<image>``), or transformers'
+    for FastVLM, which puts newlines where the model was not trained with them.
+    """
+    stored = processor_dict.get("chat_template")
+    stored = stored.get("default") if isinstance(stored, Mapping) else stored
+    if not isinstance(stored, str):
+        return None
+    probe = read_conversation(_PROBE)
+    try:
+        rendered = render(probe, chat_template=stored)
+    except Exception:  # noqa: BLE001 - Jinja raises whatever a template for other messages stumbles over
+        return None
+    if IMAGE_TOKEN not in rendered or rendered == render(probe, chat_template=TRANSFORMERS_TEMPLATE):
+        return None
+    return stored
+
+
+def apple_settings(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """`image_size` and `image_fit` of an Apple checkpoint, which has no processor files; of others, nothing."""
+    config = _model_config(name_or_path, hub)
+    if config.get("model_type") != "llava_qwen2":
+        return {}
+    pictures = apple_pictures(config)
+    return {"image_size": pictures.size_px, "image_fit": pictures.fit}
+
+
+def _model_config(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's ``config.json``; empty if there is none."""
+    found = cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **hub)
+    content = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    return content if isinstance(content, dict) else {}
+
+
+def configured_image_token_id(name_or_path: Any, hub: Mapping[str, Any]) -> int | None:
+    """`image_token_index` of the model's ``config.json``, if it has one; of Apple's, what stands for it."""
+    config = _model_config(name_or_path, hub)
+    if config.get("model_type") == "llava_qwen2":
+        return placeholder_id(config)
+    value = config.get("image_token_index", config.get("image_token_id"))
+    return value if isinstance(value, int) and value >= 0 else None

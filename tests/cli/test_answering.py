@@ -1,0 +1,114 @@
+"""The model run with a stopwatch: what is streamed, counted and measured."""
+
+import parrot
+import pytest
+from PIL import Image
+
+import fastvlm as package
+from fastvlm.cli.answering import Answerer
+from fastvlm.cli.choices import Sampling
+from fastvlm.cli.opening import system_message, user_message
+from fastvlm.errors import ContextLengthError
+
+
+@pytest.fixture(scope="module")
+def opened(parrot_folder):
+    return package.load(parrot_folder, device="cpu")
+
+
+def answerer(opened, **sampling):
+    return Answerer(*opened, Sampling(**sampling), load_ms=5.0)
+
+
+def red():
+    return Image.new("RGB", (30, 20), "red")
+
+
+def test_pieces_are_the_answer(opened):
+    shown: list[str] = []
+    reply = answerer(opened).reply([user_message([red()], "What?")], shown.append)
+    assert "".join(shown) == reply.text == parrot.SENTENCE
+    assert len(shown) > 5, "streamed, not given at the end"
+
+
+def test_the_answer_is_that_of_generate(opened):
+    model, processor = opened
+    messages = [*system_message("Be brief."), user_message([red(), red()], "What?")]
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    ids = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    reply = answerer(opened).reply(messages)
+    assert reply.text == processor.decode(ids, skip_special_tokens=True)
+    assert reply.usage.completion_tokens == len(ids)
+    assert reply.usage.prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_what_was_spent_before_is_part_of_preprocessing_and_ttft(opened):
+    asking = answerer(opened)
+    reply = asking.reply([user_message([red()], "What?")], opening_ms=10_000.0)
+    assert reply.timings.load == 5.0
+    assert 10_000 < reply.timings.preprocess < reply.timings.ttft <= reply.timings.total
+    assert reply.timings.encode < 10_000
+
+
+def test_overflow_is_refused_before_the_encoder_runs(opened, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(type(opened[0]), "get_image_features", refuse)
+    with pytest.raises(ContextLengthError, match=str(parrot.CONTEXT)):
+        answerer(opened, max_new_tokens=parrot.CONTEXT).reply([user_message([red()], "What?")])
+
+
+def test_a_picture_seen_again_is_not_encoded_again_until_forgotten(opened, monkeypatch):
+    calls = []
+    original = type(opened[0]).get_image_features
+
+    def count(self, pixel_values, **settings):
+        calls.append(len(pixel_values))
+        return original(self, pixel_values, **settings)
+
+    monkeypatch.setattr(type(opened[0]), "get_image_features", count)
+    asking, first, second = answerer(opened), red(), red()
+    asking.reply([user_message([first], "What?")])
+    asking.reply([user_message([first, second], "What?")])
+    asking.reply([user_message([second, first], "What?")])
+    assert calls == [1, 1], "same path or same pixels is not the same picture: the object is"
+    asking.forget()
+    asking.reply([user_message([first], "What?")])
+    assert calls == [1, 1, 1]
+
+
+def test_order_of_pictures_reaches_the_model(opened, monkeypatch):
+    """Features kept from earlier turns are put in the order of the places, whatever the order they were seen in."""
+    model = opened[0]
+    given = []
+    original = type(model).generate
+
+    def spy(self, **arguments):
+        given.append(arguments["mm_encoder_outputs"]["image"].pooler_output)
+        return original(self, **arguments)
+
+    monkeypatch.setattr(type(model), "generate", spy)
+    asking, one, two = answerer(opened), red(), Image.new("RGB", (20, 30), "blue")
+    asking.reply([user_message([one, two], "What?")])
+    asking.reply([user_message([two, one], "What?")])
+    assert given[0].flip(0).equal(given[1]) and not given[0][0].equal(given[0][1])
+
+
+def test_a_silent_reply(tmp_path, opened):
+    """A model that ends at once: no text, no time of a first text, no rate."""
+    asking = answerer(opened, max_new_tokens=1)
+    model = opened[0]
+    stop = model.config.stop_token_ids[0]
+    weights = model.lm_head.weight.detach().clone()
+    try:
+        model.lm_head.weight.data.zero_()
+        model.lm_head.weight.data[stop] = 1.0
+        reply = asking.reply([user_message([], "What?")])
+    finally:
+        model.lm_head.weight.data.copy_(weights)
+    assert (reply.text, reply.finish_reason, reply.usage.completion_tokens) == ("", "stop", 1)
+    assert reply.timings.ttft is None and reply.tokens_per_second is None
+    assert reply.as_dict()["timings_ms"]["ttft"] is None

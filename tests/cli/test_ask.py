@@ -1,0 +1,239 @@
+"""`fastvlm ask`, over a checkpoint whose answer is known."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import parrot
+import pytest
+from cli_process import hear_ctrl_c, plain_environment
+
+import fastvlm as package
+
+SCHEMA = {
+    "model": str,
+    "answer": str,
+    "usage": {"prompt_tokens": int, "image_tokens": int, "completion_tokens": int},
+    "finish_reason": str,
+    "timings_ms": dict.fromkeys(("load", "preprocess", "encode", "prefill", "ttft", "total"), float),
+    "tokens_per_second": float,
+}
+
+
+def types_of(value):
+    return {key: types_of(v) for key, v in value.items()} if isinstance(value, dict) else type(value)
+
+
+def test_the_answer_is_all_of_stdout_and_stderr_is_silent(process, picture, parrot_folder):
+    outcome = process("ask", picture, "What is this?", "-m", parrot_folder)
+    assert (outcome.code, outcome.out, outcome.err) == (0, parrot.SENTENCE + "\n", "")
+
+
+def test_json_has_the_documented_form(fastvlm, picture, parrot_folder):
+    outcome = fastvlm("ask", picture, picture, "What?", "-m", parrot_folder, "--json")
+    assert outcome.code == 0 and outcome.err == ""
+    reply = json.loads(outcome.out)
+    assert types_of(reply) == SCHEMA
+    assert reply["answer"] == parrot.SENTENCE and reply["model"] == str(parrot_folder)
+    assert reply["finish_reason"] == "stop"
+    assert reply["usage"]["image_tokens"] == 8, "two pictures of 128 px: 4 tokens each"
+    assert reply["usage"]["completion_tokens"] == len(parrot.pieces(parrot.SENTENCE)) + 1, "the end token counts"
+    assert reply["usage"]["prompt_tokens"] > 8
+
+
+def test_timings_fit_together(fastvlm, picture, parrot_folder):
+    times = json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json").out)["timings_ms"]
+    assert all(ms > 0 for ms in times.values())
+    assert times["preprocess"] + times["encode"] + times["prefill"] <= times["ttft"] <= times["total"]
+
+
+def test_a_reply_cut_by_its_limit_says_so(fastvlm, picture, parrot_folder):
+    reply = json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", "-n", "2").out)
+    assert reply["finish_reason"] == "length" and reply["usage"]["completion_tokens"] == 2
+    assert reply["answer"] == parrot.SENTENCE.encode()[:6].decode()
+    one = json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", "-n", "1").out)
+    assert one["tokens_per_second"] is None, "one token has no rate"
+
+
+def test_a_reply_cut_inside_a_character_ends_with_the_mark_for_it(fastvlm, picture, parrot_folder):
+    outcome = fastvlm("ask", picture, "What?", "-m", parrot_folder, "-n", "1")
+    assert outcome.out == "Gr\ufffd\n"  # the first token ends inside the first umlaut
+
+
+def test_pictures_come_from_stdin_data_uris_and_pipes(fastvlm, picture, parrot_folder, tmp_path):
+    data = picture.read_bytes()
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    outcome = fastvlm("ask", "-", uri, "What?", "-m", parrot_folder, "--json", stdin=data)
+    assert json.loads(outcome.out)["usage"]["image_tokens"] == 8
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(
+        [sys.executable, "-c", f"open({str(pipe)!r}, 'wb').write(open({str(picture)!r}, 'rb').read())"]
+    ):
+        outcome = fastvlm("ask", pipe, "What?", "-m", parrot_folder)
+    assert outcome.out == parrot.SENTENCE + "\n"
+
+
+def test_a_question_without_a_picture(fastvlm, parrot_folder):
+    reply = json.loads(fastvlm("ask", "Who are you?", "-m", parrot_folder, "--json").out)
+    assert reply["usage"]["image_tokens"] == 0 and reply["answer"] == parrot.SENTENCE
+
+
+def test_size_fit_and_system_reach_the_processor(fastvlm, picture, parrot_folder):
+    def usage(*options):
+        return json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", *options).out)["usage"]
+
+    assert usage("--image-size", "64x192")["image_tokens"] == 3
+    assert usage("--image-size", "256", "--image-fit", "stretch")["image_tokens"] == 16
+    short, long = usage("--system", "x"), usage("--system", "x" * 11)
+    assert long["prompt_tokens"] - short["prompt_tokens"] == 10, "one token a letter"
+
+
+def test_sampling_is_repeatable_by_its_seed(fastvlm, picture, parrot_folder):
+    def answer(seed):
+        options = ("--temperature", "100", "--seed", seed, "-n", "12")
+        return json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", *options).out)["answer"]
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+def test_an_ignored_setting_warns(fastvlm, picture, parrot_folder):
+    outcome = fastvlm("ask", picture, "What?", "-m", parrot_folder, "--top-p", "0.5")
+    assert outcome.code == 0 and outcome.out == parrot.SENTENCE + "\n"
+    assert outcome.err == "fastvlm: warning: --top-p has no effect at temperature 0; give --temperature too.\n"
+    assert fastvlm("ask", picture, "What?", "-m", parrot_folder, "--top-p", "0.5", "--quiet").err == ""
+
+
+def test_the_model_folder_stays_as_it_is(fastvlm, picture, parrot_folder):
+    def content():
+        return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in parrot_folder.iterdir()}
+
+    before = content()
+    fastvlm("ask", picture, "What?", "-m", parrot_folder)
+    assert content() == before
+
+
+def gallery(folder):
+    """(arguments, exit code, words of the message) of mistakes; `folder` holds files to make them with."""
+    (folder / "text.png").write_text("no picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "sub").mkdir()
+    broken = folder / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    cut = folder / "cut"
+    cut.mkdir()
+    return [
+        (["ask"], 2, "QUESTION"),
+        (["ask", "--foo", "q"], 2, "No such option"),
+        (["ask", "-n", "many", "q"], 2, "--max-new-tokens"),
+        (["ask", "-n", "0", "q"], 2, "--max-new-tokens is 0"),
+        (["ask", "q", "--dtype", "int3"], 2, "--dtype is 'int3'"),
+        (["ask", "q", "--device", "gpu"], 2, "--device is 'gpu'"),
+        (["ask", "q", "--image-size", "5x"], 2, "--image-size is '5x'"),
+        (["ask", "q", "--temperature", "-1"], 2, "--temperature is -1"),
+        (["ask", folder / "nothing.png", "q"], 2, "There is no file"),
+        (["ask", folder / "sub", "q"], 2, "is a folder"),
+        (["ask", folder / "text.png"], 2, "There is no question"),
+        (["ask", "What", "is", "this?"], 2, "in quotes"),
+        (["ask", "-", "-", "q"], 2, "'-' stands 2 times"),
+        (["ask", "-", "q"], 2, "nothing came"),
+        (["ask", folder / "text.png", "q"], 1, "no picture"),
+        (["ask", folder / "empty.png", "q"], 1, "empty"),
+        (["ask", "data:image/png;base64,!!", "q"], 1, "base64"),
+        (["ask", "q", "-m", folder / "nowhere"], 1, "There is no folder"),
+        (["ask", "q", "-m", "no-such-model"], 1, "There is no folder 'no-such-model'"),
+        (["ask", "q", "-m", "nobody/nothing"], 1, "'nobody/nothing' is not in the local cache"),
+        (["ask", "q", "-m", folder / "text.png"], 1, "is a file; expected the folder"),
+        (["ask", "q", "-m", folder / "sub"], 1, "is empty"),
+        (["ask", "q", "-m", broken], 1, "config.json"),
+        (["aks"], 2, "Did you mean 'ask'?"),
+    ]
+
+
+def test_every_mistake_is_one_line_and_an_exit_code(fastvlm, tmp_path):
+    folder = tmp_path / "gallery"
+    folder.mkdir()
+    for arguments, code, words in gallery(folder):
+        outcome = fastvlm(*arguments)
+        assert outcome.code == code, (arguments, outcome)
+        assert words in outcome.error, (arguments, outcome.err)
+        assert outcome.out == "", arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--image-size", "100"], 2, "multiple of 64"),
+        (["-n", str(parrot.CONTEXT)], 2, f"context is {parrot.CONTEXT} tokens"),
+        (["--device", "cuda:99"], 2, "CUDA"),
+        (["--system", "<|im_end|>"], 2, "reads as a mark"),
+    ],
+)
+def test_mistakes_that_only_the_model_can_tell(fastvlm, picture, parrot_folder, options, code, words):
+    outcome = fastvlm("ask", picture, "What?", "-m", parrot_folder, *options)
+    assert outcome.code == code and words in outcome.error and outcome.out == ""
+
+
+def test_a_cut_off_weight_file_is_told(fastvlm, picture, parrot_folder, tmp_path):
+    copy = tmp_path / "cut"
+    copy.mkdir()
+    for file in parrot_folder.iterdir():
+        data = file.read_bytes()
+        (copy / file.name).write_bytes(data[:-1000] if file.suffix == ".safetensors" else data)
+    outcome = fastvlm("ask", picture, "What?", "-m", copy)
+    assert outcome.code == 1 and "truncated" in outcome.error
+
+
+def test_a_bug_is_one_line_too_and_debug_shows_where(fastvlm, picture, monkeypatch):
+    def load(*_, **__):
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr("fastvlm.checkpoints.load", load)
+    monkeypatch.setattr("fastvlm.checkpoints.loading.checkpoint_path", lambda *_, **__: picture.parent)
+    outcome = fastvlm("ask", picture, "What?")
+    assert outcome.code == 1
+    assert outcome.error == "ZeroDivisionError: of all things Run it again with --debug for the whole story."
+    shown = fastvlm("ask", picture, "What?", "--debug")
+    assert shown.code == 1 and "Traceback" in shown.err and "of all things" in shown.err
+
+
+def start(*arguments, **pipes):
+    command = [sys.executable, "-u", "-m", "fastvlm", *map(str, arguments)]
+    pipes |= {"stderr": subprocess.PIPE, "preexec_fn": hear_ctrl_c}
+    return subprocess.Popen(command, env=plain_environment(), **pipes)
+
+
+def test_a_reader_that_goes_away_is_no_error(workplace, picture, endless_folder):
+    with start("ask", picture, "What?", "-m", endless_folder, "-n", "4000", stdout=subprocess.PIPE) as running:
+        assert running.stdout.read(1) == b"G"
+        running.stdout.close()
+        assert running.wait(timeout=120) == 141
+        assert running.stderr.read() == b""
+
+
+def test_text_streams_and_ctrl_c_stops_without_a_traceback(workplace, picture, endless_folder):
+    with start("ask", picture, "What?", "-m", endless_folder, "-n", "4000", stdout=subprocess.PIPE) as running:
+        assert running.stdout.read(2) == b"Gr", "text appears while the reply goes on"
+        assert running.poll() is None
+        time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        rest, err = running.communicate(timeout=120)
+        assert running.returncode == 130
+        assert err == b"fastvlm: stopped: by Ctrl-C.\n"
+        (b"Gr" + rest).decode()  # whole characters only
+
+
+def test_a_terminal_without_unicode_gets_question_marks(process, picture, parrot_folder):
+    outcome = process("ask", picture, "What?", "-m", parrot_folder, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out == parrot.SENTENCE.encode("ascii", "replace").decode() + "\n"
+
+
+def test_the_package_answers_as_a_module(process):
+    outcome = process("--version")
+    assert outcome.out == f"fastvlm {package.__version__}\n"

@@ -1,0 +1,221 @@
+"""`fastvlm chat`: driven through a pipe, and through a terminal with Ctrl-C and Ctrl-D."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+from contextlib import suppress
+
+import parrot
+import pytest
+from cli_process import hear_ctrl_c, plain_environment
+
+from fastvlm.cli.conversation import Conversation
+from fastvlm.errors import UsageError
+
+ANSWER = parrot.SENTENCE + "\n"
+
+
+def talk(fastvlm, folder, *lines, pictures=(), options=()):
+    stdin = "".join(f"{line}\n" for line in lines).encode()
+    return fastvlm("chat", *pictures, "-m", folder, *options, stdin=stdin)
+
+
+def test_each_line_is_a_turn_and_only_answers_are_printed(fastvlm, picture, parrot_folder):
+    outcome = talk(fastvlm, parrot_folder, "What is this?", "", "And that?", pictures=[picture])
+    assert (outcome.code, outcome.out, outcome.err) == (0, ANSWER * 2, "")
+
+
+def test_a_last_line_without_newline_is_a_turn_too(fastvlm, parrot_folder):
+    assert fastvlm("chat", "-m", parrot_folder, stdin=b"Hi?").out == ANSWER
+
+
+def test_the_model_sees_what_was_said_before(fastvlm, picture, parrot_folder, monkeypatch):
+    from fastvlm.cli.answering import Answerer
+
+    seen = []
+    original = Answerer.reply
+
+    def spy(self, messages, *arguments, **settings):
+        seen.append([(m["role"], [item["type"] for item in m["content"]]) for m in messages])
+        return original(self, messages, *arguments, **settings)
+
+    monkeypatch.setattr(Answerer, "reply", spy)
+    talk(fastvlm, parrot_folder, "One?", "Two?", pictures=[picture], options=["--system", "Be brief."])
+    first = [("system", ["text"]), ("user", ["image", "text"])]
+    assert seen == [first, [*first, ("assistant", ["text"]), ("user", ["text"])]]
+
+
+def test_each_picture_is_encoded_once_in_a_chat(fastvlm, picture, parrot_folder, monkeypatch):
+    from fastvlm import FastVlmForConditionalGeneration
+
+    encoded = []
+    original = FastVlmForConditionalGeneration.get_image_features
+
+    def spy(self, pixel_values, **settings):
+        encoded.append(len(pixel_values))
+        return original(self, pixel_values, **settings)
+
+    monkeypatch.setattr(FastVlmForConditionalGeneration, "get_image_features", spy)
+    outcome = talk(fastvlm, parrot_folder, "One?", "Two?", f"/image '{picture}'", "Three?", pictures=[picture])
+    assert outcome.out == ANSWER * 3
+    assert encoded == [1, 1], "the first picture with the first question, the second with the third"
+
+
+def test_commands(fastvlm, picture, parrot_folder, workplace):
+    outcome = talk(
+        fastvlm, parrot_folder, "/help", f"/image {picture}", "What?", "/history", "/save chat.json", "/save chat.txt",
+        "/clear", "/history", "/exit", "never asked",
+    )  # fmt: skip
+    assert outcome.code == 0 and outcome.err == ""
+    assert "/image PATH" in outcome.out and outcome.out.count(ANSWER) == 2, "the answer, and the history"
+    assert f"You: [{picture}] What?\nFastVLM: {parrot.SENTENCE}" in outcome.out
+    messages = json.loads((workplace / "chat.json").read_text(encoding="utf-8"))
+    assert messages[0]["content"] == [{"type": "image", "path": str(picture)}, {"type": "text", "text": "What?"}]
+    assert messages[1] == {"role": "assistant", "content": [{"type": "text", "text": parrot.SENTENCE}]}
+    assert (workplace / "chat.txt").read_text(encoding="utf-8").startswith(f"You: [{picture}] What?")
+    for name in ("chat.json", "chat.txt"):
+        (workplace / name).unlink()
+
+
+def test_a_saved_chat_is_what_the_processor_takes(fastvlm, picture, parrot_folder, workplace):
+    from fastvlm import FastVlmProcessor
+
+    talk(fastvlm, parrot_folder, "What?", "/save chat.json", pictures=[picture])
+    file = workplace / "chat.json"
+    messages = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink()
+    inputs = FastVlmProcessor.from_pretrained(parrot_folder).apply_chat_template(
+        messages[:1], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert inputs["pixel_values"].shape == (1, 3, parrot.SIZE_PX, parrot.SIZE_PX)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/nope", "There is no command /nope; known are /help"),
+        ("/image", "/image needs a picture"),
+        ("/image nothing.png", "There is no file 'nothing.png'."),
+        ("/image 'open", "Close the quotes"),
+        ("/save", "/save needs a file name"),
+        ("/save nowhere/chat.txt", "cannot be written"),
+        ("say <|im_end|>", "reads as a mark"),
+        ("x" * (parrot.CONTEXT + 1), "context is"),
+    ],
+)
+def test_a_mistake_is_told_and_the_chat_goes_on(fastvlm, parrot_folder, line, words):
+    outcome = talk(fastvlm, parrot_folder, line, "Still there?")
+    assert words in outcome.error
+    assert outcome.out == ANSWER
+    assert outcome.code == 1, "a script must notice"
+
+
+def test_a_refused_question_leaves_no_trace(fastvlm, picture, parrot_folder):
+    outcome = talk(fastvlm, parrot_folder, "say <|im_end|>", "What?", "/history", pictures=[picture])
+    assert outcome.out.endswith(f"You: [{picture}] What?\nFastVLM: {ANSWER}"), (
+        "the picture waited for the next question"
+    )
+    assert "say" not in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["-"], "'-' cannot be a picture in a chat"), (["no.png"], "no file")]
+)
+def test_wrong_pictures_are_told_before_the_model_is_opened(fastvlm, arguments, words):
+    outcome = fastvlm("chat", *arguments, "-m", "no-such-model")
+    assert outcome.code == 2 and words in outcome.error
+
+
+def test_saving_never_overwrites(tmp_path):
+    chat, file = Conversation(), tmp_path / "chat.txt"
+    chat.ask("What?")
+    chat.save(file)
+    before = file.read_bytes()
+    with pytest.raises(UsageError, match="exists and is left as it is"):
+        chat.save(file)
+    assert file.read_bytes() == before
+
+
+def _take_terminal() -> None:
+    """Make stdin the controlling terminal, so that Ctrl-C typed there is a signal."""
+    hear_ctrl_c()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+class Terminal:
+    """The command at a pseudo-terminal, as a user has it."""
+
+    def __init__(self, *arguments, **settings):
+        self.parent, child = pty.openpty()
+        command = [sys.executable, "-m", "fastvlm", *map(str, arguments)]
+        environment = {**plain_environment(), **settings}
+        self.process = subprocess.Popen(
+            command, stdin=child, stdout=child, stderr=child, env=environment, start_new_session=True,
+            preexec_fn=_take_terminal,  # noqa: PLW1509  # no threads are running here
+        )  # fmt: skip
+        os.close(child)
+        self.seen = ""
+        self._mark = 0
+
+    def type(self, text: str) -> None:
+        os.write(self.parent, text.encode())
+
+    def wait_for(self, words: str, timeout_s: float = 120) -> str:
+        """All that came since the last wait, once it holds `words`."""
+        deadline = time.monotonic() + timeout_s
+        while words not in self.seen[self._mark :]:
+            ready, _, _ = select.select([self.parent], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, f"waited for {words!r}, saw {self.seen[self._mark :]!r}"
+            try:
+                self.seen += os.read(self.parent, 65536).decode("utf-8", "replace")
+            except OSError as error:
+                raise AssertionError(f"left before {words!r}: {self.seen[self._mark :]!r}") from error
+        news = self.seen[self._mark :]
+        self._mark += news.index(words) + len(words)
+        return news
+
+    def leave(self) -> int:
+        """Read what is left, so that the command is not held up by it, until it has gone."""
+        with suppress(OSError):  # how Linux reports that the other side is closed
+            while select.select([self.parent], [], [], 60)[0]:
+                self.seen += os.read(self.parent, 65536).decode("utf-8", "replace")
+        code = self.process.wait(timeout=60)
+        os.close(self.parent)
+        return code
+
+
+def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(workplace, picture, endless_folder):
+    terminal = Terminal("chat", picture, "-m", endless_folder, "-n", "3900", NO_COLOR="1")
+    terminal.wait_for("Ctrl-D leaves")
+    terminal.wait_for("> ")
+    terminal.type("What is this?\n")
+    terminal.wait_for("circle")
+    terminal.type("\x03")
+    terminal.wait_for("(stopped)")
+    terminal.wait_for("> ")
+    terminal.type("\x03")  # at the prompt: nothing to stop
+    terminal.wait_for("(Ctrl-D leaves)")
+    terminal.type("/history\n")
+    history = terminal.wait_for("FastVLM: Grüße!")
+    assert "What is this?" in history, "the stopped reply was kept"
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.leave() == 0
+    assert "Traceback" not in terminal.seen
+    assert not re.search(r"\x1b\[[0-9;]*m", terminal.seen), "NO_COLOR is respected"
+
+
+def test_at_a_terminal_an_answer_has_a_summary(workplace, picture, parrot_folder):
+    terminal = Terminal("ask", picture, "What?", "-m", parrot_folder)
+    terminal.wait_for("Second line: 100 %.")
+    summary = terminal.wait_for("tokens/s")
+    assert terminal.leave() == 0
+    assert re.search(r"\d+ tokens in \(4 of pictures\), \d+ out · opened in .* s · first text after \d+ ms", summary)
+    assert "\x1b[2m" in summary, "faint"

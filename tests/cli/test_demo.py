@@ -1,0 +1,42 @@
+"""The script behind `make demo` asks every question of its table, in order, and fails if one fails."""
+
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def demo(tmp_path, table: str, command: str) -> subprocess.CompletedProcess:
+    shutil.copy(EXAMPLES / "demo.sh", tmp_path)
+    (tmp_path / "demo.tsv").write_text(table, encoding="utf-8")
+    stand_in = tmp_path / "fastvlm"
+    stand_in.write_text(f"#!/bin/sh\n{command}\n")
+    stand_in.chmod(stat.S_IRWXU)
+    return subprocess.run(["sh", tmp_path / "demo.sh", stand_in], capture_output=True, text=True, check=False)
+
+
+def test_each_line_of_the_table_is_asked(tmp_path):
+    done = demo(
+        tmp_path,
+        '# a remark\n\na.png\tHow many?\nb c.png\tWhat\'s "this" $HOME\\n?',
+        'cat >/dev/null; printf "[%s|%s|%s]\\n" "$1" "${2##*/}" "$3"',
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert lines == ["[ask|a.png|How many?]", '[ask|b c.png|What\'s "this" $HOME\\n?]']
+    assert '$ fastvlm ask examples/a.png "How many?"' in done.stdout
+
+
+def test_a_failed_answer_fails_the_demo(tmp_path):
+    done = demo(tmp_path, "a.png\tHow many?\nb.png\tWhat?\n", "exit 1")
+    assert done.returncode == 1 and "b.png" not in done.stdout
+
+
+def test_the_table_names_pictures_that_are_there():
+    table = EXAMPLES / "demo.tsv"
+    if table.exists():  # written with the pictures
+        rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip(" #")]
+        asked = [row for row in rows if not row[0].startswith("#")]
+        assert asked and all(len(row) == 2 and (EXAMPLES / row[0]).is_file() and row[1].strip() for row in asked)

@@ -1,0 +1,96 @@
+"""The door is light, help is helpful, and the same whatever the terminal."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from cli_process import plain_environment
+
+import fastvlm as package
+
+VERBS = ("ask", "chat", "info", "convert")
+HEAVY = ("torch", "transformers", "huggingface_hub", "PIL", "httpx", "numpy")
+LOADED = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], env=plain_environment(), capture_output=True, check=True)
+    return done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], [], ["ask", "--help"], ["ask", "--foo"], ["chat", "-h"]]
+)
+def test_nothing_heavy_is_loaded_for_talk(arguments):
+    out = python(f"from fastvlm.cli.main import main; main({arguments!r}); {LOADED}")
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert python(f"import fastvlm; {LOADED}") == "[]\n"
+
+
+def test_help_answers_within_half_a_second(workplace):
+    """Processor seconds, best of five: on a busy machine the clock on the wall measures the others."""
+
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run(
+            [sys.executable, "-m", "fastvlm", "--help"], env=plain_environment(), capture_output=True, check=True
+        )
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_without_arguments_there_is_help(fastvlm):
+    outcome = fastvlm()
+    assert outcome == fastvlm("--help") == fastvlm("-h")
+    assert outcome.code == 0 and outcome.err == ""
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} +[A-Z]", outcome.out, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_examples_that_name_only_what_exists(fastvlm, verb):
+    page = fastvlm(verb, "--help").out
+    usage, _, rest = page.partition("\n")
+    assert usage.startswith(f"Usage: fastvlm {verb} [OPTIONS] ")
+    examples = rest.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(examples) >= 2
+    flags = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", rest.partition("Options:\n")[2]))
+    for line in examples:
+        assert "fastvlm " + verb in line
+        for flag in re.findall(r" (--?[a-z][a-z-]*)", line.partition("fastvlm ")[2].partition("|")[0]):
+            assert flag in flags, f"{line}: {flag} does not exist"
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_pages_fit_eighty_columns_except_examples(fastvlm, verb):
+    page = fastvlm(*([verb] if verb else []), "--help").out
+    long = [line for line in page.splitlines() if len(line) > 80 and "fastvlm" not in line]
+    assert long == []
+
+
+def test_the_version(fastvlm):
+    assert fastvlm("--version").out == f"fastvlm {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["aks"], "No such command 'aks'. Did you mean 'ask'? Try: fastvlm --help"),
+        (["ask", "--modle", "x", "q"], "No such option: --modle"),
+        (["--foo"], "No such option: --foo"),
+        (["info", "a", "b"], "unexpected extra argument"),
+        (["convert", "a"], "TARGET"),
+        (["ask", "q", "--model"], "'--model' requires an argument"),
+    ],
+)
+def test_typing_mistakes_are_one_line_and_exit_code_two(fastvlm, arguments, words):
+    outcome = fastvlm(*arguments)
+    assert outcome.code == 2 and words in outcome.error and outcome.out == ""
+    assert outcome.error.endswith("--help")

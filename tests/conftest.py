@@ -1,0 +1,46 @@
+"""What all tests share: peers that can be imported, small models.
+
+timm and transformers' own FastVLM are what we are compared with. They lie in a folder of their own (``make peers``), so
+that no environment in which `fastvlm` runs has them, and only this process sees it. timm imports torchvision, which has
+no CPU build in every index: its registrations of compiled operators fail, nothing here needs those operators, and an
+empty module takes their place.
+"""
+
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PEERS = Path(os.environ.get("FASTVLM_PEERS", HERE.parent / ".venv-peers")).resolve()
+if not (PEERS / "timm").is_dir():
+    pytest.exit(f"timm is not in {PEERS}. Run: make peers", returncode=2)
+sys.path.append(str(PEERS))
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(HERE))  # for `import tiny`
+
+import tiny  # noqa: E402  (needs the path above)
+import torch  # noqa: E402  (needs the stand-in above)
+
+from fastvlm import FastVlmConfig, FastVlmForConditionalGeneration  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config() -> FastVlmConfig:
+    """A FastVLM of about 200,000 parameters with all five stages; see `tiny.config`."""
+    return tiny.config()
+
+
+@pytest.fixture
+def tiny_model() -> FastVlmForConditionalGeneration:
+    """A model of `tiny_config` in eval mode, seeded, with weights that let pictures matter."""
+    return tiny.model()
