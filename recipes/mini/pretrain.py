@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,10 @@ from fastvlm.config import FastVlmConfig
 from fastvlm.model.blocks import ConvFFN
 from fastvlm.model.fastvithd import FastViTHD
 
-PEAK_LR = 2e-3
+PEAK_LR = 1.5e-3
+LATE_SHARE = 0.4
+# Pictures after which the BatchNorms keep the statistics they have, see `to_training`.
+BATCH_STATISTICS_FOR = 3_000
 TEST_TOPICS = ("letter", "word", "grid", "shapes", "emoji")
 Sample = tuple[np.ndarray, DenseTarget]
 
@@ -104,6 +108,29 @@ def new_head(encoder: FastViTHD) -> DenseHead:
     return DenseHead([stage.channels for stage in encoder.config.stages], encoder.config.hidden_size)
 
 
+def to_training(model: torch.nn.Module, pictures: int = BATCH_STATISTICS_FOR) -> None:
+    """Training mode; from BATCH_STATISTICS_FOR pictures on, BatchNorms stay at their running statistics, as when fused.
+
+    The statistics of a dozen pictures with plain backgrounds are noise that drowns colours: with them, the stride 16
+    head named 65 % of shapes and 61 % of colours; with the running ones, the same weights named 75 % and 70 %.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train(pictures < BATCH_STATISTICS_FOR)
+
+
+def encoder_groups(encoder: FastViTHD, head: torch.nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimiser groups of the encoder and its dense head, where the wide last stages get LATE_SHARE of the rate.
+
+    At the full rate a step moves a sum of 1,536 inputs so far that the residual stream of the last stage grew twenty
+    times and buried what the stages before had seen.
+    """
+    late = torch.nn.ModuleList([*list(encoder.stages)[3:], encoder.final_conv])
+    early = torch.nn.ModuleList([encoder.stem, *list(encoder.stages)[:3], head])
+    return decayed_groups(early, lr, weight_decay) + decayed_groups(late, LATE_SHARE * lr, weight_decay)
+
+
 @torch.no_grad()
 def measure(encoder: FastViTHD, head: DenseHead, side: int, count: int = 48) -> dict[str, float]:
     """Accuracy per kind of picture, drawn in fonts and from seeds that training never sees."""
@@ -116,7 +143,6 @@ def measure(encoder: FastViTHD, head: DenseHead, side: int, count: int = 48) -> 
         for name in ("emoji",) if topic == "emoji" else ("things", "stride_16", "colours"):
             right, total = scores[name]
             report[f"{topic}_{name}"] = right / max(1, total)
-    encoder.train()
     return report
 
 
@@ -125,27 +151,23 @@ def train(run: Path, schedule: Schedule, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     encoder = new_encoder()
     head = new_head(encoder)
-    optimizer = torch.optim.AdamW(
-        decayed_groups(encoder, PEAK_LR, 0.05) + decayed_groups(head, PEAK_LR, 0.05), betas=(0.9, 0.98), fused=True
-    )
+    optimizer = torch.optim.AdamW(encoder_groups(encoder, head, PEAK_LR, 0.05), betas=(0.9, 0.98), fused=True)
     progress, log, path = Progress(), Log(run / "encoder.jsonl"), run / "encoder.pt"
     state = load_state(path)
     if state is not None:
         encoder.load_state_dict(state["encoder"])
         head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
-        for group in optimizer.param_groups:
-            group["peak_lr"] = PEAK_LR  # the schedule is this run's, the moments are the state's
         progress = Progress(**state["progress"])
 
     def save() -> None:
         parts = {"encoder": encoder.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict()}
         save_state(path, progress, parts)
 
-    encoder.train()
     running, saved_at, measured_at = 0.0, time.monotonic(), progress.pictures
     for images, target in batches(Drawings(options.side), progress.pictures, options.batch, options.workers, collate):
         started = time.monotonic()
+        to_training(encoder, progress.pictures)
         set_learning_rate(optimizer, schedule.factor(progress))
         loss = dense_loss(head(*encoder.forward_with_stages(to_pixels(images))), target)
         optimizer.zero_grad(set_to_none=True)

@@ -37,7 +37,7 @@ from recipes.mini.loop import (
     set_learning_rate,
     to_pixels,
 )
-from recipes.mini.pretrain import collate_dense, pixels_of, shown
+from recipes.mini.pretrain import collate_dense, encoder_groups, pixels_of, shown, to_training
 from recipes.mini.word_alignment import WordAlignment
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -50,7 +50,6 @@ from fastvlm.model.modeling import FastVlmForConditionalGeneration
 EASY_SHARE = 0.2
 MOST_TOKENS = 90
 DENSE_WEIGHT, ALIGNMENT_WEIGHT = 0.2, 0.3
-LATE_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -168,30 +167,11 @@ def exact_matches(model: FastVlmForConditionalGeneration, talks: Conversations, 
 
 
 def optimizer_of(model: FastVlmForConditionalGeneration, head: nn.Module, lr: float, encoder_lr: float) -> Any:
-    """AdamW with `lr` for projector and decoder, `encoder_lr` for the encoder's first three stages and the dense head.
-
-    The wide last stages get a share of it: at the full rate a step moves a sum of 1,536 inputs so far that the
-    residual stream of the last stage grew twenty times and buried what the stages before had seen.
-    """
-    encoder = encoder_of(model)
-    late = nn.ModuleList([*list(encoder.stages)[3:], encoder.final_conv])
-    early = nn.ModuleList([encoder.stem, *list(encoder.stages)[:3], head])
-    groups = decayed_groups(early, encoder_lr, 0.02) + decayed_groups(late, LATE_SHARE * encoder_lr, 0.02)
+    """AdamW with `lr` for projector and decoder, `encoder_lr` for the encoder and the dense head."""
+    groups = encoder_groups(encoder_of(model), head, encoder_lr, 0.02)
     for part in (model.model.multi_modal_projector, model.model.language_model):
         groups += decayed_groups(part, lr, 0.05)
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-
-
-def to_training(model: FastVlmForConditionalGeneration) -> None:
-    """Training mode with the encoder's BatchNorms at their running statistics, as they will be when fused.
-
-    The statistics of a dozen pictures with plain backgrounds are noise that drowns colours: with them, the stride 16
-    head named 65 % of shapes and 61 % of colours; with the running ones, the same weights named 75 % and 70 %.
-    """
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
 
 
 class Joint:

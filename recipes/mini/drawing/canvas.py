@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from recipes.mini.drawing.vocabulary import COLOUR_NAMES, COLOURS
 
 SIZE = 256
-# What the first edition is shown, in px: a quarter of the encoder's work, and so four times the pictures on a CPU.
-SHOWN = 128
+# What the mini is shown, in px: 16 visual tokens.
+SHOWN = 256
 RGB = tuple[int, int, int]
 
 

@@ -18,11 +18,11 @@ from recipes.mini.drawing.text import draw_grid, draw_lines, draw_page, draw_wor
 from recipes.mini.drawing.vocabulary import EMOJI_STYLES
 
 # Shares of the kinds of picture in each phase, in percent.
-ENCODER_MIX: dict[str, int] = {"page": 25, "grid": 20, "lines": 10, "letter": 11, "word": 14, "shapes": 13, "emoji": 7}
+ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, "word": 16, "shapes": 28, "emoji": 6}
 SMALL_MIX: dict[str, int] = {"grid": 38, "word": 16, "letter": 14, "lines": 8, "shapes": 15, "emoji": 9}
 # What a machine that manages ten pictures a second had time for; letters only to know text from none.
 SHORT_MIX: dict[str, int] = {"shapes": 90, "letter": 10}
-JOINT_MIX: dict[str, int] = {"shapes": 40, "letter": 26, "word": 16, "grid": 8, "emoji": 10}
+JOINT_MIX: dict[str, int] = {"shapes": 44, "letter": 22, "word": 18, "grid": 7, "lines": 3, "emoji": 6}
 
 
 def _styles() -> tuple[str, ...]:

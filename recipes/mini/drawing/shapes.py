@@ -13,8 +13,8 @@ from recipes.mini.drawing.vocabulary import COLOUR_NAMES, COLOURS, HELD_OUT_PAIR
 
 Point = tuple[float, float]
 OVERSAMPLING = 2
-# How often a picture has 0, 1, ... 10 shapes: mostly one, so that an hour is enough to learn what it is.
-SHAPES_A_PICTURE = (1, 50, 15, 11, 9, 7, 5, 1, 1, 0, 0)
+# How often a picture has 0, 1, ... 10 shapes.
+SHAPES_A_PICTURE = (1, 26, 15, 14, 13, 12, 12, 3, 2, 1, 1)
 ALL_PAIRS: tuple[tuple[str, str], ...] = tuple((colour, shape) for colour in COLOUR_NAMES for shape in SHAPE_NAMES)
 TRAIN_PAIRS: tuple[tuple[str, str], ...] = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 
