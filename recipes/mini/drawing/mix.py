@@ -20,9 +20,15 @@ from recipes.mini.drawing.vocabulary import EMOJI_STYLES
 # Shares of the kinds of picture in each phase, in percent.
 ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, "word": 16, "shapes": 28, "emoji": 6}
 SMALL_MIX: dict[str, int] = {"grid": 38, "word": 16, "letter": 14, "lines": 8, "shapes": 15, "emoji": 9}
-# What a machine that manages ten pictures a second had time for; letters only to know text from none.
-SHORT_MIX: dict[str, int] = {"shapes": 90, "letter": 10}
-JOINT_MIX: dict[str, int] = {"shapes": 44, "letter": 22, "word": 18, "grid": 7, "lines": 3, "emoji": 6}
+# The joint phase begins with what is easiest to answer: many tasks at once came to nothing for long.
+FIRST_JOINT_MIX: dict[str, int] = {"shapes": 72, "letter": 28}
+JOINT_MIX: dict[str, int] = {"shapes": 42, "letter": 20, "word": 24, "grid": 7, "lines": 2, "emoji": 5}
+FIRST_JOINT_PICTURES = 12_000
+
+
+def joint_mix(index: int) -> dict[str, int]:
+    """The mix that picture number `index` of the joint phase is drawn from."""
+    return FIRST_JOINT_MIX if index < FIRST_JOINT_PICTURES else JOINT_MIX
 
 
 def _styles() -> tuple[str, ...]:
