@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.mini.drawing.canvas import SHOWN
+from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.wording import Turn
 
 from fastvlm.encoder_config import num_visual_tokens
 
 SYSTEM = "You are a helpful assistant."
-VISUAL_TOKENS = num_visual_tokens(SHOWN, SHOWN)
+VISUAL_TOKENS = num_visual_tokens(SIZE, SIZE)
 IGNORED = -100
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
-from recipes.mini.drawing.canvas import SHOWN
+from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.fonts import Split
 from recipes.mini.drawing.vocabulary import COLOUR_NAMES
 from recipes.mini.drawing.wording import Turn, it_is, with_article
@@ -45,6 +45,6 @@ def file_of(split: Split, number: int) -> bytes:
 
 
 def picture(split: Split, number: int) -> Image.Image:
-    """SHOWN x SHOWN RGB, enlarged from 64 px as the image processor does it (bicubic)."""
+    """SIZE x SIZE RGB, enlarged from 64 px as the image processor does it (bicubic)."""
     with Image.open(_paths(split)[number]) as small:
-        return small.convert("RGB").resize((SHOWN, SHOWN), Image.Resampling.BICUBIC)
+        return small.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)

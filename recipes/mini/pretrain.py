@@ -18,7 +18,7 @@ from PIL import Image
 from recipes.mini.dense_head import DenseBatch, DenseHead, dense_accuracy, dense_loss
 from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.dense import DenseTarget, dense_target
-from recipes.mini.drawing.mix import ENCODER_MIX, SMALL_MIX, draw
+from recipes.mini.drawing.mix import ENCODER_MIX, draw
 from recipes.mini.drawing.scene import Scene
 from recipes.mini.loop import (
     Log,
@@ -47,23 +47,20 @@ Sample = tuple[np.ndarray, DenseTarget]
 
 
 class Drawings(Dataset[Sample]):
-    """Picture number `index` of the encoder's mix, shown at `side` px, with its dense target."""
-
-    def __init__(self, side: int) -> None:
-        self.side = side
+    """Picture number `index` of the encoder's mix, with its dense target."""
 
     def __getitem__(self, index: int) -> Sample:
-        return shown(draw("encoder", index, ENCODER_MIX if self.side == SIZE else SMALL_MIX)[0], self.side)
+        return shown(draw("encoder", index, ENCODER_MIX)[0])
 
 
-def shown(scene: Scene, side: int) -> Sample:
-    """A drawn picture at `side` px (side, side, 3) uint8, with the targets of that size."""
-    return pixels_of(scene.image, side), dense_target(scene, side)
+def shown(scene: Scene) -> Sample:
+    """A drawn picture (SIZE, SIZE, 3) uint8, with its targets."""
+    return pixels_of(scene.image), dense_target(scene)
 
 
-def pixels_of(image: Image.Image, side: int) -> np.ndarray:
-    """A picture at `side` px (side, side, 3) uint8, resized as the image processor does it."""
-    return np.asarray(image if image.width == side else image.resize((side, side), Image.Resampling.BICUBIC))
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """A picture (SIZE, SIZE, 3) uint8, resized as the image processor does it."""
+    return np.asarray(image if image.width == SIZE else image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
 def collate_dense(targets: list[DenseTarget]) -> DenseBatch:
@@ -132,13 +129,13 @@ def encoder_groups(encoder: FastViTHD, head: torch.nn.Module, lr: float, weight_
 
 
 @torch.no_grad()
-def measure(encoder: FastViTHD, head: DenseHead, side: int, count: int = 48) -> dict[str, float]:
+def measure(encoder: FastViTHD, head: DenseHead, count: int = 48) -> dict[str, float]:
     """Accuracy per kind of picture, drawn in fonts and from seeds that training never sees."""
     encoder.eval()
     report: dict[str, float] = {}
     for topic in TEST_TOPICS:
         scenes = (draw("encoder", index, {topic: 1}, "test")[0] for index in range(count))
-        images, target = collate([shown(scene, side) for scene in scenes])
+        images, target = collate([shown(scene) for scene in scenes])
         scores = dense_accuracy(head(*encoder.forward_with_stages(to_pixels(images))), target)
         for name in ("emoji",) if topic == "emoji" else ("things", "stride_16", "colours"):
             right, total = scores[name]
@@ -165,7 +162,7 @@ def train(run: Path, schedule: Schedule, options: argparse.Namespace) -> None:
         save_state(path, progress, parts)
 
     running, saved_at, measured_at = 0.0, time.monotonic(), progress.pictures
-    for images, target in batches(Drawings(options.side), progress.pictures, options.batch, options.workers, collate):
+    for images, target in batches(Drawings(), progress.pictures, options.batch, options.workers, collate):
         started = time.monotonic()
         to_training(encoder, progress.pictures)
         set_learning_rate(optimizer, schedule.factor(progress))
@@ -181,7 +178,7 @@ def train(run: Path, schedule: Schedule, options: argparse.Namespace) -> None:
         if progress.step % 20 == 0:
             log(**vars(progress), loss=running, rate=progress.pictures / progress.seconds)
         if progress.pictures - measured_at >= 3000:
-            log(pictures=progress.pictures, **measure(encoder, head, options.side))
+            log(pictures=progress.pictures, **measure(encoder, head))
             measured_at = progress.pictures
         if time.monotonic() - saved_at > 150:
             save()
@@ -189,7 +186,7 @@ def train(run: Path, schedule: Schedule, options: argparse.Namespace) -> None:
         if progress.seconds > schedule.budget_s or (run / "stop").exists():
             break
     save()
-    log(pictures=progress.pictures, **measure(encoder, head, options.side, 200))
+    log(pictures=progress.pictures, **measure(encoder, head, 200))
 
 
 def main() -> None:
@@ -197,9 +194,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for state and log")
     parser.add_argument("--minutes", type=float, default=35.0, help="training time over all resumptions")
-    parser.add_argument(
-        "--side", type=int, default=SIZE, help="px of the pictures: begin with 128, which costs a quarter"
-    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1, help="drawing processes")
     parser.add_argument("--threads", type=int, default=2, help="threads for tensor arithmetic")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recipes.mini.drawing.canvas import SHOWN
+from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.mix import JOINT_MIX, draw
 from recipes.mini.loop import load_state, to_pixels
 from recipes.mini.train import encoder_of, new_model
@@ -66,7 +66,7 @@ def write_folder(model: FastVlmForConditionalGeneration, tokenizer: Any, out: Pa
     )
     model.to(torch.bfloat16, memory_format=torch.contiguous_format).save_pretrained(out, max_shard_size=LARGEST_SHARD)
     processor = FastVlmProcessor(
-        FastVlmImageProcessor(image_size=SHOWN), tokenizer, image_token_id=model.config.image_token_index
+        FastVlmImageProcessor(image_size=SIZE), tokenizer, image_token_id=model.config.image_token_index
     )
     processor.save_pretrained(out)
     shutil.copy(Path(__file__).parents[2] / "LICENSE", out / "LICENSE")

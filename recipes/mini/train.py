@@ -22,7 +22,6 @@ from recipes.mini import easy_questions
 from recipes.mini.benchmark import QUICK_TESTS, WATCHED, Item, make_items
 from recipes.mini.conversation import IGNORED, Conversations, Encoded
 from recipes.mini.dense_head import DenseBatch, DenseHead, dense_loss
-from recipes.mini.drawing.canvas import SHOWN
 from recipes.mini.drawing.dense import DenseTarget, nothing_known
 from recipes.mini.drawing.mix import draw, joint_mix
 from recipes.mini.drawing.questions import turns_of
@@ -87,7 +86,7 @@ class Talks(Dataset[Sample]):
             image = easy_questions.picture("train", number)
             return Sample(np.asarray(image), self.conversations.encode(turns, MOST_TOKENS), nothing_known())
         turns = turns_of(rng, scene)
-        pixels, target = shown(scene, SHOWN)
+        pixels, target = shown(scene)
         return Sample(pixels, self.conversations.encode(turns, MOST_TOKENS), target)
 
 
@@ -155,7 +154,7 @@ def exact_matches(model: FastVlmForConditionalGeneration, talks: Conversations, 
     for start in range(0, len(items), 20):
         part = items[start : start + 20]
         samples = [
-            Sample(pixels_of(item.image, SHOWN), talks.encode([(item.question, item.answers[0])], 999), nothing_known())
+            Sample(pixels_of(item.image), talks.encode([(item.question, item.answers[0])], 999), nothing_known())
             for item in part
         ]
         batch = collate(samples)

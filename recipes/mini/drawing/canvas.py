@@ -9,9 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from recipes.mini.drawing.vocabulary import COLOUR_NAMES, COLOURS
 
-SIZE = 256
-# What the mini is shown, in px: 16 visual tokens.
-SHOWN = 256
+SIZE = 256  # px: 16 visual tokens
 RGB = tuple[int, int, int]
 
 

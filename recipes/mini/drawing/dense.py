@@ -7,16 +7,17 @@ centre was tried first: after 4,000 pictures nothing but colours had been learnt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from recipes.mini.drawing.canvas import SHOWN, SIZE
+from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.scene import Scene, Thing
 from recipes.mini.drawing.vocabulary import COLOUR_NAMES, EMOJI_NAMES, GLYPHS, SHAPE_NAMES
 
 CELL = 16
 TOKEN = 64
+NUM_CELLS, NUM_TOKENS = SIZE // CELL, SIZE // TOKEN  # across and down
 CLASSES: tuple[str, ...] = ("", *GLYPHS, *SHAPE_NAMES, "emoji")
 CLASS_OF: dict[tuple[str, str], int] = {
     **{("glyph", char): 1 + index for index, char in enumerate(GLYPHS)},
@@ -31,7 +32,7 @@ HEART = 0.28  # a thing claims the cells whose middle is within this share of it
 
 @dataclass(frozen=True)
 class DenseTarget:
-    """`classes`, `colours` (side/16, side/16), `emoji` (side/64, side/64), int64; IGNORED: nothing to say."""
+    """`classes`, `colours` (SIZE/16, SIZE/16), `emoji` (SIZE/64, SIZE/64), int64; IGNORED: nothing to say."""
 
     classes: npt.NDArray[np.int64]
     colours: npt.NDArray[np.int64]
@@ -40,21 +41,20 @@ class DenseTarget:
 
 def nothing_known() -> DenseTarget:
     """The dense target of a picture that was not drawn here."""
-    cells, tokens = (SHOWN // CELL, SHOWN // CELL), (SHOWN // TOKEN, SHOWN // TOKEN)
+    cells, tokens = (NUM_CELLS, NUM_CELLS), (NUM_TOKENS, NUM_TOKENS)
     return DenseTarget(*(np.full(shape, IGNORED, np.int64) for shape in (cells, cells, tokens)))
 
 
-def dense_target(scene: Scene, side: int = SIZE) -> DenseTarget:
-    """The targets of one picture shown at `side` px; a cell near several things belongs to the nearest one."""
-    cells, tokens = side // CELL, side // TOKEN
-    classes = np.zeros((cells, cells), dtype=np.int64)
-    colours = np.full((cells, cells), IGNORED, dtype=np.int64)
-    emoji = np.full((tokens, tokens), IGNORED, dtype=np.int64)
-    nearest = np.full((cells, cells), np.inf)
-    for thing in (_scaled(thing, side / SIZE) for thing in scene.things):
-        distance = _distance(thing, cells)
+def dense_target(scene: Scene) -> DenseTarget:
+    """The targets of one picture; a cell near several things belongs to the nearest one."""
+    classes = np.zeros((NUM_CELLS, NUM_CELLS), dtype=np.int64)
+    colours = np.full((NUM_CELLS, NUM_CELLS), IGNORED, dtype=np.int64)
+    emoji = np.full((NUM_TOKENS, NUM_TOKENS), IGNORED, dtype=np.int64)
+    nearest = np.full((NUM_CELLS, NUM_CELLS), np.inf)
+    for thing in scene.things:
+        distance = _distance(thing)
         is_ours = (distance < nearest) & (distance <= max(0.6 * CELL, HEART * thing.size))
-        row, column = centre_cell(thing, cells)
+        row, column = centre_cell(thing)
         is_ours[row, column] |= nearest[row, column] > 0
         nearest[is_ours] = distance[is_ours]
         nearest[row, column] = 0
@@ -65,25 +65,20 @@ def dense_target(scene: Scene, side: int = SIZE) -> DenseTarget:
     return DenseTarget(classes, colours, emoji)
 
 
-def _scaled(thing: Thing, factor: float) -> Thing:
-    return replace(thing, x=thing.x * factor, y=thing.y * factor, size=thing.size * factor)
-
-
-def _distance(thing: Thing, cells: int) -> npt.NDArray[np.float64]:
-    """(cells, cells) px from each cell's middle to the thing's, the larger of across and down."""
-    middles = (np.arange(cells) + 0.5) * CELL
+def _distance(thing: Thing) -> npt.NDArray[np.float64]:
+    """(NUM_CELLS, NUM_CELLS) px from each cell's middle to the thing's, the larger of across and down."""
+    middles = (np.arange(NUM_CELLS) + 0.5) * CELL
     across, down = np.abs(middles[None, :] - thing.x), np.abs(middles[:, None] - thing.y)
     return np.asarray(np.maximum(across, down))
 
 
 def _tokens_of(cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """(side/64, side/64): tokens that hold one of the cells."""
+    """(NUM_TOKENS, NUM_TOKENS): tokens that hold one of the cells."""
     per_token = TOKEN // CELL
-    tokens = cells.shape[0] // per_token
-    return np.asarray(cells.reshape(tokens, per_token, tokens, per_token).any((1, 3)))
+    return np.asarray(cells.reshape(NUM_TOKENS, per_token, NUM_TOKENS, per_token).any((1, 3)))
 
 
-def centre_cell(thing: Thing, cells: int = SIZE // CELL) -> tuple[int, int]:
+def centre_cell(thing: Thing) -> tuple[int, int]:
     """(row, column) of the cell that holds the thing's centre."""
-    row = min(cells - 1, max(0, int(thing.y // CELL)))
-    return row, min(cells - 1, max(0, int(thing.x // CELL)))
+    row = min(NUM_CELLS - 1, max(0, int(thing.y // CELL)))
+    return row, min(NUM_CELLS - 1, max(0, int(thing.x // CELL)))

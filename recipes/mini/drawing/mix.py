@@ -19,7 +19,6 @@ from recipes.mini.drawing.vocabulary import EMOJI_STYLES
 
 # Shares of the kinds of picture in each phase, in percent.
 ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, "word": 16, "shapes": 28, "emoji": 6}
-SMALL_MIX: dict[str, int] = {"grid": 38, "word": 16, "letter": 14, "lines": 8, "shapes": 15, "emoji": 9}
 # The joint phase begins with what is easiest to answer: many tasks at once came to nothing for long.
 FIRST_JOINT_MIX: dict[str, int] = {"shapes": 72, "letter": 28}
 JOINT_MIX: dict[str, int] = {"shapes": 42, "letter": 20, "word": 24, "grid": 7, "lines": 2, "emoji": 5}

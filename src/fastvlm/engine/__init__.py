@@ -1,1 +1,1 @@
-"""The fast path: encode, prefill, decode, sample and stream, many requests at once; equal to `generate`, token for token."""
+"""The fast path: encode, prefill, decode, sample and stream, many requests at once; token for token as `generate`."""
