@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
+    "EngineBusyError",
     "FastVlmError",
     "ImageTokenMismatchError",
     "MissingExtraError",
@@ -44,6 +45,10 @@ class ContextLengthError(FastVlmError, ValueError):
     """A prompt that, with the reply asked for, is longer than the decoder's context."""
 
 
+class EngineBusyError(FastVlmError, ValueError):
+    """More requests than an engine lets wait: try again later, or wait for room."""
+
+
 class AttentionError(FastVlmError, ValueError):
     """An attention implementation that a part of the model cannot use."""
 
@@ -53,7 +58,7 @@ class CheckpointError(FastVlmError, ValueError):
 
 
 class UsageError(FastVlmError, ValueError):
-    """A command line that asks for something that does not exist or does not go together."""
+    """A command line or a request that asks for something that does not exist or does not go together."""
 
 
 class MissingExtraError(FastVlmError, ImportError):

@@ -1,0 +1,131 @@
+"""Which token comes next: the one place where it is decided.
+
+Filters are transformers' own in meaning and order; V is the vocabulary. A sampler's random numbers come from a
+generator of its own, so they depend on its seed alone and not on what else is in the batch. The logits may: a product
+of several rows differs in its last bits from that of one. The draw is ``multinomial``'s (the largest of probability
+divided by exponential noise), which moves only where two tokens tie to those last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastvlm.engine.types import SamplingParams, TokenLogprobs
+
+__all__ = ["Picked", "Sampler", "filter_logits", "pick_tokens"]
+
+_SORTED_FIRST = 1024  # top-p rarely needs more of the vocabulary in order; if it does, all of it is sorted
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A token and, if they were asked for, the log probabilities at its place."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class Sampler:
+    """What one request needs for picking: its settings, its random numbers, the tokens that it may not repeat.
+
+    Args:
+        params: the settings.
+        prompt_ids: token ids of the prompt; the repetition penalty counts them.
+        device: where the logits are.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.params = params
+        self._generator: torch.Generator | None = None
+        if not params.is_greedy:
+            self._generator = torch.Generator(device)
+            _ = self._generator.seed() if params.seed is None else self._generator.manual_seed(params.seed)
+        self._seen: set[int] = set()
+        self._seen_ids: Tensor | None = None
+        if params.repetition_penalty != 1:
+            self._seen = set(prompt_ids)
+            self._seen_ids = torch.tensor(sorted(self._seen), dtype=torch.int64, device=device)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if the likeliest token is all that is wanted."""
+        return self.params.is_greedy and self._seen_ids is None and self.params.logprobs is None
+
+    def pick(self, logits: Tensor) -> Picked:
+        """The next token after `logits` (V,)."""
+        logits = logits.float()
+        scores = filter_logits(logits, self.params, self._seen_ids)
+        if self._generator is None:
+            token_id = int(scores.argmax())
+        else:
+            token_id = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        self._remember(token_id)
+        count = self.params.logprobs
+        return Picked(token_id, None if count is None else _logprobs(logits, token_id, count))
+
+    def _remember(self, token_id: int) -> None:
+        if self._seen_ids is not None and token_id not in self._seen:
+            self._seen.add(token_id)
+            self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token_id])])
+
+
+def pick_tokens(logits: Tensor, samplers: Sequence[Sampler]) -> list[Picked]:
+    """The next token of each row of `logits` (B, V), by its own sampler; one transfer for all that are plain."""
+    likeliest: list[int] = []
+    if any(sampler.is_plain for sampler in samplers):
+        likeliest = logits.argmax(-1).tolist()
+    return [
+        Picked(likeliest[row]) if sampler.is_plain else sampler.pick(logits[row])
+        for row, sampler in enumerate(samplers)
+    ]
+
+
+def filter_logits(logits: Tensor, params: SamplingParams, seen_ids: Tensor | None = None) -> Tensor:
+    """Logits (V,) float32 as `params` change them; -inf where a token is ruled out.
+
+    Args:
+        logits: (V,) float32, left as they are.
+        params: temperature and filters; at temperature 0 only the repetition penalty counts.
+        seen_ids: distinct token ids (K,) int64 of prompt and reply.
+    """
+    if params.repetition_penalty != 1 and seen_ids is not None:
+        logits = _penalised(logits, seen_ids, params.repetition_penalty)
+    if params.is_greedy:
+        return logits
+    logits = logits / params.temperature
+    if 0 < params.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(params.top_k).values[-1], -torch.inf)
+    if params.top_p < 1:
+        logits = _within_top_p(logits, params.top_p)
+    if params.min_p > 0:
+        probabilities = logits.softmax(-1)
+        logits = logits.masked_fill(probabilities < params.min_p * probabilities.max(), -torch.inf)
+    return logits
+
+
+def _penalised(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
+    scores = logits[seen_ids]
+    scores = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return logits.index_copy(0, seen_ids, scores)
+
+
+def _within_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Rule out the tokens before which the likelier ones hold `top_p` already; the likeliest always stays."""
+    probabilities = logits.softmax(-1)
+    values, ids = probabilities.topk(min(_SORTED_FIRST, len(probabilities)))
+    if float(values.sum()) < top_p:
+        values, ids = probabilities.sort(descending=True, stable=True)
+    is_kept = values.cumsum(-1) - values < top_p
+    is_kept[0] = True
+    kept = ids[is_kept]
+    return torch.full_like(logits, -torch.inf).index_copy(0, kept, logits[kept])
+
+
+def _logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
+    logprobs = logits.log_softmax(-1)
+    top = logprobs.topk(min(count, len(logprobs)))
+    return TokenLogprobs(float(logprobs[token_id]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
