@@ -1,0 +1,207 @@
+"""The Qwen2 decoder over slots: the prompt in one pass, then a token a step for one slot or several.
+
+The weights are the loaded model's own, held once; what they are multiplied by is exchangeable (`make_linear`), so that
+packed or quantised products take part. Additions come in the order of transformers' Qwen2. T tokens, B rows, D width,
+H heads, K key/value heads, E head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvlm.engine.kv_cache import KeyValueCache
+from fastvlm.engine.slot_attention import Attend, attend_prompt, attend_rows, attend_token
+from fastvlm.errors import ConfigError
+
+__all__ = ["Decoder", "Linear", "MakeLinear", "plain_linear"]
+
+Linear = Callable[[Tensor], Tensor]  # (T, in) -> (T, out)
+MakeLinear = Callable[[Tensor, Tensor | None], Linear]  # (weight (out, in), bias (out,)) -> Linear
+
+_FIRST_TABLE_TOKENS = 1024
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """A product with `weight` (out, in) as it lies."""
+    return partial(F.linear, weight=weight, bias=bias)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's weights: two norms (D,) and five products."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    output: Linear
+    mlp_norm: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+class Decoder:
+    """Decoder and head of a loaded model, over a cache of its own.
+
+    Query, key and value weights are laid one after the other, and the model's parameters become views of that: nothing
+    is held twice, and `generate` works as before.
+
+    Args:
+        model: a :class:`fastvlm.FastVlmForConditionalGeneration`.
+        num_slots: requests at the same time.
+        context: tokens a slot can hold, prompt and reply.
+        make_linear: turns a weight and its bias into a product. Layers that are no plain ``nn.Linear`` (LoRA,
+            quantised by transformers) are called as they are.
+
+    Raises:
+        ConfigError: a decoder that is no plain Qwen2.
+    """
+
+    def __init__(self, model: Any, num_slots: int, context: int, make_linear: MakeLinear = plain_linear) -> None:
+        config, decoder = model.config.text_config, model.model.language_model
+        _refuse_other_decoders(config)
+        self._embedding: Tensor = model.get_input_embeddings().weight.detach()
+        self._rotary: nn.Module = decoder.rotary_emb
+        self._layers = [_layer(layer, make_linear) for layer in decoder.layers]
+        self._norm: Tensor = decoder.norm.weight.detach()
+        self._head = _linear([model.lm_head], make_linear)
+        self._epsilon: float = config.rms_norm_eps
+        self._num_heads: int = config.num_attention_heads
+        self._num_kv_heads: int = config.num_key_value_heads
+        self.cache = KeyValueCache(config, num_slots, context, self.dtype, self.device)
+        self._grow_tables(min(_FIRST_TABLE_TOKENS, context))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self._embedding.dtype
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """Token embeddings (T, D)."""
+        return F.embedding(torch.tensor(token_ids, device=self.device), self._embedding)
+
+    @torch.inference_mode()
+    def prefill(self, embeds: Tensor, slot: int, start: int = 0) -> Tensor:
+        """Logits (V,) after `embeds` (T, D), which continue the first `start` tokens that `slot` holds."""
+        num_tokens = len(embeds)
+        self._grow_tables(start + num_tokens)
+        rows = slice(start, start + num_tokens)
+        if num_tokens == 1:
+            attend = attend_token(self.cache, slot, start)
+        else:
+            attend = attend_prompt(self.cache, slot, start, num_tokens)
+        return self._run(embeds, self._cos[rows], self._sin[rows], attend, is_last_only=True)[0]
+
+    @torch.inference_mode()
+    def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Logits (B, V) after one more token in each of `slots`, at `positions` (tokens that the slot holds)."""
+        self._grow_tables(max(positions) + 1)
+        if len(slots) == 1:
+            position = positions[0]
+            cos, sin = self._cos[position : position + 1], self._sin[position : position + 1]
+            attend = attend_token(self.cache, slots[0], position)
+        else:
+            at = torch.tensor(positions, device=self.device)
+            cos, sin = self._cos[at], self._sin[at]
+            attend = attend_rows(self.cache, slots, positions)
+        return self._run(self.embed(token_ids), cos, sin, attend)
+
+    def _run(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, is_last_only: bool = False) -> Tensor:
+        """Logits of all rows of `hidden` (T, D), or of the last one; cos, sin (T, 1, E)."""
+        for index, layer in enumerate(self._layers):
+            mixed = attend(index, *self._qkv(layer, hidden, cos, sin))
+            if is_last_only and index == len(self._layers) - 1:  # the last layer's other rows go nowhere
+                hidden, mixed = hidden[-1:], mixed[-1:]
+            hidden = hidden + layer.output(mixed)
+            normed = self._normed(hidden, layer.mlp_norm)
+            hidden = hidden + layer.down(F.silu(layer.gate(normed)) * layer.up(normed))
+        return self._head(self._normed(hidden, self._norm))
+
+    def _qkv(self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, H, E), keys and values (T, K, E), queries and keys turned to their positions."""
+        heads, kv_heads = self._num_heads, self._num_kv_heads
+        qkv = layer.qkv(self._normed(hidden, layer.attention_norm)).view(len(hidden), heads + 2 * kv_heads, -1)
+        turned = qkv[:, : heads + kv_heads]
+        turned = turned * cos + turned.roll(turned.shape[-1] // 2, -1) * sin
+        return turned[:, :heads], turned[:, heads:], qkv[:, heads + kv_heads :]
+
+    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(hidden, weight.shape, weight, self._epsilon)
+
+    def _grow_tables(self, num_tokens: int) -> None:
+        """Make the tables of cosines and sines (C, 1, E) reach `num_tokens`; each time at least twice as far."""
+        known = len(getattr(self, "_cos", ()))
+        if num_tokens <= known:
+            return
+        length = min(max(num_tokens, 2 * known), self.cache.context)
+        positions = torch.arange(length, device=self.device)[None]
+        cos, sin = self._rotary(self._embedding[:1], positions)
+        first, second = sin[0].chunk(2, dim=-1)
+        self._cos, self._sin = cos[0][:, None], torch.cat([-first, second], dim=-1)[:, None]  # for `roll`, no negation
+
+
+def _refuse_other_decoders(config: Any) -> None:
+    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+    if config.model_type != "qwen2" or config.hidden_act != "silu":
+        found = f"is {config.model_type!r} with {getattr(config, 'hidden_act', None)!r}"
+    elif "sliding_attention" in config.layer_types:
+        found = "has sliding windows"
+    elif rope_type in _LENGTH_DEPENDENT_ROPE:
+        found = f"has {rope_type!r} positions"
+    else:
+        return
+    raise ConfigError(f"The decoder {found}; the engine runs plain Qwen2. Use model.generate for this model.")
+
+
+def _layer(layer: Any, make_linear: MakeLinear) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        attention_norm=layer.input_layernorm.weight.detach(),
+        qkv=_linear([attention.q_proj, attention.k_proj, attention.v_proj], make_linear),
+        output=_linear([attention.o_proj], make_linear),
+        mlp_norm=layer.post_attention_layernorm.weight.detach(),
+        gate=_linear([mlp.gate_proj], make_linear),
+        up=_linear([mlp.up_proj], make_linear),
+        down=_linear([mlp.down_proj], make_linear),
+    )
+
+
+def _linear(modules: Sequence[nn.Module], make_linear: MakeLinear) -> Linear:
+    """One product for `modules` over the same input, their outputs side by side."""
+    # `_hf_hook`: accelerate moves this layer's weights about.
+    if not all(type(module) is nn.Linear and not hasattr(module, "_hf_hook") for module in modules):
+        return modules[0] if len(modules) == 1 else lambda x: torch.cat([module(x) for module in modules], dim=-1)
+    biases = [module.bias for module in modules if isinstance(module.bias, nn.Parameter)]
+    bias = _side_by_side(biases) if len(biases) == len(modules) else None
+    return make_linear(_side_by_side([module.weight for module in modules]), bias)  # type: ignore[misc]
+
+
+def _side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """All rows of `parameters` in one tensor, of which they become views."""
+    first = parameters[0].detach()
+    if len(parameters) == 1:
+        return first
+    rows = [len(parameter) for parameter in parameters]
+    ends = [parameter.data_ptr() + parameter.nbytes for parameter in parameters]
+    storage = first.untyped_storage().data_ptr()
+    if all(p.untyped_storage().data_ptr() == storage for p in parameters) and ends[:-1] == [
+        p.data_ptr() for p in parameters[1:]
+    ]:  # by an engine before this one
+        return first.as_strided((sum(rows), *first.shape[1:]), first.stride())
+    joined = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, torch.split(joined, rows), strict=True):
+        parameter.data = part
+    return joined

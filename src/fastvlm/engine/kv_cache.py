@@ -1,0 +1,71 @@
+"""Keys and values of the tokens that the decoder has seen, in a fixed number of slots.
+
+Memory is claimed at once and, on a CPU, taken only as it is written: a slot for the whole context costs what its
+longest request needs. S slots, K key/value heads, C context in tokens, E head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["KeyValueCache", "kv_bytes_per_token"]
+
+_ALIGNMENT_BYTES = 64  # a cache line, and the widest vector registers
+
+
+def kv_bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:
+    """Bytes that one token takes in the cache: keys and values of all layers. 12,288 for the 0.5B in bfloat16."""
+    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return 2 * int(text_config.num_hidden_layers * text_config.num_key_value_heads * head_dim) * dtype.itemsize
+
+
+class KeyValueCache:
+    """`keys` and `values`: for each layer a tensor (S, K, C, E), zeros at first.
+
+    Args:
+        text_config: the decoder's config: layers, key/value heads, head width.
+        num_slots: requests at the same time.
+        context: tokens a slot can hold.
+        dtype, device: of the decoder.
+    """
+
+    def __init__(
+        self, text_config: Any, num_slots: int, context: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        self.num_slots, self.context = num_slots, context
+        self.bytes_per_token = kv_bytes_per_token(text_config, dtype)
+        kv_heads, layers = text_config.num_key_value_heads, text_config.num_hidden_layers
+        head_dim = self.bytes_per_token // (2 * layers * kv_heads * dtype.itemsize)
+        shape = (num_slots, kv_heads, context, head_dim)
+        self.keys = [_zeros(shape, dtype, torch.device(device)) for _ in range(layers)]
+        self.values = [_zeros(shape, dtype, torch.device(device)) for _ in range(layers)]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes claimed in all."""
+        return self.bytes_per_token * self.num_slots * self.context
+
+    @torch.inference_mode()
+    def copy_prefix(self, source: int, target: int, num_tokens: int) -> None:
+        """Let `target` begin with the first `num_tokens` of `source`."""
+        if source == target:
+            return
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :num_tokens] = tensor[source, :, :num_tokens]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU the system's untouched pages, which become memory when they are written.
+
+    They have to be zeros: what masked attention multiplies by nothing must not be NaN.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(num_bytes + _ALIGNMENT_BYTES, dtype=np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT_BYTES
+    return torch.from_numpy(raw[start : start + num_bytes]).view(dtype).view(shape)

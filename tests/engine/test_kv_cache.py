@@ -1,0 +1,57 @@
+"""Keys and values in slots: sizes as told, prefixes copied, memory taken as it is used."""
+
+import pytest
+import tiny
+import torch
+
+from fastvlm.config import FastVlmConfig
+from fastvlm.engine.kv_cache import KeyValueCache, kv_bytes_per_token
+
+
+def cache(num_slots=3, context=8, dtype=torch.float32):
+    return KeyValueCache(tiny.config().text_config, num_slots, context, dtype)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [("0.5b", 24 * 2 * 2 * 64 * 2), ("1.5b", 28 * 2 * 2 * 128 * 2), ("7b", 28 * 2 * 4 * 128 * 2)],
+)
+def test_bytes_per_token_of_the_published_sizes(preset, expected):
+    assert kv_bytes_per_token(FastVlmConfig.preset(preset).text_config, torch.bfloat16) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_told_is_what_is_there(dtype):
+    made = cache(dtype=dtype)
+    tensors = [*made.keys, *made.values]
+    assert len(tensors) == 2 * 2 and all(tensor.shape == (3, 2, 8, 8) for tensor in tensors)
+    assert made.num_bytes == sum(tensor.nbytes for tensor in tensors) == made.bytes_per_token * 3 * 8
+    assert all(tensor.dtype == dtype and not tensor.any() for tensor in tensors)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors)
+
+
+def test_a_prefix_is_copied_and_nothing_else():
+    made = cache()
+    for layer, tensor in enumerate((*made.keys, *made.values)):
+        tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape) + 10_000 * layer)
+    before = [tensor.clone() for tensor in (*made.keys, *made.values)]
+    made.copy_prefix(0, 2, 5)
+    for tensor, old in zip((*made.keys, *made.values), before, strict=True):
+        assert torch.equal(tensor[2, :, :5], old[0, :, :5])
+        assert torch.equal(tensor[2, :, 5:], old[2, :, 5:])
+        assert torch.equal(tensor[:2], old[:2])
+
+
+def test_a_slot_copied_onto_itself_stays():
+    made = cache()
+    made.keys[0].fill_(3.0)
+    made.copy_prefix(1, 1, 8)
+    assert (made.keys[0] == 3.0).all()
+
+
+def test_a_claimed_context_is_no_used_memory():
+    """64 GiB would not fit; untouched, they are only addresses."""
+    made = cache(num_slots=2, context=2**25)
+    assert made.num_bytes == 2**34
+    made.keys[0][1, :, 2**25 - 1] = 1.0
+    assert made.keys[0][1, :, 2**25 - 2 :].sum() == 2 * 8
