@@ -1,0 +1,96 @@
+"""What this CPU and this build of torch can do: asked once, by trying, so that every kernel has its fallback.
+
+Nothing is probed at import; the first call of :func:`cpu_kernels` takes about a millisecond.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["CpuKernels", "cpu_kernels"]
+
+
+@dataclass(frozen=True)
+class CpuKernels:
+    """Kernels that work here and give the right numbers.
+
+    Attributes:
+        has_packed_float32: oneDNN linears with weights packed once, float32.
+        has_packed_bfloat16: the same for bfloat16.
+        has_fast_bfloat16: bfloat16 dot products in hardware (AVX512-BF16 or AMX); without, bfloat16 is emulated and
+            slower than float32.
+        has_packed_int8: oneDNN linears of uint8 activations and int8 weights, with VNNI or AMX. Without these
+            oneDNN adds pairs of products in 16 bits, which overflow silently (pytorch issue 103646).
+        has_packed_int4: the grouped int4 kernel whose layout is known here: blocks of 64 outputs (AVX-512).
+    """
+
+    has_packed_float32: bool
+    has_packed_bfloat16: bool
+    has_fast_bfloat16: bool
+    has_packed_int8: bool
+    has_packed_int4: bool
+
+    def has_packed(self, dtype: torch.dtype) -> bool:
+        """True if packed linears of this dtype work here."""
+        return {torch.float32: self.has_packed_float32, torch.bfloat16: self.has_packed_bfloat16}.get(dtype, False)
+
+
+@functools.cache
+def cpu_kernels() -> CpuKernels:
+    """The kernels of this process; the environment variable ``ATEN_CPU_CAPABILITY`` counts, as it does for torch."""
+    is_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    has_amx, has_vnni = torch.cpu._is_amx_tile_supported(), torch.cpu._is_vnni_supported()
+    return CpuKernels(
+        has_packed_float32=_works(lambda: _packed_linear_gap(torch.float32)),
+        has_packed_bfloat16=is_avx512 and _works(lambda: _packed_linear_gap(torch.bfloat16)),
+        has_fast_bfloat16=torch.cpu._is_avx512_bf16_supported() or has_amx,
+        has_packed_int8=(has_vnni or has_amx) and _works(_packed_int8_gap),
+        has_packed_int4=is_avx512 and _works(_int4_layout_gap),
+    )
+
+
+def _works(gap: Callable[[], float]) -> bool:
+    """True if `gap` returns (largest relative error) less than a hundredth; False if the operator is not there."""
+    try:
+        return gap() < 1e-2
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _relative_gap(result: Tensor, expected: Tensor) -> float:
+    return float((result.float() - expected.float()).abs().max() / expected.float().abs().max())
+
+
+def _ramp(rows: int, columns: int) -> Tensor:
+    """Whole numbers from -7 to 8 (rows, columns), float32, every row different."""
+    return ((torch.arange(rows * columns) * 7) % 16 - 7).reshape(rows, columns).float()
+
+
+def _packed_linear_gap(dtype: torch.dtype) -> float:
+    x, weight = _ramp(3, 32).to(dtype), _ramp(16, 32).to(dtype)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    result = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return _relative_gap(result, x.float() @ weight.float().T)
+
+
+def _packed_int8_gap() -> float:
+    x, weight = torch.full((2, 64), 255, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    scales, zero_points = torch.ones(16), torch.zeros(16, dtype=torch.long)
+    result = torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, 128, packed, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return _relative_gap(result, (x.float() - 128) @ weight.float().T)
+
+
+def _int4_layout_gap() -> float:
+    values = (_ramp(128, 64) + 7).int()
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
+    blocks = values.to(torch.uint8).reshape(2, 2, 32, 64)
+    expected = (blocks[:, 0] | blocks[:, 1] << 4).transpose(1, 2).reshape(128, 32)
+    return float(not torch.equal(packed, expected))

@@ -1,0 +1,94 @@
+"""Linear layers for inference: made once from a weight, called many times. Plain, or packed for the CPU.
+
+A *factory* turns (weight, bias) into a callable; the decoder and the encoder take factories and do not know the kernels
+behind them. Every factory works on every machine: where a kernel is missing, the next best takes its place.
+
+Shapes: a weight is (out, in), a bias (out,), inputs are (..., in), outputs (..., out) in the dtype of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvlm.engine.cpu import cpu_kernels
+
+__all__ = ["Activation", "Linear", "LinearFactory", "PackedLinear", "PlainLinear", "packed_linear", "plain_linear"]
+
+Activation = Literal["none", "gelu"]
+Linear = Callable[[Tensor], Tensor]
+
+
+class LinearFactory(Protocol):
+    """Makes a linear layer; it may keep `weight` or make its own form of it."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """The layer of `weight` (out, in) and `bias` (out,) or None."""
+
+
+class PlainLinear:
+    """``F.linear``, then exact GELU if asked for: any device, any floating dtype, and the measure of the others.
+
+    Computes in the weight's dtype.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> None:
+        self.weight, self.activation = weight.detach(), activation
+        self.bias = None if bias is None else bias.detach().to(weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        return (F.gelu(y) if self.activation == "gelu" else y).to(x.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the weight takes."""
+        return self.weight.nbytes
+
+    def dense(self) -> Tensor:
+        """The weight (out, in)."""
+        return self.weight
+
+
+class PackedLinear:
+    """oneDNN's inner product on a weight that was laid out once in the order in which the kernel reads it.
+
+    ``F.linear`` lays a bfloat16 weight out again at every call, which at one row doubles the time. Bias and GELU are
+    added while the result is in registers. The packed weight takes the place of the plain one (:meth:`dense` gets it
+    back, bit for bit), and serves any number of rows.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> None:
+        self.out_features, self.num_bytes = weight.shape[0], weight.nbytes
+        self.activation = activation
+        self._bias = None if bias is None else bias.detach().to(weight.dtype)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) of the weight's dtype -> (..., out)."""
+        if not x.numel():  # oneDNN refuses empty tensors
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, self.activation, [], "none")
+        return y
+
+    def dense(self) -> Tensor:
+        """The weight (out, in)."""
+        weight: Tensor = self._packed.to_dense()
+        return weight
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> PlainLinear:
+    """``F.linear`` on the weight as it is."""
+    return PlainLinear(weight, bias)
+
+
+def packed_linear(weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> PackedLinear | PlainLinear:
+    """The weight in its own dtype, packed where that works (float32 and bfloat16 on a CPU with oneDNN)."""
+    if weight.device.type == "cpu" and cpu_kernels().has_packed(weight.dtype):
+        return PackedLinear(weight, bias, activation)
+    return PlainLinear(weight, bias, activation)
