@@ -1,0 +1,314 @@
+"""The engine: many requests, one model. Encodes, prefills, decodes, picks and streams; decides nothing about slots.
+
+`Engine.step` is the story: one token for each running reply, then one waiting request is let in. Everything happens in
+the thread that calls it; :class:`fastvlm.AsyncEngine` is the door for servers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvlm.engine.decoder import Decoder, MakeLinear, plain_linear
+from fastvlm.engine.image_cache import ImageCache
+from fastvlm.engine.prepared import PreparedPrompt, prepare
+from fastvlm.engine.reply import Reply
+from fastvlm.engine.sampling import Sampler, pick_tokens
+from fastvlm.engine.scheduler import Admission, Scheduler
+from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
+from fastvlm.errors import ContextLengthError, UsageError
+from fastvlm.model.joint import join_image_and_text
+
+__all__ = ["Encode", "Engine"]
+
+Encode = Callable[[Tensor], Tensor]  # pixel_values (I, 3, H, W) -> image_embeds (I, N, D)
+
+_CONTEXT_TOKENS = 8192  # where memory is taken when it is claimed (a GPU), and nothing else was asked for
+_IMAGE_CACHE_BYTES = 2**28  # 585 pictures of the 0.5B in bfloat16
+
+
+class Engine:
+    """Answers with a loaded model, as `generate` would, token for token.
+
+    Args:
+        model, processor: as :func:`fastvlm.load` returns them; nothing is opened here.
+        num_slots: replies that are made at the same time.
+        context: tokens that one of them may have, prompt included; None for the model's own on a CPU, where only what
+            is used takes memory, and at most 8192 elsewhere. A token takes ``kv_bytes_per_token`` bytes.
+        max_waiting: requests that may wait for a slot.
+        image_cache_bytes: memory for projected pictures, which are known by their content.
+        encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
+        make_linear: the decoder's products, see :class:`fastvlm.engine.decoder.Decoder`.
+        clock: seconds that only go forward.
+
+    Raises:
+        UsageError: a model in training mode, or numbers that no engine can have.
+        ConfigError: a decoder that is no plain Qwen2.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        num_slots: int = 4,
+        context: int | None = None,
+        max_waiting: int = 64,
+        image_cache_bytes: int = _IMAGE_CACHE_BYTES,
+        encode: Encode | None = None,
+        make_linear: MakeLinear = plain_linear,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if model.training:
+            raise UsageError("The model is in training mode, in which it answers otherwise. Call model.eval() first.")
+        self._model, self._processor, self._clock = model, processor, clock
+        self.config = model.config
+        self.context = _context(model, context)
+        self._encode = self._encode_with_model if encode is None else encode
+        self._scheduler = Scheduler(num_slots, max_waiting)
+        self._decoder = Decoder(model, num_slots, self.context, make_linear)
+        self._images = ImageCache(image_cache_bytes)
+        self._stop_ids = frozenset(_stop_ids(model))
+        self._replies: dict[int, Reply] = {}
+        self._ids = count(1)
+        self._outbox: list[TokenEvent] = []
+        self._mailboxes: dict[int, deque[TokenEvent]] = {}
+
+    @property
+    def num_slots(self) -> int:
+        """Replies that are made at the same time."""
+        return self._decoder.cache.num_slots
+
+    @property
+    def max_waiting(self) -> int:
+        """Requests that may wait for a slot."""
+        return self._scheduler.max_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Requests in slots."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of key/value cache that one token takes."""
+        return self._decoder.cache.bytes_per_token
+
+    @property
+    def has_work(self) -> bool:
+        """True if a step would do something."""
+        return bool(self._replies or self._outbox)
+
+    # ------------------------------------------------------------------------------------------ asking
+
+    def prepare(self, prompt: Any) -> PreparedPrompt:
+        """Messages or a processor's output as tensors (see :func:`fastvlm.engine.prepared.prepare`)."""
+        return prepare(prompt, self._processor, self.config)
+
+    def submit(self, prompt: Any, params: SamplingParams | None = None) -> int:
+        """Queue a request; returns its number, which its events carry.
+
+        Raises:
+            ContextLengthError: prompt and reply do not fit; nothing has been computed.
+            EngineBusyError: too many are waiting.
+            PromptError, PictureError, ImageTokenMismatchError, UsageError: see :meth:`prepare`.
+        """
+        params = SamplingParams() if params is None else params
+        prepared = self.prepare(prompt)
+        self._check_context(len(prepared.token_ids), params.max_new_tokens)
+        request_id = next(self._ids)
+        self._scheduler.submit(request_id, prepared.keys)
+        self._replies[request_id] = Reply(
+            request_id,
+            prepared,
+            params,
+            Sampler(params, prepared.token_ids, self._decoder.device),
+            decode=self._decode_text,
+            stop_ids=self._stop_ids,
+            clock=self._clock,
+        )
+        return request_id
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request now: its slot is free for the next step, which also gives its last event.
+
+        False if there is no such request, or it has ended.
+        """
+        reply = self._replies.pop(request_id, None)
+        if reply is None:
+            return False
+        self._scheduler.release(request_id)
+        self._outbox.append(reply.broken_off())
+        return True
+
+    def stream(self, prompt: Any, params: SamplingParams | None = None) -> Iterator[TokenEvent]:
+        """Submit a request (when the first event is asked for) and step until it ends; others step along.
+
+        Who stops listening cancels it. Raises what :meth:`submit` raises, and what fails while it runs.
+        """
+        request_id = self.submit(prompt, params)
+        mailbox = self._mailboxes[request_id] = deque()
+        try:
+            while True:
+                while not mailbox:
+                    self.step()
+                event = mailbox.popleft()
+                if event.error is not None:
+                    raise event.error
+                yield event
+                if event.finish_reason is not None:
+                    return
+        finally:
+            del self._mailboxes[request_id]
+            self.cancel(request_id)
+
+    def generate(self, prompt: Any, params: SamplingParams | None = None) -> Completion:
+        """A whole reply; raises what :meth:`stream` raises."""
+        *_, last = self.stream(prompt, params)
+        assert last.completion is not None  # noqa: S101 - the last event has it
+        return last.completion
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier requests: pictures and prefixes."""
+        self._images.clear()
+        self._scheduler.forget()
+
+    # ------------------------------------------------------------------------------------------ working
+
+    def step(self) -> list[TokenEvent]:
+        """One more token for each running request, then the next waiting one up to its first token.
+
+        Returns:
+            The events of this step, one for each token, and those of requests that were cancelled before it.
+        """
+        events, self._outbox = self._outbox, []
+        running = [self._replies[request_id] for request_id in self._scheduler.running]
+        if running:
+            events += self._say(running, self._decode(running))
+        admission = self._scheduler.admit()
+        if admission is not None:
+            events += self._start(self._replies[admission.request_id], admission)
+        for event in events:
+            if event.request_id in self._mailboxes:
+                self._mailboxes[event.request_id].append(event)
+        return events
+
+    def _decode(self, replies: Sequence[Reply]) -> Tensor:
+        """Logits (B, V) after the newest token of each reply."""
+        tokens = [reply.last_token for reply in replies]
+        slots, positions = [reply.slot for reply in replies], [reply.position for reply in replies]
+        logits = self._decoder.decode(tokens, slots, positions)
+        for reply in replies:
+            self._scheduler.computed(reply.request_id, [reply.last_token])
+        return logits
+
+    def _say(self, replies: Sequence[Reply], logits: Tensor) -> list[TokenEvent]:
+        """Pick the next token of each reply from its row of `logits` (B, V); those that end make room."""
+        picked = pick_tokens(logits, [reply.sampler for reply in replies])
+        events = [reply.take(one) for reply, one in zip(replies, picked, strict=True)]
+        for event in events:
+            if event.finish_reason is not None:
+                self._end(event.request_id)
+        return events
+
+    def _start(self, reply: Reply, admission: Admission) -> list[TokenEvent]:
+        """The first token of an admitted request; what fails here fails for it alone."""
+        try:
+            return self._say([reply], self._prefill(reply, admission)[None])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other requests go on; its own listener gets it
+            self._end(reply.request_id)
+            return [reply.broken_off(error)]
+
+    def _prefill(self, reply: Reply, admission: Admission) -> Tensor:
+        """Logits (V,) after the prompt, of which only what no slot holds is computed."""
+        prompt, start = reply.prompt, admission.num_reused
+        reply.admitted(admission.slot, start)
+        if admission.source is not None:
+            self._decoder.cache.copy_prefix(admission.source, admission.slot, start)
+        begin, first_picture = prompt.cut(start)
+        reply.encoding()
+        image_embeds = self._image_embeds(prompt, first_picture)
+        reply.encoded()
+        embeds = self._inputs_embeds(prompt, begin, image_embeds)[start - begin :]
+        logits = self._decoder.prefill(embeds, admission.slot, start)
+        self._scheduler.computed(reply.request_id, prompt.keys)
+        return logits
+
+    def _end(self, request_id: int) -> None:
+        self._scheduler.release(request_id)
+        self._replies.pop(request_id, None)
+
+    # ------------------------------------------------------------------------------------------ pictures
+
+    def _image_embeds(self, prompt: PreparedPrompt, first: int) -> Tensor | None:
+        """Embeds (I, N, D) of the pictures from `first` on; each picture is encoded once while the cache keeps it."""
+        digests = prompt.digests[first:]
+        if not digests or prompt.pixel_values is None:
+            return None
+        known = {digest: self._images.get(digest) for digest in digests}
+        new = [digest for digest, embeds in known.items() if embeds is None]
+        if new:
+            rows = [first + digests.index(digest) for digest in new]
+            for digest, embeds in zip(new, self._encode(prompt.pixel_values[rows]), strict=True):
+                self._images.put(digest, embeds)
+                known[digest] = embeds
+        stacked = torch.stack([known[digest] for digest in digests])  # type: ignore[misc]  # none is None now
+        if stacked.device.type == "cuda":
+            torch.cuda.synchronize(stacked.device)  # for the stopwatch: work on a GPU is only queued
+        return stacked
+
+    @torch.no_grad()
+    def _encode_with_model(self, pixel_values: Tensor) -> Tensor:
+        features = self._model.get_image_features(pixel_values.to(self._decoder.device), return_dict=True)
+        return features.pooler_output  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _inputs_embeds(self, prompt: PreparedPrompt, begin: int, image_embeds: Tensor | None) -> Tensor:
+        """Embeddings (T, D) of the prompt from position `begin` on."""
+        ids = prompt.token_ids[begin:]
+        embeds = self._decoder.embed(ids)
+        if image_embeds is None:
+            return embeds
+        is_placeholder = torch.tensor([ids], device=embeds.device) == self.config.image_token_index
+        return join_image_and_text(embeds[None], image_embeds, is_placeholder)[0]
+
+    # ------------------------------------------------------------------------------------------ details
+
+    def _check_context(self, prompt_tokens: int, new_tokens: int) -> None:
+        self._model.check_context(prompt_tokens, new_tokens)
+        if prompt_tokens + new_tokens > self.context:
+            raise ContextLengthError(
+                f"The prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, "
+                f"{prompt_tokens + new_tokens} in all; a slot of this engine holds {self.context}. Make the engine "
+                "with a larger context, shorten the prompt, or lower max_new_tokens."
+            )
+
+    def _decode_text(self, token_ids: Sequence[int]) -> str:
+        return self._processor.decode(token_ids, skip_special_tokens=True)  # type: ignore[no-any-return]
+
+
+def _context(model: Any, asked: int | None) -> int:
+    own = int(model.config.text_config.max_position_embeddings)
+    if asked is None:
+        return own if model.device.type == "cpu" else min(own, _CONTEXT_TOKENS)
+    if not 1 < asked <= own:
+        raise UsageError(f"context is {asked} tokens; expected 2 to {own}, which this model was made for.")
+    return asked
+
+
+def _stop_ids(model: Any) -> Iterator[int]:
+    """The decoder's own end tokens, and those that the generation config adds."""
+    yield from model.config.stop_token_ids
+    asked = getattr(model.generation_config, "eos_token_id", None)
+    yield from asked if isinstance(asked, (list, tuple)) else [] if asked is None else [asked]

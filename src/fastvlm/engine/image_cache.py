@@ -1,0 +1,69 @@
+"""Projected pictures kept for the next question, by what is in them: the same path with a new picture is a new one.
+
+I pictures, N visual tokens a picture, D decoder width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from fastvlm.errors import UsageError
+
+__all__ = ["ImageCache", "picture_digest"]
+
+
+def picture_digest(pixels: Tensor) -> str:
+    """What stands for one picture (3, H, W): a hash of its values, shape and dtype."""
+    data = pixels.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(data.shape)} {data.dtype} ".encode())
+    digest.update(data.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class ImageCache:
+    """Image embeds (N, D) by :func:`picture_digest`; the least recently used leave when `max_bytes` are exceeded.
+
+    Args:
+        max_bytes: limit of the kept tensors together; 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes < 0:
+            raise UsageError(f"max_bytes of the image cache is {max_bytes}; expected 0 or more.")
+        self.max_bytes, self.num_bytes = max_bytes, 0
+        self._embeds: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._embeds)
+
+    def get(self, digest: str) -> Tensor | None:
+        """The embeds (N, D) of a picture, or None; they count as used now."""
+        if digest not in self._embeds:
+            return None
+        self._embeds.move_to_end(digest)
+        return self._embeds[digest]
+
+    def put(self, digest: str, embeds: Tensor) -> None:
+        """Keep `embeds` (N, D), in memory of their own; one that is larger than the limit is not kept."""
+        self._drop(digest)
+        if embeds.nbytes > self.max_bytes:
+            return
+        # A row of a batch would keep the whole batch in memory.
+        embeds = embeds.detach().clone()
+        self._embeds[digest] = embeds
+        self.num_bytes += embeds.nbytes
+        while self.num_bytes > self.max_bytes:
+            self._drop(next(iter(self._embeds)))
+
+    def clear(self) -> None:
+        """Forget all pictures."""
+        self._embeds.clear()
+        self.num_bytes = 0
+
+    def _drop(self, digest: str) -> None:
+        old = self._embeds.pop(digest, None)
+        self.num_bytes -= 0 if old is None else old.nbytes

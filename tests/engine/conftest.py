@@ -1,0 +1,101 @@
+"""Engines over tiny models, and `generate` beside them."""
+
+import pytest
+import tiny
+import torch
+
+from fastvlm.engine.engine import Engine
+from fastvlm.engine.types import SamplingParams
+
+
+class Letters:
+    """Stands in for a processor where prompts are ids already: each token is one letter."""
+
+    def decode(self, token_ids, skip_special_tokens=True):
+        return "".join(chr(0x4E00 + int(token)) for token in token_ids if token != tiny.END_ID)
+
+
+class Sides:
+    """One question on both sides: `inputs` for the engine and for `generate`."""
+
+    def __init__(self, layout, *, seed=2, pictures=None):
+        self.ids = tiny.prompt(layout, seed=seed)
+        self.inputs = {"input_ids": torch.tensor([self.ids])}
+        if pictures is not None:
+            self.inputs["pixel_values"] = pictures
+
+    def generated(self, model, max_new_tokens=12):
+        """The reply of `generate`, the reference."""
+        reply = model.generate(**self.inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        return tuple(reply[0, len(self.ids) :].tolist())
+
+
+class Encoder:
+    """The model's encoder, counting pictures."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, []
+
+    def __call__(self, pixel_values):
+        self.calls.append(len(pixel_values))
+        with torch.no_grad():
+            return self.model.get_image_features(pixel_values).pooler_output
+
+
+@pytest.fixture(scope="session")
+def model():
+    return tiny.model()
+
+
+@pytest.fixture
+def encoder(model):
+    return Encoder(model)
+
+
+@pytest.fixture
+def make_engine(model, encoder):
+    def make(**settings):
+        return Engine(model, Letters(), **{"num_slots": 3, "encode": encoder, **settings})
+
+    return make
+
+
+@pytest.fixture
+def engine(make_engine):
+    return make_engine()
+
+
+@pytest.fixture
+def question():
+    """``question("titt", seed=3)``, with the pictures that its layout needs."""
+
+    def make(layout, *, seed=2, picture_seed=1, pictures=None):
+        count = layout.count("i")
+        if pictures is None and count:
+            pictures = tiny.pictures(count, seed=picture_seed)
+        return Sides(layout, seed=seed, pictures=pictures)
+
+    return make
+
+
+@pytest.fixture
+def drain():
+    """Step until nothing is left to do; token ids of each request, and its last event."""
+
+    def run(engine):
+        tokens, last = {}, {}
+        while engine.has_work:
+            for event in engine.step():
+                tokens.setdefault(event.request_id, []).extend([] if event.token_id is None else [event.token_id])
+                assert event.request_id not in last, "an event after the last one"
+                if event.finish_reason is not None:
+                    last[event.request_id] = event
+        return {request: tuple(ids) for request, ids in tokens.items()}, last
+
+    return run
+
+
+@pytest.fixture
+def short():
+    """Greedy settings of the usual length."""
+    return SamplingParams(max_new_tokens=12)

@@ -1,0 +1,435 @@
+"""The engine says what `generate` says, whoever else is in the batch, whatever is cached."""
+
+import parrot
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from fastvlm import FastVlmImageProcessor, FastVlmProcessor
+from fastvlm.engine.engine import Engine
+from fastvlm.engine.types import SamplingParams
+from fastvlm.errors import ContextLengthError, EngineBusyError, ImageTokenMismatchError, UsageError
+
+LAYOUTS = ["ttttt", "titt", "ittitt", "iitt", "t", "tttttttti"]
+SAMPLED = {"temperature": 1.0, "max_new_tokens": 12}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_alone(layout, engine, model, question, short):
+    asked = question(layout)
+    assert engine.generate(asked.inputs, short).token_ids == asked.generated(model)
+
+
+def test_together(engine, model, question, short, drain):
+    """More requests than slots, of different lengths, with different numbers of pictures."""
+    asked = [question(layout, seed=n, picture_seed=n) for n, layout in enumerate(LAYOUTS)]
+    requests = [engine.submit(one.inputs, short) for one in asked]
+    tokens, last = drain(engine)
+    assert [tokens[request] for request in requests] == [one.generated(model) for one in asked]
+    assert all(last[request].completion.token_ids == tokens[request] for request in requests)
+
+
+@pytest.mark.parametrize("steps_before", [1, 2, 5])
+def test_joined_late(steps_before, engine, model, question, short, drain):
+    first, second = question("tittt", seed=3), question("ttti", seed=4, picture_seed=9)
+    one = engine.submit(first.inputs, short)
+    early = [event for _ in range(steps_before) for event in engine.step()]
+    assert len(early) == steps_before, "one token a step"
+    two = engine.submit(second.inputs, short)
+    tokens, _ = drain(engine)
+    assert (*(event.token_id for event in early), *tokens[one]) == first.generated(model)
+    assert tokens[two] == second.generated(model)
+
+
+def test_beside_one_that_is_cancelled(engine, model, question, short, drain):
+    stays, goes = question("tittt", seed=3), question("ttti", seed=4)
+    one, two = engine.submit(stays.inputs, short), engine.submit(goes.inputs, short)
+    early = [event for _ in range(4) for event in engine.step()]
+    assert engine.cancel(two) and not engine.cancel(two)
+    assert engine.num_running == 1, "the slot is free at once"
+    tokens, last = drain(engine)
+    assert (*(e.token_id for e in early if e.request_id == one), *tokens[one]) == stays.generated(model)
+    assert last[two].finish_reason == "cancelled" and last[two].token_id is None
+    said = last[two].completion.token_ids
+    assert said == goes.generated(model)[: len(said)] and len(said) == 3
+
+
+def test_a_cancelled_ones_slot_is_taken_in_the_next_step(make_engine, model, question, short, drain):
+    engine = make_engine(num_slots=1)
+    one, two = (engine.submit(question("tt", seed=seed).inputs, short) for seed in (1, 2))
+    engine.step()
+    engine.cancel(one)
+    assert [(event.request_id, event.finish_reason) for event in engine.step()] == [(one, "cancelled"), (two, None)]
+    tokens, _ = drain(engine)
+    assert tokens[two] == question("tt", seed=2).generated(model)[1:]
+
+
+def test_a_waiting_one_is_cancelled_too(make_engine, question, short, drain):
+    engine = make_engine(num_slots=1)
+    engine.submit(question("tt").inputs, short)
+    waiting = engine.submit(question("ttt").inputs, short)
+    engine.step()
+    assert engine.cancel(waiting) and engine.num_waiting == 0
+    _, last = drain(engine)
+    assert last[waiting].completion.token_ids == () and last[waiting].completion.timings.ttft is None
+
+
+# ------------------------------------------------------------------------------------------ prefixes and pictures
+
+
+def test_a_second_question_about_a_picture_computes_only_what_is_new(engine, encoder, model, short):
+    picture, ids = tiny.pictures(1), tiny.prompt("ti")
+    for number, tail in enumerate((tiny.prompt("ttt", seed=5), tiny.prompt("tttt", seed=6))):
+        inputs = {"input_ids": torch.tensor([[*ids, *tail]]), "pixel_values": picture.clone()}
+        reply = engine.generate(inputs, short)
+        expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, len(ids) + len(tail) :]
+        assert reply.token_ids == tuple(expected.tolist())
+        assert reply.usage.cached_prompt_tokens == number * len(ids)
+        assert reply.usage.image_tokens == 4
+    assert encoder.calls == [1]
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_a_conversation_goes_on(num_slots, make_engine, model, encoder, short):
+    engine, picture, ids = make_engine(num_slots=num_slots), tiny.pictures(1), tiny.prompt("titt")
+    for turn in range(3):
+        inputs = {"input_ids": torch.tensor([ids]), "pixel_values": picture}
+        reply = engine.generate(inputs, short)
+        expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, len(ids) :]
+        assert reply.token_ids == tuple(expected.tolist())
+        # All of the turn before is there, but its last token, which was said and not read.
+        assert reply.usage.cached_prompt_tokens == (len(ids) - 4 if turn else 0)
+        ids = [*ids, *reply.token_ids, *tiny.prompt("ttt", seed=turn)]
+    assert encoder.calls == [1]
+
+
+def test_a_prefix_of_a_running_request_is_taken_over(engine, model, question, short, drain):
+    picture, head = tiny.pictures(1), tiny.prompt("tit", seed=8)
+    prompts = [[*head, *tiny.prompt("tt", seed=seed)] for seed in (1, 2)]
+    inputs = [{"input_ids": torch.tensor([ids]), "pixel_values": picture} for ids in prompts]
+    requests = [engine.submit(one, short) for one in inputs]
+    tokens, last = drain(engine)
+    for request, one, ids in zip(requests, inputs, prompts, strict=True):
+        expected = model.generate(**one, max_new_tokens=12, do_sample=False)[0, len(ids) :]
+        assert tokens[request] == tuple(expected.tolist())
+    assert [last[request].completion.usage.cached_prompt_tokens for request in requests] == [0, len(head)]
+
+
+def test_the_same_prompt_again(engine, model, encoder, question, short):
+    """All but the last token is there; that one may be a picture's, whose embeds are then needed again."""
+    for layout in ("tit", "tti", "itti"):
+        asked = question(layout)
+        replies = [engine.generate(asked.inputs, short) for _ in range(2)]
+        assert [reply.token_ids for reply in replies] == [asked.generated(model)] * 2
+        assert replies[1].usage.cached_prompt_tokens == len(asked.ids) - 1
+
+
+def test_the_same_place_with_another_picture_is_encoded_and_computed(engine, model, encoder, question, short):
+    first, second = question("titt", picture_seed=1), question("titt", picture_seed=2)
+    assert engine.generate(first.inputs, short).token_ids == first.generated(model)
+    reply = engine.generate(second.inputs, short)
+    assert reply.token_ids == second.generated(model) != first.generated(model)
+    assert reply.usage.cached_prompt_tokens == 1, "the token before the picture"
+    assert encoder.calls == [1, 1]
+
+
+def test_pictures_are_known_wherever_they_stand(engine, model, encoder, short):
+    one, two, three = tiny.pictures(3)
+    for pictures in ([one, two], [two, one], [one, one, three], [three]):
+        inputs = {"input_ids": torch.tensor([tiny.prompt("t" + "it" * len(pictures))])}
+        inputs["pixel_values"] = torch.stack(pictures)
+        expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert engine.generate(inputs, short).token_ids == tuple(expected.tolist())
+    assert encoder.calls == [2, 1], "the third when it first came"
+
+
+def test_forgetting(engine, encoder, question, short):
+    asked = question("titt")
+    engine.generate(asked.inputs, short)
+    engine.forget()
+    assert engine.generate(asked.inputs, short).usage.cached_prompt_tokens == 0
+    assert encoder.calls == [1, 1]
+
+
+def test_without_memory_for_pictures_it_works_too(make_engine, model, question, short):
+    engine, asked = make_engine(image_cache_bytes=0), question("iti")
+    assert engine.generate(asked.inputs, short).token_ids == asked.generated(model)
+
+
+# ------------------------------------------------------------------------------------------ sampling
+
+
+def test_a_sampled_reply_is_that_of_generate_with_the_same_seed(engine, model, question):
+    asked = question("titt")
+    torch.manual_seed(11)
+    expected = model.generate(**asked.inputs, max_new_tokens=12, do_sample=True, temperature=1.3, top_k=0)
+    reply = engine.generate(asked.inputs, SamplingParams(temperature=1.3, max_new_tokens=12, seed=11))
+    assert reply.token_ids == tuple(expected[0, len(asked.ids) :].tolist())
+
+
+def test_sampled_replies_do_not_depend_on_their_company(engine, make_engine, question, drain):
+    asked = [question(layout, seed=n) for n, layout in enumerate(("tt", "titt", "itti"))]
+    settings = [
+        SamplingParams(seed=5, **SAMPLED),
+        SamplingParams(seed=5, top_p=0.9, repetition_penalty=1.2, **SAMPLED),
+        SamplingParams(seed=7, top_k=10, min_p=0.02, **SAMPLED),
+    ]
+    pairs = list(zip(asked, settings, strict=True))
+    alone = [make_engine().generate(one.inputs, params).token_ids for one, params in pairs]
+    engine.submit(question("tttt").inputs, SamplingParams(**SAMPLED))  # unseeded company
+    engine.step()
+    requests = [engine.submit(one.inputs, params) for one, params in pairs]
+    tokens, _ = drain(engine)
+    assert [tokens[request] for request in requests] == alone
+    assert len(set(alone)) == 3
+
+
+FILTERS = [{"repetition_penalty": 1.5}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}]
+
+
+@pytest.mark.parametrize("settings", FILTERS, ids=str)
+def test_filters_give_the_reply_of_generate(settings, engine, model, question):
+    asked = question("titt")
+    torch.manual_seed(3)
+    theirs = {"top_k": 0, **settings}
+    expected = model.generate(**asked.inputs, max_new_tokens=12, do_sample=True, temperature=1.2, **theirs)
+    reply = engine.generate(asked.inputs, SamplingParams(temperature=1.2, max_new_tokens=12, seed=3, **settings))
+    assert reply.token_ids == tuple(expected[0, len(asked.ids) :].tolist())
+
+
+def test_a_greedy_reply_with_a_penalty_is_that_of_generate(engine, model, question):
+    asked = question("titt")
+    expected = model.generate(**asked.inputs, max_new_tokens=12, do_sample=False, repetition_penalty=1.7)
+    reply = engine.generate(asked.inputs, SamplingParams(repetition_penalty=1.7, max_new_tokens=12))
+    assert reply.token_ids == tuple(expected[0, len(asked.ids) :].tolist()) != asked.generated(model)
+
+
+def test_logprobs_are_those_of_the_models_logits(engine, model, question):
+    asked = question("titt")
+    reply = engine.generate(asked.inputs, SamplingParams(max_new_tokens=4, logprobs=3))
+    with torch.no_grad():
+        ids = torch.tensor([[*asked.ids, *reply.token_ids]])
+        logprobs = model(ids, pixel_values=asked.inputs["pixel_values"]).logits[0].log_softmax(-1)
+    assert len(reply.logprobs) == len(reply.token_ids)
+    for place, (token, found) in enumerate(zip(reply.token_ids, reply.logprobs, strict=True)):
+        row = logprobs[len(asked.ids) - 1 + place]
+        assert found.token == pytest.approx(float(row[token]), abs=1e-4)
+        assert [one for one, _ in found.top] == row.topk(3).indices.tolist()
+
+
+# ------------------------------------------------------------------------------------------ ending
+
+
+class Script:
+    """Makes a head that says given tokens, whatever the decoder thinks; the last one for ever."""
+
+    def __init__(self, tokens):
+        self.tokens, self.step = list(tokens), 0
+
+    def make_linear(self, weight, bias):
+        if len(weight) != tiny.VOCAB:
+            return lambda x: torch.nn.functional.linear(x, weight, bias)
+        return self.say
+
+    def say(self, hidden):
+        logits = torch.zeros(len(hidden), tiny.VOCAB)
+        logits[:, self.tokens[min(self.step, len(self.tokens) - 1)]] = 9.0
+        self.step += 1
+        return logits
+
+
+def test_end_tokens_always_end(make_engine, question):
+    for stop in (tiny.END_ID, tiny.PAD_ID):
+        engine = make_engine(make_linear=Script([5, 6, stop, 7]).make_linear)
+        reply = engine.generate(question("tt").inputs, SamplingParams(max_new_tokens=9))
+        assert (reply.token_ids, reply.finish_reason) == ((5, 6, stop), "stop")
+
+
+def test_the_generation_configs_end_tokens_end_too(question):
+    model = tiny.model()
+    model.generation_config.eos_token_id = [77, 78]
+    engine = Engine(model, None, make_linear=Script([5, 78, 7]).make_linear)
+    engine._processor = type("Words", (), {"decode": lambda self, ids, **_: " ".join(map(str, ids))})()
+    assert engine.generate(question("tt").inputs, SamplingParams(max_new_tokens=9)).token_ids == (5, 78)
+
+
+def test_cut_by_its_limit(engine, question):
+    reply = engine.generate(question("tt").inputs, SamplingParams(max_new_tokens=3))
+    assert (len(reply.token_ids), reply.finish_reason) == (3, "length")
+
+
+def test_stop_strings_end_and_are_not_shown(make_engine, question):
+    engine = make_engine(make_linear=Script([5, 6, 7, 8, 9]).make_linear)
+    letters = [chr(0x4E00 + token) for token in range(20)]
+    params = SamplingParams(max_new_tokens=9, stop=(letters[7] + letters[8],))
+    events = list(engine.stream(question("tt").inputs, params))
+    assert [event.text for event in events] == [letters[5], letters[6], "", ""]
+    assert events[-1].finish_reason == "stop"
+    assert events[-1].completion.text == letters[5] + letters[6]
+    assert events[-1].completion.token_ids == (5, 6, 7, 8)
+
+
+def test_what_a_stop_string_held_back_comes_at_the_end(make_engine, question):
+    engine = make_engine(make_linear=Script([5, 7, tiny.END_ID]).make_linear)
+    params = SamplingParams(max_new_tokens=9, stop=(chr(0x4E00 + 7) + "never",))
+    reply = engine.generate(question("tt").inputs, params)
+    assert reply.text == chr(0x4E00 + 5) + chr(0x4E00 + 7)
+
+
+# ------------------------------------------------------------------------------------------ refusals and failures
+
+
+@pytest.mark.parametrize(
+    ("settings", "new_tokens", "words"),
+    [({}, 250, "context is 256 tokens"), ({"context": 20}, 15, "a slot of this engine holds 20")],
+)
+def test_what_cannot_fit_is_refused_before_anything_is_computed(
+    settings, new_tokens, words, make_engine, encoder, question
+):
+    engine = make_engine(**settings)
+    with pytest.raises(ContextLengthError, match=words):
+        engine.submit(question("titt").inputs, SamplingParams(max_new_tokens=new_tokens))
+    assert encoder.calls == [] and not engine.has_work
+
+
+def test_what_just_fits_is_answered(make_engine, model, question):
+    asked = question("titt")
+    engine = make_engine(num_slots=1, context=len(asked.ids) + 12)
+    assert engine.generate(asked.inputs, SamplingParams(max_new_tokens=12)).token_ids == asked.generated(model)
+
+
+def test_a_queue_has_an_end(make_engine, question, short):
+    engine = make_engine(num_slots=1, max_waiting=2)
+    requests = [engine.submit(question("tt").inputs, short) for _ in range(2)]
+    with pytest.raises(EngineBusyError, match="2 are waiting"):
+        engine.submit(question("tt").inputs, short)
+    engine.step()
+    requests.append(engine.submit(question("tt").inputs, short))
+    assert engine.num_running == 1 and engine.num_waiting == 2
+
+
+def test_pictures_without_a_place_are_told_with_both_counts(engine, question):
+    inputs = question("titt").inputs
+    for pictures in (None, tiny.pictures(2), tiny.pictures(1, 192, 128)):
+        wrong = {"input_ids": inputs["input_ids"]} if pictures is None else {**inputs, "pixel_values": pictures}
+        with pytest.raises(ImageTokenMismatchError, match="4"):
+            engine.submit(wrong)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [({"input_ids": torch.zeros(2, 3, dtype=torch.int64)}, "one prompt"), ({"input_ids": [[]]}, "one prompt")],
+)
+def test_a_request_is_one_prompt(inputs, words, engine):
+    with pytest.raises(UsageError, match=words):
+        engine.submit(inputs)
+
+
+def test_padding_is_left_out(engine, model, question, short):
+    asked = question("titt")
+    padded = tiny.batch([tiny.prompt("t" * 12), asked.ids])
+    inputs = {name: tensor[1:] for name, tensor in padded.items()} | {"pixel_values": asked.inputs["pixel_values"]}
+    reply = engine.generate(inputs, short)
+    assert reply.token_ids == asked.generated(model) and reply.usage.prompt_tokens == len(asked.ids)
+
+
+def test_a_failure_while_one_begins_is_its_own(make_engine, model, question, short, drain):
+    def fail(pixel_values):
+        raise MemoryError("the picture is too much")
+
+    engine = make_engine(encode=fail)
+    fine, wrong = question("ttt"), question("titt")
+    one, two = engine.submit(fine.inputs, short), engine.submit(wrong.inputs, short)
+    tokens, last = drain(engine)
+    assert tokens[one] == fine.generated(model)
+    assert last[two].finish_reason == "error" and isinstance(last[two].error, MemoryError)
+    assert engine.num_running == 0
+    with pytest.raises(MemoryError, match="too much"):
+        engine.generate(wrong.inputs, short)
+
+
+def test_who_stops_listening_cancels(engine, question, short):
+    stream = engine.stream(question("titt").inputs, short)
+    next(stream)
+    assert engine.num_running == 1
+    stream.close()
+    assert engine.num_running == 0
+
+
+def test_two_streams_at_once(engine, model, question, short):
+    asked = [question("titt", seed=1), question("tt", seed=2)]
+    streams = [engine.stream(one.inputs, short) for one in asked]
+    tokens = [[], []]
+    for events in zip(*streams, strict=True):
+        for own, event in zip(tokens, events, strict=True):
+            own.append(event.token_id)
+    assert [tuple(own) for own in tokens] == [one.generated(model) for one in asked]
+
+
+def test_a_model_in_training_mode_is_refused():
+    with pytest.raises(UsageError, match=r"model\.eval"):
+        Engine(tiny.model().train(), None)
+
+
+@pytest.mark.parametrize("context", [0, 1, 257])
+def test_an_impossible_context_is_refused(context, make_engine):
+    with pytest.raises(UsageError, match="expected 2 to 256"):
+        make_engine(context=context)
+
+
+# ------------------------------------------------------------------------------------------ messages and time
+
+
+@pytest.fixture(scope="module")
+def parrot_engine():
+    words = parrot.tokenizer()
+    model = parrot.model(words)
+    model.generation_config.eos_token_id = None
+    return Engine(model, FastVlmProcessor(FastVlmImageProcessor(image_size=parrot.SIZE_PX), words), num_slots=2)
+
+
+def messages(*pictures, text="What is this?"):
+    items = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*items, {"type": "text", "text": text}]}]
+
+
+def test_messages_become_text_in_whole_characters(parrot_engine):
+    events = list(parrot_engine.stream(messages(Image.new("RGB", (9, 9), "red"))))
+    assert "".join(event.text for event in events) == events[-1].completion.text == parrot.SENTENCE
+    assert not any("\ufffd" in event.text for event in events)
+    assert len(events) == len(parrot.pieces(parrot.SENTENCE)) + 1, "one event a token"
+    assert [event.completion for event in events[:-1]] == [None] * (len(events) - 1)
+
+
+def test_usage_and_timings_fit_together(parrot_engine):
+    parrot_engine.forget()
+    picture = Image.new("RGB", (9, 9), "blue")
+    first = parrot_engine.generate(messages(picture))
+    second = parrot_engine.generate(messages(picture, text="What is that?"))
+    assert second.usage.prompt_tokens == first.usage.prompt_tokens
+    assert first.usage.cached_prompt_tokens == 0 and second.usage.cached_prompt_tokens > first.usage.image_tokens
+    assert first.usage.completion_tokens == len(first.token_ids)
+    times = first.timings
+    assert times.preprocess + times.wait + times.encode + times.prefill <= times.ttft <= times.total
+    assert min(times.preprocess, times.encode, times.prefill) > 0 and times.wait >= 0
+    assert first.tokens_per_second > 0
+
+
+def test_one_token_has_no_rate(parrot_engine):
+    assert parrot_engine.generate(messages(), SamplingParams(max_new_tokens=1)).tokens_per_second is None
+
+
+def test_a_waiting_request_says_how_long(make_engine, question):
+    ticks = iter(range(10_000))
+    engine = make_engine(num_slots=1, clock=lambda: float(next(ticks)))
+    first, second = (engine.submit(question("tt").inputs, SamplingParams(max_new_tokens=5)) for _ in range(2))
+    last = {}
+    while engine.has_work:
+        last |= {event.request_id: event.completion for event in engine.step() if event.completion}
+    assert last[second].timings.wait > last[first].timings.wait >= 1000
+    assert last[second].timings.ttft > last[second].timings.wait
+
+
+def test_bytes_per_token_are_told(engine):
+    assert engine.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, float32
