@@ -42,7 +42,8 @@ One object on one line:
 | --- | --- |
 | `model` | the checkpoint, as it was named |
 | `answer` | the text, without white space around it |
-| `usage` | `prompt_tokens`; of these `image_tokens`; `completion_tokens`, the end token included |
+| `usage` | `prompt_tokens`; of these `image_tokens`, and `cached_prompt_tokens`, known from a question before; \
+`completion_tokens`, the end token included |
 | `finish_reason` | `stop`: the model ended its answer; `length`: cut after `--max-new-tokens` |
 | `timings_ms` | milliseconds, see below |
 | `tokens_per_second` | decoding, after the first token; null for a single token |

@@ -2,12 +2,14 @@
 
 import parrot
 import pytest
+import torch
 from PIL import Image
 
 import fastvlm as package
 from fastvlm.cli.answering import Answerer
 from fastvlm.cli.choices import Sampling
 from fastvlm.cli.opening import system_message, user_message
+from fastvlm.engine import engine
 from fastvlm.errors import ContextLengthError
 
 
@@ -17,11 +19,15 @@ def opened(parrot_folder):
 
 
 def answerer(opened, **sampling):
-    return Answerer(*opened, Sampling(**sampling), load_ms=5.0)
+    return Answerer(engine.Engine(*opened, num_slots=1), Sampling(**sampling), load_ms=5.0)
 
 
 def red():
     return Image.new("RGB", (30, 20), "red")
+
+
+def blue():
+    return Image.new("RGB", (20, 30), "blue")
 
 
 def test_pieces_are_the_answer(opened):
@@ -70,31 +76,68 @@ def test_a_picture_seen_again_is_not_encoded_again_until_forgotten(opened, monke
         return original(self, pixel_values, **settings)
 
     monkeypatch.setattr(type(opened[0]), "get_image_features", count)
-    asking, first, second = answerer(opened), red(), red()
-    asking.reply([user_message([first], "What?")])
-    asking.reply([user_message([first, second], "What?")])
-    asking.reply([user_message([second, first], "What?")])
-    assert calls == [1, 1], "same path or same pixels is not the same picture: the object is"
+    asking = answerer(opened)
+    asking.reply([user_message([red()], "What?")])
+    asking.reply([user_message([red(), blue()], "What?")])
+    asking.reply([user_message([blue(), red()], "What?")])
+    assert calls == [1, 1], "what is in a picture counts, not which object holds it"
     asking.forget()
-    asking.reply([user_message([first], "What?")])
+    asking.reply([user_message([red()], "What?")])
     assert calls == [1, 1, 1]
 
 
 def test_order_of_pictures_reaches_the_model(opened, monkeypatch):
     """Features kept from earlier turns are put in the order of the places, whatever the order they were seen in."""
-    model = opened[0]
     given = []
-    original = type(model).generate
+    original = engine.join_image_and_text
 
-    def spy(self, **arguments):
-        given.append(arguments["mm_encoder_outputs"]["image"].pooler_output)
-        return original(self, **arguments)
+    def spy(inputs_embeds, image_embeds, is_placeholder):
+        given.append(image_embeds)
+        return original(inputs_embeds, image_embeds, is_placeholder)
 
-    monkeypatch.setattr(type(model), "generate", spy)
-    asking, one, two = answerer(opened), red(), Image.new("RGB", (20, 30), "blue")
-    asking.reply([user_message([one, two], "What?")])
-    asking.reply([user_message([two, one], "What?")])
+    monkeypatch.setattr(engine, "join_image_and_text", spy)
+    asking = answerer(opened)
+    asking.reply([user_message([red(), blue()], "What?")])
+    asking.reply([user_message([blue(), red()], "What?")])
     assert given[0].flip(0).equal(given[1]) and not given[0][0].equal(given[0][1])
+
+
+def test_a_conversation_that_goes_on_computes_only_what_is_new(opened):
+    asking = answerer(opened)
+    messages = [user_message([red()], "What?")]
+    first = asking.reply(messages)
+    messages += [{"role": "assistant", "content": [{"type": "text", "text": first.text}]}, user_message([], "And?")]
+    second = asking.reply(messages)
+    assert first.usage.cached_prompt_tokens == 0
+    assert second.usage.cached_prompt_tokens >= first.usage.prompt_tokens
+    assert second.text == parrot.SENTENCE
+    asking.forget()
+    assert asking.reply(messages).usage.cached_prompt_tokens == 0
+
+
+def test_a_reply_that_is_broken_off_leaves_the_slot_free(opened):
+    asking = answerer(opened)
+
+    def stop(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asking.reply([user_message([red()], "What?")], stop)
+    assert asking.engine.num_running == 0
+    assert asking.reply([user_message([red()], "What?")]).text == parrot.SENTENCE
+
+
+def test_a_sampled_reply_is_that_of_generate_with_the_same_seed(opened):
+    model, processor = opened
+    messages = [user_message([red()], "What?")]
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    torch.manual_seed(4)
+    ids = model.generate(**inputs, max_new_tokens=16, do_sample=True, temperature=2.0, top_k=0, top_p=0.9)
+    reply = answerer(opened, max_new_tokens=16, temperature=2.0, top_p=0.9, seed=4).reply(messages)
+    words = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert reply.text == words.strip()
 
 
 def test_a_silent_reply(tmp_path, opened):

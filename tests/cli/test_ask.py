@@ -17,7 +17,7 @@ import fastvlm as package
 SCHEMA = {
     "model": str,
     "answer": str,
-    "usage": {"prompt_tokens": int, "image_tokens": int, "completion_tokens": int},
+    "usage": dict.fromkeys(("prompt_tokens", "image_tokens", "completion_tokens", "cached_prompt_tokens"), int),
     "finish_reason": str,
     "timings_ms": dict.fromkeys(("load", "preprocess", "encode", "prefill", "ttft", "total"), float),
     "tokens_per_second": float,

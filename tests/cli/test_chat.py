@@ -15,6 +15,7 @@ from contextlib import suppress
 import parrot
 import pytest
 from cli_process import hear_ctrl_c, plain_environment
+from PIL import Image
 
 from fastvlm.cli.conversation import Conversation
 from fastvlm.errors import UsageError
@@ -63,8 +64,11 @@ def test_each_picture_is_encoded_once_in_a_chat(fastvlm, picture, parrot_folder,
         return original(self, pixel_values, **settings)
 
     monkeypatch.setattr(FastVlmForConditionalGeneration, "get_image_features", spy)
-    outcome = talk(fastvlm, parrot_folder, "One?", "Two?", f"/image '{picture}'", "Three?", pictures=[picture])
-    assert outcome.out == ANSWER * 3
+    other = picture.with_name("blue.png")
+    Image.new("RGB", (60, 90), "blue").save(other)
+    lines = ("One?", "Two?", f"/image '{other}'", "Three?", f"/image '{picture}'", "Four?")
+    outcome = talk(fastvlm, parrot_folder, *lines, pictures=[picture])
+    assert outcome.out == ANSWER * 4
     assert encoded == [1, 1], "the first picture with the first question, the second with the third"
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm.cli.choices import ModelChoice, Sampling, parse_size
+from fastvlm.engine.types import SamplingParams
 from fastvlm.errors import UsageError
 
 sides = st.integers(1, 99_999)
@@ -64,23 +65,15 @@ def test_numbers_out_of_range_are_named(settings, flag):
         Sampling(**settings)
 
 
-def test_greedy_leaves_nothing_to_a_checkpoints_generation_config():
-    arguments = Sampling(max_new_tokens=7).generate_arguments()
-    assert arguments == {
-        "max_new_tokens": 7,
-        "num_beams": 1,
-        "do_sample": False,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-    }
+def test_every_setting_reaches_the_engine():
+    assert Sampling(max_new_tokens=7).params() == SamplingParams(max_new_tokens=7)
+    given = Sampling(max_new_tokens=7, temperature=0.7, top_p=0.4, seed=3).params()
+    assert given == SamplingParams(max_new_tokens=7, temperature=0.7, top_p=0.4, seed=3)
 
 
 def test_sampling_is_from_the_whole_vocabulary_unless_top_p_says_otherwise():
-    arguments = Sampling(temperature=0.7).generate_arguments()
-    assert arguments["do_sample"] and arguments["temperature"] == 0.7
-    assert (arguments["top_p"], arguments["top_k"]) == (1.0, 0)
-    assert Sampling(temperature=0.7, top_p=0.4).generate_arguments()["top_p"] == 0.4
+    params = Sampling(temperature=0.7).params()
+    assert (params.top_p, params.top_k, params.min_p) == (1.0, 0, 0.0)
 
 
 def test_top_p_without_temperature_is_idle():

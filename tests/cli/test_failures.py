@@ -10,6 +10,7 @@ CODES = {
     "CheckpointError": FAILED,
     "ConfigError": BAD_USE,
     "ContextLengthError": BAD_USE,
+    "EngineBusyError": FAILED,
     "FastVlmError": FAILED,
     "ImageTokenMismatchError": FAILED,
     "MissingExtraError": FAILED,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Any
 
+from fastvlm.engine.types import TEMPERATURES, SamplingParams
 from fastvlm.errors import UsageError
 
 __all__ = ["DTYPES", "IMAGE_FITS", "ModelChoice", "Sampling", "check_word", "parse_size"]
@@ -14,7 +14,6 @@ __all__ = ["DTYPES", "IMAGE_FITS", "ModelChoice", "Sampling", "check_word", "par
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 IMAGE_FITS = ("pad", "crop", "stretch")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
-_TEMPERATURES = (0.01, 100.0)  # below, logits divided by it overflow; above, all tokens are equally likely
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        low, high = _TEMPERATURES
+        low, high = TEMPERATURES
         if self.max_new_tokens < 1:
             raise UsageError(f"--max-new-tokens is {self.max_new_tokens}; expected 1 or more.")
         if self.temperature != 0 and not low <= self.temperature <= high:  # NaN too
@@ -96,14 +95,14 @@ class Sampling:
         """True if `top_p` was given and nothing is drawn."""
         return self.is_greedy and self.top_p is not None
 
-    def generate_arguments(self) -> dict[str, Any]:
-        """The same for `generate`; every setting is given, so that a checkpoint's generation config decides none."""
-        if self.is_greedy:
-            drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        else:
-            top_p = 1.0 if self.top_p is None else self.top_p
-            drawn = {"do_sample": True, "temperature": self.temperature, "top_p": top_p, "top_k": 0}
-        return {"max_new_tokens": self.max_new_tokens, "num_beams": 1, **drawn}
+    def params(self) -> SamplingParams:
+        """The same for the engine; every setting is given, so that a checkpoint's generation config decides none."""
+        return SamplingParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+        )
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -152,7 +152,7 @@ class Engine:
         self._outbox.append(reply.broken_off())
         return True
 
-    def stream(self, prompt: Any, params: SamplingParams | None = None) -> Iterator[TokenEvent]:
+    def stream(self, prompt: Any, params: SamplingParams | None = None) -> Generator[TokenEvent]:
         """Submit a request (when the first event is asked for) and step until it ends; others step along.
 
         Who stops listening cancels it. Raises what :meth:`submit` raises, and what fails while it runs.
