@@ -1,0 +1,237 @@
+"""The encoder for inference: FastViTHD's numbers, computed in the order and layout that a CPU is fast at.
+
+Maps are NHWC, (B, H, W, C) contiguous, so that a 1x1 convolution is a linear layer on rows of channels. What it does
+differently from :class:`~fastvlm.model.fastvithd.FastViTHD`, which stays the measure of it:
+
+- BatchNorms and layer scales are folded (``FastViTHD.deploy()``), attention's scale into the query's weight;
+- 1x1 convolutions are packed linears with bias and GELU fused;
+- the FFNs go over tiles of rows whose 4x wider hidden map stays in cache, and add to their residual in place;
+- a convolution with m outputs a channel is m depthwise ones: oneDNN has a fast kernel for those alone;
+- attention goes over as many heads at a time as keep their scores in cache.
+
+What each of these gains is in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvlm.encoder_config import ATTENTION_HEAD_DIM
+from fastvlm.engine.linear import Activation, Linear, packed_linear
+from fastvlm.model.attention import AttentionBlock
+from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
+from fastvlm.model.fastvithd import FastViTHD
+
+__all__ = ["FastEncoder"]
+
+Step = Callable[[Tensor], Tensor]
+# Rows (positions) a thread works on at a time: 0.75 MB of hidden map in the first stage, 1.5 MB in the second.
+TILE_ROWS_PER_THREAD = 1024
+SCORE_BYTES = 2 << 20  # attention scores that are held at a time: one head of 1024 tokens in bfloat16
+
+
+class FastEncoder:
+    """FastViTHD for inference. Features are those of `encoder`: within 1e-4 in float32, 2e-2 in bfloat16 (norms).
+
+    Args:
+        encoder: any form; it is copied, and stays as it is.
+        dtype: what to compute in, float32 or bfloat16; None for the encoder's. Folding is done in float32 or better.
+    """
+
+    def __init__(self, encoder: FastViTHD, dtype: torch.dtype | None = None) -> None:
+        first = next(encoder.parameters())
+        self.dtype, self.config = dtype or first.dtype, encoder.config
+        if first.dtype != torch.float32:
+            encoder = copy.deepcopy(encoder).float()
+        deployed = encoder.deploy()
+        self._steps: list[Step] = []
+        for block in deployed.stem:
+            self._steps += _mobile_one(block, self.dtype)
+        for stage in deployed.stages:
+            self._steps += _stage(stage, self.dtype)
+        self._steps += _mobile_one(deployed.final_conv, self.dtype)
+
+    @torch.no_grad()
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """Feature map (B, hidden_size, ceil(H/64), ceil(W/64)) of pictures (B, 3, H, W) in [0, 1], any floating dtype.
+
+        Its memory is NHWC, so turning it into visual tokens (B, N, hidden_size) copies nothing.
+        """
+        x = pixel_values.to(self.dtype).permute(0, 2, 3, 1)
+        for step in self._steps:
+            x = step(x)
+        return x.permute(0, 3, 1, 2)
+
+
+def _stage(stage: Any, dtype: torch.dtype) -> list[Step]:
+    steps: list[Step] = []
+    if isinstance(stage.downsample, PatchEmbed):
+        steps += _patch_embed(stage.downsample, dtype)
+    if not isinstance(stage.pos_emb, nn.Identity):
+        steps.append(_Convolution(stage.pos_emb.reparam_conv, dtype))
+    for block in stage.blocks:
+        if isinstance(block, AttentionBlock):
+            steps += [_Attention(block, dtype), _Ffn(block.mlp, dtype)]
+        else:
+            steps += [_Convolution(block.token_mixer.reparam_conv, dtype), _Ffn(block.mlp, dtype)]
+    return steps
+
+
+def _patch_embed(embed: PatchEmbed, dtype: torch.dtype) -> list[Step]:
+    """The 7x7 leaves its channels in the order it makes them in; SE and the 1x1 behind it are put into that order."""
+    large: Any = embed.proj[0]
+    conv = _Convolution(large.reparam_conv, dtype, keeps_order=False)
+    steps: list[Step] = [conv]
+    if isinstance(large.se, SqueezeExcite):
+        steps.append(_Gate(large.se, dtype, conv.order))
+    if isinstance(large.act, nn.GELU):
+        steps.append(_gelu)
+    return [*steps, *_mobile_one(embed.proj[1], dtype, conv.order)]
+
+
+def _mobile_one(block: Any, dtype: torch.dtype, order: Tensor | None = None) -> list[Step]:
+    """Convolution, SE and GELU; `order` (C_in,) is the order in which the input's channels come."""
+    conv, has_act = block.reparam_conv, isinstance(block.act, nn.GELU)
+    gates: list[Step] = [_Gate(block.se, dtype)] if isinstance(block.se, SqueezeExcite) else []
+    if _is_pointwise(conv):
+        fused: Activation = "gelu" if has_act and not gates else "none"
+        steps: list[Step] = [_pointwise(conv, dtype, fused, order), *gates]
+        return [*steps, _gelu] if has_act and gates else steps
+    return [_Convolution(conv, dtype), *gates, *([_gelu] if has_act else [])]
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+
+
+def _pointwise(
+    conv: nn.Conv2d, dtype: torch.dtype, activation: Activation = "none", order: Tensor | None = None
+) -> Linear:
+    """A 1x1 convolution as a linear layer on channels."""
+    weight = conv.weight.flatten(1)
+    weight = weight if order is None else weight[:, order]
+    return packed_linear(weight.to(dtype), _cast(conv.bias, dtype), activation)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """Exact GELU, in place."""
+    y: Tensor = torch.ops.aten.gelu_(x)
+    return y
+
+
+class _Convolution:
+    """A convolution on NHWC; with m > 1 outputs a channel, m depthwise ones.
+
+    `order` says where the channels of the result stand in the original's: channel i of the result is ``order[i]`` of
+    the original. It is None if they are in the original's order, as they are with `keeps_order`.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, *, keeps_order: bool = True) -> None:
+        self._stride, self._padding = conv.stride, conv.padding
+        is_depthwise = conv.in_channels == conv.groups
+        multiple = conv.out_channels // conv.in_channels if is_depthwise else 1
+        self._groups = conv.groups
+        bias = _cast(conv.bias, dtype)
+        weight = conv.weight.to(dtype)
+        self._kernels = [
+            (
+                weight[i::multiple].contiguous(memory_format=torch.channels_last),
+                None if bias is None else bias[i::multiple],
+            )
+            for i in range(multiple)
+        ]
+        order = torch.arange(conv.out_channels, device=weight.device).reshape(-1, multiple).T.flatten()
+        self.order = order if multiple > 1 and not keeps_order else None
+        self._restore = order.argsort() if multiple > 1 and keeps_order else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, H, W, C_in) -> (B, H', W', C_out), a new tensor."""
+        x = x.permute(0, 3, 1, 2)
+        parts = [self._convolve(x, weight, bias) for weight, bias in self._kernels]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return y if self._restore is None else y[..., self._restore]
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = F.conv2d(x, weight, bias, self._stride, self._padding, groups=self._groups)
+        return y.permute(0, 2, 3, 1).contiguous()  # it is, but for some maps of one row or column
+
+
+class _Gate:
+    """Squeeze-excite, in place; `order` as in :class:`_Convolution`."""
+
+    def __init__(self, se: SqueezeExcite, dtype: torch.dtype, order: Tensor | None = None) -> None:
+        self._first = _pointwise(se.fc1, dtype, order=order)
+        weight, bias = se.fc2.weight.flatten(1).to(dtype), _cast(se.fc2.bias, dtype)
+        if order is not None:
+            weight, bias = weight[order], None if bias is None else bias[order]
+        self._second = packed_linear(weight, bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, H, W, C), each channel times its gate."""
+        gate = self._second(self._first(x.mean((1, 2))).relu_()).sigmoid_()
+        return x.mul_(gate[:, None, None])
+
+
+class _Ffn:
+    """``x + ConvFFN(x)``, in place."""
+
+    def __init__(self, mlp: Any, dtype: torch.dtype) -> None:
+        self._conv = _Convolution(mlp.conv, dtype)
+        self._widen, self._narrow = _pointwise(mlp.fc1, dtype, "gelu"), _pointwise(mlp.fc2, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, H, W, C)."""
+        inputs, outputs = self._conv(x).flatten(0, 2), x.flatten(0, 2)
+        size = _tile_rows(x)
+        for rows, residual in zip(torch.split(inputs, size), torch.split(outputs, size), strict=True):
+            residual.add_(self._narrow(self._widen(rows)))
+        return x
+
+
+def _tile_rows(x: Tensor) -> int:
+    """Rows of a tile on the device of `x`; all of them where there is no cache to mind."""
+    return TILE_ROWS_PER_THREAD * torch.get_num_threads() if x.device.type == "cpu" else x.shape[:3].numel()
+
+
+class _Attention:
+    """``x + attention(norm(x))``, in place."""
+
+    def __init__(self, block: AttentionBlock, dtype: torch.dtype) -> None:
+        mixer, norm = block.token_mixer, block.norm
+        self._norm = (norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+        qkv = mixer.qkv.weight.clone()
+        qkv[: qkv.shape[1]] *= ATTENTION_HEAD_DIM**-0.5
+        self._qkv = packed_linear(qkv.to(dtype), None)
+        self._proj = packed_linear(mixer.proj.weight.to(dtype), mixer.proj.bias.to(dtype))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, H, W, C)."""
+        batch, height, width, channels = x.shape
+        weight, bias, eps = self._norm
+        qkv = self._qkv(F.layer_norm(x, (channels,), weight, bias, eps))
+        heads = qkv.reshape(batch, height * width, 3, -1, ATTENTION_HEAD_DIM).permute(2, 0, 3, 1, 4)
+        mixed = _attend(*heads.flatten(1, 2).contiguous().unbind(0))
+        mixed = mixed.reshape(batch, -1, height * width, ATTENTION_HEAD_DIM).transpose(1, 2)
+        return x.add_(self._proj(mixed.reshape(x.shape)))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax-weighted values (heads, N, 32); the query is scaled already."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    num_tokens = query.shape[1]
+    size = max(1, SCORE_BYTES // (num_tokens * num_tokens * query.element_size()))
+    mixed = torch.empty_like(query)
+    for q, k, v, out in zip(*(torch.split(t, size) for t in (query, key, value, mixed)), strict=True):
+        torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v, out=out)
+    return mixed

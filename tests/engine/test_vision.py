@@ -1,0 +1,143 @@
+"""The fast encoder equals the plain one, for any encoder and any picture."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from encoder_strategy import encoders
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from linears import NO_KERNELS, relative_gap
+
+from fastvlm import FastViTHD, FastViTHDConfig
+from fastvlm.engine import linear, vision
+from fastvlm.engine.vision import FastEncoder
+from fastvlm.model.fastvithd import as_feature_tokens
+
+BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+DTYPES = list(BOUNDS)
+
+
+def encoder(**model_args):
+    return tiny.loud(FastViTHD(tiny.vision_config(**model_args))).eval()
+
+
+@torch.no_grad()
+def gap(plain, picture, dtype=torch.float32):
+    """Relative gap between fast and plain features of `picture`, which must not be nearly constant."""
+    expected = plain(picture)
+    assert expected.std() > 0.005, "a map of nearly equal values would show nothing"
+    result = FastEncoder(plain, dtype)(picture)
+    assert result.shape == expected.shape and result.dtype == dtype
+    return relative_gap(result, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(1, 128, 128), (3, 64, 200), (2, 1, 1), (1, 65, 1), (1, 1, 130), (1, 70, 66)])
+def test_equals_the_plain_encoder_for_any_picture(size, dtype):
+    assert gap(encoder(), tiny.pictures(*size), dtype) < BOUNDS[dtype]
+
+
+@settings(max_examples=6, deadline=None)
+@given(config=encoders(), height=st.integers(1, 90), width=st.integers(1, 90), count=st.integers(1, 3))
+def test_equals_the_plain_encoder_for_any_encoder(config, height, width, count):
+    plain = tiny.loud(FastViTHD(config)).eval()
+    picture = tiny.pictures(count, height, width)
+    with torch.no_grad():
+        expected = plain(picture)
+    assert relative_gap(FastEncoder(plain)(picture), expected) < BOUNDS[torch.float32]
+
+
+@pytest.mark.parametrize(
+    "model_args",
+    [
+        {"cls_ratio": 3.0},
+        {"embed_dims": [32, 32, 32, 32, 32]},
+        {"embed_dims": [8, 8, 32, 32, 96]},
+        {"lkc_use_act": False},
+        {"repmixer_kernel_size": 5, "down_patch_size": 5},
+        {"downsamples": [True] * 5, "se_downsamples": [True] * 5, "embed_dims": [8, 16, 48, 96, 192]},
+        {"mlp_ratios": [3, 2, 1, 4, 3]},
+        {"layers": [2, 2], "embed_dims": [8, 16]},
+    ],
+    ids=lambda args: next(iter(args)),
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_argument_of_an_encoder(model_args, dtype):
+    assert gap(encoder(**model_args), tiny.pictures(2, 160, 96), dtype) < BOUNDS[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_published_encoder(dtype):
+    published = tiny.loud(FastViTHD(FastViTHDConfig())).eval()
+    assert gap(published, tiny.pictures(1, 256, 256), dtype) < BOUNDS[dtype]
+    assert gap(published, tiny.pictures(1, 320, 200), dtype) < BOUNDS[dtype]
+
+
+def test_the_training_form_is_taken_too_and_stays_as_it_is():
+    plain = encoder(inference_mode=False)
+    state = copy.deepcopy(plain.state_dict())
+    assert gap(plain, tiny.pictures(1)) < BOUNDS[torch.float32]
+    assert plain.config.is_inference_form is False
+    assert all(torch.equal(tensor, state[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_a_bfloat16_encoder_is_folded_in_float32():
+    plain = encoder().bfloat16()
+    picture = tiny.pictures(1)
+    fast = FastEncoder(plain)
+    assert fast.dtype == torch.bfloat16
+    assert next(plain.parameters()).dtype == torch.bfloat16
+    exact = copy.deepcopy(plain).float()
+    assert relative_gap(fast(picture), exact(picture)) < 1e-2
+    assert relative_gap(FastEncoder(plain, torch.float32)(picture), exact(picture)) < 1e-4
+
+
+def test_batch_equals_each_picture_alone():
+    fast, pictures = FastEncoder(encoder()), tiny.pictures(3)
+    alone = torch.cat([fast(picture[None]) for picture in pictures])
+    torch.testing.assert_close(fast(pictures), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_pictures_of_any_dtype_and_layout_and_they_stay_as_they_are():
+    fast, picture = FastEncoder(encoder()), tiny.pictures(2, 96, 128)
+    kept = picture.clone()
+    expected = fast(picture)
+    assert torch.equal(picture, kept)
+    torch.testing.assert_close(fast(picture.contiguous(memory_format=torch.channels_last)), expected)
+    torch.testing.assert_close(fast(picture.double()), expected)
+    assert torch.equal(fast(picture), expected), "nothing of the last picture is left in the encoder"
+
+
+def test_the_map_is_tokens_without_a_copy():
+    feature_map = FastEncoder(encoder())(tiny.pictures(2))
+    assert as_feature_tokens(feature_map).is_contiguous()
+
+
+def test_features_carry_no_graph():
+    assert not FastEncoder(encoder())(tiny.pictures(1).requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 10_000])
+def test_tiles_of_any_size_give_the_same(monkeypatch, rows):
+    plain = encoder()
+    monkeypatch.setattr(vision, "_tile_rows", lambda x: rows)
+    assert gap(plain, tiny.pictures(1, 64, 128)) < BOUNDS[torch.float32]
+
+
+@pytest.mark.parametrize("num_bytes", [1, 600, 1 << 30])
+def test_heads_in_groups_of_any_size_give_the_same(monkeypatch, num_bytes):
+    monkeypatch.setattr(vision, "SCORE_BYTES", num_bytes)
+    assert gap(encoder(), tiny.pictures(2, 128, 192)) < BOUNDS[torch.float32]
+
+
+def test_without_fast_kernels_the_features_are_the_same(monkeypatch):
+    monkeypatch.setattr(linear, "cpu_kernels", lambda: NO_KERNELS)
+    assert gap(encoder(), tiny.pictures(2, 64, 100)) < BOUNDS[torch.float32]
+
+
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_black_and_white_pictures_are_finite(fill):
+    assert FastEncoder(encoder(), torch.bfloat16)(torch.full((1, 3, 64, 64), fill)).isfinite().all()
