@@ -301,11 +301,13 @@ def test_what_just_fits_is_answered(make_engine, model, question):
 
 def test_a_queue_has_an_end(make_engine, question, short):
     engine = make_engine(num_slots=1, max_waiting=2)
-    requests = [engine.submit(question("tt").inputs, short) for _ in range(2)]
-    with pytest.raises(EngineBusyError, match="2 are waiting"):
+    for _ in range(3):
+        engine.submit(question("tt").inputs, short)
+    with pytest.raises(EngineBusyError, match="3 are waiting"):
         engine.submit(question("tt").inputs, short)
     engine.step()
-    requests.append(engine.submit(question("tt").inputs, short))
+    with pytest.raises(EngineBusyError, match="1 requests are running and 2 are waiting"):
+        engine.submit(question("tt").inputs, short)
     assert engine.num_running == 1 and engine.num_waiting == 2
 
 

@@ -31,8 +31,10 @@ class Requests(RuleBasedStateMachine):
     def submit(self, keys):
         request = len(self.prompts)
         self.prompts[request] = keys
-        if len(self.queue) == self.max_waiting:
-            with pytest.raises(EngineBusyError, match="4 are waiting"):
+        num_free = self.num_slots - len(self.placed)
+        assert len(self.queue) - num_free <= self.max_waiting
+        if len(self.queue) - num_free == self.max_waiting:
+            with pytest.raises(EngineBusyError, match=f"{len(self.queue)} are waiting"):
                 self.scheduler.submit(request, keys)
             self.ended.append(request)  # refused
         else:

@@ -41,7 +41,7 @@ class Engine:
         num_slots: replies that are made at the same time.
         context: tokens that one of them may have, prompt included; None for the model's own on a CPU, where only what
             is used takes memory, and at most 8192 elsewhere. A token takes ``kv_bytes_per_token`` bytes.
-        max_waiting: requests that may wait for a slot.
+        max_waiting: requests that may wait for a slot, beside those for which one is free.
         image_cache_bytes: memory for projected pictures, which are known by their content.
         encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
         make_linear: the decoder's products, see :class:`fastvlm.engine.decoder.Decoder`.

@@ -48,7 +48,7 @@ class Scheduler:
 
     Args:
         num_slots: requests that run at the same time.
-        max_waiting: requests that may wait for a slot.
+        max_waiting: requests that may wait for a slot, beside those for which one is free.
     """
 
     def __init__(self, num_slots: int, max_waiting: int) -> None:
@@ -78,9 +78,9 @@ class Scheduler:
         """Put a request at the end of the queue.
 
         Raises:
-            EngineBusyError: `max_waiting` requests are waiting already.
+            EngineBusyError: the slots are taken or spoken for, and `max_waiting` requests are waiting besides.
         """
-        if len(self._waiting) >= self.max_waiting:
+        if len(self._running) + len(self._waiting) >= len(self._slots) + self.max_waiting:
             raise EngineBusyError(
                 f"{len(self._running)} requests are running and {len(self._waiting)} are waiting, which is the limit. "
                 "Try again later, or give the engine a larger max_waiting."
