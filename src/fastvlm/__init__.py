@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastvlm.checkpoints import convert, load, register
     from fastvlm.config import FastViTHDConfig, FastVlmConfig, num_visual_tokens
+    from fastvlm.engine.async_engine import AsyncEngine
+    from fastvlm.engine.engine import Engine
+    from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
     from fastvlm.model.fastvithd import FastViTHD
     from fastvlm.model.modeling import FastVlmForConditionalGeneration, FastVlmModel, FastVlmPreTrainedModel
     from fastvlm.model.modeling import FastVlmForConditionalGeneration as AutoModelForImageTextToText
@@ -30,6 +33,9 @@ __version__ = "0.1.0"
 _SAME_AS = {"AutoModelForImageTextToText": "FastVlmForConditionalGeneration", "AutoProcessor": "FastVlmProcessor"}
 
 _HOME_OF = {
+    "AsyncEngine": "fastvlm.engine.async_engine",
+    "Completion": "fastvlm.engine.types",
+    "Engine": "fastvlm.engine.engine",
     "FastViTHD": "fastvlm.model.fastvithd",
     "FastViTHDConfig": "fastvlm.config",
     "FastVlmConfig": "fastvlm.config",
@@ -38,6 +44,8 @@ _HOME_OF = {
     "FastVlmModel": "fastvlm.model.modeling",
     "FastVlmPreTrainedModel": "fastvlm.model.modeling",
     "FastVlmProcessor": "fastvlm.processing.processor",
+    "SamplingParams": "fastvlm.engine.types",
+    "TokenEvent": "fastvlm.engine.types",
     "convert": "fastvlm.checkpoints",
     "load": "fastvlm.checkpoints",
     "num_visual_tokens": "fastvlm.config",
@@ -46,8 +54,11 @@ _HOME_OF = {
 }
 
 __all__ = [
+    "AsyncEngine",
     "AutoModelForImageTextToText",
     "AutoProcessor",
+    "Completion",
+    "Engine",
     "FastViTHD",
     "FastViTHDConfig",
     "FastVlmConfig",
@@ -56,6 +67,8 @@ __all__ = [
     "FastVlmModel",
     "FastVlmPreTrainedModel",
     "FastVlmProcessor",
+    "SamplingParams",
+    "TokenEvent",
     "__version__",
     "convert",
     "load",
