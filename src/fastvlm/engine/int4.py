@@ -27,7 +27,7 @@ BLOCK = 64  # outputs that are packed together
 MIDDLE, LARGEST = 8, 15
 # From so many rows on, turning the weight into bfloat16 and multiplying that is faster than the int4 kernel, whose time
 # grows with the rows (AMD Zen 4, torch 2.13; see docs/performance.md).
-MANY_ROWS = 160
+MANY_ROWS = 48
 CHUNK = 1024  # outputs that are turned into bfloat16 at a time: 2 MB at 1024 inputs, which stay in cache
 
 
@@ -70,7 +70,8 @@ class Int4Weight:
         values = torch.empty(self.in_features, blocks.shape[1], BLOCK, dtype=torch.bfloat16)
         values[..., : BLOCK // 2] = blocks & 15
         values[..., BLOCK // 2 :] = blocks >> 4
-        scales, zeros = self.scales_and_zeros[:, None, start:end].unbind(-1)
+        # Contiguous: `addcmul` is three times slower with a stride of two.
+        scales, zeros = (t.contiguous() for t in self.scales_and_zeros[:, None, start:end].unbind(-1))
         grouped = values.reshape(scales.shape[0], -1, end - start).sub_(MIDDLE)
         return torch.addcmul(zeros, grouped, scales).reshape(self.in_features, -1)
 
@@ -108,10 +109,13 @@ class Int4Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) float32 or bfloat16 -> (..., out)."""
-        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        if x.dim() != 2:
+            return self(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+        rows = x.to(torch.bfloat16)
         y = self._few_rows(rows) if rows.shape[0] < MANY_ROWS else self._many_rows(rows)
-        y = y[:, : self.out_features].to(x.dtype).reshape(*x.shape[:-1], self.out_features)
-        return y if self._bias is None else y + self._bias.to(x.dtype)
+        if y.shape[1] != self.out_features:
+            y = y[:, : self.out_features]
+        return y.to(x.dtype) if self._bias is None else y.to(x.dtype).add_(self._bias)
 
     def _few_rows(self, rows: Tensor) -> Tensor:
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(

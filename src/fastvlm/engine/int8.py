@@ -81,9 +81,9 @@ class Int8DynamicLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) float32 or bfloat16 -> (..., out)."""
-        rows = x.reshape(-1, self.in_features)
-        product = self._one_row if rows.shape[0] == 1 else self._many_rows
-        return product(rows).reshape(*x.shape[:-1], self.out_features)
+        if x.dim() != 2:
+            return self(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+        return self._one_row(x) if x.shape[0] == 1 else self._many_rows(x)
 
     def _one_row(self, row: Tensor) -> Tensor:
         """As `_many_rows` with a fifth of the calls around the kernel: one scale can be a number and is fused."""
