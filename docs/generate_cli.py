@@ -58,6 +58,25 @@ One object on one line:
 | `ttft` | from picture bytes to the first text that can be shown; null if there is none |
 | `total` | from picture bytes to the last token |
 """
+BENCH_JSON = """\
+## `bench --json`
+
+The last line that `bench` prints, with `--json` the only one: one object.
+
+| key | content |
+| --- | --- |
+| `model` | `name`, `is_random`, `parameters` |
+| `settings`, `command`, `picture_px` | what was asked for |
+| `environment` | CPU, cores, instruction sets, memory, versions, commit, load average before the run |
+| `rounds`, `seconds` | rounds that were made, and what the whole took |
+| `measures` | a list: `measure`, `contestant`, `case`, `unit`, `median`, `quartiles`, `range`, `samples`, `parts` |
+| `ratios` | of medians; above 1 fastvlm is better; null where not measured |
+| `ratio_ranges` | smallest and largest ratio of a single round |
+| `not_measured` | why a ratio is null |
+| `roofline` | `peaks` of this machine in this run (FLOP/s, bytes/s), and `fractions` of them that were reached |
+| `agreement` | how far the contestants' features are apart, how many first tokens are the same |
+| `failures` | contestants and commands that failed, each with one line |
+"""
 
 
 def render() -> str:
@@ -69,7 +88,7 @@ def render() -> str:
         for name, verb in command.commands.items():
             with verb.context_class(verb, info_name=name, parent=root, terminal_width=WIDTH) as context:
                 blocks.append(f"## `fastvlm {name}`\n\n```text\n{verb.get_help(context)}\n```\n")
-    return "\n".join([*blocks, JSON])
+    return "\n".join([*blocks, JSON, BENCH_JSON])
 
 
 def main(arguments: list[str]) -> int:

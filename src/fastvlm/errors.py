@@ -14,6 +14,7 @@ __all__ = [
     "EngineBusyError",
     "FastVlmError",
     "ImageTokenMismatchError",
+    "MeasurementError",
     "MissingExtraError",
     "PictureError",
     "PromptError",
@@ -47,6 +48,10 @@ class ContextLengthError(FastVlmError, ValueError):
 
 class EngineBusyError(FastVlmError, ValueError):
     """More requests than an engine lets wait: try again later, or wait for room."""
+
+
+class MeasurementError(FastVlmError, ValueError):
+    """A measurement that could not be made: a process that died or hung, a model that it could not open."""
 
 
 class AttentionError(FastVlmError, ValueError):

@@ -15,6 +15,7 @@ import typer
 
 from fastvlm import __version__
 from fastvlm.cli.ask import ask
+from fastvlm.cli.bench import bench
 from fastvlm.cli.chat import chat
 from fastvlm.cli.convert import convert
 from fastvlm.cli.failures import report_failure
@@ -63,7 +64,7 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, info, convert):
+for _verb in (ask, chat, info, convert, bench):
     app.command(cls=VerbHelp)(_verb)
 
 

@@ -1,0 +1,138 @@
+"""Peers for the encoder alone: FastViTHD and projector in OpenVINO and in ONNX Runtime, from our own network.
+
+The fused copy (``FastViTHD.deploy()``) in float32 is what both get; converted in memory, for one size of picture.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastvlm.bench.generating import pixels, sketch
+from fastvlm.bench.memory import peak_bytes
+from fastvlm.bench.peers_folder import add_peers_folder
+from fastvlm.bench.worker import Measured
+from fastvlm.checkpoints.loading import load
+from fastvlm.errors import MissingExtraError
+from fastvlm.model.fastvithd import as_feature_tokens
+
+__all__ = ["DeployedEncoder", "OnnxRuntimeContestant", "OpenVinoContestant"]
+
+Run = Callable[[Any], Tensor]
+
+
+class DeployedEncoder(nn.Module):
+    """Pixels (1, 3, H, W) float32 -> visual tokens (1, N, D) float32: fused encoder and projector of a model."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = model.model.vision_tower.timm_model.deploy()
+        self.projector = model.model.multi_modal_projector
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """See the class."""
+        return self.projector(as_feature_tokens(self.encoder(pixel_values)))  # type: ignore[no-any-return]
+
+
+class EncoderContestant(ABC):
+    """One runtime.
+
+    Args:
+        folder: the checkpoint.
+        dtype: what the runtime may compute in: "bfloat16" or "float32".
+        threads: of the runtime; 0 leaves it alone.
+    """
+
+    packages: tuple[str, ...]
+
+    def __init__(self, folder: str, dtype: str = "float32", threads: int = 0) -> None:
+        self.folder, self.dtype, self.threads = folder, dtype, threads
+        if threads:
+            torch.set_num_threads(threads)
+        self._runs: dict[int, Run] = {}
+
+    @abstractmethod
+    def compiled(self, traced: Any, picture: Tensor) -> Run:
+        """A function of the picture's numpy array, from the traced network; `picture` (1, 3, H, W) is an example."""
+
+    def open(self) -> Measured:
+        """See that the runtime is there."""
+        add_peers_folder()
+        start_s = time.perf_counter()
+        for package in self.packages:
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtraError(package, "peers", f"Measuring {self.packages[0]}")
+            importlib.import_module(package)
+        facts = {package: importlib.metadata.version(package) for package in self.packages}
+        return Measured(time.perf_counter() - start_s, facts=facts)
+
+    def encode(self, side_px: int) -> Measured:
+        """Seconds from pixels to projected visual tokens; converting is not counted."""
+        picture = pixels(side_px)
+        if side_px not in self._runs:
+            self._runs[side_px] = self._converted(picture)
+        array = picture.numpy()
+        start_s = time.perf_counter()
+        features = self._runs[side_px](array)
+        seconds = time.perf_counter() - start_s
+        return Measured(seconds, check=sketch(features))
+
+    def memory(self) -> Measured:
+        """Largest resident set of this process so far, conversion included."""
+        return Measured(peak_bytes())
+
+    @torch.no_grad()
+    def _converted(self, picture: Tensor) -> Run:
+        model, _ = load(self.folder, device="cpu", dtype="float32")
+        encoder = DeployedEncoder(model).eval().requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # A function, not the module: tracing a module asks for each of its properties.
+            trace: Any = torch.jit.trace
+            traced = trace(lambda pixels: encoder(pixels), picture, check_trace=False)  # noqa: PLW0108
+            return self.compiled(traced, picture)
+
+
+class OpenVinoContestant(EncoderContestant):
+    """OpenVINO on the CPU, with the precision that `dtype` names as its hint."""
+
+    packages = ("openvino",)
+
+    def compiled(self, traced: Any, picture: Tensor) -> Run:
+        """See :class:`EncoderContestant`."""
+        ov: Any = importlib.import_module("openvino")
+        model = ov.convert_model(traced, example_input=picture, input=list(picture.shape))
+        settings = {"INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(self.dtype, "f32")}
+        settings["PERFORMANCE_HINT"] = "LATENCY"
+        if self.threads:
+            settings["INFERENCE_NUM_THREADS"] = str(self.threads)
+        compiled = ov.Core().compile_model(model, "CPU", settings)
+        return lambda array: torch.from_numpy(compiled([array])[0])
+
+
+class OnnxRuntimeContestant(EncoderContestant):
+    """ONNX Runtime on the CPU, float32."""
+
+    packages = ("onnxruntime", "onnx")
+
+    def compiled(self, traced: Any, picture: Tensor) -> Run:
+        """See :class:`EncoderContestant`."""
+        ort: Any = importlib.import_module("onnxruntime")
+        stream = io.BytesIO()
+        # The exporter that needs no other package; the newer one needs onnxscript.
+        export: Any = torch.onnx.export
+        export(traced, (picture,), stream, input_names=["pixel_values"], dynamo=False)
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self.threads
+        session = ort.InferenceSession(stream.getvalue(), settings, providers=["CPUExecutionProvider"])
+        return lambda array: torch.from_numpy(session.run(None, {"pixel_values": array})[0])

@@ -1,0 +1,202 @@
+"""What is measured of a model that has transformers' `generate`: ours as the reference path, and transformers' own."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvlm.bench.inputs import FIRST_QUESTION, long_question
+from fastvlm.bench.memory import peak_bytes
+from fastvlm.bench.worker import Measured
+from fastvlm.errors import UsageError
+
+__all__ = ["GeneratingContestant", "Stamps", "pixels", "sketch", "steady_rate"]
+
+_SKETCH_NUMBERS = 256
+
+
+def pixels(side_px: int) -> Tensor:
+    """A picture (1, 3, side, side) float32 in [0, 1], the same in every process: patches of colour under noise."""
+    generator = torch.Generator().manual_seed(side_px)
+    patches = torch.rand(1, 3, 8, 8, generator=generator)
+    noise = torch.rand(1, 3, side_px, side_px, generator=generator)
+    return 0.8 * torch.nn.functional.interpolate(patches, (side_px, side_px), mode="bilinear") + 0.2 * noise
+
+
+def sketch(features: Tensor) -> list[float]:
+    """Numbers at even distances of a tensor: enough to tell how far two of its kind are apart."""
+    flat = features.detach().flatten()
+    return [float(x) for x in flat[:: max(1, len(flat) // _SKETCH_NUMBERS)][:_SKETCH_NUMBERS]]
+
+
+def steady_rate(times_s: list[list[float]]) -> float:
+    """Tokens a second of several replies together, while all of them are being decoded.
+
+    Args:
+        times_s: for each reply, the moments at which its tokens came.
+
+    Raises:
+        UsageError: some reply ended before another began.
+    """
+    start_s, end_s = max(times[0] for times in times_s), min(times[-1] for times in times_s)
+    count = sum(start_s < moment <= end_s for times in times_s for moment in times)
+    if count == 0:
+        raise UsageError("The replies were too short to measure decoding. Take a random checkpoint: --preset 0.5b.")
+    return count / (end_s - start_s)
+
+
+class Stamps:
+    """A streamer for `generate` that notes when each token came; several replies at once are fine."""
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+        self.token_ids: list[Tensor] = []
+        self._is_prompt_next = True
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt (first call) or the next token of every reply."""
+        if self._is_prompt_next:
+            self._is_prompt_next = False
+            return
+        self.times_s.append(time.perf_counter())
+        self.token_ids.append(value.reshape(-1))
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+class GeneratingContestant(ABC):
+    """Commands over a model with `generate`; subclasses open it.
+
+    Args:
+        folder: the checkpoint.
+        dtype: "bfloat16", "float32", ...
+        threads: of torch; 0 leaves it alone.
+    """
+
+    def __init__(self, folder: str, dtype: str = "bfloat16", threads: int = 0) -> None:
+        self.folder, self.dtype = folder, dtype
+        if threads:
+            torch.set_num_threads(threads)
+        self.model: Any = None
+        self.processor: Any = None
+
+    @abstractmethod
+    def load(self) -> dict[str, Any]:
+        """Set `model` and `processor`; returns versions."""
+
+    @abstractmethod
+    def set_side(self, side_px: int) -> None:
+        """Make the processor bring pictures to this size."""
+
+    @abstractmethod
+    def picture(self, data: bytes) -> Any:
+        """A PIL picture from a file's bytes."""
+
+    def open(self) -> Measured:
+        """Load the model."""
+        start_s = time.perf_counter()
+        facts = self.load()
+        return Measured(time.perf_counter() - start_s, facts=facts)
+
+    @torch.inference_mode()
+    def encode(self, side_px: int) -> Measured:
+        """Seconds from pixels to projected visual tokens."""
+        picture = pixels(side_px).to(self.model.dtype)
+        start_s = time.perf_counter()
+        features = self.model.get_image_features(picture, return_dict=True).pooler_output
+        seconds = time.perf_counter() - start_s
+        return Measured(seconds, check=sketch(features.float()))
+
+    @torch.inference_mode()
+    def prefill(self, num_tokens: int, seed: int = 0) -> Measured:
+        """Seconds from a prompt of text to the logits of its last position."""
+        inputs = self._text_inputs(num_tokens, seed)
+        start_s = time.perf_counter()
+        logits = self.model(**inputs, use_cache=True, logits_to_keep=1).logits
+        seconds = time.perf_counter() - start_s
+        return Measured(seconds, check=sketch(logits.float()), facts={"tokens": inputs["input_ids"].shape[1]})
+
+    def ttft(self, picture: str, side_px: int) -> Measured:
+        """Seconds from a picture file's bytes to the first text."""
+        self.set_side(side_px)
+        with open(picture, "rb") as file:  # noqa: PTH123  # read before the clock starts
+            data = file.read()
+        stamps, spans = Stamps(), {}
+        start_s = time.perf_counter()
+        inputs = self._inputs(FIRST_QUESTION, self.picture(data))
+        spans["preprocess"] = time.perf_counter() - start_s
+        with self._encoder_timed(spans):
+            self.model.generate(**inputs, max_new_tokens=1, do_sample=False, streamer=stamps)
+        first_s = stamps.times_s[0]
+        self.processor.decode(stamps.token_ids[0], skip_special_tokens=True)
+        end_s = time.perf_counter()
+        parts = {**spans, "prefill": first_s - start_s - sum(spans.values()), "first_token": end_s - first_s}
+        return Measured(end_s - start_s, parts, [float(stamps.token_ids[0][0])])
+
+    def decode(self, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
+        """Tokens a second of one reply, after its first token."""
+        return self.throughput(1, num_tokens, prompt_tokens, seed)
+
+    def throughput(self, num_streams: int, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
+        """Tokens a second of several replies together, after all have begun."""
+        inputs = {name: value.repeat(num_streams, 1) for name, value in self._text_inputs(prompt_tokens, seed).items()}
+        stamps = Stamps()
+        self.model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False, streamer=stamps)
+        first = [float(ids[0]) for ids in stamps.token_ids]
+        return Measured(steady_rate([stamps.times_s] * num_streams), check=first, facts={"tokens": len(first)})
+
+    def memory(self) -> Measured:
+        """Largest resident set of this process so far."""
+        return Measured(peak_bytes())
+
+    def _inputs(self, question: str, *pictures: Any) -> dict[str, Any]:
+        content = [*({"type": "image", "image": p} for p in pictures), {"type": "text", "text": question}]
+        inputs = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return dict(inputs)
+
+    def _text_inputs(self, num_tokens: int, seed: int) -> dict[str, Any]:
+        def count(text: str) -> int:
+            return int(self._inputs(text)["input_ids"].shape[1])
+
+        return self._inputs(long_question(count, num_tokens, seed))
+
+    def _encoder_timed(self, spans: dict[str, float]) -> _EncoderTimed:
+        return _EncoderTimed(self.model.model, spans)
+
+
+class _EncoderTimed:
+    """While entered, notes in `spans["encode"]` the seconds from the vision tower's begin to the projector's end."""
+
+    def __init__(self, model: Any, spans: dict[str, float]) -> None:
+        self._model, self._spans = model, spans
+        self._handles: list[Any] = []
+        self._start_s = 0.0
+
+    def __enter__(self) -> None:
+        self._handles = [
+            self._model.vision_tower.register_forward_pre_hook(self._start),
+            self._model.multi_modal_projector.register_forward_hook(self._end),
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _start(self, *_: object) -> None:
+        self._start_s = time.perf_counter()
+
+    def _end(self, *_: object) -> None:
+        self._spans["encode"] = time.perf_counter() - self._start_s

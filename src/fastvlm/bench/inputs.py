@@ -1,0 +1,46 @@
+"""What is asked: a picture like a photograph, and prompts of a given length. Seeded: the same for everybody."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+
+from PIL import Image
+
+__all__ = ["FIRST_QUESTION", "SECOND_QUESTION", "long_question", "photo_jpeg"]
+
+FIRST_QUESTION = "Describe the image."
+SECOND_QUESTION = "What is in the middle?"
+_WORDS = ("what", "is", "the", "colour", "of", "this", "circle", "and", "how", "many", "are", "there")
+_JPEG_QUALITY = 90
+_GRAIN = 0.06
+
+
+def photo_jpeg(width_px: int, height_px: int, seed: int = 0) -> bytes:
+    """A JPEG of about a photograph's entropy: patches of colour at five scales, and a little grain."""
+    draw = random.Random(seed)  # noqa: S311  # a picture, no secret
+    picture = Image.new("RGB", (width_px, height_px), "gray")
+    for cells in (3, 7, 17, 41, 97):
+        small = Image.frombytes("RGB", (cells, cells), draw.randbytes(3 * cells * cells))
+        picture = Image.blend(picture, small.resize((width_px, height_px), Image.Resampling.BICUBIC), 0.35)
+    grain = Image.frombytes("RGB", (width_px, height_px), draw.randbytes(3 * width_px * height_px))
+    picture = Image.blend(picture, grain, _GRAIN)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    return stream.getvalue()
+
+
+def long_question(count_tokens: Callable[[str], int], num_tokens: int, seed: int = 0) -> str:
+    """A question whose prompt has at least `num_tokens` tokens, and hardly more; texts of two seeds begin differently.
+
+    Args:
+        count_tokens: tokens of the whole prompt around a question.
+        num_tokens: wanted.
+        seed: the number that the question begins with.
+    """
+    draw = random.Random(seed)  # noqa: S311
+    words = [str(seed)]
+    while (count := count_tokens(" ".join(words))) < num_tokens:
+        words.extend(draw.choices(_WORDS, k=max(1, (num_tokens - count) // 4)))
+    return " ".join(words)

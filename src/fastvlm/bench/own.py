@@ -1,0 +1,172 @@
+"""Ourselves: the engine, with weights of 16, 8 or 4 bits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvlm.bench.generating import pixels, sketch, steady_rate
+from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
+from fastvlm.bench.memory import peak_bytes
+from fastvlm.bench.worker import Measured
+from fastvlm.checkpoints.loading import load
+from fastvlm.engine.decoder import MakeLinear
+from fastvlm.engine.engine import Encode, Engine
+from fastvlm.engine.int4 import int4_linear
+from fastvlm.engine.int8 import int8_linear
+from fastvlm.engine.linear import packed_linear
+from fastvlm.engine.types import Completion, SamplingParams
+from fastvlm.engine.vision import FastEncoder
+from fastvlm.errors import UsageError
+from fastvlm.model.fastvithd import as_feature_tokens
+from fastvlm.pictures import open_picture
+from fastvlm.processing.image_processor import image_size_px
+
+__all__ = ["MAKE_LINEAR", "OwnContestant"]
+
+MAKE_LINEAR: dict[int, MakeLinear] = {16: packed_linear, 8: int8_linear, 4: int4_linear}
+
+
+class OwnContestant:
+    """The engine over a checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        dtype: what is computed in.
+        bits: of the decoder's and the head's weights: 16 (those of `dtype`), 8 or 4.
+        threads: of torch; 0 leaves it alone.
+        num_slots: requests at the same time.
+    """
+
+    def __init__(
+        self, folder: str, dtype: str = "bfloat16", bits: int = 16, threads: int = 0, num_slots: int = 8
+    ) -> None:
+        self.folder, self.dtype, self.bits, self.num_slots = folder, dtype, bits, num_slots
+        if threads:
+            torch.set_num_threads(threads)
+        self.processor: Any = None
+        self.engine: Any = None
+        self._model: Any = None
+        self._encode: Any = None
+
+    def open(self) -> Measured:
+        """Load the model."""
+        start_s = time.perf_counter()
+        self._model, self.processor = load(self.folder, device="cpu", dtype=self.dtype)
+        self._encode = _encoder(self._model)
+        self.engine = Engine(
+            self._model,
+            self.processor,
+            num_slots=self.num_slots,
+            encode=self._encode,
+            make_linear=MAKE_LINEAR[self.bits],
+        )
+        return Measured(time.perf_counter() - start_s)
+
+    @torch.inference_mode()
+    def encode(self, side_px: int) -> Measured:
+        """Seconds from pixels to projected visual tokens."""
+        picture = pixels(side_px)
+        start_s = time.perf_counter()
+        features = self._encode(picture)
+        seconds = time.perf_counter() - start_s
+        return Measured(seconds, check=sketch(features.float()))
+
+    def prefill(self, num_tokens: int, seed: int = 0) -> Measured:
+        """Seconds from a prompt of text to its first token."""
+        self.engine.forget()
+        prompt = self._text_prompt(num_tokens, seed)
+        reply = self.engine.generate(prompt, SamplingParams(max_new_tokens=1))
+        facts = {"tokens": reply.usage.prompt_tokens}
+        return Measured(reply.timings.prefill / 1000, check=[float(reply.token_ids[0])], facts=facts)
+
+    def ttft(self, picture: str, side_px: int) -> Measured:
+        """Seconds from a picture file's bytes to the first text; nothing is known of the picture before."""
+        self.engine.forget()
+        return self._first_text(Path(picture).read_bytes(), side_px, FIRST_QUESTION)
+
+    def second_question(self, picture: str, side_px: int) -> Measured:
+        """As `ttft`, of another question about the same picture, whose bytes are opened again."""
+        first = self.ttft(picture, side_px)
+        second = self._first_text(Path(picture).read_bytes(), side_px, SECOND_QUESTION)
+        return Measured(second.value, {**second.parts, "first_question": first.value}, second.check)
+
+    def decode(self, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
+        """Tokens a second of one reply, after its first token."""
+        return self.throughput(1, num_tokens, prompt_tokens, seed)
+
+    def throughput(self, num_streams: int, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
+        """Tokens a second of several replies together, after all have begun.
+
+        Those that begin first get as many tokens more as they are ahead.
+        """
+        prompt = self._text_prompt(prompt_tokens, seed)
+        ids = [
+            self.engine.submit(prompt, SamplingParams(max_new_tokens=num_tokens + num_streams - 1 - ahead))
+            for ahead in range(num_streams)
+        ]
+        times_s: dict[int, list[float]] = {request_id: [] for request_id in ids}
+        tokens: list[float] = []
+        while self.engine.has_work:
+            events = self.engine.step()
+            moment = time.perf_counter()
+            for event in events:
+                times_s[event.request_id].append(moment)
+                tokens += [float(event.token_id)] if event.request_id == ids[-1] else []
+        return Measured(steady_rate(list(times_s.values())), check=tokens, facts={"tokens": len(tokens)})
+
+    def memory(self) -> Measured:
+        """Largest resident set of this process so far."""
+        return Measured(peak_bytes())
+
+    def _first_text(self, data: bytes, side_px: int, question: str) -> Measured:
+        processor = self.processor.image_processor
+        processor.image_size = image_size_px(side_px, processor.patch_size)
+        start_s = time.perf_counter()
+        picture = open_picture(data)
+        opened_s = time.perf_counter() - start_s
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        stream = self.engine.stream([{"role": "user", "content": content}], SamplingParams(max_new_tokens=1))
+        event = next(stream)
+        seconds = time.perf_counter() - start_s
+        if event.completion is None:
+            raise UsageError("The engine gave one token without an end; expected a reply of one token.")
+        return Measured(seconds, _parts(event.completion, opened_s, seconds), [float(event.completion.token_ids[0])])
+
+    def _text_prompt(self, num_tokens: int, seed: int) -> Any:
+        def inputs(question: str) -> Any:
+            messages: Sequence[Any] = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+            return self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+
+        return inputs(long_question(lambda text: int(inputs(text)["input_ids"].shape[1]), num_tokens, seed))
+
+
+def _encoder(model: Any) -> Encode:
+    """Pixels (I, 3, H, W) -> visual tokens (I, N, D), the fast way."""
+    encoder, projector = (
+        FastEncoder(model.model.vision_tower.timm_model, model.dtype),
+        model.model.multi_modal_projector,
+    )
+
+    @torch.inference_mode()
+    def encode(pixel_values: Tensor) -> Tensor:
+        return projector(as_feature_tokens(encoder(pixel_values)))  # type: ignore[no-any-return]
+
+    return encode
+
+
+def _parts(reply: Completion, opened_s: float, total_s: float) -> dict[str, float]:
+    timings = reply.timings
+    parts = {
+        "preprocess": opened_s + timings.preprocess / 1000,
+        "encode": timings.encode / 1000,
+        "prefill": timings.prefill / 1000,
+    }
+    return {**parts, "first_token": total_s - sum(parts.values())}

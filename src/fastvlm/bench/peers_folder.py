@@ -1,0 +1,45 @@
+"""Where transformers' FastVLM finds timm and torchvision, in the processes that measure it.
+
+They may lie in a folder that the environment variable ``FASTVLM_PEERS`` names; those processes alone look there. Where
+torchvision lacks its compiled half, its registrations of compiled operators fail; nothing here needs those operators,
+and an empty module takes their place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import types
+
+from fastvlm.errors import FastVlmError
+
+__all__ = ["INSTALL_LINE", "add_peers_folder", "prepare_torchvision"]
+
+INSTALL_LINE = "pip install --no-deps timm torchvision"
+
+
+def add_peers_folder() -> None:
+    """Let this process import what lies in the folder that ``FASTVLM_PEERS`` names."""
+    folder = os.environ.get("FASTVLM_PEERS")
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
+
+
+def prepare_torchvision() -> None:
+    """Import torchvision as a whole, or without the registrations that its compiled half is missing for.
+
+    Raises:
+        FastVlmError: timm or torchvision is not installed; it says how to get them.
+    """
+    for package in ("timm", "torchvision"):
+        if importlib.util.find_spec(package) is None:
+            raise FastVlmError(f"{package} is not installed, which transformers' FastVLM needs. Run: {INSTALL_LINE}")
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        name = "torchvision._meta_registrations"
+        sys.modules[name] = types.ModuleType(name)

@@ -1,0 +1,245 @@
+"""What is measured of whom: the options, the contestants, and the steps of one round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastvlm.bench.cold_start import ask_command, transformers_command
+from fastvlm.bench.inputs import FIRST_QUESTION
+from fastvlm.bench.processes import WORKER
+from fastvlm.errors import UsageError
+
+__all__ = [
+    "BITS",
+    "DTYPES",
+    "MEASURES",
+    "UNITS",
+    "BenchOptions",
+    "Contestant",
+    "Measure",
+    "Step",
+    "contestants",
+    "steps",
+]
+
+DTYPES = ("bfloat16", "float32", "float16")
+BITS = (16, 8, 4)
+SIDES_PX = (64, 4096)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One thing that is measured.
+
+    Args:
+        command: the workers' word for it.
+        unit: "s", "tokens/s" or "bytes".
+        what: in words, for people.
+        max_rounds: rounds in which it is repeated; more would take long and tell little.
+        has_warm_up: True if a first time is not counted.
+    """
+
+    command: str
+    unit: str
+    what: str
+    max_rounds: int = 1000
+    has_warm_up: bool = True
+
+    @property
+    def is_more_better(self) -> bool:
+        """True for rates."""
+        return self.unit == "tokens/s"
+
+
+MEASURES = {
+    "encode": Measure("encode", "s", "pixels to visual tokens"),
+    "prefill": Measure("prefill", "s", "prompt of text to its first token"),
+    "ttft": Measure("ttft", "s", "picture bytes to first text"),
+    "second-question": Measure("second_question", "s", "the same, another question about the same picture"),
+    "decode": Measure("decode", "tokens/s", "one reply, after its first token"),
+    "throughput": Measure("throughput", "tokens/s", "several replies together", max_rounds=2, has_warm_up=False),
+    "cold-start": Measure("cold_start", "s", "process start to first byte", max_rounds=3, has_warm_up=False),
+    "memory": Measure("memory", "bytes", "largest resident set of the process", max_rounds=1, has_warm_up=False),
+}
+UNITS = {name: measure.unit for name, measure in MEASURES.items()}
+_SEEING = {"encode", "ttft", "second-question", "cold-start"}  # what bits of the decoder's weights leave as it is
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """One run.
+
+    Args:
+        folder: the checkpoint.
+        picture: a JPEG file.
+        what: names of MEASURES.
+        sides_px: sides of the square that pictures are brought to; ratios are told for the first.
+        dtypes: what is computed in; the first is everybody's, the others are measured beside it.
+        bits: of our decoder's weights.
+        streams: replies together, for throughput.
+        has_peers: True to measure the others too.
+        rounds: how often everything is repeated, unless `max_minutes` are over before.
+        max_minutes: when no new round is begun.
+        threads: of every contestant; 0 for what each of them takes.
+        prompt_tokens, new_tokens: of the prompts and replies by which decoding is measured.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    folder: str
+    picture: str
+    what: tuple[str, ...] = tuple(MEASURES)
+    sides_px: tuple[int, ...] = (1024,)
+    dtypes: tuple[str, ...] = ("bfloat16",)
+    bits: tuple[int, ...] = BITS
+    streams: tuple[int, ...] = (1, 2, 4, 8)
+    has_peers: bool = False
+    rounds: int = 5
+    max_minutes: float = 8.0
+    threads: int = 0
+    prompt_tokens: int = 290
+    new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        _check_all("--what", self.what, tuple(MEASURES))
+        _check_all("--dtype", self.dtypes, DTYPES)
+        _check_all("--bits", self.bits, BITS)
+        for side in self.sides_px:
+            low, high = SIDES_PX
+            if side % 64 or not low <= side <= high:
+                raise UsageError(f"--image-size has {side}; expected multiples of 64 from {low} to {high}.")
+        counts = {"--rounds": self.rounds, "--new-tokens": self.new_tokens - 2, "--max-minutes": self.max_minutes}
+        counts["--streams"] = min(self.streams, default=0)
+        for flag, count in counts.items():
+            if count <= 0:
+                raise UsageError(f"{flag} is too small; expected at least {'3 tokens' if 'new' in flag else 1}.")
+        if self.threads < 0:
+            raise UsageError(f"--threads is {self.threads}; expected 1 or more, or 0 for each contestant's own choice.")
+
+
+def _check_all(flag: str, values: tuple[Any, ...], known: tuple[Any, ...]) -> None:
+    for value in values:
+        if value not in known:
+            raise UsageError(f"{flag} has {value!r}; expected some of {', '.join(map(str, known))}, joined by commas.")
+    if not values or len(set(values)) < len(values):
+        raise UsageError(f"{flag} is empty or names something twice; expected some of {', '.join(map(str, known))}.")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Somebody who is measured, in a process of its own.
+
+    Args:
+        label: in results: "fastvlm-int8".
+        kind: the worker's.
+        options: the worker's.
+        measures: names of MEASURES that it takes part in.
+        program: what runs the worker.
+    """
+
+    label: str
+    kind: str
+    options: dict[str, Any]
+    measures: frozenset[str]
+    program: tuple[str, ...] = WORKER
+
+    @property
+    def worker(self) -> str:
+        """The name of its process: starting commands needs another process than an open model."""
+        return f"{self.label} (cold)" if self.kind == "command" else self.label
+
+    @property
+    def arguments(self) -> list[str]:
+        """What its program is called with."""
+        return [self.kind, json.dumps(self.options)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command to one worker. `case` tells the variants of a measure apart."""
+
+    measure: str
+    contestant: str
+    worker: str
+    command: dict[str, Any] = field(hash=False)
+    case: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, int], ...], str]:
+        """What its samples are kept under."""
+        return self.measure, self.case, self.contestant
+
+
+def contestants(options: BenchOptions) -> list[Contestant]:
+    """Everybody, ourselves first."""
+    everything = frozenset(options.what)
+    first, *others = options.dtypes
+    common = {"folder": options.folder, "threads": options.threads}
+    own = {**common, "num_slots": max(8, *options.streams)}
+    found = [Contestant("fastvlm", "fastvlm", {**own, "dtype": first}, everything - {"cold-start"})]
+    found += [
+        Contestant(f"fastvlm-int{bits}", "fastvlm", {**own, "dtype": first, "bits": bits}, everything - _SEEING)
+        for bits in options.bits
+        if bits != 16
+    ]
+    found += [
+        Contestant(f"fastvlm-{dtype}", "fastvlm", {**own, "dtype": dtype}, everything - {"cold-start"})
+        for dtype in others
+    ]
+    if options.has_peers:
+        found += _peers(options, common)
+    found += _starters(options)
+    return [contestant for contestant in found if contestant.measures]
+
+
+def _peers(options: BenchOptions, common: dict[str, Any]) -> Iterator[Contestant]:
+    everything, (first, *others) = frozenset(options.what), options.dtypes
+    theirs = everything - {"cold-start", "second-question"}
+    yield Contestant("transformers", "transformers", {**common, "dtype": first}, theirs)
+    for dtype in others:
+        yield Contestant(f"transformers-{dtype}", "transformers", {**common, "dtype": dtype}, theirs)
+    seeing = everything & {"encode"}
+    yield Contestant("openvino", "openvino", {**common, "dtype": "bfloat16"}, seeing)
+    yield Contestant("openvino-float32", "openvino", {**common, "dtype": "float32"}, seeing)
+    yield Contestant("onnxruntime-float32", "onnxruntime", common, seeing)
+
+
+def _starters(options: BenchOptions) -> Iterator[Contestant]:
+    asked = (options.folder, options.picture, FIRST_QUESTION)
+    commands = {"fastvlm": ask_command(*asked)}
+    if options.has_peers:
+        commands["transformers"] = transformers_command(*asked)
+    for label, command in commands.items():
+        cold = {"command": command, "threads": options.threads}
+        yield Contestant(label, "command", cold, frozenset(options.what) & {"cold-start"})
+
+
+def steps(options: BenchOptions, everybody: list[Contestant]) -> list[Step]:
+    """One round: measure by measure, case by case, everybody in turn."""
+    found = []
+    for name in (name for name in MEASURES if name in options.what):
+        for case, arguments in _cases(name, options):
+            command = {"do": MEASURES[name].command, **arguments}
+            found += [
+                Step(name, contestant.label, contestant.worker, command, case)
+                for contestant in everybody
+                if name in contestant.measures
+            ]
+    return found
+
+
+def _cases(measure: str, options: BenchOptions) -> Iterator[tuple[tuple[tuple[str, int], ...], dict[str, Any]]]:
+    decoding = {"num_tokens": options.new_tokens, "prompt_tokens": options.prompt_tokens}
+    if measure in ("encode", "ttft", "second-question"):
+        for side in options.sides_px:
+            picture = {} if measure == "encode" else {"picture": options.picture}
+            yield (("side_px", side),), {"side_px": side, **picture}
+    elif measure == "throughput":
+        for count in options.streams:
+            yield (("streams", count),), {"num_streams": count, **decoding}
+    else:
+        yield (), {"prefill": {"num_tokens": options.prompt_tokens}, "decode": decoding}.get(measure, {})

@@ -1,0 +1,81 @@
+"""What this machine can do at most, measured beside the contestants: matrix products, and reading memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvlm.bench.worker import Measured
+
+__all__ = ["MachineProbe", "best_seconds"]
+
+_MATRIX = 2048  # a side: 17 GFLOP a product, 8 MB in bfloat16
+_PACKED_SHAPES = ((4096, 384, 1536), (16384, 192, 768), (2048, 2048, 2048))  # rows, in, out; two of them the encoder's
+_STREAM_BYTES = 512 * 2**20  # beyond every cache
+_ROW_WIDTH = 4096
+
+
+def best_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The shortest of some runs, after one that is not counted."""
+    work()
+    times_s = []
+    for _ in range(repeats):
+        start_s = time.perf_counter()
+        work()
+        times_s.append(time.perf_counter() - start_s)
+    return min(times_s)
+
+
+class MachineProbe:
+    """Peaks of this CPU with this many threads.
+
+    Args:
+        threads: of torch; 0 leaves it alone.
+    """
+
+    def __init__(self, threads: int = 0) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self._stream: Tensor | None = None
+
+    def open(self) -> Measured:
+        """Tell what torch runs on; `value` has no meaning."""
+        return Measured(0.0, facts={"threads": torch.get_num_threads()})
+
+    @torch.inference_mode()
+    def matrix_peak(self) -> Measured:
+        """FLOP/s of the fastest way to multiply; `parts` has each."""
+        parts = {f"matmul_{str(dtype)[6:]}": self._matmul(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        for rows, inner, outer in _PACKED_SHAPES:
+            name = f"packed_bfloat16_{rows}x{inner}x{outer}"
+            try:
+                parts[name] = self._packed(rows, inner, outer)
+            except (AttributeError, RuntimeError, NotImplementedError):  # a torch without oneDNN
+                break
+        return Measured(max(parts.values()), parts)
+
+    @torch.inference_mode()
+    def bandwidth(self) -> Measured:
+        """Bytes a second of the fastest way to read memory once; `parts` has each."""
+        if self._stream is None:
+            self._stream = torch.ones(_STREAM_BYTES // (4 * _ROW_WIDTH), _ROW_WIDTH)
+        data, row = self._stream, torch.ones(_ROW_WIDTH)
+        ways: dict[str, Callable[[], Any]] = {"sum": data.sum, "matrix_times_vector": lambda: data @ row}
+        parts = {name: data.nbytes / best_seconds(way) for name, way in ways.items()}
+        return Measured(max(parts.values()), parts)
+
+    @staticmethod
+    def _matmul(dtype: torch.dtype) -> float:
+        a, b = torch.randn(2, _MATRIX, _MATRIX).to(dtype)
+        return 2 * _MATRIX**3 / best_seconds(lambda: a @ b)
+
+    @staticmethod
+    def _packed(rows: int, inner: int, outer: int) -> float:
+        x = torch.randn(rows, inner, dtype=torch.bfloat16)
+        packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(outer, inner, dtype=torch.bfloat16), rows)
+        seconds = best_seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))
+        return 2 * rows * inner * outer / seconds

@@ -1,0 +1,149 @@
+"""The measuring side's hold on its workers: one process each, a question and an answer at a time, a time limit.
+
+Workers live in process groups of their own, so that Ctrl-C reaches only us, and what they started ends with them. A
+worker whose parent is gone reads the end of its stdin, and ends too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fastvlm.bench.worker import Measured
+from fastvlm.errors import MeasurementError
+
+__all__ = ["WORKER", "WorkerProcess", "all_ended"]
+
+WORKER = (sys.executable, "-m", "fastvlm.bench.worker")
+_END_S = 3.0  # for a worker to leave by itself
+_LAST_WORDS = 300  # characters of stderr that an error quotes
+
+
+class WorkerProcess:
+    """A worker, from its start to its end.
+
+    Args:
+        name: for messages.
+        arguments: its kind and options, after the program.
+        program: what runs workers.
+        threads: for OMP_NUM_THREADS; 0 leaves it alone.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], program: Sequence[str] = WORKER, threads: int = 0) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the worker lives
+        self._process = subprocess.Popen(  # noqa: S603  # our own program
+            [*program, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
+            start_new_session=True,
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def is_alive(self) -> bool:
+        """True until it has ended, or was ended."""
+        return self._process.poll() is None
+
+    def ask(self, command: dict[str, Any], timeout_s: float) -> Measured:
+        """The answer to one command.
+
+        Raises:
+            MeasurementError: the worker could not do it, has died, or did not answer in time; `is_alive` tells which.
+        """
+        self._write(json.dumps(command) + "\n")
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            self.end()
+            message = f"{self.name} did not answer {command['do']!r} within {timeout_s:.0f} s and was ended."
+            raise MeasurementError(message) from None
+        if line is None:
+            raise MeasurementError(self._how_it_ended(command["do"]))
+        return self._understood(line, command["do"])
+
+    def end(self) -> None:
+        """End it and all that it started, now."""
+        self._signal_group(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        self._process.wait()
+        self._errors.close()
+
+    def leave(self) -> None:
+        """Let it leave by itself, for a moment; then end it."""
+        try:
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            self._process.wait(_END_S)
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # `end` is for that
+        self.end()
+
+    def _write(self, text: str) -> None:
+        assert self._process.stdin is not None  # noqa: S101  # it is a pipe
+        try:
+            self._process.stdin.write(text)
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has died: the end of its answers says so
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101  # it is a pipe
+        with self._process.stdout as answers:
+            for line in answers:
+                self._lines.put(line)
+        self._lines.put(None)
+
+    def _understood(self, line: str, command: str) -> Measured:
+        try:
+            answer = json.loads(line)
+            is_ok = answer.pop("ok")
+            if is_ok:
+                return Measured(**answer)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self.end()
+            raise MeasurementError(f"{self.name} answered {command!r} with {line.strip()[:80]!r}.") from None
+        raise MeasurementError(f"{self.name}: {answer['error']}")
+
+    def _how_it_ended(self, command: str) -> str:
+        code = self._process.wait()
+        why = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - _LAST_WORDS))
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f"{self.name} ended {why} during {command!r}" + (f": {lines[-1].strip()}" if lines else ".")
+
+    def _signal_group(self, number: int) -> None:
+        try:
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, number)
+            else:
+                self._process.kill()
+        except ProcessLookupError:
+            pass  # all of them have ended
+
+
+@contextmanager
+def all_ended(workers: dict[str, WorkerProcess]) -> Iterator[None]:
+    """Whatever happens inside, no process of `workers` is left when it is over."""
+    try:
+        yield
+    except BaseException:
+        for worker in workers.values():
+            worker.end()
+        raise
+    for worker in workers.values():
+        worker.leave()

@@ -1,0 +1,151 @@
+"""A result as a page for people: plain text for the terminal, Markdown for the folder of results."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastvlm.bench.machine import hardware_slug
+from fastvlm.bench.plan import MEASURES
+from fastvlm.bench.results import RATIOS
+
+__all__ = ["Section", "as_markdown", "as_text", "file_name", "sections", "write_files"]
+
+_GAP = "  "
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table: a title, the columns' names and the rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def sections(result: dict[str, Any]) -> list[Section]:
+    """The page's tables, in their order; empty ones are left out."""
+    tables = [_measure_table(name, result) for name in MEASURES]
+    tables += [_ratio_table(result), _roofline_table(result), _agreement_table(result), _failure_table(result)]
+    return [table for table in tables if table.rows]
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """For a terminal."""
+    blocks = ["\n".join(_headline(result))]
+    for section in sections(result):
+        lines = _aligned([section.columns, *section.rows])
+        blocks.append("\n".join([section.title, *(f"{_GAP}{line}" for line in lines)]))
+    return "\n\n".join(blocks)
+
+
+def as_markdown(result: dict[str, Any], title: str) -> str:
+    """For the folder of results: with the command, the versions and the spread."""
+    blocks = [f"# {title}", "\n".join(f"- {line}" for line in _headline(result)), f"    {result['command']}"]
+    blocks.append("Medians with quartiles and range over the rounds; ratios above 1 mean that fastvlm is better.")
+    for section in sections(result):
+        rows = [section.columns, tuple("---" for _ in section.columns), *section.rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        blocks.append("\n".join([f"## {section.title}", "", *lines]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def file_name(result: dict[str, Any], date: datetime.date) -> str:
+    """``<what>_<hardware>_<yyyymm>``, without an ending."""
+    card, what = result["environment"], result["settings"]["what"]
+    parts = ["whole"] if len(what) == len(MEASURES) else what
+    name = re.sub(r"[^a-z0-9.]+", "-", "-".join([result["model"]["name"], *parts]).lower()).strip("-")
+    return f"{name}_{hardware_slug(card['cpu'], card['cores'])}_{date:%Y%m}"
+
+
+def _headline(result: dict[str, Any]) -> list[str]:
+    card, model = result["environment"], result["model"]
+    versions = {name: card.get(name) for name in ("fastvlm", "commit", "torch", "transformers", "openvino")}
+    versions |= {name: card.get(name) for name in ("onnxruntime", "timm", "python")}
+    random = ", random" if model["is_random"] else ""
+    memory = f", {card['memory_bytes'] / 2**30:.0f} GiB" if card["memory_bytes"] else ""
+    run = f"{result['rounds']} rounds in {result['seconds']:.0f} s, {card['threads']} threads"
+    return [
+        f"{model['name']} ({model['parameters'] / 1e6:,.0f} M parameters{random}), {run}",
+        f"{card['cpu']}, {card['cores']} cores{memory}, {' '.join(card['instruction_sets'])}",
+        ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        f"load before the run: {card['load_average']}",
+    ]
+
+
+def _measure_table(name: str, result: dict[str, Any]) -> Section:
+    measure = MEASURES[name]
+    rows = [_measure_row(found) for found in result["measures"] if found["measure"] == name]
+    unit = {"bytes": "MB"}.get(measure.unit, measure.unit)
+    columns = ["", f"median {unit}", "quartiles", "range", "made of (s)"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Section(f"{name}: {measure.what}", tuple(columns), tuple(rows))
+
+
+def _measure_row(found: dict[str, Any]) -> tuple[str, ...]:
+    scale = 1e-6 if found["unit"] == "bytes" else 1.0
+    case = ", ".join(f"{value} {'px' if key == 'side_px' else 'together'}" for key, value in found["case"].items())
+    parts = ", ".join(f"{part.replace('_', ' ')} {value:.3g}" for part, value in found["parts"].items())
+    low, high = (_short(scale * value) for value in found["quartiles"])
+    least, most = (_short(scale * value) for value in found["range"])
+    label = f"{found['contestant']} {case}".strip()
+    return label, _short(scale * found["median"]), f"{low} to {high}", f"{least} to {most}", parts
+
+
+def _short(value: float) -> str:
+    """Three digits, or all that stand before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def _ratio_table(result: dict[str, Any]) -> Section:
+    rows = []
+    for name in RATIOS:
+        value = result["ratios"][name]
+        if value is None:
+            continue
+        low, high = result["ratio_ranges"][name]
+        rows.append((name, f"{value:.2f}", f"{low:.2f} to {high:.2f}"))
+    return Section("ratios (above 1: fastvlm is better)", ("", "of medians", "of single rounds"), tuple(rows))
+
+
+def _roofline_table(result: dict[str, Any]) -> Section:
+    roofline = result["roofline"]
+    units = {"matrix_peak": (1e-12, "TFLOP/s"), "bandwidth": (1e-9, "GB/s")}
+    peaks = [
+        (f"peak: {name.replace('_', ' ')}", f"{value * units[name][0]:.3g} {units[name][1]}")
+        for name, value in roofline["peaks"].items()
+    ]
+    rows = [(name, f"{100 * value:.0f} %") for name, value in roofline["fractions"].items()]
+    return Section("fractions of this machine's peaks", ("", "reached"), (*peaks, *rows))
+
+
+def _agreement_table(result: dict[str, Any]) -> Section:
+    rows = []
+    for name, found in result["agreement"].items():
+        values = dict(found)
+        kind, against = next(iter(values.items()))
+        del values[kind]
+        told = ", ".join(f"{who} {value:g}" for who, value in values.items())
+        rows.append((name, f"{kind.replace('_', ' ')} {against}", told))
+    return Section("agreement", ("", "what", "who"), tuple(rows))
+
+
+def _failure_table(result: dict[str, Any]) -> Section:
+    return Section("not measured", ("", "why"), tuple(result["failures"].items()))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def write_files(result: dict[str, Any], folder: Path, stem: str) -> Path:
+    """Write the page as Markdown; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{stem}.md"
+    file.write_text(as_markdown(result, stem.replace("_", ", ")), encoding="utf-8")
+    return file

@@ -1,0 +1,63 @@
+"""One run of `fastvlm bench`: a checkpoint, a picture, the race, its result."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastvlm.bench.inputs import photo_jpeg
+from fastvlm.bench.machine import environment_card
+from fastvlm.bench.plan import BenchOptions, contestants, steps
+from fastvlm.bench.random_checkpoint import make_checkpoint
+from fastvlm.bench.results import result_of
+from fastvlm.bench.rounds import Limits, OnProgress, run
+from fastvlm.config import FastVlmConfig
+from fastvlm.dialects.folder import inspect_folder
+
+__all__ = ["measure", "picture_file", "random_checkpoint"]
+
+
+@contextmanager
+def random_checkpoint(
+    preset: str, folder: Path, *, is_kept: bool, on_bytes: Callable[[int], None] = lambda _: None
+) -> Iterator[Path]:
+    """A random checkpoint in `folder`: the one that is there, or a new one, removed afterwards unless `is_kept`."""
+    was_there = folder.exists()
+    try:
+        yield make_checkpoint(preset, folder, on_bytes)
+    finally:
+        if not was_there and not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def picture_file(width_px: int, height_px: int) -> Iterator[str]:
+    """The path of a JPEG like a photograph, while it is needed."""
+    with tempfile.TemporaryDirectory(prefix="fastvlm-bench-") as folder:
+        file = Path(folder) / f"{width_px}x{height_px}.jpg"
+        file.write_bytes(photo_jpeg(width_px, height_px))
+        yield str(file)
+
+
+def measure(options: BenchOptions, model: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
+    """Run everything that `options` ask for; see :func:`fastvlm.bench.results.result_of` for what comes back.
+
+    Args:
+        options: what to measure.
+        model: `name`, `is_random` and `parameters`, for the page.
+        on_progress: called with (seconds done, seconds in all as far as is known, what is going on).
+
+    Raises:
+        CheckpointError: the folder holds no FastVLM.
+        MeasurementError: it cannot be opened.
+    """
+    config = FastVlmConfig.from_dict(inspect_folder(Path(options.folder)).config)
+    card = environment_card()  # before the run: the load is that of the others
+    everybody = contestants(options)
+    limits = Limits(options.rounds, 60 * options.max_minutes)
+    race = run(everybody, steps(options, everybody), limits, on_progress, options.threads)
+    return {"model": model, **result_of(options, config, race, card)}

@@ -1,0 +1,298 @@
+"""`fastvlm bench`: how fast FastVLM is on this machine, beside what others would use."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastvlm.cli.choices import check_word
+from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, QuietOption, RevisionOption
+from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
+from fastvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastvlm.bench.plan import BenchOptions
+
+__all__ = ["bench"]
+
+_PRESETS = ("0.5b", "1.5b", "mini")
+_LARGEST_PICTURE_PX = 10_000
+
+_Model = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="The shipped 'mini', a folder, or a Hub name; instead of --preset."),
+]
+_Preset = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="SIZE", help="0.5b, 1.5b or mini: a checkpoint of that size, random weights."),
+]
+_Peers = Annotated[
+    bool, typer.Option("--peers", help="Also transformers, and for the encoder OpenVINO and ONNX Runtime.")
+]
+_What = Annotated[
+    str | None,
+    typer.Option(
+        "--what",
+        metavar="LIST",
+        help="Some of encode,prefill,ttft,second-question,decode,throughput,cold-start,memory; all if not given.",
+    ),
+]
+_ImageSizes = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size", metavar="LIST", help="Sides in pixels, such as 256,512,1024; if not given, the checkpoint's."
+    ),
+]
+_Dtypes = Annotated[
+    str, typer.Option("--dtype", metavar="LIST", help="bfloat16, float32, float16; ratios are of the first.")
+]
+_Bits = Annotated[str, typer.Option("--bits", metavar="LIST", help="Bits of the decoder's weights: 16, 8, 4.")]
+_Streams = Annotated[str, typer.Option("--streams", metavar="LIST", help="Replies together, for throughput.")]
+_Picture = Annotated[
+    str,
+    typer.Option("--picture", metavar="WIDTHxHEIGHT", help="The JPEG that ttft begins with; 4000x3000 has 12 million."),
+]
+_Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="How often everything is repeated.")]
+_Minutes = Annotated[float, typer.Option("--max-minutes", metavar="M", help="After these no new round is begun.")]
+_NewTokens = Annotated[int, typer.Option("--new-tokens", metavar="N", help="Tokens of a reply.")]
+_Threads = Annotated[
+    int, typer.Option("--threads", metavar="N", help="Threads of every contestant; 0 leaves it to each.")
+]
+_Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FOLDER", help="Where the checkpoint of --preset is, or is made and kept."),
+]
+_Keep = Annotated[bool, typer.Option("--keep", help="Keep the checkpoint of --preset for the next run.")]
+_Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the medians: .svg or .png.")]
+_Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FOLDER", help="Write the page there too: WHAT_HARDWARE_YYYYMM.md, and .json."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the last line alone, the JSON object.")]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Which checkpoint: one that is there, or a random one of a preset's size."""
+
+    model: str | None
+    preset: str | None
+    checkpoint: Path | None
+    is_kept: bool
+    revision: str | None
+
+    def __post_init__(self) -> None:
+        if self.preset is not None:
+            check_word("--preset", self.preset, _PRESETS)
+        if self.preset is not None and self.model is not None:
+            raise UsageError(f"Both the model {self.model!r} and --preset {self.preset} were given; give one of them.")
+        if self.preset is None and (self.checkpoint is not None or self.is_kept):
+            raise UsageError("--checkpoint and --keep are about the checkpoint that --preset makes; give --preset too.")
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"random {self.preset}" if self.preset else Path(self.model or DEFAULT_MODEL).name
+
+
+def bench(
+    model: _Model = None,
+    preset: _Preset = None,
+    has_peers: _Peers = False,
+    what: _What = None,
+    image_size: _ImageSizes = None,
+    dtype: _Dtypes = "bfloat16",
+    bits: _Bits = "16,8,4",
+    streams: _Streams = "1,2,4,8",
+    picture: _Picture = "1024x1024",
+    rounds: _Rounds = 5,
+    max_minutes: _Minutes = 7.0,
+    new_tokens: _NewTokens = 32,
+    threads: _Threads = 0,
+    checkpoint: _Checkpoint = None,
+    is_kept: _Keep = False,
+    plot: _Plot = None,
+    out: _Out = None,
+    revision: RevisionOption = None,
+    is_json: _Json = False,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Measure time to first token, decoding, throughput, memory and cold start.
+
+    Every contestant has a process of its own. They work one at a time, in turn, so that a slow minute of the machine is
+    slow for all. A table of medians with their spread goes to stdout; the last line is one JSON object. Ratios above 1
+    mean that fastvlm is better.
+
+    --preset makes its checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, mini: 29 MB) and removes it
+    afterwards, unless --keep or --checkpoint is given. One that is there already is used, and stays.
+
+    transformers' own FastVLM needs timm and torchvision, which may lie in a folder that FASTVLM_PEERS names. Peers that
+    are not installed are named and left out.
+
+    \b
+    Examples:
+      fastvlm bench
+      fastvlm bench --preset 0.5b --peers --json
+      fastvlm bench --preset 0.5b --what encode,ttft --image-size 256,512,1024,1536 --plot encode.svg
+      fastvlm bench apple/FastVLM-0.5B --what decode --bits 16,8 --threads 4
+    """
+    source = _Source(model, preset, checkpoint, is_kept, revision)
+    width_px, height_px = _picture_size(picture)
+    notes = Notes(is_quiet=is_quiet)
+    with notes.waiting("Starting"):
+        quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
+        from fastvlm.bench.plan import MEASURES, BenchOptions
+        from fastvlm.bench.plot import check_plot_name
+    if plot is not None:
+        check_plot_name(plot)
+    sides_px = () if image_size is None else _numbers("--image-size", image_size)
+
+    def options(folder: str, jpeg: str, own_side_px: int) -> BenchOptions:
+        return BenchOptions(
+            folder=folder,
+            picture=jpeg,
+            what=tuple(MEASURES) if what is None else _words(what),
+            sides_px=sides_px or (own_side_px,),
+            dtypes=_words(dtype),
+            bits=_numbers("--bits", bits),
+            streams=_numbers("--streams", streams),
+            has_peers=has_peers,
+            rounds=rounds,
+            max_minutes=max_minutes,
+            threads=threads,
+            new_tokens=new_tokens,
+        )
+
+    options("", "", 64)  # what is wrong is told before anything is made
+    result = _measure(source, options, (width_px, height_px), notes)
+    _show(result, plot, out, is_json=is_json)
+
+
+def _measure(
+    source: _Source, options: Callable[[str, str, int], BenchOptions], picture_px: tuple[int, int], notes: Notes
+) -> dict[str, Any]:
+    from fastvlm.bench.session import measure, picture_file
+    from fastvlm.cli.checkpoint_facts import read_facts
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder(source, notes))
+        facts = read_facts(folder)
+        about = {"name": source.name, "is_random": source.preset is not None, "parameters": facts.parameters.total}
+        jpeg = stack.enter_context(picture_file(*picture_px))
+        on_progress = stack.enter_context(_progress(notes))
+        own_side_px = max(facts.pictures.height_px, facts.pictures.width_px)
+        result = measure(options(str(folder), jpeg, own_side_px), about, on_progress)
+    return {**result, "picture_px": list(picture_px)}
+
+
+def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_json: bool) -> None:
+    from fastvlm.bench.plot import save_plot
+    from fastvlm.bench.report import as_text, file_name, write_files
+
+    result["command"] = _command_line()
+    if plot is not None:
+        save_plot(result, plot)
+    if out is not None:
+        stem = file_name(result, datetime.datetime.now(datetime.timezone.utc).date())
+        write_files(result, out, stem)
+        (out / f"{stem}.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    if not is_json:
+        typer.echo(as_text(result) + "\n")
+    print_json(result)
+
+
+def _command_line() -> str:
+    """The command as it was typed."""
+    import sys
+
+    return shlex.join(["fastvlm", *sys.argv[1:]])
+
+
+@contextmanager
+def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
+    """The checkpoint's folder; a random one is made, and removed afterwards unless it is to be kept."""
+    if source.preset is None:
+        from fastvlm.checkpoints.loading import checkpoint_path
+
+        yield checkpoint_path(source.model or DEFAULT_MODEL, revision=source.revision)
+        return
+    from fastvlm.bench.random_checkpoint import checkpoint_bytes
+    from fastvlm.bench.session import random_checkpoint
+
+    folder = source.checkpoint or _cache_folder() / f"random-{source.preset}"
+    is_kept = source.is_kept or source.checkpoint is not None
+    size = checkpoint_bytes(source.preset)
+    if not folder.exists():
+        notes.say(f"A random {source.preset} checkpoint, {in_bytes(size)}, goes to {folder}{_fate(is_kept)}")
+    with ExitStack() as stack:
+        with notes.counting("Making the checkpoint") as on_count:
+            done = [0]
+
+            def on_bytes(count: int) -> None:
+                done[0] += count
+                on_count(done[0], size)
+
+            made = random_checkpoint(source.preset, folder, is_kept=is_kept, on_bytes=on_bytes)
+            path = stack.enter_context(made)
+        yield path
+
+
+def _fate(is_kept: bool) -> str:
+    return " and stays there." if is_kept else " and is removed afterwards (--keep keeps it)."
+
+
+def _cache_folder() -> Path:
+    """This user's cache directory for benchmarks."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".cache")
+    return Path(base) / "fastvlm" / "bench"
+
+
+@contextmanager
+def _progress(notes: Notes) -> Iterator[Callable[[float, float, str], None]]:
+    """A bar on a terminal's stderr: what is being measured, and the minutes that it will still take."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description:<40}", markup=False), BarColumn(), TextColumn("{task.fields[left]}"))
+    console = Console(stderr=True, highlight=False, markup=False)
+    with Progress(*columns, console=console, transient=True, disable=not notes.is_shown) as progress:
+        task = progress.add_task("opening", total=None, left="")
+
+        def tell(done_s: float, total_s: float, what: str) -> None:
+            left_s = max(0.0, total_s - done_s)
+            left = f"about {left_s / 60:.0f} min left" if left_s >= 90 else f"about {left_s:.0f} s left"
+            progress.update(task, description=what, completed=done_s, total=total_s, left=left)
+
+        yield tell
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not words or not all(re.fullmatch(r"\d{1,6}", word) for word in words):
+        raise UsageError(f"{flag} is {text!r}; expected whole numbers joined by commas.")
+    return tuple(int(word) for word in words)
+
+
+def _picture_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text.strip().lower())
+    if match is None or max(int(match[1]), int(match[2])) > _LARGEST_PICTURE_PX:
+        raise UsageError(
+            f"--picture is {text!r}; expected WIDTHxHEIGHT in pixels, at most {_LARGEST_PICTURE_PX} each, such as "
+            "4000x3000."
+        )
+    return int(match[1]), int(match[2])
