@@ -12,7 +12,7 @@ from linears import NO_KERNELS, relative_gap
 
 from fastvlm import FastViTHD, FastViTHDConfig
 from fastvlm.engine import linear, vision
-from fastvlm.engine.vision import FastEncoder
+from fastvlm.engine.vision import FastEncoder, FastImageEmbedder
 from fastvlm.model.fastvithd import as_feature_tokens
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -141,3 +141,13 @@ def test_without_fast_kernels_the_features_are_the_same(monkeypatch):
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 def test_black_and_white_pictures_are_finite(fill):
     assert FastEncoder(encoder(), torch.bfloat16)(torch.full((1, 3, 64, 64), fill)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_image_embeddings_are_the_models(tiny_model, dtype):
+    picture = tiny.pictures(2)
+    with torch.no_grad():
+        expected = tiny_model.get_image_features(picture, return_dict=True).pooler_output
+    embeds = FastImageEmbedder(tiny_model, dtype)(picture)
+    assert embeds.dtype == torch.float32
+    assert relative_gap(embeds, expected) < BOUNDS[dtype or torch.float32]

@@ -27,7 +27,7 @@ BLOCK = 64  # outputs that are packed together
 MIDDLE, LARGEST = 8, 15
 # From so many rows on, turning the weight into bfloat16 and multiplying that is faster than the int4 kernel, whose time
 # grows with the rows (AMD Zen 4, torch 2.13; see docs/performance.md).
-MANY_ROWS = 48
+MANY_ROWS = 64
 CHUNK = 1024  # outputs that are turned into bfloat16 at a time: 2 MB at 1024 inputs, which stay in cache
 
 
