@@ -96,13 +96,13 @@ def test_rows_attend_as_they_do_alone():
     decoder = Decoder(tiny.model(), num_slots=3, context=CONTEXT)
     for slot, ids in enumerate(PROMPTS):
         decoder.prefill(decoder.embed(ids), slot)
-    q, k, v = torch.randn(3, 4, 8), torch.randn(3, 2, 8), torch.randn(3, 2, 8)
+    q, kv = torch.randn(3, 4, 8), torch.randn(3, 4, 8)
     positions = [len(ids) for ids in PROMPTS]
-    together = slot_attention.attend_rows(decoder.cache, [0, 1, 2], positions)(0, q, k, v)
+    together = slot_attention.attend_rows(decoder.cache, [0, 1, 2], positions)(0, q, kv)
     for row in range(3):
         alone = slot_attention.attend_token(decoder.cache, row, positions[row])
         one = slice(row, row + 1)
-        assert torch.equal(alone(0, q[one], k[one], v[one]), together[one])
+        assert torch.equal(alone(0, q[one], kv[one]), together[one])
 
 
 def test_positions_beyond_the_first_table():
@@ -127,7 +127,7 @@ def test_scaled_positions(rope):
 def test_bfloat16():
     model = tiny.model().bfloat16()
     decoder = Decoder(model, num_slots=1, context=CONTEXT)
-    assert decoder.cache.keys[0].dtype == torch.bfloat16
+    assert decoder.cache.layers[0].dtype == torch.bfloat16
     ours, theirs = decoder.prefill(decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1]
     assert ours.dtype == torch.bfloat16
     assert (ours - theirs).norm() < 0.02 * theirs.norm()

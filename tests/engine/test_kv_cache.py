@@ -23,8 +23,8 @@ def test_bytes_per_token_of_the_published_sizes(preset, expected):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_told_is_what_is_there(dtype):
     made = cache(dtype=dtype)
-    tensors = [*made.keys, *made.values]
-    assert len(tensors) == 2 * 2 and all(tensor.shape == (3, 2, 8, 8) for tensor in tensors)
+    tensors = made.layers
+    assert len(tensors) == 2 and all(tensor.shape == (3, 2 * 2, 8, 8) for tensor in tensors)
     assert made.num_bytes == sum(tensor.nbytes for tensor in tensors) == made.bytes_per_token * 3 * 8
     assert all(tensor.dtype == dtype and not tensor.any() for tensor in tensors)
     assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors)
@@ -32,11 +32,11 @@ def test_what_is_told_is_what_is_there(dtype):
 
 def test_a_prefix_is_copied_and_nothing_else():
     made = cache()
-    for layer, tensor in enumerate((*made.keys, *made.values)):
+    for layer, tensor in enumerate(made.layers):
         tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape) + 10_000 * layer)
-    before = [tensor.clone() for tensor in (*made.keys, *made.values)]
+    before = [tensor.clone() for tensor in made.layers]
     made.copy_prefix(0, 2, 5)
-    for tensor, old in zip((*made.keys, *made.values), before, strict=True):
+    for tensor, old in zip(made.layers, before, strict=True):
         assert torch.equal(tensor[2, :, :5], old[0, :, :5])
         assert torch.equal(tensor[2, :, 5:], old[2, :, 5:])
         assert torch.equal(tensor[:2], old[:2])
@@ -44,14 +44,20 @@ def test_a_prefix_is_copied_and_nothing_else():
 
 def test_a_slot_copied_onto_itself_stays():
     made = cache()
-    made.keys[0].fill_(3.0)
+    made.layers[0].fill_(3.0)
     made.copy_prefix(1, 1, 8)
-    assert (made.keys[0] == 3.0).all()
+    assert (made.layers[0] == 3.0).all()
+
+
+def test_slots_are_views():
+    made = cache()
+    made.slots[2][1].fill_(5.0)
+    assert (made.layers[1][2] == 5.0).all() and not made.layers[1][:2].any() and not made.layers[0].any()
 
 
 def test_a_claimed_context_is_no_used_memory():
-    """64 GiB would not fit; untouched, they are only addresses."""
+    """16 GiB may not fit; untouched, they are only addresses."""
     made = cache(num_slots=2, context=2**25)
     assert made.num_bytes == 2**34
-    made.keys[0][1, :, 2**25 - 1] = 1.0
-    assert made.keys[0][1, :, 2**25 - 2 :].sum() == 2 * 8
+    made.layers[0][1, :, 2**25 - 1] = 1.0
+    assert made.layers[0][1, :, 2**25 - 2 :].sum() == 4 * 8

@@ -78,6 +78,13 @@ def test_a_plain_sampler_takes_the_likeliest():
     assert all(one.logprobs is None for one in picked)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_tokens_the_first_is_taken(dtype):
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0], [3.0, 3.0, -1.0, 0.0]], dtype=dtype)
+    samplers = [Sampler(SamplingParams(), []) for _ in range(2)]
+    assert [one.token_id for one in pick_tokens(logits, samplers)] == [1, 0] == logits.argmax(-1).tolist()
+
+
 def draw(seed, steps=20, beside=0):
     """Tokens that a sampler draws while `beside` others draw from other rows."""
     mine = Sampler(SamplingParams(temperature=1.0, seed=seed), [])

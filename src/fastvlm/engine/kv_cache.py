@@ -24,7 +24,9 @@ def kv_bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:
 
 
 class KeyValueCache:
-    """`keys` and `values`: for each layer a tensor (S, K, C, E), zeros at first.
+    """`layers`: for each layer a tensor (S, 2 K, C, E), the keys of all heads and then their values; zeros at first.
+
+    Keys and values lie in one tensor so that a new token's are written at once.
 
     Args:
         text_config: the decoder's config: layers, key/value heads, head width.
@@ -40,9 +42,9 @@ class KeyValueCache:
         self.bytes_per_token = kv_bytes_per_token(text_config, dtype)
         kv_heads, layers = text_config.num_key_value_heads, text_config.num_hidden_layers
         head_dim = self.bytes_per_token // (2 * layers * kv_heads * dtype.itemsize)
-        shape = (num_slots, kv_heads, context, head_dim)
-        self.keys = [_zeros(shape, dtype, torch.device(device)) for _ in range(layers)]
-        self.values = [_zeros(shape, dtype, torch.device(device)) for _ in range(layers)]
+        shape = (num_slots, 2 * kv_heads, context, head_dim)
+        self.layers = [_zeros(shape, dtype, torch.device(device)) for _ in range(layers)]
+        self.slots = [[layer[slot] for layer in self.layers] for slot in range(num_slots)]  # views, made once
 
     @property
     def num_bytes(self) -> int:
@@ -54,7 +56,7 @@ class KeyValueCache:
         """Let `target` begin with the first `num_tokens` of `source`."""
         if source == target:
             return
-        for tensor in (*self.keys, *self.values):
+        for tensor in self.layers:
             tensor[target, :, :num_tokens] = tensor[source, :, :num_tokens]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Sampler:
         logits = logits.float()
         scores = filter_logits(logits, self.params, self._seen_ids)
         if self._generator is None:
-            token_id = int(scores.argmax())
+            token_id = _likeliest(scores)
         else:
             token_id = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
         self._remember(token_id)
@@ -77,11 +78,18 @@ def pick_tokens(logits: Tensor, samplers: Sequence[Sampler]) -> list[Picked]:
     """The next token of each row of `logits` (B, V), by its own sampler; one transfer for all that are plain."""
     likeliest: list[int] = []
     if any(sampler.is_plain for sampler in samplers):
-        likeliest = logits.argmax(-1).tolist()
+        likeliest = _likeliest(logits)
     return [
         Picked(likeliest[row]) if sampler.is_plain else sampler.pick(logits[row])
         for row, sampler in enumerate(samplers)
     ]
+
+
+def _likeliest(logits: Tensor) -> Any:
+    """Index of the largest of (V,), or of each row of (B, V); the first of several."""
+    if logits.device.type == "cpu":  # NumPy's search is 5 (float32) to 20 (bfloat16) times as fast as torch's
+        return logits.float().numpy().argmax(-1).tolist()
+    return logits.argmax(-1).tolist()
 
 
 def filter_logits(logits: Tensor, params: SamplingParams, seen_ids: Tensor | None = None) -> Tensor:

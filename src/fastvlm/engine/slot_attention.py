@@ -1,7 +1,7 @@
 """Attention of new tokens over what their slots hold: one way for a prompt, one for a token, one for several tokens.
 
 Each writes the new keys and values into the cache first. T new tokens, H heads, K key/value heads, G = H / K heads that
-share one of them, E head width; q (T, H, E), k and v (T, K, E), result (T, H * E).
+share one of them, E head width; q (T, H, E), kv (T, 2 K, E): keys, then values; result (T, H * E).
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from fastvlm.engine.kv_cache import KeyValueCache
 
 __all__ = ["Attend", "attend_prompt", "attend_rows", "attend_token"]
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v) -> mixed values
+Attend = Callable[[int, Tensor, Tensor], Tensor]  # (layer, q, kv) -> mixed values
 
 
 def attend_prompt(cache: KeyValueCache, slot: int, start: int, num_tokens: int) -> Attend:
     """For `num_tokens` that follow one another from position `start` of one slot; each sees those before it."""
     end = start + num_tokens
-    keys = [layer[slot : slot + 1, :, :end] for layer in cache.keys]
-    values = [layer[slot : slot + 1, :, :end] for layer in cache.values]
     mask = None
     if start:
-        mask = torch.ones(num_tokens, end, dtype=torch.bool, device=keys[0].device).tril(start)
+        mask = torch.ones(num_tokens, end, dtype=torch.bool, device=cache.layers[0].device).tril(start)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys[layer][0, :, start:] = k.transpose(0, 1)
-        values[layer][0, :, start:] = v.transpose(0, 1)
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = cache.slots[slot][layer]
+        held[:, start:end] = kv.transpose(0, 1)
+        keys, values = held[None, :, :end].chunk(2, dim=1)
         mixed = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None], keys[layer], values[layer], mask, is_causal=mask is None, enable_gqa=True
+            q.transpose(0, 1)[None], keys, values, mask, is_causal=mask is None, enable_gqa=True
         )
         return mixed[0].transpose(0, 1).reshape(num_tokens, -1)
 
@@ -41,14 +40,14 @@ def attend_prompt(cache: KeyValueCache, slot: int, start: int, num_tokens: int) 
 
 def attend_token(cache: KeyValueCache, slot: int, position: int) -> Attend:
     """For one token of one slot: views alone, no mask, the heads of a group as rows of one product."""
+    layers, end = cache.slots[slot], position + 1
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = cache.keys[layer][slot], cache.values[layer][slot]
-        keys[:, position] = k[0]
-        values[:, position] = v[0]
-        grouped = q.view(1, len(keys), -1, q.shape[-1])  # (1, K, G, E)
-        end = position + 1
-        return F.scaled_dot_product_attention(grouped, keys[None, :, :end], values[None, :, :end]).reshape(1, -1)
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = layers[layer]
+        held.select(1, position).copy_(kv[0])
+        keys, values = held.narrow(1, 0, end).unsqueeze(0).chunk(2, 1)
+        grouped = q.view(1, keys.shape[1], -1, q.shape[-1])  # (1, K, G, E)
+        return F.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
 
     return attend
 
@@ -59,28 +58,27 @@ def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[
     On a CPU one after the other, so that no slot pays for the length of another and each row is what it is alone; on
     other devices in one masked product.
     """
-    if cache.keys[0].device.type != "cpu":
+    if cache.layers[0].device.type != "cpu":
         return _attend_rows_together(cache, slots, positions)
     rows = [attend_token(cache, slot, position) for slot, position in zip(slots, positions, strict=True)]
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.cat([row(layer, q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i, row in enumerate(rows)])
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        return torch.cat([row(layer, q[i : i + 1], kv[i : i + 1]) for i, row in enumerate(rows)])
 
     return attend
 
 
 def _attend_rows_together(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
-    device = cache.keys[0].device
+    device = cache.layers[0].device
     where, at = torch.tensor([list(slots), list(positions)], device=device)
     end = max(positions) + 1
     mask = (torch.arange(end, device=device) <= at[:, None])[:, None, None]  # (T, 1, 1, end)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = cache.keys[layer], cache.values[layer]
-        keys[where, :, at] = k
-        values[where, :, at] = v
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = cache.layers[layer]
+        held[where, :, at] = kv
+        keys, values = held[:, :, :end][where].chunk(2, dim=1)
         grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # (T, K, G, E)
-        own_keys, own_values = keys[:, :, :end][where], values[:, :, :end][where]
-        return F.scaled_dot_product_attention(grouped, own_keys, own_values, mask).reshape(len(q), -1)
+        return F.scaled_dot_product_attention(grouped, keys, values, mask).reshape(len(q), -1)
 
     return attend
