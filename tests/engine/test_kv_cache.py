@@ -1,5 +1,8 @@
 """Keys and values in slots: sizes as told, prefixes copied, memory taken as it is used."""
 
+import mmap
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -61,3 +64,18 @@ def test_a_claimed_context_is_no_used_memory():
     assert made.num_bytes == 2**34
     made.layers[0][1, :, 2**25 - 1] = 1.0
     assert made.layers[0][1, :, 2**25 - 2 :].sum() == 4 * 8
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells how much memory is used")
+def test_a_slot_of_a_long_context_takes_what_its_tokens_need():
+    """Large pages, which NumPy asks for, would take 2 MiB for each layer's every head."""
+    made = KeyValueCache(FastVlmConfig.preset("0.5b").text_config, 2, 131_072, torch.bfloat16)
+    before = resident_bytes()
+    for layer in made.layers:
+        layer[1, :, :300] = 1.0
+    used = resident_bytes() - before
+    assert 300 * made.bytes_per_token <= used + 2**20 < 4 * 300 * made.bytes_per_token

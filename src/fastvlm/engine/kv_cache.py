@@ -6,15 +6,18 @@ longest request needs. S slots, K key/value heads, C context in tokens, E head w
 
 from __future__ import annotations
 
+import math
+import mmap
+from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["KeyValueCache", "kv_bytes_per_token"]
 
-_ALIGNMENT_BYTES = 64  # a cache line, and the widest vector registers
+# Memory of this process alone; Windows' anonymous maps are that without flags.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 def kv_bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:
@@ -63,11 +66,14 @@ class KeyValueCache:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros; on a CPU the system's untouched pages, which become memory when they are written.
 
-    They have to be zeros: what masked attention multiplies by nothing must not be NaN.
+    They have to be zeros: what masked attention multiplies by nothing must not be NaN. And small pages: each head's few
+    hundred tokens of a long context would else take a page of 2 MiB.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = int(np.prod(shape)) * dtype.itemsize
-    raw = np.zeros(num_bytes + _ALIGNMENT_BYTES, dtype=np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT_BYTES
-    return torch.from_numpy(raw[start : start + num_bytes]).view(dtype).view(shape)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    pages = mmap.mmap(-1, num_bytes, **_PRIVATE)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel that knows no large pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
