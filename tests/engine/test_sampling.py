@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from fastvlm.engine import sampling
-from fastvlm.engine.sampling import Sampler, filter_logits, pick_tokens
+from fastvlm.engine.sampling import Sampler, filter_logits, gumbel_noise, pick_tokens
 from fastvlm.engine.types import SamplingParams
 
 VOCAB = 50
@@ -58,11 +58,11 @@ def test_filters_equal_those_of_transformers(params, seed, seen):
     assert torch.equal(logits, before), "the model's logits were changed"
 
 
-@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("top_p", [0.1, 0.3, 0.9, 0.999])
 def test_top_p_over_a_large_vocabulary_equals_that_of_transformers(top_p):
-    """Flat enough that the first thousand tokens do not hold `top_p`, and steep enough that they do."""
+    """Flat enough that the tokens sorted first do not hold `top_p`, and steep enough that they do."""
     for spread in (0.1, 1.0, 6.0):
-        logits = logits_of(1, size=5 * sampling._SORTED_FIRST, spread=spread)
+        logits = logits_of(1, size=3 * sampling._SORTED_FIRST[-1], spread=spread)
         params = SamplingParams(temperature=1.0, top_p=top_p)
         ours, theirs = filter_logits(logits, params), transformers_filter(logits, params, [0])
         # Cumulative sums in the other direction: the token on the border may fall on either side.
@@ -118,6 +118,25 @@ def test_draws_follow_the_probabilities():
     sampler = Sampler(SamplingParams(temperature=1.0, seed=3), [])
     counts = torch.bincount(torch.tensor([sampler.pick(logits).token_id for _ in range(4000)]), minlength=4)
     torch.testing.assert_close(counts / 4000, logits.softmax(-1), rtol=0, atol=0.03)
+
+
+def test_noise_is_gumbels():
+    noise = gumbel_noise(torch.empty(200_000), torch.Generator().manual_seed(1))
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1.2825, abs=0.02)
+
+
+def test_the_ends_of_the_uniform_numbers_do_not_break_the_draw(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([0.0, 1 - 2.0**-24, 0.5, 0.5]))
+    noise = gumbel_noise(torch.empty(4), None)
+    assert noise[0] == -torch.inf and 16 < noise[1] < 17, "the one never wins, the other is finite"
+
+
+def test_tokens_that_are_ruled_out_are_never_drawn():
+    sampler = Sampler(SamplingParams(temperature=100.0, top_k=3, seed=1), [])
+    logits = logits_of(2)
+    allowed = set(logits.topk(3).indices.tolist())
+    assert {sampler.pick(logits).token_id for _ in range(200)} == allowed
 
 
 def test_picked_tokens_are_penalised_from_then_on():

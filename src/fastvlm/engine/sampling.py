@@ -1,9 +1,10 @@
 """Which token comes next: the one place where it is decided.
 
-Filters are transformers' own in meaning and order; V is the vocabulary. A sampler's random numbers come from a
-generator of its own, so they depend on its seed alone and not on what else is in the batch. The logits may: a product
-of several rows differs in its last bits from that of one. The draw is ``multinomial``'s (the largest of probability
-divided by exponential noise), which moves only where two tokens tie to those last bits.
+Filters are transformers' own in meaning and order; V is the vocabulary. A draw is the largest of logit plus Gumbel
+noise, which has the probabilities of softmax. The noise comes from a generator of the request's own, one number for
+each token of the vocabulary, so it depends on the seed alone and not on what else is in the batch. The logits may: a
+product of several rows differs in its last bits from that of one. That moves a draw only where two tokens tie to those
+bits.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from fastvlm.engine.types import SamplingParams, TokenLogprobs
 
-__all__ = ["Picked", "Sampler", "filter_logits", "pick_tokens"]
+__all__ = ["Picked", "Sampler", "filter_logits", "gumbel_noise", "pick_tokens"]
 
-_SORTED_FIRST = 1024  # top-p rarely needs more of the vocabulary in order; if it does, all of it is sorted
+_SORTED_FIRST = (256, 4096)  # top-p rarely needs more of the vocabulary in order; if it does, all of it is sorted
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,9 @@ class Sampler:
         """The next token after `logits` (V,)."""
         logits = logits.float()
         scores = filter_logits(logits, self.params, self._seen_ids)
-        if self._generator is None:
-            token_id = _likeliest(scores)
-        else:
-            token_id = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        if self._generator is not None:
+            scores = scores + gumbel_noise(scores, self._generator)
+        token_id = _likeliest(scores)
         self._remember(token_id)
         count = self.params.logprobs
         return Picked(token_id, None if count is None else _logprobs(logits, token_id, count))
@@ -83,6 +83,12 @@ def pick_tokens(logits: Tensor, samplers: Sequence[Sampler]) -> list[Picked]:
         Picked(likeliest[row]) if sampler.is_plain else sampler.pick(logits[row])
         for row, sampler in enumerate(samplers)
     ]
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise (V,) of the shape and device of `like`; -inf, once in 2^24, for a token that cannot win."""
+    uniform = torch.rand(like.shape, generator=generator, device=like.device)
+    return uniform.log_().neg_().log_().neg_()
 
 
 def _likeliest(logits: Tensor) -> Any:
@@ -124,13 +130,22 @@ def _penalised(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
 def _within_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Rule out the tokens before which the likelier ones hold `top_p` already; the likeliest always stays."""
     probabilities = logits.softmax(-1)
-    values, ids = probabilities.topk(min(_SORTED_FIRST, len(probabilities)))
-    if float(values.sum()) < top_p:
-        values, ids = probabilities.sort(descending=True, stable=True)
+    values, ids = _sorted(probabilities, top_p)
     is_kept = values.cumsum(-1) - values < top_p
     is_kept[0] = True
     kept = ids[is_kept]
     return torch.full_like(logits, -torch.inf).index_copy(0, kept, logits[kept])
+
+
+def _sorted(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens that hold at least `top_p`, or all: (probabilities, ids), descending."""
+    for count in _SORTED_FIRST:
+        if count < len(probabilities):
+            values, ids = probabilities.topk(count)
+            if float(values.sum()) >= top_p:
+                return values, ids
+    values, ids = probabilities.sort(descending=True, stable=True)
+    return values, ids
 
 
 def _logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
