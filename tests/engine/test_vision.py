@@ -123,7 +123,7 @@ def test_features_carry_no_graph():
 @pytest.mark.parametrize("rows", [1, 7, 64, 10_000])
 def test_tiles_of_any_size_give_the_same(monkeypatch, rows):
     plain = encoder()
-    monkeypatch.setattr(vision, "_tile_rows", lambda x: rows)
+    monkeypatch.setattr(vision, "tile_rows", lambda x: rows)
     assert gap(plain, tiny.pictures(1, 64, 128)) < BOUNDS[torch.float32]
 
 

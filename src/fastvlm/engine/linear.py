@@ -66,14 +66,14 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> None:
         self.out_features, self.num_bytes = weight.shape[0], weight.nbytes
         self.activation = activation
-        self._bias = None if bias is None else bias.detach().to(weight.dtype)
+        self.bias = None if bias is None else bias.detach().to(weight.dtype)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) of the weight's dtype -> (..., out)."""
         if not x.numel():  # oneDNN refuses empty tensors
             return x.new_empty(*x.shape[:-1], self.out_features)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, self.activation, [], "none")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, self.activation, [], "none")
         return y
 
     def dense(self) -> Tensor:

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvlm.encoder_config import ATTENTION_HEAD_DIM
-from fastvlm.engine.linear import Activation, Linear, packed_linear
+from fastvlm.engine.linear import Activation, PackedLinear, PlainLinear, packed_linear
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
 from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens
 
-__all__ = ["FastEncoder", "FastImageEmbedder"]
+__all__ = ["Convolution", "FastEncoder", "FastImageEmbedder", "Ffn", "tile_rows"]
 
 Step = Callable[[Tensor], Tensor]
 # Rows (positions) a thread works on at a time: 0.75 MB of hidden map in the first stage, 1.5 MB in the second.
@@ -42,6 +42,9 @@ class FastEncoder:
     Args:
         encoder: any form; it is copied, and stays as it is.
         dtype: what to compute in, float32 or bfloat16; None for the encoder's. Folding is done in float32 or better.
+
+    Attributes:
+        steps: what happens to the NHWC map, in order.
     """
 
     def __init__(self, encoder: FastViTHD, dtype: torch.dtype | None = None) -> None:
@@ -50,12 +53,12 @@ class FastEncoder:
         if first.dtype != torch.float32:
             encoder = copy.deepcopy(encoder).float()
         deployed = encoder.deploy()
-        self._steps: list[Step] = []
+        self.steps: list[Step] = []
         for block in deployed.stem:
-            self._steps += _mobile_one(block, self.dtype)
+            self.steps += _mobile_one(block, self.dtype)
         for stage in deployed.stages:
-            self._steps += _stage(stage, self.dtype)
-        self._steps += _mobile_one(deployed.final_conv, self.dtype)
+            self.steps += _stage(stage, self.dtype)
+        self.steps += _mobile_one(deployed.final_conv, self.dtype)
 
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ class FastEncoder:
         Its memory is NHWC, so turning it into visual tokens (B, N, hidden_size) copies nothing.
         """
         x = pixel_values.to(self.dtype).permute(0, 2, 3, 1)
-        for step in self._steps:
+        for step in self.steps:
             x = step(x)
         return x.permute(0, 3, 1, 2)
 
@@ -93,19 +96,19 @@ def _stage(stage: Any, dtype: torch.dtype) -> list[Step]:
     if isinstance(stage.downsample, PatchEmbed):
         steps += _patch_embed(stage.downsample, dtype)
     if not isinstance(stage.pos_emb, nn.Identity):
-        steps.append(_Convolution(stage.pos_emb.reparam_conv, dtype))
+        steps.append(Convolution(stage.pos_emb.reparam_conv, dtype))
     for block in stage.blocks:
         if isinstance(block, AttentionBlock):
-            steps += [_Attention(block, dtype), _Ffn(block.mlp, dtype)]
+            steps += [_Attention(block, dtype), Ffn(block.mlp, dtype)]
         else:
-            steps += [_Convolution(block.token_mixer.reparam_conv, dtype), _Ffn(block.mlp, dtype)]
+            steps += [Convolution(block.token_mixer.reparam_conv, dtype), Ffn(block.mlp, dtype)]
     return steps
 
 
 def _patch_embed(embed: PatchEmbed, dtype: torch.dtype) -> list[Step]:
     """The 7x7 leaves its channels in the order it makes them in; SE and the 1x1 behind it are put into that order."""
     large: Any = embed.proj[0]
-    conv = _Convolution(large.reparam_conv, dtype, keeps_order=False)
+    conv = Convolution(large.reparam_conv, dtype, keeps_order=False)
     steps: list[Step] = [conv]
     if isinstance(large.se, SqueezeExcite):
         steps.append(_Gate(large.se, dtype, conv.order))
@@ -122,7 +125,7 @@ def _mobile_one(block: Any, dtype: torch.dtype, order: Tensor | None = None) -> 
         fused: Activation = "gelu" if has_act and not gates else "none"
         steps: list[Step] = [_pointwise(conv, dtype, fused, order), *gates]
         return [*steps, _gelu] if has_act and gates else steps
-    return [_Convolution(conv, dtype), *gates, *([_gelu] if has_act else [])]
+    return [Convolution(conv, dtype), *gates, *([_gelu] if has_act else [])]
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
@@ -131,7 +134,7 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 def _pointwise(
     conv: nn.Conv2d, dtype: torch.dtype, activation: Activation = "none", order: Tensor | None = None
-) -> Linear:
+) -> PackedLinear | PlainLinear:
     """A 1x1 convolution as a linear layer on channels."""
     weight = conv.weight.flatten(1)
     weight = weight if order is None else weight[:, order]
@@ -148,8 +151,8 @@ def _gelu(x: Tensor) -> Tensor:
     return y
 
 
-class _Convolution:
-    """A convolution on NHWC; with m > 1 outputs a channel, m depthwise ones.
+class Convolution:
+    """A convolution on NHWC; with m > 1 outputs a channel, m depthwise ones, each a weight and a bias in `kernels`.
 
     `order` says where the channels of the result stand in the original's: channel i of the result is ``order[i]`` of
     the original. It is None if they are in the original's order, as they are with `keeps_order`.
@@ -162,7 +165,7 @@ class _Convolution:
         self._groups = conv.groups
         bias = _cast(conv.bias, dtype)
         weight = conv.weight.to(dtype)
-        self._kernels = [
+        self.kernels = [
             (
                 weight[i::multiple].contiguous(memory_format=torch.channels_last),
                 None if bias is None else bias[i::multiple],
@@ -176,7 +179,7 @@ class _Convolution:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) -> (B, H', W', C_out), a new tensor."""
         x = x.permute(0, 3, 1, 2)
-        parts = [self._convolve(x, weight, bias) for weight, bias in self._kernels]
+        parts = [self._convolve(x, weight, bias) for weight, bias in self.kernels]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y if self._restore is None else y[..., self._restore]
 
@@ -186,7 +189,7 @@ class _Convolution:
 
 
 class _Gate:
-    """Squeeze-excite, in place; `order` as in :class:`_Convolution`."""
+    """Squeeze-excite, in place; `order` as in :class:`Convolution`."""
 
     def __init__(self, se: SqueezeExcite, dtype: torch.dtype, order: Tensor | None = None) -> None:
         self._first = _pointwise(se.fc1, dtype, order=order)
@@ -201,23 +204,23 @@ class _Gate:
         return x.mul_(gate[:, None, None])
 
 
-class _Ffn:
-    """``x + ConvFFN(x)``, in place."""
+class Ffn:
+    """``x + ConvFFN(x)``, in place: `conv` (7x7), `widen` with GELU, `narrow`."""
 
     def __init__(self, mlp: Any, dtype: torch.dtype) -> None:
-        self._conv = _Convolution(mlp.conv, dtype)
-        self._widen, self._narrow = _pointwise(mlp.fc1, dtype, "gelu"), _pointwise(mlp.fc2, dtype)
+        self.conv = Convolution(mlp.conv, dtype)
+        self.widen, self.narrow = _pointwise(mlp.fc1, dtype, "gelu"), _pointwise(mlp.fc2, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C)."""
-        inputs, outputs = self._conv(x).flatten(0, 2), x.flatten(0, 2)
-        size = _tile_rows(x)
+        inputs, outputs = self.conv(x).flatten(0, 2), x.flatten(0, 2)
+        size = tile_rows(x)
         for rows, residual in zip(torch.split(inputs, size), torch.split(outputs, size), strict=True):
-            residual.add_(self._narrow(self._widen(rows)))
+            residual.add_(self.narrow(self.widen(rows)))
         return x
 
 
-def _tile_rows(x: Tensor) -> int:
+def tile_rows(x: Tensor) -> int:
     """Rows of a tile on the device of `x`; all of them where there is no cache to mind."""
     return TILE_ROWS_PER_THREAD * torch.get_num_threads() if x.device.type == "cpu" else x.shape[:3].numel()
 
