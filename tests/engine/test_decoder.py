@@ -91,20 +91,6 @@ def test_steps_of_several_slots(model, slots, is_together, monkeypatch):
             assert_same(logits[row], expected(model, [*ids, *continuation[: step + 1]])[-1])
 
 
-def test_rows_attend_as_they_do_alone():
-    """On a CPU, attention of a row is bit for bit the same whatever is beside it."""
-    decoder = Decoder(tiny.model(), num_slots=3, context=CONTEXT)
-    for slot, ids in enumerate(PROMPTS):
-        decoder.prefill(decoder.embed(ids), slot)
-    q, kv = torch.randn(3, 4, 8), torch.randn(3, 4, 8)
-    positions = [len(ids) for ids in PROMPTS]
-    together = slot_attention.attend_rows(decoder.cache, [0, 1, 2], positions)(0, q, kv)
-    for row in range(3):
-        alone = slot_attention.attend_token(decoder.cache, row, positions[row])
-        one = slice(row, row + 1)
-        assert torch.equal(alone(0, q[one], kv[one]), together[one])
-
-
 def test_positions_beyond_the_first_table():
     model = tiny.model(text={"max_position_embeddings": 3000})
     decoder = Decoder(model, num_slots=1, context=3000)
