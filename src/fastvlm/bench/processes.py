@@ -6,6 +6,7 @@ worker whose parent is gone reads the end of its stdin, and ends too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -16,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import MeasurementError
@@ -52,7 +53,10 @@ class WorkerProcess:
             start_new_session=True,
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101  # they are pipes
+        self._stdin = self._process.stdin
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
 
     @property
     def is_alive(self) -> bool:
@@ -73,6 +77,7 @@ class WorkerProcess:
             message = f"{self.name} did not answer {command['do']!r} within {timeout_s:.0f} s and was ended."
             raise MeasurementError(message) from None
         if line is None:
+            self._lines.put(None)  # for whoever asks again
             raise MeasurementError(self._how_it_ended(command["do"]))
         return self._understood(line, command["do"])
 
@@ -80,29 +85,25 @@ class WorkerProcess:
         """End it and all that it started, now."""
         self._signal_group(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
         self._process.wait()
+        self._reader.join()
+        with contextlib.suppress(OSError):  # what was not written yet has nobody to go to
+            self._stdin.close()
         self._errors.close()
 
     def leave(self) -> None:
         """Let it leave by itself, for a moment; then end it."""
-        try:
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # `end` is for that
+            self._stdin.close()
             self._process.wait(_END_S)
-        except (OSError, subprocess.TimeoutExpired):
-            pass  # `end` is for that
         self.end()
 
     def _write(self, text: str) -> None:
-        assert self._process.stdin is not None  # noqa: S101  # it is a pipe
-        try:
-            self._process.stdin.write(text)
-            self._process.stdin.flush()
-        except OSError:
-            pass  # it has died: the end of its answers says so
+        with contextlib.suppress(OSError):  # it has died: the end of its answers says so
+            self._stdin.write(text)
+            self._stdin.flush()
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None  # noqa: S101  # it is a pipe
-        with self._process.stdout as answers:
+    def _read(self, stdout: TextIO) -> None:
+        with stdout as answers:
             for line in answers:
                 self._lines.put(line)
         self._lines.put(None)
@@ -127,13 +128,11 @@ class WorkerProcess:
         return f"{self.name} ended {why} during {command!r}" + (f": {lines[-1].strip()}" if lines else ".")
 
     def _signal_group(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # all of them have ended
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, number)
             else:
                 self._process.kill()
-        except ProcessLookupError:
-            pass  # all of them have ended
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def _measure_table(name: str, result: dict[str, Any]) -> Section:
 def _measure_row(found: dict[str, Any]) -> tuple[str, ...]:
     scale = 1e-6 if found["unit"] == "bytes" else 1.0
     case = ", ".join(f"{value} {'px' if key == 'side_px' else 'together'}" for key, value in found["case"].items())
-    parts = ", ".join(f"{part.replace('_', ' ')} {value:.3g}" for part, value in found["parts"].items())
+    parts = ", ".join(f"{part.replace('_', ' ')} {_short(value)}" for part, value in found["parts"].items())
     low, high = (_short(scale * value) for value in found["quartiles"])
     least, most = (_short(scale * value) for value in found["range"])
     label = f"{found['contestant']} {case}".strip()

@@ -141,7 +141,8 @@ def _ratio(pair: Pair, options: BenchOptions, race: Race) -> Ratio | str:
 
 def _why_not(contestant: str, pair: Pair, case: tuple[Any, ...], options: BenchOptions, race: Race) -> str:
     suffix = "".join(f" {value}" for _, value in case)
-    for name in (contestant, f"{contestant} (cold)", f"{contestant}: {pair.measure}{suffix}"):
+    worker = f"{contestant} (cold)" if pair.measure == "cold-start" else contestant
+    for name in (worker, f"{contestant}: {pair.measure}{suffix}"):
         if name in race.failures:
             return race.failures[name]
     if not contestant.startswith("fastvlm") and not options.has_peers:

@@ -30,7 +30,7 @@ _LARGEST_PICTURE_PX = 10_000
 
 _Model = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help="The shipped 'mini', a folder, or a Hub name; instead of --preset."),
+    typer.Argument(metavar="MODEL", help="The shipped 'mini', a folder, or a Hub name; instead of --preset."),
 ]
 _Preset = Annotated[
     str | None,
@@ -134,8 +134,8 @@ def bench(
     slow for all. A table of medians with their spread goes to stdout; the last line is one JSON object. Ratios above 1
     mean that fastvlm is better.
 
-    --preset makes its checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, mini: 29 MB) and removes it
-    afterwards, unless --keep or --checkpoint is given. One that is there already is used, and stays.
+    --preset makes its checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, mini: 28.7 MB) and removes
+    it afterwards, unless --keep or --checkpoint is given. One that is there already is used, and stays.
 
     transformers' own FastVLM needs timm and torchvision, which may lie in a folder that FASTVLM_PEERS names. Peers that
     are not installed are named and left out.

@@ -1,0 +1,47 @@
+"""Our own contestant with quantised weights, in this process."""
+
+import pytest
+
+from fastvlm.bench.inputs import photo_jpeg
+from fastvlm.bench.own import MAKE_LINEAR, OwnContestant
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("picture") / "photo.jpg"
+    file.write_bytes(photo_jpeg(128, 128))
+    return str(file)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_a_reply_is_as_long_as_asked_for_whatever_the_bits(endless, bits):
+    contestant = OwnContestant(str(endless), "float32", bits, num_slots=2)
+    assert contestant.open().value > 0
+    measured = contestant.throughput(2, 6, 40)
+    assert measured.facts["tokens"] == len(measured.check) == 6 and measured.value > 0
+
+
+def test_more_streams_than_slots_are_too_short_to_measure(endless):
+    contestant = OwnContestant(str(endless), "float32", num_slots=1)
+    contestant.open()
+    with pytest.raises(ValueError, match="too short"):
+        contestant.throughput(3, 3, 40)
+
+
+def test_nothing_is_known_of_the_picture_at_a_first_question(endless, picture):
+    contestant = OwnContestant(str(endless), "float32")
+    contestant.open()
+    encoded = []
+    encode = contestant.engine._encode
+    contestant.engine._encode = lambda pixels: encoded.append(pixels.shape) or encode(pixels)
+    for _ in range(2):
+        contestant.ttft(picture, 128)
+    assert len(encoded) == 2
+    contestant.second_question(picture, 128)
+    assert len(encoded) == 3, "the second question encodes nothing"
+    contestant.ttft(picture, 192)
+    assert encoded[-1][-2:] == (192, 192)
+
+
+def test_all_bits_have_a_kernel():
+    assert set(MAKE_LINEAR) == {16, 8, 4}
