@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastvlm.engine.decoder import Decoder, MakeLinear, plain_linear
 from fastvlm.engine.image_cache import ImageCache
+from fastvlm.engine.picture_memo import PictureMemo
 from fastvlm.engine.prepared import PreparedPrompt, prepare
 from fastvlm.engine.reply import Reply
 from fastvlm.engine.sampling import Sampler, pick_tokens
@@ -31,6 +32,7 @@ Encode = Callable[[Tensor], Tensor]  # pixel_values (I, 3, H, W) -> image_embeds
 
 _CONTEXT_TOKENS = 8192  # where memory is taken when it is claimed (a GPU), and nothing else was asked for
 _IMAGE_CACHE_BYTES = 2**28  # 585 pictures of the 0.5B in bfloat16
+_PICTURE_MEMO_BYTES = 2**26  # five pictures of 1024 px
 
 
 class Engine:
@@ -43,6 +45,7 @@ class Engine:
             is used takes memory, and at most 8192 elsewhere. A token takes ``kv_bytes_per_token`` bytes.
         max_waiting: requests that may wait for a slot, beside those for which one is free.
         image_cache_bytes: memory for projected pictures, which are known by their content.
+        picture_memo_bytes: memory for pictures as they go into the encoder, which are known by the bytes they came in.
         encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
         make_linear: the decoder's products, see :class:`fastvlm.engine.decoder.Decoder`.
         clock: seconds that only go forward.
@@ -61,6 +64,7 @@ class Engine:
         context: int | None = None,
         max_waiting: int = 64,
         image_cache_bytes: int = _IMAGE_CACHE_BYTES,
+        picture_memo_bytes: int = _PICTURE_MEMO_BYTES,
         encode: Encode | None = None,
         make_linear: MakeLinear = plain_linear,
         clock: Callable[[], float] = time.perf_counter,
@@ -73,7 +77,7 @@ class Engine:
         self._encode = self._encode_with_model if encode is None else encode
         self._scheduler = Scheduler(num_slots, max_waiting)
         self._decoder = Decoder(model, num_slots, self.context, make_linear)
-        self._images = ImageCache(image_cache_bytes)
+        self._images, self._pictures = ImageCache(image_cache_bytes), PictureMemo(picture_memo_bytes)
         self._stop_ids = frozenset(_stop_ids(model))
         self._replies: dict[int, Reply] = {}
         self._ids = count(1)
@@ -114,7 +118,7 @@ class Engine:
 
     def prepare(self, prompt: Any) -> PreparedPrompt:
         """Messages or a processor's output as tensors (see :func:`fastvlm.engine.prepared.prepare`)."""
-        return prepare(prompt, self._processor, self.config)
+        return prepare(prompt, self._pictures.over(self._processor), self.config)
 
     def submit(self, prompt: Any, params: SamplingParams | None = None) -> int:
         """Queue a request; returns its number, which its events carry.
@@ -182,6 +186,7 @@ class Engine:
     def forget(self) -> None:
         """Drop what is kept of earlier requests: pictures and prefixes."""
         self._images.clear()
+        self._pictures.clear()
         self._scheduler.forget()
 
     # ------------------------------------------------------------------------------------------ working

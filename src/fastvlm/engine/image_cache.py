@@ -47,13 +47,16 @@ class ImageCache:
         self._embeds.move_to_end(digest)
         return self._embeds[digest]
 
-    def put(self, digest: str, embeds: Tensor) -> None:
-        """Keep `embeds` (N, D), in memory of their own; one that is larger than the limit is not kept."""
+    def put(self, digest: str, embeds: Tensor, *, is_own: bool = False) -> None:
+        """Keep `embeds` (N, D), copied unless they have their memory to themselves (`is_own`).
+
+        One that is larger than the limit is not kept.
+        """
         self._drop(digest)
         if embeds.nbytes > self.max_bytes:
             return
         # A row of a batch would keep the whole batch in memory.
-        embeds = embeds.detach().clone()
+        embeds = embeds.detach() if is_own else embeds.detach().clone()
         self._embeds[digest] = embeds
         self.num_bytes += embeds.nbytes
         while self.num_bytes > self.max_bytes:

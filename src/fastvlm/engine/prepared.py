@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastvlm.config import FastVlmConfig
 from fastvlm.engine.image_cache import picture_digest
+from fastvlm.engine.picture_memo import DIGESTS
 from fastvlm.engine.scheduler import Key
 from fastvlm.errors import UsageError
 from fastvlm.model.joint import check_image_token_counts
@@ -88,7 +89,7 @@ def prepare(prompt: Any, processor: Any, config: FastVlmConfig) -> PreparedPromp
     return PreparedPrompt(
         token_ids=token_ids,
         pixel_values=pixel_values,
-        digests=tuple(picture_digest(pixels) for pixels in (() if pixel_values is None else pixel_values)),
+        digests=_digests(inputs, pixel_values),
         placeholder_positions=tuple(is_placeholder[0].nonzero()[:, 0].tolist()),
         preprocess_ms=1000 * (time.perf_counter() - start_s),
     )
@@ -99,6 +100,13 @@ def _processed(messages: Sequence[Any], processor: Any) -> Mapping[str, Any]:
         messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
     return inputs
+
+
+def _digests(inputs: Mapping[str, Any], pixel_values: Tensor | None) -> tuple[str, ...]:
+    """What stands for each picture: what the picture memo says, or else a hash of its pixels."""
+    if pixel_values is None:
+        return ()
+    return inputs.get(DIGESTS) or tuple(picture_digest(pixels) for pixels in pixel_values)
 
 
 def _token_ids(inputs: Mapping[str, Any]) -> tuple[int, ...]:

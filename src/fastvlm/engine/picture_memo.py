@@ -1,0 +1,119 @@
+"""Pictures that were made ready before are not decoded and resized again: known by the bytes that they came in.
+
+Only what comes as encoded bytes is remembered (bytes, files, data URIs): two equal files give equal pixels. A file is
+read each time, so one that has changed is a new picture. URLs, PIL images and arrays are always made ready anew.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvlm.engine.image_cache import ImageCache, picture_digest
+from fastvlm.errors import PictureError
+
+__all__ = ["DIGESTS", "PictureMemo"]
+
+DIGESTS = "picture_digests"  # beside `pixel_values`: what stands for each picture's content
+
+
+class PictureMemo:
+    """Remembers processed pictures (3, H, W).
+
+    Args:
+        max_bytes: limit of what is kept; a picture of 1024 px takes 12 MiB. 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._pixels = ImageCache(max_bytes)
+
+    def clear(self) -> None:
+        """Forget all pictures."""
+        self._pixels.clear()
+
+    def over(self, processor: Any) -> Any:
+        """`processor` with this memory in front of its image processor; the given one stays as it is."""
+        if not hasattr(processor, "image_processor"):
+            return processor
+        remembering = copy.copy(processor)
+        remembering.image_processor = _Remembering(processor.image_processor, self._pixels)
+        return remembering
+
+
+class _Remembering:
+    """In place of an image processor: the same pixels, and :data:`DIGESTS` beside them."""
+
+    def __init__(self, inner: Any, known: ImageCache) -> None:
+        self._inner, self._known = inner, known
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, images: Any, **settings: Any) -> Mapping[str, Any]:
+        made = [self._made(source, settings) for source in _flat(images)]
+        one = made[0][0][None]  # the usual case needs no copy
+        return {
+            "pixel_values": one if len(made) == 1 else torch.stack([pixels for pixels, _ in made]),
+            DIGESTS: tuple(digest for _, digest in made),
+        }
+
+    def _made(self, source: Any, settings: Mapping[str, Any]) -> tuple[Tensor, str]:
+        """Pixels (3, H, W) and digest of one picture."""
+        source, content = _content(source, self._inner.picture_limits.max_bytes)
+        if content is None:
+            pixels = self._processed(source, settings)
+            return pixels, picture_digest(pixels)
+        how = (self._inner.image_size, self._inner.image_fit, self._inner.resample, sorted(settings.items()))
+        digest = hashlib.sha256(content + repr(how).encode()).hexdigest()
+        known = self._known.get(digest)
+        if known is not None:
+            return known, digest
+        pixels = self._processed_bytes(source, content, settings)
+        self._known.put(digest, pixels, is_own=True)
+        return pixels, digest
+
+    def _processed_bytes(self, source: Any, content: bytes, settings: Mapping[str, Any]) -> Tensor:
+        """From the bytes that the digest is of, not from a file that may be another by now."""
+        if isinstance(source, str) and source.startswith("data:"):
+            return self._processed(source, settings)
+        try:
+            return self._processed(content, settings)
+        except PictureError:
+            if content is not source:
+                self._processed(source, settings)  # its error names the file
+            raise
+
+    def _processed(self, source: Any, settings: Mapping[str, Any]) -> Tensor:
+        pixels: Tensor = self._inner([source], **settings)["pixel_values"][0]
+        return pixels
+
+
+def _content(source: Any, max_bytes: int) -> tuple[Any, bytes | None]:
+    """(source, the bytes that it is known by); None for what is not remembered, or what its opener will refuse."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = bytes(source)
+        return source, source
+    if isinstance(source, str) and source.startswith("data:"):
+        return source, source.encode("utf-8", "surrogatepass")
+    if not isinstance(source, (str, os.PathLike)) or "://" in str(source)[:16]:
+        return source, None
+    try:
+        path = Path(source)
+        is_fine = path.is_file() and path.stat().st_size <= max_bytes
+        return source, path.read_bytes() if is_fine else None
+    except (OSError, ValueError):
+        return source, None
+
+
+def _flat(images: Any) -> Sequence[Any]:
+    """Sources in order, whatever the nesting of lists."""
+    if isinstance(images, (list, tuple)):
+        return [source for part in images for source in _flat(part)]
+    return [images]

@@ -1,0 +1,136 @@
+"""Pictures made ready once: the same pixels as without memory, by content and never by name."""
+
+import base64
+import io
+
+import parrot
+import pytest
+import torch
+from PIL import Image
+
+from fastvlm import FastVlmImageProcessor, FastVlmProcessor
+from fastvlm.engine.picture_memo import DIGESTS, PictureMemo
+from fastvlm.errors import PictureError
+
+SIDE_PX = 128
+MEMO_BYTES = 3 * 3 * SIDE_PX * SIDE_PX * 4  # three pictures
+
+
+class Counting(FastVlmImageProcessor):
+    """An image processor that counts what it makes ready."""
+
+    made = 0
+
+    def preprocess(self, images, **settings):
+        self.made += 1
+        return super().preprocess(images, **settings)
+
+
+@pytest.fixture
+def processor():
+    return FastVlmProcessor(Counting(image_size=SIDE_PX), parrot.tokenizer())
+
+
+@pytest.fixture
+def memo():
+    return PictureMemo(MEMO_BYTES)
+
+
+def png(colour, size=(30, 20)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def messages(*sources):
+    items = [{"type": "image", "image": source} for source in sources]
+    return [{"role": "user", "content": [*items, {"type": "text", "text": "What?"}]}]
+
+
+def inputs(processor, *sources):
+    return processor.apply_chat_template(
+        messages(*sources), tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+
+
+def sources_of(kind, colour, folder):
+    data = png(colour)
+    if kind == "path":
+        (folder / f"{colour}.png").write_bytes(data)
+        return folder / f"{colour}.png"
+    if kind == "name":
+        (folder / f"{colour}.png").write_bytes(data)
+        return str(folder / f"{colour}.png")
+    return {"bytes": data, "data uri": "data:image/png;base64," + base64.b64encode(data).decode()}[kind]
+
+
+@pytest.mark.parametrize("kind", ["path", "name", "bytes", "data uri"])
+def test_the_inputs_are_the_processors_own_and_made_once(kind, processor, memo, tmp_path):
+    red, blue = (sources_of(kind, colour, tmp_path) for colour in ("red", "blue"))
+    expected = inputs(processor, red, blue, red)
+    before = processor.image_processor.made
+    for _ in range(2):
+        found = inputs(memo.over(processor), red, blue, red)
+        assert torch.equal(found["pixel_values"], expected["pixel_values"])
+        assert torch.equal(found["input_ids"], expected["input_ids"])
+        first, second, third = found[DIGESTS]
+        assert first == third != second
+    assert processor.image_processor.made == before + 2
+    assert DIGESTS not in inputs(processor, red), "the processor itself was changed"
+
+
+def test_a_file_that_has_changed_is_another_picture(processor, memo, tmp_path):
+    file = tmp_path / "picture.png"
+    found = []
+    for colour in ("red", "blue", "red"):
+        file.write_bytes(png(colour))
+        found.append(inputs(memo.over(processor), file))
+    digests = [one[DIGESTS][0] for one in found]
+    assert digests[0] == digests[2] != digests[1]
+    assert not torch.equal(found[0]["pixel_values"], found[1]["pixel_values"])
+    assert torch.equal(found[0]["pixel_values"], found[2]["pixel_values"])
+
+
+def test_another_size_or_fit_is_another_picture(processor, memo):
+    data, digests = png("red"), set()
+    for side, fit in ((128, "pad"), (192, "pad"), (128, "stretch"), (128, "crop")):
+        processor.image_processor.image_size, processor.image_processor.image_fit = (side, side), fit
+        found = inputs(memo.over(processor), data)
+        assert found["pixel_values"].shape == (1, 3, side, side)
+        assert torch.equal(found["pixel_values"], inputs(processor, data)["pixel_values"])
+        digests.add(found[DIGESTS])
+    assert len(digests) == 4
+
+
+def test_what_is_no_file_is_made_anew_and_known_by_its_pixels(processor, memo):
+    image = Image.new("RGB", (30, 20), "red")
+    first = inputs(memo.over(processor), image)
+    image.paste("blue", (0, 0, 30, 20))
+    second = inputs(memo.over(processor), image)
+    assert first[DIGESTS] != second[DIGESTS], "known by the object, not by what is in it"
+    assert torch.equal(second["pixel_values"], inputs(processor, image)["pixel_values"])
+
+
+def test_memory_is_bounded(processor, memo):
+    for colour in ("red", "green", "blue", "white", "black"):
+        inputs(memo.over(processor), png(colour))
+    assert memo._pixels.num_bytes <= MEMO_BYTES and len(memo._pixels) == 3
+    memo.clear()
+    assert len(memo._pixels) == 0
+
+
+@pytest.mark.parametrize("kind", ["damaged file", "no file", "folder", "damaged bytes"])
+def test_errors_are_the_processors_own(kind, processor, memo, tmp_path):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture at all")
+    source = {"damaged file": damaged, "no file": tmp_path / "no.png", "folder": tmp_path}.get(kind, b"no picture")
+    with pytest.raises(PictureError) as expected:
+        inputs(processor, source)
+    with pytest.raises(PictureError) as found:
+        inputs(memo.over(processor), source)
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_processor_without_pictures_is_left_alone(memo):
+    words = object()
+    assert memo.over(words) is words
