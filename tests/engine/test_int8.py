@@ -42,14 +42,20 @@ def test_rows_of_zeros_stay_zero():
         assert torch.equal(make(torch.randn(3, 16), bias)(x), bias.expand(2, 3))
 
 
+def restored(x):
+    """`x` as its two terms have it, float64."""
+    terms, scales = quantise_rows(x)
+    assert terms.dtype == torch.uint8 and scales.dtype == torch.float32
+    first, second = (terms.double() - 128).chunk(2)
+    return (first + second / 254) * scales
+
+
 @settings(max_examples=40, deadline=None)
 @given(shape=SHAPES, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_activations_are_at_most_half_a_step_off(shape, dtype):
+def test_activations_are_at_most_half_a_step_of_the_second_term_off(shape, dtype):
     x = layer(*shape)[0].to(dtype)
-    values, scales = quantise_rows(x)
-    assert values.dtype == torch.uint8 and scales.dtype == dtype
-    error = ((values.float() - 128) * scales.float() - x.float()).abs()
-    assert (error <= scales.float() * 0.5001).all()
+    error = (restored(x) - x.double()).abs()
+    assert (error <= x.double().abs().amax(-1, keepdim=True) / 127 / 254 * 0.51).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,10 +64,8 @@ def test_dynamic_equals_the_product_of_what_was_rounded(shape, has_bias):
     x, weight, bias = layer(*shape)
     bias = bias if has_bias else None
     rounded = quantise_int8(weight)
-    values, scales = quantise_rows(x)
-    expected = F.linear(
-        (values.double() - 128) * scales, rounded.dequantise().double(), None if bias is None else bias.double()
-    )
+    bias64 = None if bias is None else bias.double()
+    expected = F.linear(restored(x), rounded.dequantise().double(), bias64)
     assert relative_gap(int8_linear(rounded, bias)(x), expected) < 1e-4
 
 
@@ -72,7 +76,7 @@ def test_results_are_near_those_of_the_rounded_weight(shape, has_bias, dtype):
     x, bias = x.to(dtype), bias if has_bias else None
     exact = F.linear(x.double(), quantise_int8(weight).dequantise().double(), None if bias is None else bias.double())
     largest = x.float().norm(dim=-1, keepdim=True) * weight.norm(dim=-1) + bias.abs().max() if has_bias else None
-    for make, bound in ((int8_linear, 0.03), (int8_weight_only_linear, 0.01)):
+    for make, bound in ((int8_linear, 0.005), (int8_weight_only_linear, 0.01)):
         result = make(weight, bias)(x)
         assert result.dtype == dtype and result.shape == exact.shape
         scale = exact.abs() + x.float().norm(dim=-1, keepdim=True) * weight.norm(dim=-1) if largest is None else largest
@@ -80,11 +84,11 @@ def test_results_are_near_those_of_the_rounded_weight(shape, has_bias, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_at_the_decoders_size_the_result_is_within_two_hundredths(dtype):
+def test_at_the_decoders_size_the_result_is_within_a_hundredth(dtype):
     x, weight, bias = layer(9, 896, 1152)
     exact = F.linear(x, weight, bias)
-    assert relative_gap(int8_linear(weight, bias)(x.to(dtype)), exact) < 0.02
-    assert relative_gap(int8_weight_only_linear(weight, bias)(x.to(dtype)), exact) < 0.015
+    assert relative_gap(int8_linear(weight, bias)(x.to(dtype)), exact) < 0.01
+    assert relative_gap(int8_weight_only_linear(weight, bias)(x.to(dtype)), exact) < 0.01
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -106,6 +110,15 @@ def test_a_row_does_not_depend_on_its_neighbours(make):
     for row, result in zip(x, together, strict=True):
         torch.testing.assert_close(made(row[None])[0], result, rtol=1e-5, atol=1e-5 * result.abs().max().item())
     assert relative_gap(together[0], F.linear(x[0], weight, bias)) < 0.03
+
+
+def test_an_outlier_does_not_drown_its_row():
+    x, weight, bias = layer(2, 896, 64)
+    x[:, 7] = 300.0
+    weight[:, 7] = 0.0
+    weight = quantise_int8(weight).dequantise()
+    for rows in (x, x[:1]):
+        assert relative_gap(int8_linear(weight, bias)(rows), F.linear(rows, weight, bias)) < 0.01
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
