@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvlm.engine import slot_attention
-from fastvlm.engine.decoder import Decoder, plain_linear
+from fastvlm.engine.decoder import Decoder
+from fastvlm.engine.linear import plain_linear
 from fastvlm.errors import ConfigError
 
 CONTEXT = 64

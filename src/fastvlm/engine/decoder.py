@@ -7,9 +7,8 @@ H heads, K key/value heads, E head width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,21 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvlm.engine.kv_cache import KeyValueCache
+from fastvlm.engine.linear import Linear, LinearFactory, plain_linear
 from fastvlm.engine.slot_attention import Attend, attend_prompt, attend_rows, attend_token
 from fastvlm.errors import ConfigError
 
-__all__ = ["Decoder", "Linear", "MakeLinear", "plain_linear"]
-
-Linear = Callable[[Tensor], Tensor]  # (T, in) -> (T, out)
-MakeLinear = Callable[[Tensor, Tensor | None], Linear]  # (weight (out, in), bias (out,)) -> Linear
+__all__ = ["Decoder"]
 
 _FIRST_TABLE_TOKENS = 1024
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-
-
-def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """A product with `weight` (out, in) as it lies."""
-    return partial(F.linear, weight=weight, bias=bias)
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ class Decoder:
         ConfigError: a decoder that is no plain Qwen2.
     """
 
-    def __init__(self, model: Any, num_slots: int, context: int, make_linear: MakeLinear = plain_linear) -> None:
+    def __init__(self, model: Any, num_slots: int, context: int, make_linear: LinearFactory = plain_linear) -> None:
         config, decoder = model.config.text_config, model.model.language_model
         _refuse_other_decoders(config)
         self._embedding: Tensor = model.get_input_embeddings().weight.detach()
@@ -178,7 +170,7 @@ def _refuse_other_decoders(config: Any) -> None:
     raise ConfigError(f"The decoder {found}; the engine runs plain Qwen2. Use model.generate for this model.")
 
 
-def _layer(layer: Any, make_linear: MakeLinear) -> _Layer:
+def _layer(layer: Any, make_linear: LinearFactory) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         attention_norm=layer.input_layernorm.weight.detach(),
@@ -191,7 +183,7 @@ def _layer(layer: Any, make_linear: MakeLinear) -> _Layer:
     )
 
 
-def _linear(modules: Sequence[nn.Module], make_linear: MakeLinear) -> Linear:
+def _linear(modules: Sequence[nn.Module], make_linear: LinearFactory) -> Linear:
     """One product for `modules` over the same input, their outputs side by side."""
     # `_hf_hook`: accelerate moves this layer's weights about.
     if not all(type(module) is nn.Linear and not hasattr(module, "_hf_hook") for module in modules):

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvlm.engine.decoder import Decoder, MakeLinear, plain_linear
+from fastvlm.engine.decoder import Decoder
 from fastvlm.engine.image_cache import ImageCache
+from fastvlm.engine.linear import LinearFactory, plain_linear
 from fastvlm.engine.picture_memo import PictureMemo
 from fastvlm.engine.prepared import PreparedPrompt, prepare
 from fastvlm.engine.reply import Reply
@@ -66,7 +67,7 @@ class Engine:
         image_cache_bytes: int = _IMAGE_CACHE_BYTES,
         picture_memo_bytes: int = _PICTURE_MEMO_BYTES,
         encode: Encode | None = None,
-        make_linear: MakeLinear = plain_linear,
+        make_linear: LinearFactory = plain_linear,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if model.training:
