@@ -1,6 +1,7 @@
 """The decoder over slots equals the model it is made of, prompt and steps, alone and side by side."""
 
 import copy
+import weakref
 
 import pytest
 import tiny
@@ -163,6 +164,29 @@ def test_products_are_exchangeable(model):
     layer = [(32 + 2 * kv, 32), (32, 32), (48, 32), (48, 32), (32, 48)]
     assert shapes == [*layer, *layer, (tiny.VOCAB, 32)]
     assert_same(decoder.prefill(decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_weights_that_are_taken_are_held_by_the_products_alone(is_tied):
+    model = tiny.model(text={"tie_word_embeddings": is_tied})
+    theirs = expected(model, PROMPTS[1])[-1]
+    with torch.no_grad():
+        features = model.get_image_features(tiny.pictures(1)).pooler_output
+    packed = []
+
+    def copied(weight, bias):
+        packed.append(weakref.ref(weight))
+        return plain_linear(weight.clone(), bias)
+
+    decoder = Decoder(model, 1, CONTEXT, copied, takes_weights=True)
+    assert_same(decoder.prefill(decoder.embed(PROMPTS[1]), 0), theirs)
+    kept = [ref for ref in packed if ref() is not None]
+    assert not kept, "a weight is held twice"
+    assert sum(p.numel() == 0 for p in model.model.language_model.parameters()) == 2 * 7
+    assert model.get_input_embeddings().weight.shape == (tiny.VOCAB, 32)
+    assert (model.lm_head.weight.numel() == 0) == (not is_tied), "the embeddings are still needed"
+    with torch.no_grad():
+        assert torch.equal(model.get_image_features(tiny.pictures(1)).pooler_output, features)
 
 
 class Adapted(nn.Linear):

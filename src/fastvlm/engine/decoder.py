@@ -7,8 +7,9 @@ H heads, K key/value heads, E head width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,19 +52,31 @@ class Decoder:
         context: tokens a slot can hold, prompt and reply.
         make_linear: turns a weight and its bias into a product. Layers that are no plain ``nn.Linear`` (LoRA,
             quantised by transformers) are called as they are.
+        takes_weights: take the weights of these products out of the model, so that packed ones are not held beside
+            them; the model cannot compute anything afterwards but the pictures' features.
 
     Raises:
         ConfigError: a decoder that is no plain Qwen2.
     """
 
-    def __init__(self, model: Any, num_slots: int, context: int, make_linear: LinearFactory = plain_linear) -> None:
+    def __init__(
+        self,
+        model: Any,
+        num_slots: int,
+        context: int,
+        make_linear: LinearFactory = plain_linear,
+        *,
+        takes_weights: bool = False,
+    ) -> None:
         config, decoder = model.config.text_config, model.model.language_model
         _refuse_other_decoders(config)
         self._embedding: Tensor = model.get_input_embeddings().weight.detach()
         self._rotary: nn.Module = decoder.rotary_emb
-        self._layers = [_layer(layer, make_linear) for layer in decoder.layers]
+        make = partial(_linear, make_linear=make_linear, takes_weights=takes_weights)
+        self._layers = [_layer(layer, make) for layer in decoder.layers]
         self._norm: Tensor = decoder.norm.weight.detach()
-        self._head = _linear([model.lm_head], make_linear)
+        is_head_shared = model.lm_head.weight is model.get_input_embeddings().weight
+        self._head = _linear([model.lm_head], make_linear, takes_weights=takes_weights and not is_head_shared)
         self._epsilon: float = config.rms_norm_eps
         self._is_exact = self.device.type != "cpu" or self.dtype == torch.float32
         self._num_heads: int = config.num_attention_heads
@@ -170,27 +183,32 @@ def _refuse_other_decoders(config: Any) -> None:
     raise ConfigError(f"The decoder {found}; the engine runs plain Qwen2. Use model.generate for this model.")
 
 
-def _layer(layer: Any, make_linear: LinearFactory) -> _Layer:
+def _layer(layer: Any, make: Callable[[Sequence[nn.Module]], Linear]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         attention_norm=layer.input_layernorm.weight.detach(),
-        qkv=_linear([attention.q_proj, attention.k_proj, attention.v_proj], make_linear),
-        output=_linear([attention.o_proj], make_linear),
+        qkv=make([attention.q_proj, attention.k_proj, attention.v_proj]),
+        output=make([attention.o_proj]),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
-        gate=_linear([mlp.gate_proj], make_linear),
-        up=_linear([mlp.up_proj], make_linear),
-        down=_linear([mlp.down_proj], make_linear),
+        gate=make([mlp.gate_proj]),
+        up=make([mlp.up_proj]),
+        down=make([mlp.down_proj]),
     )
 
 
-def _linear(modules: Sequence[nn.Module], make_linear: LinearFactory) -> Linear:
+def _linear(modules: Sequence[nn.Module], make_linear: LinearFactory, *, takes_weights: bool) -> Linear:
     """One product for `modules` over the same input, their outputs side by side."""
     # `_hf_hook`: accelerate moves this layer's weights about.
     if not all(type(module) is nn.Linear and not hasattr(module, "_hf_hook") for module in modules):
         return modules[0] if len(modules) == 1 else lambda x: torch.cat([module(x) for module in modules], dim=-1)
+    weights = [module.weight for module in modules if isinstance(module.weight, nn.Parameter)]
     biases = [module.bias for module in modules if isinstance(module.bias, nn.Parameter)]
     bias = _side_by_side(biases) if len(biases) == len(modules) else None
-    return make_linear(_side_by_side([module.weight for module in modules]), bias)  # type: ignore[misc]
+    product = make_linear(_side_by_side(weights), bias)
+    if takes_weights:
+        for weight in weights:
+            weight.data = weight.data.new_empty(0)
+    return product
 
 
 def _side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -48,7 +48,8 @@ class Engine:
         image_cache_bytes: memory for projected pictures, which are known by their content.
         picture_memo_bytes: memory for pictures as they go into the encoder, which are known by the bytes they came in.
         encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
-        make_linear: the decoder's products, see :class:`fastvlm.engine.decoder.Decoder`.
+        make_linear, takes_weights: the decoder's products, and whether the model may lose the weights that go into
+            them; see :class:`fastvlm.engine.decoder.Decoder`.
         clock: seconds that only go forward.
 
     Raises:
@@ -68,6 +69,7 @@ class Engine:
         picture_memo_bytes: int = _PICTURE_MEMO_BYTES,
         encode: Encode | None = None,
         make_linear: LinearFactory = plain_linear,
+        takes_weights: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if model.training:
@@ -77,7 +79,7 @@ class Engine:
         self.context = _context(model, context)
         self._encode = self._encode_with_model if encode is None else encode
         self._scheduler = Scheduler(num_slots, max_waiting)
-        self._decoder = Decoder(model, num_slots, self.context, make_linear)
+        self._decoder = Decoder(model, num_slots, self.context, make_linear, takes_weights=takes_weights)
         self._images, self._pictures = ImageCache(image_cache_bytes), PictureMemo(picture_memo_bytes)
         self._stop_ids = frozenset(_stop_ids(model))
         self._replies: dict[int, Reply] = {}
