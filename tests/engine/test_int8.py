@@ -19,6 +19,7 @@ from fastvlm.engine.int8 import (
 from fastvlm.engine.linear import PlainLinear
 
 MAKERS = [int8_linear, int8_weight_only_linear]
+needs_kernel = pytest.mark.skipif(not int8.cpu_kernels().has_packed_int8, reason="this CPU multiplies no 8 bits")
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 130), st.integers(1, 130))
 
 
@@ -42,31 +43,32 @@ def test_rows_of_zeros_stay_zero():
         assert torch.equal(make(torch.randn(3, 16), bias)(x), bias.expand(2, 3))
 
 
-def restored(x):
-    """`x` as its two terms have it, float64."""
-    terms, scales = quantise_rows(x)
+def restored(x, num_terms=2):
+    """`x` as its terms have it, float64."""
+    terms, scales = quantise_rows(x, num_terms)
     assert terms.dtype == torch.uint8 and scales.dtype == torch.float32
-    first, second = (terms.double() - 128).chunk(2)
-    return (first + second / 254) * scales
+    first, *second = (terms.double() - 128).chunk(num_terms)
+    return (first + second[0] / 254 if second else first) * scales
 
 
 @settings(max_examples=40, deadline=None)
-@given(shape=SHAPES, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_activations_are_at_most_half_a_step_of_the_second_term_off(shape, dtype):
+@given(shape=SHAPES, dtype=st.sampled_from([torch.float32, torch.bfloat16]), num_terms=st.sampled_from([1, 2]))
+def test_activations_are_at_most_half_a_step_of_the_last_term_off(shape, dtype, num_terms):
     x = layer(*shape)[0].to(dtype)
-    error = (restored(x) - x.double()).abs()
-    assert (error <= x.double().abs().amax(-1, keepdim=True) / 127 / 254 * 0.51).all()
+    step = x.double().abs().amax(-1, keepdim=True) / 127 / 254 ** (num_terms - 1)
+    assert ((restored(x, num_terms) - x.double()).abs() <= 0.51 * step).all()
 
 
+@needs_kernel
 @settings(max_examples=60, deadline=None)
-@given(shape=SHAPES, has_bias=st.booleans())
-def test_dynamic_equals_the_product_of_what_was_rounded(shape, has_bias):
+@given(shape=SHAPES, has_bias=st.booleans(), num_terms=st.sampled_from([1, 2]))
+def test_dynamic_equals_the_product_of_what_was_rounded(shape, has_bias, num_terms):
     x, weight, bias = layer(*shape)
     bias = bias if has_bias else None
     rounded = quantise_int8(weight)
     bias64 = None if bias is None else bias.double()
-    expected = F.linear(restored(x), rounded.dequantise().double(), bias64)
-    assert relative_gap(int8_linear(rounded, bias)(x), expected) < 1e-4
+    expected = F.linear(restored(x, num_terms), rounded.dequantise().double(), bias64)
+    assert relative_gap(Int8DynamicLinear(rounded, bias, num_terms)(x), expected) < 1e-4
 
 
 @settings(max_examples=60, deadline=None)
@@ -76,7 +78,7 @@ def test_results_are_near_those_of_the_rounded_weight(shape, has_bias, dtype):
     x, bias = x.to(dtype), bias if has_bias else None
     exact = F.linear(x.double(), quantise_int8(weight).dequantise().double(), None if bias is None else bias.double())
     largest = x.float().norm(dim=-1, keepdim=True) * weight.norm(dim=-1) + bias.abs().max() if has_bias else None
-    for make, bound in ((int8_linear, 0.005), (int8_weight_only_linear, 0.01)):
+    for make, bound in ((int8_linear, 0.03), (int8_weight_only_linear, 0.01)):
         result = make(weight, bias)(x)
         assert result.dtype == dtype and result.shape == exact.shape
         scale = exact.abs() + x.float().norm(dim=-1, keepdim=True) * weight.norm(dim=-1) if largest is None else largest
@@ -84,10 +86,11 @@ def test_results_are_near_those_of_the_rounded_weight(shape, has_bias, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_at_the_decoders_size_the_result_is_within_a_hundredth(dtype):
-    x, weight, bias = layer(9, 896, 1152)
+@pytest.mark.parametrize(("inputs", "outputs", "bound"), [(896, 1152, 0.02), (4864, 896, 0.01)])
+def test_at_the_decoders_sizes(inputs, outputs, bound, dtype):
+    x, weight, bias = layer(9, inputs, outputs)
     exact = F.linear(x, weight, bias)
-    assert relative_gap(int8_linear(weight, bias)(x.to(dtype)), exact) < 0.01
+    assert relative_gap(int8_linear(weight, bias)(x.to(dtype)), exact) < bound
     assert relative_gap(int8_weight_only_linear(weight, bias)(x.to(dtype)), exact) < 0.01
 
 
@@ -112,7 +115,7 @@ def test_a_row_does_not_depend_on_its_neighbours(make):
     assert relative_gap(together[0], F.linear(x[0], weight, bias)) < 0.03
 
 
-def test_an_outlier_does_not_drown_its_row():
+def test_where_a_layer_narrows_an_outlier_does_not_drown_its_row():
     x, weight, bias = layer(2, 896, 64)
     x[:, 7] = 300.0
     weight[:, 7] = 0.0

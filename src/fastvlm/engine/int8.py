@@ -3,11 +3,11 @@
 Weights: ``w ~ values * scale``, values in -127..127, so the error of a weight is at most half its channel's scale.
 Two kernels read them:
 
-- *dynamic* (VNNI or AMX): each row of activations is rounded too, to two 8-bit terms, the second for what the first
-  leaves, with a scale of the row's own, so that its result does not depend on its neighbours in the batch. Both terms
-  go through the kernel together: weights are read once, and at few rows that is all the time. With one term, outliers
-  in a row drown the rest of it (a tenth of SmolLM2-135M's tokens change). The terms are uint8 around 128: for int8
-  activations oneDNN 3.12 has no fast kernel without AMX and takes a reference loop, thousands of times slower.
+- *dynamic* (VNNI or AMX): each row of activations is rounded too, with a scale of its own, so that its result does not
+  depend on its neighbours in the batch. Where the activations have outliers, which drown the rest of their row in 8
+  bits, a second 8-bit term holds what the first leaves; it takes about half as long again. The terms are uint8 around
+  128: for int8 activations oneDNN 3.12 has no fast kernel without AMX and takes a reference loop, thousands of times
+  slower.
 - *weight-only*: bfloat16 activations; the fallback, and the choice where activations have outliers.
 """
 
@@ -59,22 +59,24 @@ def quantise_int8(weight: Tensor) -> Int8Weight:
     return Int8Weight((weight / scales[:, None]).round_().to(torch.int8), scales)
 
 
-def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Terms uint8 (2 R, in) around 128, first ones first, and scales (R, 1) float32 of `x` (R, in).
+def quantise_rows(x: Tensor, num_terms: int = 2) -> tuple[Tensor, Tensor]:
+    """Terms uint8 (num_terms R, in) around 128, first ones first, and scales (R, 1) float32 of `x` (R, in).
 
     ``x ~ (first - 128 + (second - 128) / 254) * scales``. A row that is not finite has a scale that is not finite, so
     its result shows it.
     """
     scales = x.abs().amax(-1, keepdim=True).float().clamp_min_(TINIEST_ROW).div_(ROW_LARGEST)
-    return _terms(x.float().div(scales).add_(ROW_ZERO_POINT + 0.5)), scales
+    return _terms(x.float().div(scales).add_(ROW_ZERO_POINT + 0.5), num_terms), scales
 
 
-def _terms(shifted: Tensor) -> Tensor:
-    """Both terms (2 R, in) of `shifted` (R, in) float32, values over scale plus 128.5; it is overwritten.
+def _terms(shifted: Tensor, num_terms: int) -> Tensor:
+    """Terms (num_terms R, in) of `shifted` (R, in) float32, values over scale plus 128.5; it is overwritten.
 
     Conversion cuts the fraction off; of positive numbers, with a half added, it rounds to the nearest. What it cut off,
     0 to 1, is -0.5 to 0.5 of the first term's step.
     """
+    if num_terms == 1:
+        return shifted.to(torch.uint8)
     num_rows, width = shifted.shape
     terms = torch.empty(2 * num_rows, width, dtype=torch.uint8)
     first = terms[:num_rows].copy_(shifted)
@@ -83,16 +85,22 @@ def _terms(shifted: Tensor) -> Tensor:
 
 
 class Int8DynamicLinear:
-    """Products of uint8 terms and int8 weights, summed in 32 bits, scaled back by row and by output channel."""
+    """Products of uint8 terms and int8 weights, summed in 32 bits, scaled back by row and by output channel.
 
-    def __init__(self, weight: Int8Weight, bias: Tensor | None) -> None:
+    `num_terms` is 1 or 2, None for what the shape tells: what narrows (an FFN's last layer, whose inputs are products
+    of two activations) has the inputs with outliers, and gets 2.
+    """
+
+    def __init__(self, weight: Int8Weight, bias: Tensor | None, num_terms: int | None = None) -> None:
         self.out_features, self.in_features = weight.values.shape
         self.num_bytes = weight.values.nbytes + weight.scales.nbytes
         self._packed = torch.ops.onednn.qlinear_prepack(weight.values, None)
         self._scales, self._zero_points = weight.scales, torch.zeros(self.out_features, dtype=torch.long)
-        self._bias = None if bias is None else bias.detach().float()
-        # The kernel adds a bias to either term, of which the second counts 1 / 254.
-        self._shared_bias = None if self._bias is None else self._bias * (SECOND_STEPS / (SECOND_STEPS + 1))
+        self._num_terms = num_terms or (2 if self.in_features > self.out_features else 1)
+        self._bias = self._shared_bias = None if bias is None else bias.detach().float()
+        if self._bias is not None and self._num_terms == 2:
+            # The kernel adds a bias to either term, of which the second counts 1 / 254.
+            self._shared_bias = self._bias * (SECOND_STEPS / (SECOND_STEPS + 1))
         self._offset = torch.tensor(ROW_ZERO_POINT + 0.5)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -105,23 +113,28 @@ class Int8DynamicLinear:
         """As `_many_rows` with fewer calls around the kernel: one scale can be a number, and is fused."""
         largest = float(torch.linalg.vector_norm(row, math.inf))
         scale = max(largest, TINIEST_ROW) / ROW_LARGEST
-        y = self._multiply(_terms(torch.add(self._offset, row, alpha=1 / scale)), scale, self._shared_bias)
+        terms = _terms(torch.add(self._offset, row, alpha=1 / scale), self._num_terms)
+        if self._num_terms == 1:
+            return self._multiply(terms, scale, self._bias, row.dtype)
+        y = self._multiply(terms, scale, self._shared_bias, torch.float32)
         return torch.add(y[:1], y[1:], alpha=1 / SECOND_STEPS).to(row.dtype)
 
     def _many_rows(self, rows: Tensor) -> Tensor:
         num_rows = rows.shape[0]
         if not num_rows:
             return rows.new_empty(0, self.out_features)
-        terms, scales = quantise_rows(rows)
-        y = self._multiply(terms, 1.0, None)
-        y = y[:num_rows].add_(y[num_rows:], alpha=1 / SECOND_STEPS).mul_(scales)
+        terms, scales = quantise_rows(rows, self._num_terms)
+        y = self._multiply(terms, 1.0, None, torch.float32)
+        if self._num_terms == 2:
+            y = y[:num_rows].add_(y[num_rows:], alpha=1 / SECOND_STEPS)
+        y = y.mul_(scales)
         return (y if self._bias is None else y.add_(self._bias)).to(rows.dtype)
 
-    def _multiply(self, terms: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-        """float32 (2 R, out)."""
+    def _multiply(self, terms: Tensor, scale: float, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """(num_terms R, out) of `dtype`."""
         weight = (self._packed, self._scales, self._zero_points)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            terms, scale, ROW_ZERO_POINT, *weight, bias, 1.0, 0, torch.float32, "none", [], ""
+            terms, scale, ROW_ZERO_POINT, *weight, bias, 1.0, 0, dtype, "none", [], ""
         )
         return y
 
