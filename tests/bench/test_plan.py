@@ -28,6 +28,7 @@ def options(**settings):
         ({"streams": (0, 1)}, "--streams"),
         ({"max_minutes": 0}, "--max-minutes"),
         ({"threads": -1}, "--threads is -1"),
+        ({"device": "tpu"}, "--device is 'tpu'"),
     ],
 )
 def test_what_cannot_be_is_refused(settings, words):
@@ -54,6 +55,13 @@ def test_with_peers_everybody_is_there():
     assert "second-question" not in found["transformers"].measures
     assert all(contestant.options["threads"] == 3 for contestant in found.values())
     assert all(json.loads(contestant.arguments[1]) == contestant.options for contestant in found.values())
+
+
+def test_on_a_gpu_the_runtimes_of_the_cpu_are_left_out():
+    found = {c.worker: c for c in contestants(options(has_peers=True, device="cuda:1"))}
+    assert not any(name.startswith(("openvino", "onnxruntime")) for name in found)
+    assert all(found[name].options["device"] == "cuda:1" for name in ("fastvlm", "fastvlm-int8", "transformers"))
+    assert all(found[name].options["command"][-1] == "cuda:1" for name in ("fastvlm (cold)", "transformers (cold)"))
 
 
 def test_other_dtypes_are_contestants_of_their_own():

@@ -123,6 +123,28 @@ def test_the_padded_tokenizer_has_the_published_ids_and_cuts_text_as_before():
     assert len(model["merges"]) == 151_643 - 256  # as published: a merge for all but the bytes
 
 
+def test_a_published_size_is_written_with_its_whole_tokenizer(tmp_path, monkeypatch):
+    """The 0.5B's vocabulary and ids over narrow layers: the whole one is too large for a test."""
+    content = fastvlm.FastVlmConfig.preset("0.5b").to_dict()
+    text = {**content["text_config"], "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["full_attention"]}
+    vision = {"model_args": {"layers": [1] * 5, "embed_dims": [8, 8, 16, 32, 32]}}
+    narrow = fastvlm.FastVlmConfig(text_config=text, vision_config=vision, dtype="bfloat16")
+    monkeypatch.setattr(made, "_config", lambda _: narrow)
+    model, processor = fastvlm.load(make_checkpoint("0.5b", tmp_path / "narrow"), device="cpu")
+    assert len(processor.tokenizer) == 151_647 and model.get_input_embeddings().num_embeddings == 152_000
+    assert processor.image_processor.image_size == (1024, 1024)
+    assert model.generation_config.eos_token_id == [151_645, 151_643]
+    ids = processor.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"])
+    assert ids == [151_643, 151_644, 151_645, 151_646] and model.config.image_token_index == 151_646
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], tokenize=True, return_tensors="pt"
+    )
+    prompt = prompt if isinstance(prompt, torch.Tensor) else prompt["input_ids"]
+    reply = model.generate(input_ids=prompt, max_new_tokens=8)[0, prompt.shape[1] :]
+    assert len(reply) == 8 and processor.decode(reply).strip()
+
+
 def test_a_tokenizer_that_is_too_large_is_refused():
     content = json.loads(Path(checkpoint_path("mini") / "tokenizer.json").read_text())
     with pytest.raises(UsageError, match="4092 base tokens; 100"):

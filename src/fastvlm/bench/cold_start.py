@@ -16,15 +16,16 @@ __all__ = ["ColdStart", "ask_command", "transformers_command"]
 NEW_TOKENS = 2
 
 
-def ask_command(folder: str, picture: str, question: str) -> list[str]:
+def ask_command(folder: str, picture: str, question: str, device: str = "cpu") -> list[str]:
     """`fastvlm ask` with this Python."""
-    ask = ["ask", picture, question, "--model", folder, "--max-new-tokens", str(NEW_TOKENS)]
+    ask = ["ask", picture, question, "--model", folder, "--max-new-tokens", str(NEW_TOKENS), "--device", device]
     return [sys.executable, "-m", "fastvlm", *ask]
 
 
-def transformers_command(folder: str, picture: str, question: str) -> list[str]:
+def transformers_command(folder: str, picture: str, question: str, device: str = "cpu") -> list[str]:
     """The same with transformers alone; see ``cold_transformers.py``."""
-    return [sys.executable, "-m", "fastvlm.bench.cold_transformers", folder, picture, question, str(NEW_TOKENS)]
+    asked = [folder, picture, question, str(NEW_TOKENS), device]
+    return [sys.executable, "-m", "fastvlm.bench.cold_transformers", *asked]
 
 
 class ColdStart:

@@ -1,6 +1,6 @@
 """A question asked with transformers alone, as shortly as its documentation does it: the peer of `fastvlm ask`.
 
-python -m fastvlm.bench.cold_transformers FOLDER PICTURE QUESTION NEW_TOKENS
+python -m fastvlm.bench.cold_transformers FOLDER PICTURE QUESTION NEW_TOKENS DEVICE
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _ShowAtOnce:
         sys.stdout.write("\n")
 
 
-def main(folder: str, picture: str, question: str, new_tokens: str) -> None:
+def main(folder: str, picture: str, question: str, new_tokens: str, device: str) -> None:
     """Answer on stdout."""
     add_peers_folder()
     prepare_torchvision()
@@ -38,7 +38,7 @@ def main(folder: str, picture: str, question: str, new_tokens: str) -> None:
     from transformers import AutoProcessor, FastVlmForConditionalGeneration
 
     processor = AutoProcessor.from_pretrained(folder)
-    model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device)
     content = [{"type": "image", "image": Image.open(picture).convert("RGB")}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -48,6 +48,7 @@ def main(folder: str, picture: str, question: str, new_tokens: str) -> None:
         return_tensors="pt",
     )
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    inputs = {name: value.to(device) for name, value in inputs.items()}
     model.generate(**inputs, max_new_tokens=int(new_tokens), do_sample=False, streamer=_ShowAtOnce(processor.tokenizer))
 
 

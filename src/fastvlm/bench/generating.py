@@ -14,7 +14,7 @@ from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import UsageError
 
-__all__ = ["GeneratingContestant", "Stamps", "pixels", "sketch", "steady_rate"]
+__all__ = ["GeneratingContestant", "Stamps", "pixels", "sketch", "steady_rate", "wait_for"]
 
 _SKETCH_NUMBERS = 256
 
@@ -49,6 +49,12 @@ def steady_rate(times_s: list[list[float]]) -> float:
     return count / (end_s - start_s)
 
 
+def wait_for(device: str) -> None:
+    """Let a stopwatch see work that was only queued: on a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
 class Stamps:
     """A streamer for `generate` that notes when each token came; several replies at once are fine."""
 
@@ -76,10 +82,11 @@ class GeneratingContestant(ABC):
         folder: the checkpoint.
         dtype: "bfloat16", "float32", ...
         threads: of torch; 0 leaves it alone.
+        device: "cpu", "cuda".
     """
 
-    def __init__(self, folder: str, dtype: str = "bfloat16", threads: int = 0) -> None:
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder: str, dtype: str = "bfloat16", threads: int = 0, device: str = "cpu") -> None:
+        self.folder, self.dtype, self.device = folder, dtype, device
         if threads:
             torch.set_num_threads(threads)
         self.model: Any = None
@@ -106,9 +113,11 @@ class GeneratingContestant(ABC):
     @torch.inference_mode()
     def encode(self, side_px: int) -> Measured:
         """Seconds from pixels to projected visual tokens."""
-        picture = pixels(side_px).to(self.model.dtype)
+        picture = pixels(side_px).to(self.model.device, self.model.dtype)
+        wait_for(self.device)
         start_s = time.perf_counter()
         features = self.model.get_image_features(picture, return_dict=True).pooler_output
+        wait_for(self.device)
         seconds = time.perf_counter() - start_s
         return Measured(seconds, check=sketch(features.float()))
 
@@ -118,6 +127,7 @@ class GeneratingContestant(ABC):
         inputs = self._text_inputs(num_tokens, seed)
         start_s = time.perf_counter()
         logits = self.model(**inputs, use_cache=True, logits_to_keep=1).logits
+        wait_for(self.device)
         seconds = time.perf_counter() - start_s
         return Measured(seconds, check=sketch(logits.float()), facts={"tokens": inputs["input_ids"].shape[1]})
 
@@ -152,7 +162,7 @@ class GeneratingContestant(ABC):
 
     def memory(self) -> Measured:
         """Largest resident set of this process so far."""
-        return Measured(peak_bytes())
+        return Measured(peak_bytes(self.device))
 
     def _inputs(self, question: str, *pictures: Any) -> dict[str, Any]:
         content = [*({"type": "image", "image": p} for p in pictures), {"type": "text", "text": question}]
@@ -165,7 +175,7 @@ class GeneratingContestant(ABC):
         )
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        return dict(inputs)
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _text_inputs(self, num_tokens: int, seed: int) -> dict[str, Any]:
         def count(text: str) -> int:
@@ -174,14 +184,14 @@ class GeneratingContestant(ABC):
         return self._inputs(long_question(count, num_tokens, seed))
 
     def _encoder_timed(self, spans: dict[str, float]) -> _EncoderTimed:
-        return _EncoderTimed(self.model.model, spans)
+        return _EncoderTimed(self.model.model, spans, self.device)
 
 
 class _EncoderTimed:
     """While entered, notes in `spans["encode"]` the seconds from the vision tower's begin to the projector's end."""
 
-    def __init__(self, model: Any, spans: dict[str, float]) -> None:
-        self._model, self._spans = model, spans
+    def __init__(self, model: Any, spans: dict[str, float], device: str) -> None:
+        self._model, self._spans, self._device = model, spans, device
         self._handles: list[Any] = []
         self._start_s = 0.0
 
@@ -199,4 +209,5 @@ class _EncoderTimed:
         self._start_s = time.perf_counter()
 
     def _end(self, *_: object) -> None:
+        wait_for(self._device)
         self._spans["encode"] = time.perf_counter() - self._start_s

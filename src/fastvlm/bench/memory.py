@@ -10,12 +10,16 @@ __all__ = ["peak_bytes"]
 _STATUS = Path("/proc/self/status")
 
 
-def peak_bytes() -> int:
-    """Largest resident set of this process so far, in bytes.
+def peak_bytes(device: str = "cpu") -> int:
+    """Largest resident set of this process so far, in bytes; with a CUDA device what was taken there at most.
 
     Linux tells it for the program that runs (VmHWM). ``ru_maxrss``, which is all that other systems have, also counts
     what the parent held when it started us.
     """
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
     if _STATUS.is_file():
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +85,7 @@ class BenchOptions:
         rounds: how often everything is repeated, unless `max_minutes` are over before.
         max_minutes: when no new round is begun.
         threads: of every contestant; 0 for what each of them takes.
+        device: "cpu" or "cuda"; OpenVINO and ONNX Runtime are measured on a CPU alone.
         prompt_tokens, new_tokens: of the prompts and replies by which decoding is measured.
 
     Raises:
@@ -101,6 +103,7 @@ class BenchOptions:
     rounds: int = 5
     max_minutes: float = 8.0
     threads: int = 0
+    device: str = "cpu"
     prompt_tokens: int = 290
     new_tokens: int = 32
 
@@ -117,6 +120,8 @@ class BenchOptions:
         for flag, count in counts.items():
             if count <= 0:
                 raise UsageError(f"{flag} is too small; expected at least {'3 tokens' if 'new' in flag else 1}.")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"--device is {self.device!r}; expected cpu, cuda, or a number with it: cuda:1.")
         if self.threads < 0:
             raise UsageError(f"--threads is {self.threads}; expected 1 or more, or 0 for each contestant's own choice.")
 
@@ -179,7 +184,7 @@ def contestants(options: BenchOptions) -> list[Contestant]:
     everything = frozenset(options.what)
     first, *others = options.dtypes
     common = {"folder": options.folder, "threads": options.threads}
-    own = {**common, "num_slots": max(8, *options.streams)}
+    own = {**common, "device": options.device, "num_slots": max(8, *options.streams)}
     found = [Contestant("fastvlm", "fastvlm", {**own, "dtype": first}, everything - {"cold-start"})]
     found += [
         Contestant(f"fastvlm-int{bits}", "fastvlm", {**own, "dtype": first, "bits": bits}, everything - _SEEING)
@@ -199,17 +204,18 @@ def contestants(options: BenchOptions) -> list[Contestant]:
 def _peers(options: BenchOptions, common: dict[str, Any]) -> Iterator[Contestant]:
     everything, (first, *others) = frozenset(options.what), options.dtypes
     theirs = everything - {"cold-start", "second-question"}
-    yield Contestant("transformers", "transformers", {**common, "dtype": first}, theirs)
+    placed = {**common, "device": options.device}
+    yield Contestant("transformers", "transformers", {**placed, "dtype": first}, theirs)
     for dtype in others:
-        yield Contestant(f"transformers-{dtype}", "transformers", {**common, "dtype": dtype}, theirs)
-    seeing = everything & {"encode"}
+        yield Contestant(f"transformers-{dtype}", "transformers", {**placed, "dtype": dtype}, theirs)
+    seeing = everything & {"encode"} if options.device == "cpu" else frozenset()
     yield Contestant("openvino", "openvino", {**common, "dtype": "bfloat16"}, seeing)
     yield Contestant("openvino-float32", "openvino", {**common, "dtype": "float32"}, seeing)
     yield Contestant("onnxruntime-float32", "onnxruntime", common, seeing)
 
 
 def _starters(options: BenchOptions) -> Iterator[Contestant]:
-    asked = (options.folder, options.picture, FIRST_QUESTION)
+    asked = (options.folder, options.picture, FIRST_QUESTION, options.device)
     commands = {"fastvlm": ask_command(*asked)}
     if options.has_peers:
         commands["transformers"] = transformers_command(*asked)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvlm.bench.generating import wait_for
 from fastvlm.bench.worker import Measured
 
 __all__ = ["MachineProbe", "best_seconds"]
@@ -19,38 +20,45 @@ _STREAM_BYTES = 512 * 2**20  # beyond every cache
 _ROW_WIDTH = 4096
 
 
-def best_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+def best_seconds(work: Callable[[], object], repeats: int = 3, device: str = "cpu") -> float:
     """The shortest of some runs, after one that is not counted."""
     work()
+    wait_for(device)
     times_s = []
     for _ in range(repeats):
         start_s = time.perf_counter()
         work()
+        wait_for(device)
         times_s.append(time.perf_counter() - start_s)
     return min(times_s)
 
 
 class MachineProbe:
-    """Peaks of this CPU with this many threads.
+    """Peaks of this CPU with this many threads, or of a GPU.
 
     Args:
         threads: of torch; 0 leaves it alone.
+        device: "cpu", "cuda".
     """
 
-    def __init__(self, threads: int = 0) -> None:
+    def __init__(self, threads: int = 0, device: str = "cpu") -> None:
+        self.device = device
         if threads:
             torch.set_num_threads(threads)
         self._stream: Tensor | None = None
 
     def open(self) -> Measured:
         """Tell what torch runs on; `value` has no meaning."""
-        return Measured(0.0, facts={"threads": torch.get_num_threads()})
+        facts: dict[str, Any] = {"threads": torch.get_num_threads()}
+        if self.device.startswith("cuda"):
+            facts["gpu"] = torch.cuda.get_device_name(self.device)
+        return Measured(0.0, facts=facts)
 
     @torch.inference_mode()
     def matrix_peak(self) -> Measured:
         """FLOP/s of the fastest way to multiply; `parts` has each."""
         parts = {f"matmul_{str(dtype)[6:]}": self._matmul(dtype) for dtype in (torch.float32, torch.bfloat16)}
-        for rows, inner, outer in _PACKED_SHAPES:
+        for rows, inner, outer in _PACKED_SHAPES if self.device == "cpu" else ():
             name = f"packed_bfloat16_{rows}x{inner}x{outer}"
             try:
                 parts[name] = self._packed(rows, inner, outer)
@@ -62,16 +70,16 @@ class MachineProbe:
     def bandwidth(self) -> Measured:
         """Bytes a second of the fastest way to read memory once; `parts` has each."""
         if self._stream is None:
-            self._stream = torch.ones(_STREAM_BYTES // (4 * _ROW_WIDTH), _ROW_WIDTH)
-        data, row = self._stream, torch.ones(_ROW_WIDTH)
+            self._stream = torch.ones(_STREAM_BYTES // (4 * _ROW_WIDTH), _ROW_WIDTH, device=self.device)
+        data, row = self._stream, torch.ones(_ROW_WIDTH, device=self.device)
         ways: dict[str, Callable[[], Any]] = {"sum": data.sum, "matrix_times_vector": lambda: data @ row}
-        parts = {name: data.nbytes / best_seconds(way) for name, way in ways.items()}
+        parts = {name: data.nbytes / best_seconds(way, device=self.device) for name, way in ways.items()}
         return Measured(max(parts.values()), parts)
 
-    @staticmethod
-    def _matmul(dtype: torch.dtype) -> float:
-        a, b = torch.randn(2, _MATRIX, _MATRIX).to(dtype)
-        return 2 * _MATRIX**3 / best_seconds(lambda: a @ b)
+    def _matmul(self, dtype: torch.dtype) -> float:
+        side = _MATRIX if self.device == "cpu" else 4 * _MATRIX
+        a, b = torch.randn(2, side, side).to(self.device, dtype)
+        return 2 * side**3 / best_seconds(lambda: a @ b, device=self.device)
 
     @staticmethod
     def _packed(rows: int, inner: int, outer: int) -> float:

@@ -67,10 +67,11 @@ def _headline(result: dict[str, Any]) -> list[str]:
     versions |= {name: card.get(name) for name in ("onnxruntime", "timm", "python")}
     random = ", random" if model["is_random"] else ""
     memory = f", {card['memory_bytes'] / 2**30:.0f} GiB" if card["memory_bytes"] else ""
+    gpu = f"{card['gpu']}, " if card.get("gpu") else ""
     run = f"{result['rounds']} rounds in {result['seconds']:.0f} s, {card['threads']} threads"
     return [
         f"{model['name']} ({model['parameters'] / 1e6:,.0f} M parameters{random}), {run}",
-        f"{card['cpu']}, {card['cores']} cores{memory}, {' '.join(card['instruction_sets'])}",
+        f"{gpu}{card['cpu']}, {card['cores']} cores{memory}, {' '.join(card['instruction_sets'])}",
         ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         f"load before the run: {card['load_average']}",
     ]

@@ -85,6 +85,7 @@ def _settings(options: BenchOptions) -> dict[str, Any]:
         "bits": list(options.bits),
         "streams": list(options.streams),
         "threads": options.threads,
+        "device": options.device,
         "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens,
         "has_peers": options.has_peers,

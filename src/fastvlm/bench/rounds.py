@@ -178,9 +178,15 @@ def _other_way_round(steps: Sequence[Step]) -> list[Step]:
 
 
 def run(
-    everybody: Sequence[Contestant], steps: Sequence[Step], limits: Limits, on_progress: OnProgress, threads: int = 0
+    everybody: Sequence[Contestant],
+    steps: Sequence[Step],
+    limits: Limits,
+    on_progress: OnProgress,
+    probe: dict[str, Any] | None = None,
 ) -> Race:
     """Measure `steps`; no process is left when it returns or raises.
+
+    `probe` are the options of what measures the machine's peaks: `threads`, `device`.
 
     A worker that dies or does not answer is noted in `failures` and left out from there on; the rest goes on.
 
@@ -189,7 +195,7 @@ def run(
     """
     runner = _Runner(everybody, steps, limits, on_progress)
     with all_ended(runner.workers):
-        runner.open_all(Contestant(_PROBE, "probe", {"threads": threads}, frozenset()))
+        runner.open_all(Contestant(_PROBE, "probe", probe or {}, frozenset()))
         first = everybody[0].worker
         if first in runner.race.failures:
             raise MeasurementError(runner.race.failures[first])

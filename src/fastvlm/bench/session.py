@@ -59,5 +59,6 @@ def measure(options: BenchOptions, model: dict[str, Any], on_progress: OnProgres
     card = environment_card()  # before the run: the load is that of the others
     everybody = contestants(options)
     limits = Limits(options.rounds, 60 * options.max_minutes)
-    race = run(everybody, steps(options, everybody), limits, on_progress, options.threads)
+    probe = {"threads": options.threads, "device": options.device}
+    race = run(everybody, steps(options, everybody), limits, on_progress, probe)
     return {"model": model, **result_of(options, config, race, card)}

@@ -27,7 +27,8 @@ class TransformersContestant(GeneratingContestant):
         self.processor = AutoProcessor.from_pretrained(self.folder)
         self.model = FastVlmForConditionalGeneration.from_pretrained(
             self.folder, dtype=getattr(torch, self.dtype), attn_implementation={"text_config": "sdpa"}
-        ).eval()
+        ).to(self.device)
+        self.model.eval()
         return {name: importlib.metadata.version(name) for name in ("transformers", "timm", "torchvision")}
 
     def set_side(self, side_px: int) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastvlm.cli.choices import check_word
-from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, QuietOption, RevisionOption
+from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, DeviceOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
 from fastvlm.errors import UsageError
 
@@ -119,6 +119,7 @@ def bench(
     max_minutes: _Minutes = 7.0,
     new_tokens: _NewTokens = 32,
     threads: _Threads = 0,
+    device: DeviceOption = "cpu",
     checkpoint: _Checkpoint = None,
     is_kept: _Keep = False,
     plot: _Plot = None,
@@ -171,6 +172,7 @@ def bench(
             rounds=rounds,
             max_minutes=max_minutes,
             threads=threads,
+            device=device or "cpu",
             new_tokens=new_tokens,
         )
 
