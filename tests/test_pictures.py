@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from fastvlm.errors import FastVlmError, PictureError
-from fastvlm.pictures import ALPHA_BACKGROUND, PictureLimits, open_picture
+from fastvlm.pictures import ALPHA_BACKGROUND, PictureLimits, encoded_bytes, open_picture
 
 QUADRANTS = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]]  # top row, bottom row
 
@@ -564,3 +564,27 @@ def test_bad_urls_are_given_up_early(web, page, says):
 def test_unreachable_and_malformed_urls(url):
     with pytest.raises(PictureError, match="cannot be fetched"):
         open_picture(url, limits=PictureLimits(timeout_s=1))
+
+
+def test_encoded_bytes_are_those_of_the_source(tmp_path):
+    data = encoded(quadrants())
+    (tmp_path / "picture.png").write_bytes(data)
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    for source in (
+        data,
+        memoryview(data),
+        tmp_path / "picture.png",
+        str(tmp_path / "picture.png"),
+        uri,
+        io.BytesIO(data),
+    ):
+        assert encoded_bytes(source) == data
+    assert encoded_bytes(quadrants()) is None and encoded_bytes(np.zeros((2, 2, 3), np.uint8)) is None
+
+
+@pytest.mark.parametrize("source", ["no.png", b"", 7, "data:,"])
+def test_encoded_bytes_refuses_what_holds_no_picture(source):
+    with pytest.raises(PictureError):
+        encoded_bytes(source)
+    with pytest.raises(PictureError, match=r"larger|limit"):
+        encoded_bytes(b"x" * 11, limits=PictureLimits(max_bytes=10))

@@ -28,7 +28,7 @@ from fastvlm.errors import PictureError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ALPHA_BACKGROUND", "DEFAULT_LIMITS", "PictureLimits", "open_picture"]
+__all__ = ["ALPHA_BACKGROUND", "DEFAULT_LIMITS", "PictureLimits", "encoded_bytes", "open_picture"]
 
 # Transparent pixels show white, as in viewers and as transformers 5.23 does (`image_transforms.convert_to_rgb`).
 ALPHA_BACKGROUND = (255, 255, 255)
@@ -95,6 +95,12 @@ def open_picture(source: Any, *, limits: PictureLimits = DEFAULT_LIMITS) -> Imag
         image = _identify(_read(source, name, limits), name)
     _check_size(image.size, name, limits)
     return _decoded_rgb(image, name)
+
+
+def encoded_bytes(source: Any, *, limits: PictureLimits = DEFAULT_LIMITS) -> bytes | None:
+    """The encoded picture that `source` holds, not decoded; None for a PIL image or an array. Raises PictureError."""
+    is_decoded = isinstance(source, Image.Image) or _is_array(source)
+    return None if is_decoded else _read(source, _name(source), limits)
 
 
 def _name(source: Any) -> str:

@@ -64,7 +64,10 @@ def sources_of(kind, colour, folder):
     return {"bytes": data, "data uri": "data:image/png;base64," + base64.b64encode(data).decode()}[kind]
 
 
-@pytest.mark.parametrize("kind", ["path", "name", "bytes", "data uri"])
+KINDS = ["path", "name", "bytes", "data uri"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_inputs_are_the_processors_own_and_made_once(kind, processor, memo, tmp_path):
     red, blue = (sources_of(kind, colour, tmp_path) for colour in ("red", "blue"))
     expected = inputs(processor, red, blue, red)
@@ -77,6 +80,12 @@ def test_the_inputs_are_the_processors_own_and_made_once(kind, processor, memo, 
         assert first == third != second
     assert processor.image_processor.made == before + 2
     assert DIGESTS not in inputs(processor, red), "the processor itself was changed"
+
+
+def test_equal_bytes_are_the_same_picture_however_they_come(processor, memo, tmp_path):
+    digests = {inputs(memo.over(processor), sources_of(kind, "red", tmp_path))[DIGESTS] for kind in KINDS}
+    digests.add(inputs(memo.over(processor), io.BytesIO(png("red")))[DIGESTS])
+    assert len(digests) == 1 and processor.image_processor.made == 1
 
 
 def test_a_file_that_has_changed_is_another_picture(processor, memo, tmp_path):
@@ -119,11 +128,12 @@ def test_memory_is_bounded(processor, memo):
     assert len(memo._pixels) == 0
 
 
-@pytest.mark.parametrize("kind", ["damaged file", "no file", "folder", "damaged bytes"])
+@pytest.mark.parametrize("kind", ["damaged file", "no file", "folder", "damaged bytes", "number"])
 def test_errors_are_the_processors_own(kind, processor, memo, tmp_path):
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"no picture at all")
-    source = {"damaged file": damaged, "no file": tmp_path / "no.png", "folder": tmp_path}.get(kind, b"no picture")
+    sources = {"damaged file": damaged, "no file": tmp_path / "no.png", "folder": tmp_path, "number": 7}
+    source = sources.get(kind, b"no picture")
     with pytest.raises(PictureError) as expected:
         inputs(processor, source)
     with pytest.raises(PictureError) as found:

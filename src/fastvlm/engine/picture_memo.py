@@ -1,7 +1,7 @@
 """Pictures that were made ready before are not decoded and resized again: known by the bytes that they came in.
 
-Only what comes as encoded bytes is remembered (bytes, files, data URIs): two equal files give equal pixels. A file is
-read each time, so one that has changed is a new picture. URLs, PIL images and arrays are always made ready anew.
+Only what comes encoded is remembered (bytes, files, URLs, data URIs): equal bytes give equal pixels. They are read each
+time, so a file that has changed is a new picture. PIL images and arrays are always made ready anew.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from fastvlm.engine.image_cache import ImageCache, picture_digest
 from fastvlm.errors import PictureError
+from fastvlm.pictures import encoded_bytes
 
 __all__ = ["DIGESTS", "PictureMemo"]
 
@@ -66,7 +66,7 @@ class _Remembering:
 
     def _made(self, source: Any, settings: Mapping[str, Any]) -> tuple[Tensor, str]:
         """Pixels (3, H, W) and digest of one picture."""
-        source, content = _content(source, self._inner.picture_limits.max_bytes)
+        content = encoded_bytes(source, limits=self._inner.picture_limits)
         if content is None:
             pixels = self._processed(source, settings)
             return pixels, picture_digest(pixels)
@@ -81,35 +81,16 @@ class _Remembering:
 
     def _processed_bytes(self, source: Any, content: bytes, settings: Mapping[str, Any]) -> Tensor:
         """From the bytes that the digest is of, not from a file that may be another by now."""
-        if isinstance(source, str) and source.startswith("data:"):
-            return self._processed(source, settings)
         try:
             return self._processed(content, settings)
         except PictureError:
-            if content is not source:
-                self._processed(source, settings)  # its error names the file
+            if isinstance(source, (str, os.PathLike)):
+                self._processed(source, settings)  # its error has the picture's name
             raise
 
     def _processed(self, source: Any, settings: Mapping[str, Any]) -> Tensor:
         pixels: Tensor = self._inner([source], **settings)["pixel_values"][0]
         return pixels
-
-
-def _content(source: Any, max_bytes: int) -> tuple[Any, bytes | None]:
-    """(source, the bytes that it is known by); None for what is not remembered, or what its opener will refuse."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        source = bytes(source)
-        return source, source
-    if isinstance(source, str) and source.startswith("data:"):
-        return source, source.encode("utf-8", "surrogatepass")
-    if not isinstance(source, (str, os.PathLike)) or "://" in str(source)[:16]:
-        return source, None
-    try:
-        path = Path(source)
-        is_fine = path.is_file() and path.stat().st_size <= max_bytes
-        return source, path.read_bytes() if is_fine else None
-    except (OSError, ValueError):
-        return source, None
 
 
 def _flat(images: Any) -> Sequence[Any]:
