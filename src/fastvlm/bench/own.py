@@ -70,6 +70,7 @@ class OwnContestant:
             num_slots=self.num_slots,
             encode=encode,
             make_linear=MAKE_LINEAR[self.bits],
+            takes_weights=True,
         )
         self._encode = encode or self._with_model
         return Measured(time.perf_counter() - start_s)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -149,41 +150,62 @@ def bench(
       fastvlm bench apple/FastVLM-0.5B --what decode --bits 16,8 --threads 4
     """
     source = _Source(model, preset, checkpoint, is_kept, revision)
-    width_px, height_px = _picture_size(picture)
+    numbers = {"rounds": rounds, "max_minutes": max_minutes, "new_tokens": new_tokens, "threads": threads}
+    typed = _Typed(what, image_size, dtype, bits, streams, picture, device or "cpu", has_peers, numbers)
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.bench.plan import MEASURES, BenchOptions
-        from fastvlm.bench.plot import check_plot_name
-    if plot is not None:
-        check_plot_name(plot)
-    sides_px = () if image_size is None else _numbers("--image-size", image_size)
+        typed.options("", "", 64)  # what is wrong is told before anything is made
+        _check_plot(plot)
+    _show(_measure(source, typed, notes), plot, out, is_json=is_json)
 
-    def options(folder: str, jpeg: str, own_side_px: int) -> BenchOptions:
+
+@dataclass(frozen=True)
+class _Typed:
+    """What to measure, as it was typed; `numbers` are taken as they are."""
+
+    what: str | None
+    image_size: str | None
+    dtype: str
+    bits: str
+    streams: str
+    picture: str
+    device: str
+    has_peers: bool
+    numbers: dict[str, Any]
+
+    @property
+    def picture_px(self) -> tuple[int, int]:
+        """Width and height of the JPEG."""
+        return _picture_size(self.picture)
+
+    def options(self, folder: str, jpeg: str, own_side_px: int) -> BenchOptions:
+        """The same, checked; `own_side_px` is the checkpoint's own size of pictures."""
+        from fastvlm.bench.plan import MEASURES, BenchOptions
+
+        _picture_size(self.picture)
         return BenchOptions(
             folder=folder,
             picture=jpeg,
-            what=tuple(MEASURES) if what is None else _words(what),
-            sides_px=sides_px or (own_side_px,),
-            dtypes=_words(dtype),
-            bits=_numbers("--bits", bits),
-            streams=_numbers("--streams", streams),
-            has_peers=has_peers,
-            rounds=rounds,
-            max_minutes=max_minutes,
-            threads=threads,
-            device=device or "cpu",
-            new_tokens=new_tokens,
+            what=tuple(MEASURES) if self.what is None else _words(self.what),
+            sides_px=(own_side_px,) if self.image_size is None else _numbers("--image-size", self.image_size),
+            dtypes=_words(self.dtype),
+            bits=_numbers("--bits", self.bits),
+            streams=_numbers("--streams", self.streams),
+            has_peers=self.has_peers,
+            device=self.device,
+            **self.numbers,
         )
 
-    options("", "", 64)  # what is wrong is told before anything is made
-    result = _measure(source, options, (width_px, height_px), notes)
-    _show(result, plot, out, is_json=is_json)
+
+def _check_plot(plot: Path | None) -> None:
+    from fastvlm.bench.plot import check_plot_name
+
+    if plot is not None:
+        check_plot_name(plot)
 
 
-def _measure(
-    source: _Source, options: Callable[[str, str, int], BenchOptions], picture_px: tuple[int, int], notes: Notes
-) -> dict[str, Any]:
+def _measure(source: _Source, typed: _Typed, notes: Notes) -> dict[str, Any]:
     from fastvlm.bench.session import measure, picture_file
     from fastvlm.cli.checkpoint_facts import read_facts
 
@@ -191,11 +213,11 @@ def _measure(
         folder = stack.enter_context(_folder(source, notes))
         facts = read_facts(folder)
         about = {"name": source.name, "is_random": source.preset is not None, "parameters": facts.parameters.total}
-        jpeg = stack.enter_context(picture_file(*picture_px))
+        jpeg = stack.enter_context(picture_file(*typed.picture_px))
         on_progress = stack.enter_context(_progress(notes))
         own_side_px = max(facts.pictures.height_px, facts.pictures.width_px)
-        result = measure(options(str(folder), jpeg, own_side_px), about, on_progress)
-    return {**result, "picture_px": list(picture_px)}
+        result = measure(typed.options(str(folder), jpeg, own_side_px), about, on_progress)
+    return {**result, "picture_px": list(typed.picture_px)}
 
 
 def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_json: bool) -> None:
@@ -216,8 +238,6 @@ def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_jso
 
 def _command_line() -> str:
     """The command as it was typed."""
-    import sys
-
     return shlex.join(["fastvlm", *sys.argv[1:]])
 
 
