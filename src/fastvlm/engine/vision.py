@@ -49,7 +49,7 @@ class FastEncoder:
 
     def __init__(self, encoder: FastViTHD, dtype: torch.dtype | None = None) -> None:
         first = next(encoder.parameters())
-        self.dtype, self.config = dtype or first.dtype, encoder.config
+        self.dtype, self.device, self.config = dtype or first.dtype, first.device, encoder.config
         if first.dtype != torch.float32:
             encoder = copy.deepcopy(encoder).float()
         deployed = encoder.deploy()

@@ -41,7 +41,7 @@ def quantise_encoder(encoder: FastEncoder, pictures: Tensor) -> FastEncoder:
     Some tens of pictures of the kind that will be asked about, at their size. Where the CPU does not multiply 8 bits,
     `encoder` itself is returned. What is no FFN is shared with `encoder`.
     """
-    if not cpu_kernels().has_packed_int8:
+    if encoder.device.type != "cpu" or not cpu_kernels().has_packed_int8:
         return encoder
     ranges = _measure(encoder, pictures)
     quantised = copy.copy(encoder)
