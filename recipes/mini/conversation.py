@@ -18,10 +18,15 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one conversation and its labels (IGNORED outside of answers), equally long."""
+    """Token ids, labels (IGNORED outside of answers), positions and turns, equally long.
+
+    A token sees those before it of turn 0 (what all turns share) and of its own turn.
+    """
 
     ids: list[int]
     labels: list[int]
+    positions: list[int]
+    turns: list[int]
 
 
 class Conversations:
@@ -57,4 +62,24 @@ class Conversations:
                 continue
             ids += [*asked, *told]
             labels += [*([IGNORED] * len(asked)), *told]
-        return Encoded(ids, labels)
+        return Encoded(ids, labels, [*range(len(ids))], [0] * len(ids))
+
+    def side_by_side(self, turns: Sequence[Turn], most_tokens: int) -> Encoded:
+        """As many questions as `most_tokens` allow, each as the first after the picture, blind to the others.
+
+        One after the other they tell on each other: "The circle is red" answers "What shape is red?" without a look.
+        """
+        start = len(self._opening)
+        ids, labels = list(self._opening), [IGNORED] * start
+        positions, owners = [*range(start)], [0] * start
+        for number, (question, answer) in enumerate(turns, start=1):
+            asked = [*self._ids(question), *self._to_assistant]
+            told = [*self._ids(answer), *self._end]
+            length = len(asked) + len(told)
+            if number > 1 and len(ids) + length > most_tokens:
+                continue
+            ids += [*asked, *told]
+            labels += [*([IGNORED] * len(asked)), *told]
+            positions += range(start, start + length)
+            owners += [number] * length
+        return Encoded(ids, labels, positions, owners)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from recipes.mini.dense_head import DenseBatch, DenseHead, dense_loss
 from recipes.mini.drawing.dense import DenseTarget, nothing_known
 from recipes.mini.drawing.mix import draw, joint_mix
 from recipes.mini.drawing.questions import turns_of
+from recipes.mini.drawing.wording import Turn
 from recipes.mini.loop import (
     Log,
     Progress,
@@ -46,12 +48,13 @@ from fastvlm.config import FastVlmConfig
 from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 
-EASY_SHARE = 0.2
-MOST_TOKENS = 120
+EASY_SHARE = 0.15
+TALK_SHARE = 0.15  # samples in which a question follows what was said before; the others ask side by side
+MOST_TOKENS = 230
 DENSE_WEIGHT, ALIGNMENT_WEIGHT = 0.5, 0.3
 # Pictures for which only projector and decoder learn: three times as many in a minute, and the encoder is spared the
 # gradients of a decoder that knows no word yet.
-ENCODER_RESTS_FOR = 16_000
+ENCODER_RESTS_FOR = 64_000
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples: images (B, H, W, 3) uint8; ids, labels, mask (B, T) int64, padded on the right."""
+    """B samples: images (B, H, W, 3) uint8; ids, labels, positions (B, T) int64, padded on the right.
+
+    `mask` (B, 1, T, T) float32: 0 where a token (row) sees another, the lowest number where not.
+    """
 
     images: Tensor
     ids: Tensor
     labels: Tensor
+    positions: Tensor
     mask: Tensor
     dense: DenseBatch
 
@@ -87,16 +94,27 @@ class Talks(Dataset[Sample]):
             number = rng.randrange(len(table))
             turns = rng.sample(table[number], min(6, len(table[number])))
             image = easy_questions.picture("train", number)
-            return Sample(np.asarray(image), self.conversations.encode(turns, MOST_TOKENS), nothing_known())
+            return Sample(np.asarray(image), self._encoded(rng, turns), nothing_known())
         turns = turns_of(rng, scene)
         pixels, target = shown(scene)
-        return Sample(pixels, self.conversations.encode(turns, MOST_TOKENS), target)
+        return Sample(pixels, self._encoded(rng, turns), target)
+
+    def _encoded(self, rng: Random, turns: list[Turn]) -> Encoded:
+        is_talk = rng.random() < TALK_SHARE
+        return (self.conversations.encode if is_talk else self.conversations.side_by_side)(turns, MOST_TOKENS)
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """(B, T) int64, filled with `value` on the right."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *([value] * (width - len(row)))] for row in rows])
+
+
+def seen(turns: Tensor) -> Tensor:
+    """The mask (B, 1, T, T) of turns (B, T), which are -1 where a row is padded; see `Batch` and `Encoded`."""
+    own, other = turns[:, :, None], turns[:, None, :]
+    is_seen = ((other == own) | (other == 0)).tril()
+    return torch.where(is_seen, 0.0, torch.finfo(torch.float32).min)[:, None]
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -106,7 +124,8 @@ def collate(samples: list[Sample]) -> Batch:
         torch.from_numpy(np.stack([sample.image for sample in samples])),
         padded(ids, 0),
         padded([sample.encoded.labels for sample in samples], IGNORED),
-        padded([[1] * len(row) for row in ids], 0),
+        padded([sample.encoded.positions for sample in samples], 0),
+        seen(padded([sample.encoded.turns for sample in samples], -1)),
         collate_dense([sample.dense for sample in samples]),
     )
 
@@ -118,6 +137,7 @@ def new_model(tokenizer: Any) -> FastVlmForConditionalGeneration:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.text_config.vocab_size} rows")
     config.vision_config.model_args = {**(config.vision_config.model_args or {}), "inference_mode": False}
     model = FastVlmForConditionalGeneration(config)
+    model.model.language_model.set_attn_implementation("eager")  # SDPA's backward on a CPU: steps of 1.6 s, not 1.1
     return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
@@ -137,6 +157,7 @@ def losses_of(
         logits = model(
             input_ids=batch.ids,
             attention_mask=batch.mask,
+            position_ids=batch.positions,
             mm_encoder_outputs={"image": image},
             logits_to_keep=is_learnt,
             use_cache=False,
@@ -163,7 +184,12 @@ def exact_matches(model: FastVlmForConditionalGeneration, talks: Conversations, 
             for item in part
         ]
         batch = collate(samples)
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, pixel_values=to_pixels(batch.images)).logits
+        logits = model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            pixel_values=to_pixels(batch.images),
+        ).logits
         targets = batch.labels[:, 1:]
         right += int(((logits[:, :-1].argmax(-1) == targets) | (targets == IGNORED)).all(1).sum())
     to_training(model)
@@ -193,7 +219,10 @@ class Joint:
         if state is not None:
             self.model.load_state_dict(state["model"])
             self.head.load_state_dict(state["head"])
+            peaks = [group["peak_lr"] for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+                group["peak_lr"] = peak  # the rates are this run's, the moments the state's
             self.progress = Progress(**state["progress"])
         elif phase_a is not None:
             encoder_of(self.model).load_state_dict(phase_a["encoder"])
@@ -258,14 +287,14 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60.0, help="training time over all resumptions")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak for projector and decoder")
+    parser.add_argument("--lr", type=float, default=1.2e-3, help="peak for projector and decoder")
     parser.add_argument("--encoder-lr", type=float, default=5e-4)
     parser.add_argument("--workers", type=int, default=1, help="drawing processes")
     parser.add_argument("--threads", type=int, default=2, help="threads for tensor arithmetic")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    train(args.run, tokenizer, Schedule(args.minutes * 60, warmup_steps=100, decay=0.2), args)
+    train(args.run, tokenizer, Schedule(args.minutes * 60, warmup_steps=100, decay=0.16), args)
 
 
 if __name__ == "__main__":

@@ -45,18 +45,16 @@ def label(thing: Thing) -> str:
 
 
 def shape_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """All kinds of question that this picture can answer, in random order."""
+    """Questions that this picture can answer: its counts, colours and kinds, and one other, in random order."""
     shapes = scene.shapes()
-    groups = [
-        _counts(rng, shapes),
-        _colours(rng, shapes),
-        _kinds(rng, shapes),
-        _presence(rng, shapes),
-        _sides(rng, shapes),
-        _places(rng, scene, shapes),
-        _descriptions(rng, shapes),
+    first = [*_counts(rng, shapes), *_colours(rng, shapes), *_kinds(rng, shapes)]
+    second = [
+        *_presence(rng, shapes),
+        *_sides(rng, shapes),
+        *_places(rng, scene, shapes),
+        *_descriptions(rng, shapes),
     ]
-    turns = [turn for group in groups for turn in group]
+    turns = [*first, rng.choice(second)]
     rng.shuffle(turns)
     return turns
 
@@ -80,7 +78,7 @@ def _colours(rng: Random, shapes: list[Thing]) -> list[Turn]:
     by_name: dict[str, set[str]] = {}
     for shape in shapes:
         by_name.setdefault(shape.name, set()).add(shape.colour)
-    for name in rng.sample(sorted(by_name), min(3, len(by_name))):
+    for name in rng.sample(sorted(by_name), min(6, len(by_name))):
         if len(by_name[name]) == 1:
             noun = name if sum(s.name == name for s in shapes) == 1 else plural(name)
             question = any_of(rng, COLOUR_OF if noun == name else ("What color are the {}?", "Which color are the {}?"))
@@ -103,7 +101,7 @@ def _kinds(rng: Random, shapes: list[Thing]) -> list[Turn]:
     turns: list[Turn] = []
     by_colour = Counter(s.colour for s in shapes)
     for shape in shapes:
-        if by_colour[shape.colour] == 1 and len(turns) < 3:
+        if by_colour[shape.colour] == 1 and len(turns) < 6:
             turns.append((any_of(rng, KIND_OF).format(shape.colour), it_is(with_article(shape.name))))
     if len(shapes) == 1:
         turns += [(any_of(rng, ONLY_SHAPE), it_is(with_article(shapes[0].name))) for _ in range(2)]
