@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.wording import Turn
+from recipes.mini.looks import Look, guided
 
 from fastvlm.encoder_config import num_visual_tokens
 
@@ -20,13 +21,15 @@ IGNORED = -100
 class Encoded:
     """Token ids, labels (IGNORED outside of answers), positions and turns, equally long.
 
-    A token sees those before it of turn 0 (what all turns share) and of its own turn.
+    A token sees those before it of turn 0 (what all turns share) and of its own turn. `looks`: (position that says the
+    next token, visual tokens that show it), see `looks.py`.
     """
 
     ids: list[int]
     labels: list[int]
     positions: list[int]
     turns: list[int]
+    looks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
 
 class Conversations:
@@ -64,7 +67,12 @@ class Conversations:
             labels += [*([IGNORED] * len(asked)), *told]
         return Encoded(ids, labels, [*range(len(ids))], [0] * len(ids))
 
-    def side_by_side(self, turns: Sequence[Turn], most_tokens: int) -> Encoded:
+    def _pieces(self, text: str) -> list[str]:
+        return [self._tokenizer.decode([token]) for token in self._ids(text)]
+
+    def side_by_side(
+        self, turns: Sequence[Turn], most_tokens: int, looks: Sequence[Sequence[Look]] | None = None
+    ) -> Encoded:
         """As many questions as `most_tokens` allow, each as the first after the picture, blind to the others.
 
         One after the other they tell on each other: "The circle is red" answers "What shape is red?" without a look.
@@ -72,14 +80,19 @@ class Conversations:
         start = len(self._opening)
         ids, labels = list(self._opening), [IGNORED] * start
         positions, owners = [*range(start)], [0] * start
+        lookups: list[tuple[int, tuple[int, ...]]] = []
         for number, (question, answer) in enumerate(turns, start=1):
             asked = [*self._ids(question), *self._to_assistant]
             told = [*self._ids(answer), *self._end]
             length = len(asked) + len(told)
             if number > 1 and len(ids) + length > most_tokens:
                 continue
+            if looks is not None and looks[number - 1]:
+                before = len(ids) + len(asked) - 1
+                pieces = guided(looks[number - 1], self._pieces(answer))
+                lookups += [(before + piece, tokens) for piece, tokens in pieces]
             ids += [*asked, *told]
             labels += [*([IGNORED] * len(asked)), *told]
             positions += range(start, start + length)
             owners += [number] * length
-        return Encoded(ids, labels, positions, owners)
+        return Encoded(ids, labels, positions, owners, lookups)

@@ -27,6 +27,7 @@ from recipes.mini.drawing.dense import DenseTarget, nothing_known
 from recipes.mini.drawing.mix import draw, joint_mix
 from recipes.mini.drawing.questions import turns_of
 from recipes.mini.drawing.wording import Turn
+from recipes.mini.looks import GUIDED_LAYER, Look, look_loss, looks_of
 from recipes.mini.loop import (
     Log,
     Progress,
@@ -51,10 +52,7 @@ from fastvlm.model.modeling import FastVlmForConditionalGeneration
 EASY_SHARE = 0.15
 TALK_SHARE = 0.15  # samples in which a question follows what was said before; the others ask side by side
 MOST_TOKENS = 230
-DENSE_WEIGHT, ALIGNMENT_WEIGHT = 0.5, 0.3
-# Pictures for which only projector and decoder learn: three times as many in a minute, and the encoder is spared the
-# gradients of a decoder that knows no word yet.
-ENCODER_RESTS_FOR = 64_000
+DENSE_WEIGHT, ALIGNMENT_WEIGHT, LOOK_WEIGHT = 0.5, 0.3, 0.3
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ class Batch:
     positions: Tensor
     mask: Tensor
     dense: DenseBatch
+    looks: list[list[tuple[int, tuple[int, ...]]]]
 
 
 class Talks(Dataset[Sample]):
@@ -97,11 +96,12 @@ class Talks(Dataset[Sample]):
             return Sample(np.asarray(image), self._encoded(rng, turns), nothing_known())
         turns = turns_of(rng, scene)
         pixels, target = shown(scene)
-        return Sample(pixels, self._encoded(rng, turns), target)
+        return Sample(pixels, self._encoded(rng, turns, [looks_of(scene, turn) for turn in turns]), target)
 
-    def _encoded(self, rng: Random, turns: list[Turn]) -> Encoded:
-        is_talk = rng.random() < TALK_SHARE
-        return (self.conversations.encode if is_talk else self.conversations.side_by_side)(turns, MOST_TOKENS)
+    def _encoded(self, rng: Random, turns: list[Turn], looks: list[list[Look]] | None = None) -> Encoded:
+        if rng.random() < TALK_SHARE:
+            return self.conversations.encode(turns, MOST_TOKENS)
+        return self.conversations.side_by_side(turns, MOST_TOKENS, looks)
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -127,6 +127,7 @@ def collate(samples: list[Sample]) -> Batch:
         padded([sample.encoded.positions for sample in samples], 0),
         seen(padded([sample.encoded.turns for sample in samples], -1)),
         collate_dense([sample.dense for sample in samples]),
+        [sample.encoded.looks for sample in samples],
     )
 
 
@@ -148,28 +149,31 @@ def encoder_of(model: FastVlmForConditionalGeneration) -> FastViTHD:
 
 def losses_of(
     model: FastVlmForConditionalGeneration, head: DenseHead, alignment: WordAlignment, batch: Batch
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(language, dense, alignment) losses; logits are computed only where something is learnt."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(language, dense, alignment, look) losses; logits are computed only where something is learnt."""
     image: Any = model.get_image_features(to_pixels(batch.images), output_hidden_states=True)
     targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
     is_learnt = targets != IGNORED
     with torch.autocast("cpu", torch.bfloat16):  # twice as fast in the decoder; the encoder's training is not
-        logits = model(
+        output = model(
             input_ids=batch.ids,
             attention_mask=batch.mask,
             position_ids=batch.positions,
             mm_encoder_outputs={"image": image},
             logits_to_keep=is_learnt,
             use_cache=False,
-        ).logits
-    language = F.cross_entropy(logits.float(), targets[is_learnt])
+            output_attentions=True,
+        )
+    language = F.cross_entropy(output.logits.float(), targets[is_learnt])
+    is_visual = batch.ids[0] == model.config.image_token_index
+    look = look_loss(output.attentions[GUIDED_LAYER], batch.looks, int(is_visual.nonzero()[0]))
     is_drawn = batch.dense.classes[:, 0, 0] != IGNORED
     known = DenseBatch(batch.dense.classes[is_drawn], batch.dense.colours[is_drawn], batch.dense.emoji[is_drawn])
     words = alignment.loss(model.lm_head, image.pooler_output[is_drawn], known)
     if not image.last_hidden_state.requires_grad:
-        return language, torch.zeros(()), words
+        return language, torch.zeros(()), words, look
     stages = [stage[is_drawn] for stage in image.hidden_states]
-    return language, dense_loss(head(image.last_hidden_state[is_drawn], stages), known), words
+    return language, dense_loss(head(image.last_hidden_state[is_drawn], stages), known), words, look
 
 
 @torch.no_grad()
@@ -227,6 +231,7 @@ class Joint:
         elif phase_a is not None:
             encoder_of(self.model).load_state_dict(phase_a["encoder"])
             self.head.load_state_dict(phase_a["head"])
+        encoder_of(self.model).requires_grad_(not options.encoder_rests)
 
     def save(self) -> None:
         """Replace the file by what is now."""
@@ -234,13 +239,13 @@ class Joint:
         save_state(self.path, self.progress, {name: part.state_dict() for name, part in parts.items()})
 
     def step(self, batch: Batch, factor: float) -> list[float]:
-        """One update at `factor` of the peak rates; language, dense and alignment loss."""
+        """One update at `factor` of the peak rates; language, dense, alignment and look loss."""
         started = time.monotonic()
         set_learning_rate(self.optimizer, factor)
-        encoder_of(self.model).requires_grad_(self.progress.pictures >= ENCODER_RESTS_FOR)
         losses = losses_of(self.model, self.head, self.alignment, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(losses[0] + DENSE_WEIGHT * losses[1] + ALIGNMENT_WEIGHT * losses[2])
+        weights = (1.0, DENSE_WEIGHT, ALIGNMENT_WEIGHT, LOOK_WEIGHT)
+        torch.autograd.backward(sum(weight * loss for weight, loss in zip(weights, losses, strict=True)))
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.progress.step += 1
@@ -267,7 +272,7 @@ def train(run: Path, tokenizer: Any, schedule: Schedule, options: argparse.Names
         losses = joint.step(batch, schedule.factor(progress))
         average = [0.95 * old + 0.05 * new for old, new in zip(average or losses, losses, strict=True)]
         if progress.step % 20 == 0:
-            log(**vars(progress), **dict(zip(("language", "dense", "words"), average, strict=True)))
+            log(**vars(progress), **dict(zip(("language", "dense", "words", "looks"), average, strict=True)))
         if progress.pictures - measured_at >= 3000:
             measure()
             measured_at = progress.pictures
@@ -289,12 +294,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak for projector and decoder")
     parser.add_argument("--encoder-lr", type=float, default=5e-4)
+    parser.add_argument(
+        "--encoder-rests",
+        action="store_true",
+        help="only projector and decoder learn: twice as fast, and no gradients of a decoder that knows no word yet",
+    )
     parser.add_argument("--workers", type=int, default=1, help="drawing processes")
     parser.add_argument("--threads", type=int, default=2, help="threads for tensor arithmetic")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    train(args.run, tokenizer, Schedule(args.minutes * 60, warmup_steps=100, decay=0.16), args)
+    train(args.run, tokenizer, Schedule(args.minutes * 60, warmup_steps=100, decay=0.12), args)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 
 from fastvlm.bench.inputs import photo_jpeg
-from fastvlm.bench.own import MAKE_LINEAR, OwnContestant
+from fastvlm.bench.own import OwnContestant
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,3 @@ def test_nothing_is_known_of_the_picture_at_a_first_question(endless, picture):
     assert len(encoded) == 3, "the second question encodes nothing"
     contestant.ttft(picture, 192)
     assert encoded[-1][-2:] == (192, 192)
-
-
-def test_all_bits_have_a_kernel():
-    assert set(MAKE_LINEAR) == {16, 8, 4}

@@ -8,26 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastvlm.bench.generating import pixels, sketch, steady_rate, wait_for
 from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.worker import Measured
 from fastvlm.checkpoints.loading import load
-from fastvlm.engine.engine import Encode, Engine
-from fastvlm.engine.int4 import int4_linear
-from fastvlm.engine.int8 import int8_linear
-from fastvlm.engine.linear import LinearFactory, packed_linear
+from fastvlm.engine.fast import Bits, fast_engine
 from fastvlm.engine.types import Completion, SamplingParams
-from fastvlm.engine.vision import FastEncoder
 from fastvlm.errors import UsageError
-from fastvlm.model.fastvithd import as_feature_tokens
 from fastvlm.processing.image_processor import image_size_px
 
-__all__ = ["MAKE_LINEAR", "OwnContestant"]
-
-MAKE_LINEAR: dict[int, LinearFactory] = {16: packed_linear, 8: int8_linear, 4: int4_linear}
+__all__ = ["OwnContestant"]
 
 
 class OwnContestant:
@@ -46,7 +38,7 @@ class OwnContestant:
         self,
         folder: str,
         dtype: str = "bfloat16",
-        bits: int = 16,
+        bits: Bits = 16,
         threads: int = 0,
         device: str = "cpu",
         num_slots: int = 8,
@@ -56,23 +48,12 @@ class OwnContestant:
             torch.set_num_threads(threads)
         self.processor: Any = None
         self.engine: Any = None
-        self._model: Any = None
-        self._encode: Any = None
 
     def open(self) -> Measured:
         """Load the model."""
         start_s = time.perf_counter()
-        self._model, self.processor = load(self.folder, device=self.device, dtype=self.dtype)
-        encode = _encoder(self._model)
-        self.engine = Engine(
-            self._model,
-            self.processor,
-            num_slots=self.num_slots,
-            encode=encode,
-            make_linear=MAKE_LINEAR[self.bits],
-            takes_weights=True,
-        )
-        self._encode = encode or self._with_model
+        model, self.processor = load(self.folder, device=self.device, dtype=self.dtype)
+        self.engine = fast_engine(model, self.processor, bits=self.bits, num_slots=self.num_slots)
         return Measured(time.perf_counter() - start_s)
 
     @torch.inference_mode()
@@ -80,7 +61,7 @@ class OwnContestant:
         """Seconds from pixels to projected visual tokens."""
         picture = pixels(side_px)
         start_s = time.perf_counter()
-        features = self._encode(picture)
+        features = self.engine.encode(picture)
         wait_for(self.device)
         seconds = time.perf_counter() - start_s
         return Measured(seconds, check=sketch(features.float()))
@@ -132,10 +113,6 @@ class OwnContestant:
         """Largest resident set of this process so far."""
         return Measured(peak_bytes(self.device))
 
-    def _with_model(self, pixel_values: Tensor) -> Tensor:
-        on_device = pixel_values.to(self._model.device)
-        return self._model.get_image_features(on_device, return_dict=True).pooler_output  # type: ignore[no-any-return]
-
     def _first_text(self, data: bytes, side_px: int, question: str) -> Measured:
         processor = self.processor.image_processor
         processor.image_size = image_size_px(side_px, processor.patch_size)
@@ -156,22 +133,6 @@ class OwnContestant:
             )
 
         return inputs(long_question(lambda text: int(inputs(text)["input_ids"].shape[1]), num_tokens, seed))
-
-
-def _encoder(model: Any) -> Encode | None:
-    """Pixels (I, 3, H, W) -> visual tokens (I, N, D), the fast way; None for the engine's own, away from a CPU."""
-    if model.device.type != "cpu":
-        return None
-    encoder, projector = (
-        FastEncoder(model.model.vision_tower.timm_model, model.dtype),
-        model.model.multi_modal_projector,
-    )
-
-    @torch.inference_mode()
-    def encode(pixel_values: Tensor) -> Tensor:
-        return projector(as_feature_tokens(encoder(pixel_values)))  # type: ignore[no-any-return]
-
-    return encode
 
 
 def _parts(reply: Completion, total_s: float) -> dict[str, float]:

@@ -58,12 +58,12 @@ def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_d
         from fastvlm import checkpoints
         from fastvlm.checkpoints.loading import checkpoint_path
         from fastvlm.cli.answering import Answerer
-        from fastvlm.engine.engine import Engine
+        from fastvlm.engine.fast import fast_engine
     folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
     with notes.waiting(f"Opening {choice.name}"):
         model, processor = checkpoints.load(folder, device=choice.device, dtype=choice.dtype)
         _set_picture_size(processor.image_processor, choice)
-        engine = Engine(model, processor, num_slots=1)
+        engine = fast_engine(model, processor, num_slots=1)
     return Answerer(engine, sampling, load_ms=1000 * (time.perf_counter() - start_s))
 
 

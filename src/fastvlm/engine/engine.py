@@ -186,6 +186,10 @@ class Engine:
         assert last.completion is not None  # noqa: S101 - the last event has it
         return last.completion
 
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Image embeds (I, N, D) of pixel_values (I, 3, H, W) in [0, 1], computed anew."""
+        return self._encode(pixel_values)
+
     def forget(self) -> None:
         """Drop what is kept of earlier requests: pictures and prefixes."""
         self._images.clear()

@@ -1,0 +1,63 @@
+"""The engine put together the fast way for where the model is: what `fastvlm ask`, `chat` and `bench` run on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fastvlm.engine.engine import Engine
+from fastvlm.engine.int4 import int4_linear
+from fastvlm.engine.int8 import int8_linear
+from fastvlm.engine.linear import Linear, LinearFactory, packed_linear
+from fastvlm.engine.vision import FastImageEmbedder
+from fastvlm.errors import UsageError
+
+__all__ = ["BITS", "Bits", "fast_engine"]
+
+Bits = Literal[16, 8, 4]
+BITS: tuple[Bits, ...] = (16, 8, 4)
+
+
+def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any) -> Engine:
+    """An engine with the fastest kernels for the model's device.
+
+    On a CPU: the encoder on NHWC, the decoder's weights packed, so that the model itself cannot be called any more.
+    Elsewhere: the model's own encoder and weights.
+
+    Args:
+        model, processor: as :func:`fastvlm.load` returns them; a CPU's engine takes the weights out of the model.
+        bits: of the decoder's weights on a CPU. 16 keeps the model's own dtype; at 4 the head keeps 8, because its
+            rounding is heard at once.
+        settings: of :class:`Engine`.
+
+    Raises:
+        UsageError: other bits, or fewer than 16 away from a CPU.
+    """
+    if bits not in BITS:
+        raise UsageError(f"bits is {bits!r}; expected 16, 8 or 4.")
+    if model.device.type != "cpu":
+        if bits != 16:
+            raise UsageError(f"bits is {bits}, but the model is on {model.device}; weights of 8 and 4 bits need a CPU.")
+        return Engine(model, processor, **settings)
+    return Engine(
+        model,
+        processor,
+        encode=FastImageEmbedder(model),
+        make_linear=_factory(bits, model.config.text_config.vocab_size),
+        takes_weights=True,
+        **settings,
+    )
+
+
+def _factory(bits: Bits, vocab_size: int) -> LinearFactory:
+    if bits == 16:
+        return packed_linear
+    if bits == 8:
+        return int8_linear
+
+    def make(weight: Tensor, bias: Tensor | None) -> Linear:
+        is_head = weight.shape[0] == vocab_size
+        return int8_linear(weight, bias) if is_head else int4_linear(weight, bias)
+
+    return make
