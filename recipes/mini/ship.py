@@ -17,7 +17,7 @@ import torch
 from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.mix import JOINT_MIX, draw
 from recipes.mini.loop import load_state, to_pixels
-from recipes.mini.train import encoder_of, new_model
+from recipes.mini.train import encoder_of, has_fused_encoder, new_model
 from transformers import AutoTokenizer, GenerationConfig
 
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
@@ -34,7 +34,7 @@ def trained_model(run: Path, tokenizer: Any) -> FastVlmForConditionalGeneration:
     state = load_state(run / "joint.pt")
     if state is None:
         raise FileNotFoundError(f"no joint.pt in {run}")
-    model = new_model(tokenizer)
+    model = new_model(tokenizer, is_fused=has_fused_encoder(state["model"]))
     model.load_state_dict(state["model"])
     model.eval()
     return model

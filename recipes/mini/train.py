@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -131,15 +131,20 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def new_model(tokenizer: Any) -> FastVlmForConditionalGeneration:
-    """The mini in training form: a multi-branch encoder, everything at random."""
+def new_model(tokenizer: Any, *, is_fused: bool = False) -> FastVlmForConditionalGeneration:
+    """The mini in training form: a multi-branch encoder (or one that was shipped: fused), everything at random."""
     config = FastVlmConfig.preset("mini")
     if config.text_config.vocab_size != len(tokenizer):
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.text_config.vocab_size} rows")
-    config.vision_config.model_args = {**(config.vision_config.model_args or {}), "inference_mode": False}
+    config.vision_config.model_args = {**(config.vision_config.model_args or {}), "inference_mode": is_fused}
     model = FastVlmForConditionalGeneration(config)
     model.model.language_model.set_attn_implementation("eager")  # SDPA's backward on a CPU: steps of 1.6 s, not 1.1
     return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+
+def has_fused_encoder(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are weights of a model whose encoder was fused."""
+    return any(".reparam_conv." in name and "stem" in name for name in weights)
 
 
 def encoder_of(model: FastVlmForConditionalGeneration) -> FastViTHD:
@@ -208,27 +213,36 @@ def optimizer_of(model: FastVlmForConditionalGeneration, head: nn.Module, lr: fl
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
+def shipped_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder that `ship` wrote, in float32."""
+    model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.state_dict()  # type: ignore[no-any-return]
+
+
 class Joint:
     """Model, dense head and optimiser with how far they are; written to and read from one file."""
 
     def __init__(self, run: Path, tokenizer: Any, options: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.path, self.progress = run / "joint.pt", Progress()
-        self.model = new_model(tokenizer)
+        phase_a, state = load_state(run / "encoder.pt"), load_state(self.path)
+        shipped = shipped_weights(options.start) if state is None and options.start else None
+        weights = state["model"] if state is not None else shipped
+        self.model = new_model(tokenizer, is_fused=weights is not None and has_fused_encoder(weights))
         self.alignment = WordAlignment(tokenizer, self.model.config.text_config.vocab_size)
         vision = self.model.config.vision_config
         self.head = DenseHead([stage.channels for stage in vision.stages], vision.hidden_size)
         self.optimizer = optimizer_of(self.model, self.head, options.lr, options.encoder_lr)
-        phase_a, state = load_state(run / "encoder.pt"), load_state(self.path)
+        if weights is not None:
+            self.model.load_state_dict(weights)
         if state is not None:
-            self.model.load_state_dict(state["model"])
             self.head.load_state_dict(state["head"])
             peaks = [group["peak_lr"] for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
             for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
                 group["peak_lr"] = peak  # the rates are this run's, the moments the state's
             self.progress = Progress(**state["progress"])
-        elif phase_a is not None:
+        elif phase_a is not None and shipped is None:
             encoder_of(self.model).load_state_dict(phase_a["encoder"])
             self.head.load_state_dict(phase_a["head"])
         encoder_of(self.model).requires_grad_(not options.encoder_rests)
@@ -290,6 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for state and log")
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="a shipped folder to go on from; its fused encoder stays fused")
     parser.add_argument("--minutes", type=float, default=60.0, help="training time over all resumptions")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak for projector and decoder")
@@ -304,7 +319,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    train(args.run, tokenizer, Schedule(args.minutes * 60, warmup_steps=100, decay=0.12), args)
+    train(args.run, tokenizer, Schedule(args.minutes * 60, warmup_steps=100, decay=0.1), args)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastvlm.config import FastViTHDConfig, FastVlmConfig, num_visual_tokens
     from fastvlm.engine.async_engine import AsyncEngine
     from fastvlm.engine.engine import Engine
+    from fastvlm.engine.fast import fast_engine
     from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
     from fastvlm.model.fastvithd import FastViTHD
     from fastvlm.model.modeling import FastVlmForConditionalGeneration, FastVlmModel, FastVlmPreTrainedModel
@@ -47,6 +48,7 @@ _HOME_OF = {
     "SamplingParams": "fastvlm.engine.types",
     "TokenEvent": "fastvlm.engine.types",
     "convert": "fastvlm.checkpoints",
+    "fast_engine": "fastvlm.engine.fast",
     "load": "fastvlm.checkpoints",
     "num_visual_tokens": "fastvlm.config",
     "open_picture": "fastvlm.pictures",
@@ -71,6 +73,7 @@ __all__ = [
     "TokenEvent",
     "__version__",
     "convert",
+    "fast_engine",
     "load",
     "num_visual_tokens",
     "open_picture",
