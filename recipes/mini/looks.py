@@ -2,7 +2,7 @@
 
 A small decoder finds out late that "What color is the star?" is answered by the one token that shows a star: after
 70,000 pictures it named a lone shape in 19 of 20 cases and chose among several by chance, though the tokens told them
-apart. Here one attention head is told where to look for the word that it is about to say; the others are left alone.
+apart. Here two attention heads are told where to look for the word that is said next; the others are left alone.
 """
 
 from __future__ import annotations
