@@ -123,7 +123,9 @@ def test_every_way_computes_the_same_in_fastvlm_and_in_transformers(tmp_path, mo
     inputs = apple_layout.inputs_for(model)
     with torch.no_grad():
         expected = FastVlmForConditionalGeneration.from_pretrained(apple)(**inputs).logits
-        assert torch.equal(fastvlm.load(tmp_path / "ours", device="cpu")[0](**inputs).logits, expected)
+        ours = fastvlm.load(tmp_path / "ours", device="cpu")[0](**inputs).logits
+        # not bit-equal: weights lie at another address, and products may add in another order
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(theirs(**inputs).logits, expected, rtol=0, atol=1e-4)
 
 

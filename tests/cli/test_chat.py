@@ -54,16 +54,16 @@ def test_the_model_sees_what_was_said_before(fastvlm, picture, parrot_folder, mo
 
 
 def test_each_picture_is_encoded_once_in_a_chat(fastvlm, picture, parrot_folder, monkeypatch):
-    from fastvlm import FastVlmForConditionalGeneration
+    from fastvlm.engine.vision import FastImageEmbedder
 
     encoded = []
-    original = FastVlmForConditionalGeneration.get_image_features
+    original = FastImageEmbedder.__call__
 
-    def spy(self, pixel_values, **settings):
+    def spy(self, pixel_values):
         encoded.append(len(pixel_values))
-        return original(self, pixel_values, **settings)
+        return original(self, pixel_values)
 
-    monkeypatch.setattr(FastVlmForConditionalGeneration, "get_image_features", spy)
+    monkeypatch.setattr(FastImageEmbedder, "__call__", spy)
     other = picture.with_name("blue.png")
     Image.new("RGB", (60, 90), "blue").save(other)
     lines = ("One?", "Two?", f"/image '{other}'", "Three?", f"/image '{picture}'", "Four?")

@@ -11,6 +11,7 @@ CODES = {
     "ConfigError": BAD_USE,
     "ContextLengthError": BAD_USE,
     "EngineBusyError": FAILED,
+    "MeasurementError": FAILED,
     "FastVlmError": FAILED,
     "ImageTokenMismatchError": FAILED,
     "MissingExtraError": FAILED,

@@ -17,6 +17,11 @@ def inputs_for(layouts, side="left"):
     return {**inputs, "pixel_values": tiny.pictures(sum(layout.count("i") for layout in layouts))}
 
 
+def assert_close(ours, reference):
+    """Not bit-equal: the same weights lie at another address, and products may add in another order."""
+    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
+
+
 def logits_of(model, inputs):
     with torch.no_grad():
         return model(**inputs).logits
@@ -220,7 +225,7 @@ def test_training_form_is_saved_and_opened_as_such(tmp_path):
     model.save_pretrained(tmp_path)
     again = FastVlmForConditionalGeneration.from_pretrained(tmp_path)
     assert not again.model.vision_tower.timm_model.is_fused
-    assert torch.equal(logits_of(again, inputs), logits_of(model, inputs))
+    assert_close(logits_of(again, inputs), logits_of(model, inputs))
 
 
 def test_a_fused_model_is_saved_as_fused(tmp_path):
@@ -248,7 +253,7 @@ def test_placed_by_accelerate(tmp_path, tiny_model):
     placed = FastVlmForConditionalGeneration.from_pretrained(tmp_path, device_map="auto")
     assert {p.device.type for p in placed.parameters()} == {"cpu"}
     inputs = inputs_for(["titt"])
-    assert torch.equal(logits_of(placed, inputs), logits_of(tiny_model, inputs))
+    assert_close(logits_of(placed, inputs), logits_of(tiny_model, inputs))
 
 
 def test_the_tower_is_never_split_over_devices(tiny_model):
@@ -258,7 +263,7 @@ def test_the_tower_is_never_split_over_devices(tiny_model):
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_compute_the_same(copier, tiny_model):
     inputs = inputs_for(["titt"])
-    assert torch.equal(logits_of(copier(tiny_model), inputs), logits_of(tiny_model, inputs))
+    assert_close(logits_of(copier(tiny_model), inputs), logits_of(tiny_model, inputs))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -272,7 +277,7 @@ def test_more_tokens(tied):
     assert model.config.text_config.vocab_size == 120
     assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (120, 32)
     assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
-    assert torch.equal(logits_of(model, inputs)[..., : tiny.VOCAB], reference)
+    assert_close(logits_of(model, inputs)[..., : tiny.VOCAB], reference)
 
 
 def test_embeddings_can_be_replaced(tiny_model):

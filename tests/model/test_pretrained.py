@@ -52,7 +52,8 @@ def test_apple_folders_open_with_exactly_the_weights_they_hold(tmp_path, text, v
     assert not opened.training
     inputs = apple_layout.inputs_for(model)
     with torch.no_grad():
-        assert torch.equal(opened(**inputs).logits, model(**inputs).logits)
+        # not bit-equal: weights lie at another address, and products may add in another order
+        torch.testing.assert_close(opened(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_apples_sampling_without_end_is_replaced(tmp_path):
