@@ -204,6 +204,7 @@ def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(workplace, pictu
     terminal.type("\x03")
     terminal.wait_for("(stopped)")
     terminal.wait_for("> ")
+    time.sleep(0.5)  # readline shows the prompt a moment before it waits, and until then it keeps the signal to itself
     terminal.type("\x03")  # at the prompt: nothing to stop
     terminal.wait_for("(Ctrl-D leaves)")
     terminal.type("/history\n")
