@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 import pytest
 import tiny
+import torch
 
 from fastvlm.engine.async_engine import AsyncEngine
 from fastvlm.engine.types import SamplingParams
@@ -267,3 +268,32 @@ def test_only_an_open_door_answers(engine, question):
         await door.close()
 
     run(scene)
+
+
+class Always:
+    """Lets one token come and no other."""
+
+    def __init__(self, token_id, size):
+        self._allowed = torch.zeros(size, dtype=torch.bool)
+        self._allowed[token_id] = True
+
+    def allowed(self):
+        return self._allowed
+
+    def took(self, token_id):
+        pass
+
+
+def test_what_is_prepared_once_is_streamed_several_times_each_with_its_guide(endless, question):
+    engine = endless()
+    size = engine.config.text_config.vocab_size
+    params = SamplingParams(max_new_tokens=5)
+
+    async def scene():
+        async with AsyncEngine(engine) as door:
+            prompt = await door.prepare(question("tit").inputs)
+            guides = [Always(token, size) for token in (3, 4)]
+            return [await door.generate(prompt, params, guide=guide) for guide in guides]
+
+    assert [reply.token_ids for reply in run(scene)] == [(3,) * 5, (4,) * 5]
+    assert engine.picture_hits == (0, 1), "the second stream reuses the first one's prefix, picture and all"

@@ -161,3 +161,43 @@ def test_half_precision_logits_are_drawn_from_in_float32():
     logits = logits_of(9).bfloat16()
     params = SamplingParams(temperature=0.8, seed=4, logprobs=1)
     assert Sampler(params, []).pick(logits) == Sampler(params, []).pick(logits.float())
+
+
+class Only:
+    """Lets only some tokens come, and notes those that came."""
+
+    def __init__(self, *token_ids):
+        self.token_ids, self.taken = list(token_ids), []
+
+    def allowed(self):
+        allowed = torch.zeros(VOCAB, dtype=torch.bool)
+        allowed[self.token_ids] = True
+        return allowed
+
+    def took(self, token_id):
+        self.taken.append(token_id)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=1.5, top_k=3, seed=1)])
+def test_a_guide_rules_tokens_out_before_any_filter(params):
+    guide = Only(7, 9)
+    logits = logits_of(2)
+    before = logits.clone()
+    sampler = Sampler(params, [], guide=guide)
+    assert not sampler.is_plain
+    picked = [sampler.pick(logits).token_id for _ in range(5)]
+    assert set(picked) <= {7, 9} and guide.taken == picked
+    assert torch.equal(logits, before)
+
+
+def test_logprobs_beside_a_guide_are_the_models_own():
+    logits = logits_of(3)
+    picked = Sampler(SamplingParams(logprobs=2), [], guide=Only(4)).pick(logits)
+    assert picked.token_id == 4
+    assert picked.logprobs.token == pytest.approx(float(logits.log_softmax(-1)[4]))
+
+
+def test_guided_and_plain_requests_are_picked_side_by_side():
+    logits = torch.stack([logits_of(1), logits_of(1)])
+    picked = pick_tokens(logits, [Sampler(SamplingParams(), []), Sampler(SamplingParams(), [], guide=Only(0))])
+    assert [one.token_id for one in picked] == [int(logits[0].argmax()), 0]

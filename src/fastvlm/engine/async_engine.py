@@ -18,6 +18,7 @@ from typing import Any
 
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.prepared import PreparedPrompt
+from fastvlm.engine.sampling import TokenGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import EngineBusyError, UsageError
 
@@ -30,6 +31,7 @@ class _Listener:
 
     prompt: PreparedPrompt
     params: SamplingParams | None
+    guide: TokenGuide | None
     events: asyncio.Queue[TokenEvent | Exception] = field(default_factory=asyncio.Queue)
     request_id: int | None = None
 
@@ -77,13 +79,23 @@ class AsyncEngine:
 
     # ------------------------------------------------------------------------------------------ asking
 
+    async def prepare(self, prompt: Any) -> PreparedPrompt:
+        """:meth:`Engine.prepare` in this door's thread for it; what it gives may be streamed several times."""
+        self._refuse_if_closed()
+        return await asyncio.get_running_loop().run_in_executor(self._preparer, self.engine.prepare, prompt)
+
     async def stream(
-        self, prompt: Any, params: SamplingParams | None = None, *, is_patient: bool = True
+        self,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        *,
+        guide: TokenGuide | None = None,
+        is_patient: bool = True,
     ) -> AsyncGenerator[TokenEvent]:
         """The events of one request, as they come. Who stops listening, or is cancelled, frees the slot within a step.
 
         Args:
-            prompt, params: as for :meth:`Engine.submit`.
+            prompt, params, guide: as for :meth:`Engine.submit`.
             is_patient: wait outside while the engine takes no more requests, instead of raising.
 
         Raises:
@@ -99,10 +111,9 @@ class AsyncEngine:
             )
         async with self._room:
             self._refuse_if_closed()
-            loop = asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(self._preparer, self.engine.prepare, prompt)
+            prepared = await self.prepare(prompt)
             self._refuse_if_closed()
-            listener = _Listener(prepared, params)
+            listener = _Listener(prepared, params, guide)
             self._command(partial(self._submit, listener))
             try:
                 is_over = False
@@ -118,11 +129,16 @@ class AsyncEngine:
                 self._command(partial(self._cancel, listener))
 
     async def generate(
-        self, prompt: Any, params: SamplingParams | None = None, *, is_patient: bool = True
+        self,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        *,
+        guide: TokenGuide | None = None,
+        is_patient: bool = True,
     ) -> Completion:
         """A whole reply; raises what :meth:`stream` raises."""
         completion: Completion | None = None
-        async with aclosing(self.stream(prompt, params, is_patient=is_patient)) as events:
+        async with aclosing(self.stream(prompt, params, guide=guide, is_patient=is_patient)) as events:
             async for event in events:
                 completion = event.completion
         assert completion is not None  # noqa: S101 - the last event has it
@@ -141,7 +157,7 @@ class AsyncEngine:
 
     def _submit(self, listener: _Listener) -> None:
         try:
-            listener.request_id = self.engine.submit(listener.prompt, listener.params)
+            listener.request_id = self.engine.submit(listener.prompt, listener.params, guide=listener.guide)
         except Exception as error:  # noqa: BLE001 - the listener raises it
             listener.events.put_nowait(error)
             return

@@ -21,7 +21,7 @@ from fastvlm.engine.linear import LinearFactory, plain_linear
 from fastvlm.engine.picture_memo import PictureMemo
 from fastvlm.engine.prepared import PreparedPrompt, prepare
 from fastvlm.engine.reply import Reply
-from fastvlm.engine.sampling import Sampler, pick_tokens
+from fastvlm.engine.sampling import Sampler, TokenGuide, pick_tokens
 from fastvlm.engine.scheduler import Admission, Scheduler
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import ContextLengthError, UsageError
@@ -113,6 +113,11 @@ class Engine:
         return self._decoder.cache.bytes_per_token
 
     @property
+    def picture_hits(self) -> tuple[int, int]:
+        """Pictures that were asked for so far: (known to the image cache, encoded anew)."""
+        return self._images.num_hits, self._images.num_misses
+
+    @property
     def has_work(self) -> bool:
         """True if a step would do something."""
         return bool(self._replies or self._outbox)
@@ -123,8 +128,8 @@ class Engine:
         """Messages or a processor's output as tensors (see :func:`fastvlm.engine.prepared.prepare`)."""
         return prepare(prompt, self._pictures.over(self._processor), self.config)
 
-    def submit(self, prompt: Any, params: SamplingParams | None = None) -> int:
-        """Queue a request; returns its number, which its events carry.
+    def submit(self, prompt: Any, params: SamplingParams | None = None, *, guide: TokenGuide | None = None) -> int:
+        """Queue a request; returns its number, which its events carry. `guide` says which tokens may come.
 
         Raises:
             ContextLengthError: prompt and reply do not fit; nothing has been computed.
@@ -140,7 +145,7 @@ class Engine:
             request_id,
             prepared,
             params,
-            Sampler(params, prepared.token_ids, self._decoder.device),
+            Sampler(params, prepared.token_ids, self._decoder.device, guide),
             decode=self._decode_text,
             stop_ids=self._stop_ids,
             clock=self._clock,

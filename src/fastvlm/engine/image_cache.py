@@ -29,9 +29,12 @@ class ImageCache:
 
     Args:
         max_bytes: limit of the kept tensors together; 0 keeps none.
+
+    `num_hits` and `num_misses` count what :meth:`get` found and did not.
     """
 
     def __init__(self, max_bytes: int) -> None:
+        self.num_hits = self.num_misses = 0
         if max_bytes < 0:
             raise UsageError(f"max_bytes of the image cache is {max_bytes}; expected 0 or more.")
         self.max_bytes, self.num_bytes = max_bytes, 0
@@ -43,7 +46,9 @@ class ImageCache:
     def get(self, digest: str) -> Tensor | None:
         """The embeds (N, D) of a picture, or None; they count as used now."""
         if digest not in self._embeds:
+            self.num_misses += 1
             return None
+        self.num_hits += 1
         self._embeds.move_to_end(digest)
         return self._embeds[digest]
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastvlm.engine.types import SamplingParams, TokenLogprobs
 
-__all__ = ["Picked", "Sampler", "filter_logits", "gumbel_noise", "pick_tokens"]
+__all__ = ["Picked", "Sampler", "TokenGuide", "filter_logits", "gumbel_noise", "pick_tokens"]
 
 _SORTED_FIRST = (256, 4096)  # top-p rarely needs more of the vocabulary in order; if it does, all of it is sorted
 
@@ -31,6 +31,18 @@ class Picked:
     logprobs: TokenLogprobs | None = None
 
 
+class TokenGuide(Protocol):
+    """Says which tokens may come next in one reply: a grammar, say. Neither method may raise: others share the step."""
+
+    def allowed(self) -> Tensor:
+        """Bool (V,) on the CPU, True where a token may come; at least one may."""
+        ...
+
+    def took(self, token_id: int) -> None:
+        """Note the token that came."""
+        ...
+
+
 class Sampler:
     """What one request needs for picking: its settings, its random numbers, the tokens that it may not repeat.
 
@@ -38,10 +50,18 @@ class Sampler:
         params: the settings.
         prompt_ids: token ids of the prompt; the repetition penalty counts them.
         device: where the logits are.
+        guide: rules tokens out before any filter; the log probabilities stay the model's own.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        device: torch.device | str = "cpu",
+        guide: TokenGuide | None = None,
+    ) -> None:
         self.params = params
+        self._guide = guide
         self._generator: torch.Generator | None = None
         if not params.is_greedy:
             self._generator = torch.Generator(device)
@@ -55,12 +75,13 @@ class Sampler:
     @property
     def is_plain(self) -> bool:
         """True if the likeliest token is all that is wanted."""
-        return self.params.is_greedy and self._seen_ids is None and self.params.logprobs is None
+        is_likeliest = self.params.is_greedy and self._seen_ids is None and self._guide is None
+        return is_likeliest and self.params.logprobs is None
 
     def pick(self, logits: Tensor) -> Picked:
         """The next token after `logits` (V,)."""
         logits = logits.float()
-        scores = filter_logits(logits, self.params, self._seen_ids)
+        scores = filter_logits(self._guided(logits), self.params, self._seen_ids)
         if self._generator is not None:
             scores = scores + gumbel_noise(scores, self._generator)
         token_id = _likeliest(scores)
@@ -68,7 +89,15 @@ class Sampler:
         count = self.params.logprobs
         return Picked(token_id, None if count is None else _logprobs(logits, token_id, count))
 
+    def _guided(self, logits: Tensor) -> Tensor:
+        """`logits` (V,), -inf where the guide lets no token come."""
+        if self._guide is None:
+            return logits
+        return logits.masked_fill(~self._guide.allowed().to(logits.device), -torch.inf)
+
     def _remember(self, token_id: int) -> None:
+        if self._guide is not None:
+            self._guide.took(token_id)
         if self._seen_ids is not None and token_id not in self._seen:
             self._seen.add(token_id)
             self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token_id])])
