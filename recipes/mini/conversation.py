@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.wording import Turn
-from recipes.mini.looks import Look, guided
+from recipes.mini.looks import GUIDED_LAYER, REMINDED_LAYER, Gaze, Look, found_in_order, pieces_of
 
 from fastvlm.encoder_config import num_visual_tokens
 
@@ -21,15 +21,15 @@ IGNORED = -100
 class Encoded:
     """Token ids, labels (IGNORED outside of answers), positions and turns, equally long.
 
-    A token sees those before it of turn 0 (what all turns share) and of its own turn. `looks`: (position that says the
-    next token, visual tokens that show it), see `looks.py`.
+    A token sees those before it of turn 0 (what all turns share) and of its own turn. `gazes`: where attention
+    is wanted, see `looks.py`.
     """
 
     ids: list[int]
     labels: list[int]
     positions: list[int]
     turns: list[int]
-    looks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    gazes: list[Gaze] = field(default_factory=list)
 
 
 class Conversations:
@@ -43,6 +43,7 @@ class Conversations:
         self._tokenizer = tokenizer
         picture = "<image>" * VISUAL_TOKENS
         self._opening = self._ids(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{picture}\n")
+        self._first_visual = self._opening.index(self._ids("<image>")[0])
         self._to_assistant = self._ids("<|im_end|>\n<|im_start|>assistant\n")
         self._end = self._ids("<|im_end|>\n")
         self._to_user = self._ids("<|im_start|>user\n")
@@ -80,19 +81,30 @@ class Conversations:
         start = len(self._opening)
         ids, labels = list(self._opening), [IGNORED] * start
         positions, owners = [*range(start)], [0] * start
-        lookups: list[tuple[int, tuple[int, ...]]] = []
+        gazes: list[Gaze] = []
         for number, (question, answer) in enumerate(turns, start=1):
             asked = [*self._ids(question), *self._to_assistant]
             told = [*self._ids(answer), *self._end]
             length = len(asked) + len(told)
             if number > 1 and len(ids) + length > most_tokens:
                 continue
-            if looks is not None and looks[number - 1]:
-                before = len(ids) + len(asked) - 1
-                pieces = guided(looks[number - 1], self._pieces(answer))
-                lookups += [(before + piece, tokens) for piece, tokens in pieces]
+            if looks is not None:
+                gazes += self._gazes(looks[number - 1], turns[number - 1], len(ids), len(ids) + len(asked))
             ids += [*asked, *told]
             labels += [*([IGNORED] * len(asked)), *told]
             positions += range(start, start + length)
             owners += [number] * length
-        return Encoded(ids, labels, positions, owners, lookups)
+        return Encoded(ids, labels, positions, owners, gazes)
+
+    def _gazes(self, looks: Sequence[Look], turn: Turn, question_start: int, answer_start: int) -> list[Gaze]:
+        """The looks of one turn by position: question and answer begin at the two that are given."""
+        question, answer = (self._pieces(text) for text in turn)
+        gazes = []
+        for look, piece in zip(looks, found_in_order(looks, answer), strict=False):
+            before = answer_start + piece - 1
+            telling = tuple(question_start + number for number in pieces_of(look.words, question))
+            if telling:
+                gazes.append(Gaze(REMINDED_LAYER, before, telling))
+            if look.tokens:
+                gazes.append(Gaze(GUIDED_LAYER, before, tuple(self._first_visual + token for token in look.tokens)))
+        return gazes

@@ -1,8 +1,9 @@
 """Where an answer stands in the picture, and the loss that makes the decoder look there. Used in training only.
 
 A small decoder finds out late that "What color is the star?" is answered by the one token that shows a star: after
-70,000 pictures it named a lone shape in 19 of 20 cases and chose among several by chance, though the tokens told them
-apart. Here two attention heads are told where to look for the word that is said next; the others are left alone.
+70,000 pictures it named a lone shape without a mistake and chose among several by chance (every wrong answer was true
+of another shape). That takes two steps, and here two attention heads each are shown one of them: to be reminded of the
+words that say which thing is meant, and, two layers later, to look at the visual tokens that show it.
 """
 
 from __future__ import annotations
@@ -14,35 +15,94 @@ from dataclasses import dataclass
 import torch
 from recipes.mini.drawing.dense import NUM_TOKENS, TOKEN
 from recipes.mini.drawing.scene import Scene, Thing
-from recipes.mini.drawing.wording import Turn
+from recipes.mini.drawing.vocabulary import COLOUR_NAMES, SHAPE_NAMES
+from recipes.mini.drawing.wording import ORDINALS, Turn
 from torch import Tensor
 
-GUIDED_LAYER, GUIDED_HEADS = 3, 2
+REMINDED_LAYER, GUIDED_LAYER, GUIDED_HEADS = 1, 3, 2
 REACH = 0.35  # of a thing's size: what lies within it of the centre shows the thing
-LEAST_SHARE = 1e-4
+LEAST_SHARE = 1e-8  # far below what a head gives at first, or nothing would pull it up
+TELLING = frozenset((*COLOUR_NAMES, *SHAPE_NAMES))
+SIDE_WORDS = frozenset(("left", "right", "above", "below"))
 
 
 @dataclass(frozen=True)
 class Look:
-    """Before saying `text`, one piece of the answer as tokenised, look at the visual tokens `tokens`."""
+    """Before saying `text`, one piece of the answer as tokenised: look at the visual tokens `tokens`.
+
+    And be reminded of the `words` of the question. Either may be empty.
+    """
 
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+    words: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Gaze:
+    """In decoder layer `layer` the token at `position` attends to the tokens at `seen`."""
+
+    layer: int
+    position: int
+    seen: tuple[int, ...]
 
 
 def looks_of(scene: Scene, turn: Turn) -> list[Look]:
     """What to look at for the words of the answer, in their order; empty where that cannot be said."""
     question, answer = turn
-    if scene.topic in ("letter", "word") and scene.lines and answer == scene.lines[0].text:
-        glyphs = [thing for thing in scene.things if thing.kind == "glyph"]
-        return [Look(thing.name, tokens_of(thing)) for thing in glyphs] if len(glyphs) == len(answer) else []
-    if scene.topic == "shapes" and answer.startswith("It is "):
-        said = answer.rstrip(".").split()[-1]
-        shapes, words = scene.shapes(), set(re.findall(r"[a-z]+", question.lower().replace("grey", "gray")))
-        asked = [s for s in shapes if said in (s.colour, s.name) and (s.colour in words or s.name in words)]
-        chosen = asked or (shapes if len(shapes) == 1 else [])
-        if len(chosen) == 1 and said in (chosen[0].colour, chosen[0].name):
-            return [Look(f" {said}", tokens_of(chosen[0]))]
+    if scene.topic in ("letter", "word"):
+        return _looks_at_glyphs(scene, question, answer)
+    if scene.topic == "shapes":
+        return _look_at_shape(scene, question, answer) or _look_for_shape(scene.shapes(), question, answer)
+    return []
+
+
+def plain_words(text: str) -> list[str]:
+    """Small letters, American spelling."""
+    return re.findall(r"[a-z]+", text.lower().replace("grey", "gray"))
+
+
+def _look_at_shape(scene: Scene, question: str, answer: str) -> list[Look]:
+    """For a colour or a kind: at the one shape whose kind or colour stands in the question, or at the only one."""
+    if not answer.startswith("It is "):
+        return []
+    said = answer.rstrip(".").split()[-1]
+    shapes, words = scene.shapes(), set(plain_words(question))
+    asked = [s for s in shapes if said in (s.colour, s.name) and (s.colour in words or s.name in words)]
+    chosen = asked or (shapes if len(shapes) == 1 else [])
+    if len(chosen) == 1 and said in (chosen[0].colour, chosen[0].name):
+        return [Look(f" {said}", tokens_of(chosen[0]), frozenset(words & {chosen[0].colour, chosen[0].name}))]
+    return []
+
+
+def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list[Look]:
+    """For yes or no: at all shapes that are what was asked for."""
+    words = set(plain_words(question))
+    telling = words & TELLING
+    if answer not in ("Yes", "No") or not telling or words & SIDE_WORDS:
+        return []
+    found = [shape for shape in shapes if telling <= {shape.colour, shape.name}]
+    seen = {token for shape in found for token in tokens_of(shape)}
+    return [Look(answer[0], tuple(sorted(seen)), frozenset(telling))]
+
+
+def reminder_of(turn: Turn) -> list[Look]:
+    """For yes or no about a picture of which nothing more is known: the words that tell what is asked for."""
+    return _look_for_shape((), *turn)
+
+
+def _looks_at_glyphs(scene: Scene, question: str, answer: str) -> list[Look]:
+    """Letter by letter for the whole text; the one letter that is asked for by its place."""
+    glyphs, text = [thing for thing in scene.things if thing.kind == "glyph"], scene.lines[0].text
+    if len(glyphs) != len(text):
+        return []
+    if answer == text:
+        return [Look(glyph.name, tokens_of(glyph)) for glyph in glyphs]
+    words = set(plain_words(question))
+    places = {**{word: number for number, word in enumerate(ORDINALS)}, "last": len(text) - 1}
+    for word in words & set(places):
+        if places[word] < len(text) and answer == text[places[word]]:
+            return [Look(answer, tokens_of(glyphs[places[word]]), frozenset({word}))]
     return []
 
 
@@ -57,30 +117,42 @@ def tokens_of(thing: Thing) -> tuple[int, ...]:
     return tuple(row * NUM_TOKENS + column for row in places(thing.y) for column in places(thing.x))
 
 
-def guided(looks: Sequence[Look], answer_pieces: Sequence[str]) -> list[tuple[int, tuple[int, ...]]]:
-    """(number of the piece, visual tokens) for the pieces of an answer, as tokenised, that are looked up in order."""
-    found, start = [], 0
+def pieces_of(words: frozenset[str], question_pieces: Sequence[str]) -> list[int]:
+    """Numbers of the pieces of a question, as tokenised, that spell one of `words`."""
+    letters = [number for number, piece in enumerate(question_pieces) for _ in piece]
+    found: set[int] = set()
+    for match in re.finditer(r"[a-z]+", "".join(question_pieces).lower()):
+        if words & {*plain_words(match[0])}:
+            found.update(letters[match.start() : match.end()])
+    return sorted(found)
+
+
+def found_in_order(looks: Sequence[Look], answer_pieces: Sequence[str]) -> list[int]:
+    """For each look the number of its piece of an answer, as tokenised; empty where they are not found in order."""
+    found: list[int] = []
     for look in looks:
+        start = found[-1] + 1 if found else 0
         number = next((n for n in range(start, len(answer_pieces)) if answer_pieces[n] == look.text), None)
         if number is None:
             return []
-        found.append((number, look.tokens))
-        start = number + 1
+        found.append(number)
     return found
 
 
-def look_loss(attention: Tensor, looks: Sequence[Sequence[tuple[int, tuple[int, ...]]]], first_visual: int) -> Tensor:
-    """-log of the share of attention on the right visual tokens, over all looks of a batch.
+def look_loss(attentions: Sequence[Tensor], gazes: Sequence[Sequence[Gaze]]) -> Tensor:
+    """-log of the share of attention where it should be, over all gazes of a batch, layer by layer.
 
-    attention (B, H, T, T): one layer's; looks: per sample (position that looks, visual tokens); the visual tokens
-    stand from position `first_visual` on.
+    attentions: of each decoder layer (B, H, T, T); gazes: those of each sample.
     """
-    rows = [(b, position, tokens) for b, sample in enumerate(looks) for position, tokens in sample]
-    if not rows:
-        return attention.new_zeros(())
-    samples, positions = torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
-    wanted = torch.zeros(len(rows), 1, attention.shape[-1])
-    for number, (_, _, tokens) in enumerate(rows):
-        wanted[number, 0, [first_visual + token for token in tokens]] = 1.0
-    shares = (attention[samples, :GUIDED_HEADS, positions].float() * wanted).sum(-1)
-    return -(shares + LEAST_SHARE).log().mean()
+    total = attentions[0].new_zeros(())
+    for layer in (REMINDED_LAYER, GUIDED_LAYER):
+        rows = [(b, gaze) for b, sample in enumerate(gazes) for gaze in sample if gaze.layer == layer]
+        if rows:
+            samples = torch.tensor([b for b, _ in rows])
+            positions = torch.tensor([gaze.position for _, gaze in rows])
+            wanted = torch.zeros(len(rows), 1, attentions[layer].shape[-1])
+            for number, (_, gaze) in enumerate(rows):
+                wanted[number, 0, list(gaze.seen)] = 1.0
+            shares = (attentions[layer][samples, :GUIDED_HEADS, positions].float() * wanted).sum(-1)
+            total = total - (shares + LEAST_SHARE).log().mean()
+    return total

@@ -9,6 +9,7 @@ its multi-branch form (it is fused for shipping), and the dense objective of pha
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from recipes.mini.drawing.dense import DenseTarget, nothing_known
 from recipes.mini.drawing.mix import draw, joint_mix
 from recipes.mini.drawing.questions import turns_of
 from recipes.mini.drawing.wording import Turn
-from recipes.mini.looks import GUIDED_LAYER, Look, look_loss, looks_of
+from recipes.mini.looks import Gaze, Look, look_loss, looks_of, reminder_of
 from recipes.mini.loop import (
     Log,
     Progress,
@@ -39,6 +40,7 @@ from recipes.mini.loop import (
     set_learning_rate,
     to_pixels,
 )
+from recipes.mini.muon import Muon
 from recipes.mini.pretrain import collate_dense, encoder_groups, pixels_of, shown, to_training
 from recipes.mini.word_alignment import WordAlignment
 from torch import Tensor, nn
@@ -49,9 +51,10 @@ from fastvlm.config import FastVlmConfig
 from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 
-EASY_SHARE = 0.15
+EASY_SHARE = 0.2
 TALK_SHARE = 0.15  # samples in which a question follows what was said before; the others ask side by side
 MOST_TOKENS = 230
+LENGTH_POOL = 6  # batches that are sorted by length together
 DENSE_WEIGHT, ALIGNMENT_WEIGHT, LOOK_WEIGHT = 0.5, 0.3, 0.3
 
 
@@ -77,7 +80,7 @@ class Batch:
     positions: Tensor
     mask: Tensor
     dense: DenseBatch
-    looks: list[list[tuple[int, tuple[int, ...]]]]
+    gazes: list[list[Gaze]]
 
 
 class Talks(Dataset[Sample]):
@@ -93,12 +96,13 @@ class Talks(Dataset[Sample]):
             number = rng.randrange(len(table))
             turns = rng.sample(table[number], min(6, len(table[number])))
             image = easy_questions.picture("train", number)
-            return Sample(np.asarray(image), self._encoded(rng, turns), nothing_known())
+            looks = [reminder_of(turn) for turn in turns]
+            return Sample(np.asarray(image), self._encoded(rng, turns, looks), nothing_known())
         turns = turns_of(rng, scene)
         pixels, target = shown(scene)
         return Sample(pixels, self._encoded(rng, turns, [looks_of(scene, turn) for turn in turns]), target)
 
-    def _encoded(self, rng: Random, turns: list[Turn], looks: list[list[Look]] | None = None) -> Encoded:
+    def _encoded(self, rng: Random, turns: list[Turn], looks: list[list[Look]]) -> Encoded:
         if rng.random() < TALK_SHARE:
             return self.conversations.encode(turns, MOST_TOKENS)
         return self.conversations.side_by_side(turns, MOST_TOKENS, looks)
@@ -117,6 +121,13 @@ def seen(turns: Tensor) -> Tensor:
     return torch.where(is_seen, 0.0, torch.finfo(torch.float32).min)[:, None]
 
 
+def collate_by_length(samples: list[Sample]) -> list[Batch]:
+    """LENGTH_POOL batches of samples of like length: a quarter fewer padded tokens than as they come."""
+    samples = sorted(samples, key=lambda sample: len(sample.encoded.ids))
+    size = len(samples) // LENGTH_POOL
+    return [collate(samples[start : start + size]) for start in range(0, len(samples), size)]
+
+
 def collate(samples: list[Sample]) -> Batch:
     """One batch of several samples."""
     ids = [sample.encoded.ids for sample in samples]
@@ -127,7 +138,7 @@ def collate(samples: list[Sample]) -> Batch:
         padded([sample.encoded.positions for sample in samples], 0),
         seen(padded([sample.encoded.turns for sample in samples], -1)),
         collate_dense([sample.dense for sample in samples]),
-        [sample.encoded.looks for sample in samples],
+        [sample.encoded.gazes for sample in samples],
     )
 
 
@@ -159,7 +170,8 @@ def losses_of(
     image: Any = model.get_image_features(to_pixels(batch.images), output_hidden_states=True)
     targets = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
     is_learnt = targets != IGNORED
-    with torch.autocast("cpu", torch.bfloat16):  # twice as fast in the decoder; the encoder's training is not
+    # Twice as fast in the decoder where the CPU has the arithmetic; the encoder's training is not.
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
         output = model(
             input_ids=batch.ids,
             attention_mask=batch.mask,
@@ -170,13 +182,10 @@ def losses_of(
             output_attentions=True,
         )
     language = F.cross_entropy(output.logits.float(), targets[is_learnt])
-    is_visual = batch.ids[0] == model.config.image_token_index
-    look = look_loss(output.attentions[GUIDED_LAYER], batch.looks, int(is_visual.nonzero()[0]))
+    look = look_loss(output.attentions, batch.gazes)
     is_drawn = batch.dense.classes[:, 0, 0] != IGNORED
     known = DenseBatch(batch.dense.classes[is_drawn], batch.dense.colours[is_drawn], batch.dense.emoji[is_drawn])
     words = alignment.loss(model.lm_head, image.pooler_output[is_drawn], known)
-    if not image.last_hidden_state.requires_grad:
-        return language, torch.zeros(()), words, look
     stages = [stage[is_drawn] for stage in image.hidden_states]
     return language, dense_loss(head(image.last_hidden_state[is_drawn], stages), known), words, look
 
@@ -205,12 +214,19 @@ def exact_matches(model: FastVlmForConditionalGeneration, talks: Conversations, 
     return right / len(items)
 
 
-def optimizer_of(model: FastVlmForConditionalGeneration, head: nn.Module, lr: float, encoder_lr: float) -> Any:
-    """AdamW with `lr` for projector and decoder, `encoder_lr` for the encoder and the dense head."""
-    groups = encoder_groups(encoder_of(model), head, encoder_lr, 0.02)
-    for part in (model.model.multi_modal_projector, model.model.language_model):
-        groups += decayed_groups(part, lr, 0.05)
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+def optimizers_of(
+    model: FastVlmForConditionalGeneration, head: nn.Module, lr: float, encoder_lr: float
+) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices of projector and decoder layers; AdamW for the rest, with `encoder_lr` in the encoder."""
+    decoder = model.model.language_model
+    groups = encoder_groups(encoder_of(model), head, encoder_lr, 0.02) + decayed_groups(decoder.embed_tokens, lr, 0.05)
+    inner = nn.ModuleList([model.model.multi_modal_projector, decoder.layers])
+    matrices, vectors = decayed_groups(inner, lr, 0.05)
+    groups += [vectors, *decayed_groups(decoder.norm, lr, 0.05)]
+    return {
+        "adamw": torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), fused=True),
+        "muon": Muon([matrices], lr),
+    }
 
 
 def shipped_weights(folder: Path) -> dict[str, Tensor]:
@@ -232,15 +248,16 @@ class Joint:
         self.alignment = WordAlignment(tokenizer, self.model.config.text_config.vocab_size)
         vision = self.model.config.vision_config
         self.head = DenseHead([stage.channels for stage in vision.stages], vision.hidden_size)
-        self.optimizer = optimizer_of(self.model, self.head, options.lr, options.encoder_lr)
+        self.optimizers = optimizers_of(self.model, self.head, options.lr, options.encoder_lr)
         if weights is not None:
             self.model.load_state_dict(weights)
         if state is not None:
             self.head.load_state_dict(state["head"])
-            peaks = [group["peak_lr"] for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
-                group["peak_lr"] = peak  # the rates are this run's, the moments the state's
+            for name, optimizer in self.optimizers.items():
+                peaks = [group["peak_lr"] for group in optimizer.param_groups]
+                optimizer.load_state_dict(state[name])
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["peak_lr"] = peak  # the rates are this run's, the moments the state's
             self.progress = Progress(**state["progress"])
         elif phase_a is not None and shipped is None:
             encoder_of(self.model).load_state_dict(phase_a["encoder"])
@@ -249,19 +266,21 @@ class Joint:
 
     def save(self) -> None:
         """Replace the file by what is now."""
-        parts = {"model": self.model, "head": self.head, "optimizer": self.optimizer}
+        parts: dict[str, Any] = {"model": self.model, "head": self.head, **self.optimizers}
         save_state(self.path, self.progress, {name: part.state_dict() for name, part in parts.items()})
 
     def step(self, batch: Batch, factor: float) -> list[float]:
         """One update at `factor` of the peak rates; language, dense, alignment and look loss."""
         started = time.monotonic()
-        set_learning_rate(self.optimizer, factor)
         losses = losses_of(self.model, self.head, self.alignment, batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
+        self.head.zero_grad(set_to_none=True)
         weights = (1.0, DENSE_WEIGHT, ALIGNMENT_WEIGHT, LOOK_WEIGHT)
         torch.autograd.backward(sum(weight * loss for weight, loss in zip(weights, losses, strict=True)))
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            set_learning_rate(optimizer, factor)
+            optimizer.step()
         self.progress.step += 1
         self.progress.pictures += len(batch.images)
         self.progress.seconds += time.monotonic() - started
@@ -282,7 +301,8 @@ def train(run: Path, tokenizer: Any, schedule: Schedule, options: argparse.Names
     to_training(joint.model)
     average: list[float] = []
     saved_at, measured_at = time.monotonic(), progress.pictures
-    for batch in batches(talks, progress.pictures, options.batch, options.workers, collate):
+    pools = batches(talks, progress.pictures, LENGTH_POOL * options.batch, options.workers, collate_by_length)
+    for batch in itertools.chain.from_iterable(pools):
         losses = joint.step(batch, schedule.factor(progress))
         average = [0.95 * old + 0.05 * new for old, new in zip(average or losses, losses, strict=True)]
         if progress.step % 20 == 0:
@@ -306,9 +326,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="a shipped folder to go on from; its fused encoder stays fused")
     parser.add_argument("--minutes", type=float, default=60.0, help="training time over all resumptions")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1.2e-3, help="peak for projector and decoder")
-    parser.add_argument("--encoder-lr", type=float, default=5e-4)
+    parser.add_argument("--decay", type=float, default=0.3, help="share of the minutes over which the rates fall to 0")
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak for projector and decoder")
+    parser.add_argument("--encoder-lr", type=float, default=4e-4)
     parser.add_argument(
         "--encoder-rests",
         action="store_true",
@@ -319,7 +340,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    train(args.run, tokenizer, Schedule(args.minutes * 60, warmup_steps=100, decay=0.1), args)
+    train(args.run, tokenizer, Schedule(args.minutes * 60, warmup_steps=100, decay=args.decay), args)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def label(thing: Thing) -> str:
 
 
 def shape_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """Questions that this picture can answer: its counts, colours and kinds, and one other, in random order."""
+    """Questions that this picture can answer: its counts, colours and kinds, and two others, in random order."""
     shapes = scene.shapes()
     first = [*_counts(rng, shapes), *_colours(rng, shapes), *_kinds(rng, shapes)]
     second = [
@@ -54,7 +54,7 @@ def shape_turns(rng: Random, scene: Scene) -> list[Turn]:
         *_places(rng, scene, shapes),
         *_descriptions(rng, shapes),
     ]
-    turns = [*first, rng.choice(second)]
+    turns = [*first, *rng.sample(second, 2)]
     rng.shuffle(turns)
     return turns
 

@@ -14,7 +14,7 @@ from recipes.mini.drawing.vocabulary import COLOUR_NAMES, COLOURS, HELD_OUT_PAIR
 Point = tuple[float, float]
 OVERSAMPLING = 2
 # How often a picture has 0, 1, ... 10 shapes.
-SHAPES_A_PICTURE = (1, 26, 15, 14, 13, 12, 12, 3, 2, 1, 1)
+SHAPES_A_PICTURE = (1, 14, 20, 20, 17, 12, 12, 1, 1, 1, 1)
 ALL_PAIRS: tuple[tuple[str, str], ...] = tuple((colour, shape) for colour in COLOUR_NAMES for shape in SHAPE_NAMES)
 TRAIN_PAIRS: tuple[tuple[str, str], ...] = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 

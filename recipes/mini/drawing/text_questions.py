@@ -65,19 +65,20 @@ def _word(rng: Random, line: Line) -> list[Turn]:
         kind, wordings = "number", READ_NUMBER
     elif not text.isalnum():
         kind, wordings = "price", READ_PRICE
-    turns = [(any_of(rng, wordings), text)]
+    turns = [(any_of(rng, wordings), text) for _ in range(2)]
     turns.append((any_of(rng, TEXT_COLOUR).format(rng.choice(("text", kind))), line.colour))
     if kind == "price":
         return turns
     noun = "digit" if kind == "number" else "letter"
     extra: list[Turn] = [(any_of(rng, SEE), f"The {kind} {text}.")]
-    position = rng.randrange(len(text))
-    extra.append((any_of(rng, (f"What is the {ORDINALS[position]} {noun}?",)), text[position]))
-    extra.append((any_of(rng, (f"What is the last {noun}?",)), text[-1]))
+    places: list[Turn] = [(any_of(rng, (f"What is the last {noun}?",)), text[-1])]
+    places += [
+        (any_of(rng, (f"What is the {ORDINALS[position]} {noun}?",)), text[position]) for position in range(len(text))
+    ]
     extra.append(
         (any_of(rng, (f"How many {noun}s are there?", f"How many {noun}s does the {kind} have?")), str(len(text)))
     )
-    return [*turns, *rng.sample(extra, 3)]
+    return [*turns, *rng.sample(places, 2), rng.choice(extra)]
 
 
 def _lines(rng: Random, lines: list[Line]) -> list[Turn]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,9 +16,21 @@ from recipes.mini.drawing.mix import draw
 from recipes.mini.drawing.scene import Scene, Thing
 from recipes.mini.drawing.shapes import draw_shapes
 from recipes.mini.drawing.text import draw_word
-from recipes.mini.looks import GUIDED_HEADS, Look, guided, look_loss, looks_of, tokens_of
+from recipes.mini.looks import (
+    GUIDED_HEADS,
+    GUIDED_LAYER,
+    REMINDED_LAYER,
+    Gaze,
+    Look,
+    found_in_order,
+    look_loss,
+    looks_of,
+    pieces_of,
+    reminder_of,
+    tokens_of,
+)
 from recipes.mini.loop import to_pixels
-from recipes.mini.train import Batch, Sample, collate
+from recipes.mini.train import LENGTH_POOL, Batch, Sample, collate, collate_by_length
 from transformers import AutoTokenizer
 
 import fastvlm
@@ -76,34 +89,68 @@ def test_too_many_questions_are_left_out(talks: Conversations) -> None:
     assert max(few.turns) == 1
 
 
-def test_looks_stand_where_the_piece_is_said_next(talks: Conversations) -> None:
-    looks = [[Look(" red", (5, 6))], [], []]
-    encoded = talks.side_by_side(TURNS, 999, looks)
-    ((position, tokens),) = encoded.looks
-    assert talks._tokenizer.decode([encoded.ids[position + 1]]) == " red"
-    assert tokens == (5, 6)
+def test_gazes_stand_where_the_piece_is_said_next(talks: Conversations) -> None:
+    question, _ = TURNS[0]
+    word = question.rstrip("?").split()[-1]
+    encoded = talks.side_by_side(TURNS, 999, [[Look(" red", (5, 6), frozenset({word}))], [], []])
+    reminded, guided = encoded.gazes
+    assert talks._tokenizer.decode([encoded.ids[reminded.position + 1]]) == " red"
+    assert (reminded.layer, guided.layer) == (REMINDED_LAYER, GUIDED_LAYER)
+    assert reminded.position == guided.position
+    assert "".join(talks._tokenizer.decode([encoded.ids[at]]) for at in reminded.seen).strip() == word
+    assert {encoded.ids[at] for at in guided.seen} == {talks._tokenizer.convert_tokens_to_ids("<image>")}
+    assert guided.seen[1] - guided.seen[0] == 1
 
 
-def test_the_asked_shape_is_looked_at() -> None:
+def test_batches_of_like_length_hold_every_sample_once(talks: Conversations) -> None:
+    picture = np.zeros((256, 256, 3), dtype=np.uint8)
+    samples = [
+        Sample(picture, talks.encode([("What is it?", "A" * (1 + 7 * n % 12))], 999), nothing_known())
+        for n in range(2 * LENGTH_POOL)
+    ]
+    batches = collate_by_length(samples)
+    lengths = [sorted((batch.labels != IGNORED).sum(1).tolist()) for batch in batches]
+    assert [len(row) for row in lengths] == [2] * LENGTH_POOL
+    assert list(chain(*lengths)) == sorted(sum(label != IGNORED for label in s.encoded.labels) for s in samples)
+
+
+def two_shapes() -> Scene:
     scene = Scene(draw_shapes(Random(0), 1).image, "shapes")
     scene.things = [
         Thing("shape", "star", "red", 40, 40, 40),
         Thing("shape", "circle", "blue", 200, 220, 40),
     ]
+    return scene
+
+
+def test_the_asked_shape_is_looked_at() -> None:
+    scene = two_shapes()
     (star,) = looks_of(scene, ("What color is the star?", "It is red."))
     (blue,) = looks_of(scene, ("What shape is blue?", "It is a circle."))
-    assert star == Look(" red", (0,))
-    assert blue == Look(" circle", tokens_of(scene.things[1]))
+    assert star == Look(" red", (0,), frozenset({"star"}))
+    assert blue == Look(" circle", tokens_of(scene.things[1]), frozenset({"blue"}))
     assert 15 in blue.tokens
     assert looks_of(scene, ("How many shapes are there?", "2")) == []
     assert looks_of(scene, ("What color is the background?", "It is white.")) == []
 
 
+def test_for_yes_or_no_only_what_fits_the_question_is_looked_at() -> None:
+    scene = two_shapes()
+    assert looks_of(scene, ("Is there a red star?", "Yes")) == [Look("Y", (0,), frozenset({"red", "star"}))]
+    assert looks_of(scene, ("Is there a blue star?", "No")) == [Look("N", (), frozenset({"blue", "star"}))]
+    assert looks_of(scene, ("Is the red star above the blue circle?", "Yes")) == []
+    assert reminder_of(("is there a grey shape?", "No")) == [Look("N", (), frozenset({"gray"}))]
+
+
 def test_a_word_is_looked_at_letter_by_letter() -> None:
     scene = draw_word(Random(1), "train", "OAK")
-    looks = looks_of(scene, ("What does it say?", scene.lines[0].text))
-    assert [look.text for look in looks] == list(scene.lines[0].text)
+    text = scene.lines[0].text
+    looks = looks_of(scene, ("What does it say?", text))
+    assert [look.text for look in looks] == list(text)
     assert looks_of(scene, ("What color is the text?", "black")) == []
+    for place, number in (("second", 1), ("last", 2)):
+        (look,) = looks_of(scene, (f"What is the {place} letter?", text[number]))
+        assert look == Look(text[number], looks[number].tokens, frozenset({place}))
 
 
 def test_drawn_pictures_give_looks_inside_of_the_picture() -> None:
@@ -117,15 +164,33 @@ def test_drawn_pictures_give_looks_inside_of_the_picture() -> None:
 
 def test_pieces_are_matched_in_order() -> None:
     looks = [Look("O", (1,)), Look("O", (2,))]
-    assert guided(looks, ["O", "O", "K"]) == [(0, (1,)), (1, (2,))]
-    assert guided(looks, ["O", "K"]) == []
+    assert found_in_order(looks, ["O", "O", "K"]) == [0, 1]
+    assert found_in_order(looks, ["O", "K"]) == []
+
+
+def test_a_word_of_several_pieces_is_found_in_a_question() -> None:
+    pieces = ["What", " colour", " is", " the", " cro", "ss", "?"]
+    assert pieces_of(frozenset({"cross"}), pieces) == [4, 5]
+    assert pieces_of(frozenset({"gray"}), ["Is", " it", " grey", "?"]) == [2]
+    assert pieces_of(frozenset(), pieces) == []
 
 
 def test_the_look_loss_falls_with_attention_on_the_right_tokens() -> None:
-    attention = torch.full((1, 4, 8, 8), 1e-6)
-    looks = [[(7, (2, 3))]]
-    lost = look_loss(attention, looks, first_visual=1)
-    attention[0, :GUIDED_HEADS, 7, 3:5] = 0.5  # visual tokens 2 and 3 stand at 3 and 4
-    found = look_loss(attention, looks, first_visual=1)
-    assert float(found) < 1e-3 < float(lost)
-    assert float(look_loss(attention, [[]], 1)) == 0.0
+    attentions = [torch.full((1, 4, 8, 8), 1e-6) for _ in range(GUIDED_LAYER + 1)]
+    gazes = [[Gaze(GUIDED_LAYER, 7, (3, 4)), Gaze(REMINDED_LAYER, 7, (6,))]]
+    lost = look_loss(attentions, gazes)
+    attentions[GUIDED_LAYER][0, :GUIDED_HEADS, 7, 3:5] = 0.5
+    half = look_loss(attentions, gazes)
+    attentions[REMINDED_LAYER][0, :GUIDED_HEADS, 7, 6] = 1.0
+    assert float(look_loss(attentions, gazes)) < 1e-3 < float(half) < float(lost)
+    assert float(look_loss(attentions, [[]])) == 0.0
+
+
+def test_a_share_that_is_all_but_nothing_is_still_pulled_up() -> None:
+    scores = torch.zeros(1, 4, 8, 8)
+    scores[..., 3] = -14.0
+    scores.requires_grad_()
+    attentions = [scores.softmax(-1)] * (GUIDED_LAYER + 1)
+    look_loss(attentions, [[Gaze(GUIDED_LAYER, 7, (3,))]]).backward()  # type: ignore[no-untyped-call]
+    assert scores.grad is not None
+    assert float(scores.grad[0, :GUIDED_HEADS, 7, 3].sum()) < -0.5
