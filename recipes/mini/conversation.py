@@ -8,7 +8,17 @@ from typing import Any
 
 from recipes.mini.drawing.canvas import SIZE
 from recipes.mini.drawing.wording import Turn
-from recipes.mini.looks import GUIDED_LAYER, REMINDED_LAYER, Gaze, Look, found_in_order, pieces_of
+from recipes.mini.looks import (
+    GUIDED_HEADS,
+    GUIDED_LAYER,
+    NEGATED_HEADS,
+    NEGATIONS,
+    REMINDED_LAYER,
+    Gaze,
+    Look,
+    found_in_order,
+    pieces_of,
+)
 
 from fastvlm.encoder_config import num_visual_tokens
 
@@ -102,9 +112,10 @@ class Conversations:
         gazes = []
         for look, piece in zip(looks, found_in_order(looks, answer), strict=False):
             before = answer_start + piece - 1
-            telling = tuple(question_start + number for number in pieces_of(look.words, question))
-            if telling:
-                gazes.append(Gaze(REMINDED_LAYER, before, telling))
+            for words, heads in ((look.words - NEGATIONS, GUIDED_HEADS), (look.words & NEGATIONS, NEGATED_HEADS)):
+                telling = tuple(question_start + number for number in pieces_of(words, question))
+                if telling:
+                    gazes.append(Gaze(REMINDED_LAYER, before, telling, heads))
             if look.tokens:
                 gazes.append(Gaze(GUIDED_LAYER, before, tuple(self._first_visual + token for token in look.tokens)))
         return gazes

@@ -1,16 +1,18 @@
 """The mini's score table: greedy answers on the frozen tests, beside the blind and the majority score.
 
-    python -m recipes.mini.evaluate --model FOLDER [--json FILE] [--tests NAME ...] [--n 400]
+    python -m recipes.mini.evaluate --model FOLDER [--json FILE] [--tests NAME ...] [--n 400] [--bits 16|8|4]
 
-It goes through the public package alone (`fastvlm.load`, the processor, `generate`). Needs the held-out fonts and
-icon sets of README.md; the frozen subset in tests/data/mini_eval needs nothing.
+It goes through the public package alone (`fastvlm.load`, the processor, `generate`; with `--bits` the engine with
+weights of so many bits). Needs the held-out fonts and icon sets of README.md; the frozen subset in
+tests/data/mini_eval needs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +22,37 @@ from recipes.mini.scoring import Score, character_error_rate, majority, normalis
 
 import fastvlm
 
+Ask = Callable[[Sequence[Item]], list[str]]
+
 SIZES = {"easy_vqa": 1000}
+MOST_TOKENS = 24
 REFUSAL = "there is no"
 READING = ("letters_digits_unseen_fonts", "words3_unseen_fonts", "words4_5_unseen_fonts")
 ANSWERABLE = ("colours", "shapes", "letters_digits_unseen_fonts", "words3_unseen_fonts", "emoji_seen_styles")
 
 
+def messages_of(item: Item) -> list[dict[str, Any]]:
+    """One user turn."""
+    content = [{"type": "image", "image": item.image}, {"type": "text", "text": item.question}]
+    return [{"role": "user", "content": content}]
+
+
+def ask_engine(engine: fastvlm.Engine, items: Sequence[Item]) -> list[str]:
+    """Greedy answers of an engine, in order."""
+    params = fastvlm.SamplingParams(max_new_tokens=MOST_TOKENS)
+    return [engine.generate(messages_of(item), params).text.strip() for item in items]
+
+
 @torch.inference_mode()
-def ask(model: Any, processor: Any, items: Sequence[Item], batch: int = 20, most_tokens: int = 24) -> list[str]:
-    """Greedy answers, in order."""
+def ask(model: Any, processor: Any, items: Sequence[Item], batch: int = 20) -> list[str]:
+    """Greedy answers of `generate`, in order."""
     answers: list[str] = []
     for start in range(0, len(items), batch):
-        messages = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "image": item.image}, {"type": "text", "text": item.question}],
-                }
-            ]
-            for item in items[start : start + batch]
-        ]
+        messages = [messages_of(item) for item in items[start : start + batch]]
         inputs = processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
         )
-        output = model.generate(**inputs, do_sample=False, max_new_tokens=most_tokens)
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=MOST_TOKENS)
         replies = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         answers += [reply.strip() for reply in replies]
     return answers
@@ -55,20 +64,20 @@ def as_row(result: Score) -> dict[str, float]:
     return {"share": result.share, "low": low, "high": high, "n": result.n}
 
 
-def blind_answers(model: Any, processor: Any, items: Sequence[Item]) -> list[str]:
+def blind_answers(asked: Ask, items: Sequence[Item]) -> list[str]:
     """The answers to the same questions about a grey picture, each question asked once."""
     questions = {item.question: grey(item) for item in items}
-    answers = dict(zip(questions, ask(model, processor, list(questions.values())), strict=True))
+    answers = dict(zip(questions, asked(list(questions.values())), strict=True))
     return [answers[item.question] for item in items]
 
 
-def evaluate(model: Any, processor: Any, name: str, count: int) -> dict[str, Any]:
+def evaluate(asked: Ask, name: str, count: int) -> dict[str, Any]:
     """One line of the table."""
     items = make_items(name, count)
     accepted = [item.answers for item in items]
-    answers = ask(model, processor, items)
+    answers = asked(items)
     row: dict[str, Any] = as_row(score(answers, accepted))
-    row["blind"] = score(blind_answers(model, processor, items), accepted).share
+    row["blind"] = score(blind_answers(asked, items), accepted).share
     row["majority"] = majority(accepted).share
     if name in READING:
         row["character_error_rate"] = character_error_rate(answers, [good[0] for good in accepted])
@@ -109,12 +118,16 @@ def main() -> None:
     parser.add_argument(
         "--n", type=int, default=400, help="questions a test (easy_vqa: at least 1000 when 400 or more)"
     )
+    parser.add_argument("--bits", type=int, choices=(16, 8, 4), help="ask the engine, with weights of so many bits")
     args = parser.parse_args()
-    model, processor = fastvlm.load(args.model, dtype=torch.float32)
+    model, processor = fastvlm.load(args.model, device="cpu", dtype=torch.float32)
+    asked = partial(ask, model, processor)
+    if args.bits is not None:
+        asked = partial(ask_engine, fastvlm.fast_engine(model, processor, num_slots=1, bits=args.bits))
     rows = {}
     for name in args.tests:
         count = max(args.n, SIZES.get(name, 0)) if args.n >= 400 else args.n
-        rows[name] = evaluate(model, processor, name, count)
+        rows[name] = evaluate(asked, name, count)
         print(json.dumps({name: rows[name]}, ensure_ascii=False), flush=True)
     print(as_table(rows))
     if args.json is not None:

@@ -3,7 +3,8 @@
 A small decoder finds out late that "What color is the star?" is answered by the one token that shows a star: after
 70,000 pictures it named a lone shape without a mistake and chose among several by chance (every wrong answer was true
 of another shape). That takes two steps, and here two attention heads each are shown one of them: to be reminded of the
-words that say which thing is meant, and, two layers later, to look at the visual tokens that show it.
+words that say which thing is meant, and, two layers later, to look at the visual tokens that show it. A third head is
+reminded of a "not". What is asked also decides where a reply ends: one letter of a word, or all of them.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ from recipes.mini.drawing.vocabulary import COLOUR_NAMES, SHAPE_NAMES
 from recipes.mini.drawing.wording import ORDINALS, Turn
 from torch import Tensor
 
-REMINDED_LAYER, GUIDED_LAYER, GUIDED_HEADS = 1, 3, 2
+REMINDED_LAYER, GUIDED_LAYER = 1, 3
+GUIDED_HEADS, NEGATED_HEADS = (0, 1), (2,)
 REACH = 0.35  # of a thing's size: what lies within it of the centre shows the thing
-LEAST_SHARE = 1e-8  # far below what a head gives at first, or nothing would pull it up
+LEAST_SHARE = 1e-37  # heads are seen to give 1e-36; what lies far below this is not pulled up
 TELLING = frozenset((*COLOUR_NAMES, *SHAPE_NAMES))
 SIDE_WORDS = frozenset(("left", "right", "above", "below"))
+NEGATIONS = frozenset(("not", "no"))
+READING = frozenset(("say", "read", "written", "text", "transcribe", "word", "number", "price", "cost"))
 
 
 @dataclass(frozen=True)
 class Look:
     """Before saying `text`, one piece of the answer as tokenised: look at the visual tokens `tokens`.
 
-    And be reminded of the `words` of the question. Either may be empty.
+    And be reminded of the `words` of the question. Either may be empty. Where `text` is empty, the answer ends.
     """
 
     text: str
@@ -40,11 +44,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Gaze:
-    """In decoder layer `layer` the token at `position` attends to the tokens at `seen`."""
+    """In decoder layer `layer` the token at `position` attends, with `heads`, to the tokens at `seen`."""
 
     layer: int
     position: int
     seen: tuple[int, ...]
+    heads: tuple[int, ...] = GUIDED_HEADS
 
 
 def looks_of(scene: Scene, turn: Turn) -> list[Look]:
@@ -83,7 +88,7 @@ def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list
         return []
     found = [shape for shape in shapes if telling <= {shape.colour, shape.name}]
     seen = {token for shape in found for token in tokens_of(shape)}
-    return [Look(answer[0], tuple(sorted(seen)), frozenset(telling))]
+    return [Look(answer, tuple(sorted(seen)), frozenset(telling | (words & NEGATIONS)))]
 
 
 def reminder_of(turn: Turn) -> list[Look]:
@@ -92,18 +97,21 @@ def reminder_of(turn: Turn) -> list[Look]:
 
 
 def _looks_at_glyphs(scene: Scene, question: str, answer: str) -> list[Look]:
-    """Letter by letter for the whole text; the one letter that is asked for by its place."""
+    """Letter by letter for the whole text, or the one letter asked for by its place; at the end the last again."""
     glyphs, text = [thing for thing in scene.things if thing.kind == "glyph"], scene.lines[0].text
     if len(glyphs) != len(text):
         return []
-    if answer == text:
-        return [Look(glyph.name, tokens_of(glyph)) for glyph in glyphs]
     words = set(plain_words(question))
     places = {**{word: number for number, word in enumerate(ORDINALS)}, "last": len(text) - 1}
-    for word in words & set(places):
-        if places[word] < len(text) and answer == text[places[word]]:
-            return [Look(answer, tokens_of(glyphs[places[word]]), frozenset({word}))]
-    return []
+    asked = [word for word in words & set(places) if places[word] < len(text) and answer == text[places[word]]]
+    if asked:
+        told, telling = [glyphs[places[asked[0]]]], frozenset(asked)
+    elif answer == text:
+        told, telling = glyphs, frozenset(words & READING)
+    else:
+        return []
+    said = [glyph.name for glyph in told]
+    return [Look(piece, tokens_of(glyph), telling) for piece, glyph in zip([*said, ""], [*told, told[-1]], strict=True)]
 
 
 def tokens_of(thing: Thing) -> tuple[int, ...]:
@@ -129,10 +137,10 @@ def pieces_of(words: frozenset[str], question_pieces: Sequence[str]) -> list[int
 
 def found_in_order(looks: Sequence[Look], answer_pieces: Sequence[str]) -> list[int]:
     """For each look the number of its piece of an answer, as tokenised; empty where they are not found in order."""
-    found: list[int] = []
+    pieces, found = [*answer_pieces, ""], list[int]()
     for look in looks:
         start = found[-1] + 1 if found else 0
-        number = next((n for n in range(start, len(answer_pieces)) if answer_pieces[n] == look.text), None)
+        number = next((n for n in range(start, len(pieces)) if pieces[n] == look.text), None)
         if number is None:
             return []
         found.append(number)
@@ -145,14 +153,15 @@ def look_loss(attentions: Sequence[Tensor], gazes: Sequence[Sequence[Gaze]]) -> 
     attentions: of each decoder layer (B, H, T, T); gazes: those of each sample.
     """
     total = attentions[0].new_zeros(())
-    for layer in (REMINDED_LAYER, GUIDED_LAYER):
-        rows = [(b, gaze) for b, sample in enumerate(gazes) for gaze in sample if gaze.layer == layer]
-        if rows:
-            samples = torch.tensor([b for b, _ in rows])
-            positions = torch.tensor([gaze.position for _, gaze in rows])
-            wanted = torch.zeros(len(rows), 1, attentions[layer].shape[-1])
-            for number, (_, gaze) in enumerate(rows):
-                wanted[number, 0, list(gaze.seen)] = 1.0
-            shares = (attentions[layer][samples, :GUIDED_HEADS, positions].float() * wanted).sum(-1)
-            total = total - (shares + LEAST_SHARE).log().mean()
+    kinds = {(gaze.layer, gaze.heads) for sample in gazes for gaze in sample}
+    for layer, heads in sorted(kinds):
+        rows = [(b, g) for b, sample in enumerate(gazes) for g in sample if (g.layer, g.heads) == (layer, heads)]
+        samples, positions = (
+            torch.tensor(numbers) for numbers in zip(*((b, g.position) for b, g in rows), strict=True)
+        )
+        wanted = torch.zeros(len(rows), 1, attentions[layer].shape[-1])
+        for number, (_, gaze) in enumerate(rows):
+            wanted[number, 0, list(gaze.seen)] = 1.0
+        looked = attentions[layer][:, list(heads)][samples, :, positions].float()
+        total = total - ((looked * wanted).sum(-1) + LEAST_SHARE).log().mean()
     return total

@@ -21,7 +21,7 @@ from recipes.mini.drawing.vocabulary import EMOJI_STYLES
 ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, "word": 16, "shapes": 28, "emoji": 6}
 # The joint phase begins with what is easiest to answer: many tasks at once came to nothing for long.
 FIRST_JOINT_MIX: dict[str, int] = {"shapes": 72, "letter": 28}
-JOINT_MIX: dict[str, int] = {"shapes": 54, "letter": 8, "word": 34, "emoji": 4}
+JOINT_MIX: dict[str, int] = {"shapes": 36, "letter": 10, "word": 42, "grid": 8, "emoji": 4}
 FIRST_JOINT_PICTURES = 20_000
 
 
@@ -35,7 +35,7 @@ def _styles() -> tuple[str, ...]:
 
 
 def _word(rng: Random, split: Split) -> Scene:
-    length = rng.choices((2, 3, 4, 5, 6, 7, 8), (30, 40, 12, 8, 5, 3, 2))[0]
+    length = rng.choices((2, 3, 4, 5, 6, 7, 8), (20, 52, 14, 7, 4, 2, 1))[0]
     text = words.token(rng, length)
     if rng.random() < 0.15:
         text = words.price(rng) if rng.random() < 0.5 else words.number(rng)

@@ -19,6 +19,7 @@ from recipes.mini.drawing.text import draw_word
 from recipes.mini.looks import (
     GUIDED_HEADS,
     GUIDED_LAYER,
+    NEGATED_HEADS,
     REMINDED_LAYER,
     Gaze,
     Look,
@@ -136,21 +137,33 @@ def test_the_asked_shape_is_looked_at() -> None:
 
 def test_for_yes_or_no_only_what_fits_the_question_is_looked_at() -> None:
     scene = two_shapes()
-    assert looks_of(scene, ("Is there a red star?", "Yes")) == [Look("Y", (0,), frozenset({"red", "star"}))]
-    assert looks_of(scene, ("Is there a blue star?", "No")) == [Look("N", (), frozenset({"blue", "star"}))]
+    assert looks_of(scene, ("Is there a red star?", "Yes")) == [Look("Yes", (0,), frozenset({"red", "star"}))]
+    assert looks_of(scene, ("Is there a blue star?", "No")) == [Look("No", (), frozenset({"blue", "star"}))]
     assert looks_of(scene, ("Is the red star above the blue circle?", "Yes")) == []
-    assert reminder_of(("is there a grey shape?", "No")) == [Look("N", (), frozenset({"gray"}))]
+    assert reminder_of(("is there a grey shape?", "No")) == [Look("No", (), frozenset({"gray"}))]
+    assert reminder_of(("is there not a circle?", "Yes")) == [Look("Yes", (), frozenset({"circle", "not"}))]
+
+
+def test_a_negation_is_left_to_a_head_of_its_own(talks: Conversations) -> None:
+    turn = ("is there not a red star?", "No")
+    told, negated = talks.side_by_side([turn], 999, [reminder_of(turn)]).gazes
+    assert (told.heads, negated.heads) == (GUIDED_HEADS, NEGATED_HEADS)
+    assert told.position == negated.position
+    assert not set(told.seen) & set(negated.seen)
 
 
 def test_a_word_is_looked_at_letter_by_letter() -> None:
     scene = draw_word(Random(1), "train", "OAK")
     text = scene.lines[0].text
     looks = looks_of(scene, ("What does it say?", text))
-    assert [look.text for look in looks] == list(text)
+    assert [look.text for look in looks] == [*text, ""]
+    assert looks[-1].tokens == looks[-2].tokens
+    assert {look.words for look in looks} == {frozenset({"say"})}
     assert looks_of(scene, ("What color is the text?", "black")) == []
     for place, number in (("second", 1), ("last", 2)):
-        (look,) = looks_of(scene, (f"What is the {place} letter?", text[number]))
+        look, end = looks_of(scene, (f"What is the {place} letter?", text[number]))
         assert look == Look(text[number], looks[number].tokens, frozenset({place}))
+        assert end == Look("", looks[number].tokens, frozenset({place}))
 
 
 def test_drawn_pictures_give_looks_inside_of_the_picture() -> None:
@@ -166,6 +179,7 @@ def test_pieces_are_matched_in_order() -> None:
     looks = [Look("O", (1,)), Look("O", (2,))]
     assert found_in_order(looks, ["O", "O", "K"]) == [0, 1]
     assert found_in_order(looks, ["O", "K"]) == []
+    assert found_in_order([*looks, Look("")], ["O", "O", "K"]) == [0, 1, 3]
 
 
 def test_a_word_of_several_pieces_is_found_in_a_question() -> None:
@@ -179,18 +193,18 @@ def test_the_look_loss_falls_with_attention_on_the_right_tokens() -> None:
     attentions = [torch.full((1, 4, 8, 8), 1e-6) for _ in range(GUIDED_LAYER + 1)]
     gazes = [[Gaze(GUIDED_LAYER, 7, (3, 4)), Gaze(REMINDED_LAYER, 7, (6,))]]
     lost = look_loss(attentions, gazes)
-    attentions[GUIDED_LAYER][0, :GUIDED_HEADS, 7, 3:5] = 0.5
+    attentions[GUIDED_LAYER][0, GUIDED_HEADS, 7, 3:5] = 0.5
     half = look_loss(attentions, gazes)
-    attentions[REMINDED_LAYER][0, :GUIDED_HEADS, 7, 6] = 1.0
+    attentions[REMINDED_LAYER][0, GUIDED_HEADS, 7, 6] = 1.0
     assert float(look_loss(attentions, gazes)) < 1e-3 < float(half) < float(lost)
     assert float(look_loss(attentions, [[]])) == 0.0
 
 
 def test_a_share_that_is_all_but_nothing_is_still_pulled_up() -> None:
     scores = torch.zeros(1, 4, 8, 8)
-    scores[..., 3] = -14.0
+    scores[..., 3] = -80.0
     scores.requires_grad_()
     attentions = [scores.softmax(-1)] * (GUIDED_LAYER + 1)
     look_loss(attentions, [[Gaze(GUIDED_LAYER, 7, (3,))]]).backward()  # type: ignore[no-untyped-call]
     assert scores.grad is not None
-    assert float(scores.grad[0, :GUIDED_HEADS, 7, 3].sum()) < -0.5
+    assert float(scores.grad[0, GUIDED_HEADS, 7, 3].sum()) < -0.5
