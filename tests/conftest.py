@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 HERE = Path(__file__).parent
 PEERS = Path(os.environ.get("FASTVLM_PEERS", HERE.parent / ".venv-peers")).resolve()
@@ -22,6 +23,9 @@ sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torc
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(HERE))  # for `import tiny`
+# A machine that is busy with other work is no fault of a test.
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")
 
 import tiny  # noqa: E402  (needs the path above)
 import torch  # noqa: E402  (needs the stand-in above)
