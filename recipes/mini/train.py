@@ -55,8 +55,6 @@ EASY_SHARE = 0.2
 TALK_SHARE = 0.15  # samples in which a question follows what was said before; the others ask side by side
 MOST_TOKENS = 230
 LENGTH_POOL = 6  # batches that are sorted by length together
-# More would take over the clipped gradient; when it then fell, AdamW's second moments, grown small, blew the rest up.
-MOST_LOOK_LOSS = 4.0
 DENSE_WEIGHT, ALIGNMENT_WEIGHT, LOOK_WEIGHT = 0.5, 0.3, 0.3
 
 
@@ -185,7 +183,6 @@ def losses_of(
         )
     language = F.cross_entropy(output.logits.float(), targets[is_learnt])
     look = look_loss(output.attentions, batch.gazes)
-    look = look / (look.detach() / MOST_LOOK_LOSS).clamp(min=1.0)
     is_drawn = batch.dense.classes[:, 0, 0] != IGNORED
     known = DenseBatch(batch.dense.classes[is_drawn], batch.dense.colours[is_drawn], batch.dense.emoji[is_drawn])
     words = alignment.loss(model.lm_head, image.pooler_output[is_drawn], known)

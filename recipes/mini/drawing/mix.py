@@ -21,7 +21,7 @@ from recipes.mini.drawing.vocabulary import EMOJI_STYLES
 ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, "word": 16, "shapes": 28, "emoji": 6}
 # The joint phase begins with what is easiest to answer: many tasks at once came to nothing for long.
 FIRST_JOINT_MIX: dict[str, int] = {"shapes": 72, "letter": 28}
-JOINT_MIX: dict[str, int] = {"shapes": 36, "letter": 10, "word": 42, "grid": 8, "emoji": 4}
+JOINT_MIX: dict[str, int] = {"shapes": 34, "letter": 10, "word": 40, "grid": 6, "emoji": 10}
 FIRST_JOINT_PICTURES = 20_000
 
 
