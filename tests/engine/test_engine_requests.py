@@ -41,7 +41,7 @@ def test_the_generation_configs_end_tokens_end_too(question):
     model = tiny.model()
     model.generation_config.eos_token_id = [77, 78]
     engine = Engine(model, None, make_linear=Script([5, 78, 7]).make_linear)
-    engine._processor = type("Words", (), {"decode": lambda self, ids, **_: " ".join(map(str, ids))})()
+    engine.processor = type("Words", (), {"decode": lambda self, ids, **_: " ".join(map(str, ids))})()
     assert engine.generate(question("tt").inputs, SamplingParams(max_new_tokens=9)).token_ids == (5, 78)
 
 

@@ -10,7 +10,7 @@ __all__ = ["HelpGroup", "VerbHelp"]
 
 
 class VerbHelp(TyperCommand):
-    """A verb's page: usage, what it does, arguments, options."""
+    """A verb's page: usage, what it does, arguments, options in their groups."""
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """``Usage: fastvlm ask [OPTIONS] [PICTURE]... QUESTION``."""
@@ -21,10 +21,15 @@ class VerbHelp(TyperCommand):
         """The whole page."""
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
-        rows = [_row(parameter) for parameter in self.get_params(ctx)]
-        for title, is_argument in (("Arguments", True), ("Options", False)):
-            with formatter.section(title):
-                formatter.write_dl([(name, text) for kind, name, text in rows if kind is is_argument])
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        for parameter in self.get_params(ctx):
+            is_argument, name, text = _row(parameter)
+            group = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
+            groups.setdefault(group, []).append((name, text))
+        for title, rows in groups.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 class HelpGroup(TyperGroup):

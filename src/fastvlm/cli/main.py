@@ -22,6 +22,7 @@ from fastvlm.cli.failures import report_failure
 from fastvlm.cli.help_pages import HelpGroup, VerbHelp
 from fastvlm.cli.info import info
 from fastvlm.cli.options import Invocation
+from fastvlm.cli.serve import serve
 
 __all__ = ["app", "main", "run"]
 
@@ -64,7 +65,7 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, info, convert, bench):
+for _verb in (ask, chat, info, convert, bench, serve):
     app.command(cls=VerbHelp)(_verb)
 
 

@@ -40,7 +40,7 @@ class Engine:
     """Answers with a loaded model, as `generate` would, token for token.
 
     Args:
-        model, processor: as :func:`fastvlm.load` returns them; nothing is opened here.
+        model, processor: as :func:`fastvlm.load` returns them; nothing is opened here. `processor` can be read.
         num_slots: replies that are made at the same time.
         context: tokens that one of them may have, prompt included; None for the model's own on a CPU, where only what
             is used takes memory, and at most 8192 elsewhere. A token takes ``kv_bytes_per_token`` bytes.
@@ -74,7 +74,7 @@ class Engine:
     ) -> None:
         if model.training:
             raise UsageError("The model is in training mode, in which it answers otherwise. Call model.eval() first.")
-        self._model, self._processor, self._clock = model, processor, clock
+        self._model, self.processor, self._clock = model, processor, clock
         self.config = model.config
         self.context = _context(model, context)
         self._encode = self._encode_with_model if encode is None else encode
@@ -126,7 +126,7 @@ class Engine:
 
     def prepare(self, prompt: Any) -> PreparedPrompt:
         """Messages or a processor's output as tensors (see :func:`fastvlm.engine.prepared.prepare`)."""
-        return prepare(prompt, self._pictures.over(self._processor), self.config)
+        return prepare(prompt, self._pictures.over(self.processor), self.config)
 
     def submit(self, prompt: Any, params: SamplingParams | None = None, *, guide: TokenGuide | None = None) -> int:
         """Queue a request; returns its number, which its events carry. `guide` says which tokens may come.
@@ -312,7 +312,7 @@ class Engine:
             )
 
     def _decode_text(self, token_ids: Sequence[int]) -> str:
-        return self._processor.decode(token_ids, skip_special_tokens=True)  # type: ignore[no-any-return]
+        return self.processor.decode(token_ids, skip_special_tokens=True)  # type: ignore[no-any-return]
 
 
 def _context(model: Any, asked: int | None) -> int:

@@ -1,0 +1,156 @@
+"""`fastvlm serve`: an OpenAI-compatible server, and a page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from fastvlm.cli import serve_options as options
+from fastvlm.cli.choices import ModelChoice
+from fastvlm.cli.options import DebugOption, QuietOption
+from fastvlm.cli.terminal import Notes, quiet_libraries, say
+from fastvlm.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from fastvlm.engine.engine import Engine
+    from fastvlm.server.settings import ServeSettings
+
+__all__ = ["serve"]
+
+# Modules of the extra, and the packages that bring them.
+_NEEDED = {
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "pydantic": "pydantic",
+    "llguidance": "llguidance",
+    "prometheus_client": "prometheus-client",
+}
+
+
+def serve(
+    model: options.Model = None,
+    revision: options.Revision = None,
+    name: options.Name = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    bits: options.Bits = None,
+    image_fit: options.Fit = None,
+    image_size: options.ImageSize = None,
+    replicas: options.Replicas = None,
+    slots: options.Slots = None,
+    context: options.Context = None,
+    image_cache_bytes: options.ImageCacheBytes = None,
+    picture_memo_bytes: options.PictureMemoBytes = None,
+    host: options.Host = None,
+    port: options.Port = None,
+    api_keys_file: options.ApiKeysFile = None,
+    cors_origins: options.CorsOrigins = None,
+    has_no_page: options.NoPage = False,
+    access_log: options.AccessLog = False,
+    remote_hosts: options.RemoteHosts = None,
+    remote_timeout_s: options.RemoteSeconds = None,
+    max_pictures: options.MaxPictures = None,
+    max_picture_bytes: options.MaxPictureBytes = None,
+    max_picture_pixels: options.MaxPicturePixels = None,
+    max_body_bytes: options.MaxBodyBytes = None,
+    max_prompt_tokens: options.MaxPromptTokens = None,
+    max_output_tokens: options.MaxOutputTokens = None,
+    max_choices: options.MaxChoices = None,
+    max_waiting: options.MaxWaiting = None,
+    max_receiving: options.MaxReceiving = None,
+    request_timeout_s: options.RequestSeconds = None,
+    shutdown_grace_s: options.GraceSeconds = None,
+    config: options.Config = None,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Serve a model to OpenAI's clients, and a page to people, until Ctrl-C.
+
+    Each setting may also stand in the environment (FASTVLM_SERVE_MAX_PICTURES=4) or in a TOML file (max_pictures = 4);
+    options win over the environment, the environment over the file. API keys stand in a file or in
+    FASTVLM_SERVE_API_KEYS, never among the options, which other users of the machine can see.
+
+    \b
+    Examples:
+      fastvlm serve
+      fastvlm serve --model apple/FastVLM-0.5B --port 8080 --slots 8
+      fastvlm serve --host 0.0.0.0 --api-keys-file keys.txt
+      fastvlm serve --config serve.toml --access-log
+    """
+    told = dict(locals())
+    _check_extra()
+    from fastvlm.server.setting_sources import read_settings
+
+    settings = read_settings(_given(told), os.environ, config)
+    _run(settings, Notes(is_quiet=is_quiet), is_quiet=is_quiet, is_debug=is_debug)
+
+
+def _given(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What was typed, by the settings' names."""
+    plain = ("has_no_page", "access_log", "config", "is_quiet", "is_debug")
+    given = {name: value for name, value in told.items() if name not in plain and value is not None}
+    for name in ("cors_origins", "remote_hosts"):
+        if name in given:
+            given[name] = tuple(given[name])
+    if told["has_no_page"]:
+        given["page"] = False
+    if told["access_log"]:
+        given["access_log"] = True
+    return given
+
+
+def _check_extra() -> None:
+    """Raise MissingExtraError for the first package of the extra that is not there."""
+    from importlib.util import find_spec
+
+    for module, package in _NEEDED.items():
+        if find_spec(module) is None:
+            raise MissingExtraError(package, "serve", "fastvlm serve")
+
+
+def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: bool) -> None:
+    choice = ModelChoice(
+        settings.model, settings.revision, settings.device, settings.dtype, settings.image_fit, settings.image_size
+    )
+    with notes.waiting("Starting"):
+        quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
+        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.server.serving import serve as serve_until_stopped
+        from fastvlm.web import page_folder
+    folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
+
+    def tell(url: str) -> None:
+        if not is_quiet:  # also without a terminal: a log that says where the server is
+            what = f"{url}  (API {url}/v1, docs {url}/docs)"
+            say("serving", f"{settings.served_name} at {what}")
+
+    serve_until_stopped(
+        settings,
+        lambda: [_open_engine(str(folder), choice, settings) for _ in range(settings.replicas)],
+        page=page_folder() if settings.page else None,
+        on_listening=tell,
+    )
+
+
+def _open_engine(folder: str, choice: ModelChoice, settings: ServeSettings) -> Engine:
+    from fastvlm import checkpoints
+    from fastvlm.engine.fast import Bits, fast_engine
+    from fastvlm.processing.image_processor import image_size_px
+
+    model, processor = checkpoints.load(folder, device=choice.device, dtype=choice.dtype)
+    pictures = processor.image_processor
+    if choice.image_fit is not None:
+        pictures.image_fit = choice.image_fit
+    if choice.image_size_px is not None:
+        pictures.image_size = image_size_px(choice.image_size_px, pictures.patch_size)
+    return fast_engine(
+        model,
+        processor,
+        bits=cast("Bits", settings.bits),  # the settings are checked
+        num_slots=settings.slots,
+        context=settings.context,
+        max_waiting=settings.max_waiting,
+        image_cache_bytes=settings.image_cache_bytes,
+        picture_memo_bytes=settings.picture_memo_bytes,
+    )

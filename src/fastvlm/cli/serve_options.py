@@ -1,0 +1,165 @@
+"""The options of `fastvlm serve`, in groups. None means not given: the environment and the file are asked then."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "AccessLog",
+    "ApiKeysFile",
+    "Bits",
+    "Config",
+    "Context",
+    "CorsOrigins",
+    "Device",
+    "Dtype",
+    "Fit",
+    "GraceSeconds",
+    "Host",
+    "ImageCacheBytes",
+    "ImageSize",
+    "MaxBodyBytes",
+    "MaxChoices",
+    "MaxOutputTokens",
+    "MaxPictureBytes",
+    "MaxPicturePixels",
+    "MaxPictures",
+    "MaxPromptTokens",
+    "MaxReceiving",
+    "MaxWaiting",
+    "Model",
+    "Name",
+    "NoPage",
+    "PictureMemoBytes",
+    "Port",
+    "RemoteHosts",
+    "RemoteSeconds",
+    "Replicas",
+    "RequestSeconds",
+    "Revision",
+    "Slots",
+]
+
+_MODEL, _NETWORK, _PICTURES, _LIMITS = "Model", "Network", "Pictures", "Limits"
+
+
+def _option(group: str, *flags: str, metavar: str | None = None, text: str) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=group)
+
+
+Model = Annotated[
+    str | None,
+    _option(
+        _MODEL, "--model", "-m", metavar="MODEL", text="The shipped 'mini', a folder, or a Hub name.  [default: mini]"
+    ),
+]
+Revision = Annotated[
+    str | None, _option(_MODEL, "--revision", metavar="REV", text="Branch, tag or commit of a Hub name.")
+]
+Name = Annotated[
+    str | None, _option(_MODEL, "--name", metavar="NAME", text="What clients call it; if not given, as --model.")
+]
+Device = Annotated[
+    str | None, _option(_MODEL, "--device", metavar="DEVICE", text="cpu, cuda, cuda:1, mps; a GPU if there is one.")
+]
+Dtype = Annotated[
+    str | None, _option(_MODEL, "--dtype", metavar="DTYPE", text="auto, float32, bfloat16, float16.  [default: auto]")
+]
+Bits = Annotated[
+    int | None,
+    _option(_MODEL, "--bits", metavar="BITS", text="Of the decoder's weights on a CPU: 16, 8, 4.  [default: 16]"),
+]
+Fit = Annotated[
+    str | None,
+    _option(_MODEL, "--image-fit", metavar="FIT", text="pad, crop or stretch; if not given, the checkpoint's."),
+]
+ImageSize = Annotated[
+    str | None,
+    _option(_MODEL, "--image-size", metavar="SIZE", text="Side in pixels, or HEIGHTxWIDTH; multiples of 64."),
+]
+Replicas = Annotated[
+    int | None, _option(_MODEL, "--replicas", metavar="N", text="Engines, each with its own weights.  [default: 1]")
+]
+Slots = Annotated[
+    int | None, _option(_MODEL, "--slots", metavar="N", text="Replies that an engine makes together.  [default: 4]")
+]
+Context = Annotated[
+    int | None, _option(_MODEL, "--context", metavar="TOKENS", text="Of a conversation; if not given, the model's own.")
+]
+ImageCacheBytes = Annotated[
+    int | None,
+    _option(_MODEL, "--image-cache-bytes", metavar="N", text="For encoded pictures, an engine.  [default: 268435456]"),
+]
+PictureMemoBytes = Annotated[
+    int | None,
+    _option(_MODEL, "--picture-memo-bytes", metavar="N", text="For prepared pictures, an engine.  [default: 67108864]"),
+]
+Host = Annotated[
+    str | None,
+    _option(_NETWORK, "--host", metavar="HOST", text="Where to listen; others need API keys.  [default: 127.0.0.1]"),
+]
+Port = Annotated[
+    int | None, _option(_NETWORK, "--port", "-p", metavar="PORT", text="0 for any free one.  [default: 8000]")
+]
+ApiKeysFile = Annotated[
+    str | None, _option(_NETWORK, "--api-keys-file", metavar="FILE", text="Clients need one of its keys, one a line.")
+]
+CorsOrigins = Annotated[
+    list[str] | None,
+    _option(_NETWORK, "--cors-origin", metavar="ORIGIN", text="A page elsewhere that may ask; repeatable, * for all."),
+]
+NoPage = Annotated[bool, _option(_NETWORK, "--no-page", text="No page at /.")]
+AccessLog = Annotated[bool, _option(_NETWORK, "--access-log", text="A line on stderr for each request.")]
+RemoteHosts = Annotated[
+    list[str] | None,
+    _option(
+        _PICTURES,
+        "--remote-host",
+        metavar="HOST",
+        text="Fetch pictures from it: example.org, *.example.org, * for any public one; repeatable.",
+    ),
+]
+RemoteSeconds = Annotated[
+    float | None, _option(_PICTURES, "--remote-timeout", metavar="SECONDS", text="For one such picture.  [default: 10]")
+]
+MaxPictures = Annotated[
+    int | None, _option(_PICTURES, "--max-pictures", metavar="N", text="In one request.  [default: 8]")
+]
+MaxPictureBytes = Annotated[
+    int | None, _option(_PICTURES, "--max-picture-bytes", metavar="N", text="Of one, encoded.  [default: 15728640]")
+]
+MaxPicturePixels = Annotated[
+    int | None, _option(_PICTURES, "--max-picture-pixels", metavar="N", text="Width x height.  [default: 40000000]")
+]
+MaxBodyBytes = Annotated[
+    int | None, _option(_LIMITS, "--max-body-bytes", metavar="N", text="Of one request.  [default: 20971520]")
+]
+MaxPromptTokens = Annotated[
+    int | None, _option(_LIMITS, "--max-prompt-tokens", metavar="N", text="If not given, what the context leaves.")
+]
+MaxOutputTokens = Annotated[
+    int | None, _option(_LIMITS, "--max-output-tokens", metavar="N", text="Of one reply.  [default: 1024]")
+]
+MaxChoices = Annotated[
+    int | None, _option(_LIMITS, "--max-choices", metavar="N", text="Replies to one request, n.  [default: 8]")
+]
+MaxWaiting = Annotated[
+    int | None,
+    _option(_LIMITS, "--max-waiting", metavar="N", text="Replies that wait for a slot, an engine.  [default: 64]"),
+]
+MaxReceiving = Annotated[
+    int | None, _option(_LIMITS, "--max-receiving", metavar="N", text="Requests that arrive together.  [default: 32]")
+]
+RequestSeconds = Annotated[
+    float | None, _option(_LIMITS, "--request-timeout", metavar="SECONDS", text="For one request.  [default: 300]")
+]
+GraceSeconds = Annotated[
+    float | None,
+    _option(_LIMITS, "--shutdown-grace", metavar="SECONDS", text="For running replies after SIGTERM.  [default: 30]"),
+]
+Config = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="Settings in TOML; the environment and options here win over it."),
+]

@@ -1,0 +1,104 @@
+"""What goes wrong, as clients of OpenAI's API read it: a status, and `{"error": {message, type, param, code}}`.
+
+Messages of errors that are ours to make say what to do. Anything else is a fault of the server: the client hears that
+there was one, the log hears what it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from fastvlm.errors import (
+    ContextLengthError,
+    EngineBusyError,
+    FastVlmError,
+    ImageTokenMismatchError,
+    PictureError,
+    PromptError,
+    UsageError,
+)
+
+__all__ = ["ApiError", "as_api_error", "busy", "error_body", "error_response", "invalid", "unready"]
+
+logger = logging.getLogger("fastvlm.server")
+
+_BAD_REQUEST: dict[type[FastVlmError], str] = {
+    ContextLengthError: "context_length_exceeded",
+    PictureError: "invalid_image",
+    ImageTokenMismatchError: "invalid_prompt",
+    PromptError: "invalid_prompt",
+    UsageError: "invalid_value",
+}
+RETRY_AFTER_S = 1  # a reply of the mini takes less; one of a larger model is worth asking for again
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: HTTP's.
+        message: for the client: what was got, what was expected, what to do.
+        code: a word for programs.
+        param: where in the request, ``messages[0].content``.
+        kind: OpenAI's `type`.
+        headers: sent along.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.kind = status, message, code, param, kind
+        self.headers = dict(headers or {})
+
+
+def invalid(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A request that cannot be answered as it is."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def busy(message: str) -> ApiError:
+    """Too many requests; the client should come back."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return ApiError(429, message, code="server_busy", kind="rate_limit_error", headers=headers)
+
+
+def unready(message: str) -> ApiError:
+    """The server has not begun, or is ending."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return ApiError(503, message, code="server_not_ready", kind="server_error", headers=headers)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a client is told about `error`."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineBusyError):
+        return busy("The queue is full. Try again later.")
+    for kind, code in _BAD_REQUEST.items():
+        if isinstance(error, kind):
+            return invalid(str(error), code=code)
+    logger.error("a request failed", exc_info=error)
+    message = "The server failed to answer this request; its log says why."
+    return ApiError(500, message, code="internal_error", kind="server_error")
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """The JSON of an error, whole reply or event."""
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The whole reply of an error."""
+    return JSONResponse(error_body(error), error.status, headers=error.headers)

@@ -1,0 +1,280 @@
+"""The application: routes, and the model's way from closed to ready to stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from fastvlm.engine.engine import Engine
+from fastvlm.engine.types import SamplingParams
+from fastvlm.pictures import PictureLimits
+from fastvlm.server.api_errors import ApiError, as_api_error, busy, error_response, unready
+from fastvlm.server.asking import Kitchen, answer_chat, answer_completion
+from fastvlm.server.attended import HangUp, TimeIsUp, attend
+from fastvlm.server.event_stream import Outlet
+from fastvlm.server.gate import Gate
+from fastvlm.server.guides import Guides
+from fastvlm.server.metrics import CONTENT_TYPE, Metrics
+from fastvlm.server.openapi import DOCS_STYLE, docs_page, document
+from fastvlm.server.reading import read_body
+from fastvlm.server.remote_pictures import RemotePictures
+from fastvlm.server.replicas import Replicas
+from fastvlm.server.settings import ServeSettings
+from fastvlm.server.token_names import TokenNames
+
+__all__ = ["OpenEngines", "Service", "create_app"]
+
+logger = logging.getLogger("fastvlm.server")
+
+OpenEngines = Callable[[], Sequence[Engine]]
+Answer = Callable[[Kitchen, bytes, Outlet, float], Coroutine[None, None, None]]
+_WARM_UP_TOKENS = 4
+
+
+class Service:
+    """The server's state: "starting", "warming up", "ready", "stopping", or "failed" with the reason.
+
+    Args:
+        settings: of the server.
+        open_engines: opens the model, in a thread of its own: one engine a replica.
+    """
+
+    def __init__(self, settings: ServeSettings, open_engines: OpenEngines) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.status = "starting"
+        self.failure: Exception | None = None
+        self.started_at = int(time.time())
+        self.kitchen: Kitchen | None = None
+        self.num_receiving = 0
+        self._open_engines = open_engines
+
+    @property
+    def is_ready(self) -> bool:
+        """True while requests are answered."""
+        return self.status == "ready"
+
+    async def start(self, on_failure: Callable[[], None]) -> None:
+        """Open the model, answer one question with each engine, be ready. A failure is kept, and told."""
+        try:
+            engines = await asyncio.to_thread(self._open_engines)
+            kitchen = await asyncio.to_thread(self._kitchen, engines)
+            await kitchen.replicas.open()
+            self.kitchen = kitchen
+            self._become("warming up")
+            for replica in kitchen.replicas.all:
+                await replica.door.generate(_WARM_UP, SamplingParams(max_new_tokens=_WARM_UP_TOKENS))
+            self.metrics.watch(kitchen.replicas.all)
+            self._become("ready")
+        except Exception as error:  # noqa: BLE001 - whoever started the server raises it
+            self.status, self.failure = "failed", error
+            on_failure()
+
+    def _become(self, status: str) -> None:
+        if self.status != "stopping":
+            self.status = status
+
+    def _kitchen(self, engines: Sequence[Engine]) -> Kitchen:
+        settings, engine = self.settings, engines[0]
+        limits = PictureLimits(max_bytes=settings.max_picture_bytes, max_pixels=settings.max_picture_pixels)
+        for one in engines:
+            one.processor.image_processor.picture_limits = limits
+        tokenizer, end_ids = engine.processor.tokenizer, sorted(engine.config.stop_token_ids)
+        guides = Guides(tokenizer, engine.config.text_config.vocab_size, end_ids)
+        return Kitchen(
+            settings=settings,
+            replicas=Replicas(engines),
+            guides=guides,
+            names=TokenNames(guides.tokens, tokenizer, end_ids),
+            remote=RemotePictures(
+                settings.remote_hosts, max_bytes=settings.max_picture_bytes, timeout_s=settings.remote_timeout_s
+            ),
+            metrics=self.metrics,
+            tokenizer=tokenizer,
+        )
+
+    def stop(self) -> None:
+        """Take no more requests; those that are here go on."""
+        self.status = "stopping"
+
+    async def close(self) -> None:
+        """End what still runs."""
+        self.stop()
+        if self.kitchen is not None:
+            await self.kitchen.replicas.close()
+
+
+# A black picture and a question: the encoder, the prompt's pass and the decoder have all run once.
+_WARM_UP = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "image", "image": b"P5 1 1 255\n\x00"},  # a PGM of one black pixel
+            {"type": "text", "text": "?"},
+        ],
+    }
+]
+
+
+class _Asking:
+    """An ASGI endpoint that answers with the engine; every way in which that can end is told here."""
+
+    def __init__(self, service: Service, answer: Answer) -> None:
+        self._service, self._answer = service, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        service, outlet, start_s = self._service, Outlet(send), time.perf_counter()
+        try:
+            await self._attended(scope, receive, outlet, start_s)
+            return
+        except HangUp:
+            service.metrics.hang_ups.inc()
+            return
+        except TimeIsUp:
+            error = _too_slow(service.settings.request_timeout_s)
+        except Exception as raised:  # noqa: BLE001 - every failure becomes an answer
+            is_ending = service.status == "stopping" and not isinstance(raised, ApiError)
+            error = unready("The server is stopping.") if is_ending else as_api_error(raised)
+        service.metrics.errors.labels(error.code).inc()
+        if outlet.has_begun:
+            await outlet.fail(error)
+        else:
+            await error_response(error)(scope, receive, send)
+
+    async def _attended(self, scope: Scope, receive: Receive, outlet: Outlet, start_s: float) -> None:
+        service, limit_s = self._service, self._service.settings.request_timeout_s
+        if service.kitchen is None or not service.is_ready:
+            raise unready(f"The server is {service.status}. Try again later.")
+        body = await self._body(scope, receive, limit_s)
+        left_s = max(0.0, limit_s - (time.perf_counter() - start_s))
+        await attend(self._answer(service.kitchen, body, outlet, start_s), receive, left_s)
+
+    async def _body(self, scope: Scope, receive: Receive, limit_s: float) -> bytes:
+        settings = self._service.settings
+        if self._service.num_receiving >= settings.max_receiving:
+            raise busy(f"{settings.max_receiving} requests are being received, which is the limit. Try again later.")
+        self._service.num_receiving += 1
+        try:
+            return await asyncio.wait_for(read_body(scope, receive, settings.max_body_bytes), limit_s)
+        except asyncio.TimeoutError:
+            raise ApiError(408, f"The body did not arrive within {limit_s} s.", code="request_timeout") from None
+        finally:
+            self._service.num_receiving -= 1
+
+
+def _too_slow(limit_s: float) -> ApiError:
+    # OpenAI's clients would ask again by themselves, and the second time would take as long.
+    message = f"The reply took longer than {limit_s:g} s, which is the limit. Ask for fewer tokens or pictures."
+    return ApiError(504, message, code="timeout", kind="server_error", headers={"x-should-retry": "false"})
+
+
+def create_app(
+    service: Service, *, page: Path | None = None, on_failure: Callable[[], None] = lambda: None
+) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        service: its state; opened when the application starts, closed when it ends.
+        page: a folder whose files are shown at ``/``; None for none.
+        on_failure: called when the model could not be opened; the service has the reason.
+    """
+    settings = service.settings
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        opening = asyncio.create_task(service.start(on_failure))
+        yield
+        await opening  # a thread that opens a model cannot be interrupted
+        await service.close()
+
+    middleware = [Middleware(Gate, settings=settings, metrics=service.metrics)]
+    if settings.cors_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "OpenAI-*", "X-Stainless-*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+        middleware.insert(0, cors)
+    return Starlette(
+        routes=_routes(service, page),
+        middleware=middleware,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _http_error, Exception: _unexpected},
+    )
+
+
+def _routes(service: Service, page: Path | None) -> list[BaseRoute]:
+    content = document(service.settings.served_name, has_keys=bool(service.settings.api_keys))
+    docs = docs_page(content)
+    routes: list[BaseRoute] = [
+        Route("/v1/chat/completions", _Asking(service, answer_chat), methods=["POST"]),
+        Route("/v1/completions", _Asking(service, answer_completion), methods=["POST"]),
+        Route("/v1/models", lambda _: JSONResponse({"object": "list", "data": [_model(service)]})),
+        Route("/v1/models/{model:path}", lambda request: _one_model(service, request)),
+        Route("/health", lambda _: _state(service, is_good=service.status != "failed")),
+        Route("/ready", lambda _: _state(service, is_good=service.is_ready)),
+        Route("/metrics", lambda _: Response(service.metrics.page(), headers={"Content-Type": CONTENT_TYPE})),
+        Route("/openapi.json", lambda _: JSONResponse(content)),
+        Route("/docs", lambda _: HTMLResponse(docs)),
+        Route("/docs.css", lambda _: Response(DOCS_STYLE, media_type="text/css")),
+    ]
+    return [*routes, *_page_routes(page)] if page is not None else routes
+
+
+def _page_routes(page: Path) -> list[BaseRoute]:
+    """A route for each file that is there now: no path of a request is ever looked for on the disk."""
+    files = {f"/{file.relative_to(page).as_posix()}": file for file in sorted(page.rglob("*")) if file.is_file()}
+    files["/"] = page / "index.html"
+    return [Route(path, partial(_file, file)) for path, file in files.items()]
+
+
+async def _file(file: Path, _: Request) -> Response:
+    return FileResponse(file, headers={"Cache-Control": "no-cache"})
+
+
+def _model(service: Service) -> dict[str, Any]:
+    name = service.settings.served_name
+    return {"id": name, "object": "model", "created": service.started_at, "owned_by": "fastvlm"}
+
+
+def _one_model(service: Service, request: Request) -> Response:
+    model, asked = _model(service), request.path_params["model"]
+    if asked == model["id"]:
+        return JSONResponse(model)
+    message = f"There is no such model here; this server has {model['id']!r}."
+    return error_response(ApiError(404, message, code="model_not_found", param="model"))
+
+
+def _state(service: Service, *, is_good: bool) -> Response:
+    content = {"status": service.status, "is_ready": service.is_ready}
+    return JSONResponse(content, 200 if is_good else 503, headers={} if is_good else {"Retry-After": "1"})
+
+
+def _http_error(_: Request, error: Exception) -> Response:
+    """What the router answers: no such path, no such method."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for these
+    message = {404: "There is nothing at this path; /docs lists what is.", 405: "This path has other methods."}
+    text = message.get(error.status_code, error.detail)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return error_response(ApiError(error.status_code, text, code=code, headers=error.headers))
+
+
+def _unexpected(_: Request, error: Exception) -> Response:
+    return error_response(as_api_error(error))

@@ -1,0 +1,161 @@
+"""POST /v1/chat/completions and /v1/completions: read, prepare, generate, tell. The story of a request is `_answer`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastvlm.engine.prepared import PreparedPrompt
+from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
+from fastvlm.errors import PromptError
+from fastvlm.processing.prompt import IMAGE_TOKEN
+from fastvlm.server.api_errors import ApiError, invalid
+from fastvlm.server.event_stream import Outlet
+from fastvlm.server.formats import ChatFormat, Format, TextFormat
+from fastvlm.server.generation import Choice, Totals, replies
+from fastvlm.server.guides import Guides
+from fastvlm.server.messages import read_messages
+from fastvlm.server.metrics import Metrics
+from fastvlm.server.params import choice_params, read_params, reply_limit
+from fastvlm.server.reading import parse
+from fastvlm.server.remote_pictures import RemotePictures
+from fastvlm.server.replicas import Replica, Replicas
+from fastvlm.server.schemas import ChatRequest, CompletionRequest
+from fastvlm.server.settings import ServeSettings
+from fastvlm.server.token_names import TokenNames
+
+__all__ = ["Kitchen", "answer_chat", "answer_completion"]
+
+
+@dataclass(frozen=True)
+class Kitchen:
+    """What answering needs, once the model is open."""
+
+    settings: ServeSettings
+    replicas: Replicas
+    guides: Guides
+    names: TokenNames
+    remote: RemotePictures
+    metrics: Metrics
+    tokenizer: Any
+
+
+async def answer_chat(kitchen: Kitchen, body: bytes, outlet: Outlet, start_s: float) -> None:
+    """Answer one chat request; `start_s` is when it came, on :func:`time.perf_counter`'s clock."""
+    asked = parse(body, ChatRequest)
+    count = _checked_count(kitchen, asked, num_prompts=1)
+    settings = kitchen.settings
+    messages = await read_messages(
+        asked.messages,
+        kitchen.remote.fetch,
+        max_pictures=settings.max_pictures,
+        max_picture_bytes=settings.max_picture_bytes,
+    )
+    guides = await kitchen.guides.make(asked.response_format, count)
+    with kitchen.replicas.claim(count, _conversation(messages[:2])) as replica:
+        prompt = await replica.door.prepare(messages)
+        params = _params(asked, [prompt], replica, settings)
+        choices = [Choice(prompt, choice_params(params, index), guide) for index, guide in enumerate(guides)]
+        told = ChatFormat(settings.served_name, kitchen.names, has_usage=_has_usage(asked))
+        await _answer(kitchen, asked, replica, choices, told, outlet, start_s)
+
+
+async def answer_completion(kitchen: Kitchen, body: bytes, outlet: Outlet, start_s: float) -> None:
+    """Answer one completion request: the text goes in as it is, so a chat's marks may stand in it."""
+    asked = parse(body, CompletionRequest)
+    texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+    count = _checked_count(kitchen, asked, num_prompts=len(texts))
+    if any(IMAGE_TOKEN in text for text in texts):
+        raise invalid(f"A prompt has {IMAGE_TOKEN!r} in it; pictures go to /v1/chat/completions.", param="prompt")
+    with kitchen.replicas.claim(count, _conversation(texts)) as replica:
+        prompts = [await replica.door.prepare(_token_ids(kitchen.tokenizer, text)) for text in texts]
+        params = _params(asked, prompts, replica, kitchen.settings)
+        each = count // len(prompts)
+        choices = [Choice(prompt, choice_params(params, index)) for prompt in prompts for index in range(each)]
+        told = TextFormat(kitchen.settings.served_name, kitchen.names, has_usage=_has_usage(asked))
+        await _answer(kitchen, asked, replica, choices, told, outlet, start_s)
+
+
+def _checked_count(kitchen: Kitchen, asked: ChatRequest | CompletionRequest, num_prompts: int) -> int:
+    """How many replies are asked for in all; of a model that is there."""
+    name, limit = kitchen.settings.served_name, kitchen.settings.max_choices
+    if asked.model != name:
+        raise ApiError(
+            404, f"There is no such model here; this server has {name!r}.", code="model_not_found", param="model"
+        )
+    if asked.stream_options is not None and not asked.stream:
+        raise invalid("stream_options needs stream to be true.", param="stream_options")
+    count = (asked.n or 1) * num_prompts
+    if count > limit:
+        raise invalid(f"{count} replies are asked for; the limit is {limit}.", param="n")
+    return count
+
+
+def _has_usage(asked: ChatRequest | CompletionRequest) -> bool:
+    return asked.stream_options is not None and asked.stream_options.include_usage
+
+
+def _conversation(beginning: Sequence[Any]) -> str:
+    """What stands for a conversation: its first messages, pictures and all."""
+    return hashlib.blake2b(repr(beginning).encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def _token_ids(tokenizer: Any, text: str) -> dict[str, Any]:
+    ids = tokenizer(text)["input_ids"]
+    if not ids:
+        raise PromptError("The prompt is empty; expected a text.")
+    return {"input_ids": [ids]}
+
+
+def _params(
+    asked: ChatRequest | CompletionRequest, prompts: Sequence[PreparedPrompt], replica: Replica, settings: ServeSettings
+) -> SamplingParams:
+    """The settings of all choices; the longest prompt leaves the least room."""
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    return read_params(asked, reply_limit(asked, longest, replica.engine.context, settings))
+
+
+async def _answer(
+    kitchen: Kitchen,
+    asked: ChatRequest | CompletionRequest,
+    replica: Replica,
+    choices: Sequence[Choice],
+    told: Format,
+    outlet: Outlet,
+    start_s: float,
+) -> None:
+    """The choices, as they come or whole."""
+    totals, completions = Totals(), dict[int, Completion]()
+    is_silent = True
+    opened: set[int] = set()
+    async with replies(replica, choices, totals) as events:
+        async for index, event in events:
+            if event.text and is_silent:
+                is_silent = False
+                kitchen.metrics.ttft.observe(time.perf_counter() - start_s)
+            if event.completion is not None:
+                completions[index] = event.completion
+            if asked.stream:
+                await _tell(outlet, told, index, event, opened)
+    kitchen.metrics.add(totals)
+    if not asked.stream:
+        await outlet.json(told.whole([completions[index] for index in range(len(choices))], totals))
+        return
+    if _has_usage(asked):
+        await outlet.event(told.closing(totals))
+    await outlet.done()
+
+
+async def _tell(outlet: Outlet, told: Format, index: int, event: TokenEvent, opened: set[int]) -> None:
+    """One event of one choice; its opening first."""
+    if index not in opened:
+        opened.add(index)
+        opening = told.opening(index)
+        if opening is not None:
+            await outlet.event(opening)
+    piece = told.piece(index, event)
+    if piece is not None:
+        await outlet.event(piece)

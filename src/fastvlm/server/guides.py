@@ -1,0 +1,112 @@
+"""`response_format`, enforced token by token: a grammar says which tokens may come next (llguidance).
+
+JSON comes without white space between its parts: a model that may write spaces can write them for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.hf import from_tokenizer
+from torch import Tensor
+
+from fastvlm.server.api_errors import ApiError, invalid
+from fastvlm.server.schemas import PlainFormat, SchemaFormat
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions  # declared in its stub only
+
+__all__ = ["GrammarGuide", "Guides"]
+
+logger = logging.getLogger("fastvlm.server")
+
+_MAX_SCHEMA_CHARACTERS = 64 * 1024
+_JSON: JsonCompileOptions = {"whitespace_flexible": False}
+_QUIET = 0  # llguidance's log level
+
+
+class GrammarGuide:
+    """One reply's place in a grammar; a :class:`fastvlm.engine.sampling.TokenGuide`.
+
+    Args:
+        matcher: at the grammar's beginning.
+        vocab_size: of the logits, which may be wider than the tokenizer's.
+        end_ids: tokens that end a reply: all that may come where the grammar has failed.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int, end_ids: Sequence[int]) -> None:
+        self._matcher, self._vocab_size, self._end_ids = matcher, vocab_size, list(end_ids)
+
+    def allowed(self) -> Tensor:
+        """Bool (V,), True where a token may come; an end token alone once the grammar is over, or has failed."""
+        words = torch.empty((self._vocab_size + 31) // 32, dtype=torch.int32)
+        if not self._matcher.is_error():
+            self._matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.nbytes)
+        if self._matcher.is_error():
+            return torch.zeros(self._vocab_size, dtype=torch.bool).index_fill_(0, torch.tensor(self._end_ids), True)
+        bits = words.view(torch.uint8)[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)) & 1
+        return bits.reshape(-1)[: self._vocab_size].bool()
+
+    def took(self, token_id: int) -> None:
+        """Go on by one token."""
+        self._matcher.consume_token(token_id)
+
+    @property
+    def has_failed(self) -> bool:
+        """True if the grammar could not be followed: it became too large while it was."""
+        return self._matcher.is_error()
+
+
+class Guides:
+    """Makes guides for one model's tokens.
+
+    Args:
+        tokenizer: transformers' fast one.
+        vocab_size: of the logits.
+        end_ids: tokens that end a reply.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, end_ids: Sequence[int]) -> None:
+        self._vocab_size, self._end_ids = vocab_size, list(end_ids)
+        self.tokens: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=self._end_ids)
+        self._limits = LLParserLimits(verbose_errors=False)
+
+    async def make(self, asked: PlainFormat | SchemaFormat | None, count: int) -> list[GrammarGuide] | list[None]:
+        """A guide for each of `count` replies, made in another thread; None where nothing was asked for.
+
+        Raises:
+            ApiError: a schema that is none, is too large, or says what cannot be enforced.
+        """
+        if asked is None or asked.type == "text":
+            return [None] * count
+        schema = asked.json_schema.schema_ if isinstance(asked, SchemaFormat) else {"type": "object"}
+        matcher = await asyncio.to_thread(self._matcher, schema)
+        matchers = [matcher, *(matcher.deep_copy() for _ in range(count - 1))]
+        return [GrammarGuide(one, self._vocab_size, self._end_ids) for one in matchers]
+
+    def _matcher(self, schema: dict[str, Any]) -> LLMatcher:
+        text = json.dumps(schema)
+        if len(text) > _MAX_SCHEMA_CHARACTERS:
+            raise _bad_schema(f"it has {len(text)} characters, the limit is {_MAX_SCHEMA_CHARACTERS}")
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)
+            matcher = LLMatcher(self.tokens, grammar, log_level=_QUIET, limits=self._limits)
+        except ValueError as error:
+            raise _bad_schema(str(error)) from error
+        if matcher.is_error():
+            raise _bad_schema(matcher.get_error())
+        return matcher
+
+
+def _bad_schema(reason: str) -> ApiError:
+    return invalid(
+        f"The schema cannot be enforced: {reason.strip().splitlines()[0]}.",
+        param="response_format.json_schema.schema",
+        code="invalid_json_schema",
+    )

@@ -1,0 +1,96 @@
+"""Messages of OpenAI's API -> the engine's. A picture is in the request itself, or behind an address that is allowed.
+
+Nothing here opens a file: what is no data URI and no http(s) URL is refused by its scheme, before anything reads it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import urllib.parse
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+from fastvlm.server.api_errors import ApiError, invalid
+from fastvlm.server.schemas import ImagePart, Message
+
+__all__ = ["FetchPicture", "read_messages"]
+
+FetchPicture = Callable[[str], Awaitable[bytes]]  # URL -> encoded picture; raises ApiError
+
+
+async def read_messages(
+    messages: Sequence[Message], fetch: FetchPicture, *, max_pictures: int, max_picture_bytes: int
+) -> list[dict[str, Any]]:
+    """Messages as :meth:`fastvlm.AsyncEngine.prepare` takes them, pictures as bytes.
+
+    Raises:
+        ApiError: too many pictures, one in another turn than the user's, an address that is none or not allowed, a data
+            URI that is none, a picture with too many bytes.
+    """
+    pictures = [(place, role, part) for place, role, part in _pictures(messages)]
+    if len(pictures) > max_pictures:
+        raise invalid(f"The request has {len(pictures)} pictures; the limit is {max_pictures}.", param="messages")
+    contents: dict[int, bytes] = {}
+    for place, role, part in pictures:
+        if role != "user":
+            raise invalid(f"{place} is a picture of the role {role!r}; only user messages can have one.", param=place)
+        try:
+            contents[id(part)] = await _picture(part.image_url.url, place, fetch, max_picture_bytes)
+        except ApiError as error:
+            error.param = error.param or place
+            raise
+    return [_turn(message, contents) for message in messages]
+
+
+def _pictures(messages: Sequence[Message]) -> Iterator[tuple[str, str, ImagePart]]:
+    for index, message in enumerate(messages):
+        if not isinstance(message.content, str):
+            for number, part in enumerate(message.content):
+                if isinstance(part, ImagePart):
+                    yield f"messages[{index}].content[{number}].image_url.url", message.role, part
+
+
+async def _picture(url: str, place: str, fetch: FetchPicture, max_bytes: int) -> bytes:
+    scheme = url.partition(":")[0].lower()
+    if scheme == "data":
+        return _data_uri(url, place, max_bytes)
+    if scheme in ("http", "https"):
+        return await fetch(url)
+    raise invalid(
+        f"{place} is no data URI and no http(s) URL; paths and other schemes are refused. Expected "
+        "data:image/png;base64,<payload>.",
+        param=place,
+        code="invalid_image_url",
+    )
+
+
+def _data_uri(uri: str, place: str, max_bytes: int) -> bytes:
+    """The bytes of ``data:[<type>][;base64],<payload>`` (RFC 2397)."""
+    header, comma, payload = uri.partition(",")
+    if not comma or not header.lower().endswith(";base64"):
+        raise invalid(f"{place} is no data:image/png;base64,<payload>.", param=place, code="invalid_image_url")
+    if len(payload) * 3 // 4 > max_bytes:
+        raise invalid(
+            f"{place} has more than {max_bytes} bytes, which is the limit.", param=place, code="image_too_large"
+        )
+    try:
+        data = base64.b64decode(urllib.parse.unquote_to_bytes(payload), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise invalid(f"{place} is no valid base64. Was it cut?", param=place, code="invalid_image_url") from error
+    if not data:
+        raise invalid(f"{place} is empty: 0 bytes hold no picture.", param=place, code="invalid_image_url")
+    return data
+
+
+def _turn(message: Message, contents: dict[int, bytes]) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": [{"type": "text", "text": message.content}]}
+    items: list[dict[str, Any]] = [
+        {"type": "image", "image": contents[id(part)]}
+        if isinstance(part, ImagePart)
+        else {"type": "text", "text": part.text}
+        for part in message.content
+    ]
+    return {"role": role, "content": items}

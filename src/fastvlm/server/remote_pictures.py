@@ -1,0 +1,165 @@
+"""Pictures behind addresses: only of allowed hosts, and never from inside the network that the server stands in.
+
+For the first URL and for every redirect: scheme, host and port are checked, the name is resolved here, every address
+that it has must be public, and the connection goes to the address that was checked, so a name that changes its address
+in between (DNS rebinding) gains nothing. No proxy, no cookies, no credentials; size and time are limited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import urljoin
+
+import httpx
+
+from fastvlm.server.api_errors import ApiError, invalid
+
+__all__ = ["RemotePictures", "is_public"]
+
+_MAX_REDIRECTS = 3
+_REDIRECTS = (301, 302, 303, 307, 308)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# Addresses that carry an IPv4 address inside: its owner, not they, says whether they are public.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+def is_public(address: str) -> bool:
+    """True for an address of the open internet: not private, loopback, link-local, shared, multicast or reserved."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+async def resolve(host: str, port: int) -> Sequence[str]:
+    """All addresses of `host`; raises OSError if there are none."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class RemotePictures:
+    """Fetches pictures.
+
+    Args:
+        hosts: who may be asked: ``example.org``, ``*.example.org``, ``example.org:8443``, ``*``; empty for nobody.
+        max_bytes: of a picture.
+        timeout_s: for one picture, redirects included.
+        resolve, is_allowed: for tests: the addresses of a name, and which of them may be connected to.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        resolve: Resolve = resolve,
+        is_allowed: Callable[[str], bool] = is_public,
+    ) -> None:
+        self._hosts = tuple(host.lower().rstrip(".") for host in hosts)
+        self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._resolve, self._is_allowed = resolve, is_allowed
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes behind `url`.
+
+        Raises:
+            ApiError: not allowed, not reachable, too large, too slow. What an inner network would answer is not told.
+        """
+        if not self._hosts:
+            raise invalid(
+                "This server fetches no pictures from addresses. Send the picture as a data URI: "
+                "data:image/png;base64,<payload>.",
+                code="remote_images_disabled",
+            )
+        try:
+            return await asyncio.wait_for(self._followed(url), self._timeout_s)
+        except asyncio.TimeoutError as error:
+            raise invalid(f"The picture took longer than {self._timeout_s} s.", code="image_unreachable") from error
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+            raise invalid("The picture's host cannot be reached.", code="image_unreachable") from error
+
+    async def _followed(self, url: str) -> bytes:
+        async with httpx.AsyncClient(trust_env=False, timeout=self._timeout_s, follow_redirects=False) as client:
+            for _ in range(_MAX_REDIRECTS + 1):
+                answer = await self._asked(client, url)
+                if isinstance(answer, bytes):
+                    return answer
+                url = urljoin(url, answer)
+        raise invalid(f"The picture's address redirects more than {_MAX_REDIRECTS} times.", code="image_unreachable")
+
+    async def _asked(self, client: httpx.AsyncClient, text: str) -> bytes | str:
+        """A picture's bytes, or where it is instead."""
+        url = self._checked_url(text)
+        address = await self._checked_address(url)
+        headers = {"Host": url.netloc.decode("ascii"), "User-Agent": "fastvlm", "Accept-Encoding": "identity"}
+        # The certificate is checked against the name, though the connection goes to the address.
+        extensions = {"sni_hostname": url.raw_host.decode("ascii")}
+        request = client.build_request("GET", url.copy_with(host=address), headers=headers, extensions=extensions)
+        response = await client.send(request, stream=True)
+        try:
+            if response.status_code in _REDIRECTS and "location" in response.headers:
+                return str(response.headers["location"])
+            return await self._body(response)
+        finally:
+            await response.aclose()
+
+    def _checked_url(self, text: str) -> httpx.URL:
+        try:
+            url = httpx.URL(text)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise _refused() from error
+        if url.scheme not in _DEFAULT_PORTS or not url.host or url.userinfo or not self._is_listed(url):
+            raise _refused()
+        return url.copy_with(fragment=None)
+
+    def _is_listed(self, url: httpx.URL) -> bool:
+        host = url.raw_host.decode("ascii").lower().rstrip(".")
+        for entry in self._hosts:
+            name, _, port = entry.partition(":")
+            is_same_port = url.port is None if not port else (url.port or _DEFAULT_PORTS[url.scheme]) == int(port)
+            is_same_host = name in ("*", host) or (name.startswith("*.") and host.endswith(name[1:]))
+            if is_same_port and is_same_host:
+                return True
+        return False
+
+    async def _checked_address(self, url: httpx.URL) -> str:
+        """The first address of the URL's host, all of which must be allowed."""
+        port = url.port or _DEFAULT_PORTS[url.scheme]
+        addresses = await self._resolve(url.raw_host.decode("ascii"), port)
+        if not addresses or not all(self._is_allowed(address) for address in addresses):
+            raise _refused()
+        return addresses[0]
+
+    async def _body(self, response: httpx.Response) -> bytes:
+        if response.status_code != httpx.codes.OK:
+            raise invalid(
+                f"The picture's host answered with HTTP status {response.status_code}.", code="image_unreachable"
+            )
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise invalid("The picture's host sent compressed data, which was not asked for.", code="image_unreachable")
+        body = bytearray()
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > self._max_bytes:
+                raise invalid(
+                    f"The picture has more than {self._max_bytes} bytes, which is the limit.", code="image_too_large"
+                )
+        return bytes(body)
+
+
+def _refused() -> ApiError:
+    """One answer for all: which of them it was would tell about the network that the server stands in."""
+    return invalid(
+        "The picture's address is not one that this server may fetch. Send the picture as a data URI.",
+        code="image_url_not_allowed",
+    )

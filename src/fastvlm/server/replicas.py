@@ -1,0 +1,82 @@
+"""The engines of one process: how many requests are let in, and who answers which."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from fastvlm.engine.async_engine import AsyncEngine
+from fastvlm.engine.engine import Engine
+from fastvlm.server.api_errors import busy
+
+__all__ = ["Replica", "Replicas"]
+
+_REMEMBERED = 4096  # conversations whose replica is known; a few hundred KB
+
+
+class Replica:
+    """An engine behind its door, and the replies that it owes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.door = engine, AsyncEngine(engine)
+        self.num_owed = 0
+
+    @property
+    def capacity(self) -> int:
+        """Replies that may run or wait."""
+        return self.engine.num_slots + self.engine.max_waiting
+
+
+class Replicas:
+    """All engines.
+
+    Args:
+        engines: of the same model.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.all = [Replica(engine) for engine in engines]
+        self._served: OrderedDict[str, Replica] = OrderedDict()
+
+    async def open(self) -> None:
+        """Begin to take requests."""
+        for replica in self.all:
+            await replica.door.__aenter__()
+
+    async def close(self) -> None:
+        """End all requests; their listeners get a UsageError."""
+        for replica in self.all:
+            await replica.door.close()
+
+    @property
+    def num_owed(self) -> int:
+        """Replies that were promised and have not ended."""
+        return sum(replica.num_owed for replica in self.all)
+
+    @contextmanager
+    def claim(self, count: int, conversation: str) -> Iterator[Replica]:
+        """A replica with room for `count` replies: the one that knows the conversation, or the least busy one.
+
+        Raises:
+            ApiError: 429, all are full.
+        """
+        replica = self._choose(count, conversation)
+        self._served[conversation] = replica
+        self._served.move_to_end(conversation)
+        while len(self._served) > _REMEMBERED:
+            self._served.popitem(last=False)
+        replica.num_owed += count
+        try:
+            yield replica
+        finally:
+            replica.num_owed -= count
+
+    def _choose(self, count: int, conversation: str) -> Replica:
+        known = self._served.get(conversation)
+        if known is not None and known.num_owed + count <= known.engine.num_slots:
+            return known  # its caches begin with this conversation, and a slot is free
+        least = min(self.all, key=lambda replica: replica.num_owed)
+        if least.num_owed + count > least.capacity:
+            raise busy(f"{self.num_owed} replies are running or waiting, which is the limit. Try again later.")
+        return least

@@ -1,0 +1,143 @@
+"""The process: a socket, uvicorn, signals, and an end that loses no reply that has begun."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from fastvlm.errors import UsageError
+from fastvlm.server.app import OpenEngines, Service, create_app
+from fastvlm.server.settings import ServeSettings
+
+__all__ = ["serve"]
+
+_LINGER_S = 5.0  # after the grace period: time to tell clients that their replies have ended
+_KEEP_ALIVE_S = 30
+_BACKLOG = 2048
+
+
+def serve(
+    settings: ServeSettings,
+    open_engines: OpenEngines,
+    *,
+    page: Path | None = None,
+    on_listening: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: of the server.
+        open_engines: opens the model, one engine a replica; requests are refused with 503 meanwhile.
+        page: a folder whose files are shown at ``/``.
+        on_listening: called with the server's URL once clients can connect.
+
+    Raises:
+        UsageError: the address cannot be listened on.
+        FastVlmError: the model could not be opened.
+    """
+    service = Service(settings, open_engines)
+    with _socket(settings) as listener, _logs():
+        host, port = listener.getsockname()[:2]
+        server = _Server(service)
+        app = create_app(service, page=page, on_failure=server.leave)
+        server.config.app = app
+        on_listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        # uvicorn raises the signal again after a clean end, for process managers; here the end is the answer.
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    if service.failure is not None:
+        raise service.failure
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, whose end is ours to time."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        grace_s = service.settings.shutdown_grace_s
+        config = uvicorn.Config(
+            app="",
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(grace_s + _LINGER_S) + 1,
+            backlog=_BACKLOG,
+        )
+        super().__init__(config)
+
+    def leave(self) -> None:
+        """End without a signal."""
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Replies that have begun get the grace period; then they end with an error event."""
+        self._service.stop()
+        closing = asyncio.create_task(self._close_later())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+
+    async def _close_later(self) -> None:
+        await asyncio.sleep(self._service.settings.shutdown_grace_s)
+        await self._service.close()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal that ended the server is not raised again."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
+
+@contextlib.contextmanager
+def _socket(settings: ServeSettings) -> Iterator[socket.socket]:
+    """A listening socket, bound before the model is opened: a taken port is told at once."""
+    host = settings.host.strip("[]")
+    listener: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise UsageError(
+            f"{settings.host}, port {settings.port} cannot be listened on ({error.strerror}). Try another --port."
+        ) from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _logs() -> Iterator[None]:
+    """Our log and uvicorn's warnings go to stderr; uvicorn's talk goes nowhere."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    levels = {"fastvlm.server": logging.INFO, "uvicorn.error": logging.WARNING}
+    for name, level in levels.items():
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name in levels:
+            logging.getLogger(name).removeHandler(handler)

@@ -1,0 +1,90 @@
+// Live mode: a short answer about what the camera or screen shows, again as soon as the last one ends.
+
+import { ask } from "./api.js";
+import { closeVideo, differ, frame, glance, openVideo } from "./pictures.js";
+
+const PAUSE_MS = 200; // between two looks at an unchanged picture
+const TOKENS = 32;
+
+export class Live {
+  // settings(): {model, question, temperature}; onAnswer(text), onStats(text), onError(error), onEnd()
+  constructor(video, hooks) {
+    this.video = video;
+    this.hooks = hooks;
+    this.controller = null;
+    this.skipped = 0;
+    this.answered = 0;
+  }
+
+  get isOn() {
+    return this.controller !== null;
+  }
+
+  async start(kind) {
+    this.end();
+    const controller = (this.controller = new AbortController());
+    try {
+      await openVideo(this.video, kind);
+      // Who ends the sharing in the browser's own bar ends it here too.
+      this.video.srcObject.getVideoTracks()[0].onended = () => this.end();
+      await this.run(controller.signal);
+    } catch (error) {
+      if (error.name !== "AbortError") this.hooks.onError(error);
+    } finally {
+      if (this.controller === controller) this.end();
+    }
+  }
+
+  end() {
+    if (!this.isOn) return;
+    this.controller.abort();
+    this.controller = null;
+    closeVideo(this.video);
+    this.hooks.onEnd();
+  }
+
+  async run(signal) {
+    this.skipped = this.answered = 0;
+    let seen = null;
+    let asked = null;
+    while (!signal.aborted) {
+      const now = glance(this.video);
+      const question = this.hooks.settings().question;
+      if (differ(seen, now) || question !== asked) {
+        [seen, asked] = [now, question];
+        await this.answer(signal);
+      } else {
+        this.skipped++;
+        await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+      }
+      this.hooks.onStats(this.stats());
+    }
+  }
+
+  async answer(signal) {
+    const { model, question, temperature } = this.hooks.settings();
+    const start = performance.now();
+    let text = "";
+    this.ttft = null;
+    const content = [
+      { type: "image_url", image_url: { url: frame(this.video) } },
+      { type: "text", text: question },
+    ];
+    const body = { model, temperature, max_tokens: TOKENS, messages: [{ role: "user", content }] };
+    await ask(
+      body,
+      (piece) => {
+        this.ttft ??= performance.now() - start;
+        text += piece;
+        this.hooks.onAnswer(text);
+      },
+      signal,
+    );
+    this.answered++;
+  }
+
+  stats() {
+    const ttft = this.ttft == null ? "" : `first word after ${Math.round(this.ttft)} ms · `;
+    return `${ttft}${this.answered} answers, ${this.skipped} unchanged frames skipped`;
+  }
+}

@@ -1,0 +1,344 @@
+"""The API over HTTP: what is answered equals the offline engine; what is refused, and how."""
+
+import base64
+import json
+import re
+
+import pytest
+from server_process import ROOT, example, question
+
+from fastvlm.engine.types import SamplingParams
+
+LETTER = "What letter is this?"
+
+
+def offline_messages(text, *names):
+    items = [{"type": "image", "path": str(ROOT / "examples" / f"{name}.png")} for name in names]
+    return [{"role": "user", "content": [*items, {"type": "text", "text": text}]}]
+
+
+def error_of(response, status):
+    """The error of a reply, checked to be in OpenAI's shape and to tell nothing of the inside."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert not re.search(r"Traceback|\.py\b|site-packages|/work|/home|/root|object at 0x", error["message"])
+    return error
+
+
+# ------------------------------------------------------------------------------------------ what is answered
+
+
+@pytest.mark.parametrize("names", [(), ("letter",), ("red_star", "shapes"), ("cat_photo",)])
+def test_replies_equal_those_of_the_offline_engine(server, offline, names):
+    text = LETTER if names else "Hello?"
+    reply = server.chat(question(text, *map(example, names)), max_tokens=24)
+    assert reply.status_code == 200, reply.text
+    expected = offline.generate(offline_messages(text, *names), SamplingParams(max_new_tokens=24))
+    content = reply.json()
+    [choice] = content["choices"]
+    assert choice["message"]["content"] == expected.text
+    assert choice["finish_reason"] == expected.finish_reason
+    assert content["usage"]["prompt_tokens"] == expected.usage.prompt_tokens
+    assert content["usage"]["completion_tokens"] == expected.usage.completion_tokens
+    assert content["usage"]["prompt_tokens_details"]["image_tokens"] == expected.usage.image_tokens
+
+
+def test_several_turns_equal_those_of_the_offline_engine(server, offline):
+    turns = [
+        question(LETTER, example("letter")),
+        {"role": "assistant", "content": "It is a letter."},
+        {"role": "user", "content": "What colour is it?"},
+    ]
+    expected = offline.generate(
+        [*offline_messages(LETTER, "letter"), turns[1], turns[2]], SamplingParams(max_new_tokens=16)
+    )
+    system = {"role": "developer", "content": "You are a helpful assistant."}
+    for messages in (turns, [system, *turns]):
+        reply = server.chat(*messages, max_completion_tokens=16).json()
+        assert reply["choices"][0]["message"]["content"] == expected.text
+
+
+def test_draws_equal_those_of_the_offline_engine(server, offline):
+    settings = {"temperature": 1.2, "top_p": 0.95, "seed": 5}
+    reply = server.chat(question(LETTER, example("shapes")), max_tokens=12, n=3, **settings).json()
+    texts = [choice["message"]["content"] for choice in reply["choices"]]
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
+    for index, text in enumerate(texts):
+        params = SamplingParams(max_new_tokens=12, **{**settings, "seed": 5 + index})
+        assert text == offline.generate(offline_messages(LETTER, "shapes"), params).text
+
+
+def test_stop_strings_end_a_reply_and_are_no_part_of_it(server):
+    whole = server.chat(question(LETTER, example("letter")), max_tokens=24).json()["choices"][0]["message"]["content"]
+    stop = whole[-1]
+    cut = server.chat(question(LETTER, example("letter")), max_tokens=24, stop=[stop]).json()["choices"][0]
+    assert cut["message"]["content"] == whole[: whole.index(stop)] and cut["finish_reason"] == "stop"
+
+
+def test_log_probabilities_are_those_of_the_tokens_that_came(server, offline):
+    reply = server.chat(question(LETTER, example("letter")), max_tokens=8, logprobs=True, top_logprobs=3).json()
+    expected = offline.generate(offline_messages(LETTER, "letter"), SamplingParams(max_new_tokens=8, logprobs=3))
+    entries = reply["choices"][0]["logprobs"]["content"]
+    text = b"".join(bytes(entry["bytes"]) for entry in entries).decode()
+    assert text == reply["choices"][0]["message"]["content"] == expected.text
+    for entry, one in zip(entries, expected.logprobs, strict=False):
+        assert entry["logprob"] == pytest.approx(one.token, abs=1e-4)
+        assert len(entry["top_logprobs"]) == 3 and entry["top_logprobs"][0]["token"] == entry["token"]
+
+
+def test_a_plain_completion_goes_on_where_a_text_ends(server, offline):
+    prompt = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
+    asked = {"model": "mini", "prompt": [prompt, prompt], "max_tokens": 8, "logprobs": 2, "n": 2}
+    reply = server.client.post("/v1/completions", json=asked).json()
+    ids = offline.processor.tokenizer(prompt)["input_ids"]
+    expected = offline.generate({"input_ids": [ids]}, SamplingParams(max_new_tokens=8)).text
+    assert [choice["text"] for choice in reply["choices"]] == [expected] * 4
+    logprobs = reply["choices"][0]["logprobs"]
+    assert "".join(logprobs["tokens"]) == expected
+    assert {len(values) for values in logprobs.values()} == {len(logprobs["tokens"])}
+    assert reply["usage"]["prompt_tokens"] == 2 * len(ids)
+
+
+def test_a_picture_that_was_sent_before_is_not_encoded_again(server):
+    before = server.metric("fastvlm_pictures_total")
+    for text in ("What is this?", "Which colour?", "How many?"):
+        server.chat(question(text, example("objects")), max_tokens=2)
+    page = server.client.get("/metrics").text
+    assert server.metric("fastvlm_pictures_total") >= before
+    assert 'fastvlm_tokens_total{kind="cached"}' in page and 'cache="hit"' in page
+
+
+# ------------------------------------------------------------------------------------------ JSON
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["circle", "square"]},
+        "tags": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["name", "count", "kind", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "seed": 3}, {"temperature": 2.0, "seed": 4, "n": 3}])
+def test_a_schema_is_obeyed_even_by_a_model_that_never_saw_json(server, settings):
+    asked = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+    reply = server.chat(question(LETTER, example("letter")), response_format=asked, max_tokens=100, **settings).json()
+    for choice in reply["choices"]:
+        assert choice["finish_reason"] == "stop"
+        content = json.loads(choice["message"]["content"])
+        assert list(content) == ["name", "count", "kind", "tags"]
+        assert len(content["name"]) <= 12 and 0 <= content["count"] <= 99
+        assert content["kind"] in ("circle", "square")
+        assert all(isinstance(tag, bool) for tag in content["tags"]) and 1 <= len(content["tags"]) <= 2
+
+
+def test_any_object_is_json(server):
+    reply = server.chat(question("Say something."), response_format={"type": "json_object"}, max_tokens=120).json()
+    [choice] = reply["choices"]
+    if choice["finish_reason"] == "stop":
+        assert isinstance(json.loads(choice["message"]["content"]), dict)
+    else:
+        assert choice["message"]["content"].startswith("{")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "nonsense"}, {"type": "string", "pattern": "(?=a)b"}, {"$ref": "http://127.0.0.1/x"}, {"enum": []}],
+)
+def test_a_schema_that_cannot_be_enforced_is_refused(server, schema):
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    error = error_of(server.chat(question("?"), response_format=asked, max_tokens=4), 400)
+    assert error["code"] == "invalid_json_schema" and error["param"] == "response_format.json_schema.schema"
+
+
+# ------------------------------------------------------------------------------------------ what is refused
+
+
+def picture(url):
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("file:///etc/passwd", "FILE:///etc/passwd", "/etc/passwd", "examples/letter.png", "../x.png", "", "x"),
+        *("ftp://example.org/a.png", "javascript:alert(1)", "blob:1", "data:image/png", "data:image/png;base64,@@"),
+        *("data:image/png;base64,", "data:text/plain,hello"),
+    ],
+)
+def test_no_path_and_no_other_scheme_is_a_picture(server, url):
+    error = error_of(server.chat(picture(url)), 400)
+    assert error["code"] == "invalid_image_url" and error["param"] == "messages[0].content[0].image_url.url"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "image", "path": "/etc/passwd"},
+        {"type": "image", "image": "/etc/passwd"},
+        {"type": "image_url", "image_url": "/etc/passwd"},
+        {"type": "image_url", "image_url": {"url": "data:,", "path": "/etc/passwd"}},
+        {"type": "image_url", "path": "/etc/passwd", "image_url": {"url": "data:,"}},
+        {"type": "input_image", "image_url": "/etc/passwd"},
+    ],
+)
+def test_an_item_with_a_path_is_refused(server, item):
+    error = error_of(server.chat({"role": "user", "content": [item]}), 400)
+    assert error["param"].startswith("messages[0].content[0]"), error
+
+
+def test_pictures_of_addresses_are_off(server):
+    for url in ("https://example.org/a.png", "http://127.0.0.1/a.png"):
+        assert error_of(server.chat(picture(url)), 400)["code"] == "remote_images_disabled"
+
+
+def test_bad_pictures_are_told(server):
+    whole = (ROOT / "examples" / "letter.png").read_bytes()
+    large = b"P5 2000 2000 255\n" + bytes(4)  # more pixels than this server takes, and only said to be there
+    for data in (b"no picture", whole[:500], large):
+        error = error_of(server.chat(picture(f"data:image/png;base64,{base64.b64encode(data).decode()}")), 400)
+        assert error["code"] == "invalid_image", error
+
+
+def test_only_users_send_pictures_and_not_too_many(server):
+    url = example("letter")
+    asked = {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    assert "only user messages" in error_of(server.chat(asked, question("?")), 400)["message"]
+    assert "the limit is 8" in error_of(server.chat(question("?", *["data:,"] * 9)), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b"[]", "invalid_value"),
+        (b"null", "invalid_value"),
+        (b"\xff\xfe", "invalid_json"),
+        (b'{"model": "mini", "messages": ' + b"[" * 100_000, "invalid_json"),
+        (b'{"model": "mini"}', "missing_required_parameter"),
+        (b'{"model": "mini", "messages": []}', "invalid_value"),
+    ],
+)
+def test_malformed_bodies_are_told(server, body, code):
+    headers = {"Content-Type": "application/json"}
+    response = server.client.post("/v1/chat/completions", content=body, headers=headers)
+    assert error_of(response, 400)["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("settings", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 129}, "max_tokens"),
+        ({"max_completion_tokens": 129}, "max_completion_tokens"),
+        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"colour": 1}, "colour"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+    ],
+)
+def test_settings_that_cannot_be_kept_are_refused_by_name(server, settings, param):
+    assert error_of(server.chat(question("?"), **settings), 400)["param"] == param
+
+
+def test_marks_of_the_model_are_no_text(server):
+    error = error_of(server.chat(question("<|im_end|>")), 400)
+    assert error["code"] == "invalid_prompt"
+    asked = {"model": "mini", "prompt": "<image>", "max_tokens": 1}
+    assert error_of(server.client.post("/v1/completions", json=asked), 400)["param"] == "prompt"
+
+
+def test_a_prompt_that_does_not_fit_is_told_with_both_counts(server):
+    error = error_of(server.chat(question("word " * 3000), max_tokens=8), 400)
+    assert error["code"] == "context_length_exceeded" and "2048" in error["message"]
+
+
+def test_an_unknown_model_is_not_found(server):
+    asked = {"model": "gpt-5", "messages": [question("?")]}
+    assert error_of(server.client.post("/v1/chat/completions", json=asked), 404)["code"] == "model_not_found"
+    assert error_of(server.client.get("/v1/models/gpt-5"), 404)["code"] == "model_not_found"
+
+
+def test_oversized_bodies_are_refused_announced_or_not(server):
+    headers = {"Content-Type": "application/json"}
+    body = b'{"a": "' + b"x" * 3 * 2**20 + b'"}'
+    for content in (body, iter([body[:100], body[100:]])):
+        response = server.client.post("/v1/chat/completions", content=content, headers=headers)
+        assert error_of(response, 413)["code"] == "body_too_large"
+    assert server.chat(question("Hello?"), max_tokens=1).status_code == 200
+
+
+def test_only_json_is_read(server):
+    response = server.client.post("/v1/chat/completions", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert error_of(response, 415)["code"] == "unsupported_media_type"
+
+
+def test_unknown_paths_and_methods_are_told(server):
+    assert error_of(server.client.get("/v1/embeddings"), 404)["code"] == "not_found"
+    response = server.client.get("/v1/chat/completions")
+    assert error_of(response, 405)["code"] == "method_not_allowed" and response.headers["allow"] == "POST"
+    for path in ("/../pyproject.toml", "/%2e%2e/__init__.py", "/..%2f__init__.py", "//etc/passwd"):
+        assert server.client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1"])
+def test_a_name_that_is_not_this_machines_is_refused(server, host):
+    assert error_of(server.client.get("/v1/models", headers={"Host": host}), 403)["code"] == "host_not_allowed"
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+def test_other_pages_may_not_ask(server, origin):
+    asked = {"model": "mini", "messages": [question("?")], "max_tokens": 1}
+    response = server.client.post("/v1/chat/completions", json=asked, headers={"Origin": origin})
+    assert error_of(response, 403)["code"] == "origin_not_allowed"
+    assert "access-control-allow-origin" not in response.headers
+    own = server.client.post("/v1/chat/completions", json=asked, headers={"Origin": server.url})
+    assert own.status_code == 200
+
+
+# ------------------------------------------------------------------------------------------ the rest
+
+
+def test_models_state_documents_and_figures(server):
+    [model] = server.client.get("/v1/models").json()["data"]
+    assert model["id"] == "mini" and server.client.get("/v1/models/mini").json() == model
+    for path in ("/health", "/ready"):
+        assert server.client.get(path).json() == {"status": "ready", "is_ready": True}
+    assert server.client.get("/openapi.json").json()["openapi"].startswith("3.1")
+    docs = server.client.get("/docs")
+    assert "POST /v1/chat/completions" in docs.text and "<script" not in docs.text
+    page = server.client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    for name in (
+        "time_to_first_token_seconds_bucket",
+        "slots_running",
+        "queue_waiting",
+        "errors_total",
+        "pictures_total",
+    ):
+        assert f"fastvlm_{name}" in page.text, name
+
+
+def test_every_reply_has_an_id_and_says_what_a_browser_may_do(server):
+    ids = set()
+    for path in ("/health", "/nothing", "/"):
+        headers = server.client.get(path).headers
+        ids.add(headers["x-request-id"])
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff" and "server" not in headers
+    assert len(ids) == 3

@@ -1,0 +1,214 @@
+"""Hang-ups, a full queue, time limits, keys, signals: nothing is lost, nothing is left."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from server_process import Server, data_uri, example, question
+
+ENDLESS = {"model": "mini", "messages": [question("Talk.")], "max_tokens": 3000}
+KEY = "a-key-of-thirty-two-characters-xx"
+
+
+def open_stream(server, **settings):
+    """A streamed reply whose first event has come, and the lines that follow."""
+    stack = server.client.stream("POST", "/v1/chat/completions", json={**ENDLESS, "stream": True, **settings})
+    response = stack.__enter__()
+    assert response.status_code == 200
+    lines = response.iter_lines()
+    assert next(lines).startswith("data: {")
+    return stack, response, lines
+
+
+def raw_request(server, body: dict) -> socket.socket:
+    """A request sent over a socket of our own."""
+    data = json.dumps(body).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+def until(condition, limit_s=60):
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_who_hangs_up_while_streaming_frees_the_slot(endless):
+    before = endless.metric("fastvlm_hang_ups_total")
+    stack, _, _ = open_stream(endless)
+    assert endless.metric("fastvlm_slots_running") == 1
+    stack.__exit__(None, None, None)
+    endless.until_idle()
+    assert endless.metric("fastvlm_hang_ups_total") == before + 1
+
+
+@pytest.mark.parametrize("body", [ENDLESS, {**ENDLESS, "n": 2}])
+def test_who_hangs_up_while_waiting_for_a_whole_reply_frees_the_slot(endless, body):
+    connection = raw_request(endless, body)
+    until(lambda: endless.metric("fastvlm_slots_running") == 1)
+    connection.close()
+    endless.until_idle()
+
+
+def test_who_hangs_up_in_the_queue_leaves_it(endless):
+    stack, _, _ = open_stream(endless)
+    connection = raw_request(endless, ENDLESS)
+    until(lambda: endless.metric("fastvlm_queue_waiting") == 1)
+    connection.close()
+    until(lambda: endless.metric("fastvlm_queue_waiting") == 0)
+    assert endless.metric("fastvlm_slots_running") == 1
+    stack.__exit__(None, None, None)
+    endless.until_idle()
+
+
+def test_a_full_queue_is_told_with_a_time_to_come_back(endless):
+    stack, _, _ = open_stream(endless)
+    waiting = [raw_request(endless, ENDLESS) for _ in range(2)]
+    until(lambda: endless.metric("fastvlm_queue_waiting") == 2)
+    response = endless.client.post("/v1/chat/completions", json=ENDLESS)
+    assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+    assert response.json()["error"]["code"] == "server_busy"
+    assert endless.client.get("/health").status_code == 200
+    for connection in waiting:
+        connection.close()
+    stack.__exit__(None, None, None)
+    endless.until_idle()
+    assert endless.client.post("/v1/chat/completions", json={**ENDLESS, "max_tokens": 2}).status_code == 200
+
+
+def test_a_body_that_is_cut_leaves_nothing(endless):
+    host, port = endless.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+    endless.until_idle()
+
+
+def test_a_picture_beside_a_running_reply_is_answered(endless):
+    stack, _, lines = open_stream(endless)
+    asked = {**ENDLESS, "messages": [question("?", example("letter"))], "max_tokens": 3}
+    answers = []
+    thread = threading.Thread(
+        target=lambda: answers.append(endless.client.post("/v1/chat/completions", json=asked).status_code)
+    )
+    thread.start()
+    until(lambda: endless.metric("fastvlm_queue_waiting") == 1)
+    assert next(line for line in lines if line).startswith("data: {")
+    stack.__exit__(None, None, None)
+    thread.join()
+    assert answers == [200]
+
+
+def test_sigterm_in_the_middle_loses_no_reply_that_has_begun(endless_folder):
+    server = Server("--name", "mini", "--max-output-tokens", 3000, model=endless_folder)
+    stack, _, lines = open_stream(server, max_tokens=400)
+    server.process.send_signal(signal.SIGTERM)
+    events = [line for line in lines if line]
+    assert events[-1] == "data: [DONE]"
+    assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    stack.__exit__(None, None, None)
+    assert server.stop() == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(server.url)
+
+
+def test_after_the_grace_period_and_the_time_limit_replies_end_with_an_error(endless_folder):
+    """Eight long replies one after the other in one slot: no machine is through with them in time."""
+    server = Server(
+        *("--name", "mini", "--slots", 1, "--max-output-tokens", 4000, "--shutdown-grace", 0.5),
+        *("--request-timeout", 4),
+        model=endless_folder,
+    )
+    late = server.client.post("/v1/chat/completions", json={**ENDLESS, "max_tokens": 4000, "n": 8})
+    assert late.status_code == 504 and late.headers["x-should-retry"] == "false"
+    assert late.json()["error"]["code"] == "timeout"
+    server.until_idle()
+    stack, _, lines = open_stream(server, max_tokens=4000, n=8)
+    server.process.send_signal(signal.SIGTERM)
+    last = [line for line in lines if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] in ("server_not_ready", "timeout")
+    stack.__exit__(None, None, None)
+    assert server.stop() == 0
+    assert "Traceback" not in "".join(server.lines)
+
+
+def test_keys_are_needed_where_they_are_set(endless_folder, tmp_path):
+    (tmp_path / "keys").write_text(f"{KEY}\nanother-key-that-is-long\n")
+    server = Server(
+        *("--name", "mini", "--api-keys-file", tmp_path / "keys", "--cors-origin", "https://a.example", "--no-page"),
+        model=endless_folder,
+    )
+    for path in ("/v1/models", "/metrics"):
+        for key in (None, "", "wrong", KEY[:-1], KEY + "x"):
+            headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+            response = server.client.get(path, headers=headers)
+            assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+            assert KEY not in response.text
+        for key in (KEY, "another-key-that-is-long"):
+            assert server.client.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert server.client.get("/health").status_code == 200
+    assert server.client.get("/").status_code == 404
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    allowed = server.client.options("/v1/chat/completions", headers=preflight)
+    assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    other = server.client.options("/v1/chat/completions", headers={**preflight, "Origin": "https://b.example"})
+    assert "access-control-allow-origin" not in other.headers
+    assert server.stop() == 0
+    assert KEY not in "".join(server.lines)
+
+
+def test_before_the_model_is_open_the_server_says_so(endless_folder):
+    server = Server("--name", "mini", model=endless_folder, wait=False)
+    state = server.client.get("/ready")
+    if state.status_code == 503:  # it may have been quicker than we
+        assert state.json()["status"] in ("starting", "warming up") and state.headers["retry-after"]
+        refused = server.client.post("/v1/chat/completions", json=ENDLESS)
+        assert refused.status_code in (503, 200)
+    assert server.client.get("/health").status_code == 200
+    assert server.stop() == 0
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "fastvlm", "serve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def test_what_cannot_be_served_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        cases = {
+            ("--host", "0.0.0.0"): "anyone could use this server",
+            ("--port", port): "cannot be listened on",
+            ("--port", 0, "--model", tmp_path): "config.json",
+            ("--slots", 0): "slots is 0; expected 1 or more",
+        }
+        for arguments, words in cases.items():
+            done = command(*arguments)
+            errors = [line for line in done.stderr.splitlines() if line.startswith("fastvlm: error: ")]
+            assert done.returncode in (1, 2) and len(errors) == 1 and words in errors[0], done.stderr
+            assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_pictures_reach_a_checkpoint_of_another_kind(endless, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
+    asked = {**ENDLESS, "messages": [question("?", data_uri(tmp_path / "red.png"))], "max_tokens": 5}
+    reply = endless.client.post("/v1/chat/completions", json=asked).json()
+    assert reply["choices"][0]["message"]["content"].startswith("Gr")
