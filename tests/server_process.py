@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 START_S = 240  # a busy machine takes its time to import torch
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def data_uri(path: Path) -> str:

@@ -226,16 +226,25 @@ def _routes(service: Service, page: Path | None) -> list[BaseRoute]:
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", _Asking(service, answer_chat), methods=["POST"]),
         Route("/v1/completions", _Asking(service, answer_completion), methods=["POST"]),
-        Route("/v1/models", lambda _: JSONResponse({"object": "list", "data": [_model(service)]})),
-        Route("/v1/models/{model:path}", lambda request: _one_model(service, request)),
-        Route("/health", lambda _: _state(service, is_good=service.status != "failed")),
-        Route("/ready", lambda _: _state(service, is_good=service.is_ready)),
-        Route("/metrics", lambda _: Response(service.metrics.page(), headers={"Content-Type": CONTENT_TYPE})),
-        Route("/openapi.json", lambda _: JSONResponse(content)),
-        Route("/docs", lambda _: HTMLResponse(docs)),
-        Route("/docs.css", lambda _: Response(DOCS_STYLE, media_type="text/css")),
+        _get("/v1/models", lambda _: JSONResponse({"object": "list", "data": [_model(service)]})),
+        _get("/v1/models/{model:path}", lambda request: _one_model(service, request)),
+        _get("/health", lambda _: _state(service, is_good=service.status != "failed")),
+        _get("/ready", lambda _: _state(service, is_good=service.is_ready)),
+        _get("/metrics", lambda _: Response(service.metrics.page(), headers={"Content-Type": CONTENT_TYPE})),
+        _get("/openapi.json", lambda _: JSONResponse(content)),
+        _get("/docs", lambda _: HTMLResponse(docs)),
+        _get("/docs.css", lambda _: Response(DOCS_STYLE, media_type="text/css")),
     ]
     return [*routes, *_page_routes(page)] if page is not None else routes
+
+
+def _get(path: str, answer: Callable[[Request], Response]) -> Route:
+    """A route whose answer is there at once: made in the event loop, not in a thread."""
+
+    async def endpoint(request: Request) -> Response:
+        return answer(request)
+
+    return Route(path, endpoint)
 
 
 def _page_routes(page: Path) -> list[BaseRoute]:
