@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest clean
+.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest browser clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example pictures"
@@ -23,7 +23,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[test,train]'
+	$(PIP) --editable '.[test,train,serve]'
 	touch $@
 
 # What we are compared with, where no environment sees it: a torchvision without its compiled half would break
@@ -31,6 +31,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 $(PEERS)/timm: constraints.txt
 	$(PIP) --no-deps --upgrade --target $(PEERS) timm torchvision
 	touch $@
+
+# For the page's tests, which are skipped without it: Debian's, where we may install and it is not there.
+browser:
+	@if command -v chromedriver >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver) >/dev/null 2>&1 || \
+	echo "chromium cannot be installed here; the page's tests will be skipped"
 
 install: $(VENV)/.installed
 peers: install $(PEERS)/timm
@@ -49,7 +55,7 @@ types: install-test
 contracts: install-test
 	$(BIN)/lint-imports --no-logo
 
-unit: install-test
+unit: install-test browser
 	$(BIN)/python -m pytest
 
 test: lint types contracts unit unit-oldest

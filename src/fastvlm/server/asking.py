@@ -48,14 +48,14 @@ async def answer_chat(kitchen: Kitchen, body: bytes, outlet: Outlet, start_s: fl
     asked = parse(body, ChatRequest)
     count = _checked_count(kitchen, asked, num_prompts=1)
     settings = kitchen.settings
-    messages = await read_messages(
-        asked.messages,
-        kitchen.remote.fetch,
-        max_pictures=settings.max_pictures,
-        max_picture_bytes=settings.max_picture_bytes,
-    )
-    guides = await kitchen.guides.make(asked.response_format, count)
-    with kitchen.replicas.claim(count, _conversation(messages[:2])) as replica:
+    with kitchen.replicas.claim(count, _conversation(asked.messages[:2])) as replica:
+        messages = await read_messages(
+            asked.messages,
+            kitchen.remote.fetch,
+            max_pictures=settings.max_pictures,
+            max_picture_bytes=settings.max_picture_bytes,
+        )
+        guides = await kitchen.guides.make(asked.response_format, count)
         prompt = await replica.door.prepare(messages)
         params = _params(asked, [prompt], replica, settings)
         choices = [Choice(prompt, choice_params(params, index), guide) for index, guide in enumerate(guides)]

@@ -6,6 +6,10 @@ import { closeVideo, differ, frame, glance, openVideo } from "./pictures.js";
 const PAUSE_MS = 200; // between two looks at an unchanged picture
 const TOKENS = 32;
 
+function counted(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+}
+
 export class Live {
   // settings(): {model, question, temperature}; onAnswer(text), onStats(text), onError(error), onEnd()
   constructor(video, hooks) {
@@ -85,6 +89,6 @@ export class Live {
 
   stats() {
     const ttft = this.ttft == null ? "" : `first word after ${Math.round(this.ttft)} ms · `;
-    return `${ttft}${this.answered} answers, ${this.skipped} unchanged frames skipped`;
+    return `${ttft}${counted(this.answered, "answer")}, ${counted(this.skipped, "unchanged frame")} skipped`;
   }
 }

@@ -1,0 +1,27 @@
+# The server on a CPU. For NVIDIA leave out the index URL of torch, and run with --gpus all.
+FROM python:3.12-slim-bookworm
+
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# libgomp: torch's threads
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 fastvlm
+
+WORKDIR /src
+RUN pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
+COPY src ./src
+RUN pip install --constraint constraints.txt '.[serve]'
+
+USER fastvlm
+WORKDIR /home/fastvlm
+EXPOSE 8000
+
+# Reachable from outside the container, so it refuses to start without FASTVLM_SERVE_API_KEYS.
+ENV FASTVLM_SERVE_HOST=0.0.0.0
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "-c", \
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/ready', timeout=4)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["fastvlm", "serve"]
