@@ -51,7 +51,7 @@ def fastvlm(
 ) -> None:
     """Ask questions about pictures with FastVLM.
 
-    A small checkpoint comes with the package and is the default. It names colours and shapes, not always rightly; for
+    A small checkpoint comes with the package and is the default. It names colours and shapes, counts, reads letters; for
     photographs take Apple's checkpoints (research only): --model apple/FastVLM-0.5B
 
     \b

@@ -17,14 +17,15 @@ import fastvlm
 
 FROZEN = Path(__file__).parents[2] / "data" / "mini_eval"
 # Right answers out of all, a few points under what the shipped weights reach.
-FLOOR = 0.7
+FLOOR = 0.88
 FLOORS: dict[str, float] = {
-    "easy_vqa": 0.75,
-    "colours": 0.5,
-    "shapes": 0.45,
+    "easy_vqa": 0.86,
+    "colours": 0.93,
+    "shapes": 0.93,
     "unseen_pairs": 0.9,
-    "counts_1_6": 0.55,
-    "letters_digits_unseen_fonts": 0.85,
+    "counts_1_6": 0.8,
+    "letters_digits_unseen_fonts": 0.86,
+    "words3_unseen_fonts": 0.3,
 }
 MOST_BYTES, MOST_BYTES_A_FILE = 30_000_000, 16 * 2**20
 
