@@ -51,8 +51,8 @@ def fastvlm(
 ) -> None:
     """Ask questions about pictures with FastVLM.
 
-    A small checkpoint comes with the package and is the default. It names colours and shapes, counts, reads letters; for
-    photographs take Apple's checkpoints (research only): --model apple/FastVLM-0.5B
+    A small checkpoint comes with the package and is the default. It names colours and shapes, counts, and reads a word;
+    for photographs take Apple's checkpoints (research only): --model apple/FastVLM-0.5B
 
     \b
     Examples:
