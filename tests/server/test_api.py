@@ -283,6 +283,13 @@ def test_oversized_bodies_are_refused_announced_or_not(server):
     assert server.chat(question("Hello?"), max_tokens=1).status_code == 200
 
 
+def test_who_is_refused_while_still_sending_gets_the_refusal(server):
+    headers = {"Content-Type": "application/json", "Host": "evil.example"}
+    for _ in range(3):
+        response = server.client.post("/v1/chat/completions", content=b"x" * 8 * 2**20, headers=headers)
+        assert error_of(response, 403)["code"] == "host_not_allowed"
+
+
 def test_only_json_is_read(server):
     response = server.client.post("/v1/chat/completions", content=b"{}", headers={"Content-Type": "text/plain"})
     assert error_of(response, 415)["code"] == "unsupported_media_type"

@@ -7,6 +7,8 @@ unless those pages are allowed.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -36,6 +38,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_DRAIN_S = 10.0  # 20 MiB arrive in that time also while the machine is busy
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/docs", "/")
 
@@ -58,11 +61,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         start_s, request_id, status = time.perf_counter(), uuid.uuid4().hex, 0
+        incoming = _Incoming(receive)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status >= 400:
+                    await incoming.drain()
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 for name, value in _HEADERS.items():
@@ -73,7 +79,7 @@ class Gate:
         try:
             refusal = self._refusal(scope)
             answer = self._app if refusal is None else error_response(refusal)
-            await answer(scope, receive, send_with_headers)
+            await answer(scope, incoming.receive, send_with_headers)
         finally:
             self._note(scope, status, time.perf_counter() - start_s, request_id)
 
@@ -133,6 +139,29 @@ class Gate:
             client = (scope.get("client") or ("-",))[0]
             line = f"{client} {scope['method']} {path!r} {status or 'hang-up'} {1000 * seconds:.0f} ms {request_id}"
             access_logger.info(line)
+
+
+class _Incoming:
+    """A request's messages; knows whether its body has been read to the end."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._is_over = receive, False
+
+    async def receive(self) -> Message:
+        """The next message."""
+        message = await self._receive()
+        self._is_over = self._is_over or not message.get("more_body", False)  # a disconnect has none
+        return message
+
+    async def drain(self) -> None:
+        """Read on for a moment: a client that is still sending would see a reset connection instead of the refusal."""
+
+        async def to_the_end() -> None:
+            while not self._is_over:
+                await self.receive()
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(to_the_end(), _DRAIN_S)
 
 
 def _digest(key: str) -> bytes:

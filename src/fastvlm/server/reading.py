@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -17,7 +16,6 @@ from fastvlm.server.attended import HangUp
 __all__ = ["parse", "read_body"]
 
 Asked = TypeVar("Asked", bound=BaseModel)
-_DRAIN_S = 1.0
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
@@ -40,7 +38,6 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         is_too_large = len(body) > max_bytes
         is_over = is_too_large or not message.get("more_body", False)
     if is_too_large:
-        await _drain(receive)
         raise ApiError(
             413,
             f"The request's body is larger than {max_bytes} bytes, which is the limit. Send smaller or fewer pictures.",
@@ -52,19 +49,6 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
             415, "Expected a JSON body with the header Content-Type: application/json.", code="unsupported_media_type"
         )
     return bytes(body)
-
-
-async def _drain(receive: Receive) -> None:
-    """Read on for a moment: a client that is still sending would see a reset connection instead of the answer."""
-
-    async def to_the_end() -> None:
-        while (await receive()).get("more_body", False):
-            pass
-
-    try:
-        await asyncio.wait_for(to_the_end(), _DRAIN_S)
-    except asyncio.TimeoutError:
-        return
 
 
 def parse(body: bytes, schema: type[Asked]) -> Asked:
