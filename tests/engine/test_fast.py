@@ -1,10 +1,13 @@
+import dataclasses
+
 import pytest
 import tiny
 import torch
 
 import fastvlm
+from fastvlm.engine import fast
 from fastvlm.engine.engine import Engine
-from fastvlm.engine.fast import BITS, fast_engine
+from fastvlm.engine.fast import BITS, fast_dtype, fast_engine
 from fastvlm.engine.int4 import Int4Linear
 from fastvlm.engine.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
 from fastvlm.engine.linear import PackedLinear, PlainLinear
@@ -41,6 +44,16 @@ def test_in_float32_the_fast_engine_answers_as_generate(picture):
 def test_every_precision_answers(bits, dtype):
     engine = fast_engine(*mini(dtype), bits=bits)
     assert engine.generate(question(), GREEDY).text.strip()
+
+
+@pytest.mark.parametrize(
+    ("device", "is_fast", "expected"),
+    [("cpu", True, None), ("cpu", False, torch.float32), ("cuda", False, None), ("mps", False, None)],
+)
+def test_bfloat16_is_avoided_only_where_a_cpu_emulates_it(monkeypatch, device, is_fast, expected):
+    kernels = dataclasses.replace(fast.cpu_kernels(), has_fast_bfloat16=is_fast)
+    monkeypatch.setattr(fast, "cpu_kernels", lambda: kernels)
+    assert fast_dtype(torch.device(device)) is expected
 
 
 def test_the_head_keeps_eight_bits():

@@ -23,7 +23,8 @@ class ModelChoice:
     Args:
         name: the shipped checkpoint's name, a folder, or a Hub name.
         revision: branch, tag or commit of a Hub name.
-        device, dtype: where the weights lie and what is computed in; dtype ``"auto"`` is :func:`fastvlm.load`'s choice.
+        device, dtype: where the weights lie and what is computed in; dtype ``"auto"`` is the checkpoint's own,
+            or what the machine is fast in.
         image_fit, image_size: how a picture is brought to which size, as typed: ``512`` or ``768x1024``.
 
     Raises:

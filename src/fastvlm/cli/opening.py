@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastvlm.cli.answering import Answerer
 
-__all__ = ["open_answerer", "open_pictures", "system_message", "user_message"]
+__all__ = ["open_answerer", "open_model", "open_pictures", "system_message", "user_message"]
 
 
 def open_pictures(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]:
@@ -55,25 +55,32 @@ def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_d
     start_s = time.perf_counter()
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=notes.is_quiet, is_debug=is_debug)
-        from fastvlm import checkpoints
         from fastvlm.checkpoints.loading import checkpoint_path
         from fastvlm.cli.answering import Answerer
         from fastvlm.engine.fast import fast_engine
     folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
     with notes.waiting(f"Opening {choice.name}"):
-        model, processor = checkpoints.load(folder, device=choice.device, dtype=choice.dtype)
-        _set_picture_size(processor.image_processor, choice)
+        model, processor = open_model(folder, choice)
         engine = fast_engine(model, processor, num_slots=1)
     return Answerer(engine, sampling, load_ms=1000 * (time.perf_counter() - start_s))
 
 
-def _set_picture_size(image_processor: Any, choice: ModelChoice) -> None:
+def open_model(folder: Path, choice: ModelChoice) -> tuple[Any, Any]:
+    """Model and processor as chosen; the dtype ``auto`` is the checkpoint's own, or what this machine is fast in."""
+    from fastvlm import checkpoints
+    from fastvlm.checkpoints.loading import pick_device
+    from fastvlm.engine.fast import fast_dtype
     from fastvlm.processing.image_processor import image_size_px
 
+    device = pick_device(choice.device)
+    dtype = fast_dtype(device) if choice.dtype == "auto" else choice.dtype
+    model, processor = checkpoints.load(folder, device=device, dtype=dtype)
+    pictures = processor.image_processor
     if choice.image_fit is not None:
-        image_processor.image_fit = choice.image_fit
+        pictures.image_fit = choice.image_fit
     if choice.image_size_px is not None:
-        image_processor.image_size = image_size_px(choice.image_size_px, image_processor.patch_size)
+        pictures.image_size = image_size_px(choice.image_size_px, pictures.patch_size)
+    return model, processor
 
 
 def user_message(pictures: Sequence[Image], question: str) -> dict[str, Any]:

@@ -57,7 +57,12 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; a GPU if there is one.")
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", metavar="DTYPE", help="Numbers to compute in: auto, float32, bfloat16, float16.")
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="float32, bfloat16, float16, or auto: the checkpoint's own; float32 on a CPU that only emulates bfloat16.",
+    ),
 ]
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Tokens after which a reply is cut.")

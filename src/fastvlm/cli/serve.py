@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fastvlm.cli import serve_options as options
 from fastvlm.cli.choices import ModelChoice
+from fastvlm.cli.opening import open_model
 from fastvlm.cli.options import DebugOption, QuietOption
 from fastvlm.cli.terminal import Notes, quiet_libraries, say
 from fastvlm.errors import MissingExtraError
@@ -127,23 +129,16 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
 
     serve_until_stopped(
         settings,
-        lambda: [_open_engine(str(folder), choice, settings) for _ in range(settings.replicas)],
+        lambda: [_open_engine(folder, choice, settings) for _ in range(settings.replicas)],
         page=page_folder() if settings.page else None,
         on_listening=tell,
     )
 
 
-def _open_engine(folder: str, choice: ModelChoice, settings: ServeSettings) -> Engine:
-    from fastvlm import checkpoints
+def _open_engine(folder: Path, choice: ModelChoice, settings: ServeSettings) -> Engine:
     from fastvlm.engine.fast import Bits, fast_engine
-    from fastvlm.processing.image_processor import image_size_px
 
-    model, processor = checkpoints.load(folder, device=choice.device, dtype=choice.dtype)
-    pictures = processor.image_processor
-    if choice.image_fit is not None:
-        pictures.image_fit = choice.image_fit
-    if choice.image_size_px is not None:
-        pictures.image_size = image_size_px(choice.image_size_px, pictures.patch_size)
+    model, processor = open_model(folder, choice)
     return fast_engine(
         model,
         processor,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.int4 import int4_linear
 from fastvlm.engine.int8 import int8_linear
@@ -13,10 +15,19 @@ from fastvlm.engine.linear import Linear, LinearFactory, packed_linear
 from fastvlm.engine.vision import FastImageEmbedder
 from fastvlm.errors import UsageError
 
-__all__ = ["BITS", "Bits", "fast_engine"]
+__all__ = ["BITS", "Bits", "fast_dtype", "fast_engine"]
 
 Bits = Literal[16, 8, 4]
 BITS: tuple[Bits, ...] = (16, 8, 4)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """What to open a checkpoint in so that an engine on `device` is fast; None for the checkpoint's own.
+
+    float32 on a CPU without bfloat16 arithmetic (most laptops), where bfloat16 is emulated: twice the memory, a
+    fraction of the time (docs/performance.md).
+    """
+    return torch.float32 if device.type == "cpu" and not cpu_kernels().has_fast_bfloat16 else None
 
 
 def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any) -> Engine:
