@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
 import re
@@ -44,6 +45,7 @@ class Server:
             text=True,
             env={**plain, "HF_HUB_OFFLINE": "1", **environment},
         )
+        atexit.register(self.process.kill)  # of a test that failed before it stopped its server
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
