@@ -23,7 +23,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[test,train,serve]'
+	$(PIP) --editable '.[test,train,serve,eval]'
 	touch $@
 
 # What we are compared with, where no environment sees it: a torchvision without its compiled half would break

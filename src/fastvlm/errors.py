@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
+    "DataError",
     "EngineBusyError",
     "FastVlmError",
     "ImageTokenMismatchError",
@@ -44,6 +45,10 @@ class ImageTokenMismatchError(FastVlmError, ValueError):
 
 class ContextLengthError(FastVlmError, ValueError):
     """A prompt that, with the reply asked for, is longer than the decoder's context."""
+
+
+class DataError(FastVlmError, ValueError):
+    """Questions or samples that cannot be read: a file that is no JSON, records without the fields they need."""
 
 
 class EngineBusyError(FastVlmError, ValueError):

@@ -1,0 +1,89 @@
+"""One question of a benchmark, and how it is put to the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fastvlm.pictures import open_picture
+
+__all__ = ["GREY", "Picture", "Question", "letters_for", "messages_of", "seen_grey", "with_options"]
+
+Picture = Path | str | bytes  # a file, a data URI, or an encoded picture
+GREY = (128, 128, 128)
+_GREY_SIDE_PX = 256
+_PLACE = re.compile(r"<image (\d+)>")  # where MMMU's texts want a picture
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about pictures, with the answers that count as right.
+
+    Args:
+        id: known by it in the predictions; unique in a run.
+        test: the part of the benchmark whose score it counts for.
+        text: what is asked; ``<image 2>`` in it is where the second picture stands, the others stand before the text.
+        pictures: none, one or several.
+        answers: at least one; of multiple choice the letter.
+        choices: the options' texts, A first; empty if the answer is free.
+        is_blind: show a grey picture in place of each picture.
+    """
+
+    id: str
+    test: str
+    text: str
+    pictures: tuple[Picture, ...]
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    is_blind: bool = False
+
+
+def letters_for(choices: Sequence[str]) -> str:
+    """The letters of the options: ``"ABC"`` for three; at most 26."""
+    return _LETTERS[: len(choices)]
+
+
+def with_options(text: str, choices: Sequence[str]) -> str:
+    """`text` and below it ``A. first option`` and so on: LLaVA's and lmms-eval's way to show options."""
+    lines = [f"{letter}. {choice}" for letter, choice in zip(letters_for(choices), choices, strict=True)]
+    return "\n".join([text, *lines])
+
+
+def seen_grey(question: Question) -> Question:
+    """The same question about uniform grey pictures: what is answered right then, is answered without seeing."""
+    return replace(question, is_blind=True)
+
+
+def messages_of(question: Question, hint: str = "") -> list[dict[str, Any]]:
+    """One user turn: pictures without a place of their own, then the text; `hint` is its last line.
+
+    Raises:
+        PictureError: a picture that cannot be opened.
+    """
+    images = [_opened(picture, is_blind=question.is_blind) for picture in question.pictures]
+    text = f"{question.text}\n{hint}" if hint else question.text
+    pieces = _PLACE.split(text)  # text, number, text, number, ..., text
+    placed = {int(number) - 1 for number in pieces[1::2]} & set(range(len(images)))
+    items: list[dict[str, Any]] = [_image_item(image) for i, image in enumerate(images) if i not in placed]
+    for index, piece in enumerate(pieces):
+        if index % 2 == 0:
+            items += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
+        elif int(piece) - 1 in placed:
+            items.append(_image_item(images[int(piece) - 1]))
+    return [{"role": "user", "content": items}]
+
+
+def _image_item(image: Image.Image) -> dict[str, Any]:
+    return {"type": "image", "image": image}
+
+
+def _opened(picture: Picture, *, is_blind: bool) -> Image.Image:
+    if is_blind:
+        return Image.new("RGB", (_GREY_SIDE_PX, _GREY_SIDE_PX), GREY)
+    return open_picture(picture)

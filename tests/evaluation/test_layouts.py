@@ -1,0 +1,283 @@
+"""Each benchmark's own layout is read; what cannot be asked is told by file, line and reason."""
+
+import json
+from pathlib import Path
+
+import layouts
+import pytest
+
+from fastvlm.errors import DataError, MissingExtraError, UsageError
+from fastvlm.evaluation import choice_layouts, plain_layout, vqa_layouts
+from fastvlm.evaluation.record_files import json_lines, json_records, parquet_records
+from fastvlm.evaluation.vqa_layouts import Place
+
+
+def reasons(reading):
+    return [bad.reason for bad in reading.bad]
+
+
+def test_vqav2(tmp_path):
+    reading = vqa_layouts.read_vqav2(Place(layouts.vqav2(tmp_path)))
+    assert [question.id for question in reading.questions] == ["42000", "42001"]
+    first = reading.questions[0]
+    assert first.text == "What is 42000?" and first.answers == ("red",) * 10
+    assert first.pictures == (tmp_path / "val2014" / "COCO_val2014_000000000042.jpg",)
+    missing, unanswered = reading.bad
+    assert "COCO_val2014_000000000007.jpg" in missing.reason
+    assert unanswered.reason == "question 42002 has no annotation"
+    lines = Path(missing.file).read_text().splitlines()
+    assert lines[missing.line - 1].strip() == "{" and '"question_id": 7000' in lines[missing.line]
+
+
+def test_vqav2_without_its_answers_is_one_line(tmp_path):
+    file = layouts.vqav2(tmp_path)
+    (tmp_path / "v2_mscoco_val2014_annotations.json").rename(tmp_path / "elsewhere.json")
+    with pytest.raises(UsageError, match="--annotations"):
+        vqa_layouts.read_vqav2(Place(file))
+    assert len(vqa_layouts.read_vqav2(Place(file, annotations=tmp_path / "elsewhere.json")).questions) == 2
+
+
+def test_textvqa(tmp_path):
+    (question,) = vqa_layouts.read_textvqa(Place(layouts.textvqa(tmp_path))).questions
+    assert question.id == "34602" and question.answers.count("nokia") == 9
+
+
+@pytest.mark.parametrize(("layout", "answers"), [("docvqa", ("0.28",)), ("infovqa", ("12", "twelve"))])
+def test_docvqa_and_infographicvqa(tmp_path, layout, answers):
+    (question,) = vqa_layouts.read_docvqa(Place(getattr(layouts, layout)(tmp_path))).questions
+    assert question.answers == answers
+
+
+def test_chartqa_counts_its_two_files_apart(tmp_path):
+    reading = vqa_layouts.read_chartqa(Place(layouts.chartqa(tmp_path), test="chartqa"))
+    assert [(q.test, q.answers) for q in reading.questions] == [
+        ("chartqa_human", ("14",)),
+        ("chartqa_human", ("Lamb",)),
+        ("chartqa_augmented", ("14",)),
+    ]
+    one = vqa_layouts.read_chartqa(Place(tmp_path / "test_human.json", test="chartqa"))
+    assert [q.test for q in one.questions] == ["chartqa"] * 2
+
+
+def test_gqa(tmp_path):
+    reading = vqa_layouts.read_gqa(Place(layouts.gqa(tmp_path)))
+    assert [(q.id, q.answers) for q in reading.questions] == [("20123", ("yes",))]
+    assert "n2.jpg" in reading.bad[0].reason and reading.bad[0].number == 2
+
+
+def test_captions(tmp_path):
+    (question,) = vqa_layouts.read_captions(Place(layouts.captions(tmp_path))).questions
+    assert question.answers == ("A red wall.", "A wall that is red", "red")
+
+
+def test_pope(tmp_path):
+    reading = choice_layouts.read_pope(Place(layouts.pope(tmp_path), test="pope"))
+    assert [(q.test, q.answers) for q in reading.questions] == [
+        ("pope_popular", ("yes",)),
+        ("pope_random", ("yes",)),
+        ("pope_random", ("no",)),
+    ]
+    assert len({q.id for q in reading.questions}) == 3
+
+
+def test_seed_asks_about_pictures_and_says_what_it_leaves_out(tmp_path):
+    reading = choice_layouts.read_seed(Place(layouts.seed(tmp_path)))
+    (question,) = reading.questions
+    assert question.text.splitlines()[1:] == ["A. One", "B. Two", "C. Three", "D. Four"]
+    assert question.answers == ("C",) and reading.left_out == {"about a video": 1} and not reading.bad
+
+
+def check_mmmu(questions):
+    first, second = questions
+    assert first.choices == ("$6", "$7", "it's <image 1>") and first.answers == ("B",) and len(first.pictures) == 2
+    assert second.choices == () and second.answers == ("8", "eight")
+
+
+def test_mmmu_in_json(tmp_path):
+    check_mmmu(choice_layouts.read_mmmu(Place(layouts.mmmu(tmp_path))).questions)
+
+
+def test_mmmu_in_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = layouts.mmmu_rows(lambda colour: {"bytes": layouts.png(colour), "path": f"{colour}.png"})
+    (tmp_path / "Accounting").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "Accounting" / "validation.parquet")
+    questions = choice_layouts.read_mmmu(Place(tmp_path)).questions
+    check_mmmu(questions)
+    assert questions[0].pictures == (layouts.png("red"), layouts.png("blue"))
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="as Parquet"):
+        list(parquet_records(tmp_path / "broken.parquet"))
+
+
+def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"fastvlm\[eval\]"):
+        list(parquet_records(tmp_path / "x.parquet"))
+
+
+def test_scienceqa(tmp_path):
+    reading = choice_layouts.read_scienceqa(Place(layouts.scienceqa(tmp_path)))
+    first, second = reading.questions
+    assert first.text == "Context: Look at it.\nWhich is red?\nA. the wall\nB. the sky"
+    assert first.answers == ("A",) and len(first.pictures) == 1
+    assert second.answers == ("B",) and second.pictures == () and reading.left_out == {"of the split 'train'": 1}
+
+
+def test_ai2d(tmp_path):
+    reading = choice_layouts.read_ai2d(Place(layouts.ai2d(tmp_path)))
+    (question,) = reading.questions
+    assert question.answers == ("D",) and question.text.startswith("What gives light?\nA. fish")
+    assert sum(reading.left_out.values()) == 1
+
+
+def test_plain_lines_and_lists(tmp_path):
+    file = layouts.plain(tmp_path)
+    lines = plain_layout.read_plain(Place(tmp_path))
+    assert [q.test for q in lines.questions] == ["more", "words", "more"]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.unlink()
+    (tmp_path / "questions.json").write_text(json.dumps(rows))  # all on one line
+    assert plain_layout.read_plain(Place(tmp_path)).questions == lines.questions
+
+
+def test_plain_options_ids_and_inline_pictures(tmp_path):
+    uri = "data:image/png;base64,AAAA"
+    rows = [
+        {"id": 7, "question": "Which?", "answers": "b", "choices": ["x", "y"], "image": [uri, "red.png"]},
+        {"question": "2 + 2?", "answers": [4]},
+    ]
+    layouts.picture(tmp_path / "red.png")
+    first, second = plain_layout.read_plain(
+        Place(layouts.write_lines(tmp_path / "mine.jsonl", rows), test="t")
+    ).questions
+    assert (first.id, first.answers, first.pictures) == ("7", ("B",), (uri, tmp_path / "red.png"))
+    assert first.text == "Which?\nA. x\nB. y"
+    assert (second.id, second.answers, second.pictures, second.test) == ("q2", ("4",), (), "t")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "no JSON: Expecting property name"),
+        ("[1]", "it is [1]; expected an object with 'question'"),
+        ('{"answers": ["x"]}', "it has no 'question'; it has answers"),
+        ('{"question": 3, "answers": ["x"]}', "'question' is 3; expected str"),
+        ('{"question": " ", "answers": ["x"]}', "the question is empty"),
+        ('{"question": "?", "answers": []}', "'answers' is []; expected a text"),
+        ('{"question": "?", "answers": [""]}', "there is no answer"),
+        ('{"question": "?", "answers": [null]}', "'answers' is [None]"),
+        ('{"question": "?", "answers": "x", "image": "no.png"}', "the picture 'no.png' is not in"),
+        ('{"question": "?", "answers": "C", "choices": ["x", "y"]}', "with 'choices' it is the right one's letter"),
+        ('{"question": "?", "answers": "x", "id": "same"}', "the id 'same' stands on line 2 already"),
+    ],
+)
+def test_a_bad_line_is_told_and_the_others_are_read(tmp_path, line, reason):
+    good = '{"question": "?", "answers": "x", "id": "same"}'
+    (tmp_path / "q.jsonl").write_text(f"\n{good}\n{line}\n")
+    reading = plain_layout.read_plain(Place(tmp_path / "q.jsonl"))
+    assert len(reading.questions) == 1
+    (bad,) = reading.bad
+    assert (bad.line, bad.number) == (3, 2) and reason in bad.reason
+    assert str(bad).startswith(f"{tmp_path / 'q.jsonl'}, line 3, record 2: ")
+
+
+@pytest.mark.parametrize(
+    ("read", "change", "reason"),
+    [
+        ("pope", {"label": "maybe"}, "'label' is 'maybe'; expected yes or no"),
+        ("seed", {"answer": "F"}, "expected a letter from A to D"),
+        ("mmmu", {"options": "['x'"}, "expected a list of texts"),
+        ("mmmu", {"options": "{}"}, "expected a list of texts"),
+        ("mmmu", {"image_1": None}, "without a gap"),
+        ("mmmu", {"image_1": 5}, "expected a path"),
+        ("mmmu", {"options": ["one"]}, "it has 1 options"),
+    ],
+)
+def test_a_record_that_contradicts_itself(tmp_path, read, change, reason):
+    path = getattr(layouts, read)(tmp_path)
+    path = path / "coco_pope_random.json" if read == "pope" else path
+    text = path.read_text()
+    rows = [json.loads(line) for line in text.splitlines()] if read == "pope" else json.loads(text)
+    inner = rows if isinstance(rows, list) else rows["questions"]
+    inner[0].update(change)
+    (layouts.write_lines if read == "pope" else layouts.write)(path, rows)
+    reading = getattr(choice_layouts, f"read_{read}")(Place(path))
+    assert len(reading.bad) == 1 and reason in reading.bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "reason"),
+    [
+        (
+            "scienceqa",
+            {"5": {"question": "?", "choices": ["x", "y"], "answer": 2, "split": "test"}},
+            "there are 2 choices",
+        ),
+        ("scienceqa", {"5": 3}, "expected an object with 'split'"),
+    ],
+)
+def test_scienceqas_bad_records(tmp_path, read, record, reason):
+    (bad,) = choice_layouts.read_scienceqa(Place(layouts.write(tmp_path / "problems.json", record))).bad
+    assert reason in bad.reason
+
+
+def test_ai2ds_bad_records(tmp_path):
+    folder = layouts.ai2d(tmp_path)
+    (folder / "ai2d_test_ids.csv").unlink()
+    layouts.write(folder / "questions" / "2.png.json", {"questions": {}})
+    asked = {"answerTexts": ["x", "y"], "correctAnswer": 2, "questionId": "0-2"}
+    layouts.write(folder / "questions" / "3.png.json", {"imageName": "0.png", "questions": {"?": asked, "!": 1}})
+    found = reasons(choice_layouts.read_ai2d(Place(folder)))
+    assert len(found) == 4
+    for words in ("1.png", "imageName", "there are 2 options", "expected an object"):
+        assert any(words in reason for reason in found), words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"data": [{"a": 1}, {"b": ', "line 1, column 27: no JSON"),
+        ('{"data": [1 2]}', "Expecting ','"),
+        ('{"data" [1]}', "expected a name and a colon"),
+        ("[]", "holds no JSON object"),
+        ('{"info": 1}', "has no key 'data'"),
+        ('{"data": 3}', "neither a JSON array nor an object"),
+        ("", "holds no JSON object"),
+    ],
+)
+def test_a_file_that_is_not_the_layout_is_one_line(tmp_path, text, words):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=words):
+        list(json_records(tmp_path / "x.json", "data"))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes('{"question": "ü"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        list(json_lines(tmp_path / "latin.jsonl"))
+    with pytest.raises(UsageError, match="cannot be read"):
+        list(json_lines(tmp_path / "nothing.jsonl"))
+    for read in (choice_layouts.read_pope, choice_layouts.read_mmmu, choice_layouts.read_ai2d, plain_layout.read_plain):
+        with pytest.raises(UsageError, match=str(tmp_path)):
+            read(Place(tmp_path / "empty" if read is choice_layouts.read_ai2d else make_empty(tmp_path)))
+    with pytest.raises(UsageError, match="_human"):
+        vqa_layouts.read_chartqa(Place(make_empty(tmp_path)))
+
+
+def make_empty(tmp_path):
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    return tmp_path / "empty"
+
+
+def test_records_have_the_lines_on_which_they_begin(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": "[",\n "data":\n [1,\n\n {"b": 2}\n , 3]\n}')
+    assert [(r.line, r.number, r.content) for r in json_records(tmp_path / "x.json", "data")] == [
+        (3, 1, 1),
+        (5, 2, {"b": 2}),
+        (6, 3, 3),
+    ]
+    assert [(r.key, r.line) for r in json_records(tmp_path / "x.json")] == [("a", 1), ("data", 3)]
