@@ -4,7 +4,7 @@
 
 It goes through the public package alone (`fastvlm.load`, the processor, `generate`; with `--bits` the engine with
 weights of so many bits). Needs the held-out fonts and icon sets of README.md; the frozen subset in
-tests/data/mini_eval needs nothing.
+src/fastvlm/evaluation/mini_eval needs nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Freezes a small part of the tests as files, so that any machine can score the shipped checkpoint in a minute.
 
-    python -m recipes.mini.freeze --out tests/data/mini_eval
+    python -m recipes.mini.freeze --out src/fastvlm/evaluation/mini_eval
 
 The first questions of each test whose picture is at most MOST_BYTES as PNG (this leaves out pictures with noise in
 every pixel); easy-VQA's pictures are kept at their own 64 px.
@@ -48,7 +48,7 @@ def small_ones(name: str, count: int) -> list[tuple[Item, bytes]]:
 def main() -> None:
     """Write the pictures and questions.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("tests/data/mini_eval"))
+    parser.add_argument("--out", type=Path, default=Path("src/fastvlm/evaluation/mini_eval"))
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -1,0 +1,183 @@
+"""A whole evaluation: asked, kept, judged. `run` is the story."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastvlm.engine.engine import Engine
+from fastvlm.errors import UsageError
+from fastvlm.evaluation.judging import Metric
+from fastvlm.evaluation.predictions import Prediction, PredictionFile
+from fastvlm.evaluation.questions import Question, seen_grey
+from fastvlm.evaluation.runner import Asking, ask_all
+from fastvlm.evaluation.scores import Row, score_tests
+
+__all__ = ["FILES", "OnProgress", "Result", "claim_folder", "questions_digest", "run"]
+
+OnProgress = Callable[[str, int, int], None]  # what is asked, how many are done, of how many
+FILES = ("predictions.jsonl", "blind.jsonl", "run.json", "summary.json", "worst.html")
+
+
+def _keep_silent(*_: object) -> None:
+    """For runs that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    Args:
+        rows: one a test.
+        seen: predictions by the question's id.
+        blind: replies to the grey pictures by the question's id; None if they were not asked.
+        num_kept: replies that an earlier run had already.
+        num_cut_bytes: bytes of a half line that an earlier run left.
+        seconds: what asking took, and for how many questions, grey ones included.
+    """
+
+    rows: list[Row]
+    seen: Mapping[str, Prediction]
+    blind: Mapping[str, str] | None
+    num_kept: int
+    num_cut_bytes: int
+    seconds: float
+    num_asked: int
+
+
+def run(
+    engine: Engine,
+    questions: Sequence[Question],
+    metric: Metric,
+    asking: Asking,
+    *,
+    folder: Path | None = None,
+    is_blind: bool = False,
+    on_progress: OnProgress = _keep_silent,
+) -> Result:
+    """Ask what has not been answered yet, then judge everything.
+
+    Args:
+        engine: answers.
+        questions: at least one, of one or several tests; ids are unique.
+        metric: judges the replies.
+        asking: hint, length, temperature, seed.
+        folder: where predictions are kept and looked for; None to keep nothing.
+        is_blind: ask the same about a grey picture too, each distinct question once.
+        on_progress: is told before the first question and after each.
+
+    Raises:
+        UsageError: no questions.
+        DataError: predictions of an earlier run that cannot be read.
+    """
+    if not questions:
+        raise UsageError("There are no questions to ask. Is it the right file, and the right --task?")
+    start_s = time.perf_counter()
+    with PredictionFile(_file(folder, "predictions.jsonl")) as seen:
+        num_kept = sum(seen.is_answered(question.id) for question in questions)
+        _ask(engine, questions, asking, seen, "questions", on_progress)
+    blind, num_grey = _ask_blind(engine, questions, asking, folder, on_progress) if is_blind else (None, 0)
+    seconds = time.perf_counter() - start_s
+    return Result(
+        rows=score_tests(questions, seen.known, blind, metric),
+        seen=seen.known,
+        blind=blind,
+        num_kept=num_kept,
+        num_cut_bytes=seen.num_cut_bytes,
+        seconds=seconds,
+        num_asked=len(questions) - num_kept + num_grey,
+    )
+
+
+def _file(folder: Path | None, name: str) -> Path | None:
+    return None if folder is None else folder / name
+
+
+def _ask(
+    engine: Engine,
+    questions: Sequence[Question],
+    asking: Asking,
+    kept: PredictionFile,
+    what: str,
+    on_progress: OnProgress,
+) -> int:
+    """Ask those that `kept` has no reply to; returns how many."""
+    left = [question for question in questions if not kept.is_answered(question.id)]
+    done, total = len(questions) - len(left), len(questions)
+    on_progress(what, done, total)
+
+    def keep(question: Question, prediction: Prediction) -> None:
+        nonlocal done
+        kept.add(prediction, {"test": question.test, "question": question.text, "answers": list(question.answers)})
+        done += 1
+        on_progress(what, done, total)
+
+    ask_all(engine, left, asking, keep)
+    return len(left)
+
+
+def _ask_blind(
+    engine: Engine, questions: Sequence[Question], asking: Asking, folder: Path | None, on_progress: OnProgress
+) -> tuple[dict[str, str], int]:
+    """Replies to the grey pictures by the question's id, and how many were asked: each distinct question once."""
+    names = {question.id: _blind_id(question) for question in questions}
+    distinct = {names[question.id]: replace(seen_grey(question), id=names[question.id]) for question in questions}
+    with PredictionFile(_file(folder, "blind.jsonl")) as kept:
+        num_asked = _ask(engine, list(distinct.values()), asking, kept, "grey pictures", on_progress)
+    return {identity: kept.known[name].reply for identity, name in names.items()}, num_asked
+
+
+def _blind_id(question: Question) -> str:
+    """The same for questions that look the same when nothing is seen."""
+    return hashlib.sha256(f"{len(question.pictures)}\n{question.text}".encode()).hexdigest()[:16]
+
+
+def questions_digest(questions: Sequence[Question]) -> str:
+    """What stands for the questions in `run.json`: changes with their ids, texts and answers."""
+    rows = [[question.id, question.test, question.text, *question.answers] for question in questions]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any], *, is_restart: bool = False) -> None:
+    """Make `folder` this run's own: new, or left by a run of the same model, questions and settings.
+
+    `is_restart` removes what another run left there.
+
+    Raises:
+        UsageError: it holds the predictions of a different run, or cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_restart:
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+        _check_identity(folder, dict(identity))
+        (folder / "run.json").write_text(json.dumps(dict(identity), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be written to ({error.strerror}); name another folder.") from error
+
+
+def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    file = folder / "run.json"
+    if not file.is_file():
+        if (folder / "predictions.jsonl").exists():
+            raise UsageError(
+                f"{folder} has predictions but no run.json, so they may be of anything. Name another --out."
+            )
+        return
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        earlier = {}
+    now = json.loads(json.dumps(identity))
+    other = [name for name in now if earlier.get(name) != now[name]]
+    if other:
+        told = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in other)
+        raise UsageError(
+            f"{folder} has predictions of another run: {told}. Name another --out, or begin anew with --restart."
+        )

@@ -1,0 +1,102 @@
+"""Replies as they come, in a file that a later run goes on with.
+
+One line a reply, written with a single call and flushed before the next question is asked: whatever ends the process,
+the file holds whole lines and at most one half. That half is cut off when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fastvlm.errors import DataError
+
+__all__ = ["Prediction", "PredictionFile"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model said to a question, or why it could not be asked.
+
+    Args:
+        id: the question's.
+        reply: without white space around it; empty where `error` is set.
+        finish_reason: ``"stop"``, ``"length"``, or ``"error"``.
+        error: what failed; such questions are asked again by the next run.
+    """
+
+    id: str
+    reply: str
+    finish_reason: str
+    error: str | None = None
+
+
+class PredictionFile:
+    """The predictions of a run, by the question's id; `path` None keeps them in memory alone.
+
+    Use it as a context. Raises DataError where a line before the last is no prediction, and OSError as files do.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.known, self.num_cut_bytes = path, dict[str, Prediction](), 0
+        self._handle: int | None = None
+
+    def __enter__(self) -> PredictionFile:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+            self._read(self.path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            os.fsync(self._handle)
+            os.close(self._handle)
+            self._handle = None
+
+    def is_answered(self, identity: str) -> bool:
+        """True if a reply is there (a failure is none)."""
+        return identity in self.known and self.known[identity].error is None
+
+    def add(self, prediction: Prediction, about: dict[str, Any]) -> None:
+        """Keep a prediction; `about` stands beside it in the file, for readers. OSError if the disk is full, say."""
+        if self._handle is not None:
+            line = json.dumps({**asdict(prediction), **about}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+            written = os.write(self._handle, line)
+            if written != len(line):
+                raise OSError(f"{self.path}: {written} of {len(line)} bytes could be written; is the disk full?")
+        self.known[prediction.id] = prediction
+
+    def _read(self, path: Path) -> None:
+        """What an earlier run said; a half line at the end is cut off."""
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        self.num_cut_bytes = len(data) - whole
+        if self.num_cut_bytes and self._handle is not None:
+            os.ftruncate(self._handle, whole)
+        for prediction in _parsed(path, data[:whole]):
+            self.known[prediction.id] = prediction
+
+
+def _parsed(path: Path, data: bytes) -> Iterator[Prediction]:
+    for number, line in enumerate(data.splitlines(), 1):
+        if line.strip():
+            yield _prediction(path, number, line)
+
+
+def _prediction(path: Path, number: int, line: bytes) -> Prediction:
+    try:
+        row = json.loads(line)
+        return Prediction(str(row["id"]), str(row["reply"]), str(row["finish_reason"]), row.get("error"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}, line {number} is no prediction ({type(error).__name__}: {error}). Mend or remove the line, or "
+            "begin anew with --restart."
+        ) from error
