@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fastvlm.engine.engine import Engine
 from fastvlm.errors import UsageError
@@ -18,10 +16,9 @@ from fastvlm.evaluation.questions import Question, seen_grey
 from fastvlm.evaluation.runner import Asking, ask_all
 from fastvlm.evaluation.scores import Row, score_tests
 
-__all__ = ["FILES", "OnProgress", "Result", "claim_folder", "questions_digest", "run"]
+__all__ = ["OnProgress", "Result", "run"]
 
 OnProgress = Callable[[str, int, int], None]  # what is asked, how many are done, of how many
-FILES = ("predictions.jsonl", "blind.jsonl", "run.json", "summary.json", "worst.html")
 
 
 def _keep_silent(*_: object) -> None:
@@ -135,49 +132,3 @@ def _ask_blind(
 def _blind_id(question: Question) -> str:
     """The same for questions that look the same when nothing is seen."""
     return hashlib.sha256(f"{len(question.pictures)}\n{question.text}".encode()).hexdigest()[:16]
-
-
-def questions_digest(questions: Sequence[Question]) -> str:
-    """What stands for the questions in `run.json`: changes with their ids, texts and answers."""
-    rows = [[question.id, question.test, question.text, *question.answers] for question in questions]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-
-def claim_folder(folder: Path, identity: Mapping[str, Any], *, is_restart: bool = False) -> None:
-    """Make `folder` this run's own: new, or left by a run of the same model, questions and settings.
-
-    `is_restart` removes what another run left there.
-
-    Raises:
-        UsageError: it holds the predictions of a different run, or cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if is_restart:
-            for name in FILES:
-                (folder / name).unlink(missing_ok=True)
-        _check_identity(folder, dict(identity))
-        (folder / "run.json").write_text(json.dumps(dict(identity), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--out {folder} cannot be written to ({error.strerror}); name another folder.") from error
-
-
-def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    file = folder / "run.json"
-    if not file.is_file():
-        if (folder / "predictions.jsonl").exists():
-            raise UsageError(
-                f"{folder} has predictions but no run.json, so they may be of anything. Name another --out."
-            )
-        return
-    try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        earlier = {}
-    now = json.loads(json.dumps(identity))
-    other = [name for name in now if earlier.get(name) != now[name]]
-    if other:
-        told = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in other)
-        raise UsageError(
-            f"{folder} has predictions of another run: {told}. Name another --out, or begin anew with --restart."
-        )

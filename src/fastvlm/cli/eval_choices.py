@@ -1,0 +1,141 @@
+"""What `fastvlm eval` was asked to do, checked before anything is read or loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvlm.cli.choices import ModelChoice, check_word
+from fastvlm.cli.opening import open_model
+from fastvlm.cli.terminal import Notes
+from fastvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastvlm.engine.engine import Engine
+    from fastvlm.evaluation.records import Reading
+    from fastvlm.evaluation.tasks import Task
+
+__all__ = ["Asked", "Kept", "Machine"]
+
+SUITES = ("mini",)
+MOST_SLOTS = 256
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be asked, as it was typed, checked against itself."""
+
+    task: str | None
+    suite: str | None
+    data: Path | None
+    images: Path | None
+    annotations: Path | None
+    metric: str | None
+    limit: int | None
+    skips_bad: bool
+
+    def __post_init__(self) -> None:
+        from fastvlm.evaluation.known_metrics import METRICS
+        from fastvlm.evaluation.tasks import TASKS
+
+        if (self.task is None) == (self.suite is None):
+            raise UsageError("Give either --suite mini, or --task with --data. Try: fastvlm eval --suite mini")
+        if self.suite is not None:
+            check_word("--suite", self.suite, SUITES)
+        if self.task is not None:
+            check_word("--task", self.task, tuple(TASKS))
+            self._check_data()
+        if self.metric is not None:
+            check_word("--metric", self.metric, tuple(METRICS))
+            if self.task != "plain":
+                raise UsageError("--metric goes with --task plain; the other tasks have their own metric.")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit is {self.limit}; expected 1 or more.")
+
+    def _check_data(self) -> None:
+        if self.data is None:
+            raise UsageError(f"--task {self.task} needs --data: the benchmark's own file or folder; docs/evaluate.md.")
+        for flag, path in (("--data", self.data), ("--images", self.images), ("--annotations", self.annotations)):
+            if path is not None and not path.exists():
+                raise UsageError(f"{flag} {path} does not exist; expected a file or folder.")
+
+    @property
+    def name(self) -> str:
+        """The task's, or the suite's."""
+        return str(self.task or self.suite)
+
+    def chosen(self) -> Task:
+        """The task, with the metric that was asked for."""
+        from fastvlm.evaluation.tasks import MINI, TASKS
+
+        task = MINI if self.task is None else TASKS[self.task]
+        return replace(task, metric=self.metric) if self.metric is not None else task
+
+    def read(self) -> Reading:
+        """The questions; DataError or UsageError where there are none to be read."""
+        from fastvlm.evaluation.mini_suite import mini_place
+        from fastvlm.evaluation.vqa_layouts import Place
+
+        task = self.chosen()
+        if self.task is None or self.data is None:
+            return task.read(replace(mini_place(self.data), images=self.images))
+        return task.read(Place(self.data, self.images, self.annotations, test=self.task))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the results go."""
+
+    folder: Path | None
+    is_restart: bool
+    num_worst: int
+
+    def __post_init__(self) -> None:
+        if self.is_restart and self.folder is None:
+            raise UsageError("--restart is about what lies in --out; give --out too.")
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"--out {self.folder} is a file; expected a folder.")
+        if self.num_worst < 0:
+            raise UsageError(f"--worst is {self.num_worst}; expected 0 or more.")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Which model, and how it computes."""
+
+    choice: ModelChoice
+    slots: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        check_word("--bits", str(self.bits), ("16", "8", "4"))
+        if not 1 <= self.slots <= MOST_SLOTS:
+            raise UsageError(f"--slots is {self.slots}; expected 1 to {MOST_SLOTS}.")
+
+    def folder(self) -> Path:
+        """Where the checkpoint lies; a Hub's is fetched first."""
+        from fastvlm.checkpoints.loading import checkpoint_path
+
+        return checkpoint_path(self.choice.name, revision=self.choice.revision)
+
+    def open(self, folder: Path, notes: Notes) -> tuple[Engine, dict[str, str]]:
+        """The engine, and what it computes on and in."""
+        from fastvlm.engine.fast import fast_engine
+
+        with notes.waiting(f"Opening {self.choice.name}"):
+            model, processor = open_model(folder, self.choice)
+            computed = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+            return fast_engine(model, processor, num_slots=self.slots, bits=self.bits), computed  # type: ignore[arg-type]
+
+    def about(self) -> dict[str, Any]:
+        """What decides the replies beside the questions."""
+        choice = self.choice
+        return {
+            "model": choice.name,
+            "revision": choice.revision,
+            "dtype": choice.dtype,
+            "bits": self.bits,
+            "image_fit": choice.image_fit,
+            "image_size": choice.image_size,
+        }

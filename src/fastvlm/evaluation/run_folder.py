@@ -1,0 +1,82 @@
+"""A folder holds the predictions of one run: same checkpoint, same questions, same settings, or it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastvlm.errors import UsageError
+from fastvlm.evaluation.questions import Question
+
+__all__ = ["FILES", "checkpoint_digest", "claim_folder", "questions_digest"]
+
+FILES = ("predictions.jsonl", "blind.jsonl", "run.json", "summary.json", "worst.html")
+_DECIDING = (".safetensors", ".bin", ".json", ".jinja")  # files of a checkpoint that change replies
+_NUM_SAMPLES, _SAMPLE_BYTES = 32, 2**16
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """What stands for a checkpoint's content: names, sizes, and samples spread over each file (2 MB of each at most).
+
+    A file that was trained on differs everywhere, so samples tell it; reading 15 GB to be quite sure would take longer
+    than many a run.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _DECIDING and file.is_file():
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}\n".encode())
+            with file.open("rb") as stream:
+                for number in range(_NUM_SAMPLES):
+                    stream.seek(size * number // _NUM_SAMPLES)
+                    digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def questions_digest(questions: Sequence[Question]) -> str:
+    """What stands for the questions in `run.json`: changes with their ids, texts and answers."""
+    rows = [[question.id, question.test, question.text, *question.answers] for question in questions]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any], *, is_restart: bool = False) -> None:
+    """Make `folder` this run's own: new, or left by a run of the same model, questions and settings.
+
+    `is_restart` removes what another run left there.
+
+    Raises:
+        UsageError: it holds the predictions of a different run, or cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_restart:
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+        _check_identity(folder, dict(identity))
+        (folder / "run.json").write_text(json.dumps(dict(identity), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be written to ({error.strerror}); name another folder.") from error
+
+
+def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    file = folder / "run.json"
+    if not file.is_file():
+        if (folder / "predictions.jsonl").exists():
+            raise UsageError(
+                f"{folder} has predictions but no run.json, so they may be of anything. Name another --out."
+            )
+        return
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        earlier = {}
+    now = json.loads(json.dumps(identity))
+    other = [name for name in now if earlier.get(name) != now[name]]
+    if other:
+        told = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in other)
+        raise UsageError(
+            f"{folder} has predictions of another run: {told}. Name another --out, or begin anew with --restart."
+        )

@@ -1,0 +1,164 @@
+"""`fastvlm eval` from end to end on a parrot, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import parrot
+import pytest
+from cli_process import hear_ctrl_c, plain_environment
+
+SHORT = ("--max-new-tokens", "4", "--device", "cpu")
+KEPT = ["blind.jsonl", "predictions.jsonl", "run.json", "summary.json", "worst.html"]
+
+
+@pytest.fixture
+def questions(tmp_path, picture):
+    """Three questions in two tests; the parrot answers one of them."""
+    rows = [
+        {"image": picture.name, "question": "What?", "answers": [parrot.SENTENCE], "test": "known"},
+        {"image": picture.name, "question": "What else?", "answers": ["a cat"], "test": "known"},
+        {"question": "And?", "answers": ["a dog", "a cat"], "test": "unknown"},
+    ]
+    file = picture.parent / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_run_prints_a_table_and_one_json_line(fastvlm, parrot_folder, questions, tmp_path):
+    out = tmp_path / "out"
+    plain = ("eval", "--task", "plain", "--data", questions, "--model", parrot_folder, "--blind", "--device", "cpu")
+    outcome = fastvlm(*plain, "--out", out)
+    assert (outcome.code, outcome.err) == (0, "")
+    table, last = outcome.out.rstrip("\n").rsplit("\n", 1)
+    result = json.loads(last)
+    assert result["scores"] == {"known": 0.5, "unknown": 0.0} and result["n"] == {"known": 2, "unknown": 1}
+    assert result["blind"] == {"known": 0.5, "unknown": 0.0}
+    assert result["majority"] == {"known": 0.5, "unknown": 1.0}
+    assert result["intervals"]["known"][0] < 0.5 < result["intervals"]["known"][1]
+    assert result["failed"] == 0 and result["metric"]["name"] == "exact" and result["bad_records"] == []
+    assert result["computed"]["device"] == "cpu" and result["environment"]["torch"]
+    assert "| known | 2 | 50.0 |" in table
+    assert sorted(file.name for file in out.iterdir()) == KEPT
+    assert json.loads((out / "summary.json").read_text()) == result
+    assert "a cat" in (out / "worst.html").read_text()
+    again = json.loads(fastvlm(*plain, "--out", out, "--json").out)
+    assert again["resumed"] == 3 and again["scores"] == result["scores"]
+    other = fastvlm(*plain, "--out", out, "--hint", "Be brief.")
+    assert other.code == 2 and "hint '', now 'Be brief.'" in other.error
+    assert fastvlm(*plain, "--out", out, "--hint", "Be brief.", "--restart").code == 0
+
+
+def test_the_minis_own_suite_with_other_questions(fastvlm, parrot_folder, questions):
+    folder = questions.parent
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows.append({"question": "Is it?", "answers": ["There is no it."], "test": "unanswerable"})
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = fastvlm("eval", "--suite", "mini", "--data", folder, "-m", parrot_folder, "--json", *SHORT)
+    assert outcome.code == 0 and outcome.out.count("\n") == 1
+    result = json.loads(outcome.out)
+    assert set(result["scores"]) == {"known", "unknown", "unanswerable", "unanswerable_refused", "false_refusals"}
+    assert result["scores"]["unanswerable_refused"] == result["scores"]["false_refusals"] == 0
+    assert set(result["blind"]) == set(result["scores"]), "the mini is asked blind without being told to"
+
+
+def test_limit_metric_and_no_blind(fastvlm, parrot_folder, questions):
+    arguments = ("eval", "--task", "plain", "--data", questions, "-m", parrot_folder, "--limit", 1, "--metric", "cer")
+    result = json.loads(fastvlm(*arguments, "--no-blind", "--json", *SHORT).out)
+    assert result["n"] == {"known": 1, "unknown": 1} and result["blind"] == {} and result["intervals"] == {}
+    assert result["metric"]["is_error"] and result["cut_off"] == 2
+
+
+def test_bad_records_stop_the_run_unless_they_may_be_skipped(fastvlm, parrot_folder, questions):
+    questions.write_text(
+        questions.read_text() + '{"question": "?"}\n{"question": "?", "answers": "x", "image": "n.png"}\n'
+    )
+    arguments = ("eval", "--task", "plain", "--data", questions, "-m", parrot_folder, *SHORT)
+    outcome = fastvlm(*arguments)
+    assert outcome.code == 1 and outcome.out == ""
+    assert (
+        f"2 of 5 records cannot be asked; the first: {questions}, line 4, record 4: it has no 'answers'"
+        in outcome.error
+    )
+    skipped = fastvlm(*arguments, "--skip-bad", "--json")
+    assert skipped.code == 0 and skipped.err.count("fastvlm: skipped: ") == 2
+    assert len(json.loads(skipped.out)["bad_records"]) == 2
+
+
+def test_check_tells_everything_and_asks_nothing(fastvlm, questions):
+    good = fastvlm("eval", "--task", "plain", "--data", questions, "--check", "--model", "nowhere")
+    assert good.code == 0 and good.out.startswith("known: 2 questions\nunknown: 1 questions\n")
+    questions.write_text(questions.read_text() + "{\n")
+    bad = fastvlm("eval", "--task", "plain", "--data", questions, "--check", "--json")
+    assert bad.code == 1 and "1 of 4 records" in bad.error
+    assert json.loads(bad.out)["bad_records"] == [
+        f"{questions}, line 4, record 4: no JSON: Expecting property name enclosed in double quotes, column 2"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Give either --suite mini, or --task"),
+        (["--suite", "mini", "--task", "plain"], "Give either"),
+        (["--suite", "maxi"], "--suite is 'maxi'; expected one of mini"),
+        (["--task", "vqa2"], "Did you mean 'vqav2'?"),
+        (["--task", "pope"], "--task pope needs --data"),
+        (["--task", "pope", "--data", "nowhere.json"], "--data nowhere.json does not exist"),
+        (["--task", "pope", "--data", ".", "--metric", "anls"], "--metric goes with --task plain"),
+        (["--task", "plain", "--data", ".", "--metric", "bleu"], "--metric is 'bleu'"),
+        (["--task", "pope", "--data", "."], "expected POPE's folder"),
+        (["--suite", "mini", "--limit", "0"], "--limit is 0"),
+        (["--suite", "mini", "--bits", "3"], "--bits is '3'"),
+        (["--suite", "mini", "--slots", "0"], "--slots is 0"),
+        (["--suite", "mini", "--worst", "-1"], "--worst is -1"),
+        (["--suite", "mini", "--restart"], "give --out too"),
+        (["--suite", "mini", "--temperature", "-1"], "--temperature is -1"),
+        (["--suite", "mini", "--seed", "-1"], "--seed is -1"),
+        (["--suite", "mini", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["--suite", "mini", "--dtype", "int8"], "--dtype is 'int8'"),
+        (["mini"], "eval --help"),
+    ],
+)
+def test_bad_use_is_one_line(fastvlm, arguments, words):
+    outcome = fastvlm("eval", *arguments)
+    assert outcome.code == 2 and outcome.out == ""
+    assert words in outcome.error
+
+
+def test_out_that_is_a_file_is_one_line(fastvlm, questions):
+    outcome = fastvlm("eval", "--task", "plain", "--data", questions, "--out", questions)
+    assert outcome.code == 2 and "is a file; expected a folder" in outcome.error
+
+
+def test_nothing_to_ask_is_one_line(fastvlm, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    outcome = fastvlm("eval", "--task", "plain", "--data", tmp_path / "empty.jsonl")
+    assert outcome.code == 2 and "nothing to ask" in outcome.error
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT between processes")
+def test_ctrl_c_keeps_whole_replies_and_the_next_run_goes_on(endless_folder, picture, tmp_path):
+    rows = [{"image": "red.png", "question": f"{number}?", "answers": ["x"]} for number in range(40)]
+    file = picture.parent / "many.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fastvlm", "eval", "--task", "plain", "--data", file, "--model", endless_folder]
+    command += ["--out", out, "--device", "cpu", "--json", "--slots", "2", "--max-new-tokens"]
+    told = {"env": plain_environment(), "cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([*map(str, command), "300"], preexec_fn=hear_ctrl_c, **told)  # noqa: PLW1509
+    deadline = time.monotonic() + 120
+    while not ((out / "predictions.jsonl").exists() and (out / "predictions.jsonl").stat().st_size):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and b"Traceback" not in err and b"stopped" in err
+    kept = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert 0 < len(kept) < 40
+    done = subprocess.run([*map(str, command), "300"], check=False, timeout=300, **told)
+    result = json.loads(done.stdout)
+    assert result["resumed"] == len(kept) and result["n"] == {"plain": 40} and result["cut_off"] == 40

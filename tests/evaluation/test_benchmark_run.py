@@ -1,0 +1,197 @@
+"""A run that is stopped goes on where it was; what it keeps is whole; another run's folder is refused."""
+
+import json
+from dataclasses import replace
+
+import layouts
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recipes.mini.benchmark import Item
+from recipes.mini.evaluate import ask, blind_answers
+from recipes.mini.scoring import score
+from test_runner import Echo, asked
+
+import fastvlm
+from fastvlm.errors import DataError, UsageError
+from fastvlm.evaluation.benchmark_run import run
+from fastvlm.evaluation.known_metrics import METRICS
+from fastvlm.evaluation.mini_suite import MINI_QUESTIONS, mini_place
+from fastvlm.evaluation.plain_layout import read_plain
+from fastvlm.evaluation.predictions import Prediction, PredictionFile
+from fastvlm.evaluation.run_folder import checkpoint_digest, claim_folder, questions_digest
+from fastvlm.evaluation.runner import Asking
+from fastvlm.evaluation.tasks import MINI
+
+EXACT = METRICS["exact"]
+QUESTIONS = asked("say one", "say two", "say three", "say four", "say five")
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Fragile(Echo):
+    """Stops when it has given so many replies, or one more."""
+
+    def __init__(self, after):
+        super().__init__(num_slots=2)
+        self.left = after
+
+    def step(self):
+        if self.left <= 0:
+            raise StoppedError
+        events = super().step()
+        self.left -= sum(event.finish_reason is not None for event in events)
+        return events
+
+
+def lines(folder, name="predictions.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_run_goes_on_where_it_was_stopped(tmp_path, after):
+    with pytest.raises(StoppedError):
+        run(Fragile(after), QUESTIONS, EXACT, Asking(), folder=tmp_path)
+    done = len(lines(tmp_path))
+    assert after <= done <= after + 1
+    engine = Echo()
+    result = run(engine, QUESTIONS, EXACT, Asking(), folder=tmp_path)
+    assert len(engine.asked) == 5 - done and result.num_kept == done and result.num_asked == 5 - done
+    assert {row["id"]: row["reply"] for row in lines(tmp_path)} == dict(
+        zip("01234", ["one", "two", "three", "four", "five"], strict=True)
+    )
+    assert len(lines(tmp_path)) == 5
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 400))
+def test_a_half_line_is_cut_off_and_asked_again(tmp_path_factory, cut):
+    folder = tmp_path_factory.mktemp("cut")
+    whole = run(Echo(), QUESTIONS, EXACT, Asking(), folder=folder).seen
+    file = folder / "predictions.jsonl"
+    data = file.read_bytes()
+    file.write_bytes(data[: max(0, len(data) - cut)])
+    kept = data[: max(0, len(data) - cut)].count(b"\n")
+    result = run(Echo(), QUESTIONS, EXACT, Asking(), folder=folder)
+    assert result.seen == whole and result.num_kept == kept
+    assert sorted(row["id"] for row in lines(folder)) == list("01234")
+    assert (result.num_cut_bytes > 0) == (not data[: max(0, len(data) - cut)].endswith(b"\n") and cut < len(data))
+
+
+def test_failures_are_kept_and_asked_again(tmp_path):
+    questions = asked("one", "unaskable two")
+    first = run(Echo(), questions, EXACT, Asking(), folder=tmp_path)
+    assert first.seen["1"].error and first.rows[0].num_failed == 1 and first.rows[0].score == 0
+    second = run(Echo(), [questions[0], replace(questions[1], text="two")], EXACT, Asking(), folder=tmp_path)
+    assert second.num_kept == 1 and second.seen["1"].reply == "two"
+
+
+def test_a_line_that_is_no_prediction_is_told(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": "1", "reply": "x", "finish_reason": "stop", "error": null}\nrubbish\n')
+    with pytest.raises(DataError, match="line 2 is no prediction"), PredictionFile(tmp_path / "p.jsonl"):
+        pass
+
+
+def test_replies_of_any_characters_survive(tmp_path):
+    said = Prediction("1", 'a\u2028b "c"\n\ud800é', "stop")
+    with PredictionFile(tmp_path / "p.jsonl") as file:
+        file.add(said, {"question": "?"})
+    with PredictionFile(tmp_path / "p.jsonl") as file:
+        assert file.known["1"].reply == said.reply.replace("\ud800", "?")
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    result = run(Echo(), QUESTIONS, EXACT, Asking(), is_blind=True, on_progress=lambda *now: seen.append(now))
+    assert list(tmp_path.iterdir()) == [] and len(result.seen) == 5
+    assert seen[0] == ("questions", 0, 5) and seen[5] == ("questions", 5, 5) and seen[-1] == ("grey pictures", 5, 5)
+
+
+def test_each_distinct_question_is_asked_blind_once(tmp_path):
+    questions = asked("say one", "say one", "say two")
+    engine = Echo()
+    result = run(engine, questions, EXACT, Asking(), folder=tmp_path, is_blind=True)
+    assert len(engine.asked) == 3 + 2 and result.num_asked == 5
+    assert result.blind == {"0": "one", "1": "one", "2": "two"}
+    assert len(lines(tmp_path, "blind.jsonl")) == 2
+    again = Echo()
+    run(again, questions, EXACT, Asking(), folder=tmp_path, is_blind=True)
+    assert again.asked == []
+
+
+def test_nothing_to_ask_is_one_line():
+    with pytest.raises(UsageError, match="no questions to ask"):
+        run(Echo(), [], EXACT, Asking())
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    ours = {"model": "mini", "questions": questions_digest(QUESTIONS)}
+    claim_folder(tmp_path / "a", ours)
+    claim_folder(tmp_path / "a", ours)
+    with pytest.raises(UsageError, match="model 'mini', now 'other'"):
+        claim_folder(tmp_path / "a", {**ours, "model": "other"})
+    (tmp_path / "a" / "predictions.jsonl").write_text("")
+    claim_folder(tmp_path / "a", {**ours, "model": "other"}, is_restart=True)
+    assert not (tmp_path / "a" / "predictions.jsonl").exists()
+    (tmp_path / "a" / "run.json").write_text("{")
+    with pytest.raises(UsageError, match="another run"):
+        claim_folder(tmp_path / "a", ours)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "predictions.jsonl").write_text("")
+    with pytest.raises(UsageError, match=r"no run\.json"):
+        claim_folder(tmp_path / "b", ours)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        claim_folder(tmp_path / "file" / "c", ours)
+
+
+def test_digests_see_what_changes(tmp_path):
+    assert questions_digest(QUESTIONS) != questions_digest(asked("say one"))
+    assert questions_digest(QUESTIONS) == questions_digest(list(QUESTIONS))
+    (tmp_path / "model.safetensors").write_bytes(bytes(3_000_000))
+    (tmp_path / "README.md").write_text("x")
+    before = checkpoint_digest(tmp_path)
+    (tmp_path / "README.md").write_text("y")
+    assert checkpoint_digest(tmp_path) == before
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_500_000) + b"\1" * 1_500_000)
+    assert checkpoint_digest(tmp_path) != before
+
+
+def test_the_minis_questions_come_with_the_package():
+    reading = read_plain(mini_place())
+    assert len(reading.questions) == 200 and not reading.bad
+    assert MINI_QUESTIONS.is_relative_to(layouts_home := MINI_QUESTIONS.parents[1]) and layouts_home.name == "fastvlm"
+    assert sum(file.stat().st_size for file in MINI_QUESTIONS.iterdir()) < 2_000_000
+
+
+def test_the_engines_replies_are_the_recipes():
+    """The same replies, scores, blind and majority lines as recipes/mini/evaluate.py, which asks `generate`."""
+    questions = read_plain(mini_place()).questions[5:200:16]
+    items = [Item(fastvlm.open_picture(q.pictures[0]), q.text, q.answers) for q in questions]
+    model, processor = fastvlm.load("mini", device="cpu", dtype="float32")
+    expected, accepted = ask(model, processor, items), [q.answers for q in questions]
+    blind = score(blind_answers(lambda some: ask(model, processor, some), items), accepted).share
+    engine = fastvlm.fast_engine(model, processor, num_slots=3)
+    result = run(
+        engine, [replace(q, test="all") for q in questions], EXACT, Asking("", MINI.max_new_tokens), is_blind=True
+    )
+    assert [result.seen[q.id].reply for q in questions] == expected
+    (row,) = result.rows
+    assert row.score == pytest.approx(score(expected, accepted).share) and row.blind == pytest.approx(blind)
+
+
+def test_a_picture_that_breaks_after_reading_is_a_failure(tmp_path):
+    file = layouts.plain(tmp_path)
+    questions = read_plain(layouts_place(file)).questions
+    (tmp_path / "red.png").write_bytes(b"no picture")
+    result = run(Echo(), questions, EXACT, Asking())
+    assert all("no picture that can be opened" in one.error for one in result.seen.values())
+
+
+def layouts_place(file):
+    from fastvlm.evaluation.vqa_layouts import Place
+
+    return Place(file)
