@@ -13,7 +13,7 @@ from fastvlm.engine.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
 from fastvlm.engine.linear import PlainLinear
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 4).map(lambda n: 128 * n), st.integers(1, 200))
-needs_kernel = pytest.mark.skipif(not int4.cpu_kernels().has_packed_int4, reason="no int4 kernel on this CPU")
+needs_kernel = pytest.mark.skipif(not int4.cpu_kernels().int4_block, reason="no int4 kernel on this CPU")
 
 
 @needs_kernel
@@ -21,7 +21,16 @@ needs_kernel = pytest.mark.skipif(not int4.cpu_kernels().has_packed_int4, reason
 def test_the_layout_is_that_of_torchs_kernel(outputs, inputs):
     values = torch.randint(0, 16, (outputs, inputs))
     theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values.int(), 1)
-    assert torch.equal(pack_int4(values.to(torch.uint8)), theirs)
+    assert torch.equal(pack_int4(values.to(torch.uint8), int4.cpu_kernels().int4_block), theirs)
+
+
+@pytest.mark.parametrize("outputs", [1, 64, 70, 200])
+def test_laying_a_weight_out_for_another_cpu_changes_no_value(outputs):
+    stored = quantise_int4(layer(1, 128, outputs)[1], 64)
+    other = stored.in_blocks(32)
+    assert stored.in_blocks(64) is stored and not torch.equal(other.packed, stored.packed)
+    assert torch.equal(other.dequantise(), stored.dequantise())
+    assert torch.equal(other.in_blocks(64).packed, stored.packed)
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,7 +78,7 @@ def test_few_and_many_rows_agree(monkeypatch):
     few = made(x)
     monkeypatch.setattr(int4, "MANY_ROWS", 1)
     assert relative_gap(made(x), few) < 0.005
-    monkeypatch.setattr(int4, "CHUNK", 64)
+    monkeypatch.setattr(int4, "CHUNK_BYTES", 256)
     assert relative_gap(made(x), few) < 0.005
 
 

@@ -124,6 +124,26 @@ def test_in_attention_an_outlier_does_not_drown_its_row():
         assert relative_gap(int8_linear(weight, bias)(rows), F.linear(rows, weight, bias)) < 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [64, 70])
+def test_few_and_many_rows_of_the_weight_only_kernel_agree(monkeypatch, dtype, inputs):
+    x, weight, bias = layer(7, inputs, 3000, dtype)
+    made = int8_weight_only_linear(weight, bias)
+    few = made(x)
+    monkeypatch.setattr(int8, "MANY_ROWS", 1)
+    many = made(x)
+    assert many.dtype == dtype and relative_gap(many, few) < 0.01
+    monkeypatch.setattr(int8, "CHUNK_BYTES", 256)
+    torch.testing.assert_close(made(x), many, rtol=1e-2, atol=1e-2)
+
+
+def test_where_bfloat16_is_emulated_many_rows_are_multiplied_in_float32(monkeypatch):
+    monkeypatch.setattr(int8, "cpu_kernels", lambda: NO_KERNELS)
+    x, weight, bias = layer(int8.MANY_ROWS + 5, 64, 48)
+    expected = F.linear(x, quantise_int8(weight).dequantise(), bias)
+    assert relative_gap(int8_weight_only_linear(weight, bias)(x), expected) < 1e-5
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_row_that_is_not_finite_shows_it_and_spoils_no_other(bad):
     x, weight, bias = layer(3, 64, 48)
@@ -137,7 +157,7 @@ def test_a_row_that_is_not_finite_shows_it_and_spoils_no_other(bad):
 def test_memory_is_a_byte_a_weight_and_the_scales():
     _, weight, _ = layer(1, 896, 1152)
     for make in MAKERS:
-        assert make(weight, None).num_bytes <= 1152 * 896 + 4 * 1152
+        assert make(weight, None).num_bytes <= 1152 * 896 + 6 * 1152
 
 
 def test_without_vnni_the_weight_only_kernel_takes_over(monkeypatch):

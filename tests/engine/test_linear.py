@@ -11,7 +11,7 @@ from linears import NO_KERNELS, layer, relative_gap
 
 from fastvlm.engine import cpu, linear
 from fastvlm.engine.cpu import cpu_kernels
-from fastvlm.engine.linear import PackedLinear, PlainLinear, packed_linear, plain_linear
+from fastvlm.engine.linear import PackedLinear, PlainLinear, many_rows_linear, packed_linear, plain_linear
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -24,7 +24,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     has_bias=st.booleans(),
     activation=st.sampled_from(["none", "gelu"]),
-    make=st.sampled_from([PlainLinear, packed_linear]),
+    make=st.sampled_from([PlainLinear, many_rows_linear, packed_linear]),
 )
 def test_equals_f_linear_for_any_shape(rows, inputs, outputs, dtype, has_bias, activation, make):
     x, weight, bias = layer(rows, inputs, outputs, dtype)
@@ -108,5 +108,22 @@ def test_a_cpu_without_vnni_does_not_multiply_8_bits(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert not cpu_kernels.__wrapped__().has_packed_int8
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert not cpu_kernels.__wrapped__().has_packed_int4
+
+
+@pytest.mark.parametrize(("capability", "block"), [("AVX512", 64), ("AVX2", 32), ("DEFAULT", 0)])
+def test_the_int4_layout_is_believed_only_if_it_is_the_kernels(monkeypatch, capability, block):
+    own = torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert cpu_kernels.__wrapped__().int4_block in ((block,) if capability == own else (0,))
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("has_fast_plain", [False, True])
+def test_many_rows_take_the_faster_way_and_give_the_same(monkeypatch, activation, has_fast_plain):
+    kernels = dataclasses.replace(cpu_kernels(), has_fast_plain_float32=has_fast_plain)
+    monkeypatch.setattr(linear, "cpu_kernels", lambda: kernels)
+    x, weight, bias = layer(300, 24, 10)
+    made = many_rows_linear(weight, bias, activation)
+    assert isinstance(made, PlainLinear) or not has_fast_plain
+    assert relative_gap(made(x), packed_linear(weight, bias, activation)(x)) < 1e-5
+    assert type(many_rows_linear(weight.bfloat16(), None)) is type(packed_linear(weight.bfloat16(), None))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastvlm.dialects.rounding import pack_int4
+
 __all__ = ["CpuKernels", "cpu_kernels"]
 
 
@@ -26,14 +28,18 @@ class CpuKernels:
             slower than float32.
         has_packed_int8: oneDNN linears of uint8 activations and int8 weights, with VNNI or AMX. Without these
             oneDNN adds pairs of products in 16 bits, which overflow silently (pytorch issue 103646).
-        has_packed_int4: the grouped int4 kernel whose layout is known here: blocks of 64 outputs (AVX-512).
+        int4_block: outputs that the grouped int4 kernel packs together: 64 (AVX-512) or 32 (AVX2); 0 if there is no
+            such kernel, or its layout is not known here.
+        has_fast_plain_float32: ``F.linear`` multiplies many rows in float32 faster than packed weights do (AVX2 with
+            MKL; docs/performance.md).
     """
 
     has_packed_float32: bool
     has_packed_bfloat16: bool
     has_fast_bfloat16: bool
     has_packed_int8: bool
-    has_packed_int4: bool
+    int4_block: int
+    has_fast_plain_float32: bool
 
     def has_packed(self, dtype: torch.dtype) -> bool:
         """True if packed linears of this dtype work here."""
@@ -43,14 +49,17 @@ class CpuKernels:
 @functools.cache
 def cpu_kernels() -> CpuKernels:
     """The kernels of this process; the environment variable ``ATEN_CPU_CAPABILITY`` counts, as it does for torch."""
-    is_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    capability = torch.backends.cpu.get_cpu_capability()
+    is_avx512 = capability == "AVX512"
+    blocks = {"AVX512": (64,), "AVX2": (32,)}.get(capability, ())
     has_amx, has_vnni = torch.cpu._is_amx_tile_supported(), torch.cpu._is_vnni_supported()
     return CpuKernels(
         has_packed_float32=_works(lambda: _packed_linear_gap(torch.float32)),
         has_packed_bfloat16=is_avx512 and _works(lambda: _packed_linear_gap(torch.bfloat16)),
         has_fast_bfloat16=torch.cpu._is_avx512_bf16_supported() or has_amx,
         has_packed_int8=(has_vnni or has_amx) and _works(_packed_int8_gap),
-        has_packed_int4=is_avx512 and _works(_int4_layout_gap),
+        int4_block=next((block for block in blocks if _works(functools.partial(_int4_layout_gap, block))), 0),
+        has_fast_plain_float32=capability == "AVX2" and torch.backends.mkl.is_available(),
     )
 
 
@@ -88,9 +97,12 @@ def _packed_int8_gap() -> float:
     return _relative_gap(result, (x.float() - 128) @ weight.float().T)
 
 
-def _int4_layout_gap() -> float:
-    values = (_ramp(128, 64) + 7).int()
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
-    blocks = values.to(torch.uint8).reshape(2, 2, 32, 64)
-    expected = (blocks[:, 0] | blocks[:, 1] << 4).transpose(1, 2).reshape(128, 32)
-    return float(not torch.equal(packed, expected))
+def _int4_layout_gap(block: int) -> float:
+    """0 if the kernel packs `block` outputs together as ``dialects/rounding.py`` says, and multiplies right."""
+    values = (torch.arange(128 * 64) * 2_654_435_761 // 65_536 % 16).reshape(128, 64)  # no two rows are equal
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values.int(), 1)
+    if not torch.equal(packed, pack_int4(values.to(torch.uint8), block)):
+        return 1.0
+    x, scales_and_zeros = _ramp(2, 64).bfloat16(), torch.tensor([1.0, 0.0]).bfloat16().expand(2, 128, 2).contiguous()
+    result = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 32, scales_and_zeros)
+    return _relative_gap(result, x.float() @ (values.float() - 8).T)

@@ -133,7 +133,7 @@ class Decoder:
                 hidden, mixed = hidden[-1:], mixed[-1:]
             hidden = hidden + layer.output(mixed)
             normed = self._normed(hidden, layer.mlp_norm)
-            hidden = hidden + layer.down(F.silu(layer.gate(normed)) * layer.up(normed))
+            hidden = hidden + layer.down(F.silu(layer.gate(normed)).mul_(layer.up(normed)))
         return self._head(self._normed(hidden, self._norm))
 
     def _q_and_kv(self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
-"""Linear layers with 8-bit weights, one scale for each output channel.
+"""Linear layers with 8-bit weights, one scale for each output channel (``dialects/rounding.py``).
 
-Weights: ``w ~ values * scale``, values in -127..127, so the error of a weight is at most half its channel's scale.
 Two kernels read them:
 
 - *dynamic* (VNNI or AMX): each row of activations is rounded too, with a scale of its own, so that its result does not
@@ -8,18 +7,18 @@ Two kernels read them:
   bits, a second 8-bit term holds what the first leaves; it takes about half as long again. The terms are uint8 around
   128: for int8 activations oneDNN 3.12 has no fast kernel without AMX and takes a reference loop, thousands of times
   slower.
-- *weight-only*: bfloat16 activations; the fallback, and the choice where activations have outliers.
+- *weight-only*: bfloat16 activations; the choice on CPUs without VNNI, and where activations have outliers.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastvlm.dialects.rounding import Int8Weight, quantise_int8
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.linear import PlainLinear
 
@@ -33,30 +32,14 @@ __all__ = [
     "quantise_rows",
 ]
 
-LARGEST = 127  # of a weight; -128 is left out, so that the range is symmetric
 ROW_ZERO_POINT = 128  # what stands for 0 in uint8 activations
 ROW_LARGEST = 127.0  # what a row's largest value becomes
 SECOND_STEPS = 254.0  # steps of the second term in one of the first
 TINIEST_ROW = 1e-30  # the largest value of a row of zeros, for its scale
-
-
-@dataclass(frozen=True)
-class Int8Weight:
-    """`values` (out, in) int8 in -127..127 and `scales` (out,) float32: the weight is ``values * scales[:, None]``."""
-
-    values: Tensor
-    scales: Tensor
-
-    def dequantise(self) -> Tensor:
-        """The weight (out, in) in float32."""
-        return self.values.float() * self.scales[:, None]
-
-
-def quantise_int8(weight: Tensor) -> Int8Weight:
-    """`weight` (out, in), any floating dtype, rounded to the nearest; the error is at most half a scale."""
-    weight = weight.detach().float()
-    scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
-    return Int8Weight((weight / scales[:, None]).round_().to(torch.int8), scales)
+# From so many rows on, turning the weight into floats and multiplying is faster than the weight-only kernel, whose
+# time grows with the rows (AMD Zen 3, float32: level between 16 and 32 rows, 1.8 times at 290; docs/performance.md).
+MANY_ROWS = 24
+CHUNK_BYTES = 2048  # for each input, of the outputs that are turned into floats at a time: 2 MB at 1024 inputs
 
 
 def quantise_rows(x: Tensor, num_terms: int = 2) -> tuple[Tensor, Tensor]:
@@ -142,25 +125,40 @@ class Int8DynamicLinear:
 class Int8WeightOnlyLinear:
     """int8 weights, bfloat16 activations; float32 ones are rounded (torch's float32 kernel is seven times slower).
 
-    torch's kernel reads past the end of a row whose length is no multiple of 16 (a crash, in 2.13), so rows are padded
-    with zeros to one.
+    For many rows chunks of the weight are turned into floats and multiplied: bfloat16 where the CPU multiplies it,
+    float32 elsewhere. torch's kernel reads past the end of a row whose length is no multiple of 16 (a crash, in 2.13),
+    so rows are padded with zeros to one.
     """
 
     def __init__(self, weight: Int8Weight, bias: Tensor | None) -> None:
         self.out_features, self.in_features = weight.values.shape
         self._padding = -self.in_features % 16
-        self._values, self._scales = F.pad(weight.values, (0, self._padding)), weight.scales.to(torch.bfloat16)
-        self.num_bytes = self._values.nbytes + self._scales.nbytes
+        self._values = F.pad(weight.values, (0, self._padding)) if self._padding else weight.values
+        self._exact_scales, self._scales = weight.scales, weight.scales.to(torch.bfloat16)
+        self.num_bytes = self._values.nbytes + self._exact_scales.nbytes + self._scales.nbytes
         self._bias = None if bias is None else bias.detach()
+        self._many_rows_dtype = torch.bfloat16 if cpu_kernels().has_fast_bfloat16 else torch.float32
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) float32 or bfloat16 -> (..., out)."""
-        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
-        if self._padding:
-            rows = F.pad(rows, (0, self._padding))
-        y = torch._weight_int8pack_mm(rows, self._values, self._scales)
+        rows = x.reshape(-1, self.in_features)
+        y = self._few_rows(rows) if len(rows) < MANY_ROWS else self._many_rows(rows.to(self._many_rows_dtype))
         y = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return y if self._bias is None else y + self._bias.to(x.dtype)
+
+    def _few_rows(self, rows: Tensor) -> Tensor:
+        rows = rows.to(torch.bfloat16)
+        if self._padding:
+            rows = F.pad(rows, (0, self._padding))
+        return torch._weight_int8pack_mm(rows, self._values, self._scales)
+
+    def _many_rows(self, rows: Tensor) -> Tensor:
+        chunk = CHUNK_BYTES // rows.element_size()
+        y = rows.new_empty(len(rows), self.out_features)
+        for start in range(0, self.out_features, chunk):
+            part = self._values[start : start + chunk, : self.in_features].to(rows.dtype)
+            torch.mm(rows, part.T, out=y[:, start : start + chunk])
+        return y.mul_(self._exact_scales)
 
 
 def int8_linear(

@@ -4,7 +4,7 @@ Maps are NHWC, (B, H, W, C) contiguous, so that a 1x1 convolution is a linear la
 differently from :class:`~fastvlm.model.fastvithd.FastViTHD`, which stays the measure of it:
 
 - BatchNorms and layer scales are folded (``FastViTHD.deploy()``), attention's scale into the query's weight;
-- 1x1 convolutions are packed linears with bias and GELU fused;
+- 1x1 convolutions are linears on rows, packed, with bias and GELU fused, where that is fastest;
 - the FFNs go over tiles of rows whose 4x wider hidden map stays in cache, and add to their residual in place;
 - a convolution with m outputs a channel is m depthwise ones: oneDNN has a fast kernel for those alone;
 - attention goes over as many heads at a time as keep their scores in cache.
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvlm.encoder_config import ATTENTION_HEAD_DIM
-from fastvlm.engine.linear import Activation, PackedLinear, PlainLinear, packed_linear
+from fastvlm.engine.linear import Activation, PackedLinear, PlainLinear, many_rows_linear, packed_linear
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
 from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens
@@ -138,7 +138,7 @@ def _pointwise(
     """A 1x1 convolution as a linear layer on channels."""
     weight = conv.weight.flatten(1)
     weight = weight if order is None else weight[:, order]
-    return packed_linear(weight.to(dtype), _cast(conv.bias, dtype), activation)
+    return many_rows_linear(weight.to(dtype), _cast(conv.bias, dtype), activation)
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -233,8 +233,8 @@ class _Attention:
         self._norm = (norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
         qkv = mixer.qkv.weight.clone()
         qkv[: qkv.shape[1]] *= ATTENTION_HEAD_DIM**-0.5
-        self._qkv = packed_linear(qkv.to(dtype), None)
-        self._proj = packed_linear(mixer.proj.weight.to(dtype), mixer.proj.bias.to(dtype))
+        self._qkv = many_rows_linear(qkv.to(dtype), None)
+        self._proj = many_rows_linear(mixer.proj.weight.to(dtype), mixer.proj.bias.to(dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C)."""

@@ -1,0 +1,160 @@
+"""Weights in 8 and 4 bits: how they are rounded, and the forms in which files hold them. No kernel is known here.
+
+8 bits: ``w ~ values * scale``, values in -127..127, a scale for each output channel, so the error of a weight is at
+most half its channel's scale.
+
+4 bits: ``w ~ (value - 8) * scale + zero`` with values in 0..15, a scale and a zero for each group of inputs of each
+output channel, so the error of a weight is at most half its group's scale, and what rounding scale and zero to bfloat16
+adds. Layout of the packed values: blocks of 64 outputs; in a block, for each input 32 bytes, byte j holding output j in
+its low half and output j + 32 in its high half. It is the order in which torch's AVX-512 kernel reads, so a file in it
+is used as it lies; the AVX2 kernel wants blocks of 32 outputs, into which :meth:`Int4Weight.in_blocks` turns it.
+Outputs are padded to a multiple of 64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "FILE_BLOCK",
+    "GROUP_SIZES",
+    "Int4Weight",
+    "Int8Weight",
+    "RoundedWeight",
+    "pack_int4",
+    "quantise_int4",
+    "quantise_int8",
+]
+
+GROUP_SIZES = (32, 64, 128)
+FILE_BLOCK = 64  # outputs that are packed together in files
+MIDDLE, LARGEST_4 = 8, 15
+LARGEST_8 = 127  # -128 is left out, so that the range is symmetric
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """`values` (out, in) int8 in -127..127 and `scales` (out,) float32: the weight is ``values * scales[:, None]``."""
+
+    values: Tensor
+    scales: Tensor
+
+    @property
+    def out_features(self) -> int:
+        """Outputs."""
+        return self.values.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Inputs."""
+        return self.values.shape[1]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it."""
+        return {"values": self.values, "scales": self.scales}
+
+    def dequantise(self) -> Tensor:
+        """The weight (out, in) in float32."""
+        return self.values.float() * self.scales[:, None]
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """A weight (out, in) in groups of `group_size` inputs.
+
+    Attributes:
+        packed: uint8 (out padded to a multiple of 64, in / 2), laid out as the module says.
+        scales_and_zeros: bfloat16 (in / group_size, out padded, 2).
+        out_features: outputs without the padding.
+        block: outputs that are packed together: 64 in files, 32 for the AVX2 kernel.
+    """
+
+    packed: Tensor
+    scales_and_zeros: Tensor
+    out_features: int
+    block: int = FILE_BLOCK
+
+    @property
+    def in_features(self) -> int:
+        """Inputs."""
+        return self.packed.shape[1] * 2
+
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale."""
+        return self.in_features // self.scales_and_zeros.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of values, scales and zeros."""
+        return self.packed.nbytes + self.scales_and_zeros.nbytes
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it."""
+        return {"packed": self.packed, "scales_and_zeros": self.scales_and_zeros}
+
+    def in_blocks(self, block: int) -> Int4Weight:
+        """The same values with `block` outputs (64 or 32) packed together; itself if they are already."""
+        if block == self.block:
+            return self
+        values = torch.cat(
+            [self._nibbles(start, start + self.block) for start in range(0, len(self.packed), self.block)]
+        )
+        return Int4Weight(pack_int4(values, block), self.scales_and_zeros, self.out_features, block)
+
+    def dequantise(self) -> Tensor:
+        """The weight (out, in) in bfloat16."""
+        return self.columns(0, self.packed.shape[0])[:, : self.out_features].T.contiguous()
+
+    def columns(self, start: int, end: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Outputs `start` to `end` (multiples of 64) of the transposed weight (in, end - start) in `dtype`."""
+        half = self.block // 2
+        blocks = self.packed[start:end].reshape(-1, self.in_features, half).transpose(0, 1)
+        values = torch.empty(self.in_features, blocks.shape[1], self.block, dtype=dtype)
+        values[..., :half] = blocks & 15
+        values[..., half:] = blocks >> 4
+        # Contiguous: `addcmul` is three times slower with a stride of two.
+        scales, zeros = (t.to(dtype).contiguous() for t in self.scales_and_zeros[:, None, start:end].unbind(-1))
+        grouped = values.reshape(scales.shape[0], -1, end - start).sub_(MIDDLE)
+        return torch.addcmul(zeros, grouped, scales).reshape(self.in_features, -1)
+
+    def _nibbles(self, start: int, end: int) -> Tensor:
+        """Values 0..15, uint8 (end - start, in), of the block of outputs from `start` to `end`."""
+        block = self.packed[start:end].reshape(self.in_features, -1)
+        return torch.cat([block & 15, block >> 4], dim=1).T
+
+
+RoundedWeight = Int8Weight | Int4Weight
+
+
+def quantise_int8(weight: Tensor) -> Int8Weight:
+    """`weight` (out, in), any floating dtype, rounded to the nearest; the error is at most half a scale."""
+    weight = weight.detach().float()
+    scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * LARGEST_8) / LARGEST_8
+    return Int8Weight((weight / scales[:, None]).round_().to(torch.int8), scales)
+
+
+def quantise_int4(weight: Tensor, group_size: int = 32) -> Int4Weight:
+    """`weight` (out, in) of any floating dtype; `in` is a multiple of `group_size`, one of 32, 64 and 128."""
+    out_features, in_features = weight.shape
+    groups = F.pad(weight.detach().float(), (0, 0, 0, -out_features % FILE_BLOCK)).reshape(
+        -1, in_features // group_size, group_size
+    )
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    scales = ((high - low) / LARGEST_4).clamp_min(torch.finfo(torch.bfloat16).tiny).bfloat16().float()
+    zeros = (low + MIDDLE * scales).bfloat16().float()
+    values = ((groups - zeros) / scales).round_().add_(MIDDLE).clamp_(0, LARGEST_4).to(torch.uint8)
+    scales_and_zeros = torch.cat([scales, zeros], -1).transpose(0, 1).bfloat16().contiguous()
+    return Int4Weight(pack_int4(values.reshape(-1, in_features)), scales_and_zeros, out_features)
+
+
+def pack_int4(values: Tensor, block: int = FILE_BLOCK) -> Tensor:
+    """uint8 (out, in / 2) in the module's layout of `values` (out, in), 0..15; `out` is a multiple of `block`."""
+    blocks = values.reshape(-1, 2, block // 2, values.shape[1])
+    return (blocks[:, 0] | blocks[:, 1] << 4).transpose(1, 2).reshape(values.shape[0], -1).contiguous()
