@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastvlm.bench.generating import wait_for
 from fastvlm.bench.worker import Measured
+from fastvlm.engine.cpu import cpu_kernels
 
 __all__ = ["MachineProbe", "best_seconds"]
 
@@ -56,12 +57,17 @@ class MachineProbe:
 
     @torch.inference_mode()
     def matrix_peak(self) -> Measured:
-        """FLOP/s of the fastest way to multiply; `parts` has each."""
-        parts = {f"matmul_{str(dtype)[6:]}": self._matmul(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        """FLOP/s of the fastest way to multiply; `parts` has each.
+
+        A CPU that emulates bfloat16 is not asked for it: that takes a minute, and is no peak.
+        """
+        has_bfloat16 = self.device != "cpu" or cpu_kernels().has_fast_bfloat16
+        dtypes = (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
+        parts = {f"matmul_{str(dtype)[6:]}": self._matmul(dtype) for dtype in dtypes}
         for rows, inner, outer in _PACKED_SHAPES if self.device == "cpu" else ():
-            name = f"packed_bfloat16_{rows}x{inner}x{outer}"
+            name = f"packed_{str(dtypes[-1])[6:]}_{rows}x{inner}x{outer}"
             try:
-                parts[name] = self._packed(rows, inner, outer)
+                parts[name] = self._packed(rows, inner, outer, dtypes[-1])
             except (AttributeError, RuntimeError, NotImplementedError):  # a torch without oneDNN
                 break
         return Measured(max(parts.values()), parts)
@@ -82,8 +88,8 @@ class MachineProbe:
         return 2 * side**3 / best_seconds(lambda: a @ b, device=self.device)
 
     @staticmethod
-    def _packed(rows: int, inner: int, outer: int) -> float:
-        x = torch.randn(rows, inner, dtype=torch.bfloat16)
-        packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(outer, inner, dtype=torch.bfloat16), rows)
+    def _packed(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
+        x = torch.randn(rows, inner, dtype=dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(torch.randn(outer, inner, dtype=dtype), rows)
         seconds = best_seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))
         return 2 * rows * inner * outer / seconds

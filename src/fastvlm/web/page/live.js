@@ -27,6 +27,9 @@ export class Live {
   async start(kind) {
     this.end();
     const controller = (this.controller = new AbortController());
+    // Nothing of the last time may pass for this one's.
+    this.hooks.onAnswer("");
+    this.hooks.onStats("");
     try {
       await openVideo(this.video, kind);
       // Who ends the sharing in the browser's own bar ends it here too.
