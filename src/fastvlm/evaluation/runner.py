@@ -10,19 +10,20 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.prepared import PreparedPrompt
-from fastvlm.engine.types import SEEDS, SamplingParams, TokenEvent
+from fastvlm.engine.types import SEEDS, Completion, SamplingParams
 from fastvlm.errors import FastVlmError
 from fastvlm.evaluation.predictions import Prediction
 from fastvlm.evaluation.questions import Question, messages_of
 
-__all__ = ["Asking", "ask_all"]
+__all__ = ["Asking", "answer_all", "ask_all"]
 
+T = TypeVar("T")
 OnPrediction = Callable[[Question, Prediction], None]
-_Ready = deque[tuple[Question, "Future[PreparedPrompt]"]]
 
 
 @dataclass(frozen=True)
@@ -54,58 +55,91 @@ def ask_all(engine: Engine, questions: Sequence[Question], asking: Asking, on_pr
     A picture that cannot be opened, or a prompt that does not fit, gives a prediction with its error. Anything else
     that fails (memory, a bug, the disk that `on_prediction` writes to, Ctrl-C) ends the run.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="fastvlm-eval")
-    waiting, ready, running = iter(questions), _Ready(), dict[int, Question]()
+
+    def tell(question: Question, said: Completion | FastVlmError) -> None:
+        if isinstance(said, FastVlmError):
+            on_prediction(question, Prediction(question.id, "", "error", str(said)))
+        else:
+            on_prediction(question, Prediction(question.id, said.text.strip(), said.finish_reason))
+
+    answer_all(engine, questions, lambda question: messages_of(question, asking.hint), asking.params, tell)
+
+
+def answer_all(
+    engine: Engine,
+    items: Sequence[T],
+    prompt_of: Callable[[T], Any],
+    params_of: Callable[[T], SamplingParams],
+    on_reply: Callable[[T, Completion | FastVlmError], None],
+) -> None:
+    """Completions of anything that prompts can be made of.
+
+    Args:
+        engine: nobody else uses it meanwhile.
+        items: what is asked about, in the order in which they are let in.
+        prompt_of: messages of an item; called in another thread, a few items ahead.
+        params_of: settings of an item.
+        on_reply: gets each item with its completion, or with the error for which it could not be asked.
+    """
+    work = _Work(engine, iter(items), prompt_of)
     most = engine.num_slots + min(1, engine.max_waiting)  # one waits, and is let in as soon as a slot is free
     try:
         while True:
-            _make_ready(engine, pool, waiting, ready, asking)
-            while ready and len(running) < most:
-                _submit(engine, *ready.popleft(), asking, running, on_prediction)
-                _make_ready(engine, pool, waiting, ready, asking)
-            if not running:
+            while work.make_ready() and len(work.running) < most:
+                item, prepared = work.ready.popleft()
+                try:
+                    work.running[engine.submit(prepared.result(), params_of(item))] = item
+                except FastVlmError as error:
+                    on_reply(item, error)
+            if not work.running:
                 return
-            for event in engine.step():
-                if event.finish_reason is not None and event.request_id in running:
-                    question = running.pop(event.request_id)
-                    on_prediction(question, _finished(question, event))
+            for item, completion in work.step():
+                on_reply(item, completion)
     finally:
-        pool.shutdown(cancel_futures=True)
-        for request_id in running:
-            engine.cancel(request_id)
+        work.close()
 
 
-def _make_ready(
-    engine: Engine, pool: ThreadPoolExecutor, waiting: Iterator[Question], ready: _Ready, asking: Asking
-) -> None:
-    """Let pictures be opened and resized for as many questions as there are slots."""
-    while len(ready) < engine.num_slots:
-        question = next(waiting, None)
-        if question is None:
-            return
-        ready.append((question, pool.submit(_prepared, engine, question, asking.hint)))
+@dataclass
+class _Work(Generic[T]):
+    """What is being made ready, and what runs in the engine."""
 
+    engine: Engine
+    waiting: Iterator[T]
+    prompt_of: Callable[[T], Any]
+    ready: deque[tuple[T, Future[PreparedPrompt]]] = field(default_factory=deque)
+    running: dict[int, T] = field(default_factory=dict)
+    pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="fastvlm-eval"), repr=False
+    )
 
-def _prepared(engine: Engine, question: Question, hint: str) -> PreparedPrompt:
-    return engine.prepare(messages_of(question, hint))
+    def make_ready(self) -> bool:
+        """Let pictures be opened and resized for as many items as there are slots; False if nothing is left."""
+        while len(self.ready) < self.engine.num_slots:
+            for item in self.waiting:
+                self.ready.append((item, self.pool.submit(self._prepared, item)))
+                break
+            else:
+                break
+        return bool(self.ready)
 
+    def _prepared(self, item: T) -> PreparedPrompt:
+        return self.engine.prepare(self.prompt_of(item))
 
-def _submit(
-    engine: Engine,
-    question: Question,
-    prepared: Future[PreparedPrompt],
-    asking: Asking,
-    running: dict[int, Question],
-    on_prediction: OnPrediction,
-) -> None:
-    try:
-        running[engine.submit(prepared.result(), asking.params(question))] = question
-    except FastVlmError as error:
-        on_prediction(question, Prediction(question.id, "", "error", str(error)))
+    def step(self) -> list[tuple[T, Completion]]:
+        """One step of the engine, and what it finished. Raises what failed in it."""
+        finished: list[tuple[T, Completion]] = []
+        for event in self.engine.step():
+            if event.finish_reason is None or event.request_id not in self.running:
+                continue
+            item = self.running.pop(event.request_id)
+            if event.error is not None:
+                raise event.error
+            assert event.completion is not None  # noqa: S101 - the last event has it
+            finished.append((item, event.completion))
+        return finished
 
-
-def _finished(question: Question, event: TokenEvent) -> Prediction:
-    if event.error is not None:
-        raise event.error
-    assert event.completion is not None and event.finish_reason is not None  # noqa: S101 - the last event has both
-    return Prediction(question.id, event.completion.text.strip(), event.finish_reason)
+    def close(self) -> None:
+        """Let nothing run on."""
+        self.pool.shutdown(cancel_futures=True)
+        for request_id in self.running:
+            self.engine.cancel(request_id)

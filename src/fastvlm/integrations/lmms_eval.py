@@ -1,0 +1,158 @@
+"""A model for lmms-eval: ``lmms-eval --model fastvlm --model_args pretrained=apple/FastVLM-0.5B --tasks textvqa_val``.
+
+It is lmms-eval's kind "chat": a task gives messages, the engine answers many of them side by side. Written against
+lmms-eval 0.7.3 (``lmms_eval/api/model.py``, ``protocol.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fastvlm.checkpoints import load
+from fastvlm.checkpoints.loading import pick_device
+from fastvlm.engine.fast import fast_dtype, fast_engine
+from fastvlm.engine.types import MAX_STOP_STRINGS, SEEDS, Completion, SamplingParams
+from fastvlm.errors import FastVlmError, MissingExtraError, PromptError, UsageError
+from fastvlm.evaluation.runner import answer_all
+from fastvlm.processing.image_processor import image_size_px
+
+try:
+    from lmms_eval.api.model import lmms
+except ModuleNotFoundError as _error:
+    if (_error.name or "").split(".")[0] != "lmms_eval":
+        raise  # it is there, but something that it needs is not: its own message says what
+    raise MissingExtraError("lmms_eval", "lmms", "The plugin of lmms-eval") from _error
+
+__all__ = ["FastVlm", "engine_messages", "sampling_params"]
+
+_MAX_NEW_TOKENS = 1024  # what lmms-eval's own models take where a task says nothing
+
+
+class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
+    """FastVLM behind lmms-eval's interface.
+
+    Args:
+        pretrained: "mini", a folder, or a Hub name.
+        revision: branch, tag or commit of a Hub name.
+        device: where the model goes; with several processes each takes the GPU of its LOCAL_RANK.
+        dtype: as :func:`fastvlm.load` takes it, or "auto" for what is fast on the device.
+        batch_size: replies made at the same time.
+        bits: of the decoder's weights on a CPU, 16, 8 or 4.
+        image_fit, image_size: "pad", "crop" or "stretch"; a side in pixels. None for the checkpoint's.
+        max_batch_size: for lmms-eval's sake; has no effect.
+    """
+
+    is_simple = False  # chat: tasks give messages
+
+    def __init__(
+        self,
+        pretrained: str = "mini",
+        revision: str | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_size: int | str = 4,
+        bits: int | str = 16,
+        image_fit: str | None = None,
+        image_size: int | str | None = None,
+        max_batch_size: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        del max_batch_size
+        self.device = pick_device(_own_device(device))
+        kind = fast_dtype(self.device) if dtype == "auto" else dtype
+        model, processor = load(pretrained, device=self.device, dtype=kind, revision=revision)
+        pictures = processor.image_processor
+        if image_fit is not None:
+            pictures.image_fit = image_fit
+        if image_size is not None:
+            pictures.image_size = image_size_px(int(image_size), pictures.patch_size)
+        self.engine = fast_engine(model, processor, num_slots=_number("batch_size", batch_size), bits=int(bits))  # type: ignore[arg-type]
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Replies, in the order of the requests: (context, doc_to_messages, generation kwargs, doc id, task, split).
+
+        Raises:
+            FastVlmError: a request that cannot be asked; lmms-eval has no word for that.
+        """
+        replies: dict[int, str] = {}
+
+        def keep(number: int, said: Completion | FastVlmError) -> None:
+            if isinstance(said, FastVlmError):
+                raise said
+            replies[number] = said.text
+            self.cache_hook.add_partial("generate_until", requests[number].args, said.text)
+
+        answer_all(
+            self.engine,
+            range(len(requests)),
+            lambda number: self._messages(requests[number].args),
+            lambda number: sampling_params(requests[number].args[2]),
+            keep,
+        )
+        return [replies[number] for number in range(len(requests))]
+
+    def _messages(self, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+        _, doc_to_messages, _, doc_id, task, split = arguments
+        return engine_messages(doc_to_messages(self.task_dict[task][split][doc_id]))
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Not there: says so."""
+        raise NotImplementedError(f"fastvlm answers one round; {len(requests)} requests want several (multi_round).")
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Not there: says so."""
+        raise NotImplementedError(
+            f"fastvlm answers with text; {len(requests)} requests want log-likelihoods. Take the task's variant with "
+            "output_type generate_until."
+        )
+
+
+def engine_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """lmms-eval's messages as the engine takes them.
+
+    Raises:
+        PromptError: sound or video in them.
+    """
+    return [{"role": turn["role"], "content": [_item(item) for item in turn["content"]]} for turn in messages]
+
+
+def _item(item: Mapping[str, Any]) -> dict[str, Any]:
+    if item["type"] == "text":
+        return {"type": "text", "text": item["text"]}
+    if item["type"] == "image":
+        return {"type": "image", "image": item["url"]}
+    raise PromptError(f"The task shows {item['type']}; FastVLM sees pictures and text only. Choose another task.")
+
+
+def sampling_params(wanted: Mapping[str, Any]) -> SamplingParams:
+    """The engine's settings for a task's ``generation_kwargs``; likeliest tokens unless it asks for a temperature."""
+    if int(wanted.get("num_beams") or 1) > 1:
+        warnings.warn(f"num_beams is {wanted['num_beams']}; fastvlm searches without beams.", UserWarning, stacklevel=2)
+    temperature = float(wanted.get("temperature") or 0.0) if wanted.get("do_sample", True) else 0.0
+    until = wanted.get("until") or ()
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    return SamplingParams(
+        max_new_tokens=int(wanted.get("max_new_tokens") or _MAX_NEW_TOKENS),
+        temperature=temperature,
+        top_p=float(wanted.get("top_p") or 1.0),
+        stop=tuple(text for text in stop if text)[:MAX_STOP_STRINGS],
+        seed=int(wanted.get("seed") or 0) % SEEDS,
+    )
+
+
+def _number(name: str, value: int | str) -> int:
+    if not str(value).isdecimal() or int(value) < 1:
+        raise UsageError(f"{name} is {value!r}; expected a whole number from 1, the replies made at the same time.")
+    return int(value)
+
+
+def _own_device(device: str | None) -> str | torch.device | None:
+    """This process's GPU where lmms-eval runs several processes; else what was asked for."""
+    rank = os.environ.get("LOCAL_RANK")
+    is_one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"cuda:{rank}" if device == "cuda" and is_one_of_several and rank is not None else device
