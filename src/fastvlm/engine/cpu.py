@@ -59,7 +59,7 @@ def cpu_kernels() -> CpuKernels:
         has_fast_bfloat16=torch.cpu._is_avx512_bf16_supported() or has_amx,
         has_packed_int8=(has_vnni or has_amx) and _works(_packed_int8_gap),
         int4_block=next((block for block in blocks if _works(functools.partial(_int4_layout_gap, block))), 0),
-        has_fast_plain_float32=capability == "AVX2" and torch.backends.mkl.is_available(),
+        has_fast_plain_float32=capability == "AVX2" and torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
     )
 
 
