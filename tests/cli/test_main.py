@@ -10,7 +10,7 @@ from cli_process import plain_environment
 
 import fastvlm as package
 
-VERBS = ("ask", "chat", "info", "convert")
+VERBS = ("ask", "chat", "info", "convert", "quantize")
 HEAVY = ("torch", "transformers", "huggingface_hub", "PIL", "httpx", "numpy")
 LOADED = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
 

@@ -10,17 +10,19 @@ import tiny
 import torch
 from linears import relative_gap
 
-from fastvlm.engine import quantised as module
-from fastvlm.engine.decoder import Decoder
-from fastvlm.engine.int4 import Int4Weight, int4_linear
-from fastvlm.engine.int8 import Int8Weight, int8_linear
-from fastvlm.engine.quantised import (
+from fastvlm.checkpoints.quantising import round_products
+from fastvlm.dialects import quantised_file as module
+from fastvlm.dialects.names import HEAD
+from fastvlm.dialects.quantised_file import (
     QUANTISED_FILE,
     QuantisationOptions,
     load_quantised,
-    quantise_linears,
     save_quantised,
 )
+from fastvlm.engine.decoder import Decoder
+from fastvlm.engine.int4 import Int4Weight, int4_linear
+from fastvlm.engine.int8 import Int8Weight, int8_linear
+from fastvlm.engine.quantised import stored_linears
 from fastvlm.errors import CheckpointError, ConfigError
 
 TEXT = {"hidden_size": 64, "intermediate_size": 128}
@@ -34,7 +36,10 @@ def model():
 
 
 def quantise(model, options=INT8):
-    return quantise_linears(lambda make: Decoder(model, 1, 8, make), options, vocab_size=tiny.VOCAB)
+    text = model.config.text_config
+    return round_products(
+        model.state_dict().__getitem__, text.num_hidden_layers, options, has_tied_head=text.tie_word_embeddings
+    )
 
 
 def logits(decoder, ids=(5, 9, 7, 33, 21)):
@@ -55,7 +60,7 @@ def logits(decoder, ids=(5, 9, 7, 33, 21)):
 def test_a_decoder_on_rounded_weights_is_near_the_plain_one(model, options, largest_error, largest_gap):
     quantised = quantise(model, options)
     assert 0 < quantised.error.mean <= quantised.error.largest < largest_error
-    rounded = logits(Decoder(model, 1, 16, quantised.make_linear()))
+    rounded = logits(Decoder(model, 1, 16, stored_linears(quantised)))
     assert 0 < relative_gap(rounded, logits(Decoder(model, 1, 16))) < largest_gap
 
 
@@ -69,7 +74,7 @@ def test_options_say_which_layers_get_which_bits(model):
 def test_inputs_that_fill_no_group_get_8_bits():
     quantised = quantise(tiny.model(), INT4)  # the FFN is 48 wide
     assert {type(weight) for weight in quantised.weights} == {Int4Weight, Int8Weight}
-    assert logits(Decoder(tiny.model(), 1, 16, quantised.make_linear())).isfinite().all()
+    assert logits(Decoder(tiny.model(), 1, 16, stored_linears(quantised))).isfinite().all()
 
 
 def test_memory_is_counted(model):
@@ -85,17 +90,18 @@ def test_a_file_gives_back_what_was_saved(model, options, tmp_path):
     save_quantised(quantised, tmp_path / QUANTISED_FILE)
     loaded = load_quantised(tmp_path / QUANTISED_FILE)
     assert (loaded.options, loaded.error) == (quantised.options, quantised.error)
+    assert (loaded.dtype, loaded.shapes, loaded.digest) == (quantised.dtype, quantised.shapes, quantised.digest)
     for ours, theirs in zip(quantised.weights, loaded.weights, strict=True):
         for field in dataclasses.fields(ours):
             a, b = getattr(ours, field.name), getattr(theirs, field.name)
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    expected = logits(Decoder(model, 1, 16, quantised.make_linear()))
-    assert torch.equal(logits(Decoder(model, 1, 16, loaded.make_linear())), expected)
+    expected = logits(Decoder(model, 1, 16, stored_linears(quantised)))
+    assert torch.equal(logits(Decoder(model, 1, 16, stored_linears(loaded))), expected)
 
 
 def test_stored_is_what_rounding_at_load_gives(model):
     for options, make in ((INT8, int8_linear), (QuantisationOptions(4, 32, 4), int4_linear)):
-        stored = logits(Decoder(model, 1, 16, quantise(model, options).make_linear()))
+        stored = logits(Decoder(model, 1, 16, stored_linears(quantise(model, options))))
         assert torch.equal(stored, logits(Decoder(model, 1, 16, make)))
 
 
@@ -111,16 +117,30 @@ def test_the_file_is_mapped_not_read(model, tmp_path):
         assert any(start <= tensor.data_ptr() < end for start, end in ranges)
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_products_are_those_that_the_decoder_asks_for(is_tied):
+    """Also for a head that is the embedding table; every weight by its own name, rounded."""
+    model = tiny.model(text={**TEXT, "tie_word_embeddings": is_tied})
+    quantised, asked = quantise(model), []
+    Decoder(model, 1, 8, lambda weight, bias: asked.append(weight.clone()) or (lambda x: x))
+    for weight, rounded in zip(asked, quantised.weights, strict=True):
+        assert relative_gap(rounded.dequantise(), weight) < 0.02
+    state = model.state_dict()
+    assert (HEAD in quantised.shapes) is not is_tied
+    for name, shape in quantised.shapes.items():
+        assert shape == state[name].shape and relative_gap(quantised.tensor(name), state[name]) < 0.02
+
+
 def test_another_models_weights_are_refused(model):
     with pytest.raises(CheckpointError, match="another model's"):
-        Decoder(tiny.model(), 1, 8, quantise(model).make_linear())
+        Decoder(tiny.model(), 1, 8, stored_linears(quantise(model)))
     deeper = tiny.model(text={**TEXT, "num_hidden_layers": 3, "vocab_size": 128})
     with pytest.raises(CheckpointError, match="asks for a layer"):
-        Decoder(deeper, 1, 8, quantise(model).make_linear())
+        Decoder(deeper, 1, 8, stored_linears(quantise(model)))
 
 
 def test_a_factory_serves_one_decoder(model):
-    make = quantise(model).make_linear()
+    make = stored_linears(quantise(model))
     Decoder(model, 1, 8, make)
     with pytest.raises(CheckpointError, match="no more"):
         make(torch.zeros(2, 2), None)
@@ -142,7 +162,7 @@ def test_what_is_no_such_file_is_an_error_that_says_so(model, tmp_path):
     plain = tmp_path / "plain.safetensors"
     header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
     plain.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(CheckpointError, match="reads '1'"):
+    with pytest.raises(CheckpointError, match="reads '2'"):
         load_quantised(plain)
 
 

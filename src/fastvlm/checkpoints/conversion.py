@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,14 @@ from torch import Tensor
 
 from fastvlm.checkpoints.apple_extras import AppleExtras
 from fastvlm.checkpoints.loading import as_dtype, checkpoint_path
+from fastvlm.checkpoints.new_folder import (
+    all_or_nothing,
+    carry_files,
+    checked_shapes,
+    new_folder,
+    planned_tensors,
+    write_fast_vlm_files,
+)
 from fastvlm.checkpoints.processor_files import load_processor
 from fastvlm.checkpoints.shards import (
     PlannedTensor,
@@ -31,20 +35,16 @@ from fastvlm.checkpoints.shards import (
 )
 from fastvlm.config import FastVlmConfig
 from fastvlm.dialects.apple_config import to_apple_config
-from fastvlm.dialects.differences import Differences
 from fastvlm.dialects.folder import CheckpointFolder, Dialect, inspect_folder
-from fastvlm.dialects.names import EMBEDDING, ENCODER, HEAD, names_to_apple
+from fastvlm.dialects.names import EMBEDDING, HEAD, names_to_apple
 from fastvlm.errors import CheckpointError, UsageError
-from fastvlm.model.fastvithd import FastViTHD
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
-from fastvlm.model.pretrained import expected_shapes, generation_config_of
+from fastvlm.model.pretrained import generation_config_of
 from fastvlm.processing.processor import FastVlmProcessor
 
 __all__ = ["ConversionReport", "convert"]
 
 LAYOUTS: tuple[Dialect, ...] = ("fast_vlm", "llava_qwen2")
 Progress = Callable[[int, int], None]
-_CARRIED_FILES = ("LICENSE*", "CREDITS*", "NOTICE*")  # what a licence asks to keep with the weights
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,19 @@ def convert(
     layout = next((known for known in LAYOUTS if known == to), None)
     if layout is None:
         raise UsageError(f"to is {to!r}; the layouts are {', '.join(LAYOUTS)}.")
-    target, max_bytes, wanted = _new_folder(target), num_bytes_of(max_shard_size), as_dtype(dtype)
+    target, max_bytes, wanted = new_folder(target), num_bytes_of(max_shard_size), as_dtype(dtype)
     folder = inspect_folder(checkpoint_path(source, **hub))
     config = FastVlmConfig.from_dict(dict(folder.config))
     processor, extras = load_processor(folder.path, config), AppleExtras.of(folder)
-    tensors = _planned(folder, config, _checked_shapes(folder, config), do_fuse=fuse)
+    tensors = planned_tensors(folder, config, checked_shapes(folder, config), do_fuse=fuse)
     tensors = _in_dtype(tensors if layout == "fast_vlm" else _as_apple(tensors, config, extras), wanted)
     config.dtype = next((t.dtype for t in tensors if t.dtype.is_floating_point), torch.float32)
     shards = split_into_shards(tensors, max_bytes)
-    with _all_or_nothing(target) as work:
+    with all_or_nothing(target) as work:
         _write_weights(work, shards, progress or _silent)
-        write_files = _write_fast_vlm if layout == "fast_vlm" else _write_apple
+        write_files = write_fast_vlm_files if layout == "fast_vlm" else _write_apple
         write_files(work, folder, config, processor, extras)
-        _carry_files(folder.path, work)
+        carry_files(folder.path, work)
     folder.weights.close()
     return _report(target, folder, layout, shards)
 
@@ -136,59 +136,6 @@ def _report(
         dropped=tuple(name for name in folder.dropped if name not in written),
         added_rows=folder.added_rows if layout == "fast_vlm" else 0,
     )
-
-
-def _checked_shapes(folder: CheckpointFolder, config: FastVlmConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what the network has; raises where the folder's tensors are not that."""
-    expected = expected_shapes(FastVlmForConditionalGeneration, config)
-    if differences := Differences.between(expected, folder.shapes):
-        raise CheckpointError(differences.report(str(folder.path)))
-    return expected
-
-
-def _new_folder(target: str | os.PathLike[str]) -> Path:
-    path = Path(target).expanduser().absolute()
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"{path} exists already, and nothing is overwritten. Name another folder, or move it away.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}, where {path.name!r} should go, is no folder. Make it first.")
-    return path
-
-
-@contextmanager
-def _all_or_nothing(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name at the end, or is removed if anything goes wrong."""
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield work
-        work.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        work.rename(target)
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-
-
-def _planned(
-    folder: CheckpointFolder, config: FastVlmConfig, expected: dict[str, tuple[int, ...]], *, do_fuse: bool
-) -> list[PlannedTensor]:
-    """The tensors in the network's order; fusing needs the encoder in memory, everything else is read when written."""
-    planned = [
-        PlannedTensor(key, shape, folder.weights.entries[folder.keys[key]].dtype, partial(folder.tensor, key))
-        if key in folder.keys
-        else PlannedTensor.of(key, torch.zeros(shape, dtype=torch.int64))  # a BatchNorm's step counter: old files
-        for key, shape in expected.items()
-    ]
-    if not do_fuse or config.vision_config.is_inference_form:
-        return planned
-    dtype = next(p.dtype for p in planned if p.name.startswith(ENCODER) and p.dtype.is_floating_point)
-    encoder = FastViTHD(config.vision_config)
-    state = {p.name.removeprefix(ENCODER): p.read() for p in planned if p.name.startswith(ENCODER)}
-    encoder.load_state_dict(state)
-    fused = encoder.eval().reparameterize().state_dict()  # float32 here; changes the config's form too
-    others = [p for p in planned if not p.name.startswith(ENCODER)]
-    return others + [
-        PlannedTensor.of(ENCODER + name, t, dtype if t.is_floating_point() else None) for name, t in fused.items()
-    ]
 
 
 def _in_dtype(tensors: list[PlannedTensor], dtype: torch.dtype | None) -> list[PlannedTensor]:
@@ -236,21 +183,6 @@ def _write_weights(work: Path, shards: dict[str, list[PlannedTensor]], progress:
     write_index(work, shards)
 
 
-def _write_fast_vlm(
-    work: Path,
-    folder: CheckpointFolder,
-    config: FastVlmConfig,
-    processor: FastVlmProcessor,
-    extras: AppleExtras | None,
-) -> None:
-    config.architectures = ["FastVlmForConditionalGeneration"]
-    config.save_pretrained(work)
-    generation_config_of(folder, config).save_pretrained(work)
-    processor.save_pretrained(work)
-    if extras is not None:
-        extras.write(work)
-
-
 def _write_apple(
     work: Path,
     folder: CheckpointFolder,
@@ -274,9 +206,3 @@ def _write_apple(
 def _recomputed(content: dict[str, Any]) -> dict[str, Any]:
     """What the tensors decide, whatever Apple's own file said."""
     return {key: content[key] for key in ("tie_word_embeddings", "torch_dtype")}
-
-
-def _carry_files(source: Path, work: Path) -> None:
-    for pattern in _CARRIED_FILES:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, work / file.name)

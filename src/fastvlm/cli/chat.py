@@ -17,6 +17,7 @@ from fastvlm.cli.failures import FAILED, report_failure
 from fastvlm.cli.opening import open_answerer, open_pictures
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
+    BitsOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -58,6 +59,7 @@ def chat(
     revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
+    bits: BitsOption = 16,
     max_new_tokens: MaxNewTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = None,
@@ -83,7 +85,7 @@ def chat(
     if STDIN in names:
         raise UsageError("'-' cannot be a picture in a chat: stdin is where the questions come from. Pass a file.")
     check_pictures(names)
-    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size)
+    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     notes = Notes(is_quiet=is_quiet)
     conversation = Conversation(system)

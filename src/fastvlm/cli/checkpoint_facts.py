@@ -14,7 +14,7 @@ from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
 from fastvlm.dialects.names import EMBEDDING, HEAD
 from fastvlm.processing.image_processor import FastVlmImageProcessor
 
-__all__ = ["CheckpointFacts", "Parameters", "Pictures", "licence_note", "read_facts"]
+__all__ = ["CheckpointFacts", "Parameters", "Pictures", "Quantised", "licence_note", "read_facts"]
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # statistics, not parameters
 _APPLE_LICENCE = (
@@ -56,6 +56,17 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Quantised:
+    """How `fastvlm quantize` rounded the decoder, and what its weights take."""
+
+    bits: int
+    group_size: int
+    head_bits: int
+    mean_error: float
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class CheckpointFacts:
     """All that `fastvlm info` tells; `dtype` is that of the stored decoder."""
 
@@ -81,6 +92,7 @@ class CheckpointFacts:
     parameters: Parameters
     pictures: Pictures
     licence: str
+    quantised: Quantised | None = None
 
     @property
     def kv_bytes_per_token(self) -> dict[str, int]:
@@ -133,7 +145,16 @@ def read_facts(path: Path) -> CheckpointFacts:
         parameters=count_parameters(folder.shapes),
         pictures=_pictures(folder, config),
         licence=licence_note(path, _size_name(config)),
+        quantised=_quantised(folder),
     )
+
+
+def _quantised(folder: CheckpointFolder) -> Quantised | None:
+    found = folder.weights.quantised
+    if found is None:
+        return None
+    options = found.options
+    return Quantised(options.bits, options.group_size, options.head_bits, found.error.mean, found.num_bytes)
 
 
 def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> Parameters:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from fastvlm.engine.types import TEMPERATURES, SamplingParams
 from fastvlm.errors import UsageError
 
-__all__ = ["DTYPES", "IMAGE_FITS", "ModelChoice", "Sampling", "check_word", "parse_size"]
+__all__ = ["BITS", "DTYPES", "IMAGE_FITS", "ModelChoice", "Sampling", "check_word", "parse_size"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BITS = (16, 8, 4)
 IMAGE_FITS = ("pad", "crop", "stretch")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 
@@ -25,6 +26,7 @@ class ModelChoice:
         revision: branch, tag or commit of a Hub name.
         device, dtype: where the weights lie and what is computed in; dtype ``"auto"`` is the checkpoint's own,
             or what the machine is fast in.
+        bits: of the decoder's weights on a CPU; 16 for what the checkpoint has.
         image_fit, image_size: how a picture is brought to which size, as typed: ``512`` or ``768x1024``.
 
     Raises:
@@ -37,9 +39,12 @@ class ModelChoice:
     dtype: str = "auto"
     image_fit: str | None = None
     image_size: str | None = None
+    bits: int = 16
 
     def __post_init__(self) -> None:
         check_word("--dtype", self.dtype, DTYPES)
+        if self.bits not in BITS:
+            raise UsageError(f"--bits is {self.bits}; expected 16, 8 or 4.")
         if self.image_fit is not None:
             check_word("--image-fit", self.image_fit, IMAGE_FITS)
         if self.device is not None and not _DEVICE.fullmatch(self.device):

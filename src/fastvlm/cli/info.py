@@ -11,7 +11,7 @@ from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, JsonOption, QuietOpt
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
 
 if TYPE_CHECKING:
-    from fastvlm.cli.checkpoint_facts import CheckpointFacts
+    from fastvlm.cli.checkpoint_facts import CheckpointFacts, Quantised
 
 __all__ = ["info"]
 
@@ -78,9 +78,18 @@ def page(model: str, facts: CheckpointFacts) -> str:
         *((f"  {part}", f"{getattr(counts, part):>13,}") for part in ("encoder", "projector", "embeddings", "decoder")),
         ("  head", f"{counts.head:>13,}" if not facts.is_head_tied else f"{'tied':>13}"),
         ("weights", f"{weights} (int8: the decoder's)"),
+        *([] if facts.quantised is None else [("quantised", _rounding(facts.quantised))]),
         ("licence", facts.licence),
     ]
     return "\n".join(_row(label, value) for label, value in rows)
+
+
+def _rounding(quantised: Quantised) -> str:
+    groups = f" in groups of {quantised.group_size}" if 4 in (quantised.bits, quantised.head_bits) else ""
+    return (
+        f"decoder in {quantised.bits} bits, head in {quantised.head_bits}{groups}: {in_bytes(quantised.num_bytes)}; "
+        f"{quantised.mean_error:.1%} off on average"
+    )
 
 
 def _row(label: str, value: str) -> str:

@@ -23,6 +23,7 @@ from fastvlm.cli.failures import report_failure
 from fastvlm.cli.help_pages import HelpGroup, VerbHelp
 from fastvlm.cli.info import info
 from fastvlm.cli.options import Invocation
+from fastvlm.cli.quantize import quantize
 from fastvlm.cli.serve import serve
 
 __all__ = ["app", "main", "run"]
@@ -66,7 +67,7 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, info, convert, bench, serve):
+for _verb in (ask, chat, info, convert, quantize, bench, serve):
     app.command(cls=VerbHelp)(_verb)
 app.command("eval", cls=VerbHelp)(evaluate)  # by its name: a function called so would hide Python's own
 

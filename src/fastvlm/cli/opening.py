@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.request import STDIN
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fastvlm.cli.answering import Answerer
+    from fastvlm.engine.fast import Bits
 
 __all__ = ["open_answerer", "open_model", "open_pictures", "system_message", "user_message"]
 
@@ -61,12 +62,16 @@ def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_d
     folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
     with notes.waiting(f"Opening {choice.name}"):
         model, processor = open_model(folder, choice)
-        engine = fast_engine(model, processor, num_slots=1)
+        engine = fast_engine(model, processor, bits=cast("Bits", choice.bits), num_slots=1)
     return Answerer(engine, sampling, load_ms=1000 * (time.perf_counter() - start_s))
 
 
 def open_model(folder: Path, choice: ModelChoice) -> tuple[Any, Any]:
-    """Model and processor as chosen; the dtype ``auto`` is the checkpoint's own, or what this machine is fast in."""
+    """Model and processor as chosen, for :func:`fastvlm.fast_engine` alone.
+
+    The dtype ``auto`` is the checkpoint's own, or what this machine is fast in. Products that are stored in 8 or 4 bits
+    are left to the engine on a CPU; elsewhere they become plain weights.
+    """
     from fastvlm import checkpoints
     from fastvlm.checkpoints.loading import pick_device
     from fastvlm.engine.fast import fast_dtype
@@ -74,7 +79,7 @@ def open_model(folder: Path, choice: ModelChoice) -> tuple[Any, Any]:
 
     device = pick_device(choice.device)
     dtype = fast_dtype(device) if choice.dtype == "auto" else choice.dtype
-    model, processor = checkpoints.load(folder, device=device, dtype=dtype)
+    model, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=device.type != "cpu")
     pictures = processor.image_processor
     if choice.image_fit is not None:
         pictures.image_fit = choice.image_fit

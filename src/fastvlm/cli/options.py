@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "DEFAULT_MODEL",
+    "BitsOption",
     "DebugOption",
     "DeviceOption",
     "DtypeOption",
@@ -62,6 +63,14 @@ DtypeOption = Annotated[
         "--dtype",
         metavar="DTYPE",
         help="float32, bfloat16, float16, or auto: the checkpoint's own; float32 on a CPU that only emulates bfloat16.",
+    ),
+]
+BitsOption = Annotated[
+    int,
+    typer.Option(
+        "--bits",
+        metavar="BITS",
+        help="Round the decoder's weights to 8 or 4 bits on a CPU, while opening; 16: as the checkpoint has them.",
     ),
 ]
 MaxNewTokensOption = Annotated[

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastvlm.dialects.quantised_file import QUANTISED_FILE, REST_FILE, QuantisedWeights, quantised_weights_of
 from fastvlm.errors import CheckpointError
 
 __all__ = ["DTYPES", "TensorEntry", "WeightFiles", "some_of"]
@@ -64,10 +65,15 @@ class WeightFiles:
     Args:
         folder: the checkpoint's folder.
         entries: file key -> :class:`TensorEntry`.
+        quantised: the decoder's products, where these are stored in 8 or 4 bits; None elsewhere. Their entries and
+            tensors are those of the weights as they were before, rounded.
+        left_out_dtype: if given, products are not read: in their place stand zeros of this dtype, of no memory.
     """
 
     folder: Path
     entries: dict[str, TensorEntry]
+    quantised: QuantisedWeights | None = None
+    left_out_dtype: torch.dtype | None = None
     _open: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -77,7 +83,8 @@ class WeightFiles:
         Raises:
             CheckpointError: no weights, a file missing, truncated or unreadable, an index that does not fit.
         """
-        files, index = _find_files(folder)
+        quantised = quantised_weights_of(folder)
+        files, index = _find_files(folder) if quantised is None else ([folder / REST_FILE], None)
         entries: dict[str, TensorEntry] = {}
         for file in files:
             header = read_header(file) if file.suffix == ".safetensors" else _read_pickle_header(file)
@@ -88,7 +95,10 @@ class WeightFiles:
                 )
             entries.update(header)
         _check_index(folder, index, entries)
-        return cls(folder, entries)
+        if quantised is not None:
+            file = folder / QUANTISED_FILE
+            entries |= {name: TensorEntry(file, shape, quantised.dtype) for name, shape in quantised.shapes.items()}
+        return cls(folder, entries, quantised)
 
     @property
     def files(self) -> list[Path]:
@@ -97,11 +107,17 @@ class WeightFiles:
 
     def lazy(self, key: str) -> Any:
         """The tensor of file key `key`, read when indexed (``lazy(key)[...]``): a safetensors slice or a tensor."""
+        if self._is_product(key):
+            return _Later(self, key)
         handle = self._handle(self.entries[key].file)
         return handle[key] if isinstance(handle, dict) else handle.get_slice(key)
 
     def tensor(self, key: str) -> Tensor:
         """The tensor of file key `key`, on the CPU, mapped from the file where that is possible."""
+        if self.quantised is not None and self._is_product(key):
+            if self.left_out_dtype is None:
+                return self.quantised.tensor(key)
+            return torch.zeros((), dtype=self.left_out_dtype).expand(self.entries[key].shape)
         handle = self._handle(self.entries[key].file)
         tensor: Tensor = handle[key] if isinstance(handle, dict) else handle.get_tensor(key)
         return tensor
@@ -110,10 +126,28 @@ class WeightFiles:
         """Let go of all open files; tensors already handed out stay valid."""
         self._open.clear()
 
+    def _is_product(self, key: str) -> bool:
+        return self.quantised is not None and key in self.quantised.shapes
+
     def _handle(self, file: Path) -> Any:
         if file not in self._open:
             self._open[file] = _open_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file)
         return self._open[file]
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A tensor of `weights` that is made when it is indexed, as slices of safetensors are."""
+
+    weights: WeightFiles
+    key: str
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.weights.tensor(self.key)[index]
+
+    def get_shape(self) -> list[int]:
+        """Its shape."""
+        return list(self.weights.entries[self.key].shape)
 
 
 def some_of(names: Iterable[str], limit: int = 10) -> str:

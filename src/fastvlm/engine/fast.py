@@ -7,11 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastvlm.dialects.quantised_file import QuantisedWeights
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.int4 import int4_linear
 from fastvlm.engine.int8 import int8_linear
 from fastvlm.engine.linear import Linear, LinearFactory, packed_linear
+from fastvlm.engine.quantised import stored_linears
 from fastvlm.engine.vision import FastImageEmbedder
 from fastvlm.errors import UsageError
 
@@ -38,12 +40,13 @@ def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any)
 
     Args:
         model, processor: as :func:`fastvlm.load` returns them; a CPU's engine takes the weights out of the model.
-        bits: of the decoder's weights on a CPU. 16 keeps the model's own dtype; at 4 the head keeps 8, because its
-            rounding is heard at once.
+        bits: of the decoder's weights on a CPU. 16 keeps them as the checkpoint has them: the model's own dtype, or
+            the 8 or 4 bits in which ``fastvlm quantize`` stored them, if the model was loaded with
+            ``has_products=False``. At 4 the head keeps 8, because its rounding is heard at once.
         settings: of :class:`Engine`.
 
     Raises:
-        UsageError: other bits, or fewer than 16 away from a CPU.
+        UsageError: other bits than the checkpoint can be had in, or fewer than 16 away from a CPU.
     """
     if bits not in BITS:
         raise UsageError(f"bits is {bits!r}; expected 16, 8 or 4.")
@@ -55,13 +58,20 @@ def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any)
         model,
         processor,
         encode=FastImageEmbedder(model),
-        make_linear=_factory(bits, model.config.text_config.vocab_size),
+        make_linear=_factory(bits, model.config.text_config.vocab_size, model.stored_products),
         takes_weights=True,
         **settings,
     )
 
 
-def _factory(bits: Bits, vocab_size: int) -> LinearFactory:
+def _factory(bits: Bits, vocab_size: int, stored: QuantisedWeights | None) -> LinearFactory:
+    if stored is not None:
+        if bits not in (16, stored.options.bits):
+            raise UsageError(
+                f"bits is {bits}, but this checkpoint is stored in {stored.options.bits}. Leave it at that, or take "
+                "the checkpoint that it was made from."
+            )
+        return stored_linears(stored)
     if bits == 16:
         return packed_linear
     if bits == 8:

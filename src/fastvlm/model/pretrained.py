@@ -16,6 +16,7 @@ from transformers import initialization as init
 from fastvlm.config import FastVlmConfig
 from fastvlm.dialects.differences import Differences
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
+from fastvlm.dialects.quantised_file import QuantisedWeights
 from fastvlm.dialects.source import local_folder
 from fastvlm.errors import CheckpointError
 
@@ -31,6 +32,7 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
     """`from_pretrained` that opens ``fast_vlm`` and Apple's ``llava_qwen2``, from folders and from the Hub."""
 
     config_class = FastVlmConfig
+    stored_products: QuantisedWeights | None = None  # those that were left out on loading; an engine computes with them
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
@@ -39,9 +41,13 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
         Keys that are missing, left over or of another shape are an error. ``ignore_mismatched_sizes=True`` keeps its
         meaning, and who asks for ``output_loading_info=True`` gets the lists instead of the error.
 
+        A folder of ``fastvlm quantize`` opens with its rounded weights as plain ones. With ``has_products=False`` they
+        are left out, zeros in their place, and handed over as ``stored_products``: for an engine, and nothing else.
+
         Raises:
             CheckpointError: not a complete FastVLM checkpoint, not found, gated, or offline and not in the cache.
         """
+        has_products = kwargs.pop("has_products", True)
         name = pretrained_model_name_or_path
         if name is None or any(kwargs.get(key) is not None for key in _PLAIN_TRANSFORMERS):
             return super().from_pretrained(name, *model_args, **kwargs)
@@ -56,9 +62,12 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
             config = FastVlmConfig.from_pretrained(config)
         if "quantization_config" not in folder.raw_config:
             cls._check_keys(folder, config, kwargs)
+        if not has_products and folder.weights.quantised is not None:
+            kwargs["dtype"] = folder.weights.left_out_dtype = _dtype_of(kwargs, folder)
         model = cls._load(folder, config, model_args, kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.config.name_or_path = str(name)
+        loaded.stored_products = folder.weights.quantised if folder.weights.left_out_dtype is not None else None
         return model
 
     @classmethod
@@ -79,11 +88,11 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
         cls, folder: CheckpointFolder, config: FastVlmConfig, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         names = {key: _name_in(cls, key) for key in folder.keys}
-        if all(names[key] == file_key for key, file_key in folder.keys.items()) and not folder.added_rows:
+        is_plain = not folder.added_rows and folder.weights.quantised is None
+        if is_plain and all(names[key] == file_key for key, file_key in folder.keys.items()):
             return super().from_pretrained(folder.path, *args, config=config, **kwargs)
         tensors = {name: folder.lazy(key) for key, name in names.items() if name is not None}
-        if kwargs.get("dtype", kwargs.pop("torch_dtype", None)) in (None, "auto"):
-            kwargs["dtype"] = folder.dtype
+        kwargs["dtype"] = _dtype_of(kwargs, folder)
         given = kwargs.pop("generation_config", None)
         model = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
@@ -99,6 +108,15 @@ def _config_for(folder: CheckpointFolder, kwargs: dict[str, Any]) -> FastVlmConf
     config, unused = FastVlmConfig.from_dict(folder.config, return_unused_kwargs=True, **overrides)
     kwargs.update(unused)
     return config  # type: ignore[no-any-return]
+
+
+def _dtype_of(kwargs: dict[str, Any], folder: CheckpointFolder) -> torch.dtype:
+    """What to load in: as asked for (which leaves `kwargs`), or the folder's own."""
+    older = kwargs.pop("torch_dtype", None)
+    asked = kwargs.pop("dtype", older)
+    if asked in (None, "auto"):
+        return folder.dtype
+    return getattr(torch, asked) if isinstance(asked, str) else asked  # type: ignore[no-any-return]
 
 
 def _name_in(owner: type[PreTrainedModel], key: str) -> str | None:

@@ -1,0 +1,116 @@
+"""A new checkpoint folder, all or nothing: what every way of writing one shares."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fastvlm.checkpoints.apple_extras import AppleExtras
+from fastvlm.checkpoints.shards import PlannedTensor
+from fastvlm.config import FastVlmConfig
+from fastvlm.dialects.differences import Differences
+from fastvlm.dialects.folder import CheckpointFolder
+from fastvlm.dialects.names import ENCODER
+from fastvlm.errors import CheckpointError, UsageError
+from fastvlm.model.fastvithd import FastViTHD
+from fastvlm.model.modeling import FastVlmForConditionalGeneration
+from fastvlm.model.pretrained import expected_shapes, generation_config_of
+from fastvlm.processing.processor import FastVlmProcessor
+
+__all__ = [
+    "all_or_nothing",
+    "carry_files",
+    "checked_shapes",
+    "new_folder",
+    "planned_tensors",
+    "write_fast_vlm_files",
+]
+
+_CARRIED_FILES = ("LICENSE*", "CREDITS*", "NOTICE*")  # what a licence asks to keep with the weights
+
+
+def new_folder(target: str | os.PathLike[str]) -> Path:
+    """The absolute path of `target`, which may not exist while its parent does; UsageError else."""
+    path = Path(target).expanduser().absolute()
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists already, and nothing is overwritten. Name another folder, or move it away.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}, where {path.name!r} should go, is no folder. Make it first.")
+    return path
+
+
+@contextmanager
+def all_or_nothing(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its name at the end, or is removed if anything goes wrong."""
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UsageError(f"{target.parent} cannot be written to: {error.strerror}. Name a folder elsewhere.") from error
+    try:
+        yield work
+        work.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        work.rename(target)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def checked_shapes(folder: CheckpointFolder, config: FastVlmConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what the network has; raises where the folder's tensors are not that."""
+    expected = expected_shapes(FastVlmForConditionalGeneration, config)
+    if differences := Differences.between(expected, folder.shapes):
+        raise CheckpointError(differences.report(str(folder.path)))
+    return expected
+
+
+def planned_tensors(
+    folder: CheckpointFolder, config: FastVlmConfig, expected: dict[str, tuple[int, ...]], *, do_fuse: bool
+) -> list[PlannedTensor]:
+    """The tensors in the network's order; fusing needs the encoder in memory, everything else is read when written."""
+    planned = [
+        PlannedTensor(key, shape, folder.weights.entries[folder.keys[key]].dtype, partial(folder.tensor, key))
+        if key in folder.keys
+        else PlannedTensor.of(key, torch.zeros(shape, dtype=torch.int64))  # a BatchNorm's step counter: old files
+        for key, shape in expected.items()
+    ]
+    if not do_fuse or config.vision_config.is_inference_form:
+        return planned
+    dtype = next(p.dtype for p in planned if p.name.startswith(ENCODER) and p.dtype.is_floating_point)
+    encoder = FastViTHD(config.vision_config)
+    state = {p.name.removeprefix(ENCODER): p.read() for p in planned if p.name.startswith(ENCODER)}
+    encoder.load_state_dict(state)
+    fused = encoder.eval().reparameterize().state_dict()  # float32 here; changes the config's form too
+    others = [p for p in planned if not p.name.startswith(ENCODER)]
+    return others + [
+        PlannedTensor.of(ENCODER + name, t, dtype if t.is_floating_point() else None) for name, t in fused.items()
+    ]
+
+
+def write_fast_vlm_files(
+    work: Path,
+    folder: CheckpointFolder,
+    config: FastVlmConfig,
+    processor: FastVlmProcessor,
+    extras: AppleExtras | None,
+) -> None:
+    """Everything but the weights, in the ``fast_vlm`` layout, into the folder `work`."""
+    config.architectures = ["FastVlmForConditionalGeneration"]
+    config.save_pretrained(work)
+    generation_config_of(folder, config).save_pretrained(work)
+    processor.save_pretrained(work)
+    if extras is not None:
+        extras.write(work)
+
+
+def carry_files(source: Path, work: Path) -> None:
+    """Copy what a licence asks to keep with the weights."""
+    for pattern in _CARRIED_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, work / file.name)

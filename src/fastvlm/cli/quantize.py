@@ -1,0 +1,105 @@
+"""`fastvlm quantize`: a checkpoint whose decoder has weights of 8 or 4 bits."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, RevisionOption
+from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
+from fastvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastvlm.checkpoints.quantising import QuantisationReport
+
+__all__ = ["quantize"]
+
+_BITS = (8, 4)
+_GROUP_SIZES = (32, 64, 128)
+_TERMINATED = 128 + 15  # as a shell reports a command ended by SIGTERM
+
+
+def quantize(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The shipped 'mini', a folder, or a Hub name, which is fetched.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TARGET", help="A folder that does not exist yet; if not given, ./MODEL-int8."),
+    ] = None,
+    bits: Annotated[int, typer.Option("--bits", metavar="BITS", help="Of the decoder's layers: 8 or 4.")] = 8,
+    group_size: Annotated[
+        int, typer.Option("--group-size", metavar="N", help="Inputs that share a scale at 4 bits: 32, 64 or 128.")
+    ] = 32,
+    head_bits: Annotated[
+        int, typer.Option("--head-bits", metavar="BITS", help="Of the head: 8 or 4, which is heard at once.")
+    ] = 8,
+    revision: RevisionOption = None,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Round a decoder's weights to 8 or 4 bits and write the model to a new folder.
+
+    The folder opens like any other (ask, chat, serve, fastvlm.load), faster and in less memory on a CPU: its rounded
+    weights are mapped, not read, and stand in it only once. The encoder stays as it is. The folder appears when all of
+    it is written, or not at all; the source is only read. The path of the new folder is printed.
+
+    \b
+    Examples:
+      fastvlm quantize apple/FastVLM-0.5B
+      fastvlm quantize ./fastvlm-0.5b ./fastvlm-0.5b-int4 --bits 4
+      fastvlm quantize apple/FastVLM-7B --bits 4 --group-size 64 --json | jq .quantised_bytes
+    """
+    _check_number("--bits", bits, _BITS)
+    _check_number("--head-bits", head_bits, _BITS)
+    _check_number("--group-size", group_size, _GROUP_SIZES)
+    target = f"{Path(model).name}-int{bits}" if target is None else target
+    notes = Notes(is_quiet=is_quiet)
+    with notes.waiting("Starting"):
+        quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
+        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.checkpoints.quantising import quantise
+        from fastvlm.dialects.quantised_file import Bits, QuantisationOptions
+    options = QuantisationOptions(cast("Bits", bits), group_size, cast("Bits", head_bits))
+    folder = checkpoint_path(model, revision=revision)
+    with _leaving_cleanly(), notes.counting(f"Rounding {model}") as progress:
+        report = quantise(folder, target, options, progress=progress)
+    if is_json:
+        print_json(_facts(model, report))
+        return
+    notes.say(
+        f"{in_bytes(report.source_bytes)} -> {in_bytes(report.quantised_bytes)} rounded and "
+        f"{in_bytes(report.rest_bytes)} as they were; weights are {report.error.mean:.1%} off on average"
+    )
+    typer.echo(str(report.path))
+
+
+def _check_number(flag: str, value: int, known: tuple[int, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} is {value}; expected one of {', '.join(map(str, known))}.")
+
+
+@contextmanager
+def _leaving_cleanly() -> Iterator[None]:
+    """SIGTERM leaves through the exits that clean up, as Ctrl-C does."""
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _facts(model: str, report: QuantisationReport) -> dict[str, Any]:
+    return {"model": model, **asdict(report), "path": str(report.path)}

@@ -1,0 +1,240 @@
+"""A decoder's products in 8 and 4 bits in a file of their own, beside a file with the rest of the checkpoint.
+
+A folder made by ``fastvlm quantize`` holds no ``model.safetensors`` but two files: the products of the decoder, each
+under the names of the weights that it is made of, in the form in which kernels read (``rounding.py``), in the order in
+which a decoder asks for them, the head last; and all other tensors as they were. No tensor of the products is stored
+twice. The one exception is a head that shares the embedding's weight: the table stays, for the embedding.
+
+transformers does not open such a folder (it finds no weights), so nobody gets a decoder of random numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastvlm.dialects.names import HEAD
+from fastvlm.dialects.rounding import GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
+from fastvlm.errors import CheckpointError, ConfigError
+
+__all__ = [
+    "QUANTISED_FILE",
+    "REST_FILE",
+    "Product",
+    "QuantisationError",
+    "QuantisationOptions",
+    "QuantisedWeights",
+    "load_quantised",
+    "product_names",
+    "quantised_weights_of",
+    "save_quantised",
+]
+
+QUANTISED_FILE = "fastvlm_quantised.safetensors"
+REST_FILE = "fastvlm_rest.safetensors"
+REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the products that it belongs to
+_FORMAT = "2"
+_AGAIN = "Quantise the model again."
+Bits = Literal[4, 8]
+_LAYER_PRODUCTS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj",),
+    ("mlp.up_proj",),
+    ("mlp.down_proj",),
+)
+
+
+def product_names(num_layers: int) -> list[tuple[str, ...]]:
+    """Canonical names of the weights (out, in) of each product of a decoder; several lie one after the other."""
+    layers = [
+        tuple(f"model.language_model.layers.{layer}.{part}.weight" for part in parts)
+        for layer in range(num_layers)
+        for parts in _LAYER_PRODUCTS
+    ]
+    return [*layers, (HEAD,)]
+
+
+@dataclass(frozen=True)
+class QuantisationOptions:
+    """How weights are rounded.
+
+    Attributes:
+        bits: 8 (a scale an output channel) or 4 (a scale and a zero a group of inputs) for the layers.
+        group_size: inputs that share a scale at 4 bits: 32, 64 or 128.
+        head_bits: the same for the head, whose rounding is heard at once.
+
+    Raises:
+        ConfigError: other numbers.
+    """
+
+    bits: Bits = 8
+    group_size: int = 32
+    head_bits: Bits = 8
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "head_bits"):
+            if getattr(self, name) not in (4, 8):
+                raise ConfigError(f"QuantisationOptions.{name} is {getattr(self, name)!r}; expected 4 or 8.")
+        if self.group_size not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            raise ConfigError(f"QuantisationOptions.group_size is {self.group_size!r}; expected one of {sizes}.")
+
+
+@dataclass(frozen=True)
+class QuantisationError:
+    """Distance of the rounded weights from the given ones: norm of the difference over norm of the weight."""
+
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Product:
+    """One rounded weight: `names` of the weights that lie in it one after the other, and the rows of each."""
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    weight: RoundedWeight
+
+
+@dataclass(frozen=True)
+class QuantisedWeights:
+    """Every product of a decoder, in its order, and what rounding cost.
+
+    Attributes:
+        products: the rounded weights.
+        options, error: how they were rounded, and how far that is from what was given.
+        dtype: what they were before; what :meth:`tensor` gives.
+        has_tied_head: True if the head was the embedding table, which then is kept unrounded for the embedding.
+    """
+
+    products: tuple[Product, ...]
+    options: QuantisationOptions
+    error: QuantisationError
+    dtype: torch.dtype = torch.bfloat16
+    has_tied_head: bool = False
+
+    @property
+    def weights(self) -> tuple[RoundedWeight, ...]:
+        """The rounded weights alone."""
+        return tuple(product.weight for product in self.products)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all weights with their scales."""
+        return sum(tensor.nbytes for weight in self.weights for tensor in weight.tensors.values())
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Name -> shape of each weight that stands here alone: without a head that is the embedding table."""
+        return {
+            name: (rows, product.weight.in_features)
+            for product in self.products
+            for name, rows in zip(product.names, product.rows, strict=True)
+            if not (self.has_tied_head and name == HEAD)
+        }
+
+    @property
+    def digest(self) -> str:
+        """What tells these weights from others: a hash of their names and scales."""
+        found = hashlib.sha256()
+        for product in self.products:
+            scales = list(product.weight.tensors.values())[-1]
+            found.update(json.dumps([product.names, product.rows]).encode())
+            found.update(scales.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    def tensor(self, name: str) -> Tensor:
+        """The rounded weight (out, in) of this name, in `dtype`."""
+        product = next(product for product in self.products if name in product.names)
+        parts = torch.split(product.weight.dequantise().to(self.dtype), list(product.rows))
+        return parts[product.names.index(name)]
+
+
+def save_quantised(quantised: QuantisedWeights, file: str | Path) -> None:
+    """Write `quantised` to `file` (safetensors); a file of that name is replaced."""
+    tensors: dict[str, Tensor] = {}
+    for index, weight in enumerate(quantised.weights):
+        tensors |= {f"{index:04d}.{name}": tensor.contiguous() for name, tensor in weight.tensors.items()}
+    about = {
+        "format": _FORMAT,
+        "options": asdict(quantised.options),
+        "error": asdict(quantised.error),
+        "dtype": str(quantised.dtype).removeprefix("torch."),
+        "has_tied_head": quantised.has_tied_head,
+        "products": [{"names": product.names, "rows": product.rows} for product in quantised.products],
+        "digest": quantised.digest,
+    }
+    save_file(tensors, file, metadata={"fastvlm_quantised": json.dumps(about)})
+
+
+def load_quantised(file: str | Path) -> QuantisedWeights:
+    """The weights in `file`, mapped into memory: pages are read when they are used.
+
+    Raises:
+        CheckpointError: no such file, cut off, or not one of :func:`save_quantised`.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = _about(opened, file)
+            names = set(opened.keys())
+            products = tuple(_read(opened, names, index, product) for index, product in enumerate(about["products"]))
+        options, error = QuantisationOptions(**about["options"]), QuantisationError(**about["error"])
+        return QuantisedWeights(products, options, error, getattr(torch, about["dtype"]), about["has_tied_head"])
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as problem:
+        raise CheckpointError(f"{file} cannot be read as quantised weights: {problem}. {_AGAIN}") from problem
+
+
+def quantised_weights_of(folder: Path) -> QuantisedWeights | None:
+    """The products in a folder that ``fastvlm quantize`` made; None for any other folder.
+
+    Raises:
+        CheckpointError: one of the two files is missing, cut off, or of another checkpoint than the other.
+    """
+    file, rest = folder / QUANTISED_FILE, folder / REST_FILE
+    if not rest.is_file():
+        return None
+    quantised = load_quantised(file)
+    with safe_open(file, framework="pt") as opened:
+        digest = _about(opened, file)["digest"]
+    try:
+        with safe_open(rest, framework="pt") as opened:
+            belongs_to = (opened.metadata() or {}).get(REST_OF)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{rest} cannot be read: {error}. {_AGAIN}") from error
+    if belongs_to != digest:
+        raise CheckpointError(f"{file.name} and {rest.name} in {folder} are of different checkpoints. {_AGAIN}")
+    return quantised
+
+
+def _about(opened: Any, file: str | Path) -> Any:
+    """What the file says of itself."""
+    metadata = (opened.metadata() or {}).get("fastvlm_quantised")
+    about = json.loads(metadata) if metadata else {}
+    found = about.get("format")
+    if found != _FORMAT:
+        raise CheckpointError(f"{file} has the quantised format {found!r}; this version reads {_FORMAT!r}. {_AGAIN}")
+    return about
+
+
+def _read(opened: Any, stored: Iterable[str], index: int, product: Any) -> Product:
+    names, rows = tuple(product["names"]), tuple(product["rows"])
+
+    def tensor(name: str) -> Tensor:
+        found: Tensor = opened.get_tensor(f"{index:04d}.{name}")
+        return found
+
+    if f"{index:04d}.packed" in stored:
+        return Product(names, rows, Int4Weight(tensor("packed"), tensor("scales_and_zeros"), sum(rows)))
+    return Product(names, rows, Int8Weight(tensor("values"), tensor("scales")))

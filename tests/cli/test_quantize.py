@@ -1,0 +1,265 @@
+"""`fastvlm quantize`: a new folder that opens by itself, all or nothing; and opening with fewer bits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import parrot
+import pytest
+import torch
+from cli_process import hear_ctrl_c, plain_environment
+
+import fastvlm as package
+from fastvlm.dialects.quantised_file import QUANTISED_FILE, REST_FILE
+from fastvlm.engine.fast import fast_engine
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FILES = {"config.json", "tokenizer.json", "preprocessor_config.json", QUANTISED_FILE, REST_FILE}
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module", params=[("8", "8"), ("4", "8"), ("4", "4")], ids="-".join)
+def rounded(request, tmp_path_factory, parrot_folder):
+    """A folder made by the command in a process of its own, and its bits."""
+    bits, head_bits = request.param
+    target = tmp_path_factory.mktemp("rounded") / "it"
+    command = [sys.executable, "-m", "fastvlm", "quantize", str(parrot_folder), str(target)]
+    command += ["--bits", bits, "--head-bits", head_bits]
+    done = subprocess.run(command, capture_output=True, env=plain_environment(), timeout=120, check=False)
+    assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, f"{target}\n", "")
+    return target, int(bits), int(head_bits)
+
+
+def test_the_folder_opens_like_any_other(process, rounded, picture):
+    folder = rounded[0]
+    assert set(content(folder)) >= FILES and "model.safetensors" not in content(folder)
+    before = content(folder)
+    outcome = process("ask", picture, "What?", "-m", folder)
+    assert (outcome.code, outcome.out, outcome.err) == (0, parrot.SENTENCE + "\n", "")
+    assert content(folder) == before
+
+
+def test_weights_are_stored_once(rounded, parrot_folder):
+    size = sum(len(data) for name, data in content(rounded[0]).items() if name.endswith(".safetensors"))
+    model, _ = package.load(parrot_folder)
+    text = model.model.language_model
+    products = sum(p.numel() for name, p in text.layers.named_parameters() if "proj.weight" in name)
+    products += model.lm_head.weight.numel()
+    rest = sum(t.nbytes for t in model.state_dict().values()) - 4 * products
+    assert size < rest + 1.3 * products
+
+
+def logits(engine, ids=(5, 9, 7, 33, 21)):
+    decoder = engine._decoder
+    first = decoder.prefill(decoder.embed(ids), 0)
+    return torch.stack([first, decoder.decode([44], [0], [len(ids)])[0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stored_is_what_rounding_while_opening_gives(rounded, parrot_folder, dtype):
+    folder, bits, head_bits = rounded
+    if head_bits == 4:
+        pytest.skip("opening rounds a head to 8 bits")
+    stored = fast_engine(*package.load(folder, device="cpu", dtype=dtype, has_products=False))
+    fresh = fast_engine(*package.load(parrot_folder, device="cpu", dtype=dtype), bits=bits)
+    assert logits(stored).dtype == getattr(torch, dtype)
+    assert torch.equal(logits(stored), logits(fresh))
+
+
+def test_in_python_it_opens_with_rounded_weights_as_plain_ones(rounded, parrot_folder):
+    folder = rounded[0]
+    model, _ = package.load(folder)
+    original, _ = package.load(parrot_folder)
+    assert model.stored_products is None
+    state, before = model.state_dict(), original.state_dict()
+    assert state.keys() == before.keys()
+    changed = {name for name in state if not torch.equal(state[name], before[name])}
+    assert changed <= {name for name in state if "proj.weight" in name or name == "lm_head.weight"}
+    assert all((state[name] - before[name]).norm() < 0.15 * before[name].norm() for name in changed)
+
+
+def test_products_take_no_memory_of_the_model(rounded):
+    model, processor = package.load(rounded[0], device="cpu", dtype="bfloat16", has_products=False)
+    layer = model.model.language_model.layers[0]
+    assert layer.mlp.down_proj.weight.untyped_storage().nbytes() <= 2
+    fast_engine(model, processor)
+    assert not layer.self_attn.q_proj.weight.numel() and not model.lm_head.weight.numel()
+
+
+def test_other_bits_than_stored_are_refused(fastvlm, rounded, picture):
+    folder, bits, _ = rounded
+    assert fastvlm("ask", picture, "What?", "-m", folder, "--bits", bits).out == parrot.SENTENCE + "\n"
+    outcome = fastvlm("ask", picture, "What?", "-m", folder, "--bits", 12 - bits)
+    assert outcome.code == 2 and f"stored in {bits}" in outcome.error
+
+
+def test_info_tells(fastvlm, rounded, parrot_folder):
+    folder, bits, head_bits = rounded
+    facts = json.loads(fastvlm("info", folder, "--json").out)
+    told = facts["quantised"]
+    assert (told["bits"], told["head_bits"], told["group_size"]) == (bits, head_bits, 32)
+    assert 0 < told["mean_error"] < 0.15 and facts["num_files"] == 2
+    before = json.loads(fastvlm("info", parrot_folder, "--json").out)
+    assert facts["parameters"] == before["parameters"] and before["quantised"] is None
+    assert f"decoder in {bits} bits, head in {head_bits}" in fastvlm("info", folder).out
+
+
+def test_it_can_be_converted_to_a_plain_checkpoint(fastvlm, rounded, tmp_path):
+    plain = tmp_path / "plain"
+    assert fastvlm("convert", rounded[0], plain).code == 0
+    ours, theirs = package.load(rounded[0])[0].state_dict(), package.load(plain)[0].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_json_and_the_name_that_is_chosen(fastvlm, parrot_folder, workplace):
+    outcome = fastvlm("quantize", parrot_folder, "--bits", "4", "--group-size", "64", "--json")
+    report = json.loads(outcome.out)
+    folder = workplace / "parrot-int4"
+    assert outcome.err == "" and report["path"] == str(folder)
+    assert report["options"] == {"bits": 4, "group_size": 64, "head_bits": 8}
+    assert report["quantised_bytes"] < report["source_bytes"] and report["error"]["mean"] > 0
+    shutil.rmtree(folder)
+
+
+def test_a_tied_head_keeps_its_table(fastvlm, tmp_path, picture):
+    target = tmp_path / "mini8"
+    assert fastvlm("quantize", "mini", target).code == 0
+    assert json.loads(fastvlm("info", target, "--json").out)["is_head_tied"] is True
+    model, _ = package.load(target)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    plain = fastvlm("ask", EXAMPLES / "red_star.png", "What shape is this?", "--bits", "8")
+    stored = fastvlm("ask", EXAMPLES / "red_star.png", "What shape is this?", "-m", target)
+    assert plain.code == stored.code and plain.out == stored.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bits", "2"], "--bits is 2; expected one of 8, 4"),
+        (["--head-bits", "16"], "--head-bits is 16"),
+        (["--group-size", "48"], "--group-size is 48; expected one of 32, 64, 128"),
+    ],
+)
+def test_impossible_options(fastvlm, parrot_folder, tmp_path, options, words):
+    outcome = fastvlm("quantize", parrot_folder, tmp_path / "x", *options)
+    assert outcome.code == 2 and words in outcome.error
+    assert not (tmp_path / "x").exists()
+
+
+def test_opening_in_other_bits_is_refused(fastvlm, picture):
+    outcome = fastvlm("ask", picture, "What?", "--bits", "2")
+    assert outcome.code == 2 and "--bits is 2; expected 16, 8 or 4" in outcome.error
+
+
+def test_nothing_is_overwritten_and_nothing_rounded_twice(fastvlm, parrot_folder, rounded, tmp_path):
+    (tmp_path / "mine").mkdir()
+    outcome = fastvlm("quantize", parrot_folder, tmp_path / "mine")
+    assert outcome.code == 2 and "nothing is overwritten" in outcome.error
+    outcome = fastvlm("quantize", rounded[0], tmp_path / "twice")
+    assert outcome.code == 2 and f"{rounded[1]}-bit weights already" in outcome.error
+    assert [path.name for path in tmp_path.iterdir() if path.name != "workplace"] == ["mine"]
+
+
+STOPPED = """
+import os, sys, time
+from fastvlm.checkpoints import quantising
+save = quantising.save_quantised
+def save_and_wait(quantised, file):
+    save(quantised, file)
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(60)
+quantising.save_quantised = save_and_wait
+from fastvlm.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=str)
+def test_killed_half_way_there_is_no_folder(parrot_folder, tmp_path, sent, code):
+    target = tmp_path / "stopped"
+    command = [sys.executable, "-c", STOPPED, str(int(sent)), "quantize", str(parrot_folder), str(target)]
+    done = subprocess.run(
+        command, capture_output=True, env=plain_environment(), preexec_fn=hear_ctrl_c, timeout=120, check=False
+    )
+    assert done.returncode == code and done.stdout == b"" and b"Traceback" not in done.stderr
+    assert not target.exists()
+    if sent != signal.SIGKILL:  # which nobody can clean up after
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(fastvlm, parrot_folder, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastvlm.checkpoints.quantising.write_safetensors", fail)
+    outcome = fastvlm("quantize", parrot_folder, tmp_path / "full")
+    assert outcome.code == 1 and "No space left on device" in outcome.error
+    assert not [path for path in tmp_path.iterdir() if "full" in path.name]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(fastvlm, parrot_folder, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("fastvlm.checkpoints.new_folder.tempfile.mkdtemp", refuse)
+    outcome = fastvlm("quantize", parrot_folder, tmp_path / "x")
+    assert outcome.code == 2 and "cannot be written to: Permission denied" in outcome.error
+
+
+def test_a_source_that_is_read_only_is_read(process, parrot_folder, tmp_path):
+    source = shutil.copytree(parrot_folder, tmp_path / "source")
+    for file in source.iterdir():
+        file.chmod(0o444)
+    source.chmod(0o555)
+    before = content(source)
+    assert process("quantize", source, tmp_path / "target").code == 0
+    assert content(source) == before
+    source.chmod(0o755)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "target").iterdir()}
+    assert modes[QUANTISED_FILE] == modes[REST_FILE] == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.fixture
+def broken(rounded, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(rounded[0], tmp_path / "broken")
+
+
+@pytest.mark.parametrize("name", [QUANTISED_FILE, REST_FILE])
+@pytest.mark.parametrize("verb", ["ask", "info"])
+def test_a_file_that_is_cut_off(fastvlm, broken, picture, name, verb):
+    with (broken / name).open("rb+") as stream:
+        stream.truncate((broken / name).stat().st_size - 1000)
+    arguments = ("ask", picture, "What?", "-m", broken) if verb == "ask" else ("info", broken)
+    outcome = fastvlm(*arguments)
+    assert outcome.code == 1 and name in outcome.error and "gain" in outcome.error
+
+
+def test_a_file_that_is_missing(fastvlm, broken):
+    (broken / QUANTISED_FILE).unlink()
+    outcome = fastvlm("info", broken)
+    assert outcome.code == 1 and QUANTISED_FILE in outcome.error
+    (broken / REST_FILE).unlink()
+    outcome = fastvlm("info", broken)
+    assert outcome.code == 1 and "holds no weights" in outcome.error
+
+
+def test_another_models_file_is_refused(fastvlm, broken, picture, tmp_path):
+    other = tmp_path / "other"
+    assert fastvlm("quantize", "mini", other).code == 0
+    shutil.copy(other / QUANTISED_FILE, broken / QUANTISED_FILE)
+    outcome = fastvlm("ask", picture, "What?", "-m", broken)
+    assert outcome.code == 1 and "different checkpoints" in outcome.error
