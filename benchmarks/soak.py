@@ -26,6 +26,8 @@ from pathlib import Path
 import httpx
 
 import fastvlm
+from fastvlm.checkpoints.loading import pick_device
+from fastvlm.engine.fast import fast_dtype
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ("letter", "red_star", "shapes", "word", "objects", "five_shapes")
@@ -47,7 +49,7 @@ def body(picture: str, text: str) -> dict:
 
 def offline_replies() -> dict[tuple[str, str], str]:
     """What the engine says without a server."""
-    engine = fastvlm.fast_engine(*fastvlm.load("mini"))
+    engine = fastvlm.fast_engine(*fastvlm.load("mini", dtype=fast_dtype(pick_device())))
     replies = {}
     for picture in PICTURES:
         for text in QUESTIONS:

@@ -34,5 +34,7 @@ def endless(endless_folder):
 def offline():
     """The engine without a server, as the server makes it."""
     import fastvlm
+    from fastvlm.checkpoints.loading import pick_device
+    from fastvlm.engine.fast import fast_dtype
 
-    return fastvlm.fast_engine(*fastvlm.load("mini"), num_slots=4)
+    return fastvlm.fast_engine(*fastvlm.load("mini", dtype=fast_dtype(pick_device())), num_slots=4)
