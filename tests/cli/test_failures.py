@@ -10,6 +10,7 @@ CODES = {
     "CheckpointError": FAILED,
     "ConfigError": BAD_USE,
     "ContextLengthError": BAD_USE,
+    "DataError": FAILED,
     "EngineBusyError": FAILED,
     "MeasurementError": FAILED,
     "FastVlmError": FAILED,
