@@ -162,3 +162,51 @@ def test_ctrl_c_keeps_whole_replies_and_the_next_run_goes_on(endless_folder, pic
     done = subprocess.run([*map(str, command), "300"], check=False, timeout=300, **told)
     result = json.loads(done.stdout)
     assert result["resumed"] == len(kept) and result["n"] == {"plain": 40} and result["cut_off"] == 40
+
+
+def test_a_task_in_parts_has_a_row_for_all_of_them(fastvlm, parrot_folder, picture, tmp_path):
+    row = {"image": "red.png", "text": "Is there a cat?"}
+    for part, labels in (("random", ["yes", "no"]), ("popular", ["yes", "yes"])):
+        rows = [{**row, "question_id": number, "label": label} for number, label in enumerate(labels)]
+        (tmp_path / f"coco_pope_{part}.json").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    arguments = ("eval", "--task", "pope", "--data", tmp_path, "--images", picture.parent, "-m", parrot_folder, *SHORT)
+    result = json.loads(fastvlm(*arguments, "--json").out)
+    assert result["scores"] == {"pope_popular": 1.0, "pope_random": 0.6667, "pope": 0.8333}, "a parrot never says no"
+    assert result["n"]["pope"] == 4 and result["figures"]["pope_random"]["precision"] == 0.5
+    assert result["settings"]["hint"].startswith("Answer the question using")
+
+
+def test_many_bad_records_are_named_up_to_a_point_and_counted(fastvlm, parrot_folder, questions):
+    questions.write_text(questions.read_text() + "{}\n" * 25)
+    arguments = ("eval", "--task", "plain", "--data", questions, "-m", parrot_folder, "--skip-bad", "--json", *SHORT)
+    outcome = fastvlm(*arguments)
+    assert outcome.err.count("fastvlm: skipped: ") == 21 and "5 more" in outcome.err
+    assert len(json.loads(outcome.out)["bad_records"]) == 25
+
+
+def test_half_a_line_of_an_earlier_run_is_told(fastvlm, parrot_folder, questions, tmp_path):
+    arguments = ("eval", "--task", "plain", "--data", questions, "-m", parrot_folder, "--out", tmp_path / "o", *SHORT)
+    assert fastvlm(*arguments).code == 0
+    file = tmp_path / "o" / "predictions.jsonl"
+    file.write_bytes(file.read_bytes()[:-9])
+    outcome = fastvlm(*arguments, "--json")
+    assert outcome.code == 0 and "left half a line" in outcome.err and json.loads(outcome.out)["resumed"] == 2
+
+
+def test_check_counts_what_is_left_out(fastvlm, picture, tmp_path):
+    options = {f"choice_{letter}": letter for letter in "abcd"}
+    row = {**options, "answer": "A", "data_type": "image", "data_id": "red.png", "question": "?", "question_id": "1"}
+    content = {"questions": [row, {**row, "data_type": "video", "question_id": "2"}]}
+    (tmp_path / "SEED-Bench.json").write_text(json.dumps(content))
+    data = ("--data", tmp_path / "SEED-Bench.json", "--images", picture.parent)
+    outcome = fastvlm("eval", "--task", "seed", *data, "--check")
+    assert outcome.code == 0 and outcome.out.startswith("seed: 1 questions\nleft out: 1 about a video\n")
+
+
+def test_the_bar_tells_rate_and_time_left():
+    from fastvlm.cli.eval_run import progress_bars
+    from fastvlm.cli.terminal import Notes
+
+    with progress_bars(Notes(is_quiet=True)) as tell:
+        for done in range(4):
+            tell("questions", done, 3)

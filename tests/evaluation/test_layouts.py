@@ -5,6 +5,8 @@ from pathlib import Path
 
 import layouts
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastvlm.errors import DataError, MissingExtraError, UsageError
 from fastvlm.evaluation import choice_layouts, plain_layout, vqa_layouts
@@ -281,3 +283,32 @@ def test_records_have_the_lines_on_which_they_begin(tmp_path):
         (6, 3, 3),
     ]
     assert [(r.key, r.line) for r in json_records(tmp_path / "x.json")] == [("a", 1), ("data", 3)]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.lists(JSON, max_size=5), st.dictionaries(st.text(max_size=4), JSON, max_size=3), st.sampled_from([None, 0, 2])
+)
+def test_records_are_what_json_reads(tmp_path_factory, values, others, indent):
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    others.pop("data", None)
+    text = json.dumps({**others, "data": values, "z": others}, indent=indent)
+    path.write_text(text, encoding="utf-8")
+    records = list(json_records(path, "data"))
+    assert [record.content for record in records] == values
+    assert [record.number for record in records] == list(range(1, len(values) + 1))
+    starts = [record.line for record in records]
+    assert starts == sorted(starts) and all(1 <= line <= text.count("\n") + 1 for line in starts)
+    assert {record.key: record.content for record in json_records(path)} == json.loads(text)
+
+
+def test_a_parquet_file_that_is_not_there(tmp_path):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(UsageError, match="There is no file"):
+        list(parquet_records(tmp_path / "none.parquet"))
