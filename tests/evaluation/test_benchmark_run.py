@@ -1,6 +1,8 @@
 """A run that is stopped goes on where it was; what it keeps is whole; another run's folder is refused."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import layouts
@@ -100,6 +102,26 @@ def test_replies_of_any_characters_survive(tmp_path):
         file.add(said, {"question": "?"})
     with PredictionFile(tmp_path / "p.jsonl") as file:
         assert file.known["1"].reply == said.reply.replace("\ud800", "?")
+
+
+@pytest.mark.parametrize("room", [None, 9])
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(tmp_path, monkeypatch, room):
+    write, left = os.write, [1]
+
+    def full(handle, data):
+        if left[0]:
+            left[0] -= 1
+            return write(handle, data)
+        if room is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data[:room])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(DataError, match=r"cannot be written to .* the same command again"):
+        run(Echo(), QUESTIONS, EXACT, Asking(), folder=tmp_path)
+    monkeypatch.undo()
+    result = run(Echo(), QUESTIONS, EXACT, Asking(), folder=tmp_path)
+    assert result.num_kept == 1 and len(lines(tmp_path)) == 5 and result.num_cut_bytes == (room or 0)
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):

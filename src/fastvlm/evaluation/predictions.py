@@ -39,7 +39,7 @@ class Prediction:
 class PredictionFile:
     """The predictions of a run, by the question's id; `path` None keeps them in memory alone.
 
-    Use it as a context. Raises DataError where a line before the last is no prediction, and OSError as files do.
+    Use it as a context. Raises DataError where a line is no prediction, or where nothing more can be written.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -66,13 +66,23 @@ class PredictionFile:
         return identity in self.known and self.known[identity].error is None
 
     def add(self, prediction: Prediction, about: dict[str, Any]) -> None:
-        """Keep a prediction; `about` stands beside it in the file, for readers. OSError if the disk is full, say."""
+        """Keep a prediction; `about` stands beside it in the file, for readers. DataError if the disk is full, say."""
         if self._handle is not None:
             line = json.dumps({**asdict(prediction), **about}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-            written = os.write(self._handle, line)
-            if written != len(line):
-                raise OSError(f"{self.path}: {written} of {len(line)} bytes could be written; is the disk full?")
+            self._write(self._handle, line)
         self.known[prediction.id] = prediction
+
+    def _write(self, handle: int, line: bytes) -> None:
+        try:
+            written = os.write(handle, line)
+            reason = f"{written} of {len(line)} bytes were taken"
+        except OSError as error:
+            written, reason = 0, str(error.strerror)
+        if written != len(line):
+            raise DataError(
+                f"{self.path} cannot be written to ({reason}). Make room, and give the same command again: what was "
+                "answered before is kept."
+            )
 
     def _read(self, path: Path) -> None:
         """What an earlier run said; a half line at the end is cut off."""

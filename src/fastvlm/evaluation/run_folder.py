@@ -56,7 +56,9 @@ def claim_folder(folder: Path, identity: Mapping[str, Any], *, is_restart: bool 
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
         _check_identity(folder, dict(identity))
-        (folder / "run.json").write_text(json.dumps(dict(identity), indent=1) + "\n", encoding="utf-8")
+        new = folder / "run.json.new"
+        new.write_text(json.dumps(dict(identity), indent=1) + "\n", encoding="utf-8")
+        new.replace(folder / "run.json")  # at once: half of it would make the folder nobody's
     except OSError as error:
         raise UsageError(f"--out {folder} cannot be written to ({error.strerror}); name another folder.") from error
 
