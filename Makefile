@@ -5,13 +5,14 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest browser clean
+.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest browser gpu-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example pictures"
 	@echo "make test         install, lint, types, import contracts, all tests: what CI runs"
 	@echo "make lint|types|contracts|unit   one part of it"
 	@echo "make unit-oldest  model, processor and generation tests on the oldest supported transformers"
+	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -69,6 +70,17 @@ $(OLDEST)/.installed-test: pyproject.toml constraints.txt
 
 unit-oldest: $(OLDEST)/.installed-test peers
 	$(OLDEST)/bin/python -m pytest tests/model tests/processing -m "not slow"
+
+# On a GPU machine nothing is installed: its own Python with torch, transformers and typer runs the tree as it is. Peers
+# are taken from $(PEERS) if `make peers` was called before the tree was copied there.
+GPU_PYTHON ?= python3
+GPU_DEVICE ?= cuda
+GPU_BENCH ?= --preset 0.5b --bits 16 --peers
+gpu-check: export PYTHONPATH := src
+gpu-check: export FASTVLM_PEERS := $(PEERS)
+gpu-check:
+	$(GPU_PYTHON) tests/gpu_check.py --device $(GPU_DEVICE)
+	$(GPU_PYTHON) -m fastvlm bench --device $(GPU_DEVICE) $(GPU_BENCH)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

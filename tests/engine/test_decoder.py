@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastvlm.engine import slot_attention
 from fastvlm.engine.decoder import Decoder
 from fastvlm.engine.linear import plain_linear
+from fastvlm.engine.slot_attention import attend_rows_together
 from fastvlm.errors import ConfigError
 
 CONTEXT = 64
@@ -77,11 +77,15 @@ def test_steps_of_one_slot(model):
         assert_same(ours[0], theirs[position])
 
 
+def together(cache, slots, positions):
+    return attend_rows_together(cache, torch.tensor(slots), torch.tensor(positions), max(positions) + 1)
+
+
 @pytest.mark.parametrize("is_together", [False, True], ids=["one_by_one", "one_masked_product"])
 @pytest.mark.parametrize("slots", [[0, 1, 2], [2, 0, 1]])
 def test_steps_of_several_slots(model, slots, is_together, monkeypatch):
     if is_together:  # what other devices than the CPU do
-        monkeypatch.setattr("fastvlm.engine.decoder.attend_rows", slot_attention._attend_rows_together)
+        monkeypatch.setattr("fastvlm.engine.decoder.attend_rows", together)
     decoder = Decoder(model, num_slots=4, context=CONTEXT)
     continuation = tiny.prompt("t" * 4, seed=77)
     for slot, ids in zip(slots, PROMPTS, strict=True):
@@ -91,6 +95,20 @@ def test_steps_of_several_slots(model, slots, is_together, monkeypatch):
         logits = decoder.decode([token] * 3, slots, positions)
         for row, ids in enumerate(PROMPTS):
             assert_same(logits[row], expected(model, [*ids, *continuation[: step + 1]])[-1])
+
+
+@pytest.mark.parametrize("slots", [[1], [2, 0, 1]])
+def test_steps_of_fixed_shape(model, slots):
+    decoder = Decoder(model, num_slots=4, context=CONTEXT, has_fixed_shapes=True)
+    usual = Decoder(model, num_slots=4, context=CONTEXT)
+    prompts = PROMPTS[: len(slots)]
+    for slot, ids in zip(slots, prompts, strict=True):
+        for each in (decoder, usual):
+            each.prefill(each.embed(ids), slot)
+    for step, token in enumerate(tiny.prompt("t" * 4, seed=77)):
+        positions = [len(ids) + step for ids in prompts]
+        step_of = ([token] * len(slots), slots, positions)
+        assert_same(decoder.decode(*step_of), usual.decode(*step_of))
 
 
 def test_positions_beyond_the_first_table():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm.engine.kv_cache import KeyValueCache
-from fastvlm.engine.slot_attention import _attend_rows_together, attend_prompt, attend_rows, attend_token
+from fastvlm.engine.slot_attention import attend_prompt, attend_rows, attend_rows_together, attend_token
 
 HEADS, KV_HEADS, WIDTH, CONTEXT, SLOTS = 4, 2, 8, 24, 3
 LAYER = 1
@@ -67,7 +67,11 @@ def test_a_token(position, slot):
 ROWS = st.permutations(range(SLOTS)).flatmap(lambda slots: st.integers(1, SLOTS).map(lambda count: slots[:count]))
 
 
-@pytest.mark.parametrize("attend", [attend_rows, _attend_rows_together])
+def together(cache, slots, positions):
+    return attend_rows_together(cache, torch.tensor(slots), torch.tensor(positions), max(positions) + 1)
+
+
+@pytest.mark.parametrize("attend", [attend_rows, together])
 @given(slots=ROWS, data=st.data())
 def test_tokens_of_several_slots_are_as_alone(attend, slots, data):
     positions = [data.draw(st.integers(0, CONTEXT - 1)) for _ in slots]

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvlm.engine.fixed_shapes import GraphedDecode
 from fastvlm.engine.kv_cache import KeyValueCache
 from fastvlm.engine.linear import Linear, LinearFactory, plain_linear
-from fastvlm.engine.slot_attention import Attend, attend_prompt, attend_rows, attend_token
+from fastvlm.engine.slot_attention import Attend, attend_prompt, attend_rows, attend_rows_together, attend_token
 from fastvlm.errors import ConfigError
 
 __all__ = ["Decoder"]
@@ -54,6 +55,8 @@ class Decoder:
             quantised by transformers) are called as they are.
         takes_weights: take the weights of these products out of the model, so that packed ones are not held beside
             them; the model cannot compute anything afterwards but the pictures' features.
+        has_fixed_shapes: decode on buffers of fixed shape, on a GPU as CUDA graphs. Logits of a step then last until
+            the next one.
 
     Raises:
         ConfigError: a decoder that is no plain Qwen2.
@@ -67,6 +70,7 @@ class Decoder:
         make_linear: LinearFactory = plain_linear,
         *,
         takes_weights: bool = False,
+        has_fixed_shapes: bool = False,
     ) -> None:
         config, decoder = model.config.text_config, model.model.language_model
         _refuse_other_decoders(config)
@@ -82,7 +86,8 @@ class Decoder:
         self._num_heads: int = config.num_attention_heads
         self._num_kv_heads: int = config.num_key_value_heads
         self.cache = KeyValueCache(config, num_slots, context, self.dtype, self.device)
-        self._grow_tables(min(_FIRST_TABLE_TOKENS, context))
+        self._grow_tables(context if has_fixed_shapes else min(_FIRST_TABLE_TOKENS, context))
+        self.fixed = GraphedDecode(self._fixed_step, context, self.device) if has_fixed_shapes else None
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +119,8 @@ class Decoder:
     @torch.inference_mode()
     def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Logits (B, V) after one more token in each of `slots`, at `positions` (tokens that the slot holds)."""
+        if self.fixed is not None:
+            return self.fixed(token_ids, slots, positions)
         self._grow_tables(max(positions) + 1)
         if len(slots) == 1:
             position = positions[0]
@@ -124,6 +131,12 @@ class Decoder:
             cos, sin = self._cos[at], self._sin[at]
             attend = attend_rows(self.cache, slots, positions)
         return self._run(self.embed(token_ids), cos, sin, attend)
+
+    def _fixed_step(self, rows: Tensor, end: int) -> Tensor:
+        """Logits (B, V) of `rows` (3, B): token ids, slots, positions; attention goes over `end` tokens."""
+        token_ids, where, at = rows
+        attend = attend_rows_together(self.cache, where, at, end)
+        return self._run(F.embedding(token_ids, self._embedding), self._cos[at], self._sin[at], attend)
 
     def _run(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, is_last_only: bool = False) -> Tensor:
         """Logits of all rows of `hidden` (T, D), or of the last one; cos, sin (T, 1, E)."""

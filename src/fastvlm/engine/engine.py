@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.engine.decoder import Decoder
+from fastvlm.engine.fixed_shapes import GraphedEncode
 from fastvlm.engine.image_cache import ImageCache
 from fastvlm.engine.linear import LinearFactory, plain_linear
 from fastvlm.engine.picture_memo import PictureMemo
@@ -50,6 +51,8 @@ class Engine:
         encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
         make_linear, takes_weights: the decoder's products, and whether the model may lose the weights that go into
             them; see :class:`fastvlm.engine.decoder.Decoder`.
+        has_fixed_shapes: decode and encode on buffers of fixed shape, on a GPU as CUDA graphs
+            (:mod:`fastvlm.engine.fixed_shapes`).
         clock: seconds that only go forward.
 
     Raises:
@@ -70,6 +73,7 @@ class Engine:
         encode: Encode | None = None,
         make_linear: LinearFactory = plain_linear,
         takes_weights: bool = False,
+        has_fixed_shapes: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if model.training:
@@ -79,7 +83,16 @@ class Engine:
         self.context = _context(model, context)
         self._encode = self._encode_with_model if encode is None else encode
         self._scheduler = Scheduler(num_slots, max_waiting)
-        self._decoder = Decoder(model, num_slots, self.context, make_linear, takes_weights=takes_weights)
+        self._decoder = Decoder(
+            model,
+            num_slots,
+            self.context,
+            make_linear,
+            takes_weights=takes_weights,
+            has_fixed_shapes=has_fixed_shapes,
+        )
+        if has_fixed_shapes:
+            self._encode = GraphedEncode(self._encode, self._decoder.device)
         self._images, self._pictures = ImageCache(image_cache_bytes), PictureMemo(picture_memo_bytes)
         self._stop_ids = frozenset(_stop_ids(model))
         self._replies: dict[int, Reply] = {}

@@ -36,7 +36,7 @@ def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any)
     """An engine with the fastest kernels for the model's device.
 
     On a CPU: the encoder on NHWC, the decoder's weights packed, so that the model itself cannot be called any more.
-    Elsewhere: the model's own encoder and weights.
+    Elsewhere: the model's own encoder and weights; on a GPU of CUDA as graphs.
 
     Args:
         model, processor: as :func:`fastvlm.load` returns them; a CPU's engine takes the weights out of the model.
@@ -53,7 +53,7 @@ def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any)
     if model.device.type != "cpu":
         if bits != 16:
             raise UsageError(f"bits is {bits}, but the model is on {model.device}; weights of 8 and 4 bits need a CPU.")
-        return Engine(model, processor, **settings)
+        return Engine(model, processor, **{"has_fixed_shapes": model.device.type == "cuda", **settings})
     return Engine(
         model,
         processor,

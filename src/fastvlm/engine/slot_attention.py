@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastvlm.engine.kv_cache import KeyValueCache
 
-__all__ = ["Attend", "attend_prompt", "attend_rows", "attend_token"]
+__all__ = ["Attend", "attend_prompt", "attend_rows", "attend_rows_together", "attend_token"]
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # (layer, q, kv) -> mixed values
 
@@ -58,8 +58,10 @@ def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[
     On a CPU one after the other, so that no slot pays for the length of another and each row is what it is alone; on
     other devices in one masked product.
     """
-    if cache.layers[0].device.type != "cpu":
-        return _attend_rows_together(cache, slots, positions)
+    device = cache.layers[0].device
+    if device.type != "cpu":
+        where, at = torch.tensor([list(slots), list(positions)], device=device)
+        return attend_rows_together(cache, where, at, max(positions) + 1)
     rows = [attend_token(cache, slot, position) for slot, position in zip(slots, positions, strict=True)]
 
     def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
@@ -68,11 +70,12 @@ def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[
     return attend
 
 
-def _attend_rows_together(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
-    device = cache.layers[0].device
-    where, at = torch.tensor([list(slots), list(positions)], device=device)
-    end = max(positions) + 1
-    mask = (torch.arange(end, device=device) <= at[:, None])[:, None, None]  # (T, 1, 1, end)
+def attend_rows_together(cache: KeyValueCache, where: Tensor, at: Tensor, end: int) -> Attend:
+    """For one token of each of the slots `where` (T,), at positions `at` (T,): one product over the first `end` tokens.
+
+    Nothing is asked of the device: with the same `end` the same work is done, whatever the slots and positions are.
+    """
+    mask = (torch.arange(end, device=at.device) <= at[:, None])[:, None, None]  # (T, 1, 1, end)
 
     def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
         held = cache.layers[layer]
