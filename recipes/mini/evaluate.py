@@ -31,6 +31,11 @@ READING = ("letters_digits_unseen_fonts", "words3_unseen_fonts", "words4_5_unsee
 ANSWERABLE = ("colours", "shapes", "letters_digits_unseen_fonts", "words3_unseen_fonts", "emoji_seen_styles")
 
 
+def num_items(name: str, asked: int) -> int:
+    """Questions of a test if `asked` are wanted of each: more of those in SIZES, unless it is a small run."""
+    return max(asked, SIZES.get(name, 0)) if asked >= 400 else asked
+
+
 def messages_of(item: Item) -> list[dict[str, Any]]:
     """One user turn."""
     content = [{"type": "image", "image": item.image}, {"type": "text", "text": item.question}]
@@ -126,8 +131,7 @@ def main() -> None:
         asked = partial(ask_engine, fastvlm.fast_engine(model, processor, num_slots=1, bits=args.bits))
     rows = {}
     for name in args.tests:
-        count = max(args.n, SIZES.get(name, 0)) if args.n >= 400 else args.n
-        rows[name] = evaluate(asked, name, count)
+        rows[name] = evaluate(asked, name, num_items(name, args.n))
         print(json.dumps({name: rows[name]}, ensure_ascii=False), flush=True)
     print(as_table(rows))
     if args.json is not None:

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from recipes.mini.benchmark import TESTS, make_items
-from recipes.mini.evaluate import SIZES
+from recipes.mini.evaluate import num_items
 from recipes.mini.freeze import as_png
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for name in args.tests:
-        lines += export(name, max(args.n, SIZES.get(name, 0)) if args.n >= 400 else args.n, args.out)
+        lines += export(name, num_items(name, args.n), args.out)
     (args.out / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(lines)} questions -> {args.out}")
 

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-def normalised(text: str) -> str:
-    """Small letters; no "it is", article, outer punctuation, or runs of blanks; British and American spelling alike."""
-    text = re.sub(r"\s+", " ", text.strip().casefold()).strip(" .!\"'")
-    text = re.sub(r"^it is ", "", text)
-    text = re.sub(r"^(a|an|the) ", "", text)
-    return text.replace("colour", "color").replace("grey", "gray")
+from fastvlm.evaluation.text_match import edit_distance, normalised
+from fastvlm.evaluation.wilson import Z_95, wilson_interval
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:
     """Normalised exact match with any of the accepted answers."""
     return normalised(answer) in {normalised(one) for one in accepted}
-
-
-def edit_distance(first: str, second: str) -> int:
-    """Insertions, deletions and replacements that turn one string into the other (Levenshtein)."""
-    row = list(range(len(second) + 1))
-    for index, left in enumerate(first, 1):
-        previous, row[0] = row[0], index
-        for column, right in enumerate(second, 1):
-            previous, row[column] = row[column], min(row[column] + 1, row[column - 1] + 1, previous + (left != right))
-    return row[-1]
 
 
 def character_error_rate(answers: Sequence[str], truths: Sequence[str]) -> float:
@@ -52,12 +35,9 @@ class Score:
         """Right answers per question, 0 to 1."""
         return self.right / self.n
 
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
+    def interval(self, z: float = Z_95) -> tuple[float, float]:
         """Wilson's 95 % interval of the share."""
-        p, n = self.share, self.n
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return wilson_interval(self.share, self.n, z)
 
 
 def score(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> Score:

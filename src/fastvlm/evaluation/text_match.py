@@ -22,10 +22,7 @@ ANLS_THRESHOLD = 0.5
 
 
 def normalised(text: str) -> str:
-    """Small letters; no "it is", article, outer punctuation, or runs of blanks; British and American spelling alike.
-
-    The rule of the mini's recipe (recipes/mini/scoring.py), so that both give the same scores.
-    """
+    """Small letters; no "it is", article, outer punctuation, or runs of blanks; British and American spelling alike."""
     text = re.sub(r"\s+", " ", text.strip().casefold()).strip(" .!\"'")
     text = re.sub(r"^it is ", "", text)
     text = re.sub(r"^(a|an|the) ", "", text)
