@@ -78,8 +78,8 @@ class Conversations:
             labels += [*([IGNORED] * len(asked)), *told]
         return Encoded(ids, labels, [*range(len(ids))], [0] * len(ids))
 
-    def _pieces(self, text: str) -> list[str]:
-        return [self._tokenizer.decode([token]) for token in self._ids(text)]
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._tokenizer.decode([token]) for token in ids]
 
     def side_by_side(
         self, turns: Sequence[Turn], most_tokens: int, looks: Sequence[Sequence[Look]] | None = None
@@ -93,22 +93,25 @@ class Conversations:
         positions, owners = [*range(start)], [0] * start
         gazes: list[Gaze] = []
         for number, (question, answer) in enumerate(turns, start=1):
-            asked = [*self._ids(question), *self._to_assistant]
-            told = [*self._ids(answer), *self._end]
+            question_ids, answer_ids = self._ids(question), self._ids(answer)
+            asked, told = [*question_ids, *self._to_assistant], [*answer_ids, *self._end]
             length = len(asked) + len(told)
             if number > 1 and len(ids) + length > most_tokens:
                 continue
-            if looks is not None:
-                gazes += self._gazes(looks[number - 1], turns[number - 1], len(ids), len(ids) + len(asked))
+            if looks is not None and looks[number - 1]:
+                gazes += self._gazes(looks[number - 1], question_ids, answer_ids, len(ids))
             ids += [*asked, *told]
             labels += [*([IGNORED] * len(asked)), *told]
             positions += range(start, start + length)
             owners += [number] * length
         return Encoded(ids, labels, positions, owners, gazes)
 
-    def _gazes(self, looks: Sequence[Look], turn: Turn, question_start: int, answer_start: int) -> list[Gaze]:
-        """The looks of one turn by position: question and answer begin at the two that are given."""
-        question, answer = (self._pieces(text) for text in turn)
+    def _gazes(
+        self, looks: Sequence[Look], question_ids: Sequence[int], answer_ids: Sequence[int], question_start: int
+    ) -> list[Gaze]:
+        """The looks of one turn by position; its question begins at `question_start`."""
+        question, answer = self._pieces(question_ids), self._pieces(answer_ids)
+        answer_start = question_start + len(question_ids) + len(self._to_assistant)
         gazes = []
         for look, piece in zip(looks, found_in_order(looks, answer), strict=False):
             before = answer_start + piece - 1
