@@ -145,7 +145,7 @@ class QuantisedWeights:
             if not (self.has_tied_head and name == HEAD)
         }
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """What tells these weights from others: a hash of their names and scales."""
         found = hashlib.sha256()
@@ -185,13 +185,19 @@ def load_quantised(file: str | Path) -> QuantisedWeights:
     Raises:
         CheckpointError: no such file, cut off, or not one of :func:`save_quantised`.
     """
+    return _loaded(file)[0]
+
+
+def _loaded(file: str | Path) -> tuple[QuantisedWeights, Any]:
+    """The weights in `file`, and what it says of itself."""
     try:
         with safe_open(file, framework="pt") as opened:
             about = _about(opened, file)
             names = set(opened.keys())
             products = tuple(_read(opened, names, index, product) for index, product in enumerate(about["products"]))
         options, error = QuantisationOptions(**about["options"]), QuantisationError(**about["error"])
-        return QuantisedWeights(products, options, error, getattr(torch, about["dtype"]), about["has_tied_head"])
+        dtype = getattr(torch, about["dtype"])
+        return QuantisedWeights(products, options, error, dtype, about["has_tied_head"]), about
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as problem:
         raise CheckpointError(f"{file} cannot be read as quantised weights: {problem}. {_AGAIN}") from problem
 
@@ -205,15 +211,13 @@ def quantised_weights_of(folder: Path) -> QuantisedWeights | None:
     file, rest = folder / QUANTISED_FILE, folder / REST_FILE
     if not rest.is_file():
         return None
-    quantised = load_quantised(file)
-    with safe_open(file, framework="pt") as opened:
-        digest = _about(opened, file)["digest"]
+    quantised, about = _loaded(file)
     try:
         with safe_open(rest, framework="pt") as opened:
             belongs_to = (opened.metadata() or {}).get(REST_OF)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{rest} cannot be read: {error}. {_AGAIN}") from error
-    if belongs_to != digest:
+    if belongs_to != about["digest"]:
         raise CheckpointError(f"{file.name} and {rest.name} in {folder} are of different checkpoints. {_AGAIN}")
     return quantised
 

@@ -41,6 +41,11 @@ class CpuKernels:
     int4_block: int
     has_fast_plain_float32: bool
 
+    @property
+    def many_rows_dtype(self) -> torch.dtype:
+        """What rounded weights are turned into for many rows: bfloat16 where the CPU multiplies it, else float32."""
+        return torch.bfloat16 if self.has_fast_bfloat16 else torch.float32
+
     def has_packed(self, dtype: torch.dtype) -> bool:
         """True if packed linears of this dtype work here."""
         return {torch.float32: self.has_packed_float32, torch.bfloat16: self.has_packed_bfloat16}.get(dtype, False)

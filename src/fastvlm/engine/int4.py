@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastvlm.dialects.rounding import GROUP_SIZES, Int4Weight, pack_int4, quantise_int4
 from fastvlm.engine.cpu import cpu_kernels
-from fastvlm.engine.int8 import Int8DynamicLinear, Int8WeightOnlyLinear, int8_linear
+from fastvlm.engine.int8 import CHUNK_BYTES, Int8DynamicLinear, Int8WeightOnlyLinear, int8_linear
 from fastvlm.engine.linear import Linear, LinearFactory, PlainLinear
 
 __all__ = ["GROUP_SIZES", "Int4Linear", "Int4Weight", "int4_factory", "int4_linear", "pack_int4", "quantise_int4"]
@@ -19,7 +19,6 @@ __all__ = ["GROUP_SIZES", "Int4Linear", "Int4Weight", "int4_factory", "int4_line
 # From so many rows on, turning the weight into floats and multiplying that is faster than the int4 kernel, whose time
 # grows with the rows (AMD Zen 4 in bfloat16, Zen 3 in float32, torch 2.13; see docs/performance.md).
 MANY_ROWS = 64
-CHUNK_BYTES = 2048  # for each input, of the outputs that are turned into floats at a time: 2 MB at 1024 inputs
 
 
 class Int4Linear:
@@ -34,7 +33,7 @@ class Int4Linear:
         self.weight, self.num_bytes = weight.in_blocks(kernels.int4_block), weight.num_bytes
         self.out_features, self.in_features = weight.out_features, weight.in_features
         self._bias = None if bias is None else bias.detach()
-        self._many_rows_dtype = torch.bfloat16 if kernels.has_fast_bfloat16 else torch.float32
+        self._many_rows_dtype = kernels.many_rows_dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) float32 or bfloat16 -> (..., out)."""

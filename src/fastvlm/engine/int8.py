@@ -137,7 +137,7 @@ class Int8WeightOnlyLinear:
         self._exact_scales, self._scales = weight.scales, weight.scales.to(torch.bfloat16)
         self.num_bytes = self._values.nbytes + self._exact_scales.nbytes + self._scales.nbytes
         self._bias = None if bias is None else bias.detach()
-        self._many_rows_dtype = torch.bfloat16 if cpu_kernels().has_fast_bfloat16 else torch.float32
+        self._many_rows_dtype = cpu_kernels().many_rows_dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) float32 or bfloat16 -> (..., out)."""
