@@ -7,11 +7,11 @@ import torch
 import fastvlm
 from fastvlm.engine import fast
 from fastvlm.engine.engine import Engine
-from fastvlm.engine.fast import BITS, fast_dtype, fast_engine
+from fastvlm.engine.fast import fast_dtype, fast_engine
 from fastvlm.engine.int4 import Int4Linear
 from fastvlm.engine.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
 from fastvlm.engine.linear import PackedLinear, PlainLinear
-from fastvlm.engine.types import SamplingParams
+from fastvlm.engine.types import BITS, SamplingParams
 from fastvlm.errors import UsageError
 
 GREEDY = SamplingParams(max_new_tokens=12)

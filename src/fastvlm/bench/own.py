@@ -14,8 +14,8 @@ from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.worker import Measured
 from fastvlm.checkpoints.loading import load
-from fastvlm.engine.fast import Bits, fast_engine
-from fastvlm.engine.types import Completion, SamplingParams
+from fastvlm.engine.fast import fast_engine
+from fastvlm.engine.types import Bits, Completion, SamplingParams
 from fastvlm.errors import UsageError
 from fastvlm.processing.image_processor import image_size_px
 

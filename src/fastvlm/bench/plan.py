@@ -11,10 +11,10 @@ from typing import Any
 from fastvlm.bench.cold_start import ask_command, transformers_command
 from fastvlm.bench.inputs import FIRST_QUESTION
 from fastvlm.bench.processes import WORKER
+from fastvlm.engine.types import BITS
 from fastvlm.errors import UsageError
 
 __all__ = [
-    "BITS",
     "DTYPES",
     "MEASURES",
     "UNITS",
@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 DTYPES = ("bfloat16", "float32", "float16")
-BITS = (16, 8, 4)
 SIDES_PX = (64, 4096)
 
 

@@ -6,13 +6,12 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from fastvlm.engine.types import TEMPERATURES, SamplingParams
+from fastvlm.engine.types import BITS, TEMPERATURES, SamplingParams
 from fastvlm.errors import UsageError
 
-__all__ = ["BITS", "DTYPES", "IMAGE_FITS", "ModelChoice", "Sampling", "check_word", "parse_size"]
+__all__ = ["DTYPES", "IMAGE_FITS", "ModelChoice", "Sampling", "check_word", "parse_size"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BITS = (16, 8, 4)
 IMAGE_FITS = ("pad", "crop", "stretch")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 

@@ -110,8 +110,8 @@ def _show_check(reading: Reading, asked: Asked, *, is_json: bool) -> None:
     counts = {test: len(group) for test, group in by_test(reading.questions).items()}
     bad = [str(record) for record in reading.bad]
     if not is_json:
-        for line in [f"{test}: {count} questions" for test, count in counts.items()]:
-            typer.echo(line)
+        for test, count in counts.items():
+            typer.echo(f"{test}: {count} questions")
         for reason, count in reading.left_out.items():
             typer.echo(f"left out: {count} {reason}")
         for line in bad:

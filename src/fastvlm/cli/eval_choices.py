@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastvlm.cli.choices import ModelChoice, check_word
 from fastvlm.cli.opening import open_model
 from fastvlm.cli.terminal import Notes
+from fastvlm.engine.types import BITS
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Machine:
     bits: int
 
     def __post_init__(self) -> None:
-        check_word("--bits", str(self.bits), ("16", "8", "4"))
+        check_word("--bits", str(self.bits), tuple(map(str, BITS)))
         if not 1 <= self.slots <= MOST_SLOTS:
             raise UsageError(f"--slots is {self.slots}; expected 1 to {MOST_SLOTS}.")
 

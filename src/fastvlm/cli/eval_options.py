@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
+from fastvlm.cli.options import grouped_option as _option
 
 __all__ = [
     "Annotations",
@@ -30,11 +30,6 @@ __all__ = [
 ]
 
 _QUESTIONS, _ASKING, _RESULTS = "Questions", "Asking", "Results"
-
-
-def _option(group: str, *flags: str, metavar: str | None = None, text: str) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=group)
-
 
 Suite = Annotated[
     str | None, _option(_QUESTIONS, "--suite", metavar="NAME", text="mini: 200 questions that come with the package.")

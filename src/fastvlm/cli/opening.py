@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fastvlm.cli.answering import Answerer
-    from fastvlm.engine.fast import Bits
+    from fastvlm.engine.engine import Engine
+    from fastvlm.engine.types import Bits
 
-__all__ = ["open_answerer", "open_model", "open_pictures", "system_message", "user_message"]
+__all__ = ["open_answerer", "open_engine", "open_model", "open_pictures", "system_message", "user_message"]
 
 
 def open_pictures(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]:
@@ -58,12 +59,17 @@ def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_d
         quiet_libraries(is_quiet=notes.is_quiet, is_debug=is_debug)
         from fastvlm.checkpoints.loading import checkpoint_path
         from fastvlm.cli.answering import Answerer
-        from fastvlm.engine.fast import fast_engine
     folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
     with notes.waiting(f"Opening {choice.name}"):
-        model, processor = open_model(folder, choice)
-        engine = fast_engine(model, processor, bits=cast("Bits", choice.bits), num_slots=1)
+        engine = open_engine(folder, choice, num_slots=1)
     return Answerer(engine, sampling, load_ms=1000 * (time.perf_counter() - start_s))
+
+
+def open_engine(folder: Path, choice: ModelChoice, **settings: Any) -> Engine:
+    """The engine for a checkpoint as chosen; `settings` are the engine's."""
+    from fastvlm.engine.fast import fast_engine
+
+    return fast_engine(*open_model(folder, choice), bits=cast("Bits", choice.bits), **settings)
 
 
 def open_model(folder: Path, choice: ModelChoice) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ __all__ = [
     "SystemOption",
     "TemperatureOption",
     "TopPOption",
+    "grouped_option",
 ]
 
 DEFAULT_MODEL = "mini"
@@ -40,6 +41,11 @@ class Invocation:
 def _note_debug(context: typer.Context, value: bool) -> bool:
     context.ensure_object(Invocation).is_debug = value
     return value
+
+
+def grouped_option(group: str, *flags: str, metavar: str | None = None, text: str) -> Any:
+    """An option that stands under the title `group` on its verb's help page."""
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=group)
 
 
 ModelOption = Annotated[

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fastvlm.cli import serve_options as options
 from fastvlm.cli.choices import ModelChoice
-from fastvlm.cli.opening import open_model
+from fastvlm.cli.opening import open_engine
 from fastvlm.cli.options import DebugOption, QuietOption
 from fastvlm.cli.terminal import Notes, quiet_libraries, say
 from fastvlm.errors import MissingExtraError
@@ -113,7 +113,13 @@ def _check_extra() -> None:
 
 def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: bool) -> None:
     choice = ModelChoice(
-        settings.model, settings.revision, settings.device, settings.dtype, settings.image_fit, settings.image_size
+        settings.model,
+        settings.revision,
+        settings.device,
+        settings.dtype,
+        settings.image_fit,
+        settings.image_size,
+        settings.bits,
     )
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
@@ -136,13 +142,9 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
 
 
 def _open_engine(folder: Path, choice: ModelChoice, settings: ServeSettings) -> Engine:
-    from fastvlm.engine.fast import Bits, fast_engine
-
-    model, processor = open_model(folder, choice)
-    return fast_engine(
-        model,
-        processor,
-        bits=cast("Bits", settings.bits),  # the settings are checked
+    return open_engine(
+        folder,
+        choice,
         num_slots=settings.slots,
         context=settings.context,
         max_waiting=settings.max_waiting,

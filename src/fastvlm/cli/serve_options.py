@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from fastvlm.cli.options import grouped_option as _option
 
 __all__ = [
     "AccessLog",
@@ -43,11 +45,6 @@ __all__ = [
 ]
 
 _MODEL, _NETWORK, _PICTURES, _LIMITS = "Model", "Network", "Pictures", "Limits"
-
-
-def _option(group: str, *flags: str, metavar: str | None = None, text: str) -> Any:
-    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=group)
-
 
 Model = Annotated[
     str | None,

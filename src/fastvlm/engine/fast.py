@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,11 @@ from fastvlm.engine.int4 import int4_linear
 from fastvlm.engine.int8 import int8_linear
 from fastvlm.engine.linear import Linear, LinearFactory, packed_linear
 from fastvlm.engine.quantised import stored_linears
+from fastvlm.engine.types import BITS, Bits
 from fastvlm.engine.vision import FastImageEmbedder
 from fastvlm.errors import UsageError
 
-__all__ = ["BITS", "Bits", "fast_dtype", "fast_engine"]
-
-Bits = Literal[16, 8, 4]
-BITS: tuple[Bits, ...] = (16, 8, 4)
+__all__ = ["fast_dtype", "fast_engine"]
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:

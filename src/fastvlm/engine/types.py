@@ -8,7 +8,20 @@ from typing import Literal
 
 from fastvlm.errors import UsageError
 
-__all__ = ["Completion", "FinishReason", "SamplingParams", "Timings", "TokenEvent", "TokenLogprobs", "Usage"]
+__all__ = [
+    "BITS",
+    "Bits",
+    "Completion",
+    "FinishReason",
+    "SamplingParams",
+    "Timings",
+    "TokenEvent",
+    "TokenLogprobs",
+    "Usage",
+]
+
+Bits = Literal[16, 8, 4]  # of a decoder's weights; 16 for what the checkpoint has
+BITS: tuple[Bits, ...] = (16, 8, 4)
 
 # "stop": an end token or a stop string; "length": max_new_tokens are reached; "cancelled"; "error": see the event.
 FinishReason = Literal["stop", "length", "cancelled", "error"]

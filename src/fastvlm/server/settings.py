@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from fastvlm.engine.types import BITS
 from fastvlm.errors import UsageError
 
 __all__ = ["ServeSettings", "is_loopback"]
 
-_BITS = (16, 8, 4)
 _HOST = re.compile(r"(\*|(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.?)(:\d{1,5})?")
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 _MIN_KEY_LENGTH = 16  # characters; 16 random letters and digits hold 95 bits
@@ -90,7 +90,7 @@ class ServeSettings:
         for field in fields(self):
             self._check_number(field.name, getattr(self, field.name))
         _check("port", self.port, self.port <= 65535, "0 to 65535")
-        _check("bits", self.bits, self.bits in _BITS, "16, 8 or 4")
+        _check("bits", self.bits, self.bits in BITS, "16, 8 or 4")
         for host in self.remote_hosts:
             _check("remote_hosts", host, _HOST.fullmatch(host) is not None, "a host such as images.example.org")
         for origin in self.cors_origins:
