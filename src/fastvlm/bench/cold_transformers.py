@@ -1,6 +1,6 @@
 """A question asked with transformers alone, as shortly as its documentation does it: the peer of `fastvlm ask`.
 
-python -m fastvlm.bench.cold_transformers FOLDER PICTURE QUESTION NEW_TOKENS DEVICE
+python -m fastvlm.bench.cold_transformers FOLDER PICTURE QUESTION NEW_TOKENS DEVICE DTYPE
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ class _ShowAtOnce:
         sys.stdout.write("\n")
 
 
-def main(folder: str, picture: str, question: str, new_tokens: str, device: str) -> None:
+def main(folder: str, picture: str, question: str, new_tokens: str, device: str, dtype: str) -> None:
     """Answer on stdout."""
     add_peers_folder()
     prepare_torchvision()
-    import torch
     from PIL import Image
     from transformers import AutoProcessor, FastVlmForConditionalGeneration
 
     processor = AutoProcessor.from_pretrained(folder)
-    model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device)
+    model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device)
     content = [{"type": "image", "image": Image.open(picture).convert("RGB")}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -47,7 +46,7 @@ def main(folder: str, picture: str, question: str, new_tokens: str, device: str)
         return_dict=True,
         return_tensors="pt",
     )
-    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     model.generate(**inputs, max_new_tokens=int(new_tokens), do_sample=False, streamer=_ShowAtOnce(processor.tokenizer))
 

@@ -208,13 +208,14 @@ def _peers(options: BenchOptions, common: dict[str, Any]) -> Iterator[Contestant
     for dtype in others:
         yield Contestant(f"transformers-{dtype}", "transformers", {**placed, "dtype": dtype}, theirs)
     seeing = everything & {"encode"} if options.device == "cpu" else frozenset()
-    yield Contestant("openvino", "openvino", {**common, "dtype": "bfloat16"}, seeing)
-    yield Contestant("openvino-float32", "openvino", {**common, "dtype": "float32"}, seeing)
+    allowed = dict.fromkeys(["bfloat16" if first == "bfloat16" else "float32", "float32"])
+    for number, dtype in enumerate(allowed):
+        yield Contestant(f"openvino-{dtype}" if number else "openvino", "openvino", {**common, "dtype": dtype}, seeing)
     yield Contestant("onnxruntime-float32", "onnxruntime", common, seeing)
 
 
 def _starters(options: BenchOptions) -> Iterator[Contestant]:
-    asked = (options.folder, options.picture, FIRST_QUESTION, options.device)
+    asked = (options.folder, options.picture, FIRST_QUESTION, options.device, options.dtypes[0])
     commands = {"fastvlm": ask_command(*asked)}
     if options.has_peers:
         commands["transformers"] = transformers_command(*asked)

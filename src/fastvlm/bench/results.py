@@ -39,7 +39,7 @@ RATIOS = {
     "encode_vs_onnxruntime": Pair("encode", theirs="onnxruntime-float32"),
     "prefill_vs_transformers": Pair("prefill"),
     "ttft_vs_transformers": Pair("ttft"),
-    "decode_bf16_vs_transformers": Pair("decode"),
+    "decode_vs_transformers": Pair("decode"),
     "decode_int8_vs_transformers": Pair("decode", ours="fastvlm-int8"),
     "decode_int4_vs_transformers": Pair("decode", ours="fastvlm-int4"),
     "throughput_8_vs_transformers": Pair("throughput", variant=8),

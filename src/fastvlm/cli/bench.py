@@ -55,7 +55,13 @@ _ImageSizes = Annotated[
     ),
 ]
 _Dtypes = Annotated[
-    str, typer.Option("--dtype", metavar="LIST", help="bfloat16, float32, float16; ratios are of the first.")
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="LIST",
+        help="Everybody's: bfloat16, float32, float16; ratios are of the first. auto: bfloat16, or float32 on a CPU "
+        "that only emulates bfloat16.",
+    ),
 ]
 _Bits = Annotated[str, typer.Option("--bits", metavar="LIST", help="Bits of the decoder's weights: 16, 8, 4.")]
 _Streams = Annotated[str, typer.Option("--streams", metavar="LIST", help="Replies together, for throughput.")]
@@ -112,7 +118,7 @@ def bench(
     has_peers: _Peers = False,
     what: _What = None,
     image_size: _ImageSizes = None,
-    dtype: _Dtypes = "bfloat16",
+    dtype: _Dtypes = "auto",
     bits: _Bits = "16,8,4",
     streams: _Streams = "1,2,4,8",
     picture: _Picture = "1024x1024",
@@ -189,13 +195,23 @@ class _Typed:
             picture=jpeg,
             what=tuple(MEASURES) if self.what is None else _words(self.what),
             sides_px=(own_side_px,) if self.image_size is None else _numbers("--image-size", self.image_size),
-            dtypes=_words(self.dtype),
+            dtypes=_usual_dtypes(self.device) if self.dtype == "auto" else _words(self.dtype),
             bits=_numbers("--bits", self.bits),
             streams=_numbers("--streams", self.streams),
             has_peers=self.has_peers,
             device=self.device,
             **self.numbers,
         )
+
+
+def _usual_dtypes(device: str) -> tuple[str]:
+    """What checkpoints are published in, unless the CPU has no arithmetic for it."""
+    import torch
+
+    from fastvlm.engine.fast import fast_dtype
+
+    kind = fast_dtype(torch.device("cpu" if device == "cpu" else "cuda")) or torch.bfloat16
+    return (str(kind).removeprefix("torch."),)
 
 
 def _check_plot(plot: Path | None) -> None:
