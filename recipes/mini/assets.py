@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from recipes.mini.drawing.emoji import RASTER_FILE
-from recipes.mini.drawing.vocabulary import EMOJI, EMOJI_STYLES, HELD_OUT_STYLE
+
+from fastvlm.demo_data.emoji import RASTER_FILE
+from fastvlm.demo_data.vocabulary import EMOJI, EMOJI_STYLES, HELD_OUT_STYLE
 
 SIDE = 128
 

@@ -7,22 +7,17 @@ from dataclasses import dataclass
 from random import Random
 
 from PIL import Image
-from recipes.mini import easy_questions
-from recipes.mini.drawing import words
-from recipes.mini.drawing.canvas import SIZE
-from recipes.mini.drawing.emoji import draw_emoji, names_in
-from recipes.mini.drawing.questions import no_shape_turn, no_text_turn
-from recipes.mini.drawing.scene import Scene
-from recipes.mini.drawing.shapes import draw_shapes
-from recipes.mini.drawing.text import draw_word
-from recipes.mini.drawing.vocabulary import (
-    EMOJI_STYLES,
-    HELD_OUT_PAIRS,
-    HELD_OUT_STYLE,
-    HELD_OUT_WORDS_3,
-    HELD_OUT_WORDS_LONG,
-)
-from recipes.mini.drawing.wording import it_is, sentence, with_article
+
+from fastvlm.demo_data import easy_questions, words
+from fastvlm.demo_data.canvas import SIZE
+from fastvlm.demo_data.emoji import draw_emoji, names_in
+from fastvlm.demo_data.scene import Scene
+from fastvlm.demo_data.shapes import draw_shapes
+from fastvlm.demo_data.text import draw_word
+from fastvlm.demo_data.trap_questions import no_shape_turn, no_text_turn
+from fastvlm.demo_data.vocabulary import EMOJI_STYLES, HELD_OUT_PAIRS, HELD_OUT_STYLE
+from fastvlm.demo_data.word_lists import HELD_OUT_WORDS_3, HELD_OUT_WORDS_LONG
+from fastvlm.demo_data.wording import it_is, sentence, with_article
 
 PAIRS_HELD_OUT = tuple(sorted(HELD_OUT_PAIRS))
 

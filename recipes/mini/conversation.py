@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.mini.drawing.canvas import SIZE
-from recipes.mini.drawing.wording import Turn
 from recipes.mini.looks import (
     GUIDED_HEADS,
     GUIDED_LAYER,
@@ -20,6 +18,8 @@ from recipes.mini.looks import (
     pieces_of,
 )
 
+from fastvlm.demo_data.canvas import SIZE
+from fastvlm.demo_data.wording import Turn
 from fastvlm.encoder_config import num_visual_tokens
 
 SYSTEM = "You are a helpful assistant."

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from recipes.mini.drawing.dense import CLASSES, EMOJI_OF, IGNORED
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES
+from recipes.mini.dense import CLASSES, EMOJI_OF, IGNORED
 from torch import Tensor, nn
+
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES
 
 NUM_CLASSES, NUM_COLOURS, NUM_EMOJI = len(CLASSES), len(COLOUR_NAMES), len(EMOJI_OF)
 CELL_WIDTH = 96

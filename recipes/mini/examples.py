@@ -11,10 +11,11 @@ from pathlib import Path
 from random import Random
 
 from PIL import Image
-from recipes.mini.drawing.emoji import draw_emoji
-from recipes.mini.drawing.scene import Scene
-from recipes.mini.drawing.shapes import draw_shapes
-from recipes.mini.drawing.text import draw_grid, draw_word
+
+from fastvlm.demo_data.emoji import draw_emoji
+from fastvlm.demo_data.scene import Scene
+from fastvlm.demo_data.shapes import draw_shapes
+from fastvlm.demo_data.text import draw_grid, draw_word
 
 PHOTO_SIDE = 512
 EXAMPLES: dict[str, Callable[[Random], Scene]] = {

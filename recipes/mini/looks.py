@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from recipes.mini.drawing.dense import NUM_TOKENS, TOKEN
-from recipes.mini.drawing.scene import Scene, Thing
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, SHAPE_NAMES
-from recipes.mini.drawing.wording import ORDINALS, Turn
+from recipes.mini.dense import NUM_TOKENS, TOKEN
 from torch import Tensor
+
+from fastvlm.demo_data.scene import Scene, Thing
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, SHAPE_NAMES
+from fastvlm.demo_data.wording import ORDINALS, Turn
 
 REMINDED_LAYER, GUIDED_LAYER = 1, 3
 GUIDED_HEADS, NEGATED_HEADS = (0, 1), (2,)

@@ -15,11 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from recipes.mini.dense import DenseTarget, dense_target
 from recipes.mini.dense_head import DenseBatch, DenseHead, dense_accuracy, dense_loss
-from recipes.mini.drawing.canvas import SIZE
-from recipes.mini.drawing.dense import DenseTarget, dense_target
-from recipes.mini.drawing.mix import ENCODER_MIX, draw
-from recipes.mini.drawing.scene import Scene
 from recipes.mini.loop import (
     Log,
     Progress,
@@ -31,10 +28,13 @@ from recipes.mini.loop import (
     set_learning_rate,
     to_pixels,
 )
+from recipes.mini.mix import ENCODER_MIX, draw
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastvlm.config import FastVlmConfig
+from fastvlm.demo_data.canvas import SIZE
+from fastvlm.demo_data.scene import Scene
 from fastvlm.model.blocks import ConvFFN
 from fastvlm.model.fastvithd import FastViTHD
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from recipes.mini.drawing.canvas import SIZE
-from recipes.mini.drawing.mix import JOINT_MIX, draw
 from recipes.mini.loop import load_state, to_pixels
+from recipes.mini.mix import JOINT_MIX, draw
 from recipes.mini.train import encoder_of, has_fused_encoder, new_model
 from transformers import AutoTokenizer, GenerationConfig
 
+from fastvlm.demo_data.canvas import SIZE
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.processing.image_processor import FastVlmImageProcessor
 from fastvlm.processing.processor import FastVlmProcessor

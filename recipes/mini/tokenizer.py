@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from recipes.mini.drawing.mix import JOINT_MIX, draw
-from recipes.mini.drawing.questions import turns_of
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, EMOJI_NAMES, HELD_OUT_WORDS, SHAPE_NAMES, TRAIN_WORDS
+from recipes.mini.mix import JOINT_MIX, draw
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+
+from fastvlm.demo_data.scene_questions import turns_of
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES, SHAPE_NAMES
+from fastvlm.demo_data.word_lists import HELD_OUT_WORDS, TRAIN_WORDS
 
 BASE_SIZE = 4092
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")

@@ -20,14 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from recipes.mini import easy_questions
 from recipes.mini.benchmark import QUICK_TESTS, WATCHED, Item, make_items
 from recipes.mini.conversation import IGNORED, Conversations, Encoded
+from recipes.mini.dense import DenseTarget, nothing_known
 from recipes.mini.dense_head import DenseBatch, DenseHead, dense_loss
-from recipes.mini.drawing.dense import DenseTarget, nothing_known
-from recipes.mini.drawing.mix import draw, joint_mix
-from recipes.mini.drawing.questions import turns_of
-from recipes.mini.drawing.wording import Turn
 from recipes.mini.looks import Gaze, Look, look_loss, looks_of, reminder_of
 from recipes.mini.loop import (
     Log,
@@ -40,6 +36,7 @@ from recipes.mini.loop import (
     set_learning_rate,
     to_pixels,
 )
+from recipes.mini.mix import draw, joint_mix
 from recipes.mini.muon import Muon
 from recipes.mini.pretrain import collate_dense, encoder_groups, pixels_of, shown, to_training
 from recipes.mini.word_alignment import WordAlignment
@@ -48,6 +45,9 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer
 
 from fastvlm.config import FastVlmConfig
+from fastvlm.demo_data import easy_questions
+from fastvlm.demo_data.scene_questions import turns_of
+from fastvlm.demo_data.wording import Turn
 from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 

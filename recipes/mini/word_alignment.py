@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from recipes.mini.dense import CELL, CLASSES, TOKEN
 from recipes.mini.dense_head import DenseBatch
-from recipes.mini.drawing.dense import CELL, CLASSES, TOKEN
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, EMOJI_NAMES, GLYPHS
 from torch import Tensor, nn
+
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES, GLYPHS
 
 PER_TOKEN = TOKEN // CELL
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 @pytest.fixture(autouse=True)
 def _bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only Pillow's built-in font, no emoji."""
-    from recipes.mini.drawing import emoji, fonts
+    from fastvlm.demo_data import emoji, fonts
 
     fonts_file = tmp_path / "fonts.json"
     fonts_file.write_text(json.dumps([]))

@@ -11,11 +11,7 @@ import numpy as np
 import pytest
 import torch
 from recipes.mini.conversation import IGNORED, Conversations, Encoded
-from recipes.mini.drawing.dense import nothing_known
-from recipes.mini.drawing.mix import draw
-from recipes.mini.drawing.scene import Scene, Thing
-from recipes.mini.drawing.shapes import draw_shapes
-from recipes.mini.drawing.text import draw_word
+from recipes.mini.dense import nothing_known
 from recipes.mini.looks import (
     GUIDED_HEADS,
     GUIDED_LAYER,
@@ -31,10 +27,14 @@ from recipes.mini.looks import (
     tokens_of,
 )
 from recipes.mini.loop import to_pixels
+from recipes.mini.mix import draw
 from recipes.mini.train import LENGTH_POOL, Batch, Sample, collate, collate_by_length
 from transformers import AutoTokenizer
 
 import fastvlm
+from fastvlm.demo_data.scene import Scene, Thing
+from fastvlm.demo_data.shapes import draw_shapes
+from fastvlm.demo_data.text import draw_word
 
 MINI = Path(fastvlm.__file__).parent / "weights" / "mini"
 TURNS = [("What color is the star?", "It is red."), ("How many shapes are there?", "3"), ("What is it?", "A red star.")]

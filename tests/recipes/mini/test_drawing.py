@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes.mini.drawing import words
-from recipes.mini.drawing.canvas import SIZE, jittered
-from recipes.mini.drawing.dense import CLASS_OF, EMOJI_CLASS, centre_cell, dense_target
-from recipes.mini.drawing.fonts import HELD_OUT_FAMILIES, families
-from recipes.mini.drawing.mix import ENCODER_MIX, JOINT_MIX, MAKERS, draw
-from recipes.mini.drawing.questions import turns_of
-from recipes.mini.drawing.scene import Scene
-from recipes.mini.drawing.shapes import TRAIN_PAIRS, draw_shapes
-from recipes.mini.drawing.text import draw_word
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, COLOURS, EMOJI, HELD_OUT_PAIRS, HELD_OUT_WORDS, TRAIN_WORDS
-from recipes.mini.drawing.wording import place_name, plural, with_article
+from recipes.mini.dense import CLASS_OF, EMOJI_CLASS, centre_cell, dense_target
+from recipes.mini.mix import ENCODER_MIX, JOINT_MIX, MAKERS, draw
+
+from fastvlm.demo_data import words
+from fastvlm.demo_data.canvas import SIZE, jittered
+from fastvlm.demo_data.fonts import HELD_OUT_FAMILIES, families
+from fastvlm.demo_data.scene import Scene
+from fastvlm.demo_data.scene_questions import turns_of
+from fastvlm.demo_data.shapes import TRAIN_PAIRS, draw_shapes
+from fastvlm.demo_data.text import draw_word
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, COLOURS, EMOJI, HELD_OUT_PAIRS
+from fastvlm.demo_data.word_lists import HELD_OUT_WORDS, TRAIN_WORDS
+from fastvlm.demo_data.wording import place_name, plural, with_article
 
 NUMBERS = {str(n) for n in range(20)}
 
@@ -50,7 +52,7 @@ def test_the_seeds_of_training_and_test_differ() -> None:
 
 
 def test_font_families_are_split_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from recipes.mini.drawing import fonts
+    from fastvlm.demo_data import fonts
 
     held_out = sorted(HELD_OUT_FAMILIES)[0]
     monkeypatch.setattr(fonts, "_faces", lambda: (("Some Family", "a.ttf"), (held_out, "b.ttf")))
@@ -119,7 +121,7 @@ def _answer_to(scene: Scene, question: str) -> str | None:
 
 
 def _shape_names() -> set[str]:
-    from recipes.mini.drawing.vocabulary import SHAPE_NAMES
+    from fastvlm.demo_data.vocabulary import SHAPE_NAMES
 
     return set(SHAPE_NAMES)
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recipes.mini.conversation import IGNORED, SYSTEM, VISUAL_TOKENS, Conversations
-from recipes.mini.drawing.vocabulary import HELD_OUT_WORDS
 from recipes.mini.tokenizer import SPACE, SPECIAL_TOKENS, build_merges, build_tokenizer, byte_symbols
+
+from fastvlm.demo_data.word_lists import HELD_OUT_WORDS
 
 WORDS = ["are", "a", "helpful", "color", "circle", "the", "is", "does", "it", "say", "zip"]
 

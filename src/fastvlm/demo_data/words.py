@@ -5,7 +5,8 @@ from __future__ import annotations
 import string
 from random import Random
 
-from recipes.mini.drawing.vocabulary import ALPHANUMERIC, HELD_OUT_WORDS, TRAIN_WORDS
+from fastvlm.demo_data.vocabulary import ALPHANUMERIC
+from fastvlm.demo_data.word_lists import HELD_OUT_WORDS, LONGER_TRAIN_WORDS, TRAIN_WORDS
 
 VOWELS = "aeiou"
 CONSONANTS = "bcdfghjklmnpqrstvwxyz"
@@ -78,3 +79,20 @@ def token(rng: Random, length: int) -> str:
     if roll < 0.18:
         return random_characters(rng, length)
     return cased(rng, made_up(rng, length))
+
+
+def longer(rng: Random, length: int) -> str:
+    """A word of `length` letters for the second edition, real more often: never a held-out one."""
+    real = [word for word in (*TRAIN_WORDS, *LONGER_TRAIN_WORDS) if len(word) == length]
+    return cased(rng, rng.choice(real)) if real and rng.random() < 0.5 else token(rng, length)
+
+
+def held_out(rng: Random, shortest: int = 3, longest: int = 8) -> str:
+    """A word that training never shows; every length from `shortest` to `longest` (3 to 8) equally often."""
+    length = rng.randint(shortest, longest)
+    return cased(rng, rng.choice([word for word in sorted(HELD_OUT_WORDS) if len(word) == length]))
+
+
+def amount(rng: Random, most: int = 19) -> int:
+    """A price in hundredths: often a round one."""
+    return 100 * rng.randint(0, most) + rng.choice((0, 50, 99, 25, 75, 95, rng.randint(1, 99))) or 100

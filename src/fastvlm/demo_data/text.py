@@ -5,12 +5,13 @@ from __future__ import annotations
 from random import Random
 
 from PIL import ImageDraw
-from recipes.mini.drawing import words
-from recipes.mini.drawing.canvas import RGB, SIZE, are_distinct, background, contrasting, jittered
-from recipes.mini.drawing.fonts import Split, load
-from recipes.mini.drawing.lettering import Face, Setting, fitting_size, pick_face, place_run, set_run, write
-from recipes.mini.drawing.scene import Scene
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, COLOURS, PUNCTUATION
+
+from fastvlm.demo_data import words
+from fastvlm.demo_data.canvas import RGB, SIZE, are_distinct, background, contrasting, jittered
+from fastvlm.demo_data.fonts import Split, load
+from fastvlm.demo_data.lettering import Face, Setting, fitting_size, pick_face, place_run, set_run, write
+from fastvlm.demo_data.scene import Scene
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, COLOURS, PUNCTUATION
 
 
 def _angle(rng: Random, most: float = 10.0) -> float:

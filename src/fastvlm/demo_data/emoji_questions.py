@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from recipes.mini.drawing.scene import Scene
-from recipes.mini.drawing.shape_questions import shape_turns
-from recipes.mini.drawing.text_questions import text_turns
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, EMOJI_NAMES, SHAPE_NAMES
-from recipes.mini.drawing.wording import Turn, any_of, names_listed, place_name, plural, sentence, with_article
+from fastvlm.demo_data.scene import Scene
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES
+from fastvlm.demo_data.wording import Turn, any_of, names_listed, place_name, sentence, with_article
 
 NAMING = (
     "What is this?", "What do you see?", "What is in the image?", "What is in the picture?",
@@ -49,42 +47,3 @@ def emoji_turns(rng: Random, scene: Scene) -> list[Turn]:
     if absent not in COLOUR_NAMES and rng.random() < 0.4:
         extra.append((any_of(rng, (f"What color is the {absent}?",)), f"There is no {absent} in the image."))
     return [*turns, *rng.sample(extra, 2)]
-
-
-def no_text_turn(rng: Random) -> Turn:
-    """Asked to read where nothing is written."""
-    asked = (
-        "What does it say?",
-        "Read the text.",
-        "What is written here?",
-        "What letter is this?",
-        "What word is this?",
-    )
-    return any_of(rng, asked), "There is no text in the image."
-
-
-def no_shape_turn(rng: Random) -> Turn:
-    """Asked for shapes where there are none."""
-    shape, colour = rng.choice(SHAPE_NAMES), rng.choice(COLOUR_NAMES)
-    question, answer = rng.choice(
-        (
-            (f"What color is the {shape}?", f"There is no {shape} in the image."),
-            (f"How many {plural(shape)} are there?", "0"),
-            (f"Is there {with_article(f'{colour} {shape}')}?", "No"),
-            ("What shape is this?", "There is no shape in the image."),
-        )
-    )
-    return any_of(rng, (question,)), answer
-
-
-def turns_of(rng: Random, scene: Scene) -> list[Turn]:
-    """Every question asked of a scene, in the order to ask them; about one scene in eight gets a trap."""
-    if scene.topic == "shapes":
-        turns, trap = shape_turns(rng, scene), no_text_turn(rng)
-    elif scene.topic == "emoji":
-        turns, trap = emoji_turns(rng, scene), rng.choice((no_text_turn, no_shape_turn))(rng)
-    else:
-        turns, trap = text_turns(rng, scene), no_shape_turn(rng)
-    if rng.random() < 0.13:
-        turns.insert(rng.randrange(2), trap)
-    return turns

@@ -8,10 +8,11 @@ from functools import lru_cache
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
-from recipes.mini.drawing.canvas import RGB, SIZE, paste
-from recipes.mini.drawing.fonts import Split, families, is_capitals_only, load
-from recipes.mini.drawing.scene import Line, Scene, Thing
-from recipes.mini.drawing.vocabulary import GLYPHS
+
+from fastvlm.demo_data.canvas import RGB, SIZE, paste
+from fastvlm.demo_data.fonts import Split, families, is_capitals_only, load
+from fastvlm.demo_data.scene import Line, Scene, Thing
+from fastvlm.demo_data.vocabulary import GLYPHS
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

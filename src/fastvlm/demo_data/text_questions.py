@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from recipes.mini.drawing.scene import Line, Scene
-from recipes.mini.drawing.wording import ORDINALS, Turn, any_of, place_name
+from fastvlm.demo_data.scene import Line, Scene
+from fastvlm.demo_data.wording import ORDINALS, Turn, any_of, place_name
 
 READ = (
     "What does it say?", "Read the text.", "What is written here?", "What does the text say?", "Read this.",

@@ -7,12 +7,12 @@ from typing import Literal
 
 from PIL import Image
 
-Kind = Literal["shape", "glyph", "emoji"]
+Kind = Literal["shape", "glyph", "emoji", "clothing"]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn shape, character or emoji; (x, y) is the centre of its ink, `size` its larger side."""
+    """One drawn shape, character, emoji or garment; (x, y) is the centre of its ink, `size` its larger side."""
 
     kind: Kind
     name: str
@@ -33,15 +33,44 @@ class Line:
     height: float
 
 
+@dataclass(frozen=True)
+class Receipt:
+    """What a receipt says, as it is written: `items` are names with their prices; `layout` is the name of one."""
+
+    shop: str
+    date: str
+    items: tuple[tuple[str, str], ...]
+    total: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a bar chart shows, from left to right or from the top; `title` is "" where there is none.
+
+    `colours` are the names of the bars' colours; `has_values` where each bar's number stands beside it.
+    """
+
+    title: str
+    labels: tuple[str, ...]
+    values: tuple[int, ...]
+    colours: tuple[str, ...]
+    has_values: bool
+    style: str
+
+
 @dataclass
 class Scene:
-    """A picture (RGB, square) with everything that is in it."""
+    """A picture (RGB, square) with everything that is in it; `asked` are questions that came with the picture."""
 
     image: Image.Image
     topic: str
     background: str = ""
     things: list[Thing] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
+    receipt: Receipt | None = None
+    chart: Chart | None = None
+    asked: list[tuple[str, str]] = field(default_factory=list)
 
     def shapes(self) -> list[Thing]:
         """The coloured shapes, in the order of drawing."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from recipes.mini.drawing import words
-from recipes.mini.drawing.canvas import weathered
-from recipes.mini.drawing.emoji import draw_emoji, names_in
-from recipes.mini.drawing.fonts import Split
-from recipes.mini.drawing.scene import Scene
-from recipes.mini.drawing.shapes import draw_shapes
-from recipes.mini.drawing.text import draw_grid, draw_lines, draw_page, draw_word
-from recipes.mini.drawing.vocabulary import EMOJI_STYLES
+from fastvlm.demo_data import words
+from fastvlm.demo_data.canvas import weathered
+from fastvlm.demo_data.emoji import draw_emoji, names_in
+from fastvlm.demo_data.fonts import Split
+from fastvlm.demo_data.kinds import draw_letters
+from fastvlm.demo_data.scene import Scene
+from fastvlm.demo_data.shapes import draw_shapes
+from fastvlm.demo_data.text import draw_lines, draw_page, draw_word
+from fastvlm.demo_data.vocabulary import EMOJI_STYLES
 
 # Shares of the kinds of picture in each phase, in percent.
 ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, "word": 16, "shapes": 28, "emoji": 6}
@@ -47,11 +48,6 @@ def _lines(rng: Random, split: Split) -> Scene:
     return draw_lines(rng, split, [words.token(rng, rng.randint(2, 6)) for _ in range(count)])
 
 
-def _grid(rng: Random, split: Split) -> Scene:
-    columns, rows = rng.choice(((2, 1), (1, 2), (2, 2), (2, 2), (3, 1), (3, 2), (2, 3), (3, 3)))
-    return draw_grid(rng, split, columns, rows, rng.choice((1, 1, 1, 2)))
-
-
 def _shapes(rng: Random, _split: Split) -> Scene:
     return draw_shapes(rng)
 
@@ -63,7 +59,7 @@ def _emoji(rng: Random, _split: Split) -> Scene:
 
 MAKERS: dict[str, Callable[[Random, Split], Scene]] = {
     "page": draw_page,
-    "grid": _grid,
+    "grid": draw_letters,
     "lines": _lines,
     "letter": lambda rng, split: draw_word(rng, split, words.single(rng), "letter"),
     "word": _word,

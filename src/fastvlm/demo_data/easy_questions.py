@@ -6,10 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
-from recipes.mini.drawing.canvas import SIZE
-from recipes.mini.drawing.fonts import Split
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES
-from recipes.mini.drawing.wording import Turn, it_is, with_article
+
+from fastvlm.demo_data.canvas import SIZE
+from fastvlm.demo_data.fonts import Split
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES
+from fastvlm.demo_data.wording import Turn, it_is, with_article
 
 
 @lru_cache(maxsize=2)
@@ -48,3 +49,9 @@ def picture(split: Split, number: int) -> Image.Image:
     """SIZE x SIZE RGB, enlarged from 64 px as the image processor does it (bicubic)."""
     with Image.open(_paths(split)[number]) as small:
         return small.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+
+
+@lru_cache(maxsize=2)
+def numbers(split: Split) -> tuple[int, ...]:
+    """The pictures that have questions, in order."""
+    return tuple(sorted(turns_by_picture(split)))

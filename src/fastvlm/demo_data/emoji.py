@@ -13,10 +13,11 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from recipes.mini.drawing.canvas import SIZE, background
-from recipes.mini.drawing.scene import Scene, Thing
-from recipes.mini.drawing.shapes import find_spot
-from recipes.mini.drawing.vocabulary import EMOJI_NAMES
+
+from fastvlm.demo_data.canvas import SIZE, background
+from fastvlm.demo_data.scene import Scene, Thing
+from fastvlm.demo_data.shapes import find_spot
+from fastvlm.demo_data.vocabulary import EMOJI_NAMES
 
 DATA_VARIABLE = "FASTVLM_MINI_DATA"
 RASTER_FILE = "emoji.npz"

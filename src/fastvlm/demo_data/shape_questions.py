@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
-from recipes.mini.drawing.scene import Scene, Thing
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, SHAPE_NAMES
-from recipes.mini.drawing.wording import Turn, any_of, it_is, names_listed, place_name, plural, sentence, with_article
+from fastvlm.demo_data.scene import Scene, Thing
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, SHAPE_NAMES
+from fastvlm.demo_data.wording import Turn, any_of, it_is, names_listed, place_name, plural, sentence, with_article
 
 HOW_MANY = (
     "How many {} are there?", "How many {} do you see?", "How many {} are in the image?", "Count the {}.",

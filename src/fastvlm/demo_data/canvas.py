@@ -7,7 +7,8 @@ from random import Random
 
 import numpy as np
 from PIL import Image, ImageDraw
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, COLOURS
+
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, COLOURS
 
 SIZE = 256  # px: 16 visual tokens
 RGB = tuple[int, int, int]

@@ -7,9 +7,10 @@ from functools import lru_cache
 from random import Random
 
 from PIL import Image, ImageDraw
-from recipes.mini.drawing.canvas import SIZE, are_distinct, background, jittered, paste
-from recipes.mini.drawing.scene import Scene, Thing
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, COLOURS, HELD_OUT_PAIRS, SHAPE_NAMES
+
+from fastvlm.demo_data.canvas import SIZE, are_distinct, background, jittered, paste
+from fastvlm.demo_data.scene import Scene, Thing
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, COLOURS, HELD_OUT_PAIRS, SHAPE_NAMES
 
 Point = tuple[float, float]
 OVERSAMPLING = 2

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from recipes.mini.drawing.canvas import SIZE
-from recipes.mini.drawing.scene import Scene, Thing
-from recipes.mini.drawing.vocabulary import COLOUR_NAMES, EMOJI_NAMES, GLYPHS, SHAPE_NAMES
+
+from fastvlm.demo_data.canvas import SIZE
+from fastvlm.demo_data.scene import Scene, Thing
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES, GLYPHS, SHAPE_NAMES
 
 CELL = 16
 TOKEN = 64

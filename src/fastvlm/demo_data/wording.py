@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from recipes.mini.drawing.canvas import SIZE
+from fastvlm.demo_data.canvas import SIZE
 
 Turn = tuple[str, str]
 
@@ -40,6 +40,7 @@ WITHOUT_ARTICLE: frozenset[str] = frozenset(
         "fire",
         "money",
         "soap",
+        "trousers",
     ]
 )
 

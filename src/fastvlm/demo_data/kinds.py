@@ -1,0 +1,126 @@
+"""The kinds of picture that can be drawn, their shares, and what a machine lacks for some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from random import Random
+
+from PIL import Image
+
+from fastvlm.demo_data import easy_questions, words
+from fastvlm.demo_data.canvas import weathered
+from fastvlm.demo_data.charts import draw_chart
+from fastvlm.demo_data.clothes import clothes_folder, draw_clothes
+from fastvlm.demo_data.emoji import draw_emoji, names_in
+from fastvlm.demo_data.fonts import Split, families
+from fastvlm.demo_data.receipts import draw_receipt
+from fastvlm.demo_data.scene import Scene
+from fastvlm.demo_data.scene_questions import conversation
+from fastvlm.demo_data.shapes import ALL_PAIRS, TRAIN_PAIRS, draw_shapes
+from fastvlm.demo_data.text import draw_grid, draw_lines, draw_word
+from fastvlm.demo_data.vocabulary import EMOJI_STYLES, HELD_OUT_STYLE
+from fastvlm.demo_data.wording import Turn
+
+# The second edition's shares, in percent.
+MIX: Mapping[str, int] = {
+    "shapes": 18, "letter": 5, "word": 26, "grid": 4, "lines": 4, "emoji": 14, "receipt": 12, "chart": 10,
+    "fashion": 5, "easy": 2,
+}  # fmt: skip
+WORD_LENGTHS = (2, 3, 4, 5, 6, 7, 8)
+WORD_SHARES = (8, 20, 18, 17, 14, 12, 11)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, RGB, with one to five questions and answers; `kind` is one of MIX."""
+
+    image: Image.Image
+    turns: list[Turn]
+    kind: str
+
+
+def _read(rng: Random, split: Split, length: int) -> str:
+    """A word of `length` letters; where nothing is trained, a held-out one in half of the cases."""
+    if split == "test" and length > 2 and rng.random() < 0.5:
+        return words.held_out(rng, length, length)
+    return words.longer(rng, length)
+
+
+def _word(rng: Random, split: Split) -> Scene:
+    text = _read(rng, split, rng.choices(WORD_LENGTHS, WORD_SHARES)[0])
+    if rng.random() < 0.15:
+        text = words.price(rng) if rng.random() < 0.5 else words.number(rng)
+    return draw_word(rng, split, text)
+
+
+def _lines(rng: Random, split: Split) -> Scene:
+    count = rng.choices((2, 3, 4), (50, 35, 15))[0]
+    return draw_lines(rng, split, [_read(rng, split, rng.randint(2, 7)) for _ in range(count)])
+
+
+def draw_letters(rng: Random, split: Split) -> Scene:
+    """A grid of single characters, now and then of pairs."""
+    columns, rows = rng.choice(((2, 1), (1, 2), (2, 2), (2, 2), (3, 1), (3, 2), (2, 3), (3, 3)))
+    return draw_grid(rng, split, columns, rows, rng.choice((1, 1, 1, 2)))
+
+
+def _shapes(rng: Random, split: Split) -> Scene:
+    return draw_shapes(rng, pairs=TRAIN_PAIRS if split == "train" else ALL_PAIRS)
+
+
+def _emoji(rng: Random, split: Split) -> Scene:
+    return draw_emoji(rng, tuple(style for style in emoji_styles(split) if names_in(style)))
+
+
+def emoji_styles(split: Split) -> tuple[str, ...]:
+    """The drawing styles of a part; the held-out one belongs to the test alone."""
+    return EMOJI_STYLES if split == "train" else (HELD_OUT_STYLE,)
+
+
+def _easy(rng: Random, split: Split) -> Scene:
+    table = easy_questions.turns_by_picture(split)
+    number = rng.choice(easy_questions.numbers(split))
+    turns = table[number]
+    return Scene(easy_questions.picture(split, number), "easy", asked=rng.sample(turns, min(len(turns), 5)))
+
+
+DRAWERS: dict[str, Callable[[Random, Split], Scene]] = {
+    "shapes": _shapes,
+    "letter": lambda rng, split: draw_word(rng, split, words.single(rng), "letter"),
+    "word": _word,
+    "grid": draw_letters,
+    "lines": _lines,
+    "emoji": _emoji,
+    "receipt": draw_receipt,
+    "chart": draw_chart,
+    "fashion": draw_clothes,
+    "easy": _easy,
+}
+
+
+def draw_sample(seed: int, split: Split, index: int, mix: Mapping[str, int]) -> Sample:
+    """Picture number `index`: it depends on the arguments alone (and on the fonts and icons of the machine)."""
+    rng = Random(f"demo:{seed}:{split}:{index}")
+    kind = rng.choices(tuple(mix), tuple(mix.values()))[0]
+    scene = DRAWERS[kind](rng, split)
+    scene.image = weathered(rng, scene.image)
+    return Sample(scene.image, conversation(rng, scene), kind)
+
+
+def lacking(split: Split) -> dict[str, str]:
+    """Kinds that cannot be drawn on this machine -> what brings them."""
+    absent: dict[str, str] = {}
+    if not any(names_in(style) for style in emoji_styles(split)):
+        absent["emoji"] = "icons of npm's @iconify-json sets: FASTVLM_MINI_DATA, see recipes/mini/README.md"
+    if clothes_folder() is None:
+        absent["fashion"] = "Debian's package dataset-fashion-mnist"
+    if find_spec("easy_vqa") is None:
+        absent["easy"] = "pip install 'fastvlm[demo]'"
+    return absent
+
+
+def has_fonts(split: Split) -> bool:
+    """Whether the machine has fonts of this part; without them Pillow's own is drawn."""
+    return families(split) != {"": ()}
