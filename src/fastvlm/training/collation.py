@@ -1,0 +1,58 @@
+"""Rows of different lengths -> a batch: padded on the right, pictures of all rows in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fastvlm.errors import DataError
+from fastvlm.training.supervision import IGNORED
+
+__all__ = ["Collator"]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches of :class:`fastvlm.training.supervision.SupervisedDataset`'s rows.
+
+    Args:
+        pad_token_id: what fills `input_ids`; never attended to, so any id of the vocabulary but the picture's serves.
+        pad_to_multiple_of: makes T a multiple of it; None for as short as can be.
+    """
+
+    pad_token_id: int = 0
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """A batch.
+
+        Args:
+            rows: `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) where there are pictures.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` int64 (B, T), padded on the right by `pad_token_id`, 0 and IGNORED;
+            `pixel_values` float32 (sum of I, 3, H, W), in the rows' order, unless no row has a picture.
+
+        Raises:
+            DataError: no row.
+        """
+        if not rows:
+            raise DataError("Got no rows; a batch has at least one.")
+        batch = {
+            "input_ids": self._padded([row["input_ids"] for row in rows], self.pad_token_id),
+            "attention_mask": self._padded([torch.ones_like(row["input_ids"]) for row in rows], 0),
+            "labels": self._padded([row["labels"] for row in rows], IGNORED),
+        }
+        if pictures := [row["pixel_values"] for row in rows if "pixel_values" in row]:
+            batch["pixel_values"] = torch.cat(pictures)
+        return batch
+
+    def _padded(self, parts: list[Tensor], value: int) -> Tensor:
+        """(B, T) of parts (T,)."""
+        padded = pad_sequence(parts, batch_first=True, padding_value=value)
+        missing = -padded.shape[1] % (self.pad_to_multiple_of or 1)
+        return torch.nn.functional.pad(padded, (0, missing), value=value)

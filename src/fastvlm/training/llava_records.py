@@ -1,0 +1,63 @@
+"""LLaVA's turns (``from``, ``value``, ``<image>`` in the text) -> messages, as the chat template takes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastvlm.errors import DataError
+from fastvlm.processing.prompt import IMAGE_TOKEN
+
+__all__ = ["is_llava_turn", "llava_message", "split_at_pictures", "without_blank_start"]
+
+# LLaVA's and ShareGPT's names of who speaks.
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+# What Qwen2's tokenizer would join with the line break that ends the header of a turn (its pattern `\s*[\r\n]+`).
+_BLANK_START = re.compile(r"\A\s*[\r\n]+")
+
+
+def is_llava_turn(turn: Any) -> bool:
+    """Whether a turn is ``{"from": ..., "value": ...}``."""
+    return isinstance(turn, Mapping) and turn.get("from") is not None and "value" in turn
+
+
+def llava_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The message of one turn. Raises DataError: an unknown speaker, a value that is no text."""
+    speaker, text = turn["from"], turn["value"]
+    if speaker not in ROLES:
+        raise DataError(f"turn {index} is from {speaker!r}; known are {', '.join(ROLES)}")
+    if not isinstance(text, str):
+        raise DataError(f"turn {index} has the value {text!r}; expected a text")
+    role = ROLES[speaker]
+    if role == "user":
+        return {"role": role, "content": split_at_pictures(text)}
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def split_at_pictures(text: str) -> list[dict[str, Any]]:
+    """Items of a user's text: an image item where ``<image>`` stands.
+
+    The chat template puts one line break between a picture and a text, whatever stood there; so white space beside
+    ``<image>`` goes, and a text of nothing else is none.
+    """
+    parts = text.split(IMAGE_TOKEN)
+    last = len(parts) - 1
+    items: list[dict[str, Any]] = []
+    for place, part in enumerate(parts):
+        part = part.lstrip() if place else part  # noqa: PLW2901
+        part = part.rstrip() if place < last else part  # noqa: PLW2901
+        if part or not last:
+            items.append({"type": "text", "text": part})
+        if place < last:
+            items.append({"type": "image"})
+    return items
+
+
+def without_blank_start(text: str) -> str:
+    """An assistant's text without blank lines at its start.
+
+    The prompt ends with ``<|im_start|>assistant`` and a line break. A line break that follows would become one token
+    with it, and then no prompt would be a prefix of what is trained on.
+    """
+    return _BLANK_START.sub("", text)

@@ -1,0 +1,192 @@
+"""A record of any layout -> messages, and the pictures of their places.
+
+Known are LLaVA's ``conversations`` with ``image``, OpenAI's ``messages`` (content a text or a list of items), and what
+TRL and Hugging Face sets make of both: either name of the turns, ``image`` or ``images``, turns as a JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from fastvlm.errors import DataError, PromptError
+from fastvlm.processing.prompt import Conversation, read_conversation
+from fastvlm.training.llava_records import is_llava_turn, llava_message, split_at_pictures, without_blank_start
+
+__all__ = ["IMAGE_COLUMNS", "TURN_COLUMNS", "VIDEO_COLUMNS", "read_record"]
+
+TURN_COLUMNS = ("conversations", "messages")
+IMAGE_COLUMNS = ("image", "images")
+VIDEO_COLUMNS = ("video", "videos")
+
+
+def read_record(record: Mapping[str, Any], folder: Path) -> tuple[list[dict[str, Any]], tuple[Any, ...]]:
+    """(messages, pictures) of a record: as many pictures as the messages have image items, in their order.
+
+    Args:
+        record: what stands in the file.
+        folder: where relative paths of pictures begin.
+
+    Returns:
+        Messages as ``FastVlmProcessor.apply_chat_template`` takes them, with ``{"type": "image"}`` where a picture
+        stands, and pictures as :func:`fastvlm.pictures.open_picture` takes them, not opened.
+
+    Raises:
+        DataError: anything that cannot be trained on; the text is the reason alone.
+    """
+    if name := next((name for name in VIDEO_COLUMNS if record.get(name)), None):
+        raise DataError(f"it has {name!r}; FastVLM is trained on pictures and text only")
+    given = _given_pictures(record)
+    turns = _turns(record)
+    messages = [_message(turn, index) for index, turn in enumerate(turns)]
+    if given and not any(is_llava_turn(turn) for turn in turns):
+        _place_pictures(messages, len(given))
+    try:
+        conversation = read_conversation(messages)
+    except PromptError as error:
+        raise DataError(str(error)) from error
+    _check_replies(conversation)
+    sources = _sources(conversation, given)
+    return conversation.messages, tuple(_located(source, folder) for source in sources)
+
+
+def _turns(record: Mapping[str, Any]) -> Sequence[Any]:
+    names = [name for name in TURN_COLUMNS if record.get(name) is not None]
+    if len(names) != 1:
+        has = ", ".join(map(str, record)) or "nothing"
+        raise DataError(f"it has {has}; expected one of 'conversations' (LLaVA) and 'messages' (OpenAI)")
+    turns = record[names[0]]
+    if isinstance(turns, str):
+        try:
+            turns = json.loads(turns)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{names[0]!r} is a text, but no JSON ({error.msg})") from error
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{names[0]!r} is {_shown(turns)}; expected a list of turns")
+    return turns
+
+
+def _message(turn: Any, index: int) -> dict[str, Any]:
+    """One turn as a message with a list of items; an assistant's without blank lines at its start."""
+    if is_llava_turn(turn):
+        message = llava_message(turn, index)
+    elif isinstance(turn, Mapping) and "role" in turn:
+        message = _openai_message(turn, index)
+    else:
+        raise DataError(f"turn {index} is {_shown(turn)}; expected 'from' and 'value', or 'role' and 'content'")
+    content = message["content"]
+    if message["role"] == "assistant" and content and isinstance(content[0].get("text"), str):
+        content[0] = {"type": "text", "text": without_blank_start(content[0]["text"])}
+    return message
+
+
+def _openai_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Arrow gives every item all columns, so what is null is not there."""
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise DataError(f"turn {index} calls a tool; FastVLM's template knows no tools")
+    if turn.get("weight") is not None and turn["weight"] != 1:
+        raise DataError(f"turn {index} has the weight {turn['weight']!r}; every reply counts once here")
+    role, content = turn["role"], turn.get("content")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(item, Mapping) for item in content):
+        raise DataError(f"turn {index} has the content {_shown(content)}; expected a text or a list of items")
+    items: list[dict[str, Any]] = []
+    for item in content:
+        kept = {key: value for key, value in item.items() if value is not None}
+        is_user_text = role == "user" and kept.get("type") == "text" and isinstance(kept.get("text"), str)
+        items += split_at_pictures(kept["text"]) if is_user_text else [kept]
+    return {"role": role, "content": items}
+
+
+def _place_pictures(messages: list[dict[str, Any]], count: int) -> None:
+    """TRL's habit: pictures that no message gives a place to stand before the first user's text."""
+    has_place = any(item.get("type") != "text" for message in messages for item in message["content"])
+    first = next((message for message in messages if message["role"] == "user"), None)
+    if not has_place and first is not None:
+        first["content"][:0] = [{"type": "image"}] * count
+
+
+def _check_replies(conversation: Conversation) -> None:
+    """Every assistant's turn says something, and there is one."""
+    replies = [(index, m) for index, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+    if not replies:
+        raise DataError("it has no assistant's turn; there is nothing to learn from it")
+    for index, message in replies:
+        if not any(item["text"] for item in message["content"]):
+            raise DataError(f"turn {index}, the assistant's, is empty")
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def _given_pictures(record: Mapping[str, Any]) -> list[Any]:
+    """What stands in ``image`` or ``images``; nothing there, an empty text and an empty list are no picture."""
+    names = [name for name in IMAGE_COLUMNS if _is_given(record.get(name))]
+    if len(names) > 1:
+        raise DataError("it has both 'image' and 'images'; expected one of them")
+    if not names:
+        return []
+    value = record[names[0]]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, (str, bytes, list, tuple)) and not value)
+
+
+def _sources(conversation: Conversation, given: list[Any]) -> list[Any]:
+    """The pictures of the places: those inside the messages, or those beside them."""
+    inline, places = conversation.images, conversation.num_images
+    if inline and given:
+        raise DataError(f"it has {len(inline)} picture(s) inside its messages and {len(given)} beside them")
+    if len(inline or given) != places:
+        raise DataError(
+            f"it has {places} place(s) for pictures (<image>, or items) and {len(inline or given)} picture(s)"
+        )
+    return inline or given
+
+
+def _located(source: Any, folder: Path) -> Any:
+    """A source that can be opened: paths from `folder`, an Arrow struct's bytes or path."""
+    if isinstance(source, Mapping):
+        return _located(_of_struct(source), folder)
+    if isinstance(source, str):
+        return _of_text(source, folder)
+    if isinstance(source, Path):
+        return folder / source
+    if isinstance(source, (bytes, bytearray)) or hasattr(source, "read") or hasattr(source, "mode"):
+        return source
+    raise DataError(f"a picture is {_shown(source)}; expected a path, a data URI, or an object with bytes or path")
+
+
+def _of_struct(source: Mapping[str, Any]) -> Any:
+    """``{"bytes": ..., "path": ...}``, as Hugging Face sets store pictures; in JSON the bytes are base64."""
+    data = source.get("bytes")
+    if data is None:
+        data = source.get("path") or source.get("url")
+    elif isinstance(data, str):
+        data = f"data:;base64,{data}"
+    if not data:
+        raise DataError(f"a picture is {_shown(dict(source))}; expected 'bytes' or 'path'")
+    return data
+
+
+def _of_text(text: str, folder: Path) -> Any:
+    if text.startswith("data:"):
+        return text
+    if text.startswith(("http://", "https://")):
+        raise DataError(
+            f"its picture {text[:80]!r} is a URL; training reads no network. Download it, and name the file"
+        )
+    if text.startswith("file://"):
+        text = unquote(urlparse(text).path)
+    return folder / text  # an absolute path stays what it is
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,166 @@
+"""Files of any known kind -> samples, by number, read when they are asked for.
+
+Sources of formats: haotian-liu/LLaVA's ``docs/Finetune_Custom_Data.md``, OpenAI's chat messages, Hugging Face
+``datasets``' ``save_to_disk`` and Parquet, webdataset's tar shards.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+from fastvlm.errors import DataError, UsageError
+from fastvlm.training.dataset_folders import open_parquet, open_saved_dataset
+from fastvlm.training.json_source import BYTE_ORDER_MARK, json_array, json_lines
+from fastvlm.training.message_records import read_record
+from fastvlm.training.record_source import BadRecordError, RecordSource
+from fastvlm.training.tar_shards import open_shards
+
+__all__ = ["PictureSource", "Sample", "Samples", "open_samples"]
+
+PictureSource: TypeAlias = Any  # what `fastvlm.pictures.open_picture` opens: a path, bytes, a PIL image, a file
+KNOWN = (
+    "a JSON array or JSON Lines of LLaVA's `conversations` or OpenAI's `messages`, a folder that datasets' "
+    "`save_to_disk` wrote, Parquet files or a folder of them, a .tar shard or a folder of shards"
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation with its pictures.
+
+    Args:
+        messages: as ``FastVlmProcessor.apply_chat_template`` takes them, ``{"type": "image"}`` where a picture stands.
+        pictures: as many as there are image items, in their order; opened when they are used.
+        origin: where it comes from, ``train.jsonl:17``.
+    """
+
+    messages: list[dict[str, Any]]
+    pictures: tuple[PictureSource, ...]
+    origin: str
+
+
+class Samples(Sequence[Sample]):
+    """Samples of one or more sources, by index; a slice, or :meth:`chosen`, gives fewer of them without reading any.
+
+    Args:
+        sources: what they are read from, in order.
+        pictures_in: where relative picture paths begin; None for each file's own folder.
+        order: indices into all records; None for all of them.
+    """
+
+    def __init__(
+        self, sources: Sequence[RecordSource], *, pictures_in: Path | None = None, order: array[int] | None = None
+    ) -> None:
+        self._sources, self._pictures_in, self._order = tuple(sources), pictures_in, order
+        self._ends = list(accumulate(len(source) for source in self._sources))
+
+    def __len__(self) -> int:
+        if self._order is not None:
+            return len(self._order)
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Samples: ...
+    def __getitem__(self, index: int | slice) -> Sample | Samples:
+        """The sample. Raises BadRecordError (a DataError) where the record cannot be trained on."""
+        if isinstance(index, slice):
+            return self.chosen(range(len(self))[index])
+        source, number = self._place(index)
+        origin = source.origin(number)
+        try:
+            messages, pictures = read_record(source.record(number), self._pictures_in or source.folder)
+        except DataError as error:
+            raise BadRecordError.at(origin, error) from error
+        return Sample(messages, pictures, origin)
+
+    def origin(self, index: int) -> str:
+        """Where a sample comes from, without reading it."""
+        source, number = self._place(index)
+        return source.origin(number)
+
+    def chosen(self, indices: Sequence[int]) -> Samples:
+        """The samples of these indices, in this order."""
+        order = array("Q", (self._number(index) for index in indices))
+        return Samples(self._sources, pictures_in=self._pictures_in, order=order)
+
+    def _number(self, index: int) -> int:
+        """Which of all records an index means."""
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"There is no sample {index}; there are {size}.")
+        index = index + size if index < 0 else index
+        return index if self._order is None else self._order[index]
+
+    def _place(self, index: int) -> tuple[RecordSource, int]:
+        number = self._number(index)
+        which = bisect_right(self._ends, number)
+        return self._sources[which], number - (self._ends[which - 1] if which else 0)
+
+
+def open_samples(paths: Sequence[str | Path], *, pictures_in: str | Path | None = None) -> Samples:
+    """The samples of files and folders, in the order given; no picture is read yet.
+
+    Args:
+        paths: each a file or folder of one of the known kinds; which, is found by looking inside.
+        pictures_in: where relative picture paths begin; None for the folder of the file that names them.
+
+    Raises:
+        UsageError: no path, a path that does not exist, or one of no known kind.
+        DataError: a file of a known kind that is damaged, or holds no record.
+        MissingExtraError: Arrow or Parquet files, without pyarrow.
+    """
+    if isinstance(paths, (str, Path)):
+        paths = [paths]
+    if not paths:
+        raise UsageError(f"No data is given. Expected {KNOWN}.")
+    folder = None if pictures_in is None else Path(pictures_in)
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}, in which the pictures should be.")
+    sources = [source for path in paths for source in _open(Path(path))]
+    samples = Samples(sources, pictures_in=folder)
+    if not len(samples):
+        raise DataError(f"{', '.join(map(str, paths))}: no record is in there. Expected {KNOWN}.")
+    return samples
+
+
+def _open(path: Path) -> list[RecordSource]:
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise UsageError(f"There is no {path}. Expected {KNOWN}.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+    start = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
+    if head.startswith(b"PAR1"):
+        return [open_parquet([path])]
+    if start == b"[":
+        return [json_array(path)]
+    if start == b"{":
+        return [json_lines(path)]
+    if head and tarfile.is_tarfile(path):
+        return list(open_shards([path]))
+    raise UsageError(f"{path} begins with {head[:12]!r}. Expected {KNOWN}.")
+
+
+def _open_folder(path: Path) -> list[RecordSource]:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return [open_saved_dataset(path)]
+    if shards := sorted(path.glob("*.tar")):
+        return list(open_shards(shards))
+    if files := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
+        return [open_parquet(files)]
+    raise UsageError(
+        f"The folder {path} has no state.json, no *.tar and no *.parquet. Expected {KNOWN}; name a JSON file itself."
+    )

@@ -1,0 +1,265 @@
+"""Samples -> `input_ids`, `labels` and `pixel_values`: what the model sees, and which of it it learns to say.
+
+Ids are the processor's own: what it makes of the same messages at inference, so every prompt is a prefix of what is
+trained on. Supervised are the assistant's texts and the ``<|im_end|>`` that ends each (Apple's ``qwen_2`` also
+supervises the line break after it, which no reply needs). They are found by token ids: ``<|im_start|>`` and
+``<|im_end|>`` cannot come from a text, because the processor refuses texts that contain them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fastvlm.errors import ConfigError, DataError, FastVlmError, PictureError, UsageError
+from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.training.record_source import BadRecordError
+from fastvlm.training.samples import PictureSource, Sample
+
+__all__ = ["IGNORED", "ReplyFinder", "Supervised", "SupervisedDataset", "refuse_missing"]
+
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+END_TOKEN = "<|im_end|>"  # what ends a turn: FastVLM's chat template
+CHUNK = 256  # samples that are tokenised together
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A sample as tokens.
+
+    Args:
+        input_ids: T ids, N placeholders a picture.
+        labels: T labels: the id where it is supervised, IGNORED elsewhere.
+        num_pictures: pictures whose placeholders are in there: the sample's first ones.
+        num_tokens: tokens of the whole sample, more than T if it was cut.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    num_pictures: int
+    num_tokens: int
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that are learnt."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+class ReplyFinder:
+    """Finds the assistant's replies in ids.
+
+    Raises:
+        ConfigError: a chat template whose replies cannot be told from ids, or do not follow the prompt's own tokens.
+    """
+
+    def __init__(self, processor: FastVlmProcessor) -> None:
+        question = [{"role": "user", "content": "a"}]
+        ids = _ids(processor, [processor.apply_chat_template(question)])[0]
+        prompt = _ids(processor, [processor.apply_chat_template(question, add_generation_prompt=True)])[0]
+        self.header = prompt[len(ids) :]
+        self.end_id = int(processor.tokenizer.convert_tokens_to_ids(END_TOKEN))
+        probe = _ids(
+            processor, [processor.apply_chat_template([*question, {"role": "assistant", "content": "b"}] * 2)]
+        )[0]
+        reply = [*_ids(processor, ["b"])[0], self.end_id]
+        if prompt[: len(ids)] != ids or [probe[start:end] for start, end in self.spans(probe)] != [reply] * 2:
+            raise ConfigError(
+                "This processor's chat template does not begin the assistant's turn with the prompt's own tokens and "
+                f"end it with {END_TOKEN}, so nothing can be supervised. Open it with chat_template='default'."
+            )
+
+    def spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(first, past the last) position of each reply with its end token, in order."""
+        row, header = list(ids), self.header
+        position = 0
+        while header:
+            try:
+                position = row.index(header[0], position)
+                if row[position : position + len(header)] != header:
+                    position += 1
+                    continue
+                start = position + len(header)
+                position = row.index(self.end_id, start) + 1
+            except ValueError:
+                return
+            yield start, position
+
+
+class SupervisedDataset(Dataset[dict[str, Tensor]]):
+    """Samples as rows for :class:`fastvlm.training.collation.Collator`; worker processes can use it.
+
+    Args:
+        samples: :func:`fastvlm.training.samples.open_samples`'s, or any sequence of samples.
+        processor: the one that will be used at inference: its chat template, tokenizer, image fit.
+        max_tokens: longest row. A longer sample is cut at its end, never inside a picture's placeholders.
+        image_size: pixels of the processed picture, a side or (height, width); None for the processor's own.
+
+    Raises:
+        UsageError: `max_tokens` is not positive.
+        ConfigError: a chat template that cannot be supervised; an image size that is no multiple of the stride.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: FastVlmProcessor,
+        *,
+        max_tokens: int,
+        image_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}; expected at least 1.")
+        self.samples, self.processor = samples, processor
+        self.max_tokens, self.image_size = max_tokens, image_size
+        self.tokens_each = processor.image_processor.num_visual_tokens(image_size)
+        self._replies = ReplyFinder(processor)
+        self._lengths = array("q", [-1]) * len(samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One row.
+
+        Returns:
+            `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) in [0, 1] if it has pictures.
+
+        Raises:
+            BadRecordError: a record, a text or a picture that is bad.
+        """
+        sample = self.samples[index]
+        try:
+            tokens = self.supervise(sample)
+            row = {"input_ids": torch.tensor(tokens.input_ids), "labels": torch.tensor(tokens.labels)}
+            if tokens.num_pictures:
+                pictures = list(sample.pictures[: tokens.num_pictures])
+                refuse_missing(pictures)
+                row.update(self.processor.image_processor(pictures, image_size=self.image_size, return_tensors="pt"))
+        except FastVlmError as error:
+            raise BadRecordError.at(sample.origin, error) from error
+        return row
+
+    def supervise(self, sample: Sample) -> Supervised:
+        """A sample's ids and labels; no picture is opened. Raises FastVlmError with the reason alone."""
+        return self.supervise_ids(sample, _ids(self.processor, [self._text(sample)])[0])
+
+    def supervise_ids(self, sample: Sample, short_ids: Sequence[int]) -> Supervised:
+        """As :meth:`supervise`, from ids in which a picture has one placeholder. Raises FastVlmError."""
+        image_id = self.processor.image_token_id
+        ids: list[int] = []
+        for token in short_ids:
+            ids += [token] * self.tokens_each if token == image_id else [token]
+        if ids.count(image_id) != len(sample.pictures) * self.tokens_each:
+            raise DataError(
+                f"it has {short_ids.count(image_id)} place(s) for pictures and {len(sample.pictures)} picture(s)"
+            )
+        spans = list(self._replies.spans(ids))
+        num_replies = sum(message["role"] == "assistant" for message in sample.messages)
+        if len(spans) != num_replies:
+            raise DataError(
+                f"{len(spans)} of its {num_replies} replies follow the prompt's own tokens; does a reply begin with a "
+                "blank line?"
+            )
+        end = self._cut(ids)
+        labels = [IGNORED] * end
+        for start, past in spans:
+            labels[start:past] = ids[start : min(past, end)] if start < end else []
+        if all(label == IGNORED for label in labels):
+            raise DataError(
+                f"it has {len(ids)} tokens, and none of the first {end} is the assistant's. Raise --max-tokens (it is "
+                f"{self.max_tokens}), or leave the sample out"
+            )
+        return Supervised(ids[:end], labels, ids[:end].count(image_id) // self.tokens_each, len(ids))
+
+    def _cut(self, ids: Sequence[int]) -> int:
+        """How many ids are kept: `max_tokens`, or as many as stand before the picture that would be cut there."""
+        if len(ids) <= self.max_tokens:
+            return len(ids)
+        image_id = self.processor.image_token_id
+        return self.max_tokens - list(ids[: self.max_tokens]).count(image_id) % self.tokens_each
+
+    # ------------------------------------------------------------------------------------------ lengths
+
+    def length(self, index: int) -> int:
+        """Tokens of a row, at most `max_tokens`; no picture is opened. Raises as :meth:`__getitem__`."""
+        if self._lengths[index] < 0:
+            sample = self.samples[index]
+            try:
+                self._lengths[index] = len(self.supervise(sample).input_ids)
+            except FastVlmError as error:
+                raise BadRecordError.at(sample.origin, error) from error
+        return self._lengths[index]
+
+    def lengths(self, on_progress: Callable[[int, int], None] | None = None) -> Sequence[int]:
+        """:meth:`length` of every row, many tokenised at once and all remembered.
+
+        Args:
+            on_progress: called with (rows done, rows) now and then.
+
+        Raises:
+            BadRecordError: the first sample that is bad.
+        """
+        if min(self._lengths, default=0) < 0:
+            for index, sample, short_ids in self.tokenised():
+                if on_progress is not None and (index + 1) % CHUNK == 0:
+                    on_progress(index + 1, len(self))
+                if isinstance(sample, BadRecordError):
+                    raise sample
+                self._lengths[index] = self._quick_length(sample, short_ids)
+        if on_progress is not None:
+            on_progress(len(self), len(self))
+        return self._lengths
+
+    def _quick_length(self, sample: Sample, short_ids: Sequence[int]) -> int:
+        num_tokens = len(short_ids) + short_ids.count(self.processor.image_token_id) * (self.tokens_each - 1)
+        if num_tokens <= self.max_tokens:
+            return num_tokens
+        try:
+            return len(self.supervise_ids(sample, short_ids).input_ids)
+        except FastVlmError as error:
+            raise BadRecordError.at(sample.origin, error) from error
+
+    def tokenised(self) -> Iterator[tuple[int, Sample | BadRecordError, list[int]]]:
+        """Every sample in order, many tokenised at once: (index, sample or what is wrong with it, ids).
+
+        In the ids a picture has one placeholder, as :meth:`supervise_ids` takes them.
+        """
+        for begin in range(0, len(self), CHUNK):
+            samples = [self._readable(index) for index in range(begin, min(begin + CHUNK, len(self)))]
+            texts = [text for sample, text in samples if not isinstance(sample, BadRecordError)]
+            ids = iter(_ids(self.processor, texts) if texts else [])
+            for number, (sample, _) in enumerate(samples):
+                yield begin + number, sample, [] if isinstance(sample, BadRecordError) else next(ids)
+
+    def _readable(self, index: int) -> tuple[Sample | BadRecordError, str]:
+        """(sample, its text), or (what is wrong with it, "")."""
+        try:
+            sample = self.samples[index]
+        except BadRecordError as error:
+            return error, ""
+        try:
+            return sample, self._text(sample)
+        except FastVlmError as error:
+            return BadRecordError.at(sample.origin, error), ""
+
+    def _text(self, sample: Sample) -> str:
+        return str(self.processor.apply_chat_template(sample.messages))
+
+
+def refuse_missing(pictures: Sequence[PictureSource]) -> None:
+    """Raise PictureError, with the whole path that was tried, where a picture's file is not there."""
+    for number, source in enumerate(pictures, 1):
+        if isinstance(source, Path) and not source.is_file():
+            raise PictureError(f"picture {number}: there is no file {source}; is pictures_in right?")
+
+
+def _ids(processor: FastVlmProcessor, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts, as the processor tokenises them."""
+    rows: list[list[int]] = processor.tokenizer(list(texts), padding=False)["input_ids"]
+    return rows
