@@ -18,6 +18,7 @@ from fastvlm.cli.ask import ask
 from fastvlm.cli.bench import bench
 from fastvlm.cli.chat import chat
 from fastvlm.cli.convert import convert
+from fastvlm.cli.demo_data import demo_data
 from fastvlm.cli.eval import evaluate
 from fastvlm.cli.failures import report_failure
 from fastvlm.cli.help_pages import HelpGroup, VerbHelp
@@ -67,7 +68,7 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, info, convert, quantize, bench, serve):
+for _verb in (ask, chat, info, convert, quantize, demo_data, bench, serve):
     app.command(cls=VerbHelp)(_verb)
 app.command("eval", cls=VerbHelp)(evaluate)  # by its name: a function called so would hide Python's own
 

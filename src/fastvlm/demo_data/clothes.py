@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastvlm.demo_data.canvas import SIZE, background, contrasting, jittered, paste
+from fastvlm.demo_data.canvas import RGB, SIZE, background, contrasting, jittered, paste
 from fastvlm.demo_data.fonts import Split
 from fastvlm.demo_data.scene import Scene, Thing
-from fastvlm.demo_data.wording import Turn, any_of, sentence, with_article
+from fastvlm.demo_data.wording import Turn, any_of, names_listed, sentence, with_article
 
 CLOTHES: tuple[str, ...] = (
     "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -33,7 +33,23 @@ NAMING = (
     "What piece of clothing is this?",
     "Which piece of clothing is this?", "What kind of clothing is this?", "Name the piece of clothing.",
 )  # fmt: skip
-IS_IT = ("Is this {}?", "Is it {}?", "Do you see {}?", "Is there {}?")
+IS_IT = ("Is it {}?", "Do you see {}?", "Can you see {}?")  # the first of a lone piece only
+_HALF = SIZE // 2
+# left, top, right, bottom in px of the pieces' places, and how each is asked for.
+CELLS: dict[int, tuple[tuple[int, int, int, int], ...]] = {
+    1: ((0, 0, SIZE, SIZE),),
+    2: ((0, 0, _HALF, SIZE), (_HALF, 0, SIZE, SIZE)),
+    4: (
+        (0, 0, _HALF, _HALF),
+        (_HALF, 0, SIZE, _HALF),
+        (0, _HALF, _HALF, SIZE),
+        (_HALF, _HALF, SIZE, SIZE),
+    ),
+}
+PLACES: dict[int, tuple[str, ...]] = {
+    2: ("on the left", "on the right"),
+    4: ("at the top left", "at the top right", "at the bottom left", "at the bottom right"),
+}
 
 
 def clothes_folder() -> Path | None:
@@ -58,36 +74,54 @@ def load_clothes(split: Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.ui
     return np.frombuffer(pictures, np.uint8).reshape(-1, SIDE, SIDE), np.frombuffer(classes, np.uint8)
 
 
-def draw_clothes(rng: Random, split: Split) -> Scene:
-    """One piece, 120 to 250 px large: as published (light on black), inverted, or in colour on any ground."""
+def draw_clothes(rng: Random, split: Split, count: int | None = None) -> Scene:
+    """One piece, two side by side or four in a square (by chance where None), each 100 to 250 px large.
+
+    As published (light on black), inverted, or in colour on any ground.
+    """
     pictures, classes = load_clothes(split)
-    row = rng.randrange(len(pictures))
-    side = rng.randint(120, 250)
-    mask = Image.fromarray(pictures[row]).resize((side, side), Image.Resampling.BICUBIC)
-    left, top = rng.randint(0, SIZE - side), rng.randint(0, SIZE - side)
-    roll = rng.random()
-    if roll < 0.45:
-        picture, ink = Image.new("RGB", (SIZE, SIZE)), (255, 255, 255)
-    elif roll < 0.75:
-        picture, ink = Image.new("RGB", (SIZE, SIZE), (255, 255, 255)), (0, 0, 0)
-    else:
-        picture, ground, _ = background(rng)
-        ink = jittered(rng, contrasting(rng, ground))
-    paste(picture, mask, ink, left, top)
-    if rng.random() < 0.3:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        left = SIZE - side - left
-    name = CLOTHES[int(classes[row])]
+    if count is None:
+        count = rng.choices((1, 2, 4), (60, 22, 18))[0]
+    picture, ink = _ground(rng)
     scene = Scene(picture, "clothes")
-    scene.things.append(Thing("clothing", name, "", left + side / 2, top + side / 2, side))
+    for left, top, right, bottom in CELLS[count]:
+        row = rng.randrange(len(pictures))
+        side = rng.randint(120, 250) if count == 1 else rng.randint(100, 128)
+        piece = Image.fromarray(pictures[row]).resize((side, side), Image.Resampling.BICUBIC)
+        if rng.random() < 0.3:
+            piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        corner = rng.randint(left, right - side), rng.randint(top, bottom - side)
+        paste(picture, piece, ink, *corner)
+        name = CLOTHES[int(classes[row])]
+        scene.things.append(Thing("clothing", name, "", corner[0] + side / 2, corner[1] + side / 2, side))
     return scene
 
 
+def _ground(rng: Random) -> tuple[Image.Image, RGB]:
+    """What the pieces lie on, and their colour."""
+    roll = rng.random()
+    if roll < 0.45:
+        return Image.new("RGB", (SIZE, SIZE)), (255, 255, 255)
+    if roll < 0.75:
+        return Image.new("RGB", (SIZE, SIZE), (255, 255, 255)), (0, 0, 0)
+    picture, ground, _ = background(rng)
+    return picture, jittered(rng, contrasting(rng, ground))
+
+
 def clothes_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """Its name, and whether it is this or that."""
-    name = scene.things[0].name
-    other = rng.choice([one for one in CLOTHES if one != name])
-    turns = [(any_of(rng, NAMING), sentence(with_article(name)))]
-    turns.append((any_of(rng, IS_IT).format(with_article(other)), "No"))
-    turns.append((any_of(rng, IS_IT).format(with_article(name)), "Yes"))
+    """Names, by place where there are several, and whether a piece is there."""
+    names = [thing.name for thing in scene.things]
+    other = rng.choice([one for one in CLOTHES if one not in names])
+    turns = [(any_of(rng, IS_IT[len(names) > 1 :]).format(with_article(other)), "No")]
+    turns.append((any_of(rng, IS_IT[len(names) > 1 :]).format(with_article(rng.choice(names))), "Yes"))
+    if len(names) == 1:
+        return [(any_of(rng, NAMING), sentence(with_article(names[0]))), *turns]
+    for place, name in zip(PLACES[len(names)], names, strict=True):
+        turns.append(
+            (any_of(rng, ("What is {}?", "What piece of clothing is {}?")).format(place), sentence(with_article(name)))
+        )
+    if len(names) == 2:
+        turns.append((any_of(rng, ("What do you see?", "Describe the image.")), sentence(names_listed(names))))
+    else:
+        turns.append(("How many pieces of clothing are there?", str(len(names))))
     return turns

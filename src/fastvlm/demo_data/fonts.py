@@ -34,9 +34,27 @@ CAPITALS_ONLY: tuple[str, ...] = ("Bebas",)
 FONT_LIST_VARIABLE = "FASTVLM_MINI_FONTS"
 
 
+Faces = tuple[tuple[str, str], ...]  # (family, file)
+_told: list[Faces] = []  # what another process found, see `use_faces`
+
+
+def known_faces() -> Faces:
+    """(family, file) of every usable face."""
+    return _faces()
+
+
+def use_faces(faces: Faces) -> None:
+    """Take these instead of looking for them, which takes seconds where there are hundreds."""
+    _told[:] = [faces]
+    for cached in (_faces, families):
+        cached.cache_clear()
+
+
 @lru_cache(maxsize=1)
-def _faces() -> tuple[tuple[str, str], ...]:
-    """(family, file) of every usable face: listed in the JSON file FASTVLM_MINI_FONTS, or asked of fontconfig."""
+def _faces() -> Faces:
+    """As told, listed in the JSON file FASTVLM_MINI_FONTS, or asked of fontconfig."""
+    if _told:
+        return _told[0]
     listed = os.environ.get(FONT_LIST_VARIABLE)
     if listed is not None:
         return tuple((family, file) for family, file in json.loads(Path(listed).read_text()))

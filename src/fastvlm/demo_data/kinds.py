@@ -25,8 +25,8 @@ from fastvlm.demo_data.wording import Turn
 
 # The second edition's shares, in percent.
 MIX: Mapping[str, int] = {
-    "shapes": 18, "letter": 5, "word": 26, "grid": 4, "lines": 4, "emoji": 14, "receipt": 12, "chart": 10,
-    "fashion": 5, "easy": 2,
+    "shapes": 16, "letter": 4, "word": 26, "grid": 3, "lines": 4, "emoji": 13, "receipt": 13, "chart": 10,
+    "fashion": 8, "easy": 3,
 }  # fmt: skip
 WORD_LENGTHS = (2, 3, 4, 5, 6, 7, 8)
 WORD_SHARES = (8, 20, 18, 17, 14, 12, 11)
@@ -100,10 +100,23 @@ DRAWERS: dict[str, Callable[[Random, Split], Scene]] = {
 }
 
 
+def _chance(seed: int, split: Split, index: int) -> Random:
+    return Random(f"demo:{seed}:{split}:{index}")
+
+
+def _kind(rng: Random, mix: Mapping[str, int]) -> str:
+    return rng.choices(tuple(mix), tuple(mix.values()))[0]
+
+
+def kind_of(seed: int, split: Split, index: int, mix: Mapping[str, int]) -> str:
+    """The kind of picture number `index`, without drawing it."""
+    return _kind(_chance(seed, split, index), mix)
+
+
 def draw_sample(seed: int, split: Split, index: int, mix: Mapping[str, int]) -> Sample:
     """Picture number `index`: it depends on the arguments alone (and on the fonts and icons of the machine)."""
-    rng = Random(f"demo:{seed}:{split}:{index}")
-    kind = rng.choices(tuple(mix), tuple(mix.values()))[0]
+    rng = _chance(seed, split, index)
+    kind = _kind(rng, mix)
     scene = DRAWERS[kind](rng, split)
     scene.image = weathered(rng, scene.image)
     return Sample(scene.image, conversation(rng, scene), kind)

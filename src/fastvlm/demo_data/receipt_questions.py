@@ -37,8 +37,9 @@ def receipt_turns(rng: Random, receipt: Receipt) -> list[Turn]:
         (any_of(rng, DATE), receipt.date),
         (any_of(rng, SHOP), receipt.shop),
         (any_of(rng, PRICE_OF).format(name.lower()), price),
-        json_turn(rng, receipt),
     ]
+    if rng.random() < 0.4:
+        turns.append(json_turn(rng, receipt))
     index = rng.randrange(len(names))
     extra: list[Turn] = [
         (any_of(rng, HOW_MANY_ITEMS), str(len(names))),

@@ -1,0 +1,118 @@
+"""`fastvlm demo-data`: the data set that the shipped checkpoint learns from, drawn into shards."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastvlm.cli.choices import check_word
+from fastvlm.cli.options import DebugOption, JsonOption, QuietOption
+from fastvlm.cli.terminal import Notes, print_json, say
+from fastvlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastvlm.demo_data.drawing_plan import DrawingPlan
+
+__all__ = ["demo_data"]
+
+_SPLITS = ("train", "heldout")
+
+
+def demo_data(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder, or one that was begun before.")],
+    pictures: Annotated[int, typer.Option("--pictures", metavar="N", help="How many to draw.")] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", metavar="SEED", help="Other seeds draw other pictures.")] = 0,
+    shards_of: Annotated[int, typer.Option("--shards-of", metavar="N", help="Pictures in a tar file.")] = 1000,
+    split: Annotated[
+        str,
+        typer.Option("--split", metavar="SPLIT", help="train, or heldout: fonts, words, layouts, styles kept from it."),
+    ] = "train",
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            "--mix",
+            metavar="KIND=SHARE,...",
+            help="Of shapes, letter, word, grid, lines, emoji, receipt, chart, fashion, easy; the mini's if not given.",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", metavar="N", help="Drawing processes.")] = 2,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Draw pictures with questions and answers, in the format that fastvlm train reads.
+
+    Each picture follows from the seed and its number, whatever the number of workers. Shards are tar files with a
+    picture and a record in LLaVA's format for each; one appears when it is whole, and a run that was stopped goes on
+    where it was. OUT/index.html shows some of the pictures. Kinds that need fonts, icons or data sets which are not on
+    this machine are left out, and named.
+
+    \b
+    Examples:
+      fastvlm demo-data ./drawn --pictures 60000
+      fastvlm demo-data ./receipts --pictures 2000 --mix receipt=3,chart=1
+      fastvlm demo-data ./unseen --pictures 1000 --split heldout --json | jq .kinds
+    """
+    del is_debug  # noted while the command line was read
+    check_word("--split", split, _SPLITS)
+    for flag, value, least in (
+        ("--pictures", pictures, 1),
+        ("--shards-of", shards_of, 1),
+        ("--workers", workers, 1),
+        ("--seed", seed, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{flag} is {value}; expected {least} or more.")
+    notes = Notes(is_quiet=is_quiet)
+    with notes.waiting("Looking for fonts"):
+        from fastvlm.demo_data.contact_page import write_pages
+        from fastvlm.demo_data.drawing_plan import DrawingPlan
+        from fastvlm.demo_data.fonts import Split
+        from fastvlm.demo_data.shard_writing import draw_shards
+
+        part: Split = "train" if split == "train" else "test"
+        shares, left_out = _what_can_be_drawn(part, mix, is_quiet=is_quiet)
+    plan = DrawingPlan(seed, part, pictures, shards_of, shares)
+    target, start = Path(out).expanduser().absolute(), time.perf_counter()
+    with notes.counting(f"Drawing {pictures} pictures") as progress:
+        num_drawn = draw_shards(target, plan, workers, progress)
+    write_pages(target, plan)
+    facts = _facts(plan, target, num_drawn, time.perf_counter() - start)
+    if is_json:
+        print_json({**facts, "left_out": left_out})
+        return
+    notes.say(f"{num_drawn} drawn, {pictures - num_drawn} were there; see index.html")
+    typer.echo(str(target))
+
+
+def _what_can_be_drawn(part: Any, mix: str | None, *, is_quiet: bool) -> tuple[dict[str, int], dict[str, str]]:
+    """Shares of the kinds that this machine can draw, and what brings the others; UsageError if one was asked for."""
+    from fastvlm.demo_data.drawing_plan import parse_mix
+    from fastvlm.demo_data.kinds import MIX, has_fonts, lacking
+
+    asked = dict(MIX) if mix is None else parse_mix(mix)
+    left_out = {kind: hint for kind, hint in lacking(part).items() if kind in asked}
+    if mix is not None and left_out:
+        kind, hint = next(iter(left_out.items()))
+        raise UsageError(f"--mix names {kind}, which cannot be drawn here. It needs {hint}.")
+    if not is_quiet:
+        for kind, hint in left_out.items():
+            say("note", f"{kind} is left out; it needs {hint}.")
+        if not has_fonts(part):
+            say("note", "Pillow's own font is all there is; fonts come with Debian's fonts-* packages and fontconfig.")
+    return {kind: share for kind, share in asked.items() if kind not in left_out}, left_out
+
+
+def _facts(plan: DrawingPlan, target: Path, num_drawn: int, seconds: float) -> dict[str, Any]:
+    return {
+        "path": str(target),
+        "pictures": plan.num_pictures,
+        "drawn": num_drawn,
+        "shards": plan.num_shards,
+        "kinds": plan.kinds(),
+        "seconds": round(seconds, 1),
+        "ms_per_picture": round(1000 * seconds / num_drawn, 2) if num_drawn else None,
+    }
