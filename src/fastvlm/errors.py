@@ -19,6 +19,7 @@ __all__ = [
     "MissingExtraError",
     "PictureError",
     "PromptError",
+    "TrainingError",
     "UsageError",
 ]
 
@@ -57,6 +58,10 @@ class EngineBusyError(FastVlmError, ValueError):
 
 class MeasurementError(FastVlmError, ValueError):
     """A measurement that could not be made: a process that died or hung, a model that it could not open."""
+
+
+class TrainingError(FastVlmError, RuntimeError):
+    """A training run that cannot go on: a loss that is no number, too little memory, a full disk."""
 
 
 class AttentionError(FastVlmError, ValueError):

@@ -18,6 +18,7 @@ CODES = {
     "MissingExtraError": FAILED,
     "PictureError": FAILED,
     "PromptError": BAD_USE,
+    "TrainingError": FAILED,
     "UsageError": BAD_USE,
 }
 

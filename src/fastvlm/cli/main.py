@@ -26,6 +26,7 @@ from fastvlm.cli.info import info
 from fastvlm.cli.options import Invocation
 from fastvlm.cli.quantize import quantize
 from fastvlm.cli.serve import serve
+from fastvlm.cli.train import train
 
 __all__ = ["app", "main", "run"]
 
@@ -68,7 +69,7 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, info, convert, quantize, demo_data, bench, serve):
+for _verb in (ask, chat, info, convert, quantize, train, demo_data, bench, serve):
     app.command(cls=VerbHelp)(_verb)
 app.command("eval", cls=VerbHelp)(evaluate)  # by its name: a function called so would hide Python's own
 

@@ -1,0 +1,202 @@
+"""`fastvlm train`: a recipe and samples become a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastvlm.cli import train_options as options
+from fastvlm.cli.options import DebugOption, JsonOption, QuietOption
+from fastvlm.cli.terminal import Notes, print_json, quiet_libraries, say
+from fastvlm.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastvlm.training.recipe import Recipe
+    from fastvlm.training.training_run import Outcome
+    from fastvlm.training.watching import Progress
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped one (--recipes).")
+    ] = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    pictures_in: options.PicturesIn = None,
+    settings: options.Settings = None,
+    max_steps: options.MaxSteps = None,
+    is_listing: options.Recipes = False,
+    out: options.Out = None,
+    is_check: options.Check = False,
+    is_resumed: options.Resume = False,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Train or fine-tune a checkpoint by a recipe; the path of the new folder is printed.
+
+    A run that is stopped (Ctrl-C, SIGTERM) ends its step, writes a checkpoint and goes on from there with --resume, to
+    the same result. With several GPUs or machines: torchrun --nproc-per-node 8 -m fastvlm train ...
+
+    \b
+    Examples:
+      fastvlm train --recipes
+      fastvlm train lora --data mine.jsonl --pictures-in photos --check
+      fastvlm train lora -m apple/FastVLM-0.5B --data mine.jsonl --pictures-in photos --out mine
+      fastvlm train lora -m apple/FastVLM-0.5B --data mine.jsonl --pictures-in photos --out mine --resume
+      fastvlm train mini --data shards --set batch_size=16 --set parts.encoder=frozen --max-steps 200
+    """
+    if is_listing:
+        _list_recipes(is_json=is_json)
+        return
+    if recipe is None:
+        raise UsageError("Name a recipe: a YAML file or one that comes with the package (fastvlm train --recipes).")
+    quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
+    plan = _plan(recipe, model, data, pictures_in, options.read_settings(settings), max_steps)
+    notes = Notes(is_quiet=is_quiet or not _is_first_process())
+    if is_check:
+        _check(plan, notes, is_json=is_json)
+        return
+    folder = Path(f"train-{plan.name}") if out is None else out
+    outcome = _run(plan, folder, notes, is_resumed=is_resumed)
+    if _is_first_process():
+        _show(outcome, is_json=is_json)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _plan(
+    recipe: str,
+    model: str | None,
+    data: list[str] | None,
+    pictures_in: str | None,
+    changes: dict[str, Any],
+    max_steps: int | None,
+) -> Recipe:
+    """The recipe with what the command line changes in it."""
+    from fastvlm.training.recipe import read_recipe
+
+    if pictures_in is not None and not data:
+        raise UsageError("--pictures-in says where the pictures of --data are; give --data too.")
+    if model is not None:
+        changes["model"] = model
+    if data:
+        changes["data"] = [{"path": path, "pictures_in": pictures_in} for path in data]
+    if max_steps is not None:
+        changes["max_steps"] = max_steps
+    return read_recipe(recipe, changes)
+
+
+def _list_recipes(*, is_json: bool) -> None:
+    from fastvlm.training.recipe import shipped_recipes
+
+    found = {}
+    for name, file in shipped_recipes().items():
+        found[name] = {"what": _first_comment(file), "file": str(file)}
+    if is_json:
+        print_json(found)
+        return
+    for name, facts in found.items():
+        typer.echo(f"{name:<14} {facts['what']}")
+
+
+def _first_comment(file: Path) -> str:
+    return file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def _check(plan: Recipe, notes: Notes, *, is_json: bool) -> None:
+    """What the samples are; DataError if any of them cannot be used."""
+    from fastvlm.training.data_report import check_data
+    from fastvlm.training.start import open_processor
+    from fastvlm.training.training_run import open_dataset
+
+    if not plan.data:
+        raise UsageError("There is nothing to check: give --data, or data in the recipe.")
+    with notes.waiting("Opening"):
+        dataset = open_dataset(plan, plan.data, open_processor(plan))
+    with notes.counting("Reading samples") as progress:
+        report = check_data(dataset.samples, dataset, on_progress=progress)
+    if is_json:
+        print_json(report.to_dict())
+    else:
+        typer.echo(report.text())
+    if report.bad:
+        raise DataError(f"{len(report.bad)} of {len(dataset)} samples cannot be used; they are listed above.")
+
+
+def _run(plan: Recipe, folder: Path, notes: Notes, *, is_resumed: bool) -> Outcome:
+    from fastvlm.bench.machine import source_commit
+
+    with notes.waiting("Starting"):
+        from fastvlm.training.training_run import TrainingRun
+    with _bar(notes) as on_progress:
+        run = TrainingRun(plan, folder, on_progress=on_progress, commit=source_commit())
+        return run.train(is_resumed=is_resumed)
+
+
+def _show(outcome: Outcome, *, is_json: bool) -> None:
+    """Where the result is; or, if a signal stopped the run, how to go on, and the exit code of that signal."""
+    if outcome.signal is not None:
+        name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
+        say(
+            "stopped",
+            f"by {name} after step {outcome.step} of {outcome.num_steps}; {outcome.checkpoint} is written. Go on with: "
+            f"{_resuming_command()}",
+        )
+        raise SystemExit(128 + outcome.signal)
+    if is_json:
+        keys = ("folder", "model", "adapter", "checkpoint", "step", "num_steps", "loss", "eval_loss")
+        values = {key: getattr(outcome, key) for key in keys}
+        print_json({key: str(value) if isinstance(value, Path) else value for key, value in values.items()})
+        return
+    typer.echo(str(outcome.model or outcome.adapter))
+
+
+def _resuming_command() -> str:
+    words = sys.argv[1:]
+    return shlex.join(["fastvlm", *words, *([] if "--resume" in words else ["--resume"])])
+
+
+@contextmanager
+def _bar(notes: Notes) -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal's stderr: steps, loss, pictures a second, time that is left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("Training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True, highlight=False, markup=False)
+    with Progress(*columns, console=console, transient=True, disable=not notes.is_shown) as bar:
+        task = bar.add_task("", total=None, facts="", start=False)
+
+        def tell(progress: Any) -> None:
+            if bar.tasks[0].total is None:
+                bar.start_task(task)
+            loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
+            bar.update(
+                task,
+                completed=progress.step,
+                total=progress.num_steps,
+                facts=f"{loss}  {progress.pictures_per_s:.1f} pictures/s",
+            )
+
+        yield tell

@@ -1,0 +1,123 @@
+"""Small matrices beside frozen weights (LoRA), plain or rounded ones (as in QLoRA). peft does the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastvlm.errors import CheckpointError, MissingExtraError
+from fastvlm.training.recipe import LoraEntry, Part, Recipe
+
+__all__ = ["add_adapters", "open_adapter", "round_base", "target_pattern"]
+
+# Every product with a matrix, as in Apple's code (`find_all_linear_names`) for the decoder; of the encoder what is no
+# depthwise convolution: attention, and the 1x1 convolutions of the ConvFFNs.
+TARGETS: dict[Part, str] = {
+    "encoder": r"vision_tower\..*\.(qkv|token_mixer\.proj|mlp\.fc1|mlp\.fc2)",
+    "projector": r"multi_modal_projector\.linear_[12]",
+    "decoder": r"language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+}
+_WHOLE: dict[Part, str] = {"encoder": "vision_tower", "projector": "multi_modal_projector"}
+
+
+def target_pattern(lora: LoraEntry) -> str:
+    """A regular expression that the full names of the adapted layers match, as peft takes it."""
+    return rf".*({'|'.join(TARGETS[part] for part in lora.parts)})"
+
+
+def add_adapters(model: nn.Module, recipe: Recipe) -> Any:
+    """The model with adapters as the recipe says; they, and parts that learn whole, are float32, all else is frozen.
+
+    Raises:
+        MissingExtraError: peft is not installed.
+    """
+    peft, lora = _peft(), recipe.lora
+    assert lora is not None  # noqa: S101  # the caller's question
+    whole = [name for part, name in _WHOLE.items() if recipe.learns(part)]
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target_pattern(lora),
+        modules_to_save=whole or None,
+        task_type="CAUSAL_LM",
+    )
+    adapted = peft.get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = recipe.model
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def round_base(model: Any, bits: int, dtype: torch.dtype) -> None:
+    """Round the decoder's layers to 8 bits (LLM.int8) or 4 (NF4), in place; the head and everything else stay.
+
+    Args:
+        model: with plain weights.
+        bits: 8 or 4.
+        dtype: of the arithmetic.
+
+    Raises:
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes as bnb  # noqa: PLC0415  # an optional package of this one function
+    except ImportError as error:
+        raise MissingExtraError("bitsandbytes", "train", f"A base of {bits} bits") from error
+
+    def rounded(layer: nn.Linear) -> nn.Module:
+        sizes = layer.in_features, layer.out_features, layer.bias is not None
+        new: nn.Module
+        if bits == 8:
+            new = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False)
+            new.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        else:
+            new = bnb.nn.Linear4bit(*sizes, compute_dtype=dtype, quant_type="nf4")
+            new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+        new.bias = layer.bias
+        return new.to(layer.weight.device)
+
+    for block in model.model.language_model.layers:
+        for parent in list(block.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is nn.Linear:
+                    setattr(parent, name, rounded(child))
+
+
+def open_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
+    """`model` with the adapter of a folder added into its weights: a plain FastVLM again.
+
+    Args:
+        model: the checkpoint that the adapter was trained on, with plain weights.
+        folder: what ``fastvlm train`` wrote as ``adapter/``, or any folder of peft.
+
+    Raises:
+        CheckpointError: no adapter there, or one of another model.
+        MissingExtraError: peft is not installed.
+    """
+    path = Path(folder)
+    if not (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} is no adapter: it has no adapter_config.json. Name the folder that training wrote."
+        )
+    peft = _peft()
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(path))
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"The adapter in {path} does not fit this model: {reason}") from error
+    merged: nn.Module = adapted.merge_and_unload()
+    return merged
+
+
+def _peft() -> Any:
+    try:
+        import peft  # noqa: PLC0415  # only where there are adapters
+    except ImportError as error:
+        raise MissingExtraError("peft", "train", "LoRA") from error
+    return peft

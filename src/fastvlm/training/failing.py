@@ -1,0 +1,79 @@
+"""What happened to a run, in words: too little memory, a full disk, a sample that a reading process could not read."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from safetensors import SafetensorError
+
+from fastvlm.errors import DataError, TrainingError
+from fastvlm.training.recipe import Recipe
+from fastvlm.training.run_files import RunFiles
+
+__all__ = ["in_clear_words"]
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# torch and safetensors put the system's words into errors of their own.
+_NO_ROOM_WORDS = re.compile(
+    r"No space left|quota exceeded|File too large|PytorchStreamWriter failed|unexpected pos", re.I
+)
+_NO_MEMORY_WORDS = re.compile(r"can't allocate memory|out of memory|not enough memory|Cannot allocate memory", re.I)
+_FROM_WORKER = re.compile(r"^Caught \w+ in DataLoader worker process")
+
+
+@contextmanager
+def in_clear_words(recipe: Recipe, files: RunFiles) -> Iterator[None]:
+    """Errors of the system and of libraries inside become a TrainingError that says what is kept and what to do."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError, SafetensorError, DataError) as error:
+        if (words := _words(error, recipe, files)) is None:
+            raise
+        raise words from error
+
+
+def _words(error: Exception, recipe: Recipe, files: RunFiles) -> Exception | None:
+    if isinstance(error, TrainingError):
+        return None
+    if isinstance(error, DataError):
+        return DataError(str(error).strip().splitlines()[-1].split("Error: ", 1)[-1]) if _is_relayed(error) else None
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY_WORDS.search(str(error)):
+        return TrainingError(_no_memory(recipe, files))
+    if getattr(error, "errno", None) in _NO_ROOM or _NO_ROOM_WORDS.search(str(error)):
+        return TrainingError(_no_room(error, files))
+    return None
+
+
+def _is_relayed(error: Exception) -> bool:
+    return _FROM_WORKER.match(str(error)) is not None
+
+
+def _kept(files: RunFiles) -> str:
+    last = files.last_good()
+    return f"the last good checkpoint, {last}, is kept" if last else "there was no checkpoint yet"
+
+
+def _no_memory(recipe: Recipe, files: RunFiles) -> str:
+    ways = []
+    if recipe.micro_batch_size > 1:
+        ways.append(f"micro_batch_size (now {recipe.micro_batch_size}; batch_size can stay)")
+    if not recipe.gradient_checkpointing:
+        ways.append("set gradient_checkpointing: true")
+    ways.append("image_size or max_tokens")
+    if recipe.lora is None:
+        ways.append("train adapters only (lora)")
+    elif recipe.base_bits == 16:
+        ways.append("base_bits: 8 or 4")
+    return f"There is too little memory for a step; {_kept(files)}. Lower or try, in this order: {'; '.join(ways)}."
+
+
+def _no_room(error: Exception, files: RunFiles) -> str:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return (
+        f"Writing to {files.folder} failed: {reason}. Nothing half-written was left there, and {_kept(files)}. Make "
+        "room, then go on with --resume."
+    )

@@ -1,0 +1,119 @@
+"""What comes of a run: a folder in the ``fast_vlm`` format with a fused encoder, all or nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvlm.checkpoints.new_folder import all_or_nothing, carry_files, write_fast_vlm_files
+from fastvlm.checkpoints.shards import (
+    PlannedTensor,
+    num_bytes_of,
+    split_into_shards,
+    write_index,
+    write_safetensors,
+)
+from fastvlm.config import FastVlmConfig
+from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
+from fastvlm.dialects.names import ENCODER
+from fastvlm.encoder_config import num_visual_tokens
+from fastvlm.model.fastvithd import FastViTHD
+from fastvlm.model.modeling import FastVlmForConditionalGeneration
+from fastvlm.model.pretrained import expected_shapes
+from fastvlm.processing.processor import FastVlmProcessor
+
+__all__ = ["write_adapter", "write_model"]
+
+LARGEST_SHARD = "2GB"
+
+
+def write_model(
+    target: Path,
+    weights: Mapping[str, Tensor],
+    source: Path,
+    processor: FastVlmProcessor,
+    *,
+    card: str,
+    is_multi_branch: bool,
+) -> None:
+    """Write trained weights as a checkpoint.
+
+    Args:
+        target: the new folder; one that is there is replaced once the new one is whole.
+        weights: state dict of a FastVLM under its canonical names, any floating dtype; written in the source's dtype.
+        source: the checkpoint that training began from, for its sizes, generation config and licence.
+        processor: with the size of pictures that was trained at.
+        card: text of README.md.
+        is_multi_branch: the encoder is in training form and is fused here.
+    """
+    folder = inspect_folder(source)
+    config = _config_of(folder, processor, is_multi_branch=is_multi_branch)
+    tensors = dict(weights)
+    if is_multi_branch:
+        tensors = _fused(tensors, config)
+    names = expected_shapes(FastVlmForConditionalGeneration, config)
+    config.dtype = folder.dtype
+    planned = [PlannedTensor.of(name, tensors[name], _dtype(tensors[name], folder)) for name in names]
+    shards = split_into_shards(planned, num_bytes_of(LARGEST_SHARD))
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with all_or_nothing(fresh) as work:
+        for name, shard in shards.items():
+            write_safetensors(work / name, shard)
+        write_index(work, shards)
+        write_fast_vlm_files(work, folder, config, _for_inference(processor), None)
+        carry_files(folder.path, work)
+        (work / "README.md").write_text(card, encoding="utf-8")
+    folder.weights.close()
+    _replace(target, fresh)
+
+
+def write_adapter(target: Path, model: Any, card: str) -> None:
+    """Write peft's adapter, and parts that learnt whole, as peft does."""
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with all_or_nothing(fresh) as work:
+        model.save_pretrained(work)
+        (work / "README.md").write_text(card, encoding="utf-8")
+    _replace(target, fresh)
+
+
+def _replace(target: Path, fresh: Path) -> None:
+    if target.exists():
+        shutil.rmtree(target)
+    fresh.rename(target)
+
+
+def _config_of(folder: CheckpointFolder, processor: FastVlmProcessor, *, is_multi_branch: bool) -> FastVlmConfig:
+    """The source's, with as many visual tokens as pictures have now, and the encoder's form."""
+    config: FastVlmConfig = FastVlmConfig.from_dict(dict(folder.config))
+    height, width = processor.image_processor.image_size
+    config.image_seq_length = num_visual_tokens(height, width, processor.patch_size)
+    vision = config.vision_config
+    vision.model_args = {**(vision.model_args or {}), "inference_mode": not is_multi_branch}
+    return config
+
+
+def _fused(tensors: dict[str, Tensor], config: FastVlmConfig) -> dict[str, Tensor]:
+    """The same with the encoder's branches made one; the config follows."""
+    encoder = FastViTHD(config.vision_config)
+    own = {name.removeprefix(ENCODER): t for name, t in tensors.items() if name.startswith(ENCODER)}
+    encoder.load_state_dict(own)
+    fused = encoder.eval().reparameterize().state_dict()
+    others = {name: t for name, t in tensors.items() if not name.startswith(ENCODER)}
+    return others | {ENCODER + name: t for name, t in fused.items()}
+
+
+def _dtype(tensor: Tensor, folder: CheckpointFolder) -> torch.dtype:
+    return folder.dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def _for_inference(processor: FastVlmProcessor) -> FastVlmProcessor:
+    """Batched replies begin where the prompts end: padded on the left, as every folder of ours says."""
+    processor.padding_side = "left"
+    return processor

@@ -1,0 +1,322 @@
+"""What a training run is made of: a YAML file, every key checked before anything is opened.
+
+A rate is a number or the word ``frozen``; lengths are in tokens, sides in pixels, times in minutes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from fastvlm.errors import MissingExtraError, UsageError
+
+try:
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+except ImportError as error:
+    raise MissingExtraError("pydantic", "train", "fastvlm train") from error
+
+__all__ = [
+    "PARTS",
+    "DataEntry",
+    "EvalEntry",
+    "LoraEntry",
+    "Part",
+    "PartEntry",
+    "Recipe",
+    "read_recipe",
+    "shipped_recipes",
+]
+
+Part = Literal["encoder", "projector", "decoder"]
+PARTS: tuple[Part, ...] = ("encoder", "projector", "decoder")
+SHIPPED = Path(__file__).with_name("recipes")
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _frozen_or_rate(value: Any) -> Any:
+    """``frozen`` for ``{lr: frozen}``, and a bare number for ``{lr: number}``."""
+    return value if isinstance(value, dict) else {"lr": value}
+
+
+class PartEntry(_Entry):
+    """How one part of the model learns.
+
+    Args:
+        lr: the rate at its peak; "frozen" for a part that stays as it is.
+        batchnorm: "frozen" keeps the running statistics, as a fused network must; "train" moves them, as a network from
+            scratch needs. Of the encoder only; a frozen encoder's never move.
+    """
+
+    lr: Annotated[float, Field(gt=0)] | Literal["frozen"]
+    batchnorm: Literal["frozen", "train"] = "frozen"
+
+    @property
+    def is_frozen(self) -> bool:
+        """True if no weight of the part changes."""
+        return self.lr == "frozen"
+
+    @property
+    def rate(self) -> float:
+        """The rate at its peak; 0 for a frozen part."""
+        return 0.0 if isinstance(self.lr, str) else self.lr
+
+
+def _path_or_entry(value: Any) -> Any:
+    return {"path": str(value)} if isinstance(value, (str, Path)) else value
+
+
+class DataEntry(_Entry):
+    """One source of samples.
+
+    Args:
+        path: a file or folder as :func:`fastvlm.training.samples.open_samples` takes it.
+        pictures_in: the folder that its pictures' paths start from.
+        repeat: how often each sample is seen in an epoch; 0.5 takes half of them, drawn by the seed.
+    """
+
+    path: str
+    pictures_in: str | None = None
+    repeat: Annotated[float, Field(gt=0)] = 1.0
+
+
+class LoraEntry(_Entry):
+    """Small matrices beside frozen weights; the numbers are those of Apple's code (ml-fastvlm at 592b4ad, train.py).
+
+    Args:
+        r, alpha, dropout: rank, scale (``alpha / r``), dropout before the first matrix.
+        parts: where they go; a part that is not named here learns as `parts` of the recipe say.
+        merge: write the whole model at the end; False: the adapter alone.
+    """
+
+    r: Annotated[int, Field(ge=1)] = 64
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    parts: tuple[Part, ...] = ("decoder",)
+    merge: bool = False
+
+
+class EvalEntry(_Entry):
+    """Samples on which the loss is measured and nothing is learnt.
+
+    Args:
+        data: sources of their own; or
+        fraction: of the training samples, taken out of them by the seed.
+        every: steps between two measurements; 0: only at the end.
+    """
+
+    data: tuple[Annotated[DataEntry, BeforeValidator(_path_or_entry)], ...] = ()
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    every: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _has_one(self) -> EvalEntry:
+        if bool(self.data) == (self.fraction is not None):
+            raise ValueError("expected either data or fraction")
+        return self
+
+
+PartOption = Annotated[PartEntry, BeforeValidator(_frozen_or_rate)]
+
+
+class PartsEntry(_Entry):
+    """The three parts; the paper trains all of them in every stage but the first."""
+
+    encoder: PartOption = PartEntry(lr="frozen")
+    projector: PartOption = PartEntry(lr=2e-5)
+    decoder: PartOption = PartEntry(lr=2e-5)
+
+    def of(self, part: Part) -> PartEntry:
+        """The entry of one part."""
+        entry: PartEntry = getattr(self, part)
+        return entry
+
+
+class Recipe(_Entry):
+    """A whole run. `data` may come from the command line, everything else has a default.
+
+    Args:
+        name: of the run; its folder is called after it.
+        model: the checkpoint to begin from: "mini", a folder, a Hub name.
+        from_scratch: keep only the model's sizes and tokenizer: random weights, a multi-branch encoder.
+        data, eval: samples.
+        image_size: side in pixels, or [height, width]; None for the checkpoint's.
+        parts, lora: who learns, and how fast.
+        base_bits: of the frozen weights under adapters: 16 as they are, 8 or 4 (needs `lora`).
+        batch_size: samples a step, over all processes and accumulated micro-batches.
+        micro_batch_size: samples that are computed at once in a process.
+        epochs, max_steps: how long; `max_steps` wins.
+        warmup_ratio: share of the steps over which the rates rise; then they fall along a cosine to 0.
+        weight_decay: not for norms, biases and layer scales.
+        betas: of AdamW.
+        max_grad_norm: gradients above are scaled down; 0: never.
+        max_tokens: of a sample, its visual tokens included.
+        dtype: "auto" is bfloat16 arithmetic on a GPU that has it, else float32; weights that learn are float32.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
+        ema: decay of an average of the weights, which is what the final folder then holds; None: no average.
+        seed: of everything that is drawn.
+        save_every_steps, save_every_minutes: between checkpoints; whichever comes first.
+        log_every: steps that one line of the log averages.
+        workers: processes that read pictures.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
+    model: str = "mini"
+    from_scratch: bool = False
+    data: tuple[Annotated[DataEntry, BeforeValidator(_path_or_entry)], ...] = ()
+    image_size: Annotated[int, Field(ge=64)] | tuple[int, int] | None = None
+    parts: PartsEntry = PartsEntry()
+    lora: LoraEntry | None = None
+    base_bits: Literal[16, 8, 4] = 16
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    micro_batch_size: Annotated[int, Field(ge=1)] = 8
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    max_tokens: Annotated[int, Field(ge=8)] = 8192
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    save_every_steps: Annotated[int, Field(ge=1)] = 500
+    save_every_minutes: Annotated[float, Field(gt=0)] = 30.0
+    log_every: Annotated[int, Field(ge=1)] = 10
+    eval: EvalEntry | None = None
+    workers: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Recipe:
+        if self.base_bits != 16 and self.lora is None:
+            raise ValueError(f"base_bits is {self.base_bits}, which only a frozen base under lora can have")
+        if self.lora is None and all(self.parts.of(part).is_frozen for part in PARTS):
+            raise ValueError("all three parts are frozen and there is no lora: nothing would be learnt")
+        without_rate = [part for part in (self.lora.parts if self.lora else ()) if self.parts.of(part).is_frozen]
+        if without_rate:
+            raise ValueError(
+                f"lora.parts names {without_rate[0]}, whose adapters need a rate: parts.{without_rate[0]}.lr"
+            )
+        if self.lora is not None and self.from_scratch:
+            raise ValueError("lora beside random weights: from_scratch and lora do not go together")
+        if self.lora is not None and self.ema is not None:
+            raise ValueError("ema averages whole weights; with lora leave it out")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        return self
+
+    def learns(self, part: Part) -> bool:
+        """True if a part's own weights change; adapters beside it do not count."""
+        has_adapters = self.lora is not None and part in self.lora.parts
+        return not has_adapters and not self.parts.of(part).is_frozen
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys with their values, as JSON and YAML have them."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """A file that :func:`read_recipe` reads as this recipe."""
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def read_recipe(name_or_file: str | Path, changes: dict[str, Any] | None = None) -> Recipe:
+    """The recipe in a YAML file, or a shipped one by its name, with `changes` on top.
+
+    Args:
+        name_or_file: a path, or a name that :func:`shipped_recipes` has; a file of that name wins.
+        changes: dotted keys and their values: ``{"parts.encoder": "frozen", "batch_size": 32}``.
+
+    Raises:
+        UsageError: no such file, no YAML, an unknown key, a value that cannot be, keys that do not go together.
+    """
+    file = _file_of(str(name_or_file))
+    content = _content_of(file)
+    content.setdefault("name", file.stem)
+    for key, value in (changes or {}).items():
+        _put(content, key.split("."), value)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(_complaint(error, str(file))) from None
+
+
+def _file_of(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"There is no recipe {name!r}: no such file, and the shipped ones are {', '.join(shipped)}.{hint}")
+
+
+def _content_of(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise UsageError(
+            f"{file} is no YAML: {where}. A recipe is keys and values, as `fastvlm train --recipes` shows."
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} holds a {type(content).__name__}; expected keys and values, such as 'model: mini'.")
+    return content
+
+
+def _put(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        below = content.get(key)
+        if not isinstance(below, dict):
+            # `parts: {encoder: frozen}` and `parts.encoder.lr=1e-5`: the long form of what stood there.
+            below = {} if below is None else {"lr": below}
+            content[key] = below
+        content = below
+    content[last] = value
+
+
+def _complaint(error: ValidationError, file: str) -> str:
+    found = error.errors()
+    lines = [_one_complaint(entry) for entry in found[:5]]
+    more = f" And {len(found) - 5} more." if len(found) > 5 else ""
+    return f"{file}: {' '.join(lines)}{more}"
+
+
+def _one_complaint(entry: Any) -> str:
+    place = [str(part) for part in entry["loc"] if not str(part).startswith(("function-", "literal[", "constrained-"))]
+    key = ".".join(place)
+    if entry["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest(place)}."
+    got = entry.get("input")
+    shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
+    message = entry["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}{shown}." if key else f"{message}."
+
+
+def _nearest(place: list[str]) -> str:
+    known: set[str] = set()
+    for kind in (Recipe, PartsEntry, PartEntry, DataEntry, LoraEntry, EvalEntry):
+        known |= set(kind.model_fields)
+    near = difflib.get_close_matches(place[-1], sorted(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys_beside(place))}"
+
+
+def _keys_beside(place: list[str]) -> list[str]:
+    owners: dict[str, type[_Entry]] = {"parts": PartsEntry, "data": DataEntry, "lora": LoraEntry, "eval": EvalEntry}
+    owner = owners.get(place[0], Recipe) if len(place) > 1 else Recipe
+    return list((PartEntry if len(place) > 2 and place[0] == "parts" else owner).model_fields)

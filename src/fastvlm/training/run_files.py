@@ -1,0 +1,168 @@
+"""The folder of a run: its recipe, its log, its checkpoints, which are whole or not there.
+
+recipe.yaml      what was asked for, all keys
+log.jsonl        one line every few steps
+checkpoint-N/    weights, optimiser, schedule, random numbers after step N; the newest two
+curves.svg       loss and rates, at the end
+model/ adapter/  what came of it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastvlm.errors import UsageError
+from fastvlm.training.recipe import Recipe
+
+__all__ = ["KEPT_CHECKPOINTS", "RunFiles"]
+
+KEPT_CHECKPOINTS = 2
+SCRATCH = ".saving"
+# Keys that may differ when a run goes on: they change neither what is learnt nor in which order.
+_FREE = ("name", "workers", "save_every_steps", "save_every_minutes", "gradient_checkpointing")
+
+
+class RunFiles:
+    """Paths in a run's folder and what is done with them.
+
+    Args:
+        folder: of the run; made by :meth:`claim`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().absolute()
+        self.recipe, self.log = self.folder / "recipe.yaml", self.folder / "log.jsonl"
+        self.curves = self.folder / "curves.svg"
+        self.model, self.adapter = self.folder / "model", self.folder / "adapter"
+        self.scratch = self.folder / SCRATCH
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        found = [(int(match[1]), path) for path in self.folder.glob("checkpoint-*") if (match := _numbered(path))]
+        return [path for _, path in sorted(found)]
+
+    def last_good(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return next(reversed(self.checkpoints()), None)
+
+    def claim(self, recipe: Recipe, *, is_resumed: bool) -> Path | None:
+        """Make the folder this run's; the checkpoint to go on from, or None where it begins.
+
+        What an interrupted write left behind is removed.
+
+        Raises:
+            UsageError: the folder holds a run and `is_resumed` is False, or it holds another run.
+        """
+        self._make()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        last = self.last_good()
+        if is_resumed:
+            self._refuse_another_run(recipe)
+        elif last is not None or self.model.exists() or self.adapter.exists():
+            what = last or (self.model if self.model.exists() else self.adapter)
+            raise UsageError(f"{what} is there from an earlier run. --resume goes on with it; --out begins elsewhere.")
+        else:
+            self.log.unlink(missing_ok=True)
+        if last is not None:
+            self._cut_log(step_of(last))
+        _write_whole(self.recipe, recipe.to_yaml())
+        return last
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder} cannot be made: {error.strerror}. Name another folder with --out."
+            ) from error
+
+    def _refuse_another_run(self, recipe: Recipe) -> None:
+        if not self.recipe.is_file():
+            return
+        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        now = recipe.to_dict()
+        changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
+        if changed and self.last_good() is not None:
+            key = changed[0]
+            raise UsageError(
+                f"The run in {self.folder} has {key}: {before.get(key)!r}, and now it is {now[key]!r}; its checkpoints "
+                "would not be gone on with but changed. Give the same recipe, or another --out."
+            )
+
+    def _cut_log(self, step: int) -> None:
+        """Take out lines of steps after `step`, which will be made again, and a last line that is not whole."""
+        if self.log.is_file():
+            lines = [line for line in self.log.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
+            _write_whole(self.log, "".join(line + "\n" for line in lines))
+
+    @contextmanager
+    def saving(self) -> Iterator[Path]:
+        """A scratch folder for one checkpoint; removed if writing fails."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        try:
+            yield self.scratch
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            raise
+
+    def adopt(self, name: str) -> Path:
+        """Give the written checkpoint its name, once its bytes are on the disk; the oldest ones go."""
+        work, target = self.scratch / name, self.folder / name
+        for file in work.rglob("*"):
+            if file.is_file():
+                _to_disk(file)
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+            gone = old.rename(self.folder / f".{old.name}.gone")  # never half a checkpoint under a good name
+            shutil.rmtree(gone, ignore_errors=True)
+        return target
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of the log."""
+        if not self.log.is_file():
+            return []
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    match = _numbered(checkpoint)
+    if match is None:
+        raise ValueError(f"{checkpoint} is no checkpoint of a run")
+    return int(match[1])
+
+
+def _numbered(path: Path) -> re.Match[str] | None:
+    return re.fullmatch(r"checkpoint-(\d+)", path.name)
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_whole(file: Path, text: str) -> None:
+    scratch = file.with_name(f".{file.name}.new")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(file)
+
+
+def _to_disk(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,80 @@
+"""Which weights learn, at which rate, with or without decay, and which BatchNorms stay as they are.
+
+Names of parameters may carry prefixes of wrappers (peft, DDP); the part is found by what every wrapper keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastvlm.training.recipe import PARTS, Part, Recipe
+
+__all__ = ["ParameterGroup", "frozen_batchnorms", "parameter_groups", "part_of", "set_trainable"]
+
+_MARKS: dict[str, Part] = {"vision_tower.": "encoder", "multi_modal_projector.": "projector"}
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter or module belongs to, by its full name."""
+    return next((part for mark, part in _MARKS.items() if mark in f"{name}."), "decoder")
+
+
+def set_trainable(model: nn.Module, recipe: Recipe) -> None:
+    """Let exactly the parts learn that the recipe says; adapters are added after this."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(recipe.learns(part_of(name)))
+
+
+def frozen_batchnorms(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
+    """BatchNorms that must be in eval mode while the rest trains, so that their statistics stay."""
+    may_move = recipe.learns("encoder") and recipe.parts.encoder.batchnorm == "train"
+    kind = nn.modules.batchnorm._BatchNorm
+    return [] if may_move else [module for module in model.modules() if isinstance(module, kind)]
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a rate and a decay: one group of AdamW."""
+
+    part: Part
+    is_decayed: bool
+    lr: float
+    weight_decay: float
+    parameters: list[nn.Parameter]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What torch's optimisers take; `part` rides along for the log."""
+        return {"params": self.parameters, "lr": self.lr, "weight_decay": self.weight_decay, "part": self.part}
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[ParameterGroup]:
+    """Groups of all parameters that learn: per part, first those with weight decay, then norms, biases and scales."""
+    undecayed = _names_without_decay(model)
+    groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((part_of(name), name not in undecayed), []).append(parameter)
+    return [
+        ParameterGroup(part, is_decayed, recipe.parts.of(part).rate, recipe.weight_decay if is_decayed else 0.0, found)
+        for part in PARTS
+        for is_decayed in (True, False)
+        if (found := groups.get((part, is_decayed)))
+    ]
+
+
+def _names_without_decay(model: nn.Module) -> set[str]:
+    """Vectors (biases, RMSNorms), layer scales (C, 1, 1), and whatever belongs to a norm."""
+    of_norms = {
+        f"{name}.{own}" for name, module in model.named_modules() if isinstance(module, _NORMS)
+        for own, _ in module.named_parameters(recurse=False)
+    }  # fmt: skip
+    return of_norms | {name for name, tensor in model.named_parameters() if _is_vector(tensor)}
+
+
+def _is_vector(tensor: torch.Tensor) -> bool:
+    return tensor.ndim <= 1 or (tensor.ndim == 3 and tensor.shape[1:] == (1, 1))

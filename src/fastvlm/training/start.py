@@ -1,0 +1,100 @@
+"""What a run begins from: model and processor of a checkpoint, in the form and with the parts that learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastvlm.checkpoints.loading import checkpoint_path, load
+from fastvlm.checkpoints.processor_files import load_processor
+from fastvlm.config import FastVlmConfig
+from fastvlm.dialects.folder import inspect_folder
+from fastvlm.errors import UsageError
+from fastvlm.model.modeling import FastVlmForConditionalGeneration
+from fastvlm.processing.image_processor import image_size_px
+from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.training.adapters import add_adapters, round_base
+from fastvlm.training.recipe import Recipe
+from fastvlm.training.stages import set_trainable
+
+__all__ = ["Start", "arithmetic_dtype", "open_processor", "open_start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """An opened checkpoint.
+
+    Attributes:
+        model: what is trained: a FastVLM, or peft's wrapper around one.
+        plain: the FastVLM itself.
+        folder: the checkpoint's local folder.
+    """
+
+    model: Any
+    plain: FastVlmForConditionalGeneration
+    folder: Path
+
+
+def arithmetic_dtype(recipe: Recipe) -> torch.dtype:
+    """What products are computed in.
+
+    Raises:
+        UsageError: bfloat16 was asked for on a GPU without it.
+    """
+    has_gpu = torch.cuda.is_available()
+    can = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if recipe.dtype == "bfloat16" and has_gpu and not can:
+        raise UsageError("dtype is bfloat16, which this GPU only emulates. Take float32.")
+    is_bfloat16 = recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and can)
+    return torch.bfloat16 if is_bfloat16 else torch.float32
+
+
+def open_processor(recipe: Recipe) -> FastVlmProcessor:
+    """The checkpoint's processor, with pictures of the recipe's size, padding on the right."""
+    folder = checkpoint_path(recipe.model)
+    processor = load_processor(folder, FastVlmConfig.from_dict(dict(inspect_folder(folder).config)))
+    pictures = processor.image_processor
+    if recipe.image_size is not None:
+        pictures.image_size = image_size_px(recipe.image_size, pictures.patch_size)
+    processor.padding_side = "right"
+    return processor
+
+
+def open_start(recipe: Recipe) -> Start:
+    """The recipe's model, its parts frozen or learning, adapters in place.
+
+    Weights that learn are float32. Under adapters the others have the arithmetic's dtype, or `base_bits`.
+
+    Raises:
+        CheckpointError, UsageError: as `fastvlm.load`.
+    """
+    folder, dtype = checkpoint_path(recipe.model), arithmetic_dtype(recipe)
+    if recipe.from_scratch:
+        plain = _at_random(folder, recipe.seed)
+    else:
+        plain, _ = load(folder, device="cpu", dtype=torch.float32 if recipe.lora is None else dtype)
+    plain.config.name_or_path = recipe.model
+    if not torch.cuda.is_available():
+        plain.model.language_model.set_attn_implementation("eager")  # SDPA's backward on a CPU takes half as long again
+    plain.model.vision_tower.to(memory_format=torch.channels_last)
+    set_trainable(plain, recipe)
+    if recipe.base_bits != 16:
+        round_base(plain, recipe.base_bits, dtype)
+    model = plain if recipe.lora is None else add_adapters(plain, recipe)
+    if recipe.gradient_checkpointing:
+        enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return Start(model, plain, folder)
+
+
+def _at_random(folder: Path, seed: int) -> FastVlmForConditionalGeneration:
+    """A model of a checkpoint's sizes in training form: a multi-branch encoder, random weights."""
+    config = FastVlmConfig.from_dict(dict(inspect_folder(folder).config))
+    vision = config.vision_config
+    vision.model_args = {**(vision.model_args or {}), "inference_mode": False}
+    config.dtype = torch.float32
+    torch.manual_seed(seed)
+    return FastVlmForConditionalGeneration(config)

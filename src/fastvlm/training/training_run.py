@@ -1,0 +1,293 @@
+"""A run from its recipe to its final folder: `TrainingRun.train` is the story."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainingArguments
+
+from fastvlm import __version__
+from fastvlm.checkpoints.loading import load
+from fastvlm.errors import UsageError
+from fastvlm.training.adapters import open_adapter
+from fastvlm.training.collation import Collator
+from fastvlm.training.curves import draw_curves
+from fastvlm.training.ema import WeightAverage
+from fastvlm.training.failing import in_clear_words
+from fastvlm.training.final_folder import write_adapter, write_model
+from fastvlm.training.interruption import Interruption
+from fastvlm.training.length_groups import LengthGroupedBatches
+from fastvlm.training.mixing import open_mixture, split_off
+from fastvlm.training.model_card import RunFacts, model_card
+from fastvlm.training.recipe import PARTS, Recipe
+from fastvlm.training.run_files import RunFiles
+from fastvlm.training.start import Start, arithmetic_dtype, open_processor, open_start
+from fastvlm.training.supervision import SupervisedDataset
+from fastvlm.training.trainer import FastVlmTrainer
+from fastvlm.training.watching import Averaging, Journal, Order, Progress, Resuming, Stopping
+
+__all__ = ["Outcome", "TrainingRun", "num_processes", "open_dataset"]
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of :meth:`TrainingRun.train` came to.
+
+    Attributes:
+        folder: the run's.
+        model, adapter: final folders; None where there is none, or the run was stopped before its end.
+        checkpoint: the newest one.
+        step, num_steps: made, and to be made in all.
+        signal: what stopped the run, if anything did.
+        loss, eval_loss: the last ones of the log.
+    """
+
+    folder: Path
+    model: Path | None
+    adapter: Path | None
+    checkpoint: Path | None
+    step: int
+    num_steps: int
+    signal: int | None
+    loss: float | None
+    eval_loss: float | None
+
+
+def open_dataset(recipe: Recipe, entries: Any, processor: Any) -> SupervisedDataset:
+    """Rows of a recipe's sources."""
+    return SupervisedDataset(open_mixture(entries, recipe.seed), processor, max_tokens=recipe.max_tokens)
+
+
+def num_processes() -> int:
+    """Processes that train together, as torchrun and accelerate say in the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class TrainingRun:
+    """One run.
+
+    Args:
+        recipe: with `data`.
+        folder: of the run.
+        on_progress: called after each step, in the first process.
+        commit: of the source that trains, for the model card.
+
+    Raises:
+        UsageError: no data; a batch that the processes cannot share.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        commit: str | None = None,
+    ) -> None:
+        if not recipe.data:
+            raise UsageError("There is nothing to learn from: give --data, or data in the recipe.")
+        self.recipe, self.files, self.on_progress = recipe, RunFiles(folder), on_progress
+        self.accumulated = _accumulated(recipe)
+        self.tool = f"fastvlm {__version__}" + (f" at {commit}" if commit else "")
+
+    def train(self, *, is_resumed: bool = False) -> Outcome:
+        """Make the steps that are left, and write the final folder; or stop at a signal, with a checkpoint.
+
+        Raises:
+            UsageError: the folder holds another run, or `is_resumed` is False and it holds this one.
+            TrainingError: the loss is no number, too little memory, a full disk. The last good checkpoint is kept.
+            DataError: a sample that cannot be used, by origin.
+        """
+        interruption = Interruption()
+        with interruption.listening(), in_clear_words(self.recipe, self.files):
+            processor = open_processor(self.recipe)
+            data = open_dataset(self.recipe, self.recipe.data, processor)
+            learnt, aside = self._shared_out(data, processor)
+            arguments = self._arguments(has_eval=aside is not None)
+            last = self._claim(arguments, is_resumed=is_resumed)
+            start = open_start(self.recipe)
+            trainer = self._trainer(start, processor, arguments, learnt, aside)
+            self._watch(trainer, interruption, last)
+            self._make_steps(trainer, interruption, last)
+            if interruption.signal is None:
+                self._finish(trainer, start, processor, len(learnt))
+            return self._outcome(trainer, interruption.signal)
+
+    # ------------------------------------------------------------------------------------------------ before
+
+    def _shared_out(self, data: SupervisedDataset, processor: Any) -> tuple[Any, Any]:
+        """(rows that are learnt, rows on which the loss is measured or None)."""
+        choice = self.recipe.eval
+        if choice is None:
+            return data, None
+        if choice.fraction is not None:
+            return split_off(data, choice.fraction, self.recipe.seed)
+        return data, open_dataset(self.recipe, choice.data, processor)
+
+    def _claim(self, arguments: TrainingArguments, *, is_resumed: bool) -> Path | None:
+        """The first process makes the folder ready; then all see the same."""
+        with arguments.main_process_first(desc="run folder"):
+            if arguments.process_index == 0:
+                return self.files.claim(self.recipe, is_resumed=is_resumed)
+            return self.files.last_good()
+
+    def _arguments(self, *, has_eval: bool) -> TrainingArguments:
+        recipe, has_gpu = self.recipe, torch.cuda.is_available() or torch.backends.mps.is_available()
+        every = recipe.eval.every if recipe.eval else 0
+        return TrainingArguments(
+            output_dir=str(self.files.folder),
+            per_device_train_batch_size=recipe.micro_batch_size,
+            per_device_eval_batch_size=recipe.micro_batch_size,
+            gradient_accumulation_steps=self.accumulated,
+            num_train_epochs=recipe.epochs,
+            max_steps=recipe.max_steps or -1,
+            learning_rate=max(recipe.parts.of(part).rate for part in PARTS),
+            lr_scheduler_type=_SCHEDULES[recipe.schedule],
+            warmup_steps=recipe.warmup_ratio,
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.max_grad_norm,
+            bf16=arithmetic_dtype(recipe) == torch.bfloat16,
+            use_cpu=not has_gpu,
+            seed=recipe.seed,
+            logging_steps=recipe.log_every,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=recipe.save_every_steps,
+            eval_strategy="steps" if has_eval and every else "no",
+            eval_steps=every or None,
+            prediction_loss_only=True,
+            dataloader_num_workers=recipe.workers,
+            dataloader_persistent_workers=recipe.workers > 0,
+            dataloader_prefetch_factor=4 if recipe.workers else None,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            remove_unused_columns=False,
+            label_names=["labels"],
+            report_to=_reporters(),
+            disable_tqdm=True,
+        )
+
+    def _trainer(
+        self, start: Start, processor: Any, arguments: TrainingArguments, learnt: Any, aside: Any
+    ) -> FastVlmTrainer:
+        order = LengthGroupedBatches(learnt.lengths(), self.recipe.micro_batch_size, seed=self.recipe.seed)
+        trainer = FastVlmTrainer(
+            start.model,
+            arguments,
+            recipe=self.recipe,
+            files=self.files,
+            order=order,
+            train_dataset=learnt,
+            eval_dataset=aside,
+            data_collator=Collator(processor.tokenizer.pad_token_id or 0),
+        )
+        if self.recipe.ema is not None:
+            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                raise UsageError("ema needs whole weights in each process; with FSDP or DeepSpeed leave it out.")
+            trainer.average = WeightAverage(start.plain, self.recipe.ema)
+        return trainer
+
+    def _watch(self, trainer: FastVlmTrainer, interruption: Interruption, last: Path | None) -> None:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Journal(trainer, self.on_progress))
+        trainer.add_callback(Order(trainer.order))
+        trainer.add_callback(Averaging(trainer))
+        trainer.add_callback(Stopping(trainer, interruption, self.recipe.save_every_minutes))
+        if last is not None:
+            trainer.add_callback(Resuming(trainer, last))
+
+    # ------------------------------------------------------------------------------------------------ steps, after
+
+    def _make_steps(self, trainer: FastVlmTrainer, interruption: Interruption, last: Path | None) -> None:
+        with interruption.patiently():
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            if interruption.signal is None and trainer.eval_dataset is not None:
+                trainer.evaluate()
+
+    def _finish(self, trainer: FastVlmTrainer, start: Start, processor: Any, num_samples: int) -> None:
+        """Final folder, card, curves; all processes take part in gathering the weights, the first writes."""
+        average = trainer.average
+        weights: dict[str, torch.Tensor] = {}
+        if self.recipe.lora is None:
+            weights = trainer.accelerator.get_state_dict(trainer.model)
+            if average is not None:
+                weights = {**weights, **average.averages}
+        if not trainer.is_world_process_zero():
+            return
+        log = self.files.read_log()
+        draw_curves(log, self.files.curves, f"{self.recipe.name}: {trainer.state.global_step:,} steps")
+        facts = self._facts(trainer, start, num_samples, log)
+        if self.recipe.lora is not None:
+            write_adapter(self.files.adapter, trainer.model, model_card(self.recipe, facts, is_adapter=True))
+            if not self.recipe.lora.merge:
+                return
+            weights = self._merged()
+        write_model(
+            self.files.model,
+            weights,
+            start.folder,
+            processor,
+            card=model_card(self.recipe, facts),
+            is_multi_branch=facts.is_multi_branch,
+        )
+
+    def _merged(self) -> dict[str, torch.Tensor]:
+        """The weights with the adapter added in, from the base as it is stored: rounding is not merged."""
+        model, _ = load(self.recipe.model, device="cpu", dtype=torch.float32)
+        return open_adapter(model, self.files.adapter).state_dict()
+
+    def _facts(self, trainer: FastVlmTrainer, start: Start, num_samples: int, log: Any) -> RunFacts:
+        parameters = list(start.model.parameters())
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+        return RunFacts(
+            num_samples=num_samples,
+            num_parameters=sum(p.numel() for p in parameters),
+            num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+            num_steps=trainer.state.global_step,
+            log=log,
+            tool=self.tool,
+            machine=f"{trainer.args.world_size} x {device}, torch {torch.__version__}",
+            is_multi_branch=not start.plain.model.vision_tower.timm_model.is_fused,
+        )
+
+    def _outcome(self, trainer: FastVlmTrainer, signal: int | None) -> Outcome:
+        log = self.files.read_log()
+        is_done = signal is None
+        return Outcome(
+            folder=self.files.folder,
+            model=self.files.model if is_done and self.files.model.is_dir() else None,
+            adapter=self.files.adapter if is_done and self.files.adapter.is_dir() else None,
+            checkpoint=self.files.last_good(),
+            step=trainer.state.global_step,
+            num_steps=trainer.state.max_steps,
+            signal=signal,
+            loss=next((line["loss"] for line in reversed(log) if "loss" in line), None),
+            eval_loss=next((line["eval_loss"] for line in reversed(log) if "eval_loss" in line), None),
+        )
+
+
+def _accumulated(recipe: Recipe) -> int:
+    """Micro-batches that each process adds up for a step."""
+    together = recipe.micro_batch_size * num_processes()
+    if recipe.batch_size % together:
+        raise UsageError(
+            f"batch_size is {recipe.batch_size}, which {num_processes()} processes of micro_batch_size "
+            f"{recipe.micro_batch_size} cannot share evenly; take a multiple of {together}."
+        )
+    return recipe.batch_size // together
+
+
+def _reporters() -> list[str]:
+    """TensorBoard and Weights & Biases where they are installed; the latter also has to know who logs in."""
+    found = ["tensorboard"] if find_spec("tensorboard") else []
+    has_wandb = find_spec("wandb") is not None and ("WANDB_API_KEY" in os.environ or "WANDB_MODE" in os.environ)
+    return [*found, "wandb"] if has_wandb else found
