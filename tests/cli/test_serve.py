@@ -76,6 +76,7 @@ def test_without_the_extra_there_is_one_line_that_names_it(fastvlm, monkeypatch)
         (["--bits", "5"], "bits is 5; expected 16, 8 or 4"),
         (["--dtype", "int3"], "--dtype is 'int3'"),
         (["--config", "nowhere.toml"], "cannot be read"),
+        (["--adapter", "x"], "adapters is 'x'; expected NAME=FOLDER"),
     ],
 )
 def test_mistakes_are_one_line(fastvlm, arguments, words):

@@ -1,16 +1,21 @@
+import copy
 import dataclasses
 
+import peft
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
 import fastvlm
+from fastvlm.checkpoints.lora_folder import sharing_copy
 from fastvlm.engine import fast
 from fastvlm.engine.engine import Engine
-from fastvlm.engine.fast import fast_dtype, fast_engine
+from fastvlm.engine.fast import SharedWeights, fast_dtype, fast_engine
 from fastvlm.engine.int4 import Int4Linear
 from fastvlm.engine.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
-from fastvlm.engine.linear import PackedLinear, PlainLinear
+from fastvlm.engine.linear import PackedLinear, PlainLinear, packed_linear_in
 from fastvlm.engine.types import BITS, SamplingParams
 from fastvlm.errors import UsageError
 
@@ -91,3 +96,68 @@ def test_other_bits_are_refused(bits):
 def test_few_bits_need_a_cpu():
     with pytest.raises(UsageError, match="need a CPU"):
         fast_engine(tiny.model().to("meta"), None, bits=8)
+
+
+def test_engines_that_share_weights_hold_them_once_and_answer_alike():
+    model, processor = mini()
+    models = [model, sharing_copy(model)]
+    alone = fast_engine(*mini()).generate(question(), GREEDY).token_ids
+    shared = SharedWeights()
+    first = fast_engine(models[0], processor, shared=shared)
+    whole = shared.num_bytes
+    second = fast_engine(models[1], processor, shared=shared)
+    assert shared.num_bytes - whole < whole / 3  # what lies side by side is laid out by each
+    assert shared.encoder(models[0]) is shared.encoder(models[1])
+    assert first.processor is not second.processor
+    assert [engine.generate(question(), GREEDY).token_ids for engine in (first, second)] == [alone, alone]
+
+
+def test_a_weight_of_its_own_is_not_mistaken_for_the_shared_one():
+    model, processor = mini()
+    other = sharing_copy(model)
+    down = other.model.language_model.layers[0].mlp.down_proj
+    down.weight.data = down.weight.data + 0.5
+    shared = SharedWeights()
+    first, second = (fast_engine(one, processor, shared=shared) for one in (model, other))
+    assert first.generate(question(), GREEDY).token_ids != second.generate(question(), GREEDY).token_ids
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounded_weights_are_shared_too(bits):
+    model, processor = mini()
+    models = [model, sharing_copy(model)]
+    shared = SharedWeights()
+    engines = [fast_engine(one, processor, bits=bits, shared=shared) for one in models]
+    replies = [engine.generate(question(), GREEDY).token_ids for engine in engines]
+    assert replies[0] == replies[1] == fast_engine(*mini(), bits=bits).generate(question(), GREEDY).token_ids
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_model_as_stored_computes_in_another_dtype_as_one_that_was_loaded_in_it(bits):
+    (stored, processor), (loaded, _) = mini("bfloat16"), mini("float32")
+    pixels = processor.image_processor([Image.new("RGB", (90, 60), "red")], return_tensors="pt")["pixel_values"]
+    turned = fast_engine(stored, processor, bits=bits, dtype=torch.float32)
+    expected = fast_engine(loaded, processor, bits=bits)
+    assert torch.equal(turned.encode(pixels), expected.encode(pixels))
+    replies = [engine.generate(question(), dataclasses.replace(GREEDY, logprobs=0)) for engine in (turned, expected)]
+    assert replies[0].token_ids == replies[1].token_ids
+    assert replies[0].logprobs == replies[1].logprobs
+    assert turned.kv_bytes_per_token == expected.kv_bytes_per_token
+
+
+def test_what_is_turned_while_it_is_laid_out_takes_turns_in_one_buffer():
+    make = packed_linear_in(torch.float32)
+    weights = [torch.randn(out, 8).bfloat16() for out in (16, 4, 24)]
+    linears = [make(weight, weight[:, 0]) for weight in weights]
+    x = torch.randn(3, 8)
+    for linear, weight in zip(linears, weights, strict=True):
+        torch.testing.assert_close(linear(x), F.linear(x, weight.float(), weight[:, 0].float()))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+def test_layers_of_another_kind_are_turned_too():
+    model, processor = mini("bfloat16")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, lora).base_model.model.eval()
+    expected = fast_engine(copy.deepcopy(wrapped).float(), processor).generate(question(), GREEDY)
+    assert fast_engine(wrapped, processor, dtype=torch.float32).generate(question(), GREEDY).text == expected.text

@@ -46,7 +46,7 @@ def test_what_is_described_is_what_is_answered(server, operations, mode):
 
 
 def test_the_document_has_what_requests_are_checked_with():
-    content = document("mini", has_keys=True)
+    content = document(("mini",), has_keys=True)
     asked = content["components"]["schemas"]["ChatRequest"]
     assert set(asked["properties"]) == set(ChatRequest.model_fields)
     assert content["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
@@ -55,6 +55,6 @@ def test_the_document_has_what_requests_are_checked_with():
 
 
 def test_the_page_of_the_document_names_every_field_and_loads_nothing():
-    page = docs_page(document("mini", has_keys=False))
+    page = docs_page(document(("mini",), has_keys=False))
     assert all(f"<code>{name}</code>" in page for name in ChatRequest.model_fields)
     assert "<script" not in page and "http" not in page.replace("http(s)", "").replace("https://...", "")

@@ -78,6 +78,10 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, words):
         {"request_timeout_s": 0},
         {"remote_timeout_s": float("nan")},
         {"remote_hosts": ("http://a.example",)},
+        {"adapters": ("name",)},
+        {"adapters": ("=folder",)},
+        {"adapters": ("a=x", "a=y")},
+        {"adapters": ("mini=x",)},
         {"cors_origins": ("example.org",)},
         {"api_keys": ("short",)},
         {"api_keys": ("with\nnewline and long",)},
@@ -118,3 +122,10 @@ def test_the_name_is_the_checkpoints(tmp_path):
     assert ServeSettings(model=str(folder)).served_name == "my-model"
     assert ServeSettings(model="apple/FastVLM-0.5B").served_name == "apple/FastVLM-0.5B"
     assert ServeSettings(name="x").served_name == "x"
+
+
+def test_adapters_have_names_and_folders():
+    settings = read_settings({}, {"FASTVLM_SERVE_ADAPTERS": "a=out/a, b=x=y"})
+    assert settings.adapter_folders == {"a": "out/a", "b": "x=y"}
+    assert settings.served_names == ("mini", "a", "b")
+    assert ServeSettings(name="mine", adapters=("mini=x",)).served_names == ("mine", "mini")

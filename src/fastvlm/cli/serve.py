@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvlm.cli import serve_options as options
 from fastvlm.cli.choices import ModelChoice
-from fastvlm.cli.opening import open_engine
 from fastvlm.cli.options import DebugOption, QuietOption
+from fastvlm.cli.serve_engines import open_engines
 from fastvlm.cli.terminal import Notes, quiet_libraries, say
 from fastvlm.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from fastvlm.engine.engine import Engine
     from fastvlm.server.settings import ServeSettings
 
 __all__ = ["serve"]
@@ -34,6 +32,7 @@ def serve(
     model: options.Model = None,
     revision: options.Revision = None,
     name: options.Name = None,
+    adapters: options.Adapters = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     bits: options.Bits = None,
@@ -79,6 +78,7 @@ def serve(
       fastvlm serve --model apple/FastVLM-0.5B --port 8080 --slots 8
       fastvlm serve --host 0.0.0.0 --api-keys-file keys.txt
       fastvlm serve --config serve.toml --access-log
+      fastvlm serve --adapter receipts=out/receipts-lora
     """
     told = dict(locals())
     _check_extra()
@@ -92,7 +92,7 @@ def _given(told: Mapping[str, Any]) -> dict[str, Any]:
     """What was typed, by the settings' names."""
     plain = ("has_no_page", "access_log", "config", "is_quiet", "is_debug")
     given = {name: value for name, value in told.items() if name not in plain and value is not None}
-    for name in ("cors_origins", "remote_hosts"):
+    for name in ("adapters", "cors_origins", "remote_hosts"):
         if name in given:
             given[name] = tuple(given[name])
     if told["has_no_page"]:
@@ -135,19 +135,11 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
 
     serve_until_stopped(
         settings,
-        lambda: [_open_engine(folder, choice, settings) for _ in range(settings.replicas)],
+        lambda: open_engines(folder, choice, settings, _silence if is_quiet else say),
         page=page_folder() if settings.page else None,
         on_listening=tell,
     )
 
 
-def _open_engine(folder: Path, choice: ModelChoice, settings: ServeSettings) -> Engine:
-    return open_engine(
-        folder,
-        choice,
-        num_slots=settings.slots,
-        context=settings.context,
-        max_waiting=settings.max_waiting,
-        image_cache_bytes=settings.image_cache_bytes,
-        picture_memo_bytes=settings.picture_memo_bytes,
-    )
+def _silence(kind: str, message: str) -> None:
+    """What says nothing."""

@@ -10,6 +10,7 @@ from fastvlm.cli.options import grouped_option as _option
 
 __all__ = [
     "AccessLog",
+    "Adapters",
     "ApiKeysFile",
     "Bits",
     "Config",
@@ -58,6 +59,12 @@ Revision = Annotated[
 Name = Annotated[
     str | None, _option(_MODEL, "--name", metavar="NAME", text="What clients call it; if not given, as --model.")
 ]
+Adapters = Annotated[
+    list[str] | None,
+    _option(
+        _MODEL, "--adapter", metavar="NAME=FOLDER", text="A LoRA adapter to serve too, under that name; repeatable."
+    ),
+]
 Device = Annotated[
     str | None, _option(_MODEL, "--device", metavar="DEVICE", text="cpu, cuda, cuda:1, mps; a GPU if there is one.")
 ]
@@ -77,7 +84,7 @@ ImageSize = Annotated[
     _option(_MODEL, "--image-size", metavar="SIZE", text="Side in pixels, or HEIGHTxWIDTH; multiples of 64."),
 ]
 Replicas = Annotated[
-    int | None, _option(_MODEL, "--replicas", metavar="N", text="Engines, each with its own weights.  [default: 1]")
+    int | None, _option(_MODEL, "--replicas", metavar="N", text="Engines with slots of their own.  [default: 1]")
 ]
 Slots = Annotated[
     int | None, _option(_MODEL, "--slots", metavar="N", text="Replies that an engine makes together.  [default: 4]")

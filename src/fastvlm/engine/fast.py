@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -12,13 +13,13 @@ from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.int4 import int4_linear
 from fastvlm.engine.int8 import int8_linear
-from fastvlm.engine.linear import Linear, LinearFactory, packed_linear
+from fastvlm.engine.linear import Linear, LinearFactory, packed_linear_in
 from fastvlm.engine.quantised import stored_linears
 from fastvlm.engine.types import BITS, Bits
-from fastvlm.engine.vision import FastImageEmbedder
+from fastvlm.engine.vision import FastEncoder, FastImageEmbedder
 from fastvlm.errors import UsageError
 
-__all__ = ["fast_dtype", "fast_engine"]
+__all__ = ["SharedWeights", "fast_dtype", "fast_engine"]
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
@@ -30,7 +31,56 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.float32 if device.type == "cpu" and not cpu_kernels().has_fast_bfloat16 else None
 
 
-def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any) -> Engine:
+class SharedWeights:
+    """What several engines of one process hold once; hand the same to each :func:`fast_engine`, then drop it.
+
+    A weight is known by its memory: models whose parameters are the same memory (adapters of one base, replicas) get
+    the same product, packed once. Until this is dropped, plain weights stay beside the packed ones.
+
+    Attributes:
+        num_bytes: of the decoders' products that were made so far, each counted once.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._products: dict[Any, tuple[Tensor, Tensor | None, Linear]] = {}
+        self._encoders: dict[Any, tuple[Any, FastEncoder]] = {}
+
+    def factory(self, make: LinearFactory) -> LinearFactory:
+        """`make`, called once for each weight; all models must be given factories that do the same."""
+
+        def make_once(weight: Tensor, bias: Tensor | None) -> Linear:
+            key = (_memory(weight), None if bias is None else _memory(bias))
+            if key not in self._products:
+                product = make(weight, bias)
+                self.num_bytes += int(getattr(product, "num_bytes", weight.nbytes))
+                self._products[key] = (weight, bias, product)  # the weight too, or its address would be used again
+            return self._products[key][2]
+
+        return make_once
+
+    def encoder(self, model: Any, dtype: torch.dtype | None = None) -> FastEncoder:
+        """The encoder of `model` in `dtype`, or one that was made of the same memory; one dtype for all."""
+        tower = model.model.vision_tower.timm_model
+        key = tuple(_memory(tensor) for tensor in (*tower.parameters(), *tower.buffers()))
+        if key not in self._encoders:
+            self._encoders[key] = (tower, FastEncoder(tower, dtype))
+        return self._encoders[key][1]
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def fast_engine(
+    model: Any,
+    processor: Any,
+    *,
+    bits: Bits = 16,
+    dtype: torch.dtype | None = None,
+    shared: SharedWeights | None = None,
+    **settings: Any,
+) -> Engine:
     """An engine with the fastest kernels for the model's device.
 
     On a CPU: the encoder on NHWC, the decoder's weights packed, so that the model itself cannot be called any more.
@@ -41,6 +91,10 @@ def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any)
         bits: of the decoder's weights on a CPU. 16 keeps them as the checkpoint has them: the model's own dtype, or
             the 8 or 4 bits in which ``fastvlm quantize`` stored them, if the model was loaded with
             ``has_products=False``. At 4 the head keeps 8, because its rounding is heard at once.
+        dtype: what a CPU computes in; None for the model's own. Weights are turned one by one while they are laid out,
+            so a model whose weights lie in a mapped file never exists in `dtype` as a whole.
+        shared: what this engine has in common with others of the process, which may run in other threads; all of
+            their models must exist before the first engine is made. It then gets a processor of its own.
         settings: of :class:`Engine`.
 
     Raises:
@@ -48,21 +102,26 @@ def fast_engine(model: Any, processor: Any, *, bits: Bits = 16, **settings: Any)
     """
     if bits not in BITS:
         raise UsageError(f"bits is {bits!r}; expected 16, 8 or 4.")
+    if shared is not None:
+        processor = copy.deepcopy(processor)  # tokenizers are changed while they are used: one for each thread
     if model.device.type != "cpu":
         if bits != 16:
             raise UsageError(f"bits is {bits}, but the model is on {model.device}; weights of 8 and 4 bits need a CPU.")
         return Engine(model, processor, **{"has_fixed_shapes": model.device.type == "cuda", **settings})
+    make = _factory(bits, model.config.text_config.vocab_size, model.stored_products, dtype or model.dtype)
     return Engine(
         model,
         processor,
-        encode=FastImageEmbedder(model),
-        make_linear=_factory(bits, model.config.text_config.vocab_size, model.stored_products),
+        encode=FastImageEmbedder(model, dtype, encoder=None if shared is None else shared.encoder(model, dtype)),
+        # Stored products come by their order, not by the weight.
+        make_linear=make if shared is None or model.stored_products is not None else shared.factory(make),
         takes_weights=True,
+        dtype=dtype,
         **settings,
     )
 
 
-def _factory(bits: Bits, vocab_size: int, stored: QuantisedWeights | None) -> LinearFactory:
+def _factory(bits: Bits, vocab_size: int, stored: QuantisedWeights | None, dtype: torch.dtype) -> LinearFactory:
     if stored is not None:
         if bits not in (16, stored.options.bits):
             raise UsageError(
@@ -71,7 +130,7 @@ def _factory(bits: Bits, vocab_size: int, stored: QuantisedWeights | None) -> Li
             )
         return stored_linears(stored)
     if bits == 16:
-        return packed_linear
+        return packed_linear_in(dtype)
     if bits == 8:
         return int8_linear
 

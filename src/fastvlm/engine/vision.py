@@ -77,12 +77,15 @@ class FastImageEmbedder:
 
     Args:
         model: a :class:`fastvlm.FastVlmForConditionalGeneration`; it stays as it is.
-        dtype: what the encoder computes in; None for the model's own encoder's.
+        dtype: what to compute in; None for encoder and projector as they are.
+        encoder: made of the same weights before, for the same dtype; None to make one.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
-        self._encoder = FastEncoder(model.model.vision_tower.timm_model, dtype)
-        self._projector = model.model.multi_modal_projector
+    def __init__(self, model: Any, dtype: torch.dtype | None = None, *, encoder: FastEncoder | None = None) -> None:
+        self._encoder = FastEncoder(model.model.vision_tower.timm_model, dtype) if encoder is None else encoder
+        projector = model.model.multi_modal_projector
+        is_turned = dtype is not None and any(weight.dtype != dtype for weight in projector.parameters())
+        self._projector = copy.deepcopy(projector).to(dtype) if is_turned else projector
 
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> Tensor:

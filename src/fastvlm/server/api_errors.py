@@ -7,7 +7,7 @@ there was one, the log hears what it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -22,7 +22,7 @@ from fastvlm.errors import (
     UsageError,
 )
 
-__all__ = ["ApiError", "as_api_error", "busy", "error_body", "error_response", "invalid", "unready"]
+__all__ = ["ApiError", "as_api_error", "busy", "error_body", "error_response", "invalid", "no_such_model", "unready"]
 
 logger = logging.getLogger("fastvlm.server")
 
@@ -66,6 +66,12 @@ class ApiError(Exception):
 def invalid(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A request that cannot be answered as it is."""
     return ApiError(400, message, code=code, param=param)
+
+
+def no_such_model(names: Sequence[str]) -> ApiError:
+    """A name that is none of `names`."""
+    message = f"There is no such model here; this server has {', '.join(map(repr, names))}."
+    return ApiError(404, message, code="model_not_found", param="model")
 
 
 def busy(message: str) -> ApiError:

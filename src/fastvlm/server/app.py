@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.pictures import PictureLimits
-from fastvlm.server.api_errors import ApiError, as_api_error, busy, error_response, unready
+from fastvlm.server.api_errors import ApiError, as_api_error, busy, error_response, no_such_model, unready
 from fastvlm.server.asking import Kitchen, answer_chat, answer_completion
 from fastvlm.server.attended import HangUp, TimeIsUp, attend
 from fastvlm.server.event_stream import Outlet
@@ -41,7 +42,7 @@ __all__ = ["OpenEngines", "Service", "create_app"]
 
 logger = logging.getLogger("fastvlm.server")
 
-OpenEngines = Callable[[], Sequence[Engine]]
+OpenEngines = Callable[[], Mapping[str, Sequence[Engine]]]
 Answer = Callable[[Kitchen, bytes, Outlet, float], Coroutine[None, None, None]]
 _WARM_UP_TOKENS = 4
 
@@ -51,7 +52,8 @@ class Service:
 
     Args:
         settings: of the server.
-        open_engines: opens the model, in a thread of its own: one engine a replica.
+        open_engines: opens the model, in a thread of its own: for each name that clients may ask for one engine a
+            replica, all with the same tokenizer.
     """
 
     def __init__(self, settings: ServeSettings, open_engines: OpenEngines) -> None:
@@ -73,12 +75,14 @@ class Service:
         try:
             engines = await asyncio.to_thread(self._open_engines)
             kitchen = await asyncio.to_thread(self._kitchen, engines)
-            await kitchen.replicas.open()
+            for replicas in kitchen.models.values():
+                await replicas.open()
             self.kitchen = kitchen
             self._become("warming up")
-            for replica in kitchen.replicas.all:
-                await replica.door.generate(_WARM_UP, SamplingParams(max_new_tokens=_WARM_UP_TOKENS))
-            self.metrics.watch(kitchen.replicas.all)
+            for replicas in kitchen.models.values():
+                for replica in replicas.all:
+                    await replica.door.generate(_WARM_UP, SamplingParams(max_new_tokens=_WARM_UP_TOKENS))
+            self.metrics.watch({name: replicas.all for name, replicas in kitchen.models.items()})
             self._become("ready")
         except Exception as error:  # noqa: BLE001 - whoever started the server raises it
             self.status, self.failure = "failed", error
@@ -88,16 +92,16 @@ class Service:
         if self.status != "stopping":
             self.status = status
 
-    def _kitchen(self, engines: Sequence[Engine]) -> Kitchen:
-        settings, engine = self.settings, engines[0]
+    def _kitchen(self, engines: Mapping[str, Sequence[Engine]]) -> Kitchen:
+        settings, engine = self.settings, next(iter(engines.values()))[0]
         limits = PictureLimits(max_bytes=settings.max_picture_bytes, max_pixels=settings.max_picture_pixels)
-        for one in engines:
+        for one in chain.from_iterable(engines.values()):
             one.processor.image_processor.picture_limits = limits
         tokenizer, end_ids = engine.processor.tokenizer, sorted(engine.config.stop_token_ids)
         guides = Guides(tokenizer, engine.config.text_config.vocab_size, end_ids)
         return Kitchen(
             settings=settings,
-            replicas=Replicas(engines),
+            models={name: Replicas(several) for name, several in engines.items()},
             guides=guides,
             names=TokenNames(guides.tokens, tokenizer, end_ids),
             remote=RemotePictures(
@@ -115,7 +119,8 @@ class Service:
         """End what still runs."""
         self.stop()
         if self.kitchen is not None:
-            await self.kitchen.replicas.close()
+            for replicas in self.kitchen.models.values():
+                await replicas.close()
 
 
 # A black picture and a question: the encoder, the prompt's pass and the decoder have all run once.
@@ -221,12 +226,12 @@ def create_app(
 
 
 def _routes(service: Service, page: Path | None) -> list[BaseRoute]:
-    content = document(service.settings.served_name, has_keys=bool(service.settings.api_keys))
+    content = document(service.settings.served_names, has_keys=bool(service.settings.api_keys))
     docs = docs_page(content)
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", _Asking(service, answer_chat), methods=["POST"]),
         Route("/v1/completions", _Asking(service, answer_completion), methods=["POST"]),
-        _get("/v1/models", lambda _: JSONResponse({"object": "list", "data": [_model(service)]})),
+        _get("/v1/models", lambda _: JSONResponse({"object": "list", "data": _models(service)})),
         _get("/v1/models/{model:path}", lambda request: _one_model(service, request)),
         _get("/health", lambda _: _state(service, is_good=service.status != "failed")),
         _get("/ready", lambda _: _state(service, is_good=service.is_ready)),
@@ -258,17 +263,17 @@ async def _file(file: Path, _: Request) -> Response:
     return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
 
-def _model(service: Service) -> dict[str, Any]:
-    name = service.settings.served_name
-    return {"id": name, "object": "model", "created": service.started_at, "owned_by": "fastvlm"}
+def _models(service: Service) -> list[dict[str, Any]]:
+    """The model, then its adapters."""
+    return [
+        {"id": name, "object": "model", "created": service.started_at, "owned_by": "fastvlm"}
+        for name in service.settings.served_names
+    ]
 
 
 def _one_model(service: Service, request: Request) -> Response:
-    model, asked = _model(service), request.path_params["model"]
-    if asked == model["id"]:
-        return JSONResponse(model)
-    message = f"There is no such model here; this server has {model['id']!r}."
-    return error_response(ApiError(404, message, code="model_not_found", param="model"))
+    found = [model for model in _models(service) if model["id"] == request.path_params["model"]]
+    return JSONResponse(found[0]) if found else error_response(no_such_model(service.settings.served_names))
 
 
 def _state(service: Service, *, is_good: bool) -> Response:

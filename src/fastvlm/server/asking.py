@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from fastvlm.engine.prepared import PreparedPrompt
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import PromptError
 from fastvlm.processing.prompt import IMAGE_TOKEN
-from fastvlm.server.api_errors import ApiError, invalid
+from fastvlm.server.api_errors import invalid, no_such_model
 from fastvlm.server.event_stream import Outlet
 from fastvlm.server.formats import ChatFormat, Format, TextFormat
 from fastvlm.server.generation import Choice, Totals, replies
@@ -32,10 +32,10 @@ __all__ = ["Kitchen", "answer_chat", "answer_completion"]
 
 @dataclass(frozen=True)
 class Kitchen:
-    """What answering needs, once the model is open."""
+    """What answering needs, once the model is open; `models` has the engines of each name that clients may ask for."""
 
     settings: ServeSettings
-    replicas: Replicas
+    models: Mapping[str, Replicas]
     guides: Guides
     names: TokenNames
     remote: RemotePictures
@@ -46,9 +46,9 @@ class Kitchen:
 async def answer_chat(kitchen: Kitchen, body: bytes, outlet: Outlet, start_s: float) -> None:
     """Answer one chat request; `start_s` is when it came, on :func:`time.perf_counter`'s clock."""
     asked = parse(body, ChatRequest)
-    count = _checked_count(kitchen, asked, num_prompts=1)
+    replicas, count = _asked_model(kitchen, asked), _checked_count(kitchen, asked, num_prompts=1)
     settings = kitchen.settings
-    with kitchen.replicas.claim(count, _conversation(asked.messages[:2])) as replica:
+    with replicas.claim(count, _conversation(asked.messages[:2])) as replica:
         messages = await read_messages(
             asked.messages,
             kitchen.remote.fetch,
@@ -59,7 +59,7 @@ async def answer_chat(kitchen: Kitchen, body: bytes, outlet: Outlet, start_s: fl
         prompt = await replica.door.prepare(messages)
         params = _params(asked, [prompt], replica, settings)
         choices = [Choice(prompt, choice_params(params, index), guide) for index, guide in enumerate(guides)]
-        told = ChatFormat(settings.served_name, kitchen.names, has_usage=_has_usage(asked))
+        told = ChatFormat(asked.model, kitchen.names, has_usage=_has_usage(asked))
         await _answer(kitchen, asked, replica, choices, told, outlet, start_s)
 
 
@@ -67,25 +67,28 @@ async def answer_completion(kitchen: Kitchen, body: bytes, outlet: Outlet, start
     """Answer one completion request: the text goes in as it is, so a chat's marks may stand in it."""
     asked = parse(body, CompletionRequest)
     texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    count = _checked_count(kitchen, asked, num_prompts=len(texts))
+    replicas, count = _asked_model(kitchen, asked), _checked_count(kitchen, asked, num_prompts=len(texts))
     if any(IMAGE_TOKEN in text for text in texts):
         raise invalid(f"A prompt has {IMAGE_TOKEN!r} in it; pictures go to /v1/chat/completions.", param="prompt")
-    with kitchen.replicas.claim(count, _conversation(texts)) as replica:
+    with replicas.claim(count, _conversation(texts)) as replica:
         prompts = [await replica.door.prepare(_token_ids(kitchen.tokenizer, text)) for text in texts]
         params = _params(asked, prompts, replica, kitchen.settings)
         each = count // len(prompts)
         choices = [Choice(prompt, choice_params(params, index)) for prompt in prompts for index in range(each)]
-        told = TextFormat(kitchen.settings.served_name, kitchen.names, has_usage=_has_usage(asked))
+        told = TextFormat(asked.model, kitchen.names, has_usage=_has_usage(asked))
         await _answer(kitchen, asked, replica, choices, told, outlet, start_s)
 
 
+def _asked_model(kitchen: Kitchen, asked: ChatRequest | CompletionRequest) -> Replicas:
+    """The engines of the model that is asked for, if it is there."""
+    if asked.model not in kitchen.models:
+        raise no_such_model(kitchen.settings.served_names)
+    return kitchen.models[asked.model]
+
+
 def _checked_count(kitchen: Kitchen, asked: ChatRequest | CompletionRequest, num_prompts: int) -> int:
-    """How many replies are asked for in all; of a model that is there."""
-    name, limit = kitchen.settings.served_name, kitchen.settings.max_choices
-    if asked.model != name:
-        raise ApiError(
-            404, f"There is no such model here; this server has {name!r}.", code="model_not_found", param="model"
-        )
+    """How many replies are asked for in all."""
+    limit = kitchen.settings.max_choices
     if asked.stream_options is not None and not asked.stream:
         raise invalid("stream_options needs stream to be true.", param="stream_options")
     count = (asked.n or 1) * num_prompts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -49,9 +49,9 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, replicas: Iterable[Replica]) -> None:
-        """Tell of these engines too, from now on."""
-        self.registry.register(_Engines(list(replicas)))
+    def watch(self, replicas: Mapping[str, Sequence[Replica]]) -> None:
+        """Tell of these engines too, from now on; by the name that clients ask for."""
+        self.registry.register(_Engines(replicas))
 
     def add(self, totals: Totals) -> None:
         """Count the replies of a request."""
@@ -75,8 +75,10 @@ class Metrics:
 class _Engines(Collector):
     """State of the engines at the moment of asking."""
 
-    def __init__(self, replicas: list[Replica]) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: Mapping[str, Sequence[Replica]]) -> None:
+        self._replicas = [
+            ([name, str(index)], one) for name, several in replicas.items() for index, one in enumerate(several)
+        ]
 
     def collect(self) -> Iterable[Metric]:
         """One sample a replica."""
@@ -86,14 +88,16 @@ class _Engines(Collector):
             "fastvlm_queue_waiting": ("Replies that wait for a slot.", lambda one: one.engine.num_waiting),
         }
         for name, (text, value) in gauges.items():
-            gauge = GaugeMetricFamily(name, text, labels=["replica"])
-            for index, replica in enumerate(self._replicas):
-                gauge.add_metric([str(index)], value(replica))
+            gauge = GaugeMetricFamily(name, text, labels=["model", "replica"])
+            for labels, replica in self._replicas:
+                gauge.add_metric(labels, value(replica))
             yield gauge
         pictures = CounterMetricFamily(
-            "fastvlm_pictures", "Pictures that prompts needed, by whether they were known.", labels=["replica", "cache"]
+            "fastvlm_pictures",
+            "Pictures that prompts needed, by whether they were known.",
+            labels=["model", "replica", "cache"],
         )
-        for index, replica in enumerate(self._replicas):
+        for labels, replica in self._replicas:
             for outcome, count in zip(("hit", "miss"), replica.engine.picture_hits, strict=True):
-                pictures.add_metric([str(index), outcome], count)
+                pictures.add_metric([*labels, outcome], count)
         yield pictures

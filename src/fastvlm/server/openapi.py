@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -39,16 +40,16 @@ _ERRORS = {
 }
 
 
-def document(model_name: str, *, has_keys: bool) -> dict[str, Any]:
+def document(model_names: Sequence[str], *, has_keys: bool) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
-        model_name: what clients call the model; stands in the examples.
+        model_names: what clients may ask for; the first stands in the examples.
         has_keys: an API key is needed.
     """
     _, schemas = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REFERENCE)
     for request in (ChatRequest, CompletionRequest):
-        schemas["$defs"][request.__name__]["properties"]["model"]["enum"] = [model_name]
+        schemas["$defs"][request.__name__]["properties"]["model"]["enum"] = list(model_names)
     content: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -56,7 +57,7 @@ def document(model_name: str, *, has_keys: bool) -> dict[str, Any]:
             "version": __version__,
             "description": "FastVLM behind the API that OpenAI's clients speak.",
         },
-        "paths": _paths(model_name, has_keys=has_keys),
+        "paths": _paths(model_names[0], has_keys=has_keys),
         "components": {"schemas": schemas["$defs"]},
     }
     if has_keys:

@@ -34,7 +34,7 @@ def serve(
 
     Args:
         settings: of the server.
-        open_engines: opens the model, one engine a replica; requests are refused with 503 meanwhile.
+        open_engines: opens the model, see :class:`Service`; requests are refused with 503 meanwhile.
         page: a folder whose files are shown at ``/``.
         on_listening: called with the server's URL once clients can connect.
 

@@ -24,7 +24,8 @@ class ServeSettings:
     Args:
         model, revision, device, dtype, bits, image_fit, image_size: which checkpoint and how it runs, as in `ask`.
         name: what clients call the model; None for the checkpoint's own name.
-        replicas: engines in this process, each with weights, caches and slots of its own.
+        adapters: LoRA adapters that are served beside the model, each ``NAME=FOLDER`` with the name that clients use.
+        replicas: engines in this process for each name, with caches and slots of their own.
         slots: replies that one replica makes at the same time.
         context: tokens of one conversation, reply included; None for what the model was made for.
         host, port: where to listen; port 0 for any free one.
@@ -60,6 +61,7 @@ class ServeSettings:
     image_fit: str | None = None
     image_size: str | None = None
     name: str | None = None
+    adapters: tuple[str, ...] = ()
     replicas: int = 1
     slots: int = 4
     context: int | None = None
@@ -91,6 +93,7 @@ class ServeSettings:
             self._check_number(field.name, getattr(self, field.name))
         _check("port", self.port, self.port <= 65535, "0 to 65535")
         _check("bits", self.bits, self.bits in BITS, "16, 8 or 4")
+        self._check_adapters()
         for host in self.remote_hosts:
             _check("remote_hosts", host, _HOST.fullmatch(host) is not None, "a host such as images.example.org")
         for origin in self.cors_origins:
@@ -114,6 +117,25 @@ class ServeSettings:
         lowest = 0 if name in ("port", "max_pictures", "image_cache_bytes", "picture_memo_bytes") else 1
         lowest_ok = value > 0 if name.endswith("_s") else value >= lowest  # False for NaN
         _check(name, value, lowest_ok and value < 2**53, f"{'above 0' if name.endswith('_s') else f'{lowest} or more'}")
+
+    def _check_adapters(self) -> None:
+        names = {self.served_name}
+        for adapter in self.adapters:
+            name, _, folder = adapter.partition("=")
+            _check("adapters", adapter, bool(name and folder), "NAME=FOLDER")
+            if name in names:
+                raise UsageError(f"adapters has {name!r} twice, or it is the model's own name. Name it otherwise.")
+            names.add(name)
+
+    @property
+    def adapter_folders(self) -> dict[str, str]:
+        """Name -> folder of each adapter, in their order."""
+        return {name: folder for name, _, folder in (adapter.partition("=") for adapter in self.adapters)}
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """All names that clients may ask for: the model's, then the adapters'."""
+        return (self.served_name, *self.adapter_folders)
 
     @property
     def served_name(self) -> str:

@@ -1,0 +1,145 @@
+"""`fastvlm serve --adapter`: the model's name picks base or adapter, and each answers as the offline engine does."""
+
+import re
+import subprocess
+import sys
+import threading
+
+import peft
+import pytest
+import torch
+from server_process import ROOT, Server, example, question
+
+import fastvlm
+from fastvlm.checkpoints.loading import pick_device
+from fastvlm.engine.fast import fast_dtype
+from fastvlm.engine.types import SamplingParams
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient.checkpointing.*")
+
+PICTURES = ("letter", "shapes", "red_star", "word")
+TEXT = "What do you see?"
+SCALE = 0.15  # of random matrices: replies change
+
+
+def load():
+    return fastvlm.load("mini", dtype=fast_dtype(pick_device()))
+
+
+def make_adapter(folder, seed, targets):
+    """A random adapter of the mini, saved by peft; an engine with its weights merged by peft."""
+    model, processor = load()
+    lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(model, lora)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(std=SCALE)
+    wrapped.save_pretrained(folder)
+    return fastvlm.fast_engine(wrapped.merge_and_unload().eval(), processor)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, offline):
+    """A server of the mini with two adapters, and the offline engine of each name."""
+    folder = tmp_path_factory.mktemp("adapters")
+    engines = {
+        "mini": offline,
+        "poet": make_adapter(folder / "poet", 1, r".*language_model.*\.(q_proj|v_proj|up_proj)"),
+        "painter": make_adapter(folder / "painter", 2, r".*(multi_modal_projector\.linear_2|language_model.*k_proj)"),
+    }
+    server = Server("--adapter", f"poet={folder / 'poet'}", "--adapter", f"painter={folder / 'painter'}")
+    yield server, engines
+    assert server.stop() == 0, server.lines
+    assert "Traceback" not in "".join(server.lines)
+
+
+def ask(server, name, picture, **settings):
+    return server.client.post(
+        "/v1/chat/completions",
+        json={"model": name, "messages": [question(TEXT, example(picture))], "max_tokens": 16, **settings},
+    )
+
+
+def offline_text(engine, picture):
+    content = [{"type": "image", "path": str(ROOT / "examples" / f"{picture}.png")}, {"type": "text", "text": TEXT}]
+    return engine.generate([{"role": "user", "content": content}], SamplingParams(max_new_tokens=16)).text
+
+
+def test_replies_of_all_names_asked_together_equal_the_offline_engines(served):
+    server, engines = served
+    replies = {}
+
+    def note(name, picture):
+        reply = ask(server, name, picture).json()
+        assert reply["model"] == name
+        replies[name, picture] = reply["choices"][0]["message"]["content"]
+
+    threads = [threading.Thread(target=note, args=(name, picture)) for picture in PICTURES for name in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert replies == {(name, picture): offline_text(engines[name], picture) for name, picture in replies}
+    assert len(replies) == len(PICTURES) * len(engines)
+    for name in ("poet", "painter"):
+        assert any(replies[name, picture] != replies["mini", picture] for picture in PICTURES), name
+
+
+def test_models_are_listed_the_base_first(served):
+    server, _ = served
+    listed = server.client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["mini", "poet", "painter"]
+    assert server.client.get("/v1/models/painter").json() == listed[2]
+    enum = server.client.get("/openapi.json").json()["components"]["schemas"]["ChatRequest"]["properties"]["model"][
+        "enum"
+    ]
+    assert enum == ["mini", "poet", "painter"]
+
+
+def test_unknown_names_are_404_and_told_which_there_are(served):
+    server, _ = served
+    bodies = {
+        "/v1/chat/completions": {"model": "other", "messages": [question("?")]},
+        "/v1/completions": {"model": "other", "prompt": "A"},
+    }
+    answers = [server.client.post(path, json=body) for path, body in bodies.items()]
+    for answer in [*answers, server.client.get("/v1/models/other")]:
+        error = answer.json()["error"]
+        assert answer.status_code == 404 and error["code"] == "model_not_found" and error["param"] == "model"
+        assert "'mini', 'poet', 'painter'" in error["message"]
+
+
+def test_an_adapter_streams_and_completes_under_its_name(served):
+    server, engines = served
+    lines = [line for line in ask(server, "poet", "letter", stream=True).text.splitlines() if line]
+    assert lines[-1] == "data: [DONE]" and '"model":"poet"' in lines[0].replace(" ", "")
+    asked = {"model": "poet", "prompt": "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n", "max_tokens": 8}
+    reply = server.client.post("/v1/completions", json=asked).json()
+    ids = engines["poet"].processor.tokenizer(asked["prompt"])["input_ids"]
+    expected = engines["poet"].generate({"input_ids": [ids]}, SamplingParams(max_new_tokens=8))
+    assert reply["choices"][0]["text"] == expected.text and reply["model"] == "poet"
+
+
+def test_what_an_adapter_takes_is_told_and_is_less_than_the_model(served):
+    server, _ = served
+    told = dict(re.findall(r"fastvlm: adapter: (\w+): ([\d.]+ \w+) of decoder weights", "".join(server.lines)))
+    assert set(told) == {"poet", "painter"}
+    size = sum(file.stat().st_size for file in (ROOT / "src/fastvlm/weights/mini").glob("*.safetensors"))
+    assert all(0 < in_bytes(text) < 2 * size for text in told.values())  # float32 here, half of it in the file
+    page = server.client.get("/metrics").text
+    assert 'fastvlm_slots{model="painter",replica="0"} 4.0' in page
+
+
+def in_bytes(text):
+    value, unit = text.split()
+    return float(value) * 1000 ** ("B", "KB", "MB", "GB").index(unit)
+
+
+def test_an_adapter_that_does_not_fit_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "fastvlm", "serve", "--port", "0", "--adapter", f"a={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("fastvlm: error: ")]
+    assert done.returncode == 1 and len(errors) == 1 and "has no adapter_config.json" in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
