@@ -295,6 +295,10 @@ def rendered(dataset: SupervisedDataset, sample: Sample, tokens: Supervised) -> 
     parts: list[tuple[str, bool]] = []
     pairs = zip(tokens.input_ids, tokens.labels, strict=True)
     for is_supervised, stretch in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
-        text = str(processor.tokenizer.decode([token for token, _ in stretch], skip_special_tokens=False))
+        text = str(
+            processor.tokenizer.decode(
+                [token for token, _ in stretch], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
         parts.append((places.sub(f"{processor.image_token[:-1]} x{count}>", text), is_supervised))
     return RenderedSample(sample.origin, tuple(parts))

@@ -63,7 +63,7 @@ class PictureInTable:
         if not value:
             raise OSError("neither bytes nor a path stand there")
         with (self.folder / value).open("rb") as file:
-            return file.read(size)
+            return bytes(file.read(size))
 
 
 class TableSource:

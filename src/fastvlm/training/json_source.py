@@ -57,7 +57,8 @@ class JsonSource:
         try:
             value = json.loads(data)
         except json.JSONDecodeError as error:
-            raise DataError(f"it is no JSON ({error.msg}, column {error.colno})") from error
+            place = f"line {self._lines[index] + error.lineno - 1}, column {error.colno}"
+            raise DataError(f"it is no JSON ({error.msg}: {place})") from error
         except UnicodeDecodeError as error:
             raise DataError(f"it is not UTF-8 (byte {error.start} of the record)") from error
         if not isinstance(value, dict):
@@ -76,7 +77,7 @@ def _line_spans(path: Path) -> Iterator[tuple[int, int, int]]:
         for line, text in enumerate(file, 1):
             mark = len(BYTE_ORDER_MARK) if line == 1 and text.startswith(BYTE_ORDER_MARK) else 0
             if text[mark:].strip():
-                yield start + mark, len(text) - mark, line
+                yield start + mark, len(text.rstrip()) - mark, line
             start += len(text)
 
 
@@ -93,7 +94,7 @@ def json_array(path: Path) -> JsonSource:
 def _element_spans(path: Path, data: mmap.mmap) -> Iterator[tuple[int, int, int]]:
     """(first byte, bytes, line) of each element of the array, found by counting brackets outside strings."""
     depth, start, line, counted = 0, 0, 1, 0
-    for mark in _MARKS.finditer(data):  # type: ignore[arg-type]  # a mmap is a buffer, which re takes
+    for mark in _MARKS.finditer(data):
         kind = mark.group()[:1]
         if depth == 0 and kind != b"[":
             raise DataError(f"{path} has something beside its array (byte {mark.start()}); expected one array alone.")
@@ -114,7 +115,7 @@ def _element_spans(path: Path, data: mmap.mmap) -> Iterator[tuple[int, int, int]
         if depth == 0:
             _refuse_rest(path, data, mark.end())
             return
-    raise DataError(f"{path} ends within its array, after record {'?' if not start else 'at byte ' + str(start)}.")
+    raise DataError(f"{path} ends within its array. Was it cut?")
 
 
 def _refuse_rest(path: Path, data: mmap.mmap, end: int) -> None:

@@ -48,6 +48,7 @@ def read_record(record: Mapping[str, Any], folder: Path) -> tuple[list[dict[str,
         conversation = read_conversation(messages)
     except PromptError as error:
         raise DataError(str(error)) from error
+    _check_texts(conversation)
     _check_replies(conversation)
     sources = _sources(conversation, given)
     return conversation.messages, tuple(_located(source, folder) for source in sources)
@@ -110,13 +111,23 @@ def _place_pictures(messages: list[dict[str, Any]], count: int) -> None:
         first["content"][:0] = [{"type": "image"}] * count
 
 
+def _check_texts(conversation: Conversation) -> None:
+    """JSON can hold half of a surrogate pair, which is no character and cannot be tokenised."""
+    index = 0
+    try:
+        for index, message in enumerate(conversation.messages):  # noqa: B007 - the handler tells it
+            "".join(item.get("text", "") for item in message["content"]).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"turn {index} holds half a surrogate pair (character {error.start})") from error
+
+
 def _check_replies(conversation: Conversation) -> None:
     """Every assistant's turn says something, and there is one."""
     replies = [(index, m) for index, m in enumerate(conversation.messages) if m["role"] == "assistant"]
     if not replies:
         raise DataError("it has no assistant's turn; there is nothing to learn from it")
     for index, message in replies:
-        if not any(item["text"] for item in message["content"]):
+        if not any(item["text"].strip() for item in message["content"]):
             raise DataError(f"turn {index}, the assistant's, is empty")
 
 

@@ -117,7 +117,8 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
             raise UsageError(f"max_tokens is {max_tokens}; expected at least 1.")
         self.samples, self.processor = samples, processor
         self.max_tokens, self.image_size = max_tokens, image_size
-        self.tokens_each = processor.image_processor.num_visual_tokens(image_size)
+        self.tokens_each = int(processor.image_processor.num_visual_tokens(image_size))
+        self._image_id = int(processor.image_token_id)
         self._replies = ReplyFinder(processor)
         self._lengths = array("q", [-1]) * len(samples)
 
@@ -151,7 +152,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
 
     def supervise_ids(self, sample: Sample, short_ids: Sequence[int]) -> Supervised:
         """As :meth:`supervise`, from ids in which a picture has one placeholder. Raises FastVlmError."""
-        image_id = self.processor.image_token_id
+        image_id = self._image_id
         ids: list[int] = []
         for token in short_ids:
             ids += [token] * self.tokens_each if token == image_id else [token]
@@ -181,8 +182,8 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         """How many ids are kept: `max_tokens`, or as many as stand before the picture that would be cut there."""
         if len(ids) <= self.max_tokens:
             return len(ids)
-        image_id = self.processor.image_token_id
-        return self.max_tokens - list(ids[: self.max_tokens]).count(image_id) % self.tokens_each
+        num_placeholders = list(ids[: self.max_tokens]).count(self._image_id)
+        return self.max_tokens - num_placeholders % self.tokens_each
 
     # ------------------------------------------------------------------------------------------ lengths
 
@@ -217,7 +218,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return self._lengths
 
     def _quick_length(self, sample: Sample, short_ids: Sequence[int]) -> int:
-        num_tokens = len(short_ids) + short_ids.count(self.processor.image_token_id) * (self.tokens_each - 1)
+        num_tokens = len(short_ids) + short_ids.count(self._image_id) * (self.tokens_each - 1)
         if num_tokens <= self.max_tokens:
             return num_tokens
         try:

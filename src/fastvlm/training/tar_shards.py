@@ -155,17 +155,26 @@ def caption_messages(caption: str, key: str) -> list[dict[str, Any]]:
 def _grouped(path: Path) -> dict[str, _Members]:
     """The records of a shard by name, in the order in which they begin."""
     records: dict[str, _Members] = {}
+    end = 0
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if member.isfile():
                     _add(records, member)
-                tar.members.clear()  # it keeps every member otherwise
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member otherwise
     except tarfile.ReadError as error:
         raise DataError(
             f"{path} cannot be read as an uncompressed tar ({error}). Was it compressed, or cut?"
         ) from error
+    _refuse_cut(path, end)
     return records
+
+
+def _refuse_cut(path: Path, end: int) -> None:
+    """tarfile takes a header that was cut for the end. Raise DataError unless nothing but zeros comes after `end`."""
+    if path.stat().st_size < end or any(read_bytes(path, end, min(path.stat().st_size - end, tarfile.BLOCKSIZE))):
+        raise DataError(f"{path} was cut: its last member is not whole. Copy it again.")
 
 
 def _add(records: dict[str, _Members], member: tarfile.TarInfo) -> None:

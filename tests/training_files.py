@@ -1,0 +1,74 @@
+"""What the tests of training data share: a small processor, pictures and records."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from qwen2_format import small_tokenizer
+
+from fastvlm import FastVlmImageProcessor, FastVlmProcessor
+
+N = 4  # visual tokens of a 128 px picture
+
+
+def processor(**options) -> FastVlmProcessor:
+    """A processor of 128 px with a small tokenizer in Qwen2's format."""
+    return FastVlmProcessor(FastVlmImageProcessor(image_size=128), small_tokenizer(), **options)
+
+
+def grey(level: int, size_px: tuple[int, int] = (10, 10)) -> Image.Image:
+    """A picture that is recognised in `pixel_values` by its level."""
+    return Image.new("RGB", size_px, (level,) * 3)
+
+
+def png(level: int) -> bytes:
+    """A grey picture's file."""
+    file = io.BytesIO()
+    grey(level).save(file, "PNG")
+    return file.getvalue()
+
+
+def save_pictures(folder: Path, *levels: int) -> None:
+    """``7.png`` is grey of level 7."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for level in levels:
+        (folder / f"{level}.png").write_bytes(png(level))
+
+
+def llava(*texts: str, image: Any = None) -> dict[str, Any]:
+    """A record of LLaVA's, from what human and gpt say in turn."""
+    turns = [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
+    return {"id": "x", **({} if image is None else {"image": image}), "conversations": turns}
+
+
+def openai(*contents: Any, **columns: Any) -> dict[str, Any]:
+    """A record of messages, from what user and assistant say in turn."""
+    turns = [{"role": ("user", "assistant")[index % 2], "content": c} for index, c in enumerate(contents)]
+    return {"messages": turns, **columns}
+
+
+def write_lines(path: Path, *records: Any) -> Path:
+    """A JSON Lines file; texts are written as they are."""
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def write_tar(path: Path, members: dict[str, bytes | str], mode: str = "w") -> Path:
+    """A shard with these members, in this order."""
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            data = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def levels(row: dict[str, Any]) -> list[int]:
+    """The grey levels of a row's pictures."""
+    return [round(float(picture[0, 64, 64]) * 255) for picture in row.get("pixel_values", [])]
