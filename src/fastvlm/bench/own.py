@@ -13,7 +13,7 @@ from fastvlm.bench.generating import pixels, sketch, steady_rate, wait_for
 from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.worker import Measured
-from fastvlm.checkpoints.loading import load
+from fastvlm.checkpoints.loading import as_dtype, load
 from fastvlm.engine.fast import fast_engine
 from fastvlm.engine.types import Bits, Completion, SamplingParams
 from fastvlm.errors import UsageError
@@ -50,10 +50,11 @@ class OwnContestant:
         self.engine: Any = None
 
     def open(self) -> Measured:
-        """Load the model."""
+        """Load the model, as `fastvlm ask` does: on a CPU the engine turns the weights into `dtype`."""
         start_s = time.perf_counter()
-        model, self.processor = load(self.folder, device=self.device, dtype=self.dtype)
-        self.engine = fast_engine(model, self.processor, bits=self.bits, num_slots=self.num_slots)
+        dtype = as_dtype(self.dtype)
+        model, self.processor = load(self.folder, device=self.device, dtype=None if self.device == "cpu" else dtype)
+        self.engine = fast_engine(model, self.processor, bits=self.bits, dtype=dtype, num_slots=self.num_slots)
         return Measured(time.perf_counter() - start_s)
 
     @torch.inference_mode()

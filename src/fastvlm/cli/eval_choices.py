@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvlm.cli.choices import ModelChoice, check_word
-from fastvlm.cli.opening import open_model
+from fastvlm.cli.opening import engine_settings, open_model
 from fastvlm.cli.terminal import Notes
 from fastvlm.engine.types import BITS
 from fastvlm.errors import UsageError
@@ -126,8 +126,10 @@ class Machine:
 
         with notes.waiting(f"Opening {self.choice.name}"):
             model, processor = open_model(folder, self.choice)
-            computed = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-            return fast_engine(model, processor, num_slots=self.slots, bits=self.bits), computed  # type: ignore[arg-type]
+            settings = {**engine_settings(model, self.choice), "bits": self.bits}
+            dtype = settings["dtype"] or model.dtype
+            computed = {"device": str(model.device), "dtype": str(dtype).removeprefix("torch.")}
+            return fast_engine(model, processor, num_slots=self.slots, **settings), computed
 
     def about(self) -> dict[str, Any]:
         """What decides the replies beside the questions."""

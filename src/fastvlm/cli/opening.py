@@ -14,13 +14,22 @@ from fastvlm.cli.terminal import Notes, quiet_libraries
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from fastvlm.cli.answering import Answerer
     from fastvlm.engine.engine import Engine
     from fastvlm.engine.types import Bits
 
-__all__ = ["open_answerer", "open_engine", "open_model", "open_pictures", "system_message", "user_message"]
+__all__ = [
+    "engine_settings",
+    "open_answerer",
+    "open_engine",
+    "open_model",
+    "open_pictures",
+    "system_message",
+    "user_message",
+]
 
 
 def open_pictures(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]:
@@ -69,22 +78,38 @@ def open_engine(folder: Path, choice: ModelChoice, **settings: Any) -> Engine:
     """The engine for a checkpoint as chosen; `settings` are the engine's."""
     from fastvlm.engine.fast import fast_engine
 
-    return fast_engine(*open_model(folder, choice), bits=cast("Bits", choice.bits), **settings)
+    model, processor = open_model(folder, choice)
+    return fast_engine(model, processor, **engine_settings(model, choice), **settings)
 
 
-def open_model(folder: Path, choice: ModelChoice) -> tuple[Any, Any]:
-    """Model and processor as chosen, for :func:`fastvlm.fast_engine` alone.
+def engine_settings(model: Any, choice: ModelChoice) -> dict[str, Any]:
+    """What :func:`fastvlm.fast_engine` has to know of the choice: bits, and what to compute in."""
+    dtype = _computed_in(model.device, choice)
+    return {"bits": cast("Bits", choice.bits), "dtype": None if dtype == model.dtype else dtype}
 
-    The dtype ``auto`` is the checkpoint's own, or what this machine is fast in. Products that are stored in 8 or 4 bits
-    are left to the engine on a CPU; elsewhere they become plain weights.
+
+def _computed_in(device: torch.device, choice: ModelChoice) -> torch.dtype | None:
+    """None for the checkpoint's own."""
+    from fastvlm.checkpoints.loading import as_dtype
+    from fastvlm.engine.fast import fast_dtype
+
+    return fast_dtype(device) if choice.dtype == "auto" else as_dtype(choice.dtype)
+
+
+def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) -> tuple[Any, Any]:
+    """Model and processor as chosen, for :func:`fastvlm.fast_engine` with :func:`engine_settings` alone.
+
+    For a CPU the weights stay as the file has them, mapped: the engine lays them out in what it computes in. Products
+    that are stored in 8 or 4 bits are left to it too; elsewhere they become plain weights. With `is_turned` the weights
+    are in what is computed in already, for who changes them before (LoRA adapters).
     """
     from fastvlm import checkpoints
     from fastvlm.checkpoints.loading import pick_device
-    from fastvlm.engine.fast import fast_dtype
     from fastvlm.processing.image_processor import image_size_px
 
     device = pick_device(choice.device)
-    dtype = fast_dtype(device) if choice.dtype == "auto" else choice.dtype
+    is_mapped = device.type == "cpu" and choice.dtype != "float16" and not is_turned
+    dtype = None if is_mapped else _computed_in(device, choice)
     model, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=device.type != "cpu")
     pictures = processor.image_processor
     if choice.image_fit is not None:

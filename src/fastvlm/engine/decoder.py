@@ -57,6 +57,7 @@ class Decoder:
             them; the model cannot compute anything afterwards but the pictures' features.
         has_fixed_shapes: decode on buffers of fixed shape, on a GPU as CUDA graphs. Logits of a step then last until
             the next one.
+        dtype: what to compute in, if not in the model's own; `make_linear` has to see to the products.
 
     Raises:
         ConfigError: a decoder that is no plain Qwen2.
@@ -71,16 +72,18 @@ class Decoder:
         *,
         takes_weights: bool = False,
         has_fixed_shapes: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         config, decoder = model.config.text_config, model.model.language_model
         _refuse_other_decoders(config)
         self._embedding: Tensor = model.get_input_embeddings().weight.detach()
+        self._dtype = dtype or self._embedding.dtype
         self._rotary: nn.Module = decoder.rotary_emb
-        make = partial(_linear, make_linear=make_linear, takes_weights=takes_weights)
-        self._layers = [_layer(layer, make) for layer in decoder.layers]
-        self._norm: Tensor = decoder.norm.weight.detach()
+        make = partial(_linear, make_linear=make_linear, takes_weights=takes_weights, dtype=self._dtype)
+        self._layers = [_layer(layer, make, self._dtype) for layer in decoder.layers]
+        self._norm: Tensor = decoder.norm.weight.detach().to(self._dtype)
         is_head_shared = model.lm_head.weight is model.get_input_embeddings().weight
-        self._head = _linear([model.lm_head], make_linear, takes_weights=takes_weights and not is_head_shared)
+        self._head = make([model.lm_head], takes_weights=takes_weights and not is_head_shared)
         self._epsilon: float = config.rms_norm_eps
         self._is_exact = self.device.type != "cpu" or self.dtype == torch.float32
         self._num_heads: int = config.num_attention_heads
@@ -97,12 +100,12 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return self._embedding.dtype
+        return self._dtype
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Token embeddings (T, D)."""
-        return F.embedding(torch.tensor(token_ids, device=self.device), self._embedding)
+        return F.embedding(torch.tensor(token_ids, device=self.device), self._embedding).to(self._dtype)
 
     @torch.inference_mode()
     def prefill(self, embeds: Tensor, slot: int, start: int = 0) -> Tensor:
@@ -136,7 +139,8 @@ class Decoder:
         """Logits (B, V) of `rows` (3, B): token ids, slots, positions; attention goes over `end` tokens."""
         token_ids, where, at = rows
         attend = attend_rows_together(self.cache, where, at, end)
-        return self._run(F.embedding(token_ids, self._embedding), self._cos[at], self._sin[at], attend)
+        embeds = F.embedding(token_ids, self._embedding).to(self._dtype)
+        return self._run(embeds, self._cos[at], self._sin[at], attend)
 
     def _run(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, is_last_only: bool = False) -> Tensor:
         """Logits of all rows of `hidden` (T, D), or of the last one; cos, sin (T, 1, E)."""
@@ -178,7 +182,7 @@ class Decoder:
             return
         length = min(max(num_tokens, 2 * known), self.cache.context)
         positions = torch.arange(length, device=self.device)[None]
-        cos, sin = self._rotary(self._embedding[:1], positions)
+        cos, sin = self._rotary(self._embedding[:1].to(self._dtype), positions)
         first, second = sin[0].chunk(2, dim=-1)
         self._cos, self._sin = cos[0][:, None], torch.cat([-first, second], dim=-1)[:, None]  # for `roll`, no negation
 
@@ -196,23 +200,26 @@ def _refuse_other_decoders(config: Any) -> None:
     raise ConfigError(f"The decoder {found}; the engine runs plain Qwen2. Use model.generate for this model.")
 
 
-def _layer(layer: Any, make: Callable[[Sequence[nn.Module]], Linear]) -> _Layer:
+def _layer(layer: Any, make: Callable[[Sequence[nn.Module]], Linear], dtype: torch.dtype) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
-        attention_norm=layer.input_layernorm.weight.detach(),
+        attention_norm=layer.input_layernorm.weight.detach().to(dtype),
         qkv=make([attention.q_proj, attention.k_proj, attention.v_proj]),
         output=make([attention.o_proj]),
-        mlp_norm=layer.post_attention_layernorm.weight.detach(),
+        mlp_norm=layer.post_attention_layernorm.weight.detach().to(dtype),
         gate=make([mlp.gate_proj]),
         up=make([mlp.up_proj]),
         down=make([mlp.down_proj]),
     )
 
 
-def _linear(modules: Sequence[nn.Module], make_linear: LinearFactory, *, takes_weights: bool) -> Linear:
+def _linear(
+    modules: Sequence[nn.Module], make_linear: LinearFactory, *, takes_weights: bool, dtype: torch.dtype
+) -> Linear:
     """One product for `modules` over the same input, their outputs side by side."""
     # `_hf_hook`: accelerate moves this layer's weights about.
     if not all(type(module) is nn.Linear and not hasattr(module, "_hf_hook") for module in modules):
+        modules = [_computing_in(module, dtype) for module in modules]
         return modules[0] if len(modules) == 1 else lambda x: torch.cat([module(x) for module in modules], dim=-1)
     weights = [module.weight for module in modules if isinstance(module.weight, nn.Parameter)]
     biases = [module.bias for module in modules if isinstance(module.bias, nn.Parameter)]
@@ -222,6 +229,11 @@ def _linear(modules: Sequence[nn.Module], make_linear: LinearFactory, *, takes_w
         for weight in weights:
             weight.data = weight.data.new_empty(0)
     return product
+
+
+def _computing_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A layer of another kind, whose plain weights are turned into `dtype` if they are in another."""
+    return module if all(p.dtype == dtype for p in module.parameters() if p.is_floating_point()) else module.to(dtype)
 
 
 def _side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -53,6 +53,7 @@ class Engine:
             them; see :class:`fastvlm.engine.decoder.Decoder`.
         has_fixed_shapes: decode and encode on buffers of fixed shape, on a GPU as CUDA graphs
             (:mod:`fastvlm.engine.fixed_shapes`).
+        dtype: of :class:`fastvlm.engine.decoder.Decoder`.
         clock: seconds that only go forward.
 
     Raises:
@@ -74,6 +75,7 @@ class Engine:
         make_linear: LinearFactory = plain_linear,
         takes_weights: bool = False,
         has_fixed_shapes: bool = False,
+        dtype: torch.dtype | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if model.training:
@@ -90,6 +92,7 @@ class Engine:
             make_linear,
             takes_weights=takes_weights,
             has_fixed_shapes=has_fixed_shapes,
+            dtype=dtype,
         )
         if has_fixed_shapes:
             self._encode = GraphedEncode(self._encode, self._decoder.device)

@@ -25,6 +25,7 @@ __all__ = [
     "PlainLinear",
     "many_rows_linear",
     "packed_linear",
+    "packed_linear_in",
     "plain_linear",
 ]
 
@@ -101,6 +102,26 @@ def packed_linear(weight: Tensor, bias: Tensor | None, activation: Activation = 
     if weight.device.type == "cpu" and cpu_kernels().has_packed(weight.dtype):
         return PackedLinear(weight, bias, activation)
     return PlainLinear(weight, bias, activation)
+
+
+def packed_linear_in(dtype: torch.dtype) -> LinearFactory:
+    """A factory as :func:`packed_linear` that computes in `dtype`, whatever the weights are in.
+
+    Packing copies, so the turned weight needs its memory only until then: all of them take turns in one buffer. Fresh
+    memory for each costs as much time as the packing.
+    """
+    buffer = torch.empty(0, dtype=dtype)
+
+    def make(weight: Tensor, bias: Tensor | None) -> Linear:
+        nonlocal buffer
+        bias = None if bias is None else bias.to(dtype)
+        if weight.dtype == dtype or weight.device.type != "cpu" or not cpu_kernels().has_packed(dtype):
+            return packed_linear(weight.to(dtype), bias)
+        if buffer.numel() < weight.numel():
+            buffer = torch.empty(weight.numel(), dtype=dtype)
+        return PackedLinear(buffer[: weight.numel()].view(weight.shape).copy_(weight), bias)
+
+    return make
 
 
 def many_rows_linear(

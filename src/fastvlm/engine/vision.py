@@ -77,7 +77,7 @@ class FastImageEmbedder:
 
     Args:
         model: a :class:`fastvlm.FastVlmForConditionalGeneration`; it stays as it is.
-        dtype: what to compute in; None for encoder and projector as they are.
+        dtype: what to compute and answer in; None for encoder and projector as they are.
         encoder: made of the same weights before, for the same dtype; None to make one.
     """
 
@@ -89,7 +89,7 @@ class FastImageEmbedder:
 
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> Tensor:
-        """Image embeddings (I, N, D) of pictures (I, 3, H, W) in [0, 1], in the projector's dtype."""
+        """Image embeddings (I, N, D) of pictures (I, 3, H, W) in [0, 1], in `dtype`."""
         embeds: Tensor = self._projector(as_feature_tokens(self._encoder(pixel_values)))
         return embeds
 
