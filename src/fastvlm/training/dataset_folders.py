@@ -72,10 +72,13 @@ class TableSource:
     Args:
         files: the files, in order.
         groups: (file's number, group, rows) of each part that is read at once.
+        pictures_in: where relative picture paths begin; None for the files' folder.
     """
 
-    def __init__(self, files: Sequence[Path], groups: Sequence[tuple[int, int, int]]) -> None:
-        self.files, self.folder = tuple(files), files[0].parent
+    def __init__(
+        self, files: Sequence[Path], groups: Sequence[tuple[int, int, int]], pictures_in: Path | None = None
+    ) -> None:
+        self.files, self.folder = tuple(files), pictures_in or files[0].parent
         self._groups = tuple(groups)
         self._ends = list(accumulate(rows for _, _, rows in self._groups))
         self._rows_before = self._rows_before_each_group()
@@ -143,7 +146,7 @@ def _is_text(kind: pa.DataType) -> bool:
 # ---------------------------------------------------------------------------------------------- opening
 
 
-def open_saved_dataset(folder: Path) -> TableSource:
+def open_saved_dataset(folder: Path, pictures_in: Path | None = None) -> TableSource:
     """A folder that ``Dataset.save_to_disk`` wrote, or a ``DatasetDict``'s with one split.
 
     Raises:
@@ -155,7 +158,7 @@ def open_saved_dataset(folder: Path) -> TableSource:
         splits = _stored_json(folder / "dataset_dict.json").get("splits") or []
         if len(splits) != 1:
             raise UsageError(f"{folder} has the splits {', '.join(splits)}. Name one: {folder / (splits or ['?'])[0]}")
-        return open_saved_dataset(folder / splits[0])
+        return open_saved_dataset(folder / splits[0], pictures_in)
     state = _stored_json(folder / "state.json")
     names = [entry.get("filename", "") for entry in state.get("_data_files") or []]
     files = [folder / name for name in names]
@@ -170,10 +173,10 @@ def open_saved_dataset(folder: Path) -> TableSource:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{folder} cannot be read as Arrow ({error}). Was it cut?") from error
     _check_columns(files[0], tables[0].column_names)
-    return TableSource(files, [(which, ARROW, table.num_rows) for which, table in enumerate(tables)])
+    return TableSource(files, [(which, ARROW, table.num_rows) for which, table in enumerate(tables)], pictures_in)
 
 
-def open_parquet(files: Sequence[Path]) -> TableSource:
+def open_parquet(files: Sequence[Path], pictures_in: Path | None = None) -> TableSource:
     """Parquet files of one split.
 
     Raises:
@@ -193,7 +196,7 @@ def open_parquet(files: Sequence[Path]) -> TableSource:
             raise DataError(f"{file} cannot be read as Parquet ({error}). Was it cut?") from error
         _check_columns(file, metadata.schema.to_arrow_schema().names)
         groups += [(which, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
-    return TableSource(files, groups)
+    return TableSource(files, groups, pictures_in)
 
 
 def _check_columns(file: Path, names: Sequence[str]) -> None:

@@ -125,16 +125,16 @@ def open_samples(paths: Sequence[str | Path], *, pictures_in: str | Path | None 
     folder = None if pictures_in is None else Path(pictures_in)
     if folder is not None and not folder.is_dir():
         raise UsageError(f"There is no folder {folder}, in which the pictures should be.")
-    sources = [source for path in paths for source in _open(Path(path))]
+    sources = [source for path in paths for source in _open(Path(path), folder)]
     samples = Samples(sources, pictures_in=folder)
     if not len(samples):
         raise DataError(f"{', '.join(map(str, paths))}: no record is in there. Expected {KNOWN}.")
     return samples
 
 
-def _open(path: Path) -> list[RecordSource]:
+def _open(path: Path, pictures_in: Path | None) -> list[RecordSource]:
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, pictures_in)
     if not path.is_file():
         raise UsageError(f"There is no {path}. Expected {KNOWN}.")
     try:
@@ -144,7 +144,7 @@ def _open(path: Path) -> list[RecordSource]:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     start = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     if head.startswith(b"PAR1"):
-        return [open_parquet([path])]
+        return [open_parquet([path], pictures_in)]
     if start == b"[":
         return [json_array(path)]
     if start == b"{":
@@ -154,13 +154,13 @@ def _open(path: Path) -> list[RecordSource]:
     raise UsageError(f"{path} begins with {head[:12]!r}. Expected {KNOWN}.")
 
 
-def _open_folder(path: Path) -> list[RecordSource]:
+def _open_folder(path: Path, pictures_in: Path | None) -> list[RecordSource]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return [open_saved_dataset(path)]
+        return [open_saved_dataset(path, pictures_in)]
     if shards := sorted(path.glob("*.tar")):
         return list(open_shards(shards))
     if files := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
-        return [open_parquet(files)]
+        return [open_parquet(files, pictures_in)]
     raise UsageError(
         f"The folder {path} has no state.json, no *.tar and no *.parquet. Expected {KNOWN}; name a JSON file itself."
     )

@@ -1,0 +1,171 @@
+"""Sets that the real `datasets` library wrote, as folders and as Parquet, are read without it."""
+
+import os
+
+import pyarrow as pa
+import pytest
+from training_files import openai, png, save_pictures
+
+from fastvlm.errors import DataError, MissingExtraError, UsageError
+from fastvlm.pictures import open_picture
+from fastvlm.training import dataset_folders
+from fastvlm.training.samples import open_samples
+
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+datasets = pytest.importorskip("datasets")
+
+IMAGE = {"type": "image", "text": None}
+WHAT = {"type": "text", "text": "What?"}
+
+
+def grey_levels(samples):
+    return [[open_picture(picture).getpixel((0, 0))[0] for picture in sample.pictures] for sample in samples]
+
+
+@pytest.fixture(autouse=True)
+def _no_tables_of_other_tests():
+    yield
+    for kept in (dataset_folders._mapped, dataset_folders._group_texts, dataset_folders._group_pictures):
+        kept.cache_clear()
+
+
+def hub_set(levels_each):
+    """As HuggingFaceH4's and TRL's sets are: messages of parts, a list of pictures."""
+    rows = {
+        "messages": [
+            [
+                {"role": "user", "content": [*[IMAGE] * len(levels), WHAT]},
+                {"role": "assistant", "content": [{"type": "text", "text": f"Grey {levels}."}]},
+            ]
+            for levels in levels_each
+        ],
+        "images": [[{"bytes": png(level), "path": f"{level}.png"} for level in levels] for levels in levels_each],
+        "source": ["test"] * len(levels_each),
+    }
+    text = datasets.Value("string")
+    message = {"role": text, "content": datasets.List({"type": text, "text": text})}
+    columns = {"messages": datasets.List(message), "images": datasets.List(datasets.Image()), "source": text}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+
+
+LEVELS = [[1], [], [2, 3], [4], [5], [6, 7]]
+
+
+def saved(tmp_path, how):
+    rows = hub_set(LEVELS)
+    if how == "folder":
+        rows.save_to_disk(tmp_path / "set", num_shards=2)
+        return tmp_path / "set", [("data-00000-of-00002.arrow", 3), ("data-00001-of-00002.arrow", 3)]
+    (tmp_path / "data").mkdir()
+    for number in (0, 1):
+        name = f"train-{number:05d}-of-00002.parquet"
+        rows.select(range(3 * number, 3 * number + 3)).to_parquet(tmp_path / "data" / name, batch_size=2)
+    return tmp_path, [("data/train-00000-of-00002.parquet", 3), ("data/train-00001-of-00002.parquet", 3)]
+
+
+@pytest.mark.parametrize("how", ["folder", "parquet"])
+def test_a_set_is_read_as_it_was_written(tmp_path, how):
+    path, files = saved(tmp_path, how)
+    samples = open_samples([path])
+    assert grey_levels(samples) == LEVELS
+    assert [sample.messages[1]["content"][0]["text"] for sample in samples] == [f"Grey {levels}." for levels in LEVELS]
+    origins = [f"{path / name}:{row}" for name, rows in files for row in range(1, rows + 1)]
+    assert [sample.origin for sample in samples] == origins
+
+
+def test_one_picture_a_row_or_none(tmp_path):
+    records = [openai("<image> What?", "A.", image={"bytes": png(9), "path": None}), openai("Hi", "Ho", image=None)]
+    columns = {name: [record[name] for record in records] for name in ("messages", "image")}
+    rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    rows.save_to_disk(tmp_path / "set")
+    rows.to_parquet(tmp_path / "set.parquet")
+    for path in (tmp_path / "set", tmp_path / "set.parquet"):
+        assert grey_levels(open_samples([path])) == [[9], []]
+
+
+def test_paths_begin_where_the_user_says(tmp_path):
+    save_pictures(tmp_path / "pictures", 5, 6)
+    rows = {
+        "conversations": [[{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A."}]] * 2,
+        "image": ["5.png", "6.png"],
+    }
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "set")
+    assert grey_levels(open_samples([tmp_path / "set"], pictures_in=tmp_path / "pictures")) == [[5], [6]]
+    lists = {**rows, "image": [["5.png"], ["6.png"]]}
+    datasets.Dataset.from_dict(lists).save_to_disk(tmp_path / "lists")
+    assert grey_levels(open_samples([tmp_path / "lists"], pictures_in=tmp_path / "pictures")) == [[5], [6]]
+    structs = {**rows, "image": [{"bytes": None, "path": "5.png"}, {"bytes": None, "path": "6.png"}]}
+    datasets.Dataset.from_dict(structs).to_parquet(tmp_path / "structs.parquet")
+    assert grey_levels(open_samples([tmp_path / "structs.parquet"], pictures_in=tmp_path / "pictures")) == [[5], [6]]
+
+
+def test_the_split_is_named_where_there_are_several(tmp_path):
+    rows = hub_set(LEVELS[:2])
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "two")
+    with pytest.raises(UsageError, match=f"has the splits train, test. Name one: {tmp_path}/two/train"):
+        open_samples([tmp_path / "two"])
+    assert len(open_samples([tmp_path / "two" / "train"])) == 2
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "one")
+    assert len(open_samples([tmp_path / "one"])) == 2
+    for split in ("train", "test"):
+        rows.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(UsageError, match=r"has files of test, train\. Name the files of one"):
+        open_samples([tmp_path])
+
+
+def test_damaged_sets_are_refused(tmp_path):
+    rows = hub_set(LEVELS)
+    rows.save_to_disk(tmp_path / "set", num_shards=2)
+    second = tmp_path / "set" / "data-00001-of-00002.arrow"
+    second.write_bytes(second.read_bytes()[:200])
+    with pytest.raises(DataError, match="cannot be read as Arrow"):
+        open_samples([tmp_path / "set"])
+    second.unlink()
+    with pytest.raises(DataError, match=f"is not complete: {second} is not there"):
+        open_samples([tmp_path / "set"])
+    (tmp_path / "set" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="names no Arrow file"):
+        open_samples([tmp_path / "set"])
+    (tmp_path / "set" / "state.json").write_text("[")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_samples([tmp_path / "set"])
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        open_samples([tmp_path / "x.parquet"])
+
+
+def test_a_set_without_turns_is_refused(tmp_path):
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match="has the columns text; expected conversations or messages"):
+        open_samples([tmp_path / "set"])
+
+
+def test_bytes_of_pictures_are_not_read_with_the_text(tmp_path, monkeypatch):
+    """A pass over lengths reads no picture of a Parquet file."""
+    path, _ = saved(tmp_path, "parquet")
+    monkeypatch.setattr(dataset_folders, "_group_pictures", None)
+    samples = open_samples([path])
+    assert [len(sample.pictures) for sample in samples] == [len(levels) for levels in LEVELS]
+    with pytest.raises(TypeError):
+        samples[0].pictures[0].read()
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    hub_set(LEVELS).save_to_disk(tmp_path / "set")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package 'pyarrow'.*fastvlm\[train\]"):
+        open_samples([tmp_path / "set"])
+
+
+def test_large_types_are_read_too(tmp_path):
+    """Other writers than `datasets` use large strings, large lists and plain bytes."""
+    text = pa.large_string()
+    turns = pa.large_list(pa.struct([("role", text), ("content", text)]))
+    rows = pa.table(
+        {
+            "messages": pa.array([openai("<image> What?", "A.")["messages"]] * 2, turns),
+            "images": pa.array([[png(3)], [png(4)]], pa.large_list(pa.large_binary())),
+        }
+    )
+    pa.parquet.write_table(rows, tmp_path / "x.parquet", row_group_size=1)
+    assert grey_levels(open_samples([tmp_path / "x.parquet"])) == [[3], [4]]
