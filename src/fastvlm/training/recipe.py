@@ -151,7 +151,7 @@ class Recipe(_Entry):
         batch_size: samples a step, over all processes and accumulated micro-batches.
         micro_batch_size: samples that are computed at once in a process.
         epochs, max_steps: how long; `max_steps` wins.
-        warmup_ratio: share of the steps over which the rates rise; then they fall along a cosine to 0.
+        warmup_ratio, schedule: share of the steps over which the rates rise; how they fall to 0 then, "constant": not.
         weight_decay: not for norms, biases and layer scales.
         betas: of AdamW.
         max_grad_norm: gradients above are scaled down; 0: never.
@@ -199,18 +199,23 @@ class Recipe(_Entry):
             raise ValueError(f"base_bits is {self.base_bits}, which only a frozen base under lora can have")
         if self.lora is None and all(self.parts.of(part).is_frozen for part in PARTS):
             raise ValueError("all three parts are frozen and there is no lora: nothing would be learnt")
-        without_rate = [part for part in (self.lora.parts if self.lora else ()) if self.parts.of(part).is_frozen]
-        if without_rate:
-            raise ValueError(
-                f"lora.parts names {without_rate[0]}, whose adapters need a rate: parts.{without_rate[0]}.lr"
-            )
-        if self.lora is not None and self.from_scratch:
-            raise ValueError("lora beside random weights: from_scratch and lora do not go together")
-        if self.lora is not None and self.ema is not None:
-            raise ValueError("ema averages whole weights; with lora leave it out")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        if self.lora is not None:
+            self._check_beside(self.lora)
         return self
+
+    def _check_beside(self, lora: LoraEntry) -> None:
+        """Raise ValueError where adapters do not go with the rest."""
+        for part in lora.parts:
+            if self.parts.of(part).is_frozen:
+                raise ValueError(f"lora.parts names {part}, whose adapters need a rate: parts.{part}.lr")
+        if self.learns("decoder"):
+            raise ValueError("with lora the decoder either has adapters or is frozen: parts.decoder.lr=frozen")
+        if self.from_scratch:
+            raise ValueError("adapters beside random weights: from_scratch and lora do not go together")
+        if self.ema is not None:
+            raise ValueError("ema averages whole weights; with lora leave it out")
 
     def learns(self, part: Part) -> bool:
         """True if a part's own weights change; adapters beside it do not count."""

@@ -27,7 +27,8 @@ try:
     import accelerate as _accelerate  # noqa: F401  # Trainer's own complaint names no extra
 except ImportError as error:
     raise MissingExtraError("accelerate", "train", "fastvlm train") from error
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 __all__ = ["FastVlmTrainer"]
 
@@ -121,12 +122,13 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group for each part with and without weight decay."""
-        optimizer: torch.optim.Optimizer | None = self.optimizer
+        optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
         if optimizer is None:
             found = parameter_groups(self.model if model is None else model, self.recipe)
             groups = [group.as_dict() for group in found]
             is_fused = not self.is_fsdp_enabled  # the fused kernel does not know sharded tensors on a CPU
-            optimizer = self.optimizer = torch.optim.AdamW(groups, betas=self.recipe.betas, fused=is_fused)
+            optimizer = torch.optim.AdamW(groups, betas=self.recipe.betas, fused=is_fused)
+        self.optimizer = optimizer
         return optimizer
 
     def rates(self) -> dict[str, float]:
@@ -173,6 +175,20 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
                 self.files.adopt(name)
         self.accelerator.wait_for_everyone()
         self.saved_at_s = time.monotonic()
+
+    def restored_at_the_end(self, checkpoint: Path) -> bool:
+        """Take the weights of a checkpoint whose run had made all its steps: True; from another nothing: False.
+
+        Trainer itself would make one more step.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        if self.average is not None:
+            self.average.load(checkpoint)
+        return True
 
     def restore_window(self, checkpoint: Path) -> None:
         """Take up the losses that were added since the log's last line; Trainer begins with none."""

@@ -209,7 +209,8 @@ class TrainingRun:
 
     def _make_steps(self, trainer: FastVlmTrainer, interruption: Interruption, last: Path | None) -> None:
         with interruption.patiently():
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            if last is None or not trainer.restored_at_the_end(last):
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
             if interruption.signal is None and trainer.eval_dataset is not None:
                 trainer.evaluate()
 
