@@ -1,0 +1,85 @@
+"""`fastvlm demo-data`: a folder of shards, what it says on which stream, and what it refuses."""
+
+import json
+import sys
+
+import pytest
+
+from fastvlm.cli.main import main
+from fastvlm.demo_data import clothes, emoji, fonts
+
+MIX = "shapes=2,word=1"
+
+
+@pytest.fixture(autouse=True)
+def _bare_machine(monkeypatch, tmp_path):
+    listed = tmp_path / "fonts.json"
+    listed.write_text("[]")
+    monkeypatch.setenv(fonts.FONT_LIST_VARIABLE, str(listed))
+    monkeypatch.setenv(clothes.FOLDER_VARIABLE, str(tmp_path / "nothing"))
+    monkeypatch.delenv(emoji.DATA_VARIABLE, raising=False)
+    for cached in (fonts._faces, fonts.families, emoji.load_rasters):
+        cached.cache_clear()
+    yield
+    for cached in (fonts._faces, fonts.families, emoji.load_rasters):
+        cached.cache_clear()
+
+
+def test_the_folder_is_printed_and_can_be_looked_at(tmp_path, capsys):
+    out = tmp_path / "drawn"
+    assert (
+        main(["demo-data", str(out), "--pictures", "12", "--shards-of", "5", "--mix", MIX, "--workers", "1", "-q"]) == 0
+    )
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{out}\n", "")
+    names = ["README.md", "drawing.json", "index.html", "shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_json_tells_what_was_drawn_and_what_was_there(tmp_path, capsys):
+    command = ["demo-data", str(tmp_path / "out"), "--pictures", "6", "--mix", MIX, "--workers", "1", "--json", "-q"]
+    assert main(command) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["pictures"], facts["drawn"], facts["shards"], facts["left_out"]) == (6, 6, 1, {})
+    assert sum(facts["kinds"].values()) == 6 and facts["ms_per_picture"] > 0
+    assert main(command) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["drawn"], facts["ms_per_picture"]) == (0, None)
+
+
+def test_what_this_machine_lacks_is_left_out_and_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "easy_vqa", None)
+    assert main(["demo-data", str(tmp_path / "out"), "--pictures", "8", "--workers", "1", "--json"]) == 0
+    said = capsys.readouterr()
+    facts = json.loads(said.out)
+    assert {"emoji", "fashion"} <= set(facts["left_out"]) and not set(facts["left_out"]) & set(facts["kinds"])
+    assert "note: fashion is left out; it needs Debian's package dataset-fashion-mnist." in said.err
+    assert "note: emoji is left out" in said.err and "note: Pillow's own font" in said.err
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--split", "heldut"], "Did you mean 'heldout'"),
+        (["--mix", "shape=1"], "Did you mean 'shapes'"),
+        (["--mix", "fashion=1"], "dataset-fashion-mnist"),
+        (["--pictures", "0"], "--pictures is 0"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--seed", "-1"], "--seed is -1"),
+    ],
+)
+def test_bad_use_is_one_line_and_leaves_nothing(options, word, tmp_path, capsys):
+    assert main(["demo-data", str(tmp_path / "out"), *options]) == 2
+    said = capsys.readouterr()
+    assert word in said.err and said.err.count("\n") == 1 and said.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_held_out_part_is_another(tmp_path, capsys):
+    for split in ("train", "heldout"):
+        command = ["demo-data", str(tmp_path / split), "--pictures", "4", "--mix", MIX, "--workers", "1", "-q"]
+        assert main([*command, "--split", split]) == 0
+    capsys.readouterr()
+    train, heldout = ((tmp_path / split / "shard-00000.tar").read_bytes() for split in ("train", "heldout"))
+    assert train != heldout
+    assert "--split heldout" in (tmp_path / "heldout" / "README.md").read_text()
