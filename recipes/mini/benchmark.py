@@ -10,11 +10,15 @@ from PIL import Image
 
 from fastvlm.demo_data import easy_questions, words
 from fastvlm.demo_data.canvas import SIZE
+from fastvlm.demo_data.chart_questions import largest
+from fastvlm.demo_data.charts import draw_chart
+from fastvlm.demo_data.clothes import draw_clothes
 from fastvlm.demo_data.emoji import draw_emoji, names_in
+from fastvlm.demo_data.receipts import draw_receipt
 from fastvlm.demo_data.scene import Scene
 from fastvlm.demo_data.shapes import draw_shapes
 from fastvlm.demo_data.text import draw_word
-from fastvlm.demo_data.trap_questions import no_shape_turn, no_text_turn
+from fastvlm.demo_data.trap_questions import absent_colour, absent_shape, no_shape_turn, no_text_turn, twin
 from fastvlm.demo_data.vocabulary import EMOJI_STYLES, HELD_OUT_PAIRS, HELD_OUT_STYLE
 from fastvlm.demo_data.word_lists import HELD_OUT_WORDS_3, HELD_OUT_WORDS_LONG
 from fastvlm.demo_data.wording import it_is, sentence, with_article
@@ -84,6 +88,47 @@ def _held_out_word(rng: Random, vocabulary: frozenset[str]) -> Item:
     return Item(scene.image, "What does it say?", (scene.lines[0].text,))
 
 
+def _any_held_out_word(rng: Random) -> Item:
+    """Three to eight letters, every length as often."""
+    scene = draw_word(rng, "test", words.held_out(rng))
+    return Item(scene.image, "What does it say?", (scene.lines[0].text,))
+
+
+def _receipt_total(rng: Random) -> Item:
+    """As written, or without its currency."""
+    receipt = (scene := draw_receipt(rng, "test")).receipt
+    assert receipt is not None
+    return Item(scene.image, "What is the total?", tuple(dict.fromkeys((receipt.total, receipt.total.lstrip("$€£")))))
+
+
+def _chart_largest(rng: Random) -> Item:
+    chart = (scene := draw_chart(rng, "test")).chart
+    assert chart is not None
+    return Item(scene.image, "Which bar is the largest?", (largest(chart),))
+
+
+def _garment(rng: Random) -> Item:
+    scene = draw_clothes(rng, "test", 1)
+    name = scene.things[0].name
+    return Item(scene.image, "What is this?", (sentence(with_article(name)), name))
+
+
+def _false_premise(rng: Random) -> Item:
+    """Asked for a shape or a colour that is not among one to five shapes."""
+    scene = draw_shapes(rng, rng.randint(1, 5))
+    question, answer = rng.choice((absent_colour, absent_shape))(rng, scene)
+    return Item(scene.image, question, (answer,))
+
+
+def _answerable_twin(rng: Random) -> Item:
+    """The same ways to ask for one that is there."""
+    while True:
+        scene = draw_shapes(rng, rng.randint(1, 5))
+        turn = twin(rng, scene)
+        if turn is not None:
+            return Item(scene.image, *_as_item(turn))
+
+
 def _emoji(rng: Random, styles: tuple[str, ...]) -> Item:
     usable = tuple(style for style in styles if names_in(style))
     if not usable:
@@ -127,6 +172,13 @@ TESTS: dict[str, Callable[[Random], Item]] = {
     "emoji_seen_styles": lambda rng: _emoji(rng, EMOJI_STYLES),
     "emoji_unseen_style": lambda rng: _emoji(rng, (HELD_OUT_STYLE,)),
     "unanswerable": _unanswerable,
+    # The second edition's.
+    "words_unseen_fonts": _any_held_out_word,
+    "receipt_total_unseen_layouts": _receipt_total,
+    "chart_largest": _chart_largest,
+    "fashion_mnist": _garment,
+    "false_premises": _false_premise,
+    "answerable_twins": _answerable_twin,
 }
 # What training looks at now and then: name -> items, from number WATCHED on, so that no published score was watched.
 WATCHED = 1_000_000

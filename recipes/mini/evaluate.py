@@ -27,8 +27,13 @@ Ask = Callable[[Sequence[Item]], list[str]]
 SIZES = {"easy_vqa": 1000}
 MOST_TOKENS = 24
 REFUSAL = "there is no"
-READING = ("letters_digits_unseen_fonts", "words3_unseen_fonts", "words4_5_unseen_fonts")
-ANSWERABLE = ("colours", "shapes", "letters_digits_unseen_fonts", "words3_unseen_fonts", "emoji_seen_styles")
+READING = (
+    "letters_digits_unseen_fonts", "words3_unseen_fonts", "words4_5_unseen_fonts", "words_unseen_fonts",
+    "receipt_total_unseen_layouts", "chart_largest",
+)  # fmt: skip
+ANSWERABLE = (
+    "colours", "shapes", "letters_digits_unseen_fonts", "words3_unseen_fonts", "emoji_seen_styles", "answerable_twins",
+)  # fmt: skip
 
 
 def num_items(name: str, asked: int) -> int:

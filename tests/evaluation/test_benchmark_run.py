@@ -184,7 +184,7 @@ def test_digests_see_what_changes(tmp_path):
 
 def test_the_minis_questions_come_with_the_package():
     reading = read_plain(mini_place())
-    assert len(reading.questions) == 200 and not reading.bad
+    assert len(reading.questions) == 380 and not reading.bad
     assert MINI_QUESTIONS.is_relative_to(layouts_home := MINI_QUESTIONS.parents[1]) and layouts_home.name == "fastvlm"
     assert sum(file.stat().st_size for file in MINI_QUESTIONS.iterdir()) < 2_000_000
 

@@ -32,7 +32,7 @@ __all__ = [
 _QUESTIONS, _ASKING, _RESULTS = "Questions", "Asking", "Results"
 
 Suite = Annotated[
-    str | None, _option(_QUESTIONS, "--suite", metavar="NAME", text="mini: 200 questions that come with the package.")
+    str | None, _option(_QUESTIONS, "--suite", metavar="NAME", text="mini: 380 questions that come with the package.")
 ]
 Task = Annotated[
     str | None,
