@@ -1,6 +1,6 @@
 """Two hundred clients who behave badly, for as long as asked; then: did the server hold?
 
-    python benchmarks/soak.py --seconds 300 --clients 200
+    python benchmarks/soak.py --seconds 300 --clients 200 --term-after 40
 
 Starts `fastvlm serve` on the mini. Clients ask, stream, hang up, read slowly, send broken pictures, oversized bodies
 and malformed JSON. It ends with one JSON line, and with 1 if
@@ -8,6 +8,11 @@ and malformed JSON. It ends with one JSON line, and with 1 if
 - an undisturbed reply differs from the offline engine's,
 - the server's memory grew by more than 5 % after the first fifth of the time,
 - the queue or a slot is not free in the end.
+
+With --term-after a second server gets the same clients, and SIGTERM after so many seconds. Then it is a fault too if
+- a streamed reply that had begun does not come to its end,
+- a request from before the signal ends in neither a full reply nor a clean error,
+- the server has not ended with code 0 when its grace period and what it needs to close are over.
 """
 
 from __future__ import annotations
@@ -16,12 +21,17 @@ import argparse
 import asyncio
 import base64
 import json
+import math
 import random
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
 import httpx
 
@@ -35,6 +45,22 @@ QUESTIONS = ("What is this?", "What letter is this?", "How many shapes are there
 TOKENS = 16
 PATH = "/v1/chat/completions"
 CLEAN = {400, 408, 413, 415, 429, 503, 504}
+MARGIN_S = 1.0  # a request sent so shortly before the signal may not have been read from its connection
+ENDING_S = 40  # the grace period, and the time to close
+
+
+@dataclass
+class State:
+    """What all clients share: how requests ended, what should not have happened, and when the server had to end."""
+
+    expected: dict[tuple[str, str], str]
+    seen: Counter = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    term_s: float = math.inf
+
+    def may_be_refused(self, begun_s: float) -> bool:
+        """True for a request that a server which is ending need not have taken."""
+        return begun_s > self.term_s - MARGIN_S
 
 
 def body(picture: str, text: str) -> dict:
@@ -63,10 +89,11 @@ def offline_replies() -> dict[tuple[str, str], str]:
 
 
 class Client:
-    """One of many; `seen` counts how its requests ended, `faults` says what should not have happened."""
+    """One of many."""
 
-    def __init__(self, http: httpx.AsyncClient, expected: dict, seen: Counter, faults: list[str], seed: int) -> None:
-        self.http, self.expected, self.seen, self.faults = http, expected, seen, faults
+    def __init__(self, http: httpx.AsyncClient, state: State, seed: int) -> None:
+        self.http, self.state = http, state
+        self.seen, self.faults = state.seen, state.faults
         self.random = random.Random(seed)  # noqa: S311 - no secret
 
     async def run(self, end_s: float) -> None:
@@ -81,11 +108,14 @@ class Client:
             self.malformed,
         )
         weights = (6, 6, 3, 1, 2, 1, 2)
-        while time.monotonic() < end_s:
+        while (begun_s := time.monotonic()) < end_s and begun_s < self.state.term_s + MARGIN_S:
             [way] = self.random.choices(ways, weights)
             try:
                 await way()
             except httpx.HTTPError as error:
+                if self.state.may_be_refused(begun_s):
+                    self.seen["no longer taken"] += 1
+                    return
                 self.faults.append(f"{way.__name__}: {type(error).__name__} {error}")
                 await asyncio.sleep(1)
             await asyncio.sleep(self.random.random())
@@ -100,8 +130,8 @@ class Client:
         return status == 200
 
     def _compare(self, key: tuple[str, str], text: str) -> None:
-        if text != self.expected[key]:
-            self.faults.append(f"{key}: {text!r} instead of {self.expected[key]!r}")
+        if text != self.state.expected[key]:
+            self.faults.append(f"{key}: {text!r} instead of {self.state.expected[key]!r}")
 
     async def whole(self) -> None:
         """A whole reply, compared."""
@@ -126,6 +156,8 @@ class Client:
                 await asyncio.sleep(pause_s)
         if last != "[DONE]":
             self.faults.append(f"stream ended with {last[:100]}")
+        elif time.monotonic() > self.state.term_s:
+            self.seen["streams that ended after SIGTERM"] += 1
         self._compare(key, text)
 
     async def read_slowly(self) -> None:
@@ -178,41 +210,96 @@ def gauge(page: str, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name))
 
 
-async def soak(url: str, pid: int, seconds: float, num_clients: int, expected: dict) -> dict:
-    """All clients at once; what they saw."""
-    seen: Counter = Counter()
-    faults: list[str] = []
-    memory = []
+def http_client(url: str, num_clients: int) -> httpx.AsyncClient:
+    """Connections enough for all."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=num_clients)
+    return httpx.AsyncClient(base_url=url, timeout=300, limits=limits)
+
+
+def start(http: httpx.AsyncClient, state: State, num_clients: int, end_s: float) -> list[asyncio.Task]:
+    """All clients at once."""
+    clients = [Client(http, state, seed) for seed in range(num_clients)]
+    return [asyncio.create_task(client.run(end_s)) for client in clients]
+
+
+async def left_behind(http: httpx.AsyncClient) -> tuple[float, str]:
+    """Replies that are in the queue or in a slot ten seconds after the last client left, and the page of metrics."""
+    for _ in range(100):
+        page = (await http.get("/metrics")).text
+        left = gauge(page, "fastvlm_slots_running") + gauge(page, "fastvlm_queue_waiting")
+        if not left:
+            break
+        await asyncio.sleep(0.1)
+    return left, page
+
+
+async def soak(url: str, pid: int, seconds: float, num_clients: int, expected: dict) -> dict:
+    """All clients for `seconds`; what they saw."""
+    state, memory = State(expected), []
     start_s = time.monotonic()
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
-        clients = [Client(http, expected, seen, faults, seed) for seed in range(num_clients)]
-        running = [asyncio.create_task(client.run(start_s + seconds)) for client in clients]
+    async with http_client(url, num_clients) as http:
+        running = start(http, state, num_clients, start_s + seconds)
         while not all(task.done() for task in running):
             await asyncio.sleep(1)
             memory.append((time.monotonic() - start_s, memory_bytes(pid)))
         await asyncio.gather(*running)
-        for _ in range(100):
-            page = (await http.get("/metrics")).text
-            left = gauge(page, "fastvlm_slots_running") + gauge(page, "fastvlm_queue_waiting")
-            if not left:
-                break
-            await asyncio.sleep(0.1)
+        left, page = await left_behind(http)
     warm = max(size for when, size in memory if when <= seconds / 5)
     growth = max(size for _, size in memory) / warm - 1
     if growth > 0.05:
-        faults.append(f"memory grew by {100 * growth:.1f} %")
+        state.faults.append(f"memory grew by {100 * growth:.1f} %")
     if left:
-        faults.append(f"{left:g} replies are still in the queue or in a slot")
+        state.faults.append(f"{left:g} replies are still in the queue or in a slot")
     return {
         "seconds": seconds,
-        "clients": num_clients,
-        "seen": dict(sorted(seen.items())),
         "tokens": gauge(page, 'fastvlm_tokens_total{kind="completion"}'),
         "memory_mb": [round(warm / 1e6), round(max(size for _, size in memory) / 1e6)],
-        "faults": len(faults),
-        "first_faults": faults[:10],
+        **told(state),
     }
+
+
+async def soak_and_end(url: str, server: subprocess.Popen, seconds: float, num_clients: int, expected: dict) -> dict:
+    """All clients; SIGTERM after `seconds`, while they go on; what they saw."""
+    state = State(expected)
+    async with http_client(url, num_clients) as http:
+        running = start(http, state, num_clients, math.inf)
+        await asyncio.sleep(seconds)
+        state.term_s = time.monotonic()
+        server.terminate()
+        await asyncio.gather(*running)
+    ended = await asyncio.to_thread(server.wait, ENDING_S)
+    if ended:
+        state.faults.append(f"exit code {ended}")
+    if not state.seen["streams that ended after SIGTERM"]:
+        state.faults.append("no streamed reply was under way at the signal: nothing was tried")
+    return {"seconds": seconds, "ended_within_s": round(time.monotonic() - state.term_s, 1), **told(state)}
+
+
+def told(state: State) -> dict:
+    """The part of a result that both runs have."""
+    return {
+        "seen": dict(sorted(state.seen.items())),
+        "faults": len(state.faults),
+        "first_faults": state.faults[:10],
+    }
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, subprocess.Popen]]:
+    """A server that is ready: its URL and its process, which is told to end afterwards."""
+    command = [sys.executable, "-m", "fastvlm", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603 - our own command
+        url = server.stderr.readline().split(" at ")[1].split()[0]
+        while httpx.get(f"{url}/ready").status_code != 200:
+            time.sleep(0.5)
+        log = Thread(target=server.stderr.read)  # a full pipe would hold the server up
+        log.start()
+        try:
+            yield url, server
+        finally:
+            server.terminate()
+            server.wait(ENDING_S)
+            log.join()
 
 
 def main() -> int:
@@ -220,20 +307,19 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--term-after", type=float, help="seconds until SIGTERM in a second run")
     asked = parser.parse_args()
     expected = offline_replies()
-    command = [sys.executable, "-m", "fastvlm", "serve", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603 - our own command
-        url = server.stderr.readline().split(" at ")[1].split()[0]
-        while httpx.get(f"{url}/ready").status_code != 200:
-            time.sleep(0.5)
-        try:
-            result = asyncio.run(soak(url, server.pid, asked.seconds, asked.clients, expected))
-        finally:
-            server.terminate()
-        result["exit_code"] = server.wait(120)
-    sys.stdout.write(json.dumps(result) + "\n")
-    return int(bool(result["faults"] or result["exit_code"]))
+    with serving() as (url, server):
+        result = asyncio.run(soak(url, server.pid, asked.seconds, asked.clients, expected))
+    result["exit_code"] = server.returncode
+    num_faults = result["faults"] + abs(server.returncode)
+    if asked.term_after is not None:
+        with serving() as (url, server):
+            result["with_sigterm"] = asyncio.run(soak_and_end(url, server, asked.term_after, asked.clients, expected))
+        num_faults += result["with_sigterm"]["faults"]
+    sys.stdout.write(json.dumps({"clients": asked.clients, **result}) + "\n")
+    return int(num_faults > 0)
 
 
 if __name__ == "__main__":
