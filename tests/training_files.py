@@ -10,15 +10,34 @@ from typing import Any
 
 from PIL import Image
 from qwen2_format import small_tokenizer
+from tokenizers import AddedToken
+from transformers import Qwen2Tokenizer
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
+from fastvlm.processing.prompt import SPECIAL_TOKENS
 
 N = 4  # visual tokens of a 128 px picture
 
 
 def processor(**options) -> FastVlmProcessor:
-    """A processor of 128 px with a small tokenizer in Qwen2's format."""
-    return FastVlmProcessor(FastVlmImageProcessor(image_size=128), small_tokenizer(), **options)
+    """A processor of 128 px with a small tokenizer that joins line breaks as Qwen2's does."""
+    return FastVlmProcessor(FastVlmImageProcessor(image_size=128), line_joining_tokenizer(), **options)
+
+
+def line_joining_tokenizer() -> Qwen2Tokenizer:
+    """The small tokenizer with tokens of its own for line breaks after white space."""
+    plain = small_tokenizer()
+    model = json.loads(plain.backend_tokenizer.to_str())["model"]
+    vocabulary, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
+    breaks = [("\u010a", "\u010a"), ("\u0120", "\u010a"), ("\u010d", "\u010a")]  # "\n\n", " \n", "\r\n"
+    for first, second in breaks:
+        vocabulary[first + second] = len(vocabulary)
+    marks = [AddedToken(mark, special=True, normalized=False) for mark in SPECIAL_TOKENS]
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=merges + breaks, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None
+    )
+    tokenizer.add_tokens(marks, special_tokens=True)
+    return tokenizer
 
 
 def grey(level: int, size_px: tuple[int, int] = (10, 10)) -> Image.Image:

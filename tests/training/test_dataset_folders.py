@@ -1,8 +1,10 @@
 """Sets that the real `datasets` library wrote, as folders and as Parquet, are read without it."""
 
-import os
+import sys
 
+import datasets
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from training_files import openai, png, save_pictures
 
@@ -10,9 +12,6 @@ from fastvlm.errors import DataError, MissingExtraError, UsageError
 from fastvlm.pictures import open_picture
 from fastvlm.training import dataset_folders
 from fastvlm.training.samples import open_samples
-
-os.environ["HF_DATASETS_OFFLINE"] = "1"
-datasets = pytest.importorskip("datasets")
 
 IMAGE = {"type": "image", "text": None}
 WHAT = {"type": "text", "text": "What?"}
@@ -152,7 +151,7 @@ def test_bytes_of_pictures_are_not_read_with_the_text(tmp_path, monkeypatch):
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     hub_set(LEVELS).save_to_disk(tmp_path / "set")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"needs the package 'pyarrow'.*fastvlm\[train\]"):
         open_samples([tmp_path / "set"])
 
@@ -167,5 +166,5 @@ def test_large_types_are_read_too(tmp_path):
             "images": pa.array([[png(3)], [png(4)]], pa.large_list(pa.large_binary())),
         }
     )
-    pa.parquet.write_table(rows, tmp_path / "x.parquet", row_group_size=1)
+    pyarrow.parquet.write_table(rows, tmp_path / "x.parquet", row_group_size=1)
     assert grey_levels(open_samples([tmp_path / "x.parquet"])) == [[3], [4]]
