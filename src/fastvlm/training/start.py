@@ -72,8 +72,9 @@ def open_start(recipe: Recipe) -> Start:
         CheckpointError, UsageError: as `fastvlm.load`.
     """
     folder, dtype = checkpoint_path(recipe.model), arithmetic_dtype(recipe)
+    torch.manual_seed(recipe.seed)  # adapters begin at random
     if recipe.from_scratch:
-        plain = _at_random(folder, recipe.seed)
+        plain = _at_random(folder)
     else:
         plain, _ = load(folder, device="cpu", dtype=torch.float32 if recipe.lora is None else dtype)
     plain.config.name_or_path = recipe.model
@@ -90,11 +91,10 @@ def open_start(recipe: Recipe) -> Start:
     return Start(model, plain, folder)
 
 
-def _at_random(folder: Path, seed: int) -> FastVlmForConditionalGeneration:
+def _at_random(folder: Path) -> FastVlmForConditionalGeneration:
     """A model of a checkpoint's sizes in training form: a multi-branch encoder, random weights."""
     config = FastVlmConfig.from_dict(dict(inspect_folder(folder).config))
     vision = config.vision_config
     vision.model_args = {**(vision.model_args or {}), "inference_mode": False}
     config.dtype = torch.float32
-    torch.manual_seed(seed)
     return FastVlmForConditionalGeneration(config)

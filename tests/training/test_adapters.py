@@ -1,0 +1,118 @@
+"""Adapters: they learn, nothing else does, and what is saved gives the same answers when it is opened or merged."""
+
+import json
+import os
+import signal
+
+import pytest
+import small_run
+import torch
+
+import fastvlm
+from fastvlm.errors import CheckpointError
+from fastvlm.training.adapters import open_adapter
+from fastvlm.training.recipe import LoraEntry
+from fastvlm.training.start import open_start
+from fastvlm.training.training_run import TrainingRun
+
+# transformers 5.23 renames gradient to activation checkpointing; peft asks by the old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning")
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
+PARTS = {"encoder": "frozen", "projector": "frozen", "decoder": 2e-2}
+
+
+def lora_recipe(model, data, **changes):
+    return small_run.recipe(model, data, **{"parts": PARTS, "lora": LORA, "max_steps": 4, **changes})
+
+
+def logits(model, processor):
+    text = "<|im_start|>user\n<image>\nWhat is shown?<|im_end|>\n<|im_start|>assistant\n"
+    inputs = processor(images=torch.ones(3, 90, 60), text=text, return_tensors="pt")
+    with torch.no_grad():
+        return model.eval()(**inputs, use_cache=False).logits
+
+
+def opened(folder):
+    return fastvlm.load(folder, device="cpu", dtype="float32")
+
+
+def test_an_adapter_opens_and_is_what_merge_writes(small_model, small_data, tmp_path):
+    recipe = lora_recipe(small_model, small_data, lora={**LORA, "merge": True})
+    outcome = TrainingRun(recipe, tmp_path / "run").train()
+    base, processor = opened(small_model)
+    before = logits(base, processor)
+    merged, _ = opened(outcome.model)
+    after = logits(merged, processor)
+    assert (after - before).abs().max() > 1e-3
+    again = open_adapter(base, outcome.adapter)
+    assert type(again) is type(merged)
+    torch.testing.assert_close(logits(again, processor), after, atol=1e-5, rtol=1e-5)
+    config = json.loads((outcome.adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(small_model) and config["r"] == 4
+    assert "--adapter" in (outcome.adapter / "README.md").read_text()
+
+
+def test_only_adapters_and_whole_parts_learn(small_model, small_data, tmp_path):
+    parts = {**PARTS, "projector": 1e-2}
+    start = open_start(lora_recipe(small_model, small_data, parts=parts))
+    learning = {name for name, p in start.model.named_parameters() if p.requires_grad}
+    assert learning and all("lora_" in name or "multi_modal_projector.modules_to_save" in name for name in learning)
+    outcome = TrainingRun(lora_recipe(small_model, small_data, parts=parts), tmp_path / "run").train()
+    base, _ = opened(small_model)
+    weight = base.model.multi_modal_projector.linear_1.weight.clone()
+    merged = open_adapter(base, outcome.adapter)
+    assert not torch.equal(merged.model.multi_modal_projector.linear_1.weight, weight), "the projector came along"
+
+
+@pytest.mark.parametrize("part", ["encoder", "projector", "decoder"])
+def test_adapters_go_to_the_part_that_is_named(part, small_model, small_data):
+    parts = {"encoder": "frozen", "projector": "frozen", "decoder": "frozen", part: 1e-3}
+    start = open_start(lora_recipe(small_model, small_data, parts=parts, lora={**LORA, "parts": [part]}))
+    mark = {"encoder": "vision_tower", "projector": "multi_modal_projector", "decoder": "language_model"}[part]
+    names = {name.rsplit(".lora_", 1)[0] for name, p in start.model.named_parameters() if p.requires_grad}
+    assert names and all(mark in name for name in names)
+    if part == "encoder":
+        assert {name.rsplit(".", 1)[-1] for name in names} == {"qkv", "proj", "fc1", "fc2"}
+        assert not any(".se." in name or "downsample" in name for name in names)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_rounded_base_learns_and_its_adapter_fits_the_plain_one(bits, small_model, small_data, tmp_path):
+    recipe = lora_recipe(small_model, small_data, base_bits=bits, max_steps=6)
+    start = open_start(recipe)
+    layer = start.plain.model.language_model.layers[0].mlp.up_proj.base_layer
+    assert layer.weight.dtype in (torch.int8, torch.uint8) and not layer.weight.requires_grad
+    outcome = TrainingRun(recipe, tmp_path / "run").train()
+    losses = [line["loss"] for line in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())]
+    assert losses[-1] < losses[0]
+    base, processor = opened(small_model)
+    before = logits(base, processor)
+    assert (logits(open_adapter(base, outcome.adapter), processor) - before).abs().max() > 1e-3
+
+
+def test_adapters_go_on_to_the_last_bit(small_model, small_data, tmp_path):
+    recipe = lora_recipe(small_model, small_data, lora={**LORA, "dropout": 0.2})
+    straight = TrainingRun(recipe, tmp_path / "straight").train()
+
+    def stop(progress):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert TrainingRun(recipe, tmp_path / "run", on_progress=stop).train().step == 2
+    gone_on = TrainingRun(recipe, tmp_path / "run").train(is_resumed=True)
+    name = "adapter_model.safetensors"
+    assert (gone_on.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
+
+
+def test_what_is_no_adapter_is_refused(small_model, small_data, tmp_path):
+    base, _ = opened(small_model)
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
+        open_adapter(base, tmp_path)
+    outcome = TrainingRun(lora_recipe(small_model, small_data, max_steps=1), tmp_path / "run").train()
+    mini, _ = fastvlm.load("mini", device="cpu", dtype="float32")
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        open_adapter(mini, outcome.adapter)
+
+
+def test_the_numbers_are_apple_s():
+    assert LoraEntry() == LoraEntry(r=64, alpha=16, dropout=0.05)
