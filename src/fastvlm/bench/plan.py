@@ -39,7 +39,8 @@ class Measure:
         unit: "s", "tokens/s" or "bytes".
         what: in words, for people.
         max_rounds: rounds in which it is repeated; more would take long and tell little.
-        has_warm_up: True if a first time is not counted.
+        has_warm_up: True if a first time is not counted; the others take long, and rounds for which there is no time
+            go without them.
     """
 
     command: str

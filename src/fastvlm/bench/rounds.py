@@ -87,8 +87,8 @@ class _Runner:
 
     def go_round(self) -> None:
         """One round, counted."""
+        steps = self._next_round()
         self.race.rounds += 1
-        steps = self._runnable(self.race.rounds)
         for probe in PROBES:
             self._probe(probe)
         for step in steps if self.race.rounds % 2 else _other_way_round(steps):
@@ -100,8 +100,18 @@ class _Runner:
         """True if another round is wanted, and fits."""
         if self.race.rounds >= self.limits.rounds:
             return False
-        needed_s = sum(self._seconds_of(step) for step in self._runnable(self.race.rounds + 1))
-        return self.race.rounds == 0 or self.elapsed_s + needed_s < self.limits.max_s
+        return self.race.rounds == 0 or self._fits(self._next_round())
+
+    def _next_round(self) -> list[Step]:
+        """Everything, or what is short if everything does not fit any more: few samples of what is long tell enough."""
+        steps = self._runnable(self.race.rounds + 1)
+        if self.race.rounds == 0 or self._fits(steps):
+            return steps
+        return [step for step in steps if MEASURES[step.measure].has_warm_up]
+
+    def _fits(self, steps: Sequence[Step]) -> bool:
+        needed_s = sum(self._seconds_of(step) for step in steps)
+        return bool(steps) and self.elapsed_s + needed_s < self.limits.max_s
 
     def memory(self) -> None:
         """Ask for what is known only at the end."""

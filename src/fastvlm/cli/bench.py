@@ -123,7 +123,7 @@ def bench(
     streams: _Streams = "1,2,4,8",
     picture: _Picture = "1024x1024",
     rounds: _Rounds = 5,
-    max_minutes: _Minutes = 7.0,
+    max_minutes: _Minutes = 9.0,
     new_tokens: _NewTokens = 32,
     threads: _Threads = 0,
     device: DeviceOption = "cpu",
