@@ -1,9 +1,14 @@
 """`fastvlm demo-data`: a folder of shards, what it says on which stream, and what it refuses."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
+from cli_process import plain_environment
 
 from fastvlm.cli.main import main
 from fastvlm.demo_data import clothes, emoji, fonts
@@ -83,3 +88,37 @@ def test_the_held_out_part_is_another(tmp_path, capsys):
     train, heldout = ((tmp_path / split / "shard-00000.tar").read_bytes() for split in ("train", "heldout"))
     assert train != heldout
     assert "--split heldout" in (tmp_path / "heldout" / "README.md").read_text()
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def is_gone(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_sigterm_leaves_whole_shards_and_no_process(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fastvlm", "demo-data", str(out), "--pictures", "100000", "--shards-of", "40"]
+    running = subprocess.Popen(
+        [*command, "--mix", MIX, "-q"],
+        env=plain_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    wait_until((out / "shard-00000.tar").exists)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=60)
+    assert (running.returncode, *said) == (143, b"", b"")
+    wait_until(lambda: is_gone(running.pid), 10)
+    assert not list(out.glob(".*.part")) and not (out / "index.html").exists()
+    assert len(list(out.glob("shard-*.tar"))) >= 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastvlm.cli.choices import check_word
+from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption
 from fastvlm.cli.terminal import Notes, print_json, say
 from fastvlm.errors import UsageError
@@ -77,7 +78,7 @@ def demo_data(
         shares, left_out = _what_can_be_drawn(part, mix, is_quiet=is_quiet)
     plan = DrawingPlan(seed, part, pictures, shards_of, shares)
     target, start = Path(out).expanduser().absolute(), time.perf_counter()
-    with notes.counting(f"Drawing {pictures} pictures") as progress:
+    with leaving_cleanly(), notes.counting(f"Drawing {pictures} pictures") as progress:
         num_drawn = draw_shards(target, plan, workers, progress)
     write_pages(target, plan)
     facts = _facts(plan, target, num_drawn, time.perf_counter() - start)

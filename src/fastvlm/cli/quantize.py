@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
 from fastvlm.errors import UsageError
@@ -23,7 +20,6 @@ __all__ = ["quantize"]
 
 _BITS = (8, 4)
 _GROUP_SIZES = (32, 64, 128)
-_TERMINATED = 128 + 15  # as a shell reports a command ended by SIGTERM
 
 
 def quantize(
@@ -70,7 +66,7 @@ def quantize(
         from fastvlm.dialects.quantised_file import Bits, QuantisationOptions
     options = QuantisationOptions(cast("Bits", bits), group_size, cast("Bits", head_bits))
     folder = checkpoint_path(model, revision=revision)
-    with _leaving_cleanly(), notes.counting(f"Rounding {model}") as progress:
+    with leaving_cleanly(), notes.counting(f"Rounding {model}") as progress:
         report = quantise(folder, target, options, progress=progress)
     if is_json:
         print_json(_facts(model, report))
@@ -85,20 +81,6 @@ def quantize(
 def _check_number(flag: str, value: int, known: tuple[int, ...]) -> None:
     if value not in known:
         raise UsageError(f"{flag} is {value}; expected one of {', '.join(map(str, known))}.")
-
-
-@contextmanager
-def _leaving_cleanly() -> Iterator[None]:
-    """SIGTERM leaves through the exits that clean up, as Ctrl-C does."""
-
-    def leave(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _facts(model: str, report: QuantisationReport) -> dict[str, Any]:

@@ -113,8 +113,9 @@ def _drawn(plan: DrawingPlan, chunks: list[range], num_workers: int) -> Iterator
 
 
 def _begin_worker(faces: tuple[tuple[str, str], ...]) -> None:
-    """Fonts are looked for once; Ctrl-C is for the parent, which ends its workers."""
+    """Fonts are looked for once; Ctrl-C is for the parent, which ends its workers by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     use_faces(faces)
 
 
