@@ -22,7 +22,6 @@ def answer(command, options):
         return "this is no JSON"
     if told == "refuse":
         return json.dumps({"ok": False, "error": "cannot do that", "kind": "UsageError"})
-    time.sleep(told.get("seconds", 0.0))
     return json.dumps({"ok": True, "value": 1.0, **told})
 
 
