@@ -27,8 +27,12 @@ def test_files_of_all_kinds_follow_each_other(tmp_path):
     (tmp_path / "shards").mkdir()
     for name in ("1.tar", "0.tar"):
         write_tar(tmp_path / "shards" / name, {"x.png": png(1), "x.txt": name})
-    samples = open_samples([tmp_path / name for name in ("a.json", "b.json", "c.anything", "shards", "shards/1.tar")])
-    assert said(samples) == ["array", "lines in a .json", "lines", "0.tar", "1.tar", "1.tar"]
+    (tmp_path / "many").mkdir()
+    numbered(tmp_path / "many" / "1.jsonl", 2, start=1)
+    numbered(tmp_path / "many" / "0.jsonl", 1)
+    names = ("a.json", "b.json", "c.anything", "shards", "shards/1.tar", "many")
+    samples = open_samples([tmp_path / name for name in names])
+    assert said(samples) == ["array", "lines in a .json", "lines", "0.tar", "1.tar", "1.tar", "0", "1", "2"]
     assert samples.origin(3) == samples[3].origin == f"{tmp_path}/shards/0.tar:x"
 
 
@@ -86,7 +90,7 @@ def test_a_million_records_need_little_memory(tmp_path):
             r"begins with b'\\x89PNG and so '\. Expected a JSON array",
         ),
         (lambda path: path.write_text('"a text"'), "begins with"),
-        (lambda path: path.mkdir(), r"has no state.json, no \*.tar and no \*.parquet"),
+        (lambda path: path.mkdir(), r"has no state.json, no \*.tar, \*.parquet or \*.jsonl"),
     ],
 )
 def test_what_is_of_no_known_kind_is_refused(tmp_path, make, words):

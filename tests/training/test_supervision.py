@@ -165,9 +165,9 @@ def test_a_long_sample_is_cut_at_its_end_never_inside_a_picture(max_tokens):
     for start in (first, second):
         end = start if start < end < start + N else end
     if all(label == IGNORED for label in labels[:end]):
-        with pytest.raises(DataError, match=rf"^x.jsonl:1: it has {len(ids)} tokens, and none.*Raise --max-tokens"):
+        with pytest.raises(DataError, match=rf"^x.jsonl:1: it has {len(ids)} tokens, and none.*Raise max_tokens"):
             rows[0]
-        with pytest.raises(DataError, match=r"^x.jsonl:1: .*--max-tokens"):
+        with pytest.raises(DataError, match=r"^x.jsonl:1: .*--set max_tokens=N"):
             rows.lengths()
         return
     row = rows[0]

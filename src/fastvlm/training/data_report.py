@@ -140,7 +140,7 @@ class DataReport:
     def _summary(self) -> Iterator[str]:
         num_good = self.num_samples - len(self.bad)
         yield f"{self.num_samples} samples: {num_good} good, {len(self.bad)} bad"
-        yield f"{self.num_pictures} pictures; {self.num_text_only} samples are text alone"
+        yield f"pictures: {self.num_pictures}; samples without one: {self.num_text_only}"
         if self.lengths is None:
             return
         lengths = self.lengths

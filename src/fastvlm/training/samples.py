@@ -27,7 +27,7 @@ __all__ = ["PictureSource", "Sample", "Samples", "open_samples"]
 PictureSource: TypeAlias = Any  # what `fastvlm.pictures.open_picture` opens: a path, bytes, a PIL image, a file
 KNOWN = (
     "a JSON array or JSON Lines of LLaVA's `conversations` or OpenAI's `messages`, a folder that datasets' "
-    "`save_to_disk` wrote, Parquet files or a folder of them, a .tar shard or a folder of shards"
+    "`save_to_disk` wrote, Parquet files, .tar shards, or a folder of .parquet, .tar or .jsonl files"
 )
 
 
@@ -161,6 +161,8 @@ def _open_folder(path: Path, pictures_in: Path | None) -> list[RecordSource]:
         return list(open_shards(shards))
     if files := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
         return [open_parquet(files, pictures_in)]
+    if files := sorted(path.glob("*.jsonl")):
+        return [json_lines(file) for file in files]
     raise UsageError(
-        f"The folder {path} has no state.json, no *.tar and no *.parquet. Expected {KNOWN}; name a JSON file itself."
+        f"The folder {path} has no state.json, no *.tar, *.parquet or *.jsonl. Expected {KNOWN}; name a .json itself."
     )

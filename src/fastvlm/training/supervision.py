@@ -173,8 +173,8 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
             labels[start:past] = ids[start : min(past, end)] if start < end else []
         if all(label == IGNORED for label in labels):
             raise DataError(
-                f"it has {len(ids)} tokens, and none of the first {end} is the assistant's. Raise --max-tokens (it is "
-                f"{self.max_tokens}), or leave the sample out"
+                f"it has {len(ids)} tokens, and none of the first {end} is the assistant's. Raise max_tokens "
+                f"(it is {self.max_tokens}; --set max_tokens=N), or leave the sample out"
             )
         return Supervised(ids[:end], labels, ids[:end].count(image_id) // self.tokens_each, len(ids))
 
