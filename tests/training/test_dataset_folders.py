@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from training_files import openai, png, save_pictures
 
-from fastvlm.errors import DataError, MissingExtraError, UsageError
+from fastvlm.errors import DataError, MissingExtraError, PictureError, UsageError
 from fastvlm.pictures import open_picture
 from fastvlm.training import dataset_folders
 from fastvlm.training.samples import open_samples
@@ -168,3 +168,28 @@ def test_large_types_are_read_too(tmp_path):
     )
     pyarrow.parquet.write_table(rows, tmp_path / "x.parquet", row_group_size=1)
     assert grey_levels(open_samples([tmp_path / "x.parquet"])) == [[3], [4]]
+
+
+@pytest.mark.parametrize("how", ["folder", "parquet"])
+def test_a_picture_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, how):
+    records = [openai("<image>", "A.", images=[{"bytes": b"abcdef", "path": None}, {"bytes": None, "path": None}])]
+    rows = datasets.Dataset.from_dict({name: [record[name] for record in records] for name in ("messages", "images")})
+    path = tmp_path / "x.parquet"
+    if how == "folder":
+        rows.save_to_disk(tmp_path / "set")
+        path = tmp_path / "set"
+    else:
+        rows.to_parquet(path)
+    source = open_samples([path])._sources[0]
+    first, second = source.record(0)["images"]
+    assert (first.read(), first.read(2)) == (b"abcdef", b"ab")
+    with pytest.raises(OSError, match="neither bytes nor a path stand there"):
+        second.read()
+
+
+def test_a_picture_that_is_none_is_a_bad_record(tmp_path):
+    columns = {"messages": [openai("<image>", "A.")["messages"]], "image": [{"bytes": None, "path": "gone.png"}]}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
+    [sample] = open_samples([tmp_path / "set"])
+    with pytest.raises(PictureError, match=f"No such file or directory: '{tmp_path}/set/gone.png'"):
+        open_picture(sample.pictures[0])
