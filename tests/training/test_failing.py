@@ -1,8 +1,8 @@
 """What can befall a run, done to it for real: rates that explode, no memory, no room, a process that is killed."""
 
 import json
-import re
 import os
+import re
 import resource
 import signal
 import subprocess

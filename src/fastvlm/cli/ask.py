@@ -11,6 +11,7 @@ from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.opening import open_answerer, open_pictures, system_message, user_message
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
+    AdapterOption,
     BitsOption,
     DebugOption,
     DeviceOption,
@@ -51,6 +52,7 @@ def ask(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     bits: BitsOption = 16,
+    adapter: AdapterOption = None,
     max_new_tokens: MaxNewTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = None,
@@ -76,7 +78,7 @@ def ask(
     """
     check_question(question)
     check_pictures(pictures, UNQUOTED_HINT)
-    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits)
+    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     notes = Notes(is_quiet=is_quiet)
     if sampling.has_idle_top_p and not is_quiet:

@@ -27,6 +27,7 @@ class ModelChoice:
             or what the machine is fast in.
         bits: of the decoder's weights on a CPU; 16 for what the checkpoint has.
         image_fit, image_size: how a picture is brought to which size, as typed: ``512`` or ``768x1024``.
+        adapter: folder of an adapter that is added into the weights.
 
     Raises:
         UsageError: a word that is not known.
@@ -39,6 +40,7 @@ class ModelChoice:
     image_fit: str | None = None
     image_size: str | None = None
     bits: int = 16
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         check_word("--dtype", self.dtype, DTYPES)

@@ -12,6 +12,7 @@ from fastvlm.cli.eval_choices import Asked, Kept, Machine
 from fastvlm.cli.eval_run import Run
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
+    AdapterOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -56,6 +57,7 @@ def evaluate(
     worst: options.Worst = 50,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     image_fit: FitOption = None,
@@ -82,7 +84,7 @@ def evaluate(
     """
     asked = Asked(task, suite, data, images, annotations, metric, limit, skips_bad)
     kept = Kept(out, is_restart, worst)
-    machine = Machine(ModelChoice(model, revision, device, dtype, image_fit, image_size), slots, bits)
+    machine = Machine(ModelChoice(model, revision, device, dtype, image_fit, image_size, adapter=adapter), slots, bits)
     chosen = asked.chosen()
     length = chosen.max_new_tokens if max_new_tokens is None else max_new_tokens
     Sampling(max_new_tokens=length, temperature=temperature, seed=seed)  # what is wrong is told before anything is read

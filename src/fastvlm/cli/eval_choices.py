@@ -137,6 +137,7 @@ class Machine:
         return {
             "model": choice.name,
             "revision": choice.revision,
+            **({} if choice.adapter is None else {"adapter": choice.adapter}),
             "dtype": choice.dtype,
             "bits": self.bits,
             "image_fit": choice.image_fit,

@@ -101,16 +101,22 @@ def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) ->
 
     For a CPU the weights stay as the file has them, mapped: the engine lays them out in what it computes in. Products
     that are stored in 8 or 4 bits are left to it too; elsewhere they become plain weights. With `is_turned` the weights
-    are in what is computed in already, for who changes them before (LoRA adapters).
+    are in what is computed in already, for who changes them before. An adapter is added into plain weights.
     """
     from fastvlm import checkpoints
     from fastvlm.checkpoints.loading import pick_device
     from fastvlm.processing.image_processor import image_size_px
 
-    device = pick_device(choice.device)
+    device, has_adapter = pick_device(choice.device), choice.adapter is not None
+    is_turned = is_turned or has_adapter
     is_mapped = device.type == "cpu" and choice.dtype != "float16" and not is_turned
     dtype = None if is_mapped else _computed_in(device, choice)
-    model, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=device.type != "cpu")
+    has_products = device.type != "cpu" or has_adapter
+    model, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=has_products)
+    if choice.adapter is not None:
+        from fastvlm.training.adapters import open_adapter
+
+        model = open_adapter(model, choice.adapter)
     pictures = processor.image_processor
     if choice.image_fit is not None:
         pictures.image_fit = choice.image_fit

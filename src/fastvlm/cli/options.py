@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "DEFAULT_MODEL",
+    "AdapterOption",
     "BitsOption",
     "DebugOption",
     "DeviceOption",
@@ -78,6 +79,10 @@ BitsOption = Annotated[
         metavar="BITS",
         help="Round the decoder's weights to 8 or 4 bits on a CPU, while opening; 16: as the checkpoint has them.",
     ),
+]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="DIR", help="Add an adapter that fastvlm train wrote, or another of peft's."),
 ]
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Tokens after which a reply is cut.")

@@ -171,6 +171,7 @@ class TrainingRun:
             dataloader_prefetch_factor=4 if recipe.workers else None,
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
+            ddp_find_unused_parameters=False,  # there are none: see `with_black_picture`
             label_names=["labels"],
             report_to=_reporters(),
             disable_tqdm=True,

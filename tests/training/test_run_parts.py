@@ -1,0 +1,219 @@
+"""The smaller parts of a run: mixtures, averages, curves, cards, the folder."""
+
+import signal
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fastvlm.errors import DataError, TrainingError, UsageError
+from fastvlm.training.curves import curves_of, draw_curves, smoothed, thinned
+from fastvlm.training.ema import WeightAverage
+from fastvlm.training.interruption import Interruption
+from fastvlm.training.mixing import Mixture, split_off
+from fastvlm.training.model_card import RunFacts, model_card
+from fastvlm.training.recipe import Recipe, read_recipe
+from fastvlm.training.run_files import RunFiles
+
+# Mixtures.
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.floats(0.05, 3.2)), min_size=1, max_size=4), st.integers(0, 9))
+def test_each_source_is_seen_as_often_as_asked(sources, seed):
+    mixture = Mixture([([(i, k) for k in range(n)], repeat) for i, (n, repeat) in enumerate(sources)], seed)
+    seen = [mixture[index] for index in range(len(mixture))]
+    for i, (count, repeat) in enumerate(sources):
+        times = [seen.count((i, k)) for k in range(count)]
+        assert sum(times) == int(repeat) * count + round((repeat - int(repeat)) * count)
+        assert all(int(repeat) <= t <= int(repeat) + 1 for t in times)
+
+
+def test_a_mixture_is_a_sequence():
+    mixture = Mixture([("abc", 1), ("de", 2)])
+    assert mixture[-1] == "e" and mixture[1:4] == ["b", "c", "d"]
+    with pytest.raises(IndexError):
+        mixture[7]
+
+
+class Rows:
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return index
+
+    def lengths(self):
+        return [10 * index for index in range(self.count)]
+
+
+@given(st.integers(2, 50), st.floats(0.01, 0.99), st.integers(0, 5))
+def test_what_is_put_aside_is_not_learnt(count, fraction, seed):
+    learnt, aside = split_off(Rows(count), fraction, seed)
+    first, second = set(learnt), set(aside)
+    assert first and second and not first & second and first | second == set(range(count))
+    assert learnt.lengths() == [10 * learnt[i] for i in range(len(learnt))]
+
+
+def test_one_sample_cannot_be_both():
+    with pytest.raises(DataError, match="two samples or more"):
+        split_off(Rows(1), 0.5, 0)
+
+
+# Averages.
+
+
+def test_the_average_follows_the_weights_and_steps_aside(tmp_path):
+    model = nn.Linear(2, 2)
+    start = model.weight.detach().clone()
+    average = WeightAverage(model, 0.5)
+    with torch.no_grad():
+        model.weight += 1
+    average.update(100)  # late enough for the decay itself
+    with average.in_place():
+        torch.testing.assert_close(model.weight.detach(), start + 0.5)
+    torch.testing.assert_close(model.weight.detach(), start + 1)
+    average.save(tmp_path)
+    again = WeightAverage(model, 0.5)
+    again.load(tmp_path)
+    assert torch.equal(again.averages["weight"], average.averages["weight"])
+
+
+def test_early_steps_forget_the_start():
+    model = nn.Linear(2, 2)
+    start = model.weight.detach().clone()
+    average = WeightAverage(model, 0.999)
+    with torch.no_grad():
+        model.weight += 11
+    average.update(1)
+    torch.testing.assert_close(average.averages["weight"], start + 11 * (1 - 2 / 11))
+
+
+def test_a_checkpoint_without_average_is_told(tmp_path):
+    with pytest.raises(TrainingError, match="begun without ema"):
+        WeightAverage(nn.Linear(2, 2), 0.9).load(tmp_path)
+
+
+# Curves and cards.
+
+LOG = [
+    {"step": 1, "loss": 2.0, "grad_norm": 3.0, "lr": {"encoder": 1e-5, "decoder": 1e-4}, "pictures_per_s": 9.0},
+    {"step": 2, "eval_loss": 1.5},
+    {"step": 3, "loss": 1.0, "grad_norm": 2.0, "lr": {"encoder": 0.0, "decoder": 0.0}, "pictures_per_s": 10.0},
+]
+
+
+def test_curves_are_those_of_the_log(tmp_path):
+    curves = {(curve.panel, curve.name): curve.points for curve in curves_of(LOG)}
+    assert curves["loss", "each line of the log"] == [(1, 2.0), (3, 1.0)]
+    assert curves["loss", "samples put aside"] == [(2, 1.5)]
+    assert curves["learning rate", "decoder"] == [(1, 1e-4), (3, 0.0)]
+    draw_curves(LOG, tmp_path / "curves.svg", "a <name> & more")
+    root = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert "a <name> & more" in texts and "norm of the gradients" in texts
+    height, width = float(root.get("height")), float(root.get("width"))
+    assert all(
+        0 <= float(text.get("x")) <= width and 0 <= float(text.get("y")) <= height
+        for text in root.iter("{http://www.w3.org/2000/svg}text")
+    )
+
+
+@pytest.mark.parametrize("log", [[], LOG[:1], [{"step": 1, "loss": 0.0}]])
+def test_short_logs_can_be_drawn(log, tmp_path):
+    draw_curves(log, tmp_path / "curves.svg", "short")
+    ElementTree.parse(tmp_path / "curves.svg")
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e3, 1e3)), min_size=1, max_size=200), st.integers(1, 50))
+def test_thinned_curves_keep_their_ends(points, most):
+    kept = thinned(points, most)
+    assert kept[0] == points[0] and kept[-1] == points[-1] and len(kept) <= 2 * most + 1
+    smooth = [value for _, value in smoothed(points)]
+    assert min(v for _, v in points) - 1e-6 <= min(smooth) and max(smooth) <= max(v for _, v in points) + 1e-6
+
+
+def facts(**changes):
+    return RunFacts(**{"num_samples": 200, "num_parameters": 1000, "num_trained": 250, "num_steps": 7, "log": LOG,
+                       "tool": "fastvlm 1 at abc", "machine": "1 x CPU", **changes})  # fmt: skip
+
+
+def test_a_card_tells_data_recipe_commit_and_losses():
+    recipe = read_recipe("lora", {"data": ["folder/mine.json"], "model": "owner/base"})
+    text = model_card(recipe, facts(scores={"plain": 0.5}), is_adapter=True)
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["base_model"] == "owner/base" and front["library_name"] == "peft"
+    for words in ("`mine.json`", "200 samples", "7 steps of 16", "25.0%", "fastvlm 1 at abc", "2.000 at first",
+                  "put aside: 1.500", "plain: 50.0%", "| decoder | adapters | 0.0002 |", "| encoder | nothing | - |",
+                  "research only"):  # fmt: skip
+        assert words in text, words
+    assert Recipe.model_validate(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])) == recipe
+    assert "Nothing was measured" in model_card(recipe, facts(log=[]))
+
+
+# The folder.
+
+
+def checkpoint(files, step):
+    folder = files.scratch / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text(str(step))
+    return files.adopt(folder.name)
+
+
+def test_checkpoints_are_whole_or_not_there(tmp_path):
+    files = RunFiles(tmp_path)
+    with pytest.raises(IsADirectoryError), files.saving() as work:  # noqa: PT012
+        written = work / "checkpoint-1"
+        written.mkdir(parents=True)
+        written.write_text("a folder cannot be written to")
+    assert files.last_good() is None and not list(tmp_path.iterdir())
+    for step in (9, 10, 100):
+        checkpoint(files, step)
+    assert [path.name for path in files.checkpoints()] == ["checkpoint-10", "checkpoint-100"]
+
+
+def test_what_a_kill_left_is_removed_and_the_log_is_cut(tmp_path):
+    files = RunFiles(tmp_path)
+    checkpoint(files, 2)
+    (files.scratch / "checkpoint-3").mkdir(parents=True)
+    files.log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step"')
+    recipe = Recipe()
+    assert files.claim(recipe, is_resumed=True).name == "checkpoint-2"
+    assert not files.scratch.exists()
+    assert [line["step"] for line in files.read_log()] == [1, 2]
+    assert Recipe.model_validate(yaml.safe_load(files.recipe.read_text())) == recipe
+
+
+def test_another_run_s_folder_is_refused_by_the_key_that_differs(tmp_path):
+    files = RunFiles(tmp_path / "run")
+    assert files.claim(Recipe(), is_resumed=True) is None
+    checkpoint(files, 1)
+    files.claim(Recipe(workers=7, name="other"), is_resumed=True)  # what changes nothing may change
+    with pytest.raises(UsageError, match="seed: 0, and now it is 3"):
+        files.claim(Recipe(seed=3), is_resumed=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        RunFiles(tmp_path / "file" / "run").claim(Recipe(), is_resumed=False)
+
+
+def test_a_signal_outside_of_steps_ends_the_process_at_once():
+    import os
+
+    with Interruption().listening(), pytest.raises(SystemExit) as raised:  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+    assert raised.value.code == 143
+    interruption = Interruption()
+    with interruption.listening(), interruption.patiently():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.sigtimedwait([], 1)
