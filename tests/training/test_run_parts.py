@@ -193,7 +193,10 @@ def test_what_a_kill_left_is_removed_and_the_log_is_cut(tmp_path):
 
 def test_another_run_s_folder_is_refused_by_the_key_that_differs(tmp_path):
     files = RunFiles(tmp_path / "run")
+    files.folder.mkdir()
+    files.log.write_text('{"step": 1}\n')  # killed before the first checkpoint: it begins again
     assert files.claim(Recipe(), is_resumed=True) is None
+    assert files.read_log() == []
     checkpoint(files, 1)
     files.claim(Recipe(workers=7, name="other"), is_resumed=True)  # what changes nothing may change
     with pytest.raises(UsageError, match="seed: 0, and now it is 3"):

@@ -72,8 +72,7 @@ class RunFiles:
             raise UsageError(f"{what} is there from an earlier run. --resume goes on with it; --out begins elsewhere.")
         else:
             self.log.unlink(missing_ok=True)
-        if last is not None:
-            self._cut_log(step_of(last))
+        self._cut_log(0 if last is None else step_of(last))
         _write_whole(self.recipe, recipe.to_yaml())
         return last
 
