@@ -3,7 +3,8 @@ FROM python:3.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# libgomp: torch's threads
+# libgomp: torch's threads. Its version is Debian's to choose: a pinned one is gone from the archive with the next fix.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
@@ -15,7 +16,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
 COPY src ./src
 RUN pip install --constraint constraints.txt '.[serve]'
 
-USER fastvlm
+USER 1000
 WORKDIR /home/fastvlm
 EXPOSE 8000
 

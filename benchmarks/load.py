@@ -116,8 +116,12 @@ def command_of(server: str, asked: argparse.Namespace, port: int) -> tuple[list[
     # No --continuous-batching: for models with pictures it falls back to one reply after the other (transformers 5.23).
     paths = [str(asked.serving.resolve())] if asked.serving is not None else []
     paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    environment = {"PYTHONPATH": os.pathsep.join(paths), "FASTVLM_PEERS": str(asked.peers.resolve()), "HF_HUB_OFFLINE": "1"}
-    return [sys.executable, "-c", TRANSFORMERS, *options, "--device", "cpu"], environment, folder
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "FASTVLM_PEERS": str(asked.peers.resolve())}
+    return (
+        [sys.executable, "-c", TRANSFORMERS, *options, "--device", "cpu"],
+        {**environment, "HF_HUB_OFFLINE": "1"},
+        folder,
+    )
 
 
 @contextmanager
@@ -158,7 +162,8 @@ def load(url: str, model: str, concurrency: int, numbers: range, asked: argparse
         questions, results = Path(folder) / "questions.jsonl", Path(folder) / "results"
         write_questions(questions, numbers, asked.side)
         # On a small machine the tool's own processes, one of which never sleeps, must not take the servers' cores.
-        command = ["nice", "-n", "19", str(asked.aiperf), "profile", "--model", model, "--url", url, "--endpoint-type", "chat"]
+        command = ["nice", "-n", "19", str(asked.aiperf), "profile", "--model", model, "--url", url]
+        command += ["--endpoint-type", "chat"]
         command += ["--streaming", "--use-server-token-count", "--tokenizer", str(asked.checkpoint.resolve())]
         command += ["--input-file", str(questions), "--custom-dataset-type", "single_turn"]
         command += ["--dataset-sampling-strategy", "sequential", "--concurrency", str(concurrency)]
