@@ -233,7 +233,7 @@ class Recipe(_Entry):
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of the recipes that come with the package."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def read_recipe(name_or_file: str | Path, changes: dict[str, Any] | None = None) -> Recipe:
