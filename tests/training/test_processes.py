@@ -50,7 +50,7 @@ def norms(folder):
 
 @pytest.fixture(scope="module")
 def alone(small_model, small_data, tmp_path_factory):
-    """One process, four samples a step, some of text alone; not to the epoch's rest, which several processes fill up."""
+    """One process, four samples a step, some text alone; not to the epoch's rest, which several processes fill up."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
     return TrainingRun(small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7), folder).train()
 
