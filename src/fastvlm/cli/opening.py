@@ -112,7 +112,8 @@ def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) ->
     is_mapped = device.type == "cpu" and choice.dtype != "float16" and not is_turned
     dtype = None if is_mapped else _computed_in(device, choice)
     has_products = device.type != "cpu" or has_adapter
-    model, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=has_products)
+    loaded, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=has_products)
+    model: Any = loaded
     if choice.adapter is not None:
         from fastvlm.training.adapters import open_adapter
 
