@@ -68,7 +68,7 @@ def test_equals_the_product_with_the_rounded_weight(shape, group_size, has_bias)
         result = int4_linear(weight, bias, group_size)(x.to(dtype))
         expected = F.linear(x.to(torch.bfloat16).float(), quantise_int4(weight, group_size).dequantise().float(), bias)
         assert result.dtype == dtype and result.shape == expected.shape
-        assert relative_gap(result, expected) < 0.01
+        assert relative_gap(result, expected) < 0.02  # bfloat16, and there may be two outputs alone
 
 
 @needs_kernel

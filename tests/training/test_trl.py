@@ -68,7 +68,8 @@ def test_sft_trainer_reads_messages_with_pictures(small_model, small_data, tmp_p
     rows = {"images": [], "messages": []}
     for record in records:
         question, answer = (turn["value"].removeprefix("<image>\n") for turn in record["conversations"])
-        rows["images"].append([Image.open(small_data.parent / record["image"][0])])
+        with Image.open(small_data.parent / record["image"][0]) as picture:
+            rows["images"].append([picture.copy()])
         rows["messages"].append(
             [
                 {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": question}]},

@@ -25,6 +25,7 @@ from fastvlm.processing.prompt import (
     read_conversations,
     render,
 )
+from fastvlm.processing.replies import ReplyFinder
 from fastvlm.processing.stored import (
     add_image_token,
     apple_settings,
@@ -205,6 +206,7 @@ class FastVlmProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is
         tokenize: bool = False,
         return_tensors: str | None = None,
         return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -219,6 +221,7 @@ class FastVlmProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is
             tokenize: return ids (or, with `return_dict`, a BatchFeature) instead of text.
             return_tensors, processor_kwargs, kwargs: as in :meth:`__call__`.
             return_dict: with `tokenize`, return `input_ids`, `attention_mask` and `pixel_values`.
+            return_assistant_tokens_mask: with `return_dict`, `assistant_masks` (B, T): 1 on replies and their ends.
 
         Raises:
             PromptError: messages that cannot be rendered; tools for a template that ignores them.
@@ -230,6 +233,8 @@ class FastVlmProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is
             raise PromptError(
                 "Got tools or documents; FastVLM was trained with neither, and its template ignores them."
             )
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise PromptError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
         conversations, is_batch = read_conversations(conversation, special_tokens=self._marks())
         variables = {key: value for key, value in (("tools", tools), ("documents", documents)) if value}
         prompts = [
@@ -252,6 +257,8 @@ class FastVlmProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is
             return_tensors=return_tensors,
             **{**(processor_kwargs or {}), **kwargs},
         )
+        if return_assistant_tokens_mask:
+            inputs["assistant_masks"] = ReplyFinder(self, chat_template).masks(inputs["input_ids"], return_tensors)
         return inputs if return_dict else inputs["input_ids"]
 
     def _marks(self) -> tuple[str, ...]:

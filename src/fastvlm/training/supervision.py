@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastvlm.errors import ConfigError, DataError, FastVlmError, PictureError, UsageError
+from fastvlm.errors import DataError, FastVlmError, PictureError, UsageError
 from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.processing.replies import ReplyFinder, short_ids_of
 from fastvlm.training.record_source import BadRecordError
 from fastvlm.training.samples import PictureSource, Sample
 
-__all__ = ["IGNORED", "ReplyFinder", "Supervised", "SupervisedDataset", "refuse_missing"]
+__all__ = ["IGNORED", "Supervised", "SupervisedDataset", "refuse_missing"]
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
-END_TOKEN = "<|im_end|>"  # what ends a turn: FastVLM's chat template
 CHUNK = 256  # samples that are tokenised together
 
 
@@ -49,46 +49,6 @@ class Supervised:
     def num_supervised(self) -> int:
         """Tokens that are learnt."""
         return sum(label != IGNORED for label in self.labels)
-
-
-class ReplyFinder:
-    """Finds the assistant's replies in ids.
-
-    Raises:
-        ConfigError: a chat template whose replies cannot be told from ids, or do not follow the prompt's own tokens.
-    """
-
-    def __init__(self, processor: FastVlmProcessor) -> None:
-        question = [{"role": "user", "content": "a"}]
-        ids = _ids(processor, [processor.apply_chat_template(question)])[0]
-        prompt = _ids(processor, [processor.apply_chat_template(question, add_generation_prompt=True)])[0]
-        self.header = prompt[len(ids) :]
-        self.end_id = int(processor.tokenizer.convert_tokens_to_ids(END_TOKEN))
-        probe = _ids(
-            processor, [processor.apply_chat_template([*question, {"role": "assistant", "content": "b"}] * 2)]
-        )[0]
-        reply = [*_ids(processor, ["b"])[0], self.end_id]
-        if prompt[: len(ids)] != ids or [probe[start:end] for start, end in self.spans(probe)] != [reply] * 2:
-            raise ConfigError(
-                "This processor's chat template does not begin the assistant's turn with the prompt's own tokens and "
-                f"end it with {END_TOKEN}, so nothing can be supervised. Open it with chat_template='default'."
-            )
-
-    def spans(self, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(first, past the last) position of each reply with its end token, in order."""
-        row, header = list(ids), self.header
-        position = 0
-        while header:
-            try:
-                position = row.index(header[0], position)
-                if row[position : position + len(header)] != header:
-                    position += 1
-                    continue
-                start = position + len(header)
-                position = row.index(self.end_id, start) + 1
-            except ValueError:
-                return
-            yield start, position
 
 
 class SupervisedDataset(Dataset[dict[str, Tensor]]):
@@ -148,7 +108,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
 
     def supervise(self, sample: Sample) -> Supervised:
         """A sample's ids and labels; no picture is opened. Raises FastVlmError with the reason alone."""
-        return self.supervise_ids(sample, _ids(self.processor, [self._text(sample)])[0])
+        return self.supervise_ids(sample, short_ids_of(self.processor, [self._text(sample)])[0])
 
     def supervise_ids(self, sample: Sample, short_ids: Sequence[int]) -> Supervised:
         """As :meth:`supervise`, from ids in which a picture has one placeholder. Raises FastVlmError."""
@@ -234,7 +194,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         for begin in range(0, len(self), CHUNK):
             samples = [self._readable(index) for index in range(begin, min(begin + CHUNK, len(self)))]
             texts = [text for sample, text in samples if not isinstance(sample, BadRecordError)]
-            ids = iter(_ids(self.processor, texts) if texts else [])
+            ids = iter(short_ids_of(self.processor, texts) if texts else [])
             for number, (sample, _) in enumerate(samples):
                 yield begin + number, sample, [] if isinstance(sample, BadRecordError) else next(ids)
 
@@ -258,9 +218,3 @@ def refuse_missing(pictures: Sequence[PictureSource]) -> None:
     for number, source in enumerate(pictures, 1):
         if isinstance(source, Path) and not source.is_file():
             raise PictureError(f"picture {number}: there is no file {source}; is pictures_in right?")
-
-
-def _ids(processor: FastVlmProcessor, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts, as the processor tokenises them."""
-    rows: list[list[int]] = processor.tokenizer(list(texts), padding=False)["input_ids"]
-    return rows

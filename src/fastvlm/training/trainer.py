@@ -6,8 +6,11 @@ Shapes: B sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +139,13 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         groups: list[dict[str, Any]] = getattr(self.optimizer, "param_groups", [])
         return {group["part"]: float(group["lr"]) for group in groups if "part" in group}
 
+    def get_train_dataloader(self) -> Any:
+        """As Trainer's; a signal to the run's group does not reach who reads pictures."""
+        loader = super().get_train_dataloader()
+        plain = getattr(loader, "base_dataloader", loader)  # accelerate's goes around torch's
+        plain.worker_init_fn = partial(_undisturbed, plain.worker_init_fn)
+        return loader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return super()._get_train_sampler(train_dataset) if self.order is None else self.order
 
@@ -197,6 +207,14 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             window = torch.load(file, map_location=self._tr_loss.device, weights_only=True)
             self._tr_loss += window["sum"]
             self._globalstep_last_logged = window["since"]
+
+
+def _undisturbed(begin: Callable[[int], None] | None, number: int) -> None:
+    """Begin a reading process, in a group of its own: what a terminal sends to the run's group is the run's alone."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    if begin is not None:
+        begin(number)
 
 
 def with_black_picture(inputs: dict[str, Any], image_token_id: int) -> dict[str, Any]:
