@@ -55,7 +55,7 @@ def test_a_run_prints_its_folder_and_an_adapter_can_be_asked(fastvlm, written, t
     asked = fastvlm("ask", picture, "What is shown?", "-m", model, "--adapter", facts["adapter"], "-n", "3")
     assert asked.code == 0, asked.err
     refused = fastvlm("ask", picture, "What?", "-m", model, "--adapter", tmp_path)
-    assert refused.code == 1 and "is no adapter" in refused.error
+    assert refused.code == 1 and "has no adapter_config.json" in refused.error
 
 
 def test_check_shows_samples_and_trains_nothing(fastvlm, written, workplace):

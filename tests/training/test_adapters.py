@@ -9,8 +9,8 @@ import small_run
 import torch
 
 import fastvlm
+from fastvlm.checkpoints.lora_folder import merge_adapter
 from fastvlm.errors import CheckpointError
-from fastvlm.training.adapters import open_adapter
 from fastvlm.training.recipe import LoraEntry
 from fastvlm.training.start import open_start
 from fastvlm.training.training_run import TrainingRun
@@ -44,7 +44,7 @@ def test_an_adapter_opens_and_is_what_merge_writes(small_model, small_data, tmp_
     merged, _ = opened(outcome.model)
     after = logits(merged, processor)
     assert (after - before).abs().max() > 1e-3
-    again = open_adapter(base, outcome.adapter)
+    again = merge_adapter(base, outcome.adapter)
     assert type(again) is type(merged)
     torch.testing.assert_close(logits(again, processor), after, atol=1e-5, rtol=1e-5)
     config = json.loads((outcome.adapter / "adapter_config.json").read_text())
@@ -60,8 +60,18 @@ def test_only_adapters_and_whole_parts_learn(small_model, small_data, tmp_path):
     outcome = TrainingRun(lora_recipe(small_model, small_data, parts=parts), tmp_path / "run").train()
     base, _ = opened(small_model)
     weight = base.model.multi_modal_projector.linear_1.weight.clone()
-    merged = open_adapter(base, outcome.adapter)
+    merged = merge_adapter(base, outcome.adapter)
     assert not torch.equal(merged.model.multi_modal_projector.linear_1.weight, weight), "the projector came along"
+
+
+def test_a_whole_encoder_comes_along_with_its_statistics(small_model, small_data, tmp_path):
+    parts = {**PARTS, "encoder": {"lr": 1e-2, "batchnorm": "train"}}
+    outcome = TrainingRun(lora_recipe(small_model, small_data, parts=parts), tmp_path / "run").train()
+    base, _ = opened(small_model)
+    merged, untouched = merge_adapter(base, outcome.adapter), opened(small_model)[0].state_dict()
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in base.state_dict().items())
+    moved = {name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, untouched[name])}
+    assert any("running_mean" in name for name in moved) and any("mlp.fc1" in name for name in moved)
 
 
 @pytest.mark.parametrize("part", ["encoder", "projector", "decoder"])
@@ -87,7 +97,7 @@ def test_a_rounded_base_learns_and_its_adapter_fits_the_plain_one(bits, small_mo
     assert losses[-1] < losses[0]
     base, processor = opened(small_model)
     before = logits(base, processor)
-    assert (logits(open_adapter(base, outcome.adapter), processor) - before).abs().max() > 1e-3
+    assert (logits(merge_adapter(base, outcome.adapter), processor) - before).abs().max() > 1e-3
 
 
 def test_adapters_go_on_to_the_last_bit(small_model, small_data, tmp_path):
@@ -107,11 +117,11 @@ def test_adapters_go_on_to_the_last_bit(small_model, small_data, tmp_path):
 def test_what_is_no_adapter_is_refused(small_model, small_data, tmp_path):
     base, _ = opened(small_model)
     with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
-        open_adapter(base, tmp_path)
+        merge_adapter(base, tmp_path)
     outcome = TrainingRun(lora_recipe(small_model, small_data, max_steps=1), tmp_path / "run").train()
     mini, _ = fastvlm.load("mini", device="cpu", dtype="float32")
-    with pytest.raises(CheckpointError, match="does not fit this model"):
-        open_adapter(mini, outcome.adapter)
+    with pytest.raises(CheckpointError, match="was made for"):
+        merge_adapter(mini, outcome.adapter)
 
 
 def test_the_numbers_are_apple_s():

@@ -94,7 +94,7 @@ def sharing_copy(model: Any, own: frozenset[str] = frozenset()) -> Any:
 
     Its parameters are objects of their own: giving one of them another tensor leaves `model` as it is.
     """
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    memo: dict[int, Any] = {id(b): b.clone() if name in own else b for name, b in model.named_buffers()}
     for name, parameter in model.named_parameters():
         data = parameter.detach()
         memo[id(parameter)] = nn.Parameter(data.clone() if name in own else data, requires_grad=False)
@@ -163,17 +163,18 @@ def _plain(name: str | None) -> str | None:
 
 
 def _check_places(adapter: _Adapter, model: Any) -> None:
-    """Every matrix and every whole parameter of the adapter has its place in the model."""
+    """Every matrix and every whole tensor of the adapter has its place in the model."""
     if not adapter.pairs and not adapter.plain:
         raise CheckpointError(f"{adapter.folder / _WEIGHTS} is empty; expected matrices named *.lora_A and *.lora_B.")
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    modules = dict(model.named_modules())
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for name, (first, second) in adapter.pairs.items():
         weight = getattr(modules.get(name), "weight", None)
         if not isinstance(weight, torch.Tensor):
             raise _misfit(adapter, f"changes {name!r}, which this model does not have")
         _check_pair(adapter, name, tuple(weight.shape), first, second)
     for name, shape in adapter.plain.items():
-        there = tuple(parameters[name].shape) if name in parameters else None
+        there = tuple(tensors[name].shape) if name in tensors else None
         if there != shape:
             where = "does not have" if there is None else f"has as {list(there)}"
             raise _misfit(adapter, f"brings {name!r} of shape {list(shape)}, which this model {where}")

@@ -115,9 +115,9 @@ def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) ->
     loaded, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=has_products)
     model: Any = loaded
     if choice.adapter is not None:
-        from fastvlm.training.adapters import open_adapter
+        from fastvlm.checkpoints.lora_folder import merge_adapter
 
-        model = open_adapter(model, choice.adapter)
+        model = merge_adapter(model, choice.adapter)
     pictures = processor.image_processor
     if choice.image_fit is not None:
         pictures.image_fit = choice.image_fit

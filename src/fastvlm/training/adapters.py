@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastvlm.errors import CheckpointError, MissingExtraError
+from fastvlm.errors import MissingExtraError
 from fastvlm.training.recipe import LoraEntry, Part, Recipe
 
-__all__ = ["add_adapters", "open_adapter", "round_base", "target_pattern"]
+__all__ = ["add_adapters", "round_base", "target_pattern"]
 
 # Every product with a matrix, as in Apple's code (`find_all_linear_names`) for the decoder; of the encoder what is no
 # depthwise convolution: attention, and the 1x1 convolutions of the ConvFFNs.
@@ -87,32 +85,6 @@ def round_base(model: Any, bits: int, dtype: torch.dtype) -> None:
             for name, child in list(parent.named_children()):
                 if type(child) is nn.Linear:
                     setattr(parent, name, rounded(child))
-
-
-def open_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
-    """`model` with the adapter of a folder added into its weights: a plain FastVLM again.
-
-    Args:
-        model: the checkpoint that the adapter was trained on, with plain weights.
-        folder: what ``fastvlm train`` wrote as ``adapter/``, or any folder of peft.
-
-    Raises:
-        CheckpointError: no adapter there, or one of another model.
-        MissingExtraError: peft is not installed.
-    """
-    path = Path(folder)
-    if not (path / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{path} is no adapter: it has no adapter_config.json. Name the folder that training wrote."
-        )
-    peft = _peft()
-    try:
-        adapted = peft.PeftModel.from_pretrained(model, str(path))
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"The adapter in {path} does not fit this model: {reason}") from error
-    merged: nn.Module = adapted.merge_and_unload()
-    return merged
 
 
 def _peft() -> Any:

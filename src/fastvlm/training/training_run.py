@@ -15,8 +15,8 @@ from transformers import PrinterCallback, TrainingArguments
 
 from fastvlm import __version__
 from fastvlm.checkpoints.loading import load
+from fastvlm.checkpoints.lora_folder import merge_adapter
 from fastvlm.errors import UsageError
-from fastvlm.training.adapters import open_adapter
 from fastvlm.training.collation import Collator
 from fastvlm.training.curves import draw_curves
 from fastvlm.training.ema import WeightAverage
@@ -245,7 +245,7 @@ class TrainingRun:
     def _merged(self) -> dict[str, torch.Tensor]:
         """The weights with the adapter added in, from the base as it is stored: rounding is not merged."""
         model, _ = load(self.recipe.model, device="cpu", dtype=torch.float32)
-        return open_adapter(model, self.files.adapter).state_dict()
+        return merge_adapter(model, self.files.adapter).state_dict()  # type: ignore[no-any-return]
 
     def _facts(self, trainer: FastVlmTrainer, start: Start, num_samples: int, log: Any) -> RunFacts:
         parameters = list(start.model.parameters())
