@@ -316,3 +316,15 @@ def test_the_same_path_with_new_content_gives_new_pixels(tmp_path):
         Image.new("RGB", (8, 8), colour).save(path)
         values.append(float(processor(path).pixel_values.mean()))
     assert values == [0.0, 1.0]
+
+
+def test_size_and_fit_can_be_chosen_later():
+    processor = FastVlmImageProcessor(image_size=256)
+    processor.choose()
+    assert (processor.image_size, processor.image_fit) == ((256, 256), "pad")
+    processor.choose((128, 192), "crop")
+    assert (processor.image_size, processor.image_fit) == ((128, 192), "crop")
+    for wrong in ({"image_size": 100}, {"image_fit": "squeeze"}):
+        with pytest.raises(ConfigError):
+            processor.choose(**wrong)
+    assert (processor.image_size, processor.image_fit) == ((128, 192), "crop")

@@ -19,6 +19,23 @@ pytestmark = [
 ]
 
 
+def settings(folder, **own):
+    """A short run on a CPU."""
+    return SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        max_length=None,
+        save_strategy="no",
+        **own,
+    )
+
+
 def test_sft_trainer_trains_our_model_on_our_samples(small_model, small_data, tmp_path):
     import datasets
 
@@ -28,21 +45,12 @@ def test_sft_trainer_trains_our_model_on_our_samples(small_model, small_data, tm
     rows = SupervisedDataset(samples, processor, max_tokens=128)
     numbers = datasets.Dataset.from_dict({"row": list(range(len(rows)))})
     collate = Collator(processor.tokenizer.pad_token_id)
-    arguments = SFTConfig(
-        output_dir=str(tmp_path),
+    arguments = settings(
+        tmp_path,
         max_steps=6,
-        per_device_train_batch_size=4,
         learning_rate=1e-2,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        save_strategy="no",
     )
     before = model.lm_head.weight.clone()
     trainer = SFTTrainer(
@@ -76,22 +84,11 @@ def test_sft_trainer_reads_messages_with_pictures(small_model, small_data, tmp_p
                 {"role": "assistant", "content": [{"type": "text", "text": answer}]},
             ]
         )
-    arguments = SFTConfig(
-        output_dir=str(tmp_path),
-        max_steps=2,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        max_length=None,
-        save_strategy="no",
-    )
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=datasets.Dataset.from_dict(rows), processing_class=processor
+        model=model,
+        args=settings(tmp_path, max_steps=2, learning_rate=1e-3),
+        train_dataset=datasets.Dataset.from_dict(rows),
+        processing_class=processor,
     )
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

@@ -299,12 +299,10 @@ def _cache_folder() -> Path:
 @contextmanager
 def _progress(notes: Notes) -> Iterator[Callable[[float, float, str], None]]:
     """A bar on a terminal's stderr: what is being measured, and the minutes that it will still take."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, TextColumn
 
     columns = (TextColumn("{task.description:<40}", markup=False), BarColumn(), TextColumn("{task.fields[left]}"))
-    console = Console(stderr=True, highlight=False, markup=False)
-    with Progress(*columns, console=console, transient=True, disable=not notes.is_shown) as progress:
+    with notes.bars(*columns) as progress:
         task = progress.add_task("opening", total=None, left="")
 
         def tell(done_s: float, total_s: float, what: str) -> None:

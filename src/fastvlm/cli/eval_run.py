@@ -139,8 +139,7 @@ class Run:
 @contextmanager
 def progress_bars(notes: Notes) -> Iterator[OnProgress]:
     """A bar on a terminal's stderr: how many are done, how many a second, and the time that is left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description:<15}", markup=False),
@@ -149,8 +148,7 @@ def progress_bars(notes: Notes) -> Iterator[OnProgress]:
         TextColumn("{task.fields[rate]:>9}", markup=False),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, highlight=False, markup=False)
-    with Progress(*columns, console=console, transient=True, disable=not notes.is_shown) as progress:
+    with notes.bars(*columns) as progress:
         bars: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:

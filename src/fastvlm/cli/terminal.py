@@ -122,6 +122,14 @@ class Notes:
             yield
 
     @contextmanager
+    def bars(self, *columns: Any) -> Iterator[Any]:
+        """A ``rich.progress.Progress`` of these columns, gone when the work inside is done."""
+        from rich.progress import Progress
+
+        with Progress(*columns, console=self._console, transient=True, disable=not self.is_shown) as progress:
+            yield progress
+
+    @contextmanager
     def counting(self, text: str) -> Iterator[Callable[[int, int], None]]:
         """A bar for work inside that calls the given function with (done, total), shown after PATIENCE_S."""
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -174,8 +174,7 @@ def _resuming_command() -> str:
 @contextmanager
 def _bar(notes: Notes) -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal's stderr: steps, loss, pictures a second, time that is left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("Training"),
@@ -184,8 +183,7 @@ def _bar(notes: Notes) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[facts]}", markup=False),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, highlight=False, markup=False)
-    with Progress(*columns, console=console, transient=True, disable=not notes.is_shown) as bar:
+    with notes.bars(*columns) as bar:
         task = bar.add_task("", total=None, facts="", start=False)
 
         def tell(progress: Any) -> None:

@@ -187,6 +187,17 @@ class FastVlmImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transf
             np.divide(np.asarray(fitted).transpose(2, 0, 1), np.float32(255), out=pixels[index], casting="unsafe")
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
+    def choose(self, image_size: Any = None, image_fit: str | None = None) -> None:
+        """Another size or fit from now on, as the constructor takes them; None leaves what there is.
+
+        Raises:
+            ConfigError: a side that is no multiple of `patch_size`; an unknown fit.
+        """
+        if image_size is not None:
+            self.image_size = image_size_px(image_size, self.patch_size)
+        if image_fit is not None:
+            self.image_fit = _fit_name(image_fit)
+
     def num_visual_tokens(self, image_size: Any = None) -> int:
         """Visual tokens of one processed picture: the number of placeholders it takes in the text."""
         size = self.image_size if image_size is None else image_size_px(image_size, self.patch_size)

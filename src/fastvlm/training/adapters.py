@@ -33,7 +33,11 @@ def add_adapters(model: nn.Module, recipe: Recipe) -> Any:
     Raises:
         MissingExtraError: peft is not installed.
     """
-    peft, lora = _peft(), recipe.lora
+    try:
+        import peft  # noqa: PLC0415  # only where there are adapters
+    except ImportError as error:
+        raise MissingExtraError("peft", "train", "LoRA") from error
+    lora = recipe.lora
     assert lora is not None  # noqa: S101  # the caller's question
     whole = [name for part, name in _WHOLE.items() if recipe.learns(part)]
     config = peft.LoraConfig(
@@ -85,11 +89,3 @@ def round_base(model: Any, bits: int, dtype: torch.dtype) -> None:
             for name, child in list(parent.named_children()):
                 if type(child) is nn.Linear:
                     setattr(parent, name, rounded(child))
-
-
-def _peft() -> Any:
-    try:
-        import peft  # noqa: PLC0415  # only where there are adapters
-    except ImportError as error:
-        raise MissingExtraError("peft", "train", "LoRA") from error
-    return peft

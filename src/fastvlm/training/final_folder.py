@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,7 @@ def write_model(
     config.dtype = folder.dtype
     planned = [PlannedTensor.of(name, tensors[name], _dtype(tensors[name], folder)) for name in names]
     shards = split_into_shards(planned, num_bytes_of(LARGEST_SHARD))
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with all_or_nothing(fresh) as work:
+    with _new_folder(target) as work:
         for name, shard in shards.items():
             write_safetensors(work / name, shard)
         write_index(work, shards)
@@ -70,20 +69,22 @@ def write_model(
         carry_files(folder.path, work)
         (work / "README.md").write_text(card, encoding="utf-8")
     folder.weights.close()
-    _replace(target, fresh)
 
 
 def write_adapter(target: Path, model: Any, card: str) -> None:
     """Write peft's adapter, and parts that learnt whole, as peft does."""
+    with _new_folder(target) as work:
+        model.save_pretrained(work)
+        (work / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `target` once it is whole."""
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     with all_or_nothing(fresh) as work:
-        model.save_pretrained(work)
-        (work / "README.md").write_text(card, encoding="utf-8")
-    _replace(target, fresh)
-
-
-def _replace(target: Path, fresh: Path) -> None:
+        yield work
     if target.exists():
         shutil.rmtree(target)
     fresh.rename(target)

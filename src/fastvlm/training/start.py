@@ -14,7 +14,6 @@ from fastvlm.config import FastVlmConfig
 from fastvlm.dialects.folder import inspect_folder
 from fastvlm.errors import UsageError
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
-from fastvlm.processing.image_processor import image_size_px
 from fastvlm.processing.processor import FastVlmProcessor
 from fastvlm.training.adapters import add_adapters, round_base
 from fastvlm.training.recipe import Recipe
@@ -56,9 +55,7 @@ def open_processor(recipe: Recipe) -> FastVlmProcessor:
     """The checkpoint's processor, with pictures of the recipe's size, padding on the right."""
     folder = checkpoint_path(recipe.model)
     processor = load_processor(folder, FastVlmConfig.from_dict(dict(inspect_folder(folder).config)))
-    pictures = processor.image_processor
-    if recipe.image_size is not None:
-        pictures.image_size = image_size_px(recipe.image_size, pictures.patch_size)
+    processor.image_processor.choose(recipe.image_size)
     processor.padding_side = "right"
     return processor
 
