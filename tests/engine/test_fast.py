@@ -161,3 +161,14 @@ def test_layers_of_another_kind_are_turned_too():
     wrapped = peft.get_peft_model(model, lora).base_model.model.eval()
     expected = fast_engine(copy.deepcopy(wrapped).float(), processor).generate(question(), GREEDY)
     assert fast_engine(wrapped, processor, dtype=torch.float32).generate(question(), GREEDY).text == expected.text
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [("float16", None), ("float16", "float16"), ("bfloat16", "float16")])
+def test_in_float16_pictures_are_still_computed_in_float32(stored, dtype):
+    """The published encoders' numbers come close to the largest of float16."""
+    engine = fast_engine(*mini(stored), dtype=None if dtype is None else getattr(torch, dtype))
+    pixels = engine.processor.image_processor([Image.new("RGB", (64, 64), "red")], return_tensors="pt")["pixel_values"]
+    expected = fast_engine(*mini("float32")).encode(pixels)
+    assert (engine.encode(pixels).float() - expected).norm() / expected.norm() < 1e-3
+    assert engine.kv_bytes_per_token == fast_engine(*mini("bfloat16")).kv_bytes_per_token
+    assert engine.generate(question(), GREEDY).text.strip()

@@ -84,8 +84,7 @@ def open_engine(folder: Path, choice: ModelChoice, **settings: Any) -> Engine:
 
 def engine_settings(model: Any, choice: ModelChoice) -> dict[str, Any]:
     """What :func:`fastvlm.fast_engine` has to know of the choice: bits, and what to compute in."""
-    dtype = _computed_in(model.device, choice)
-    return {"bits": cast("Bits", choice.bits), "dtype": None if dtype == model.dtype else dtype}
+    return {"bits": cast("Bits", choice.bits), "dtype": _computed_in(model.device, choice)}
 
 
 def _computed_in(device: torch.device, choice: ModelChoice) -> torch.dtype | None:
@@ -105,24 +104,17 @@ def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) ->
     """
     from fastvlm import checkpoints
     from fastvlm.checkpoints.loading import pick_device
-    from fastvlm.processing.image_processor import image_size_px
 
-    device, has_adapter = pick_device(choice.device), choice.adapter is not None
-    is_turned = is_turned or has_adapter
-    is_mapped = device.type == "cpu" and choice.dtype != "float16" and not is_turned
-    dtype = None if is_mapped else _computed_in(device, choice)
-    has_products = device.type != "cpu" or has_adapter
-    loaded, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=has_products)
-    model: Any = loaded
+    device = pick_device(choice.device)
+    is_plain = device.type != "cpu" or choice.adapter is not None
+    dtype = _computed_in(device, choice) if is_plain or is_turned else None
+    model: Any
+    model, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=is_plain)
     if choice.adapter is not None:
         from fastvlm.checkpoints.lora_folder import merge_adapter
 
         model = merge_adapter(model, choice.adapter)
-    pictures = processor.image_processor
-    if choice.image_fit is not None:
-        pictures.image_fit = choice.image_fit
-    if choice.image_size_px is not None:
-        pictures.image_size = image_size_px(choice.image_size_px, pictures.patch_size)
+    processor.image_processor.choose(choice.image_size_px, choice.image_fit)
     return model, processor
 
 

@@ -108,17 +108,25 @@ def fast_engine(
         if bits != 16:
             raise UsageError(f"bits is {bits}, but the model is on {model.device}; weights of 8 and 4 bits need a CPU.")
         return Engine(model, processor, **{"has_fixed_shapes": model.device.type == "cuda", **settings})
-    make = _factory(bits, model.config.text_config.vocab_size, model.stored_products, dtype or model.dtype)
+    own = model.get_input_embeddings().weight.dtype  # `model.dtype` is the encoder's, which is another in float16
+    kind = dtype or own
+    seen_in = None if kind == own else _picture_dtype(kind)
+    make = _factory(bits, model.config.text_config.vocab_size, model.stored_products, kind)
     return Engine(
         model,
         processor,
-        encode=FastImageEmbedder(model, dtype, encoder=None if shared is None else shared.encoder(model, dtype)),
+        encode=FastImageEmbedder(model, seen_in, encoder=None if shared is None else shared.encoder(model, seen_in)),
         # Stored products come by their order, not by the weight.
         make_linear=make if shared is None or model.stored_products is not None else shared.factory(make),
         takes_weights=True,
-        dtype=dtype,
+        dtype=kind,
         **settings,
     )
+
+
+def _picture_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What pictures are computed in beside a decoder in `dtype`: the encoder's numbers are too large for float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _factory(bits: Bits, vocab_size: int, stored: QuantisedWeights | None, dtype: torch.dtype) -> LinearFactory:

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 
 from fastvlm.checkpoints import load
-from fastvlm.checkpoints.loading import pick_device
+from fastvlm.checkpoints.loading import as_dtype, pick_device
 from fastvlm.engine.fast import fast_dtype, fast_engine
 from fastvlm.engine.types import MAX_STOP_STRINGS, SEEDS, Completion, SamplingParams
 from fastvlm.errors import FastVlmError, MissingExtraError, PromptError, UsageError
 from fastvlm.evaluation.runner import answer_all
-from fastvlm.processing.image_processor import image_size_px
 
 try:
     from lmms_eval.api.model import lmms
@@ -64,14 +63,12 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
         super().__init__()
         del max_batch_size
         self.device = pick_device(_own_device(device))
-        kind = fast_dtype(self.device) if dtype == "auto" else dtype
-        model, processor = load(pretrained, device=self.device, dtype=kind, revision=revision)
-        pictures = processor.image_processor
-        if image_fit is not None:
-            pictures.image_fit = image_fit
-        if image_size is not None:
-            pictures.image_size = image_size_px(int(image_size), pictures.patch_size)
-        self.engine = fast_engine(model, processor, num_slots=_number("batch_size", batch_size), bits=int(bits))  # type: ignore[arg-type]
+        kind = fast_dtype(self.device) if dtype == "auto" else as_dtype(dtype)
+        stored = self.device.type == "cpu"  # the engine turns the weights
+        model, processor = load(pretrained, device=self.device, dtype=None if stored else kind, revision=revision)
+        processor.image_processor.choose(None if image_size is None else int(image_size), image_fit)
+        slots = _number("batch_size", batch_size)
+        self.engine = fast_engine(model, processor, num_slots=slots, bits=int(bits), dtype=kind)  # type: ignore[arg-type]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Replies, in the order of the requests: (context, doc_to_messages, generation kwargs, doc id, task, split).
