@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastvlm.engine.fixed_shapes import GraphedDecode
 from fastvlm.engine.kv_cache import KeyValueCache
 from fastvlm.engine.linear import Linear, LinearFactory, plain_linear
+from fastvlm.engine.mapped_memory import give_back
 from fastvlm.engine.slot_attention import Attend, attend_prompt, attend_rows, attend_rows_together, attend_token
 from fastvlm.errors import ConfigError
 
@@ -80,10 +81,11 @@ class Decoder:
         self._dtype = dtype or self._embedding.dtype
         self._rotary: nn.Module = decoder.rotary_emb
         make = partial(_linear, make_linear=make_linear, takes_weights=takes_weights, dtype=self._dtype)
+        is_head_shared = model.lm_head.weight is model.get_input_embeddings().weight
+        # The head first: what its packing needs for a moment, as much again, is gone when the layers come.
+        self._head = make([model.lm_head], takes_weights=takes_weights and not is_head_shared)
         self._layers = [_layer(layer, make, self._dtype) for layer in decoder.layers]
         self._norm: Tensor = decoder.norm.weight.detach().to(self._dtype)
-        is_head_shared = model.lm_head.weight is model.get_input_embeddings().weight
-        self._head = make([model.lm_head], takes_weights=takes_weights and not is_head_shared)
         self._epsilon: float = config.rms_norm_eps
         self._is_exact = self.device.type != "cpu" or self.dtype == torch.float32
         self._num_heads: int = config.num_attention_heads
@@ -250,5 +252,6 @@ def _side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
         return first.as_strided((sum(rows), *first.shape[1:]), first.stride())
     joined = torch.cat([parameter.detach() for parameter in parameters])
     for parameter, part in zip(parameters, torch.split(joined, rows), strict=True):
+        give_back(parameter.detach())
         parameter.data = part
     return joined

@@ -14,6 +14,7 @@ from fastvlm.engine.engine import Engine
 from fastvlm.engine.int4 import int4_linear
 from fastvlm.engine.int8 import int8_linear
 from fastvlm.engine.linear import Linear, LinearFactory, packed_linear_in
+from fastvlm.engine.mapped_memory import give_back
 from fastvlm.engine.quantised import stored_linears
 from fastvlm.engine.types import BITS, Bits
 from fastvlm.engine.vision import FastEncoder, FastImageEmbedder
@@ -111,11 +112,14 @@ def fast_engine(
     own = model.get_input_embeddings().weight.dtype  # `model.dtype` is the encoder's, which is another in float16
     kind = dtype or own
     seen_in = None if kind == own else _picture_dtype(kind)
+    encode = FastImageEmbedder(model, seen_in, encoder=None if shared is None else shared.encoder(model, seen_in))
+    for weight in model.model.vision_tower.parameters():  # the fast encoder has its own
+        give_back(weight)
     make = _factory(bits, model.config.text_config.vocab_size, model.stored_products, kind)
     return Engine(
         model,
         processor,
-        encode=FastImageEmbedder(model, seen_in, encoder=None if shared is None else shared.encoder(model, seen_in)),
+        encode=encode,
         # Stored products come by their order, not by the weight.
         make_linear=make if shared is None or model.stored_products is not None else shared.factory(make),
         takes_weights=True,

@@ -13,6 +13,7 @@ from fastvlm.dialects.rounding import GROUP_SIZES, Int4Weight, pack_int4, quanti
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.int8 import CHUNK_BYTES, Int8DynamicLinear, Int8WeightOnlyLinear, int8_linear
 from fastvlm.engine.linear import Linear, LinearFactory, PlainLinear
+from fastvlm.engine.mapped_memory import give_back
 
 __all__ = ["GROUP_SIZES", "Int4Linear", "Int4Weight", "int4_factory", "int4_linear", "pack_int4", "quantise_int4"]
 
@@ -32,6 +33,8 @@ class Int4Linear:
         kernels = cpu_kernels()
         self.weight, self.num_bytes = weight.in_blocks(kernels.int4_block), weight.num_bytes
         self.out_features, self.in_features = weight.out_features, weight.in_features
+        if self.weight is not weight:
+            give_back(weight.packed)
         self._bias = None if bias is None else bias.detach()
         self._many_rows_dtype = kernels.many_rows_dtype
 
@@ -75,7 +78,8 @@ def int4_linear(
     if isinstance(weight, Tensor):
         if weight.shape[1] % group_size:
             return int8_linear(weight, bias)
-        weight = quantise_int4(weight.cpu(), group_size)
+        given, weight = weight, quantise_int4(weight.cpu(), group_size)
+        give_back(given)
     if cpu_kernels().int4_block and (bias is None or bias.device.type == "cpu"):
         return Int4Linear(weight, bias)
     device = torch.device("cpu") if bias is None else bias.device

@@ -21,6 +21,7 @@ from torch import Tensor
 from fastvlm.dialects.rounding import Int8Weight, quantise_int8
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.linear import PlainLinear
+from fastvlm.engine.mapped_memory import give_back
 
 __all__ = [
     "Int8DynamicLinear",
@@ -40,6 +41,7 @@ TINIEST_ROW = 1e-30  # the largest value of a row of zeros, for its scale
 # time grows with the rows (AMD Zen 3, float32: level between 16 and 32 rows, 1.8 times at 290; docs/performance.md).
 MANY_ROWS = 24
 CHUNK_BYTES = 2048  # for each input, of the outputs that are turned into floats at a time: 2 MB at 1024 inputs
+ROUNDED_VALUES = 1 << 22  # of a weight, that are turned into float32 at a time: 16 MB
 
 
 def quantise_rows(x: Tensor, num_terms: int = 2) -> tuple[Tensor, Tensor]:
@@ -78,6 +80,7 @@ class Int8DynamicLinear:
         self.out_features, self.in_features = weight.values.shape
         self.num_bytes = weight.values.nbytes + weight.scales.nbytes
         self._packed = torch.ops.onednn.qlinear_prepack(weight.values, None)
+        give_back(weight.values)
         self._scales, self._zero_points = weight.scales, torch.zeros(self.out_features, dtype=torch.long)
         self._num_terms = num_terms or (2 if self.in_features <= self.out_features < 2 * self.in_features else 1)
         self._bias = self._shared_bias = None if bias is None else bias.detach().float()
@@ -165,7 +168,7 @@ def int8_linear(
     weight: Tensor | Int8Weight, bias: Tensor | None
 ) -> Int8DynamicLinear | Int8WeightOnlyLinear | PlainLinear:
     """8-bit weights, and 8-bit activations where the CPU multiplies these; `weight` is rounded here or was before."""
-    quantised = weight if isinstance(weight, Int8Weight) else quantise_int8(weight)
+    quantised = weight if isinstance(weight, Int8Weight) else _rounded(weight)
     if cpu_kernels().has_packed_int8 and quantised.values.device.type == "cpu":
         return Int8DynamicLinear(quantised, bias)
     return int8_weight_only_linear(quantised, bias)
@@ -173,7 +176,15 @@ def int8_linear(
 
 def int8_weight_only_linear(weight: Tensor | Int8Weight, bias: Tensor | None) -> Int8WeightOnlyLinear | PlainLinear:
     """8-bit weights, bfloat16 activations; away from a CPU the rounded weight in bfloat16."""
-    quantised = weight if isinstance(weight, Int8Weight) else quantise_int8(weight)
+    quantised = weight if isinstance(weight, Int8Weight) else _rounded(weight)
     if quantised.values.device.type == "cpu":
         return Int8WeightOnlyLinear(quantised, bias)
     return PlainLinear(quantised.dequantise().to(torch.bfloat16), bias)
+
+
+def _rounded(weight: Tensor) -> Int8Weight:
+    """As :func:`quantise_int8`, some rows at a time: the float32 copies of a whole head would be the largest memory."""
+    rows = max(1, ROUNDED_VALUES // weight.shape[1])
+    parts = [quantise_int8(part) for part in torch.split(weight.detach(), rows)]
+    give_back(weight)
+    return Int8Weight(torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts]))

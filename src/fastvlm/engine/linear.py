@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvlm.engine.cpu import cpu_kernels
+from fastvlm.engine.mapped_memory import give_back
 
 __all__ = [
     "Activation",
@@ -28,6 +29,10 @@ __all__ = [
     "packed_linear_in",
     "plain_linear",
 ]
+
+# Values that the buffer of `packed_linear_in` holds: more than a layer has (68 million in the 7B), less than a head
+# (136 million in the 0.5B).
+LARGEST_BUFFER = 100_000_000
 
 Activation = Literal["none", "gelu"]
 Linear = Callable[[Tensor], Tensor]
@@ -78,6 +83,7 @@ class PackedLinear:
         self.activation = activation
         self.bias = None if bias is None else bias.detach().to(weight.dtype)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+        give_back(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) of the weight's dtype -> (..., out)."""
@@ -108,7 +114,7 @@ def packed_linear_in(dtype: torch.dtype) -> LinearFactory:
     """A factory as :func:`packed_linear` that computes in `dtype`, whatever the weights are in.
 
     Packing copies, so the turned weight needs its memory only until then: all of them take turns in one buffer. Fresh
-    memory for each costs as much time as the packing.
+    memory for each costs as much time as the packing. A head gets memory of its own, so that the buffer stays small.
     """
     buffer = torch.empty(0, dtype=dtype)
 
@@ -117,9 +123,14 @@ def packed_linear_in(dtype: torch.dtype) -> LinearFactory:
         bias = None if bias is None else bias.to(dtype)
         if weight.dtype == dtype or weight.device.type != "cpu" or not cpu_kernels().has_packed(dtype):
             return packed_linear(weight.to(dtype), bias)
-        if buffer.numel() < weight.numel():
-            buffer = torch.empty(weight.numel(), dtype=dtype)
-        return PackedLinear(buffer[: weight.numel()].view(weight.shape).copy_(weight), bias)
+        if weight.numel() > LARGEST_BUFFER:
+            turned = weight.to(dtype)
+        else:
+            if buffer.numel() < weight.numel():
+                buffer = torch.empty(weight.numel(), dtype=dtype)
+            turned = buffer[: weight.numel()].view(weight.shape).copy_(weight)
+        give_back(weight)
+        return PackedLinear(turned, bias)
 
     return make
 

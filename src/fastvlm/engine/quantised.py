@@ -24,11 +24,11 @@ def rounded_linear(weight: RoundedWeight, bias: Tensor | None) -> Linear:
 
 
 def stored_linears(quantised: QuantisedWeights) -> LinearFactory:
-    """A factory for one decoder: gives the stored weights in their order, whatever the values of those it gets.
+    """A factory for one decoder: gives the stored weights in the order in which it asks, whatever the values it gets.
 
     It raises CheckpointError if the decoder asks for other shapes, or for more layers, than are stored.
     """
-    remaining = iter(quantised.weights)
+    remaining = iter((*quantised.weights[-1:], *quantised.weights[:-1]))  # the decoder asks for the head first
 
     def make(weight: Tensor, bias: Tensor | None) -> Linear:
         stored = next(remaining, None)

@@ -1,0 +1,71 @@
+"""A checkpoint's file is mapped, not read: pages that were copied into another layout are given back.
+
+Until then the weight stands in memory twice, which is what the largest resident set is made of. The page cache keeps
+the pages, and who touches the tensor again gets the same values from there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["give_back"]
+
+_PAGEMAP = Path("/proc/self/pagemap")  # a 64-bit word a page: Documentation/admin-guide/mm/pagemap.rst of Linux
+_WORD_BYTES = 8
+_FIRST_FLAG = 61  # bit 61: belongs to a file or is shared; 62: swapped out; 63: present
+_FILE = 1
+
+
+def give_back(tensor: Tensor) -> int:
+    """Let the pages of `tensor` that a file holds leave this process's memory; its values stay what they are.
+
+    Nothing happens to memory that is no file's, or that was written to since it was mapped (such a page exists here
+    alone), and nothing on systems other than Linux.
+
+    Args:
+        tensor: contiguous, on the CPU; others are left alone.
+
+    Returns:
+        Bytes that may have left, whole pages: 0 if nothing was done.
+    """
+    advise = _madvise()
+    if advise is None or tensor.device.type != "cpu" or not tensor.is_contiguous() or not tensor.numel():
+        return 0
+    start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    num_pages = -(-(tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE)
+    if not _are_the_files(start, num_pages) or advise(start, num_pages * mmap.PAGESIZE, mmap.MADV_DONTNEED):
+        return 0
+    return num_pages * mmap.PAGESIZE
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """madvise(2), or None where it or the table of pages is missing."""
+    if sys.platform != "linux" or not os.access(_PAGEMAP, os.R_OK):
+        return None
+    found = getattr(ctypes.CDLL(None), "madvise", None)
+    if found is not None:
+        found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
+    return found
+
+
+def _are_the_files(start: int, num_pages: int) -> bool:
+    """True if every page that is in memory is a file's own: dropping another would lose what was written to it."""
+    try:
+        with _PAGEMAP.open("rb", buffering=0) as pagemap:
+            words = os.pread(pagemap.fileno(), num_pages * _WORD_BYTES, start // mmap.PAGESIZE * _WORD_BYTES)
+    except OSError:
+        return False
+    if len(words) != num_pages * _WORD_BYTES:
+        return False
+    flags = torch.frombuffer(bytearray(words), dtype=torch.int64) >> _FIRST_FLAG & 7
+    return bool(((flags == 0) | (flags & _FILE == _FILE)).all())
