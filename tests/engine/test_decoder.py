@@ -53,6 +53,16 @@ def test_a_prompt_that_continues_what_the_slot_holds(model, start):
     assert_same(decoder.prefill(decoder.embed(ids[start:]), 1, start), expected(model, ids)[-1])
 
 
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_a_prompt_in_chunks(model, size):
+    decoder = Decoder(model, num_slots=2, context=CONTEXT)
+    ids, theirs = PROMPTS[1], expected(model, PROMPTS[1])
+    for start in range(0, len(ids), size):
+        chunk = ids[start : start + size]
+        hidden = decoder.fill(decoder.embed(chunk), 1, start)
+        assert_same(decoder.logits(hidden)[0], theirs[start + len(chunk) - 1])
+
+
 def test_a_prefix_copied_from_another_slot(model):
     decoder = Decoder(model, num_slots=2, context=CONTEXT)
     ids = PROMPTS[1]

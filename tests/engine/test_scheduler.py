@@ -1,5 +1,7 @@
 """Slots as a state machine: whatever is submitted, cancelled and finished, nothing is lost and no slot used twice."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from fastvlm.errors import EngineBusyError, UsageError
 
 # Few different tokens and pictures, so that prompts share beginnings.
 KEYS = st.lists(st.sampled_from([1, 2, "picture a", "picture b"]), min_size=1, max_size=6)
+CHUNK, RATIO = 2, 3.0
 
 
 class Requests(RuleBasedStateMachine):
@@ -20,10 +23,11 @@ class Requests(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.num_slots, self.max_waiting = 3, 4
-        self.scheduler = Scheduler(self.num_slots, self.max_waiting)
+        self.scheduler = Scheduler(self.num_slots, self.max_waiting, admission_ratio=RATIO, chunk_tokens=CHUNK)
         self.queue: list[int] = []
         self.prompts: dict[int, list] = {}
         self.placed: dict[int, int] = {}
+        self.starting: int | None = None
         self.contents: list[list] = [[] for _ in range(self.num_slots)]  # what the cache really holds
         self.ended: list[int] = []
 
@@ -42,33 +46,48 @@ class Requests(RuleBasedStateMachine):
             self.queue.append(request)
         return request
 
-    @rule(is_interrupted=st.booleans())
-    def step(self, is_interrupted):
+    @property
+    def decoding(self):
+        return [request for request in self.placed if request != self.starting]
+
+    @rule()
+    def admit(self):
         admission = self.scheduler.admit()
-        is_possible = self.queue and len(self.placed) < self.num_slots
+        is_possible = self.queue and len(self.placed) < self.num_slots and self.starting is None
         assert (admission is not None) == bool(is_possible), "a request waits beside a free slot"
         if admission is None:
             return
         assert admission.request_id == self.queue.pop(0), "not in order"
         assert admission.slot not in self.placed.values(), "slot used twice"
-        self.placed[admission.request_id] = admission.slot
+        self.placed[admission.request_id], self.starting = admission.slot, admission.request_id
         keys = self.prompts[admission.request_id]
         reused = [] if admission.source is None else self.contents[admission.source][: admission.num_reused]
         assert reused == keys[: admission.num_reused], "reuse of another prompt's values"
         assert admission.num_reused < len(keys), "nothing left to compute logits from"
         longest = max(common_prefix(keys, held) for held in self.contents)
         assert admission.num_reused == min(longest, len(keys) - 1), "a longer prefix was there"
-        self.contents[admission.slot] = []
-        if not is_interrupted:
-            self.contents[admission.slot] = list(keys)
-            self.scheduler.computed(admission.request_id, keys)
+        self.contents[admission.slot] = list(reused)
+        self.scheduler.computed(admission.request_id, reused)
 
-    @precondition(lambda self: self.placed)
+    @precondition(lambda self: self.starting is not None)
+    @rule()
+    def compute_a_chunk(self):
+        slot, keys = self.placed[self.starting], self.prompts[self.starting]
+        left = keys[len(self.contents[slot]) :]
+        chunk = left[: self.scheduler.next_chunk(len(left))]
+        assert len(chunk) == (min(CHUNK, len(left)) if self.decoding else len(left))
+        self.contents[slot] += chunk
+        self.scheduler.computed(self.starting, chunk)
+        if len(chunk) == len(left):
+            self.scheduler.started()
+            self.starting = None
+
+    @precondition(lambda self: self.decoding)
     @rule(token=st.sampled_from([1, 2]))
     def decode(self, token):
-        for request, slot in self.placed.items():
+        for request in self.decoding:
             self.scheduler.computed(request, [token])
-            self.contents[slot].append(token)
+            self.contents[self.placed[request]].append(token)
 
     @rule(request=consumes(ids))
     def cancel_or_finish(self, request):
@@ -80,6 +99,7 @@ class Requests(RuleBasedStateMachine):
         if request in self.queue:
             self.queue.remove(request)
         self.placed.pop(request, None)
+        self.starting = None if request == self.starting else self.starting
 
     @rule()
     def forget(self):
@@ -91,7 +111,13 @@ class Requests(RuleBasedStateMachine):
     def nothing_is_lost(self):
         assert self.scheduler.waiting == tuple(self.queue)
         assert self.scheduler.running == self.placed
+        assert self.scheduler.starting == self.starting and list(self.scheduler.decoding) == self.decoding
         assert sorted([*self.queue, *self.placed, *self.ended]) == sorted(self.prompts)
+
+    @invariant()
+    def slices_end_only_for_somebody(self):
+        assert self.scheduler.must_pause(3.0, 1.0) == self.scheduler.must_pause(9.0, 1.0) == bool(self.decoding)
+        assert not self.scheduler.must_pause(2.9, 1.0)
 
     @invariant()
     def held_is_what_the_cache_holds(self):
@@ -113,6 +139,7 @@ def run(scheduler, request, keys, answer=()):
     scheduler.submit(request, keys)
     admission = scheduler.admit()
     scheduler.computed(request, [*keys, *answer])
+    scheduler.started()
     return admission
 
 
@@ -168,6 +195,41 @@ def test_a_cancelled_request_makes_room_at_once():
     assert scheduler.admit() is None
     scheduler.release(0)
     assert scheduler.admit() == Admission(1, slot=0)
+
+
+def test_one_starts_at_a_time():
+    scheduler = Scheduler(3, 4)
+    for request in range(2):
+        scheduler.submit(request, [1])
+    assert scheduler.admit() == Admission(0, slot=0)
+    assert scheduler.admit() is None and scheduler.waiting == (1,)
+    scheduler.started()
+    assert scheduler.admit() == Admission(1, slot=1)
+
+
+def test_who_is_cancelled_while_starting_leaves_what_was_computed_and_lets_the_next_one_start():
+    scheduler = Scheduler(2, 4)
+    for request in range(2):
+        scheduler.submit(request, [1, "p", "p", 2])
+    scheduler.admit()
+    scheduler.computed(0, [1, "p"])
+    scheduler.release(0)
+    assert scheduler.admit() == Admission(1, slot=0, source=0, num_reused=2)
+
+
+def test_without_a_ratio_and_chunks_nothing_is_cut():
+    scheduler = Scheduler(2, 4)
+    run(scheduler, 0, [1])
+    scheduler.submit(1, [2])
+    scheduler.admit()
+    assert scheduler.decoding == (0,)
+    assert not scheduler.must_pause(1e9, 1e-9) and scheduler.next_chunk(10**6) == 10**6
+
+
+@pytest.mark.parametrize("settings", [{"admission_ratio": 0}, {"admission_ratio": math.nan}, {"chunk_tokens": 0}])
+def test_slices_of_nothing_are_refused(settings):
+    with pytest.raises(UsageError, match="above 0, and at least 1 token"):
+        Scheduler(1, 1, **settings)
 
 
 @pytest.mark.parametrize(("slots", "waiting"), [(0, 1), (1, 0)])

@@ -111,6 +111,28 @@ def test_pictures_of_any_dtype_and_layout_and_they_stay_as_they_are():
     assert torch.equal(fast(picture), expected), "nothing of the last picture is left in the encoder"
 
 
+def test_in_slices_the_features_are_the_same_to_the_bit(tiny_model):
+    """Left alone after each step, for another picture's or a whole one; what is dropped halfway leaves nothing."""
+    embed = FastImageEmbedder(tiny_model)
+    picture, other, third = tiny.pictures(1), tiny.pictures(1, 192, 70, seed=2), tiny.pictures(1, seed=3)
+    expected, embeds, num_slices = embed(picture), [], 0
+
+    def kept():
+        embeds.append((yield from embed.slices(picture)))
+
+    dropped = embed.slices(other)
+    for _ in kept():
+        num_slices += 1
+        assert torch.is_grad_enabled(), "a slice that has ended changes what others compute in"
+        if num_slices < 6:
+            next(dropped)
+            embed(third)
+        else:
+            dropped.close()
+    assert num_slices == len(FastEncoder(tiny_model.model.vision_tower.timm_model).steps)
+    assert torch.equal(embeds[0], expected) and not embeds[0].requires_grad
+
+
 def test_the_map_is_tokens_without_a_copy():
     feature_map = FastEncoder(encoder())(tiny.pictures(2))
     assert as_feature_tokens(feature_map).is_contiguous()

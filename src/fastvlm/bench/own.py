@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ class OwnContestant:
         start_s = time.perf_counter()
         dtype = as_dtype(self.dtype)
         model, self.processor = load(self.folder, device=self.device, dtype=None if self.device == "cpu" else dtype)
-        self.engine = fast_engine(model, self.processor, bits=self.bits, dtype=dtype, num_slots=self.num_slots)
+        settings: dict[str, Any] = {"num_slots": self.num_slots, "admission_ratio": math.inf}  # one begins each step
+        self.engine = fast_engine(model, self.processor, bits=self.bits, dtype=dtype, **settings)
         return Measured(time.perf_counter() - start_s)
 
     @torch.inference_mode()

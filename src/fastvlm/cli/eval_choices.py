@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,8 @@ class Machine:
             settings = {**engine_settings(model, self.choice), "bits": self.bits}
             dtype = settings["dtype"] or model.dtype
             computed = {"device": str(model.device), "dtype": str(dtype).removeprefix("torch.")}
+            # Nobody watches a reply: requests start at once, and the same ones always run together.
+            settings["admission_ratio"] = math.inf
             return fast_engine(model, processor, num_slots=self.slots, **settings), computed
 
     def about(self) -> dict[str, Any]:

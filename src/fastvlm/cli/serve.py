@@ -40,6 +40,7 @@ def serve(
     image_size: options.ImageSize = None,
     replicas: options.Replicas = None,
     slots: options.Slots = None,
+    admission_ratio: options.AdmissionRatio = None,
     context: options.Context = None,
     image_cache_bytes: options.ImageCacheBytes = None,
     picture_memo_bytes: options.PictureMemoBytes = None,

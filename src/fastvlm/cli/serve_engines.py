@@ -63,6 +63,7 @@ def _engine(
         num_slots=settings.slots,
         context=settings.context,
         max_waiting=settings.max_waiting,
+        admission_ratio=settings.admission_ratio,
         image_cache_bytes=settings.image_cache_bytes,
         picture_memo_bytes=settings.picture_memo_bytes,
     )

@@ -11,6 +11,7 @@ from fastvlm.cli.options import grouped_option as _option
 __all__ = [
     "AccessLog",
     "Adapters",
+    "AdmissionRatio",
     "ApiKeysFile",
     "Bits",
     "Config",
@@ -88,6 +89,15 @@ Replicas = Annotated[
 ]
 Slots = Annotated[
     int | None, _option(_MODEL, "--slots", metavar="N", text="Replies that an engine makes together.  [default: 4]")
+]
+AdmissionRatio = Annotated[
+    float | None,
+    _option(
+        _MODEL,
+        "--admission-ratio",
+        metavar="NUMBER",
+        text="Work on a new request between two tokens of the others, in tokens' time.  [default: 4]",
+    ),
 ]
 Context = Annotated[
     int | None, _option(_MODEL, "--context", metavar="TOKENS", text="Of a conversation; if not given, the model's own.")

@@ -1,4 +1,4 @@
-"""The Qwen2 decoder over slots: the prompt in one pass, then a token a step for one slot or several.
+"""The Qwen2 decoder over slots: the prompt in one pass or in chunks, then a token a step for one slot or several.
 
 The weights are the loaded model's own, held once; what they are multiplied by is exchangeable (`make_linear`), so that
 packed or quantised products take part. Additions come in the order of transformers' Qwen2. T tokens, B rows, D width,
@@ -112,6 +112,14 @@ class Decoder:
     @torch.inference_mode()
     def prefill(self, embeds: Tensor, slot: int, start: int = 0) -> Tensor:
         """Logits (V,) after `embeds` (T, D), which continue the first `start` tokens that `slot` holds."""
+        return self.logits(self.fill(embeds, slot, start))[0]
+
+    @torch.inference_mode()
+    def fill(self, embeds: Tensor, slot: int, start: int = 0) -> Tensor:
+        """Let `slot` hold the tokens of `embeds` (T, D) after its first `start`; the last one (1, D) after all layers.
+
+        For a prompt in chunks: the head is needed at the end of it alone.
+        """
         num_tokens = len(embeds)
         self._grow_tables(start + num_tokens)
         rows = slice(start, start + num_tokens)
@@ -119,7 +127,12 @@ class Decoder:
             attend = attend_token(self.cache, slot, start)
         else:
             attend = attend_prompt(self.cache, slot, start, num_tokens)
-        return self._run(embeds, self._cos[rows], self._sin[rows], attend, is_last_only=True)[0]
+        return self._run(embeds, self._cos[rows], self._sin[rows], attend, is_last_only=True)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (T, V) of rows (T, D) that :meth:`fill` gave."""
+        return self._head(self._normed(hidden, self._norm))
 
     @torch.inference_mode()
     def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
@@ -135,17 +148,17 @@ class Decoder:
             at = torch.tensor(positions, device=self.device)
             cos, sin = self._cos[at], self._sin[at]
             attend = attend_rows(self.cache, slots, positions)
-        return self._run(self.embed(token_ids), cos, sin, attend)
+        return self.logits(self._run(self.embed(token_ids), cos, sin, attend))
 
     def _fixed_step(self, rows: Tensor, end: int) -> Tensor:
         """Logits (B, V) of `rows` (3, B): token ids, slots, positions; attention goes over `end` tokens."""
         token_ids, where, at = rows
         attend = attend_rows_together(self.cache, where, at, end)
         embeds = F.embedding(token_ids, self._embedding).to(self._dtype)
-        return self._run(embeds, self._cos[at], self._sin[at], attend)
+        return self.logits(self._run(embeds, self._cos[at], self._sin[at], attend))
 
     def _run(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, is_last_only: bool = False) -> Tensor:
-        """Logits of all rows of `hidden` (T, D), or of the last one; cos, sin (T, 1, E)."""
+        """What the layers make of all rows of `hidden` (T, D), or of the last one; cos, sin (T, 1, E)."""
         for index, layer in enumerate(self._layers):
             mixed = attend(index, *self._q_and_kv(layer, hidden, cos, sin))
             if is_last_only and index == len(self._layers) - 1:  # the last layer's other rows go nowhere
@@ -153,7 +166,7 @@ class Decoder:
             hidden = hidden + layer.output(mixed)
             normed = self._normed(hidden, layer.mlp_norm)
             hidden = hidden + layer.down(F.silu(layer.gate(normed)).mul_(layer.up(normed)))
-        return self._head(self._normed(hidden, self._norm))
+        return hidden
 
     def _q_and_kv(self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (T, H, E); keys and then values (T, 2 K, E); queries and keys turned to their positions."""

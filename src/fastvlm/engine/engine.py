@@ -1,7 +1,8 @@
 """The engine: many requests, one model. Encodes, prefills, decodes, picks and streams; decides nothing about slots.
 
-`Engine.step` is the story: one token for each running reply, then one waiting request is let in. Everything happens in
-the thread that calls it; :class:`fastvlm.AsyncEngine` is the door for servers.
+`Engine.step` is the story: one token for each running reply, then a slice of the work on the request that was let in
+last, so that replies do not stand still for it. Everything happens in the thread that calls it;
+:class:`fastvlm.AsyncEngine` is the door for servers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fastvlm.engine.decoder import Decoder
 from fastvlm.engine.fixed_shapes import GraphedEncode
 from fastvlm.engine.image_cache import ImageCache
 from fastvlm.engine.linear import LinearFactory, plain_linear
+from fastvlm.engine.picture_embeds import Encode, picture_embeds
 from fastvlm.engine.picture_memo import PictureMemo
 from fastvlm.engine.prepared import PreparedPrompt, prepare
 from fastvlm.engine.reply import Reply
@@ -28,10 +30,10 @@ from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import ContextLengthError, UsageError
 from fastvlm.model.joint import join_image_and_text
 
-__all__ = ["Encode", "Engine"]
+__all__ = ["ADMISSION_RATIO", "Engine"]
 
-Encode = Callable[[Tensor], Tensor]  # pixel_values (I, 3, H, W) -> image_embeds (I, N, D)
-
+ADMISSION_RATIO = 4.0  # docs/performance.md, "While others start"
+_CHUNK_TOKENS = 64  # of a prompt on a CPU while others run; elsewhere a prompt takes hardly longer than a token
 _CONTEXT_TOKENS = 8192  # where memory is taken when it is claimed (a GPU), and nothing else was asked for
 _IMAGE_CACHE_BYTES = 2**28  # 585 pictures of the 0.5B in bfloat16
 _PICTURE_MEMO_BYTES = 2**26  # five pictures of 1024 px
@@ -46,6 +48,10 @@ class Engine:
         context: tokens that one of them may have, prompt included; None for the model's own on a CPU, where only what
             is used takes memory, and at most 8192 elsewhere. A token takes ``kv_bytes_per_token`` bytes.
         max_waiting: requests that may wait for a slot, beside those for which one is free.
+        admission_ratio: while replies are made, a new request's picture and prompt are computed in slices, each about
+            this many times as long as a decoding step, with a decoding step between two. Large numbers start requests
+            sooner, small ones keep replies flowing; ``math.inf`` for no slices: the most tokens a second if nobody
+            watches. Slices need an `encode` that has them and, for the prompt, a CPU.
         image_cache_bytes: memory for projected pictures, which are known by their content.
         picture_memo_bytes: memory for pictures as they go into the encoder, which are known by the bytes they came in.
         encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
@@ -69,6 +75,7 @@ class Engine:
         num_slots: int = 4,
         context: int | None = None,
         max_waiting: int = 64,
+        admission_ratio: float = ADMISSION_RATIO,
         image_cache_bytes: int = _IMAGE_CACHE_BYTES,
         picture_memo_bytes: int = _PICTURE_MEMO_BYTES,
         encode: Encode | None = None,
@@ -84,7 +91,6 @@ class Engine:
         self.config = model.config
         self.context = _context(model, context)
         self._encode = self._encode_with_model if encode is None else encode
-        self._scheduler = Scheduler(num_slots, max_waiting)
         self._decoder = Decoder(
             model,
             num_slots,
@@ -94,11 +100,14 @@ class Engine:
             has_fixed_shapes=has_fixed_shapes,
             dtype=dtype,
         )
+        chunk_tokens = _CHUNK_TOKENS if self._decoder.device.type == "cpu" else None
+        self._scheduler = Scheduler(num_slots, max_waiting, admission_ratio=admission_ratio, chunk_tokens=chunk_tokens)
         if has_fixed_shapes:
             self._encode = GraphedEncode(self._encode, self._decoder.device)
         self._images, self._pictures = ImageCache(image_cache_bytes), PictureMemo(picture_memo_bytes)
         self._stop_ids = frozenset(_stop_ids(model))
         self._replies: dict[int, Reply] = {}
+        self._work: Generator[None, None, Tensor] | None = None  # on the request that starts
         self._ids = count(1)
         self._outbox: list[TokenEvent] = []
         self._mailboxes: dict[int, deque[TokenEvent]] = {}
@@ -115,7 +124,7 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Requests in slots."""
+        """Requests in slots, the one that starts among them."""
         return len(self._scheduler.running)
 
     @property
@@ -173,10 +182,10 @@ class Engine:
 
         False if there is no such request, or it has ended.
         """
-        reply = self._replies.pop(request_id, None)
+        reply = self._replies.get(request_id)
         if reply is None:
             return False
-        self._scheduler.release(request_id)
+        self._end(request_id)
         self._outbox.append(reply.broken_off())
         return True
 
@@ -220,18 +229,19 @@ class Engine:
     # ------------------------------------------------------------------------------------------ working
 
     def step(self) -> list[TokenEvent]:
-        """One more token for each running request, then the next waiting one up to its first token.
+        """One more token for each running request, then a slice of the work on the one that starts.
+
+        If no other runs, that is all of its work, up to its first token.
 
         Returns:
             The events of this step, one for each token, and those of requests that were cancelled before it.
         """
         events, self._outbox = self._outbox, []
-        running = [self._replies[request_id] for request_id in self._scheduler.running]
+        begun_s = self._clock()
+        running = [self._replies[request_id] for request_id in self._scheduler.decoding]
         if running:
             events += self._say(running, self._decode(running))
-        admission = self._scheduler.admit()
-        if admission is not None:
-            events += self._start(self._replies[admission.request_id], admission)
+        events += self._start(self._clock() - begun_s)
         for event in events:
             if event.request_id in self._mailboxes:
                 self._mailboxes[event.request_id].append(event)
@@ -255,51 +265,67 @@ class Engine:
                 self._end(event.request_id)
         return events
 
-    def _start(self, reply: Reply, admission: Admission) -> list[TokenEvent]:
-        """The first token of an admitted request; what fails here fails for it alone."""
+    def _start(self, step_s: float) -> list[TokenEvent]:
+        """A slice of work on the request that starts, and its first token at the end of the last slice.
+
+        `step_s` are the seconds of the decoding step before. What fails here fails for this request alone.
+        """
+        admission = self._scheduler.admit()
+        if admission is not None:
+            self._work = self._prefill(self._replies[admission.request_id], admission)
+        if self._scheduler.starting is None or self._work is None:
+            return []
+        reply = self._replies[self._scheduler.starting]
         try:
-            return self._say([reply], self._prefill(reply, admission)[None])
+            logits = self._slice(self._work, step_s)
+            if logits is None:
+                return []
+            self._scheduler.started()
+            return self._say([reply], logits[None])
         except Exception as error:  # noqa: BLE001 - whatever it is, the other requests go on; its own listener gets it
             self._end(reply.request_id)
             return [reply.broken_off(error)]
 
-    def _prefill(self, reply: Reply, admission: Admission) -> Tensor:
-        """Logits (V,) after the prompt, of which only what no slot holds is computed."""
-        prompt, start = reply.prompt, admission.num_reused
+    def _slice(self, work: Generator[None, None, Tensor], step_s: float) -> Tensor | None:
+        """Logits (V,) if `work` came to its end; None if the scheduler wants a pause."""
+        begun_s = self._clock()
+        try:
+            while True:
+                next(work)
+                if self._scheduler.must_pause(self._clock() - begun_s, step_s):
+                    return None
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def _prefill(self, reply: Reply, admission: Admission) -> Generator[None, None, Tensor]:
+        """Logits (V,) after the prompt; only what no slot holds is computed. A slice may end where it yields."""
+        prompt, keys, start = reply.prompt, reply.prompt.keys, admission.num_reused
         reply.admitted(admission.slot, start)
         if admission.source is not None:
             self._decoder.cache.copy_prefix(admission.source, admission.slot, start)
+            self._scheduler.computed(reply.request_id, keys[:start])
         begin, first_picture = prompt.cut(start)
         reply.encoding()
-        image_embeds = self._image_embeds(prompt, first_picture)
+        image_embeds = yield from picture_embeds(prompt, first_picture, self._encode, self._images)
         reply.encoded()
         embeds = self._inputs_embeds(prompt, begin, image_embeds)[start - begin :]
-        logits = self._decoder.prefill(embeds, admission.slot, start)
-        self._scheduler.computed(reply.request_id, prompt.keys)
-        return logits
+        while True:
+            chunk = embeds[: self._scheduler.next_chunk(len(embeds))]
+            hidden = self._decoder.fill(chunk, admission.slot, start)
+            self._scheduler.computed(reply.request_id, keys[start : start + len(chunk)])
+            start, embeds = start + len(chunk), embeds[len(chunk) :]
+            if not len(embeds):
+                return self._decoder.logits(hidden)[0]
+            yield
 
     def _end(self, request_id: int) -> None:
+        """Nothing is left of a request but what its slot holds."""
+        if request_id == self._scheduler.starting and self._work is not None:
+            self._work.close()
         self._scheduler.release(request_id)
         self._replies.pop(request_id, None)
 
     # ------------------------------------------------------------------------------------------ pictures
-
-    def _image_embeds(self, prompt: PreparedPrompt, first: int) -> Tensor | None:
-        """Embeds (I, N, D) of the pictures from `first` on; each picture is encoded once while the cache keeps it."""
-        digests = prompt.digests[first:]
-        if not digests or prompt.pixel_values is None:
-            return None
-        known = {digest: self._images.get(digest) for digest in digests}
-        new = [digest for digest, embeds in known.items() if embeds is None]
-        if new:
-            rows = [first + digests.index(digest) for digest in new]
-            for digest, embeds in zip(new, self._encode(prompt.pixel_values[rows]), strict=True):
-                self._images.put(digest, embeds)
-                known[digest] = embeds
-        stacked = torch.stack([known[digest] for digest in digests])  # type: ignore[misc]  # none is None now
-        if stacked.device.type == "cuda":
-            torch.cuda.synchronize(stacked.device)  # for the stopwatch: work on a GPU is only queued
-        return stacked
 
     @torch.no_grad()
     def _encode_with_model(self, pixel_values: Tensor) -> Tensor:

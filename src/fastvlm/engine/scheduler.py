@@ -1,13 +1,20 @@
-"""Who runs where: requests into slots, and what a slot's cache still holds. Decides, and touches no tensor.
+"""Who runs where and when: requests into slots, what a slot's cache still holds. Decides, and touches no tensor.
 
-Requests are admitted in the order in which they came, one a step. A request waits while all slots are taken, or while
-others came before it. A slot keeps what its last request left in the cache, and a new request that begins with the
-same keys takes that over. A *key* stands for one token of a prompt: the token's id, or, where a picture stands, the
-picture's content digest; so the same placeholders of different pictures differ.
+Requests are admitted in the order in which they came, one at a time: one that has a slot *starts* until its pictures
+and its prompt are computed, and then gets a token a step. While others get theirs, the starting one is worked on in
+slices, and between two slices is a decoding step: a slice ends as soon as it has taken `admission_ratio` times as long
+as that step. So running replies slow down to 1 / (1 + admission_ratio) of their speed at worst, for as long as requests
+start, and a start takes 1 + 1 / admission_ratio times as long as alone. With nobody else running there are no slices.
+
+A request waits while all slots are taken, or while others came before it. A slot keeps what its last request left in
+the cache, and a new request that begins with the same keys takes that over. A *key* stands for one token of a prompt:
+the token's id, or, where a picture stands, the picture's content digest; so the same placeholders of different pictures
+differ.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,21 +56,43 @@ class Scheduler:
     Args:
         num_slots: requests that run at the same time.
         max_waiting: requests that may wait for a slot, beside those for which one is free.
+        admission_ratio: how long a slice of work on a starting request is, in decoding steps; ``math.inf`` for all of
+            the work at once.
+        chunk_tokens: tokens of a prompt that are computed in one piece while others run; None for all.
     """
 
-    def __init__(self, num_slots: int, max_waiting: int) -> None:
+    def __init__(
+        self, num_slots: int, max_waiting: int, *, admission_ratio: float = math.inf, chunk_tokens: int | None = None
+    ) -> None:
         if num_slots < 1 or max_waiting < 1:
             raise UsageError(f"Got {num_slots} slots and {max_waiting} waiting places; expected at least 1 of each.")
+        if not admission_ratio > 0 or (chunk_tokens is not None and chunk_tokens < 1):
+            raise UsageError(
+                f"Got an admission_ratio of {admission_ratio} and chunks of {chunk_tokens} tokens; expected a number "
+                "above 0, and at least 1 token or None."
+            )
         self.max_waiting = max_waiting
+        self._admission_ratio, self._chunk_tokens = admission_ratio, chunk_tokens
         self._slots = [_Slot() for _ in range(num_slots)]
         self._waiting: OrderedDict[int, list[Key]] = OrderedDict()
         self._running: dict[int, int] = {}
+        self._starting: int | None = None
         self._clock = count(1)
 
     @property
     def running(self) -> dict[int, int]:
-        """Request -> slot, in the order of admission (a copy)."""
+        """Request -> slot, in the order of admission (a copy); the starting one has its slot too."""
         return dict(self._running)
+
+    @property
+    def starting(self) -> int | None:
+        """The request in a slot whose prompt is not computed yet."""
+        return self._starting
+
+    @property
+    def decoding(self) -> tuple[int, ...]:
+        """Requests that get a token a step, in the order of admission."""
+        return tuple(request_id for request_id in self._running if request_id != self._starting)
 
     @property
     def waiting(self) -> tuple[int, ...]:
@@ -90,18 +119,19 @@ class Scheduler:
         self._waiting[request_id] = list(keys)
 
     def admit(self) -> Admission | None:
-        """Give the first waiting request a free slot; None if there is no such request or no such slot.
+        """Let the first waiting request start in a free slot.
 
-        The slot holds nothing until :meth:`computed` says so: what is interrupted leaves nothing half done behind.
+        None if there is no such request or no such slot, or while another one starts. The slot holds nothing until
+        :meth:`computed` says so: what is interrupted leaves nothing half done behind.
         """
         free = [index for index, slot in enumerate(self._slots) if slot.request_id is None]
-        if not free or not self._waiting:
+        if self._starting is not None or not free or not self._waiting:
             return None
         request_id, keys = self._waiting.popitem(last=False)
         admission = self._place(request_id, keys, free)
         slot = self._slots[admission.slot]
         slot.request_id, slot.held, slot.last_use = request_id, [], next(self._clock)
-        self._running[request_id] = admission.slot
+        self._running[request_id], self._starting = admission.slot, request_id
         return admission
 
     def _place(self, request_id: int, keys: Sequence[Key], free: Sequence[int]) -> Admission:
@@ -122,6 +152,23 @@ class Scheduler:
     def _oldest(self, free: Sequence[int]) -> int:
         return min(free, key=lambda index: self._slots[index].last_use)
 
+    def next_chunk(self, num_left: int) -> int:
+        """How many of the `num_left` tokens of the starting request's prompt are computed in one piece."""
+        return num_left if self._chunk_tokens is None or not self.decoding else min(num_left, self._chunk_tokens)
+
+    def must_pause(self, slice_s: float, step_s: float) -> bool:
+        """True if the work on the starting request has to wait for a decoding step.
+
+        Args:
+            slice_s: seconds that it has taken since the last one.
+            step_s: seconds that the last one took.
+        """
+        return bool(self.decoding) and slice_s >= self._admission_ratio * step_s
+
+    def started(self) -> None:
+        """The starting request's prompt is computed: it gets a token a step from now on."""
+        self._starting = None
+
     def computed(self, request_id: int, keys: Sequence[Key]) -> None:
         """Note that the cache of the request's slot now holds the values of `keys` too, after those before."""
         self._slots[self._running[request_id]].held.extend(keys)
@@ -134,6 +181,8 @@ class Scheduler:
         if request_id not in self._running:
             return False
         self._slots[self._running.pop(request_id)].request_id = None
+        if request_id == self._starting:
+            self._starting = None
         return True
 
     def forget(self) -> None:

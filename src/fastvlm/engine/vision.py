@@ -15,8 +15,8 @@ What each of these gains is in docs/performance.md.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens
 
 __all__ = ["Convolution", "FastEncoder", "FastImageEmbedder", "Ffn", "tile_rows"]
 
+T = TypeVar("T")
 Step = Callable[[Tensor], Tensor]
 # Rows (positions) a thread works on at a time: 0.75 MB of hidden map in the first stage, 1.5 MB in the second.
 TILE_ROWS_PER_THREAD = 1024
@@ -60,15 +61,20 @@ class FastEncoder:
             self.steps += _stage(stage, self.dtype)
         self.steps += _mobile_one(deployed.final_conv, self.dtype)
 
-    @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Feature map (B, hidden_size, ceil(H/64), ceil(W/64)) of pictures (B, 3, H, W) in [0, 1], any floating dtype.
 
         Its memory is NHWC, so turning it into visual tokens (B, N, hidden_size) copies nothing.
         """
+        return _result(self.slices(pixel_values))
+
+    @torch.no_grad()
+    def slices(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+        """The same in steps: it can be left alone, or dropped, after each; the map is what the generator returns."""
         x = pixel_values.to(self.dtype).permute(0, 2, 3, 1)
         for step in self.steps:
             x = step(x)
+            yield
         return x.permute(0, 3, 1, 2)
 
 
@@ -87,11 +93,25 @@ class FastImageEmbedder:
         is_turned = dtype is not None and any(weight.dtype != dtype for weight in projector.parameters())
         self._projector = copy.deepcopy(projector).to(dtype) if is_turned else projector
 
-    @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Image embeddings (I, N, D) of pictures (I, 3, H, W) in [0, 1], in `dtype`."""
-        embeds: Tensor = self._projector(as_feature_tokens(self._encoder(pixel_values)))
+        return _result(self.slices(pixel_values))
+
+    @torch.no_grad()
+    def slices(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+        """The same in steps, as :meth:`FastEncoder.slices`."""
+        feature_map = yield from self._encoder.slices(pixel_values)
+        embeds: Tensor = self._projector(as_feature_tokens(feature_map))
         return embeds
+
+
+def _result(work: Generator[None, None, T]) -> T:
+    """What `work` returns at its end."""
+    try:
+        while True:
+            next(work)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
 
 
 def _stage(stage: Any, dtype: torch.dtype) -> list[Step]:

@@ -6,6 +6,7 @@ lmms-eval 0.7.3 (``lmms_eval/api/model.py``, ``protocol.py``).
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,8 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
         model, processor = load(pretrained, device=self.device, dtype=None if stored else kind, revision=revision)
         processor.image_processor.choose(None if image_size is None else int(image_size), image_fit)
         slots = _number("batch_size", batch_size)
-        self.engine = fast_engine(model, processor, num_slots=slots, bits=int(bits), dtype=kind)  # type: ignore[arg-type]
+        whole = {"num_slots": slots, "admission_ratio": math.inf}  # nobody watches a reply
+        self.engine = fast_engine(model, processor, bits=int(bits), dtype=kind, **whole)  # type: ignore[arg-type]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Replies, in the order of the requests: (context, doc_to_messages, generation kwargs, doc id, task, split).

@@ -27,6 +27,8 @@ class ServeSettings:
         adapters: LoRA adapters that are served beside the model, each ``NAME=FOLDER`` with the name that clients use.
         replicas: engines in this process for each name, with caches and slots of their own.
         slots: replies that one replica makes at the same time.
+        admission_ratio: how long a new request's pictures and prompt are worked on between two tokens of running
+            replies, in decoding steps: large numbers start requests sooner, small ones keep replies flowing.
         context: tokens of one conversation, reply included; None for what the model was made for.
         host, port: where to listen; port 0 for any free one.
         api_keys: clients must have one of them; empty for anyone, which only a loopback host may allow.
@@ -64,6 +66,7 @@ class ServeSettings:
     adapters: tuple[str, ...] = ()
     replicas: int = 1
     slots: int = 4
+    admission_ratio: float = 4.0
     context: int | None = None
     host: str = "127.0.0.1"
     port: int = 8000
