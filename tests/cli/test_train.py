@@ -1,6 +1,7 @@
 """The verb: what it lists, checks, refuses and prints. Runs themselves are tests/training's."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -54,8 +55,12 @@ def test_a_run_prints_its_folder_and_an_adapter_can_be_asked(fastvlm, written, t
     assert facts["model"] is None and facts["step"] == facts["num_steps"] == 1
     asked = fastvlm("ask", picture, "What is shown?", "-m", model, "--adapter", facts["adapter"], "-n", "3")
     assert asked.code == 0, asked.err
-    refused = fastvlm("ask", picture, "What?", "-m", model, "--adapter", tmp_path)
-    assert refused.code == 1 and "has no adapter_config.json" in refused.error
+    chatted = fastvlm("chat", picture, "-m", model, "--adapter", facts["adapter"], "-n", "3", stdin=b"What is shown?")
+    assert (chatted.code, chatted.out, chatted.err) == (0, asked.out, "")
+    for verb in ("ask", "chat"):
+        plain = [picture, *(["What?"] if verb == "ask" else []), "-m", model]
+        refused = fastvlm(verb, *plain, "--adapter", tmp_path)
+        assert refused.code == 1 and "has no adapter_config.json" in refused.error
 
 
 def test_check_shows_samples_and_trains_nothing(fastvlm, written, workplace):
@@ -102,3 +107,86 @@ def test_settings_are_read_as_yaml():
     assert settings == {"a.b": 1e-5, "c": [1, 2], "d": "frozen", "e": True, "f": None}
     with pytest.raises(UsageError, match="cannot be read"):
         read_settings(["a=["])
+
+
+# Tests that a recipe names.
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ASKED = [  # the last answer is not what the mini says
+    {"image": "red_star.png", "question": "What shape is this?", "answers": ["star"], "test": "shape"},
+    {"image": "red_star.png", "question": "What color is the star?", "answers": ["red"], "test": "colour"},
+    {"image": "red_star.png", "question": "What color is the star?", "answers": ["mauve"], "test": "colour"},
+]
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A file of them, with pictures that are elsewhere."""
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in ASKED))
+    return file
+
+
+def recipe_tests(questions, **changes):
+    """As `--set` takes it."""
+    return json.dumps([{"task": "plain", "data": str(questions), "images": str(EXAMPLES), **changes}])
+
+
+def table_of(card):
+    """Test -> the cells after its name."""
+    rows = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in rows if len(cells) == 6}
+
+
+def percentages(cells):
+    """The numbers before the percent signs."""
+    return [float(number) for cell in cells for number in re.findall(r"([\d.]+)%", cell)]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning")
+def test_the_cards_have_the_scores_that_eval_gives(fastvlm, written, questions, tmp_path):
+    still = [f"parts.{part}=frozen" for part in ("encoder", "projector")] + ["parts.decoder=1e-9", "max_steps=1"]
+    mini = ["model=mini", "max_tokens=256", "lora.r=2", "lora.merge=true", f"tests={recipe_tests(questions)}", *still]
+    done = fastvlm("train", written, "--out", tmp_path / "run", *(word for one in mini for word in ("--set", one)))
+    assert (done.code, done.err) == (0, ""), done.err
+    asked = fastvlm(
+        "eval", "--task", "plain", "--data", questions, "--images", EXAMPLES, "-m", done.out.strip(), "--json"
+    )
+    assert asked.code == 0, asked.err
+    found = json.loads(asked.out)
+    assert found["scores"] == {"shape": 1.0, "colour": 0.5}
+    for kind in ("model", "adapter"):
+        table = table_of((tmp_path / "run" / kind / "README.md").read_text())
+        for test, score in found["scores"].items():
+            n, metric, *shares = table[test]
+            expected = (score, *found["intervals"][test], found["majority"][test])
+            assert (n, metric) == (str(found["n"][test]), "exact match")
+            assert percentages(shares) == pytest.approx([100 * share for share in expected], abs=0.06)
+        assert not list((tmp_path / "run" / kind).glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "plane"}, "tests.0 of the recipe: --task is 'plane'"),
+        ({"data": "none.jsonl"}, "none.jsonl does not exist"),
+        ({"images": "/nowhere"}, "/nowhere does not exist"),
+        ({"suite": "mini"}, "either --suite mini, or --task"),
+        ({"metrics": "exact"}, "unknown key 'tests.0.metrics'; did you mean 'metric'?"),
+        ({"limit": 0}, "tests.0.limit"),
+    ],
+)
+def test_wrong_tests_are_told_before_anything_is_trained(fastvlm, written, questions, change, words):
+    done = fastvlm("train", written, "--set", f"tests={recipe_tests(questions, **change)}")
+    assert done.code == 2 and words in done.error
+
+
+def test_questions_that_cannot_be_asked_are_told_before_too(fastvlm, written, questions):
+    questions.write_text(
+        questions.read_text() + json.dumps({"image": "none.png", "question": "?", "answers": "x"}) + "\n"
+    )
+    done = fastvlm("train", written, "--set", f"tests={recipe_tests(questions)}")
+    assert done.code == 1 and "1 records cannot be asked" in done.error and "none.png" in done.error
+    questions.write_text("")
+    done = fastvlm("train", written, "--set", f"tests={recipe_tests(questions)}")
+    assert done.code != 0 and "questions" in done.error

@@ -15,7 +15,7 @@ from fastvlm.training.curves import curves_of, draw_curves, smoothed, thinned
 from fastvlm.training.ema import WeightAverage
 from fastvlm.training.interruption import Interruption
 from fastvlm.training.mixing import Mixture, split_off
-from fastvlm.training.model_card import RunFacts, model_card
+from fastvlm.training.model_card import RunFacts, TestScore, model_card
 from fastvlm.training.recipe import Recipe, read_recipe
 from fastvlm.training.run_files import RunFiles
 
@@ -146,11 +146,17 @@ def facts(**changes):
 
 def test_a_card_tells_data_recipe_commit_and_losses():
     recipe = read_recipe("lora", {"data": ["folder/mine.json"], "model": "owner/base"})
-    text = model_card(recipe, facts(scores={"plain": 0.5}), is_adapter=True)
+    scores = [
+        TestScore("signs", 40, "exact match", 0.5, (0.352, 0.648), 0.25),
+        TestScore("captions", 7, "CIDEr", 1.2345, is_share=False),
+    ]
+    text = model_card(recipe, facts(scores=scores), is_adapter=True)
     front = yaml.safe_load(text.split("---")[1])
     assert front["base_model"] == "owner/base" and front["library_name"] == "peft"
     for words in ("`mine.json`", "200 samples", "7 steps of 16", "25.0%", "fastvlm 1 at abc", "2.000 at first",
-                  "put aside: 1.500", "plain: 50.0%", "| decoder | adapters | 0.0002 |", "| encoder | nothing | - |",
+                  "put aside: 1.500", "| signs | 40 | exact match | 50.0% | 35.2% to 64.8% | 25.0% |",
+                  "| captions | 7 | CIDEr | 1.234 | - | - |",
+                  "| decoder | adapters | 0.0002 |", "| encoder | nothing | - |",
                   "research only"):  # fmt: skip
         assert words in text, words
     assert Recipe.model_validate(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])) == recipe

@@ -10,6 +10,7 @@ import torch
 
 import fastvlm
 from fastvlm.errors import DataError, UsageError
+from fastvlm.training.model_card import TestScore
 from fastvlm.training.training_run import TrainingRun
 
 
@@ -170,6 +171,24 @@ def test_a_sample_that_cannot_be_read_stops_the_run_by_its_name(model, tmp_path)
     with pytest.raises(DataError, match=r"samples.json.*3\.png") as raised:
         train(small_run.recipe(model, file, workers=1), tmp_path / "run")
     assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
+
+
+def test_tests_are_asked_of_whole_folders_and_a_failure_leaves_them(model, data, tmp_path):
+    recipe = small_run.recipe(model, data, max_steps=1, tests=[{"suite": "mini"}])
+    with pytest.raises(UsageError, match="pass measure="):
+        TrainingRun(recipe, tmp_path / "run")
+
+    def fail(folder):
+        assert weights(folder)
+        raise DataError("a picture is gone")
+
+    with pytest.raises(DataError, match="a picture is gone"):
+        TrainingRun(recipe, tmp_path / "run", measure=fail).train()
+    assert "exact match" not in (tmp_path / "run" / "model" / "README.md").read_text()
+    score = TestScore("colours", 9, "exact match", 1.0, (0.7, 1.0))
+    done = TrainingRun(recipe, tmp_path / "run", measure=lambda folder: [score]).train(is_resumed=True)
+    assert "| colours | 9 | exact match | 100.0% | 70.0% to 100.0% | - |" in (done.model / "README.md").read_text()
+    assert weights(done.model)
 
 
 def test_processes_must_share_a_batch(model, data, tmp_path, monkeypatch):

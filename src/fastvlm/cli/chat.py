@@ -17,6 +17,7 @@ from fastvlm.cli.failures import FAILED, report_failure
 from fastvlm.cli.opening import open_answerer, open_pictures
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
+    AdapterOption,
     BitsOption,
     DebugOption,
     DeviceOption,
@@ -60,6 +61,7 @@ def chat(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     bits: BitsOption = 16,
+    adapter: AdapterOption = None,
     max_new_tokens: MaxNewTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = None,
@@ -85,7 +87,7 @@ def chat(
     if STDIN in names:
         raise UsageError("'-' cannot be a picture in a chat: stdin is where the questions come from. Pass a file.")
     check_pictures(names)
-    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits)
+    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     notes = Notes(is_quiet=is_quiet)
     conversation = Conversation(system)

@@ -6,8 +6,6 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,11 +138,15 @@ def _check(plan: Recipe, notes: Notes, *, is_json: bool) -> None:
 
 def _run(plan: Recipe, folder: Path, notes: Notes, *, is_resumed: bool) -> Outcome:
     from fastvlm.bench.machine import source_commit
+    from fastvlm.cli.train_tests import measure_with, read_tests
 
     with notes.waiting("Starting"):
         from fastvlm.training.training_run import TrainingRun
-    with _bar(notes) as on_progress:
-        run = TrainingRun(plan, folder, on_progress=on_progress, commit=source_commit())
+
+        tests = read_tests(plan)
+    with notes.bars(*_columns()) as bar:
+        measure = measure_with(plan, tests, notes, bar.stop) if tests else None
+        run = TrainingRun(plan, folder, on_progress=_teller(bar), commit=source_commit(), measure=measure)
         return run.train(is_resumed=is_resumed)
 
 
@@ -171,30 +173,32 @@ def _resuming_command() -> str:
     return shlex.join(["fastvlm", *words, *([] if "--resume" in words else ["--resume"])])
 
 
-@contextmanager
-def _bar(notes: Notes) -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal's stderr: steps, loss, pictures a second, time that is left."""
+def _columns() -> tuple[Any, ...]:
+    """Of a bar on a terminal's stderr: steps, loss, pictures a second, time that is left."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    columns = (
+    return (
         TextColumn("Training"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}", markup=False),
         TimeRemainingColumn(),
     )
-    with notes.bars(*columns) as bar:
-        task = bar.add_task("", total=None, facts="", start=False)
 
-        def tell(progress: Any) -> None:
-            if bar.tasks[0].total is None:
-                bar.start_task(task)
-            loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
-            bar.update(
-                task,
-                completed=progress.step,
-                total=progress.num_steps,
-                facts=f"{loss}  {progress.pictures_per_s:.1f} pictures/s",
-            )
 
-        yield tell
+def _teller(bar: Any) -> Callable[[Progress], None]:
+    """What shows each step on `bar`."""
+    task = bar.add_task("", total=None, facts="", start=False)
+
+    def tell(progress: Any) -> None:
+        if bar.tasks[0].total is None:
+            bar.start_task(task)
+        loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
+        bar.update(
+            task,
+            completed=progress.step,
+            total=progress.num_steps,
+            facts=f"{loss}  {progress.pictures_per_s:.1f} pictures/s",
+        )
+
+    return tell

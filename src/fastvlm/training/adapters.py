@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ def add_adapters(model: nn.Module, recipe: Recipe) -> Any:
     )
     adapted = peft.get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = recipe.model
+    # Embeddings never learn beside adapters; left to find that out, peft looks for the base's config on the Hub.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -28,7 +28,7 @@ from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.pretrained import expected_shapes
 from fastvlm.processing.processor import FastVlmProcessor
 
-__all__ = ["write_adapter", "write_model"]
+__all__ = ["write_adapter", "write_card", "write_model"]
 
 LARGEST_SHARD = "2GB"
 
@@ -76,6 +76,13 @@ def write_adapter(target: Path, model: Any, card: str) -> None:
     with _new_folder(target) as work:
         model.save_pretrained(work)
         (work / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_card(target: Path, card: str) -> None:
+    """Replace the card of a folder that is there; the new one is whole or the old one stays."""
+    fresh = target / ".README.md.new"
+    fresh.write_text(card, encoding="utf-8")
+    fresh.replace(target / "README.md")
 
 
 @contextmanager

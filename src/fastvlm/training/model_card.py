@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastvlm.training.recipe import PARTS, Recipe
 
-__all__ = ["RunFacts", "model_card"]
+__all__ = ["RunFacts", "TestScore", "model_card"]
 
 _LICENCE = (
     "That of the checkpoint it began from, and of the data. Apple's FastVLM weights, and what is made from them, are "
     "for research only (Apple Machine Learning Research Model licence)."
 )
+
+
+@dataclass(frozen=True)
+class TestScore:
+    """What a test came to, of the folder that the card lies in.
+
+    Attributes:
+        test, n: its name and its questions.
+        metric: in words.
+        score: over all of them, 0 to 1 (CIDEr: 0 to 10).
+        interval: 95 % of the score; None where it is no mean.
+        majority: the score of always giving the commonest answer; None where that says nothing.
+        is_share: of the questions, shown in percent; False for CIDEr.
+    """
+
+    __test__ = False  # pytest takes classes called Test... for tests
+
+    test: str
+    n: int
+    metric: str
+    score: float
+    interval: tuple[float, float] | None = None
+    majority: float | None = None
+    is_share: bool = True
+
+    def shown(self, value: float | None) -> str:
+        """`value`, in this score's unit."""
+        return "-" if value is None else f"{value:.1%}" if self.is_share else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -29,7 +57,7 @@ class RunFacts:
         tool: version and commit of what trained.
         machine: in words.
         is_multi_branch: the encoder was trained with its branches, and fused for this folder.
-        scores: of an evaluation after training, by test.
+        scores: of the recipe's tests; none before they have been asked.
     """
 
     num_samples: int
@@ -40,7 +68,7 @@ class RunFacts:
     tool: str
     machine: str
     is_multi_branch: bool = False
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Sequence[TestScore] = ()
 
 
 def model_card(recipe: Recipe, facts: RunFacts, *, is_adapter: bool = False) -> str:
@@ -112,5 +140,18 @@ def _evaluation(facts: RunFacts) -> str:
     put_aside = [line["eval_loss"] for line in facts.log if "eval_loss" in line]
     if put_aside:
         rows.append(f"- loss a token on samples that were put aside: {put_aside[-1]:.3f}")
-    rows += [f"- {test}: {score:.1%}" for test, score in facts.scores.items()]
-    return "\n".join(rows) or "Nothing was measured."
+    blocks = ["\n".join(rows)] if rows else []
+    if facts.scores:
+        blocks.append(_score_table(facts.scores))
+    return "\n\n".join(blocks) or "Nothing was measured."
+
+
+def _score_table(scores: Sequence[TestScore]) -> str:
+    """A row a test; in percent what is a share."""
+    rows = ["| test | n | metric | score | 95 % interval | always the commonest answer |"]
+    rows.append("| --- | ---: | --- | ---: | --- | ---: |")
+    for one in scores:
+        interval = "-" if one.interval is None else " to ".join(map(one.shown, one.interval))
+        cells = (one.test, str(one.n), one.metric, one.shown(one.score), interval, one.shown(one.majority))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, "", "Asked of this folder after training, as `fastvlm eval` asks; Wilson's intervals."])

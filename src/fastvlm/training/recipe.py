@@ -26,6 +26,7 @@ __all__ = [
     "Part",
     "PartEntry",
     "Recipe",
+    "TestEntry",
     "read_recipe",
     "shipped_recipes",
 ]
@@ -121,6 +122,27 @@ class EvalEntry(_Entry):
         return self
 
 
+class TestEntry(_Entry):
+    """Questions that are asked when training is done, named as `fastvlm eval` names them; the card has their scores.
+
+    Args:
+        suite: "mini", the questions that come with the package; or
+        task: a benchmark's name, or "plain".
+        data, images: the task's file or folder, and where its pictures are.
+        metric: of "plain".
+        limit: at most so many questions of each test.
+    """
+
+    __test__ = False  # pytest takes classes called Test... for tests
+
+    suite: str | None = None
+    task: str | None = None
+    data: str | None = None
+    images: str | None = None
+    metric: str | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
 PartOption = Annotated[PartEntry, BeforeValidator(_frozen_or_rate)]
 
 
@@ -163,6 +185,7 @@ class Recipe(_Entry):
         save_every_steps, save_every_minutes: between checkpoints; whichever comes first.
         log_every: steps that one line of the log averages.
         workers: processes that read pictures.
+        tests: questions for the folder that was written; their scores stand in its card.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
@@ -192,6 +215,7 @@ class Recipe(_Entry):
     log_every: Annotated[int, Field(ge=1)] = 10
     eval: EvalEntry | None = None
     workers: Annotated[int, Field(ge=0)] = 2
+    tests: tuple[TestEntry, ...] = ()
 
     @model_validator(mode="after")
     def _goes_together(self) -> Recipe:
@@ -315,13 +339,19 @@ def _one_complaint(entry: Any) -> str:
 
 def _nearest(place: list[str]) -> str:
     known: set[str] = set()
-    for kind in (Recipe, PartsEntry, PartEntry, DataEntry, LoraEntry, EvalEntry):
+    for kind in (Recipe, PartsEntry, PartEntry, DataEntry, LoraEntry, EvalEntry, TestEntry):
         known |= set(kind.model_fields)
     near = difflib.get_close_matches(place[-1], sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys_beside(place))}"
 
 
 def _keys_beside(place: list[str]) -> list[str]:
-    owners: dict[str, type[_Entry]] = {"parts": PartsEntry, "data": DataEntry, "lora": LoraEntry, "eval": EvalEntry}
+    owners: dict[str, type[_Entry]] = {
+        "parts": PartsEntry,
+        "data": DataEntry,
+        "lora": LoraEntry,
+        "eval": EvalEntry,
+        "tests": TestEntry,
+    }
     owner = owners.get(place[0], Recipe) if len(place) > 1 else Recipe
     return list((PartEntry if len(place) > 2 and place[0] == "parts" else owner).model_fields)

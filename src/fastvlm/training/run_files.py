@@ -28,7 +28,7 @@ __all__ = ["KEPT_CHECKPOINTS", "RunFiles"]
 KEPT_CHECKPOINTS = 2
 SCRATCH = ".saving"
 # Keys that may differ when a run goes on: they change neither what is learnt nor in which order.
-_FREE = ("name", "workers", "save_every_steps", "save_every_minutes", "gradient_checkpointing")
+_FREE = ("name", "workers", "save_every_steps", "save_every_minutes", "gradient_checkpointing", "tests")
 
 
 class RunFiles:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from fastvlm.training.collation import Collator
 from fastvlm.training.curves import draw_curves
 from fastvlm.training.ema import WeightAverage
 from fastvlm.training.failing import in_clear_words
-from fastvlm.training.final_folder import write_adapter, write_model
+from fastvlm.training.final_folder import write_adapter, write_card, write_model
 from fastvlm.training.interruption import Interruption
 from fastvlm.training.length_groups import LengthGroupedBatches
 from fastvlm.training.mixing import open_mixture, split_off
-from fastvlm.training.model_card import RunFacts, model_card
+from fastvlm.training.model_card import RunFacts, TestScore, model_card
 from fastvlm.training.recipe import PARTS, Recipe
 from fastvlm.training.run_files import RunFiles
 from fastvlm.training.start import Start, arithmetic_dtype, open_processor, open_start
@@ -33,7 +33,9 @@ from fastvlm.training.supervision import SupervisedDataset
 from fastvlm.training.trainer import FastVlmTrainer
 from fastvlm.training.watching import Averaging, Journal, Order, Progress, Resuming, Stopping
 
-__all__ = ["Outcome", "TrainingRun", "num_processes", "open_dataset"]
+__all__ = ["Measure", "Outcome", "TrainingRun", "num_processes", "open_dataset"]
+
+Measure = Callable[[Path], Sequence[TestScore]]  # a final folder, a model's or an adapter's -> the tests' scores
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -80,9 +82,10 @@ class TrainingRun:
         folder: of the run.
         on_progress: called after each step, in the first process.
         commit: of the source that trains, for the model card.
+        measure: asks the recipe's tests; evaluation lies above this room, so that it is handed in.
 
     Raises:
-        UsageError: no data; a batch that the processes cannot share.
+        UsageError: no data; a batch that the processes cannot share; tests and nobody who asks them.
     """
 
     def __init__(
@@ -92,10 +95,14 @@ class TrainingRun:
         *,
         on_progress: Callable[[Progress], None] | None = None,
         commit: str | None = None,
+        measure: Measure | None = None,
     ) -> None:
         if not recipe.data:
             raise UsageError("There is nothing to learn from: give --data, or data in the recipe.")
+        if recipe.tests and measure is None:
+            raise UsageError("The recipe has tests, which `fastvlm train` asks; in Python pass measure=, or drop them.")
         self.recipe, self.files, self.on_progress = recipe, RunFiles(folder), on_progress
+        self.measure = measure
         self.accumulated = _accumulated(recipe)
         self.tool = f"fastvlm {__version__}" + (f" at {commit}" if commit else "")
 
@@ -230,17 +237,26 @@ class TrainingRun:
         facts = self._facts(trainer, start, num_samples, log)
         if self.recipe.lora is not None:
             write_adapter(self.files.adapter, trainer.model, model_card(self.recipe, facts, is_adapter=True))
-            if not self.recipe.lora.merge:
-                return
-            weights = self._merged()
-        write_model(
-            self.files.model,
-            weights,
-            start.folder,
-            processor,
-            card=model_card(self.recipe, facts),
-            is_multi_branch=facts.is_multi_branch,
-        )
+            weights = self._merged() if self.recipe.lora.merge else {}
+        if weights:
+            write_model(
+                self.files.model,
+                weights,
+                start.folder,
+                processor,
+                card=model_card(self.recipe, facts),
+                is_multi_branch=facts.is_multi_branch,
+            )
+        self._ask_tests(facts)
+
+    def _ask_tests(self, facts: RunFacts) -> None:
+        """Put the scores into the cards of what was written; the folders are whole before, whatever happens here."""
+        if not self.recipe.tests or self.measure is None:
+            return
+        for folder in (self.files.adapter, self.files.model):
+            if folder.is_dir():
+                scored = replace(facts, scores=self.measure(folder))
+                write_card(folder, model_card(self.recipe, scored, is_adapter=folder == self.files.adapter))
 
     def _merged(self) -> dict[str, torch.Tensor]:
         """The weights with the adapter added in, from the base as it is stored: rounding is not merged."""

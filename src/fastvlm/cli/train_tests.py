@@ -1,0 +1,101 @@
+"""The tests of a recipe: read before a run begins, asked of what it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastvlm.cli.choices import ModelChoice
+from fastvlm.cli.eval_choices import Asked, Kept, Machine
+from fastvlm.cli.eval_run import Run
+from fastvlm.cli.terminal import Notes
+from fastvlm.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from fastvlm.evaluation.questions import Question
+    from fastvlm.training.model_card import TestScore
+    from fastvlm.training.recipe import Recipe, TestEntry
+
+__all__ = ["RecipeTest", "measure_with", "read_tests"]
+
+_SLOTS = 4  # as `fastvlm eval`
+_LIMIT_SEED = 0  # likewise, of the questions that `limit` draws
+
+
+@dataclass(frozen=True)
+class RecipeTest:
+    """One entry of a recipe's tests: what was asked for, and its questions."""
+
+    asked: Asked
+    questions: list[Question]
+
+
+def read_tests(plan: Recipe) -> list[RecipeTest]:
+    """The questions of all tests; what is wrong with them is told before hours of training, not after.
+
+    Raises:
+        UsageError: an unknown task, a file that is not there, no questions.
+        DataError: records that cannot be asked.
+    """
+    return [_read(number, entry) for number, entry in enumerate(plan.tests)]
+
+
+def _read(number: int, entry: TestEntry) -> RecipeTest:
+    from fastvlm.evaluation.scores import drawn
+
+    place = f"tests.{number} of the recipe"
+    data, images = (None if path is None else Path(path) for path in (entry.data, entry.images))
+    try:
+        asked = Asked(entry.task, entry.suite, data, images, None, entry.metric, entry.limit, skips_bad=False)
+        reading = asked.read()
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from error
+    if reading.bad:
+        raise DataError(f"{place}: {len(reading.bad)} records cannot be asked; the first: {reading.bad[0]}.")
+    questions = drawn(reading.questions, entry.limit, _LIMIT_SEED)
+    if not questions:
+        raise UsageError(f"{place} has no questions. Is {entry.data} the right file for {asked.name}?")
+    return RecipeTest(asked, questions)
+
+
+def measure_with(
+    plan: Recipe, tests: list[RecipeTest], notes: Notes, on_start: Callable[[], None]
+) -> Callable[[Path], list[TestScore]]:
+    """What asks all tests of a final folder: a model's, or an adapter's on the recipe's model.
+
+    `on_start` is called before, to take down what else is shown: rich shows one bar at a time.
+    """
+
+    def measure(folder: Path) -> list[TestScore]:
+        on_start()
+        return [score for test in tests for score in _scores(test, _choice(plan, folder), notes)]
+
+    return measure
+
+
+def _choice(plan: Recipe, folder: Path) -> ModelChoice:
+    """An adapter's folder says nothing of pictures: they are shown as large as it was trained on."""
+    if not (folder / "adapter_config.json").is_file():
+        return ModelChoice(str(folder))
+    size = plan.image_size
+    shown = None if size is None else str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+    return ModelChoice(plan.model, image_size=shown, adapter=str(folder))
+
+
+def _scores(test: RecipeTest, choice: ModelChoice, notes: Notes) -> list[TestScore]:
+    from fastvlm.evaluation.runner import Asking
+    from fastvlm.training.model_card import TestScore
+
+    task = test.asked.chosen()
+    asking, machine = Asking(task.hint, task.max_new_tokens), Machine(choice, _SLOTS, bits=16)
+    run = Run(
+        test.asked, task, test.questions, asking, machine, Kept(None, is_restart=False, num_worst=0), is_blind=False
+    )
+    result, _ = run.made(notes)
+    is_share = run.metric.name != "cider"
+    return [
+        TestScore(row.test, row.n, run.metric.label, row.score, row.interval, row.majority, is_share=is_share)
+        for row in run.rows(result)
+    ]
