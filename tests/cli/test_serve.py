@@ -26,7 +26,7 @@ def test_defaults_in_the_help_are_the_settings_own(fastvlm):
     for flag, value in {
         "--port PORT": settings.port,
         "--slots N": settings.slots,
-        "--admission-ratio NUMBER": f"{settings.admission_ratio:g}",
+        "--admission-ratio N": f"{settings.admission_ratio:g}",
         "--max-body-bytes N": settings.max_body_bytes,
         "--max-picture-bytes N": settings.max_picture_bytes,
         "--max-picture-pixels N": settings.max_picture_pixels,

@@ -95,8 +95,8 @@ AdmissionRatio = Annotated[
     _option(
         _MODEL,
         "--admission-ratio",
-        metavar="NUMBER",
-        text="Work on a new request between two tokens of the others, in tokens' time.  [default: 4]",
+        metavar="N",
+        text="A new request is worked on for the time of N tokens, then the others go on.  [default: 4]",
     ),
 ]
 Context = Annotated[

@@ -2,9 +2,10 @@
 
 Requests are admitted in the order in which they came, one at a time: one that has a slot *starts* until its pictures
 and its prompt are computed, and then gets a token a step. While others get theirs, the starting one is worked on in
-slices, and between two slices is a decoding step: a slice ends as soon as it has taken `admission_ratio` times as long
-as that step. So running replies slow down to 1 / (1 + admission_ratio) of their speed at worst, for as long as requests
-start, and a start takes 1 + 1 / admission_ratio times as long as alone. With nobody else running there are no slices.
+slices, and between two slices is a decoding step: a slice ends with the piece of work (a step of the encoder, a chunk
+of the prompt) in which it has taken `admission_ratio` times as long as that step. So running replies slow down to
+about 1 / (1 + admission_ratio) of their speed, for as long as requests start, and a start takes
+1 + 1 / admission_ratio times as long as alone. With nobody else running there are no slices.
 
 A request waits while all slots are taken, or while others came before it. A slot keeps what its last request left in
 the cache, and a new request that begins with the same keys takes that over. A *key* stands for one token of a prompt:
