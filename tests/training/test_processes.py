@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import small_run
 import torch
+import yaml
 
 import fastvlm
 from fastvlm.training.training_run import TrainingRun
@@ -27,15 +29,17 @@ FSDP2 = {
 }
 
 
-def in_two_processes(recipe, folder, *more, **settings):
+TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+
+def in_processes(recipe, folder, *more, launcher=TORCHRUN, timeout_s=150, **settings):
     file = folder.parent / f"{folder.name}.yaml"
     file.write_text(recipe.to_yaml())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher = [*launcher, "--standalone", "-m", "fastvlm", "train", str(file), "--out", str(folder), *more]
+    command = [sys.executable, "-m", *launcher, "-m", "fastvlm", "train", str(file), "--out", str(folder), *more]
     left = ("ACCELERATE", "FSDP", "MASTER", "LOCAL", "RANK", "WORLD")  # what a run in this process has left behind
     environment = {name: value for name, value in os.environ.items() if not name.startswith(left)}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **settings}
-    done = subprocess.run(launcher, capture_output=True, text=True, env=environment, check=False, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=timeout_s)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -57,7 +61,7 @@ def alone(small_model, small_data, tmp_path_factory):
 
 def test_two_processes_learn_what_one_learns(alone, small_model, small_data, tmp_path):
     recipe = small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7)
-    done = in_two_processes(recipe, tmp_path / "run")
+    done = in_processes(recipe, tmp_path / "run")
     assert done.stdout.split() == [str(tmp_path / "run" / "model")], "one process speaks"
     assert losses(tmp_path / "run") == pytest.approx(losses(alone.folder), rel=1e-4)
     assert norms(tmp_path / "run") == pytest.approx(norms(alone.folder), rel=1e-2)
@@ -69,18 +73,34 @@ def test_two_processes_learn_what_one_learns(alone, small_model, small_data, tmp
 
 def test_two_processes_go_on_together(alone, small_model, small_data, tmp_path):
     recipe = small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7, save_every_steps=4)
-    in_two_processes(recipe, tmp_path / "run")
+    in_processes(recipe, tmp_path / "run")
     whole = losses(tmp_path / "run")
     for gone in ("checkpoint-7", "model"):
         shutil.rmtree(tmp_path / "run" / gone)
-    in_two_processes(recipe, tmp_path / "run", "--resume")
+    in_processes(recipe, tmp_path / "run", "--resume")
     assert losses(tmp_path / "run") == whole
 
 
 def test_weights_shared_out_by_fsdp2_learn_the_same(alone, small_model, small_data, tmp_path):
     recipe = small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7)
-    in_two_processes(recipe, tmp_path / "run", **FSDP2)
+    in_processes(recipe, tmp_path / "run", **FSDP2)
     assert losses(tmp_path / "run") == pytest.approx(losses(alone.folder), rel=1e-3)
+    fastvlm.load(tmp_path / "run" / "model", device="cpu")
+
+
+@pytest.mark.slow  # DeepSpeed compiles its CPU messages first: a minute, once a machine
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs pip install deepspeed")
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_shared_out_by_deepspeed_learn_the_same(count, alone, small_model, small_data, tmp_path):
+    config = yaml.safe_load((ROOT / "recipes" / "accelerate" / "deepspeed.yaml").read_text())
+    config |= {"num_processes": count, "use_cpu": True, "mixed_precision": "no"}  # all else is as it is shipped
+    file = tmp_path / "deepspeed.yaml"
+    file.write_text(yaml.safe_dump(config))
+    launcher = ("accelerate.commands.launch", "--config_file", str(file))
+    recipe = small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7)
+    in_processes(recipe, tmp_path / "run", launcher=launcher, timeout_s=550, DS_ACCELERATOR="cpu")
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone.folder), rel=1e-3)
+    assert norms(tmp_path / "run") == pytest.approx(norms(alone.folder), rel=1e-2)
     fastvlm.load(tmp_path / "run" / "model", device="cpu")
 
 
