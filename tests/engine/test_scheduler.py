@@ -116,8 +116,9 @@ class Requests(RuleBasedStateMachine):
 
     @invariant()
     def slices_end_only_for_somebody(self):
-        assert self.scheduler.must_pause(3.0, 1.0) == self.scheduler.must_pause(9.0, 1.0) == bool(self.decoding)
-        assert not self.scheduler.must_pause(2.9, 1.0)
+        for slice_s, piece_s in ((2.9, 0.2), (0.1, 3.0), (9.0, 0.0)):
+            assert self.scheduler.must_pause(slice_s, piece_s, 1.0) == bool(self.decoding)
+        assert not self.scheduler.must_pause(2.5, 0.5, 1.0)
 
     @invariant()
     def held_is_what_the_cache_holds(self):
@@ -223,7 +224,7 @@ def test_without_a_ratio_and_chunks_nothing_is_cut():
     scheduler.submit(1, [2])
     scheduler.admit()
     assert scheduler.decoding == (0,)
-    assert not scheduler.must_pause(1e9, 1e-9) and scheduler.next_chunk(10**6) == 10**6
+    assert not scheduler.must_pause(1e9, 1.0, 1e-9) and scheduler.next_chunk(10**6) == 10**6
 
 
 @pytest.mark.parametrize("settings", [{"admission_ratio": 0}, {"admission_ratio": math.nan}, {"chunk_tokens": 0}])

@@ -288,11 +288,12 @@ class Engine:
 
     def _slice(self, work: Generator[None, None, Tensor], step_s: float) -> Tensor | None:
         """Logits (V,) if `work` came to its end; None if the scheduler wants a pause."""
-        begun_s = self._clock()
+        begun_s = now_s = self._clock()
         try:
             while True:
                 next(work)
-                if self._scheduler.must_pause(self._clock() - begun_s, step_s):
+                before_s, now_s = now_s, self._clock()
+                if self._scheduler.must_pause(now_s - begun_s, now_s - before_s, step_s):
                     return None
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]

@@ -2,10 +2,10 @@
 
 Requests are admitted in the order in which they came, one at a time: one that has a slot *starts* until its pictures
 and its prompt are computed, and then gets a token a step. While others get theirs, the starting one is worked on in
-slices, and between two slices is a decoding step: a slice ends with the piece of work (a step of the encoder, a chunk
-of the prompt) in which it has taken `admission_ratio` times as long as that step. So running replies slow down to
-about 1 / (1 + admission_ratio) of their speed, for as long as requests start, and a start takes
-1 + 1 / admission_ratio times as long as alone. With nobody else running there are no slices.
+slices, and between two slices is a decoding step: a slice ends before it would take more than `admission_ratio` times
+as long as that step, but has at least one piece of the work (a step of the encoder, a chunk of the prompt). So running
+replies slow down to about 1 / (1 + admission_ratio) of their speed, for as long as requests start, and a start takes
+about 1 + 1 / admission_ratio times as long as alone. With nobody else running there are no slices.
 
 A request waits while all slots are taken, or while others came before it. A slot keeps what its last request left in
 the cache, and a new request that begins with the same keys takes that over. A *key* stands for one token of a prompt:
@@ -157,14 +157,15 @@ class Scheduler:
         """How many of the `num_left` tokens of the starting request's prompt are computed in one piece."""
         return num_left if self._chunk_tokens is None or not self.decoding else min(num_left, self._chunk_tokens)
 
-    def must_pause(self, slice_s: float, step_s: float) -> bool:
+    def must_pause(self, slice_s: float, piece_s: float, step_s: float) -> bool:
         """True if the work on the starting request has to wait for a decoding step.
 
         Args:
             slice_s: seconds that it has taken since the last one.
-            step_s: seconds that the last one took.
+            piece_s: seconds that the latest piece of it took, and so presumably the next one will.
+            step_s: seconds that the last decoding step took.
         """
-        return bool(self.decoding) and slice_s >= self._admission_ratio * step_s
+        return bool(self.decoding) and slice_s + piece_s > self._admission_ratio * step_s
 
     def started(self) -> None:
         """The starting request's prompt is computed: it gets a token a step from now on."""
