@@ -1,6 +1,7 @@
 """Writes the folder that is shipped, from the state of training, and checks it.
 
     python -m recipes.mini.ship --run FOLDER --tokenizer FOLDER --out src/fastvlm/weights/mini
+    python -m recipes.mini.ship --model FOLDER       # what `fastvlm train` wrote, which is fused already
 
 The encoder is fused for shipping; its feature maps of drawn pictures are compared before and after.
 """
@@ -84,14 +85,21 @@ def check_sizes(out: Path) -> int:
 def main() -> None:
     """Fuse, compare, write, check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="of recipes.mini.train; needs --tokenizer")
+    source.add_argument("--model", type=Path, help="folder that fastvlm train wrote")
+    parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--out", type=Path, default=Path("src/fastvlm/weights/mini"))
     args = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    model = trained_model(args.run, tokenizer)
-    difference, largest = fused(model)
-    print(f"multi-branch against fused: largest difference {difference:.2e} of values up to {largest:.2f}")
+    if args.run is not None and args.tokenizer is None:
+        parser.error("--run needs --tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
+    if args.model is not None:
+        model = FastVlmForConditionalGeneration.from_pretrained(args.model)
+    else:
+        model = trained_model(args.run, tokenizer)
+        difference, largest = fused(model)
+        print(f"multi-branch against fused: largest difference {difference:.2e} of values up to {largest:.2f}")
     write_folder(model, tokenizer, args.out)
     print(f"{check_sizes(args.out) / 1e6:.1f} MB -> {args.out}")
 

@@ -57,13 +57,13 @@ def test_each_picture_is_encoded_once_in_a_chat(fastvlm, picture, parrot_folder,
     from fastvlm.engine.vision import FastImageEmbedder
 
     encoded = []
-    original = FastImageEmbedder.__call__
+    original = FastImageEmbedder.slices
 
     def spy(self, pixel_values):
         encoded.append(len(pixel_values))
         return original(self, pixel_values)
 
-    monkeypatch.setattr(FastImageEmbedder, "__call__", spy)
+    monkeypatch.setattr(FastImageEmbedder, "slices", spy)
     other = picture.with_name("blue.png")
     Image.new("RGB", (60, 90), "blue").save(other)
     lines = ("One?", "Two?", f"/image '{other}'", "Three?", f"/image '{picture}'", "Four?")

@@ -18,29 +18,28 @@ import fastvlm
 from fastvlm.demo_data.word_lists import HELD_OUT_WORDS
 
 FROZEN = Path(fastvlm.__file__).parent / "evaluation" / "mini_eval"
-# Right answers out of the 200 of the first edition's tests, a few points under what the shipped weights reach.
-FLOOR = 0.88
-FLOORS: dict[str, float] = {
-    "easy_vqa": 0.86,
-    "colours": 0.93,
-    "shapes": 0.93,
-    "unseen_pairs": 0.9,
-    "counts_1_6": 0.8,
-    "letters_digits_unseen_fonts": 0.86,
-    "words3_unseen_fonts": 0.3,
+# Test -> (questions, floor): a few points under what the shipped weights reach.
+FIRST_EDITION: dict[str, tuple[int, float]] = {
+    "easy_vqa": (50, 0.84),
+    "colours": (30, 0.93),
+    "shapes": (30, 0.93),
+    "unseen_pairs": (20, 0.9),
+    "counts_1_6": (30, 0.9),
+    "letters_digits_unseen_fonts": (30, 0.9),
+    "words3_unseen_fonts": (10, 0.6),
 }
-# The second edition's tests, with the fewest questions of each; their floors come with the weights that learnt them.
-SECOND_EDITION: dict[str, int] = {
-    "words_unseen_fonts": 24,
-    "receipt_total_unseen_layouts": 24,
-    "chart_largest": 24,
-    "emoji_seen_styles": 20,
-    "emoji_unseen_style": 20,
-    "fashion_mnist": 20,
-    "unanswerable": 14,
-    "false_premises": 20,
-    "answerable_twins": 14,
+SECOND_EDITION: dict[str, tuple[int, float]] = {
+    "words_unseen_fonts": (24, 0.08),
+    "emoji_seen_styles": (20, 0.8),
+    "emoji_unseen_style": (20, 0.35),
+    "fashion_mnist": (20, 0.35),
+    "unanswerable": (14, 0.9),
+    "false_premises": (20, 0.3),
+    "answerable_twins": (14, 0.85),
 }
+ALL_TESTS = FIRST_EDITION | SECOND_EDITION
+FLOOR = 0.92  # of the first edition's 200 together
+NOT_LEARNT = {"receipt_total_unseen_layouts": 24, "chart_largest": 24}  # asked, and answered wrong: see the model card
 MOST_BYTES, MOST_BYTES_A_FILE = 30_000_000, 16 * 2**20
 
 
@@ -52,23 +51,22 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def right(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
-    """Test -> whether each of its questions is answered right; of the tests that have a floor."""
+    """Test -> whether each of its questions is answered right."""
     model, processor = fastvlm.load("mini", device="cpu", dtype="float32")
-    asked, items = [row for row in rows if row["test"] in FLOORS], []
-    for row in asked:
+    items = []
+    for row in rows:
         with Image.open(FROZEN / row["image"]) as picture:
             items.append(Item(picture.convert("RGB"), row["question"], tuple(row["answers"])))
     result: dict[str, list[bool]] = defaultdict(list)
-    for row, item, answer in zip(asked, items, ask(model, processor, items), strict=True):
+    for row, item, answer in zip(rows, items, ask(model, processor, items), strict=True):
         result[row["test"]].append(is_right(answer, item.answers))
     return result
 
 
 def test_all_questions_are_there_in_less_than_2_megabytes(rows: list[dict[str, Any]]) -> None:
     counts = Counter(row["test"] for row in rows)
-    assert sum(counts[name] for name in FLOORS) == 200
-    assert {name: counts[name] for name in SECOND_EDITION} == SECOND_EDITION
-    assert set(counts) == {*FLOORS, *SECOND_EDITION} and all((FROZEN / row["image"]).is_file() for row in rows)
+    assert counts == {name: count for name, (count, _) in ALL_TESTS.items()} | NOT_LEARNT
+    assert all((FROZEN / row["image"]).is_file() for row in rows)
     assert sum(path.stat().st_size for path in FROZEN.iterdir()) < 2_000_000
 
 
@@ -93,11 +91,12 @@ def test_the_shipped_folder_is_small_enough_for_a_repository() -> None:
     assert all((folder / name).is_file() for name in ("LICENSE", "CREDITS.md", "README.md"))
 
 
-def test_the_score_of_all_questions_together(right: dict[str, list[bool]]) -> None:
-    answers = [one for part in right.values() for one in part]
+def test_the_score_of_the_first_editions_questions_together(right: dict[str, list[bool]]) -> None:
+    answers = [one for name in FIRST_EDITION for one in right[name]]
+    assert len(answers) == 200
     assert sum(answers) / len(answers) >= FLOOR
 
 
-@pytest.mark.parametrize(("name", "floor"), FLOORS.items())
-def test_the_score_of_each_test(right: dict[str, list[bool]], name: str, floor: float) -> None:
-    assert sum(right[name]) / len(right[name]) >= floor
+@pytest.mark.parametrize("name", ALL_TESTS)
+def test_the_score_of_each_test(right: dict[str, list[bool]], name: str) -> None:
+    assert sum(right[name]) / len(right[name]) >= ALL_TESTS[name][1]
