@@ -112,7 +112,7 @@ def test_check_tells_everything_and_asks_nothing(fastvlm, questions):
         (["--task", "plain", "--data", ".", "--metric", "bleu"], "--metric is 'bleu'"),
         (["--task", "pope", "--data", "."], "expected POPE's folder"),
         (["--suite", "mini", "--limit", "0"], "--limit is 0"),
-        (["--suite", "mini", "--bits", "3"], "--bits is '3'"),
+        (["--suite", "mini", "--bits", "3"], "--bits is 3; expected 16, 8 or 4"),
         (["--suite", "mini", "--slots", "0"], "--slots is 0"),
         (["--suite", "mini", "--worst", "-1"], "--worst is -1"),
         (["--suite", "mini", "--restart"], "give --out too"),

@@ -84,7 +84,7 @@ def evaluate(
     """
     asked = Asked(task, suite, data, images, annotations, metric, limit, skips_bad)
     kept = Kept(out, is_restart, worst)
-    machine = Machine(ModelChoice(model, revision, device, dtype, image_fit, image_size, adapter=adapter), slots, bits)
+    machine = Machine(ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter), slots)
     chosen = asked.chosen()
     length = chosen.max_new_tokens if max_new_tokens is None else max_new_tokens
     Sampling(max_new_tokens=length, temperature=temperature, seed=seed)  # what is wrong is told before anything is read

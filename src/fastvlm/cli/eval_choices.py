@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from fastvlm.cli.choices import ModelChoice, check_word
 from fastvlm.cli.opening import engine_settings, open_model
 from fastvlm.cli.terminal import Notes
-from fastvlm.engine.types import BITS
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,10 +107,8 @@ class Machine:
 
     choice: ModelChoice
     slots: int
-    bits: int
 
     def __post_init__(self) -> None:
-        check_word("--bits", str(self.bits), tuple(map(str, BITS)))
         if not 1 <= self.slots <= MOST_SLOTS:
             raise UsageError(f"--slots is {self.slots}; expected 1 to {MOST_SLOTS}.")
 
@@ -127,7 +124,7 @@ class Machine:
 
         with notes.waiting(f"Opening {self.choice.name}"):
             model, processor = open_model(folder, self.choice)
-            settings = {**engine_settings(model, self.choice), "bits": self.bits}
+            settings = engine_settings(model, self.choice)
             dtype = settings["dtype"] or model.dtype
             computed = {"device": str(model.device), "dtype": str(dtype).removeprefix("torch.")}
             # Nobody watches a reply: requests start at once, and the same ones always run together.
@@ -142,7 +139,7 @@ class Machine:
             "revision": choice.revision,
             **({} if choice.adapter is None else {"adapter": choice.adapter}),
             "dtype": choice.dtype,
-            "bits": self.bits,
+            "bits": choice.bits,
             "image_fit": choice.image_fit,
             "image_size": choice.image_size,
         }

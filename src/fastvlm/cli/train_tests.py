@@ -89,7 +89,7 @@ def _scores(test: RecipeTest, choice: ModelChoice, notes: Notes) -> list[TestSco
     from fastvlm.training.model_card import TestScore
 
     task = test.asked.chosen()
-    asking, machine = Asking(task.hint, task.max_new_tokens), Machine(choice, _SLOTS, bits=16)
+    asking, machine = Asking(task.hint, task.max_new_tokens), Machine(choice, _SLOTS)
     run = Run(
         test.asked, task, test.questions, asking, machine, Kept(None, is_restart=False, num_worst=0), is_blind=False
     )
