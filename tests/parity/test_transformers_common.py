@@ -95,7 +95,10 @@ def test_saved_and_loaded_is_the_same(model, inputs, tmp_path):
         reference = first(model(**inputs))
         model.save_pretrained(tmp_path)
         again = type(model).from_pretrained(tmp_path)
-        assert torch.equal(first(again(**inputs)), reference)
+        outputs = first(again(**inputs))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    # Weights in a mapped file lie at other addresses, for which a product may add in another order.
+    torch.testing.assert_close(outputs, reference, rtol=0, atol=1e-5)
 
 
 def test_tuple_equals_dictionary(model, inputs):
