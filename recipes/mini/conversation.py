@@ -14,7 +14,7 @@ from recipes.mini.looks import (
     REMINDED_LAYER,
     Gaze,
     Look,
-    found_in_order,
+    by_piece,
     pieces_of,
 )
 
@@ -99,7 +99,7 @@ class Conversations:
             if number > 1 and len(ids) + length > most_tokens:
                 continue
             if looks is not None and looks[number - 1]:
-                gazes += self._gazes(looks[number - 1], question_ids, answer_ids, len(ids))
+                gazes += self._gazes(looks[number - 1], question_ids, answer, len(ids))
             ids += [*asked, *told]
             labels += [*([IGNORED] * len(asked)), *told]
             positions += range(start, start + length)
@@ -107,14 +107,14 @@ class Conversations:
         return Encoded(ids, labels, positions, owners, gazes)
 
     def _gazes(
-        self, looks: Sequence[Look], question_ids: Sequence[int], answer_ids: Sequence[int], question_start: int
+        self, looks: Sequence[Look], question_ids: Sequence[int], answer: str, question_start: int
     ) -> list[Gaze]:
         """The looks of one turn by position; its question begins at `question_start`."""
-        question, answer = self._pieces(question_ids), self._pieces(answer_ids)
+        question, pieces = self._pieces(question_ids), self._pieces(self._ids(answer))
         answer_start = question_start + len(question_ids) + len(self._to_assistant)
         gazes = []
-        for look, piece in zip(looks, found_in_order(looks, answer), strict=False):
-            before = answer_start + piece - 1
+        for number, look in by_piece(looks, answer, pieces).items():
+            before = answer_start + number - 1
             for words, heads in ((look.words - NEGATIONS, GUIDED_HEADS), (look.words & NEGATIONS, NEGATED_HEADS)):
                 telling = tuple(question_start + number for number in pieces_of(words, question))
                 if telling:

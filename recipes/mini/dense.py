@@ -13,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fastvlm.demo_data.canvas import SIZE
+from fastvlm.demo_data.clothes import CLOTHES
 from fastvlm.demo_data.scene import Scene, Thing
 from fastvlm.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES, GLYPHS, SHAPE_NAMES
 
 CELL = 16
 TOKEN = 64
 NUM_CELLS, NUM_TOKENS = SIZE // CELL, SIZE // TOKEN  # across and down
-CLASSES: tuple[str, ...] = ("", *GLYPHS, *SHAPE_NAMES, "emoji")
+CLASSES: tuple[str, ...] = ("", *GLYPHS, *SHAPE_NAMES, *CLOTHES, "emoji")
 CLASS_OF: dict[tuple[str, str], int] = {
     **{("glyph", char): 1 + index for index, char in enumerate(GLYPHS)},
     **{("shape", name): 1 + len(GLYPHS) + index for index, name in enumerate(SHAPE_NAMES)},
+    **{("clothing", name): 1 + len(GLYPHS) + len(SHAPE_NAMES) + index for index, name in enumerate(CLOTHES)},
 }
 EMOJI_CLASS = len(CLASSES) - 1
 COLOUR_OF = {name: index for index, name in enumerate(COLOUR_NAMES)}

@@ -9,6 +9,7 @@ reminded of a "not". What is asked also decides where a reply ends: one letter o
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from recipes.mini.dense import NUM_TOKENS, TOKEN
 from torch import Tensor
 
 from fastvlm.demo_data.scene import Scene, Thing
-from fastvlm.demo_data.vocabulary import COLOUR_NAMES, SHAPE_NAMES
+from fastvlm.demo_data.vocabulary import COLOUR_NAMES, GLYPHS, SHAPE_NAMES
 from fastvlm.demo_data.wording import ORDINALS, Turn
 
 REMINDED_LAYER, GUIDED_LAYER = 1, 3
@@ -29,16 +30,22 @@ TELLING = frozenset((*COLOUR_NAMES, *SHAPE_NAMES))
 SIDE_WORDS = frozenset(("left", "right", "above", "below"))
 NEGATIONS = frozenset(("not", "no"))
 READING = frozenset(("say", "read", "written", "text", "transcribe", "word", "number", "price", "cost"))
+# What questions of every kind are made of; the other words tell what is asked for.
+ASKING = frozenset(
+    """a an and are as be called can count do does from give how image in is it many much name of on one picture return
+    see shown that the there this to was were what where which who write you""".split()
+)
+REFUSING = "There is no "
 
 
 @dataclass(frozen=True)
 class Look:
-    """Before saying `text`, one piece of the answer as tokenised: look at the visual tokens `tokens`.
+    """Before saying what stands at `start` in the answer (its length: the end), look at the visual tokens `tokens`.
 
-    And be reminded of the `words` of the question. Either may be empty. Where `text` is empty, the answer ends.
+    And be reminded of the `words` of the question. Either may be empty.
     """
 
-    text: str
+    start: int
     tokens: tuple[int, ...] = ()
     words: frozenset[str] = frozenset()
 
@@ -56,11 +63,15 @@ class Gaze:
 def looks_of(scene: Scene, turn: Turn) -> list[Look]:
     """What to look at for the words of the answer, in their order; empty where that cannot be said."""
     question, answer = turn
+    if answer.startswith(REFUSING):
+        return [Look(0, (), _telling(question))]
     if scene.topic in ("letter", "word"):
         return _looks_at_glyphs(scene, question, answer)
     if scene.topic == "shapes":
-        return _look_at_shape(scene, question, answer) or _look_for_shape(scene.shapes(), question, answer)
-    return []
+        return _looks_at_shape(scene, question, answer) or _look_for_shape(scene.shapes(), question, answer)
+    if scene.topic in ("emoji", "clothes"):
+        return _looks_at_named(scene.things, question, answer)
+    return _looks_at_lines(scene, question, answer)
 
 
 def plain_words(text: str) -> list[str]:
@@ -68,17 +79,28 @@ def plain_words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower().replace("grey", "gray"))
 
 
-def _look_at_shape(scene: Scene, question: str, answer: str) -> list[Look]:
-    """For a colour or a kind: at the one shape whose kind or colour stands in the question, or at the only one."""
-    if not answer.startswith("It is "):
-        return []
-    said = answer.rstrip(".").split()[-1]
+def _telling(question: str) -> frozenset[str]:
+    """The words that tell what is asked for."""
+    return frozenset(plain_words(question)) - ASKING
+
+
+def _looks_at_shape(scene: Scene, question: str, answer: str) -> list[Look]:
+    """For a colour, a kind or a place: at the one shape whose kind or colour stands in the question, or the only one.
+
+    From the first word on, which is another where nothing fits ("There is no star in the image.").
+    """
     shapes, words = scene.shapes(), set(plain_words(question))
-    asked = [s for s in shapes if said in (s.colour, s.name) and (s.colour in words or s.name in words)]
-    chosen = asked or (shapes if len(shapes) == 1 else [])
-    if len(chosen) == 1 and said in (chosen[0].colour, chosen[0].name):
-        return [Look(f" {said}", tokens_of(chosen[0]), frozenset(words & {chosen[0].colour, chosen[0].name}))]
-    return []
+    asked = [shape for shape in shapes if shape.colour in words or shape.name in words]
+    said = answer.rstrip(".").split()[-1] if answer.startswith("It is ") else ""
+    if said:
+        asked = [shape for shape in asked if said in (shape.colour, shape.name)] or shapes
+    elif "where" not in words:
+        return []
+    if len(asked) != 1 or (said and said not in (asked[0].colour, asked[0].name)):
+        return []
+    tokens, telling = tokens_of(asked[0]), frozenset(words & {asked[0].colour, asked[0].name})
+    starts = (0, answer.rindex(said)) if said else (0,)
+    return [Look(start, tokens, telling) for start in starts]
 
 
 def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list[Look]:
@@ -88,8 +110,7 @@ def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list
     if answer not in ("Yes", "No") or not telling or words & SIDE_WORDS:
         return []
     found = [shape for shape in shapes if telling <= {shape.colour, shape.name}]
-    seen = {token for shape in found for token in tokens_of(shape)}
-    return [Look(answer, tuple(sorted(seen)), frozenset(telling | (words & NEGATIONS)))]
+    return [Look(0, _tokens_of_all(found), frozenset(telling | (words & NEGATIONS)))]
 
 
 def reminder_of(turn: Turn) -> list[Look]:
@@ -111,8 +132,69 @@ def _looks_at_glyphs(scene: Scene, question: str, answer: str) -> list[Look]:
         told, telling = glyphs, frozenset(words & READING)
     else:
         return []
-    said = [glyph.name for glyph in told]
-    return [Look(piece, tokens_of(glyph), telling) for piece, glyph in zip([*said, ""], [*told, told[-1]], strict=True)]
+    return [Look(start, tokens_of(glyph), telling) for start, glyph in enumerate([*told, told[-1]])]
+
+
+def _looks_at_named(things: Sequence[Thing], question: str, answer: str) -> list[Look]:
+    """At each thing before its name."""
+    telling, looks = _telling(question), []
+    for name in dict.fromkeys(thing.name for thing in things):
+        named = re.search(rf"(?<![\w-]){re.escape(name)}\b", answer)
+        if named:
+            looks.append(Look(named.start(), _tokens_of_all([t for t in things if t.name == name]), telling))
+    return looks
+
+
+def _looks_at_lines(scene: Scene, question: str, answer: str) -> list[Look]:
+    """At each character of what the answer reads, as long as a line, or a run in one, says the same."""
+    words = plain_words(question)
+    if answer in ("Yes", "No") or words[:2] == ["how", "many"] or "count" in words:
+        return []
+    lines, telling = _written(scene), _telling(question)
+    looks: list[Look] = []
+    for start, part in _parts(answer, is_grid=scene.topic == "grid"):
+        shown = _shown(part, lines)
+        looks += [Look(start + number, _tokens_of_all(glyphs), telling) for number, glyphs in shown.items()]
+        if shown:
+            looks.append(Look(start + len(part), looks[-1].tokens, telling))
+    return looks
+
+
+def _parts(answer: str, *, is_grid: bool) -> list[tuple[int, str]]:
+    """What an answer reads, with where it begins: the values of a JSON object, the words of a grid, or its lines."""
+    if answer.startswith("{"):
+        values = [json.dumps(value, ensure_ascii=False) for value in json.loads(answer).values()]
+        return [(answer.index(value) + 1, value[1:-1]) for value in values]
+    return [(found.start(), found[0]) for found in re.finditer(r"\S+" if is_grid else r"[^\n]+", answer)]
+
+
+def _written(scene: Scene) -> list[tuple[str, dict[int, Thing]]]:
+    """Each line's text with its glyphs by their place in it, as `demo_data.lettering.write` records them."""
+    glyphs = iter([thing for thing in scene.things if thing.kind == "glyph"])
+    return [
+        (line.text, {place: next(glyphs) for place, char in enumerate(line.text) if char in GLYPHS})
+        for line in scene.lines
+    ]
+
+
+def _shown(part: str, lines: Sequence[tuple[str, dict[int, Thing]]]) -> dict[int, list[Thing]]:
+    """The glyphs that show each character of `part`: in lines that say just that, or else in lines that hold it."""
+    alone = [(0, glyphs) for text, glyphs in lines if text == part]
+    within = [
+        (found.start(), glyphs)
+        for text, glyphs in lines
+        if (found := re.search(rf"(?<!\S){re.escape(part)}(?!\S)", text))
+    ]
+    shown: dict[int, list[Thing]] = {}
+    for begin, glyphs in alone or within:
+        for place in range(len(part)):
+            if begin + place in glyphs:
+                shown.setdefault(place, []).append(glyphs[begin + place])
+    return dict(sorted(shown.items()))
+
+
+def _tokens_of_all(things: Sequence[Thing]) -> tuple[int, ...]:
+    return tuple(sorted({token for thing in things for token in tokens_of(thing)}))
 
 
 def tokens_of(thing: Thing) -> tuple[int, ...]:
@@ -136,16 +218,20 @@ def pieces_of(words: frozenset[str], question_pieces: Sequence[str]) -> list[int
     return sorted(found)
 
 
-def found_in_order(looks: Sequence[Look], answer_pieces: Sequence[str]) -> list[int]:
-    """For each look the number of its piece of an answer, as tokenised; empty where they are not found in order."""
-    pieces, found = [*answer_pieces, ""], list[int]()
+def by_piece(looks: Sequence[Look], answer: str, answer_pieces: Sequence[str]) -> dict[int, Look]:
+    """For each piece of an answer, as tokenised, what is looked at before it; the end is one more piece.
+
+    Nothing where the pieces do not spell the answer (characters of several bytes that are several tokens).
+    """
+    if "".join(answer_pieces) != answer:
+        return {}
+    owner = [number for number, piece in enumerate(answer_pieces) for _ in piece]
+    joined: dict[int, Look] = {}
     for look in looks:
-        start = found[-1] + 1 if found else 0
-        number = next((n for n in range(start, len(pieces)) if pieces[n] == look.text), None)
-        if number is None:
-            return []
-        found.append(number)
-    return found
+        number = owner[look.start] if look.start < len(answer) else len(answer_pieces)
+        other = joined.get(number, Look(look.start))
+        joined[number] = Look(other.start, tuple(sorted({*other.tokens, *look.tokens})), other.words | look.words)
+    return joined
 
 
 def look_loss(attentions: Sequence[Tensor], gazes: Sequence[Sequence[Gaze]]) -> Tensor:

@@ -12,7 +12,7 @@ from fastvlm.demo_data import words
 from fastvlm.demo_data.canvas import weathered
 from fastvlm.demo_data.emoji import draw_emoji, names_in
 from fastvlm.demo_data.fonts import Split
-from fastvlm.demo_data.kinds import draw_letters
+from fastvlm.demo_data.kinds import DRAWERS, draw_letters
 from fastvlm.demo_data.scene import Scene
 from fastvlm.demo_data.shapes import draw_shapes
 from fastvlm.demo_data.text import draw_lines, draw_page, draw_word
@@ -24,6 +24,11 @@ ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, 
 FIRST_JOINT_MIX: dict[str, int] = {"shapes": 72, "letter": 28}
 JOINT_MIX: dict[str, int] = {"shapes": 34, "letter": 10, "word": 40, "grid": 6, "emoji": 10}
 FIRST_JOINT_PICTURES = 20_000
+# After the second edition's own (`fastvlm.demo_data.kinds.MIX`): more of what it could not do.
+GUIDED_MIX: dict[str, int] = {
+    "receipt": 20, "chart": 17, "word": 23, "shapes": 14, "fashion": 11, "lines": 5, "emoji": 5, "easy": 3, "letter": 1,
+    "grid": 1,
+}  # fmt: skip
 
 
 def joint_mix(index: int) -> dict[str, int]:
@@ -73,5 +78,14 @@ def draw(phase: str, index: int, mix: dict[str, int], split: Split = "train") ->
     rng = Random(f"{phase}:{split}:{index}")
     topic = rng.choices(tuple(mix), tuple(mix.values()))[0]
     scene = MAKERS[topic](rng, split)
+    scene.image = weathered(rng, scene.image)
+    return scene, rng
+
+
+def draw_guided(index: int) -> tuple[Scene, Random]:
+    """Picture number `index` of the second edition's guided phase, and the generator to go on with."""
+    rng = Random(f"guided:train:{index}")
+    kind = rng.choices(tuple(GUIDED_MIX), tuple(GUIDED_MIX.values()))[0]
+    scene = DRAWERS[kind](rng, "train")
     scene.image = weathered(rng, scene.image)
     return scene, rng

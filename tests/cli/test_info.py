@@ -82,7 +82,7 @@ def test_the_page_for_people(fastvlm, parrot_folder):
     assert max(map(len, outcome.out.splitlines())) <= 120 or str(parrot_folder) in outcome.out
 
 
-@pytest.mark.parametrize("size", [*(set(PRESETS) - {"mini"})])
+@pytest.mark.parametrize("size", sorted(set(PRESETS) - {"mini"}))
 def test_apples_sizes_carry_apples_licence(tmp_path, size):
     assert "research only" in licence_note(tmp_path, size) and "AMLR" in licence_note(tmp_path, size)
 
