@@ -2,8 +2,7 @@
 
 Keller Jordan and others, "Muon: An optimizer for hidden layers in neural networks", 2024; the scale that lets it share
 AdamW's learning rate is that of "Muon is Scalable for LLM Training" (arXiv 2502.16982, section 2.2). PyTorch's own
-computes in bfloat16 whatever the parameters are, which CPUs without bfloat16 arithmetic do many times slower than
-float32.
+computes in bfloat16 on every CPU, which those without bfloat16 arithmetic do many times slower than float32.
 """
 
 from __future__ import annotations
@@ -21,15 +20,20 @@ RMS_OF_ADAMW = 0.2
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) float32 -> the nearest matrices of orthonormal rows (or columns), roughly."""
+    """(n, rows, columns) float32 -> the nearest matrices of orthonormal rows (or columns), roughly.
+
+    In bfloat16 where the CPU has that arithmetic: half the time, and nearer than the iteration's own error.
+    """
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if torch.cpu._is_avx512_bf16_supported():
+        x = x.bfloat16()
     first, second, third = QUINTIC
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = first * x + (second * gram + third * gram @ gram) @ x
-    return x.mT if is_tall else x
+    return (x.mT if is_tall else x).float()
 
 
 class Muon(torch.optim.Optimizer):

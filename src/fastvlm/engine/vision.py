@@ -26,11 +26,12 @@ from fastvlm.encoder_config import ATTENTION_HEAD_DIM
 from fastvlm.engine.linear import Activation, PackedLinear, PlainLinear, many_rows_linear, packed_linear
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
-from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens
+from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens, deployed
 
 __all__ = ["Convolution", "FastEncoder", "FastImageEmbedder", "Ffn", "tile_rows"]
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 Step = Callable[[Tensor], Tensor]
 # Rows (positions) a thread works on at a time: 0.75 MB of hidden map in the first stage, 1.5 MB in the second.
 TILE_ROWS_PER_THREAD = 1024
@@ -51,15 +52,13 @@ class FastEncoder:
     def __init__(self, encoder: FastViTHD, dtype: torch.dtype | None = None) -> None:
         first = next(encoder.parameters())
         self.dtype, self.device, self.config = dtype or first.dtype, first.device, encoder.config
-        if first.dtype != torch.float32:
-            encoder = copy.deepcopy(encoder).float()
-        deployed = encoder.deploy()
+        # A part at a time, in memory that the part before it has left.
         self.steps: list[Step] = []
-        for block in deployed.stem:
-            self.steps += _mobile_one(block, self.dtype)
-        for stage in deployed.stages:
+        for block in encoder.stem:
+            self.steps += _mobile_one(_folded(block), self.dtype)
+        for stage in encoder.stages:
             self.steps += _stage(stage, self.dtype)
-        self.steps += _mobile_one(deployed.final_conv, self.dtype)
+        self.steps += _mobile_one(_folded(encoder.final_conv), self.dtype)
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """Feature map (B, hidden_size, ceil(H/64), ceil(W/64)) of pictures (B, 3, H, W) in [0, 1], any floating dtype.
@@ -114,13 +113,18 @@ def _result(work: Generator[None, None, T]) -> T:
         return end.value  # type: ignore[no-any-return]
 
 
+def _folded(part: M) -> M:
+    return deployed(part, torch.float32)
+
+
 def _stage(stage: Any, dtype: torch.dtype) -> list[Step]:
     steps: list[Step] = []
     if isinstance(stage.downsample, PatchEmbed):
-        steps += _patch_embed(stage.downsample, dtype)
+        steps += _patch_embed(_folded(stage.downsample), dtype)
     if not isinstance(stage.pos_emb, nn.Identity):
-        steps.append(Convolution(stage.pos_emb.reparam_conv, dtype))
-    for block in stage.blocks:
+        steps.append(Convolution(_folded(stage.pos_emb).reparam_conv, dtype))
+    for whole in stage.blocks:
+        block = _folded(whole)
         if isinstance(block, AttentionBlock):
             steps += [_Attention(block, dtype), Ffn(block.mlp, dtype)]
         else:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -28,8 +29,9 @@ from fastvlm.model.blocks import (
     RepMixerBlock,
 )
 
-__all__ = ["FastViTHD", "FastViTHDStage", "as_feature_tokens", "init_weights"]
+__all__ = ["FastViTHD", "FastViTHDStage", "as_feature_tokens", "deployed", "init_weights"]
 
+M = TypeVar("M", bound=nn.Module)
 FFN_AND_ATTENTION_STD = 0.02  # truncated normal, timm 1.0.31 `ConvMlp._init_weights` and `FastVit._init_weights`
 
 
@@ -145,11 +147,28 @@ class FastViTHD(nn.Module):
         This encoder stays as it is, so that checkpoints are always written from it; the copy's state dict is no
         checkpoint's.
         """
-        deployed = copy.deepcopy(self).eval().reparameterize()
-        blocks: list[Any] = [m for m in deployed.modules() if isinstance(m, (RepMixerBlock, AttentionBlock))]
-        for block in blocks:
+        copied = deployed(self)
+        copied.config.model_args = {**(copied.config.model_args or {}), "inference_mode": True}
+        return copied
+
+
+def deployed(part: M, dtype: torch.dtype | None = None) -> M:
+    """A copy of an encoder, or of any part of it, as ``FastViTHD.deploy`` makes it; computed and held in `dtype`.
+
+    Args:
+        part: stays as it is.
+        dtype: None for the part's own.
+    """
+    # Handed over as what deepcopy has copied already, so that a turned part is copied once, not twice.
+    parameters = {id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in part.parameters()}
+    copied = copy.deepcopy(part, {**parameters}).eval()
+    if dtype is not None:
+        copied.to(dtype)  # BatchNorms' statistics
+    _reparameterize_blocks(copied)
+    for block in copied.modules():
+        if isinstance(block, (RepMixerBlock, AttentionBlock)):
             block.fold()
-        return deployed.requires_grad_(False)
+    return copied.requires_grad_(False)
 
 
 def _reparameterize_blocks(module: Any) -> None:
