@@ -31,10 +31,11 @@ SIDE_WORDS = frozenset(("left", "right", "above", "below"))
 NEGATIONS = frozenset(("not", "no"))
 READING = frozenset(("say", "read", "written", "text", "transcribe", "word", "number", "price", "cost"))
 # What questions of every kind are made of; the other words tell what is asked for.
-ASKING = frozenset(
-    """a an and are as be called can count do does from give how image in is it many much name of on one picture return
-    see shown that the there this to was were what where which who write you""".split()
-)
+ASKING = frozenset((
+    "a", "an", "and", "are", "as", "be", "called", "can", "count", "do", "does", "from", "give", "how", "image", "in",
+    "is", "it", "many", "much", "name", "of", "on", "one", "picture", "return", "see", "shown", "that", "the", "there",
+    "this", "to", "was", "were", "what", "where", "which", "who", "write", "you",
+))  # fmt: skip
 REFUSING = "There is no "
 
 

@@ -214,7 +214,7 @@ def lines_of(scene: Scene, looks: list[Look], answer: str) -> str:
 def test_receipts_and_charts_are_looked_at_where_the_answer_is_written(seed: int) -> None:
     rng = Random(seed)
     scene = (draw_receipt, draw_chart)[seed % 2](rng, "train")
-    read = [turn for turn in conversation(rng, scene) if looks_of(scene, turn) and turn[1][:2] not in ("{\"", "Th")]
+    read = [turn for turn in conversation(rng, scene) if looks_of(scene, turn) and turn[1][:2] not in ('{"', "Th")]
     for turn in read:
         looks, written = looks_of(scene, turn), "".join(turn[1].split())
         assert [look.start for look in looks] == sorted(look.start for look in looks)
