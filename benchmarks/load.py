@@ -110,7 +110,7 @@ def command_of(server: str, asked: argparse.Namespace, port: int) -> tuple[list[
     kind, _, bits = server.partition("-int")
     if kind == "fastvlm":
         options = ["--model", folder, "--port", str(port), "--slots", str(max(asked.concurrency)), "--name", "model"]
-        options += ["--dtype", asked.dtype, *(["--bits", bits] if bits else [])]
+        options += ["--dtype", asked.dtype, *(["--bits", bits] if bits else []), *asked.serve.split()]
         return [sys.executable, "-m", "fastvlm", "serve", *options], {}, "model"
     options = ["serve", folder, "--port", str(port), "--host", "127.0.0.1", "--dtype", asked.dtype]
     # No --continuous-batching: for models with pictures it falls back to one reply after the other (transformers 5.23).
@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of each reply")
     parser.add_argument("--side", type=int, default=1024, help="of the pictures, in pixels")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--serve", default="", help="more options of fastvlm serve: --serve='--admission-ratio 1000'")
     parser.add_argument("--out", type=Path, default=Path("load-results"))
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ from transformers import AutoTokenizer
 
 from fastvlm.config import FastVlmConfig
 from fastvlm.demo_data import easy_questions
-from fastvlm.demo_data.scene_questions import conversation, turns_of
+from fastvlm.demo_data.scene_questions import turns_of
 from fastvlm.demo_data.wording import Turn
 from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
@@ -93,8 +93,8 @@ class Talks(Dataset[Sample]):
         return self._guided(index) if self.is_guided else self._joint(index)
 
     def _guided(self, index: int) -> Sample:
-        scene, rng = draw_guided(index)
-        turns, is_easy = conversation(rng, scene), scene.topic == "easy"
+        scene, turns, rng = draw_guided(index)
+        is_easy = scene.topic == "easy"
         pixels, target = (pixels_of(scene.image), nothing_known()) if is_easy else shown(scene)
         looks = [reminder_of(turn) if is_easy else looks_of(scene, turn) for turn in turns]
         return Sample(pixels, self._encoded(rng, turns, looks), target)

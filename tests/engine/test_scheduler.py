@@ -116,9 +116,14 @@ class Requests(RuleBasedStateMachine):
 
     @invariant()
     def slices_end_only_for_somebody(self):
-        for slice_s, piece_s in ((2.9, 0.2), (0.1, 3.0), (9.0, 0.0)):
-            assert self.scheduler.must_pause(slice_s, piece_s, 1.0) == bool(self.decoding)
-        assert not self.scheduler.must_pause(2.5, 0.5, 1.0)
+        if not self.decoding:
+            assert not self.scheduler.must_pause(1e9, 1.0, 1.0)
+            return
+        can_start = 1 + min(self.num_slots - len(self.placed), len(self.queue))
+        longest = 3.0 * max(1.0, can_start / len(self.decoding))
+        for piece_s in (0.2, longest):
+            assert self.scheduler.must_pause(longest + 0.1 - piece_s, piece_s, 1.0)
+            assert not self.scheduler.must_pause(longest - 0.1 - piece_s, piece_s, 1.0)
 
     @invariant()
     def held_is_what_the_cache_holds(self):
@@ -216,6 +221,15 @@ def test_who_is_cancelled_while_starting_leaves_what_was_computed_and_lets_the_n
     scheduler.computed(0, [1, "p"])
     scheduler.release(0)
     assert scheduler.admit() == Admission(1, slot=0, source=0, num_reused=2)
+
+
+def test_a_slice_is_longer_by_as_much_as_more_can_start_than_run():
+    scheduler = Scheduler(4, 9, admission_ratio=2.0)
+    run(scheduler, 0, [1])
+    for request in range(1, 9):
+        scheduler.submit(request, [2])
+    scheduler.admit()  # of those that wait two have a slot, so three can start while one runs
+    assert not scheduler.must_pause(5.9, 0.0, 1.0) and scheduler.must_pause(6.1, 0.0, 1.0)
 
 
 def test_without_a_ratio_and_chunks_nothing_is_cut():

@@ -16,7 +16,7 @@ from fastvlm.demo_data.scene import Chart, Scene
 from fastvlm.demo_data.vocabulary import COLOUR_NAMES, COLOURS
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-SEEN_STYLES = ("flat", "grid", "colours", "dark", "outlined")
+SEEN_STYLES = ("flat", "grid", "colours", "dark", "outlined", "hollow", "dotted")
 HELD_OUT_STYLE = "hatched"  # frozen: never drawn in training
 INKS = ("black", "white")
 
@@ -149,6 +149,20 @@ def _outlined(picture: Image.Image, box: Box, colour: RGB, ink: RGB) -> None:
     ImageDraw.Draw(picture).rectangle(box, fill=colour, outline=ink, width=2)
 
 
+def _hollow(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+    ImageDraw.Draw(picture).rectangle(box, outline=colour, width=4)
+
+
+def _dotted(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+    """Dots within a border, nothing behind them."""
+    left, top, right, bottom = (round(edge) for edge in box)
+    pen = ImageDraw.Draw(picture)
+    for y in range(top + 4, bottom - 3, 8):
+        for x in range(left + 4, right - 3, 8):
+            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
+    pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=2)
+
+
 def _hatched(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
     """Slanted lines within a border, nothing behind them."""
     left, top, right, bottom = (round(edge) for edge in box)
@@ -166,6 +180,8 @@ PAINTERS: dict[str, Callable[[Image.Image, Box, RGB, RGB], None]] = {
     "colours": _flat,
     "dark": _flat,
     "outlined": _outlined,
+    "hollow": _hollow,
+    "dotted": _dotted,
     "hatched": _hatched,
 }
 

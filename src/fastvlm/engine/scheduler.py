@@ -5,7 +5,8 @@ and its prompt are computed, and then gets a token a step. While others get thei
 slices, and between two slices is a decoding step: a slice ends before it would take more than `admission_ratio` times
 as long as that step, but has at least one piece of the work (a step of the encoder, a chunk of the prompt). So running
 replies slow down to about 1 / (1 + admission_ratio) of their speed, for as long as requests start, and a start takes
-about 1 + 1 / admission_ratio times as long as alone. With nobody else running there are no slices.
+about 1 + 1 / admission_ratio times as long as alone. If more can start than run, slices are longer by as much: a step
+for few holds up many. With nobody else running there are no slices.
 
 A request waits while all slots are taken, or while others came before it. A slot keeps what its last request left in
 the cache, and a new request that begins with the same keys takes that over. A *key* stands for one token of a prompt:
@@ -165,7 +166,12 @@ class Scheduler:
             piece_s: seconds that the latest piece of it took, and so presumably the next one will.
             step_s: seconds that the last decoding step took.
         """
-        return bool(self.decoding) and slice_s + piece_s > self._admission_ratio * step_s
+        num_decoding = len(self.decoding)
+        if not num_decoding:
+            return False
+        num_free = len(self._slots) - len(self._running)
+        crowd = (1 + min(num_free, len(self._waiting))) / num_decoding
+        return slice_s + piece_s > self._admission_ratio * step_s * max(1.0, crowd)
 
     def started(self) -> None:
         """The starting request's prompt is computed: it gets a token a step from now on."""
