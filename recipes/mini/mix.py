@@ -87,13 +87,13 @@ def draw(phase: str, index: int, mix: dict[str, int], split: Split = "train") ->
     return scene, rng
 
 
-def draw_guided(index: int) -> tuple[Scene, list[Turn], Random]:
+def draw_guided(index: int, mix: dict[str, int] = GUIDED_MIX) -> tuple[Scene, list[Turn], Random]:
     """Picture number `index` of the second edition's guided phase, its questions, and the generator to go on with.
 
     A picture of shapes is always asked for one that is missing, and in the same words for one that is there.
     """
     rng = Random(f"guided:train:{index}")
-    kind = rng.choices(tuple(GUIDED_MIX), tuple(GUIDED_MIX.values()))[0]
+    kind = rng.choices(tuple(mix), tuple(mix.values()))[0]
     if kind == "fashion":
         scene = draw_clothes(rng, "train", rng.choices(GARMENTS, GARMENT_SHARES)[0])
     else:
