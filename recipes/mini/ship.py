@@ -65,7 +65,10 @@ def write_folder(model: FastVlmForConditionalGeneration, tokenizer: Any, out: Pa
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )
-    model.to(torch.bfloat16, memory_format=torch.contiguous_format).save_pretrained(out, max_shard_size=LARGEST_SHARD)
+    model.to(torch.bfloat16, memory_format=torch.contiguous_format)
+    for part in (model.config, model.config.text_config, model.config.vision_config):
+        part.dtype = torch.bfloat16
+    model.save_pretrained(out, max_shard_size=LARGEST_SHARD)
     processor = FastVlmProcessor(
         FastVlmImageProcessor(image_size=SIZE), tokenizer, image_token_id=model.config.image_token_index
     )

@@ -6,6 +6,7 @@ Answers are on stdout, talk is on stderr, and a pipe gets no talk at all.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -37,10 +38,11 @@ def quiet_libraries(*, is_quiet: bool, is_debug: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     from huggingface_hub.utils.tqdm import disable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # names a package that it can do without on some CPUs
     if is_quiet or not sys.stderr.isatty():
         disable_progress_bars()
 

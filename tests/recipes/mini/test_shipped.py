@@ -20,22 +20,22 @@ from fastvlm.demo_data.word_lists import HELD_OUT_WORDS
 FROZEN = Path(fastvlm.__file__).parent / "evaluation" / "mini_eval"
 # Test -> (questions, floor): a few points under what the shipped weights reach.
 FIRST_EDITION: dict[str, tuple[int, float]] = {
-    "easy_vqa": (50, 0.84),
+    "easy_vqa": (50, 0.88),
     "colours": (30, 0.93),
     "shapes": (30, 0.93),
-    "unseen_pairs": (20, 0.9),
+    "unseen_pairs": (20, 0.85),
     "counts_1_6": (30, 0.9),
     "letters_digits_unseen_fonts": (30, 0.9),
-    "words3_unseen_fonts": (10, 0.6),
+    "words3_unseen_fonts": (10, 0.4),
 }
 SECOND_EDITION: dict[str, tuple[int, float]] = {
-    "words_unseen_fonts": (24, 0.08),
-    "emoji_seen_styles": (20, 0.8),
+    "words_unseen_fonts": (24, 0.16),
+    "emoji_seen_styles": (20, 0.85),
     "emoji_unseen_style": (20, 0.35),
-    "fashion_mnist": (20, 0.35),
+    "fashion_mnist": (20, 0.65),
     "unanswerable": (14, 0.9),
-    "false_premises": (20, 0.3),
-    "answerable_twins": (14, 0.85),
+    "false_premises": (20, 0.9),
+    "answerable_twins": (14, 0.9),
 }
 ALL_TESTS = FIRST_EDITION | SECOND_EDITION
 FLOOR = 0.92  # of the first edition's 200 together
