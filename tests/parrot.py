@@ -74,7 +74,7 @@ def model(words: PreTrainedTokenizerFast, sentence: str = SENTENCE, *, is_endles
             "num_hidden_layers": 1,
             "num_attention_heads": 6,
             "num_key_value_heads": 1,
-            "max_position_embeddings": CONTEXT,
+            "max_position_embeddings": CONTEXT * (4 if is_endless else 1),
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],

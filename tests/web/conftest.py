@@ -21,7 +21,7 @@ def server():
 def endless(tmp_path_factory):
     """A server whose replies end at their limit only."""
     folder = parrot.save(tmp_path_factory.mktemp("checkpoints") / "endless", is_endless=True)
-    running = Server("--slots", 1, "--max-waiting", 1, "--name", "mini", "--max-output-tokens", 4000, model=folder)
+    running = Server("--slots", 1, "--max-waiting", 1, "--name", "mini", "--max-output-tokens", 16000, model=folder)
     yield running
     assert running.stop() == 0, running.lines
 

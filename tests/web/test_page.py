@@ -120,7 +120,7 @@ def test_stop_ends_a_reply_that_stays(browser, endless, how):
     from selenium.webdriver import Keys
 
     page = Page(browser, endless.url)
-    page.driver.execute_script("document.querySelector('#max-tokens').value = 4000")
+    page.driver.execute_script("document.querySelector('#max-tokens').value = 16000")
     page.type("Talk.")
     page.click("#send")
     page.until(lambda: len(page.text(".turn.assistant p")) > 20)
