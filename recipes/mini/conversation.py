@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,22 +99,21 @@ class Conversations:
             if number > 1 and len(ids) + length > most_tokens:
                 continue
             if looks is not None and looks[number - 1]:
-                gazes += self._gazes(looks[number - 1], question_ids, answer, len(ids))
+                pieces = by_piece(looks[number - 1], answer, self._pieces(answer_ids))
+                gazes += self._gazes(pieces, question_ids, len(ids))
             ids += [*asked, *told]
             labels += [*([IGNORED] * len(asked)), *told]
             positions += range(start, start + length)
             owners += [number] * length
         return Encoded(ids, labels, positions, owners, gazes)
 
-    def _gazes(
-        self, looks: Sequence[Look], question_ids: Sequence[int], answer: str, question_start: int
-    ) -> list[Gaze]:
-        """The looks of one turn by position; its question begins at `question_start`."""
-        question, pieces = self._pieces(question_ids), self._pieces(self._ids(answer))
+    def _gazes(self, looks: Mapping[int, Look], question_ids: Sequence[int], question_start: int) -> list[Gaze]:
+        """The looks of one turn, by the answer's pieces, by position; its question begins at `question_start`."""
+        question = self._pieces(question_ids)
         answer_start = question_start + len(question_ids) + len(self._to_assistant)
         gazes = []
-        for number, look in by_piece(looks, answer, pieces).items():
-            before = answer_start + number - 1
+        for piece, look in looks.items():
+            before = answer_start + piece - 1
             for words, heads in ((look.words - NEGATIONS, GUIDED_HEADS), (look.words & NEGATIONS, NEGATED_HEADS)):
                 telling = tuple(question_start + number for number in pieces_of(words, question))
                 if telling:

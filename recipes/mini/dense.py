@@ -20,12 +20,13 @@ from fastvlm.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES, GLYPHS, SHAP
 CELL = 16
 TOKEN = 64
 NUM_CELLS, NUM_TOKENS = SIZE // CELL, SIZE // TOKEN  # across and down
-CLASSES: tuple[str, ...] = ("", *GLYPHS, *SHAPE_NAMES, *CLOTHES, "emoji")
-CLASS_OF: dict[tuple[str, str], int] = {
-    **{("glyph", char): 1 + index for index, char in enumerate(GLYPHS)},
-    **{("shape", name): 1 + len(GLYPHS) + index for index, name in enumerate(SHAPE_NAMES)},
-    **{("clothing", name): 1 + len(GLYPHS) + len(SHAPE_NAMES) + index for index, name in enumerate(CLOTHES)},
-}
+NAMED: tuple[tuple[str, str], ...] = (
+    *(("glyph", char) for char in GLYPHS),
+    *(("shape", name) for name in SHAPE_NAMES),
+    *(("clothing", name) for name in CLOTHES),
+)
+CLASSES: tuple[str, ...] = ("", *(name for _, name in NAMED), "emoji")
+CLASS_OF: dict[tuple[str, str], int] = {thing: number for number, thing in enumerate(NAMED, start=1)}
 EMOJI_CLASS = len(CLASSES) - 1
 COLOUR_OF = {name: index for index, name in enumerate(COLOUR_NAMES)}
 EMOJI_OF = {name: index for index, name in enumerate(EMOJI_NAMES)}

@@ -21,6 +21,7 @@ from torch import Tensor
 from fastvlm.demo_data.scene import Scene, Thing
 from fastvlm.demo_data.vocabulary import COLOUR_NAMES, GLYPHS, SHAPE_NAMES
 from fastvlm.demo_data.wording import ORDINALS, Turn
+from fastvlm.evaluation.scores import is_refusal
 
 REMINDED_LAYER, GUIDED_LAYER = 1, 3
 GUIDED_HEADS, NEGATED_HEADS = (0, 1), (2,)
@@ -36,7 +37,6 @@ ASKING = frozenset((
     "is", "it", "many", "much", "name", "of", "on", "one", "picture", "return", "see", "shown", "that", "the", "there",
     "this", "to", "was", "were", "what", "where", "which", "who", "write", "you",
 ))  # fmt: skip
-REFUSING = "There is no "
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Gaze:
 def looks_of(scene: Scene, turn: Turn) -> list[Look]:
     """What to look at for the words of the answer, in their order; empty where that cannot be said."""
     question, answer = turn
-    if answer.startswith(REFUSING):
+    if is_refusal(answer):
         return [Look(0, (), _telling(question))]
     if scene.topic in ("letter", "word"):
         return _looks_at_glyphs(scene, question, answer)

@@ -147,9 +147,7 @@ class FastViTHD(nn.Module):
         This encoder stays as it is, so that checkpoints are always written from it; the copy's state dict is no
         checkpoint's.
         """
-        copied = deployed(self)
-        copied.config.model_args = {**(copied.config.model_args or {}), "inference_mode": True}
-        return copied
+        return deployed(self).reparameterize()  # its blocks are fused by now; the config follows
 
 
 def deployed(part: M, dtype: torch.dtype | None = None) -> M:
@@ -160,8 +158,8 @@ def deployed(part: M, dtype: torch.dtype | None = None) -> M:
         dtype: None for the part's own.
     """
     # Handed over as what deepcopy has copied already, so that a turned part is copied once, not twice.
-    parameters = {id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in part.parameters()}
-    copied = copy.deepcopy(part, {**parameters}).eval()
+    known: dict[int, Any] = {id(p): nn.Parameter(p.detach().to(dtype, copy=True)) for p in part.parameters()}
+    copied = copy.deepcopy(part, known).eval()
     if dtype is not None:
         copied.to(dtype)  # BatchNorms' statistics
     _reparameterize_blocks(copied)
