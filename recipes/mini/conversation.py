@@ -10,15 +10,15 @@ from recipes.mini.looks import (
     GUIDED_HEADS,
     GUIDED_LAYER,
     NEGATED_HEADS,
-    NEGATIONS,
     REMINDED_LAYER,
     Gaze,
-    Look,
     by_piece,
     pieces_of,
+    tokens_of_all,
 )
 
 from fastvlm.demo_data.canvas import SIZE
+from fastvlm.demo_data.looks import NEGATIONS, Look
 from fastvlm.demo_data.wording import Turn
 from fastvlm.encoder_config import num_visual_tokens
 
@@ -118,6 +118,7 @@ class Conversations:
                 telling = tuple(question_start + number for number in pieces_of(words, question))
                 if telling:
                     gazes.append(Gaze(REMINDED_LAYER, before, telling, heads))
-            if look.tokens:
-                gazes.append(Gaze(GUIDED_LAYER, before, tuple(self._first_visual + token for token in look.tokens)))
+            if look.things:
+                seen = tuple(self._first_visual + token for token in tokens_of_all(look.things))
+                gazes.append(Gaze(GUIDED_LAYER, before, seen))
         return gazes

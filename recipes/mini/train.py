@@ -24,7 +24,7 @@ from recipes.mini.benchmark import GUIDED_QUICK_TESTS, QUICK_TESTS, WATCHED, Ite
 from recipes.mini.conversation import IGNORED, Conversations, Encoded
 from recipes.mini.dense import DenseTarget, nothing_known
 from recipes.mini.dense_head import DenseBatch, DenseHead, dense_loss
-from recipes.mini.looks import Gaze, Look, look_loss, looks_of, reminder_of
+from recipes.mini.looks import Gaze, look_loss
 from recipes.mini.loop import (
     Log,
     Progress,
@@ -46,6 +46,7 @@ from transformers import AutoTokenizer
 
 from fastvlm.config import FastVlmConfig
 from fastvlm.demo_data import easy_questions
+from fastvlm.demo_data.looks import Look, looks_of, reminder_of
 from fastvlm.demo_data.scene_questions import turns_of
 from fastvlm.demo_data.wording import Turn
 from fastvlm.model.fastvithd import FastViTHD

@@ -34,11 +34,16 @@ WORD_SHARES = (8, 20, 18, 17, 14, 12, 11)
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture, RGB, with one to five questions and answers; `kind` is one of MIX."""
+    """One drawn picture with one to five questions and answers; `kind` is one of MIX."""
 
-    image: Image.Image
+    scene: Scene
     turns: list[Turn]
     kind: str
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, RGB."""
+        return self.scene.image
 
 
 def _read(rng: Random, split: Split, length: int) -> str:
@@ -119,7 +124,7 @@ def draw_sample(seed: int, split: Split, index: int, mix: Mapping[str, int]) -> 
     kind = _kind(rng, mix)
     scene = DRAWERS[kind](rng, split)
     scene.image = weathered(rng, scene.image)
-    return Sample(scene.image, conversation(rng, scene), kind)
+    return Sample(scene, conversation(rng, scene), kind)
 
 
 def lacking(split: Split) -> dict[str, str]:

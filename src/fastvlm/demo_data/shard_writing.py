@@ -21,9 +21,11 @@ from PIL import Image
 from fastvlm.demo_data.drawing_plan import DrawingPlan, claim_target, shard_name
 from fastvlm.demo_data.fonts import known_faces, use_faces
 from fastvlm.demo_data.kinds import Sample, draw_sample
+from fastvlm.demo_data.record_grounding import known_names, record_grounding
 
 __all__ = ["draw_shards", "encoded", "record_of"]
 
+NAMES_FILE = "names.json"
 CHUNK = 20  # pictures that a process draws before it hands them over
 JPEG_QUALITY = 95
 MOST_PNG_COLOURS = 4096  # with more, PNG is never the smaller one
@@ -43,12 +45,13 @@ def encoded(picture: Image.Image) -> tuple[str, bytes]:
 
 
 def record_of(name: str, file: str, sample: Sample) -> dict[str, object]:
-    """The picture's record: `id`, `image`, `kind`, `conversations`; the first question stands after the picture."""
+    """`id`, `image`, `kind`, `conversations`, `objects`, `looks`; the first question stands after the picture."""
     turns: list[dict[str, str]] = []
     for index, (question, answer) in enumerate(sample.turns):
         turns.append({"from": "human", "value": f"<image>\n{question}" if index == 0 else question})
         turns.append({"from": "gpt", "value": answer})
-    return {"id": name, "image": file, "kind": sample.kind, "conversations": turns}
+    told = record_grounding(sample.scene, sample.turns)
+    return {"id": name, "image": file, "kind": sample.kind, "conversations": turns, **told}
 
 
 def _members(plan: DrawingPlan, indices: Sequence[int]) -> list[Member]:
@@ -60,7 +63,7 @@ def _members(plan: DrawingPlan, indices: Sequence[int]) -> list[Member]:
         name = f"{index:06d}"
         record = record_of(name, f"{name}.{suffix}", sample)
         members.append((f"{name}.{suffix}", content))
-        members.append((f"{name}.json", json.dumps(record, ensure_ascii=False).encode()))
+        members.append((f"{name}.json", json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()))
     return members
 
 
@@ -79,6 +82,7 @@ def draw_shards(
         UsageError: the folder holds something else.
     """
     claim_target(target, plan)
+    (target / NAMES_FILE).write_text(json.dumps(known_names(), ensure_ascii=False) + "\n", encoding="utf-8")
     for stale in target.glob(".shard-*.part"):
         stale.unlink()
     missing = [shard for shard in range(plan.num_shards) if not (target / shard_name(shard)).is_file()]

@@ -8,6 +8,7 @@ from random import Random
 from fastvlm.demo_data.canvas import SIZE
 
 Turn = tuple[str, str]
+REFUSAL = "There is no "  # how every answer begins to a question about what is not there
 
 # Emoji answers that take no article: plurals and substances.
 WITHOUT_ARTICLE: frozenset[str] = frozenset(

@@ -183,8 +183,10 @@ class FastVlmImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transf
         for index, source in enumerate(sources):
             picture = open_picture(source, limits=self.picture_limits)
             fitted = fit_picture(picture, height, width, fit=fit, resample=self.resample)
-            # uint8 / 255 in float32 equals transformers' float64 product for each of the 256 values.
-            np.divide(np.asarray(fitted).transpose(2, 0, 1), np.float32(255), out=pixels[index], casting="unsafe")
+            # uint8 / 255 in float32 equals transformers' float64 product for each of the 256 values. By bands, whose
+            # values lie side by side: half the time of a transposed picture's.
+            for band, plane in zip(fitted.split(), pixels[index], strict=True):
+                np.divide(np.asarray(band), np.float32(255), out=plane, casting="unsafe")
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def choose(self, image_size: Any = None, image_fit: str | None = None) -> None:

@@ -14,6 +14,8 @@ from fastvlm.training.supervision import IGNORED
 
 __all__ = ["Collator"]
 
+_OF_PICTURES = ("pixel_values", "cell_classes", "cell_colours")
+
 
 @dataclass(frozen=True)
 class Collator:
@@ -35,7 +37,9 @@ class Collator:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` int64 (B, T), padded on the right by `pad_token_id`, 0 and IGNORED;
-            `pixel_values` float32 (sum of I, 3, H, W), in the rows' order, unless no row has a picture.
+            `pixel_values` float32 (sum of I, 3, H, W), in the rows' order, unless no row has a picture. Of grounded
+            rows `cell_classes`, `cell_colours` int64 (sum of I, 4h, 4w); `gaze_rows` int64 (sum of G,), the row that
+            each gaze belongs to, `gaze_positions`, `gaze_is_reminder` (sum of G,), `gaze_seen` bool (sum of G, T).
 
         Raises:
             DataError: no row.
@@ -47,9 +51,24 @@ class Collator:
             "attention_mask": self._padded([torch.ones_like(row["input_ids"]) for row in rows], 0),
             "labels": self._padded([row["labels"] for row in rows], IGNORED),
         }
-        if pictures := [row["pixel_values"] for row in rows if "pixel_values" in row]:
-            batch["pixel_values"] = torch.cat(pictures)
+        for column in _OF_PICTURES:
+            if found := [row[column] for row in rows if column in row]:
+                batch[column] = torch.cat(found)
+        if "gaze_seen" in rows[0]:
+            batch.update(self._gazes(rows, width=batch["input_ids"].shape[1]))
         return batch
+
+    def _gazes(self, rows: Sequence[Mapping[str, Tensor]], width: int) -> dict[str, Tensor]:
+        """All rows' gazes one after the other, each T long."""
+        counts = torch.tensor([len(row["gaze_positions"]) for row in rows])
+        return {
+            "gaze_rows": torch.arange(len(rows)).repeat_interleave(counts),
+            "gaze_positions": torch.cat([row["gaze_positions"] for row in rows]),
+            "gaze_is_reminder": torch.cat([row["gaze_is_reminder"] for row in rows]),
+            "gaze_seen": torch.cat(
+                [torch.nn.functional.pad(row["gaze_seen"], (0, width - row["gaze_seen"].shape[1])) for row in rows]
+            ),
+        }
 
     def _padded(self, parts: list[Tensor], value: int) -> Tensor:
         """(B, T) of parts (T,)."""

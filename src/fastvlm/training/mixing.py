@@ -83,9 +83,9 @@ class Portion(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])]
 
-    def lengths(self) -> list[int]:
+    def lengths(self, workers: int = 0) -> list[int]:
         """Tokens of every row."""
-        every = self.dataset.lengths()
+        every = self.dataset.lengths(workers)
         return [int(every[index]) for index in self.indices.tolist()]
 
 

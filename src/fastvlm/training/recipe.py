@@ -22,6 +22,8 @@ __all__ = [
     "PARTS",
     "DataEntry",
     "EvalEntry",
+    "GroundingEntry",
+    "HeadsEntry",
     "LoraEntry",
     "Part",
     "PartEntry",
@@ -102,6 +104,29 @@ class LoraEntry(_Entry):
     merge: bool = False
 
 
+class HeadsEntry(_Entry):
+    """Attention heads of one decoder layer, both counted from 0."""
+
+    layer: Annotated[int, Field(ge=0)]
+    heads: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+
+class GroundingEntry(_Entry):
+    """Objectives beside the loss of text, for records with `objects` and `looks` (docs/training_data.md).
+
+    Args:
+        objects: weight of naming what stands in every 16 px of a picture; 0: not. Needs names.json beside the data.
+        looks: weight of attending to what a reply speaks of; 0: not.
+        reminding: heads that are shown which words of the question tell what is meant.
+        looking: heads of a later layer, which are shown the visual tokens.
+    """
+
+    objects: Annotated[float, Field(ge=0)] = 0.5
+    looks: Annotated[float, Field(ge=0)] = 0.3
+    reminding: HeadsEntry = HeadsEntry(layer=1, heads=(0, 1))
+    looking: HeadsEntry = HeadsEntry(layer=3, heads=(0, 1))
+
+
 class EvalEntry(_Entry):
     """Samples on which the loss is measured and nothing is learnt.
 
@@ -167,6 +192,7 @@ class Recipe(_Entry):
         model: the checkpoint to begin from: "mini", a folder, a Hub name.
         from_scratch: keep only the model's sizes and tokenizer: random weights, a multi-branch encoder.
         data, eval: samples.
+        grounding: more to learn from records that tell where things stand; None: text alone.
         image_size: side in pixels, or [height, width]; None for the checkpoint's.
         parts, lora: who learns, and how fast.
         base_bits: of the frozen weights under adapters: 16 as they are, 8 or 4 (needs `lora`).
@@ -195,6 +221,7 @@ class Recipe(_Entry):
     image_size: Annotated[int, Field(ge=64)] | tuple[int, int] | None = None
     parts: PartsEntry = PartsEntry()
     lora: LoraEntry | None = None
+    grounding: GroundingEntry | None = None
     base_bits: Literal[16, 8, 4] = 16
     batch_size: Annotated[int, Field(ge=1)] = 128
     micro_batch_size: Annotated[int, Field(ge=1)] = 8
@@ -227,7 +254,18 @@ class Recipe(_Entry):
             raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
         if self.lora is not None:
             self._check_beside(self.lora)
+        if self.grounding is not None:
+            self._check_grounding(self.grounding)
         return self
+
+    def _check_grounding(self, grounding: GroundingEntry) -> None:
+        """Raise ValueError where the other objectives do not go with the rest."""
+        if self.gradient_checkpointing:
+            raise ValueError("grounding reads what gradient_checkpointing throws away; leave one of them out")
+        if grounding.objects and not self.learns("encoder"):
+            raise ValueError("grounding.objects teaches the encoder, which is frozen; set grounding.objects=0")
+        if grounding.looks and not self.learns("decoder"):
+            raise ValueError("grounding.looks teaches the decoder, which is frozen; set grounding.looks=0")
 
     def _check_beside(self, lora: LoraEntry) -> None:
         """Raise ValueError where adapters do not go with the rest."""
@@ -240,6 +278,8 @@ class Recipe(_Entry):
             raise ValueError("adapters beside random weights: from_scratch and lora do not go together")
         if self.ema is not None:
             raise ValueError("ema averages whole weights; with lora leave it out")
+        if self.grounding is not None:
+            raise ValueError("grounding teaches whole weights; with lora leave it out")
 
     def learns(self, part: Part) -> bool:
         """True if a part's own weights change; adapters beside it do not count."""
@@ -339,19 +379,23 @@ def _one_complaint(entry: Any) -> str:
 
 def _nearest(place: list[str]) -> str:
     known: set[str] = set()
-    for kind in (Recipe, PartsEntry, PartEntry, DataEntry, LoraEntry, EvalEntry, TestEntry):
+    kinds: tuple[type[_Entry], ...] = (Recipe, *_ENTRIES.values(), PartEntry, HeadsEntry)
+    for kind in kinds:
         known |= set(kind.model_fields)
     near = difflib.get_close_matches(place[-1], sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys_beside(place))}"
 
 
+_ENTRIES: dict[str, type[_Entry]] = {
+    "parts": PartsEntry,
+    "data": DataEntry,
+    "lora": LoraEntry,
+    "grounding": GroundingEntry,
+    "eval": EvalEntry,
+    "tests": TestEntry,
+}
+
+
 def _keys_beside(place: list[str]) -> list[str]:
-    owners: dict[str, type[_Entry]] = {
-        "parts": PartsEntry,
-        "data": DataEntry,
-        "lora": LoraEntry,
-        "eval": EvalEntry,
-        "tests": TestEntry,
-    }
-    owner = owners.get(place[0], Recipe) if len(place) > 1 else Recipe
+    owner = _ENTRIES.get(place[0], Recipe) if len(place) > 1 else Recipe
     return list((PartEntry if len(place) > 2 and place[0] == "parts" else owner).model_fields)

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, overload
 
 from fastvlm.errors import DataError, UsageError
 from fastvlm.training.dataset_folders import open_parquet, open_saved_dataset
+from fastvlm.training.grounding import Grounding, read_grounding
 from fastvlm.training.json_source import BYTE_ORDER_MARK, json_array, json_lines
 from fastvlm.training.message_records import read_record
 from fastvlm.training.record_source import BadRecordError, RecordSource
@@ -39,11 +40,13 @@ class Sample:
         messages: as ``FastVlmProcessor.apply_chat_template`` takes them, ``{"type": "image"}`` where a picture stands.
         pictures: as many as there are image items, in their order; opened when they are used.
         origin: where it comes from, ``train.jsonl:17``.
+        grounding: where things stand in the pictures, if the record tells.
     """
 
     messages: list[dict[str, Any]]
     pictures: tuple[PictureSource, ...]
     origin: str
+    grounding: Grounding | None = None
 
 
 class Samples(Sequence[Sample]):
@@ -77,10 +80,12 @@ class Samples(Sequence[Sample]):
         source, number = self._place(index)
         origin = source.origin(number)
         try:
-            messages, pictures = read_record(source.record(number), self._pictures_in or source.folder)
+            record = source.record(number)
+            messages, pictures = read_record(record, self._pictures_in or source.folder)
+            grounding = read_grounding(record, len(pictures), messages)
         except DataError as error:
             raise BadRecordError.at(origin, error) from error
-        return Sample(messages, pictures, origin)
+        return Sample(messages, pictures, origin, grounding)
 
     def origin(self, index: int) -> str:
         """Where a sample comes from, without reading it."""

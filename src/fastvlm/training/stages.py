@@ -15,7 +15,11 @@ from fastvlm.training.recipe import PARTS, Part, Recipe
 
 __all__ = ["ParameterGroup", "frozen_batchnorms", "parameter_groups", "part_of", "set_trainable"]
 
-_MARKS: dict[str, Part] = {"vision_tower.": "encoder", "multi_modal_projector.": "projector"}
+_MARKS: dict[str, Part] = {
+    "vision_tower.": "encoder",
+    "grounding_objective.": "encoder",  # it names what the encoder sees, and learns as fast
+    "multi_modal_projector.": "projector",
+}
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 

@@ -75,7 +75,7 @@ def open_start(recipe: Recipe) -> Start:
     else:
         plain, _ = load(folder, device="cpu", dtype=torch.float32 if recipe.lora is None else dtype)
     plain.config.name_or_path = recipe.model
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or recipe.grounding is not None:  # which reads the attention itself
         plain.model.language_model.set_attn_implementation("eager")  # SDPA's backward on a CPU takes half as long again
     plain.model.vision_tower.to(memory_format=torch.channels_last)
     set_trainable(plain, recipe)

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from fastvlm.errors import DataError, FastVlmError, PictureError, UsageError
+from fastvlm.pictures import open_picture
 from fastvlm.processing.processor import FastVlmProcessor
 from fastvlm.processing.replies import ReplyFinder, short_ids_of
+from fastvlm.training.grounded_rows import GroundedRows
 from fastvlm.training.record_source import BadRecordError
 from fastvlm.training.samples import PictureSource, Sample
 
@@ -27,6 +30,7 @@ __all__ = ["IGNORED", "Supervised", "SupervisedDataset", "refuse_missing"]
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 CHUNK = 256  # samples that are tokenised together
+PARALLEL_FROM_CHUNKS = 16  # with fewer, processes take longer to start than to work
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         processor: the one that will be used at inference: its chat template, tokenizer, image fit.
         max_tokens: longest row. A longer sample is cut at its end, never inside a picture's placeholders.
         image_size: pixels of the processed picture, a side or (height, width); None for the processor's own.
+        grounded: makes columns of the samples' objects and looks; None for rows without.
 
     Raises:
         UsageError: `max_tokens` is not positive.
@@ -72,11 +77,12 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         *,
         max_tokens: int,
         image_size: int | tuple[int, int] | None = None,
+        grounded: GroundedRows | None = None,
     ) -> None:
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; expected at least 1.")
         self.samples, self.processor = samples, processor
-        self.max_tokens, self.image_size = max_tokens, image_size
+        self.max_tokens, self.image_size, self.grounded = max_tokens, image_size, grounded
         self.tokens_each = int(processor.image_processor.num_visual_tokens(image_size))
         self._image_id = int(processor.image_token_id)
         self._replies = ReplyFinder(processor)
@@ -89,7 +95,8 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         """One row.
 
         Returns:
-            `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) in [0, 1] if it has pictures.
+            `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) in [0, 1] if it has pictures; with
+            `grounded` its columns.
 
         Raises:
             BadRecordError: a record, a text or a picture that is bad.
@@ -98,13 +105,20 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         try:
             tokens = self.supervise(sample)
             row = {"input_ids": torch.tensor(tokens.input_ids), "labels": torch.tensor(tokens.labels)}
-            if tokens.num_pictures:
-                pictures = list(sample.pictures[: tokens.num_pictures])
-                refuse_missing(pictures)
+            pictures = self._opened(sample.pictures[: tokens.num_pictures])
+            if pictures:
                 row.update(self.processor.image_processor(pictures, image_size=self.image_size, return_tensors="pt"))
+            if self.grounded is not None:
+                sizes = [picture.size for picture in pictures]
+                height, width = row["pixel_values"].shape[2:] if pictures else (0, 0)
+                row.update(self.grounded.columns(sample, tokens.input_ids, sizes, (height, width)))
         except FastVlmError as error:
             raise BadRecordError.at(sample.origin, error) from error
         return row
+
+    def _opened(self, pictures: Sequence[PictureSource]) -> list[Image.Image]:
+        refuse_missing(pictures)
+        return [open_picture(source, limits=self.processor.image_processor.picture_limits) for source in pictures]
 
     def supervise(self, sample: Sample) -> Supervised:
         """A sample's ids and labels; no picture is opened. Raises FastVlmError with the reason alone."""
@@ -157,25 +171,29 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
                 raise BadRecordError.at(sample.origin, error) from error
         return self._lengths[index]
 
-    def lengths(self, on_progress: Callable[[int, int], None] | None = None) -> Sequence[int]:
+    def lengths(self, workers: int = 0) -> Sequence[int]:
         """:meth:`length` of every row, many tokenised at once and all remembered.
 
         Args:
-            on_progress: called with (rows done, rows) now and then.
+            workers: processes that tokenise; 0: this one. It takes its time where there are many rows.
 
         Raises:
             BadRecordError: the first sample that is bad.
         """
         if min(self._lengths, default=0) < 0:
-            for index, sample, short_ids in self.tokenised():
-                if on_progress is not None and (index + 1) % CHUNK == 0:
-                    on_progress(index + 1, len(self))
-                if isinstance(sample, BadRecordError):
-                    raise sample
-                self._lengths[index] = self._quick_length(sample, short_ids)
-        if on_progress is not None:
-            on_progress(len(self), len(self))
+            is_worth_it = len(self) > CHUNK * PARALLEL_FROM_CHUNKS
+            loader = DataLoader(_Chunks(self), batch_size=None, num_workers=workers if is_worth_it else 0)
+            self._lengths = array("q", (int(length) for chunk in loader for length in chunk))
         return self._lengths
+
+    def lengths_within(self, begin: int, end: int) -> Tensor:
+        """:meth:`length` of the rows from `begin` to before `end`, int64. Raises BadRecordError."""
+        lengths = []
+        for _, sample, short_ids in self.tokenised(begin, end):
+            if isinstance(sample, BadRecordError):
+                raise sample
+            lengths.append(self._quick_length(sample, short_ids))
+        return torch.tensor(lengths)
 
     def _quick_length(self, sample: Sample, short_ids: Sequence[int]) -> int:
         num_tokens = len(short_ids) + short_ids.count(self._image_id) * (self.tokens_each - 1)
@@ -186,13 +204,16 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         except FastVlmError as error:
             raise BadRecordError.at(sample.origin, error) from error
 
-    def tokenised(self) -> Iterator[tuple[int, Sample | BadRecordError, list[int]]]:
-        """Every sample in order, many tokenised at once: (index, sample or what is wrong with it, ids).
+    def tokenised(
+        self, first: int = 0, past: int | None = None
+    ) -> Iterator[tuple[int, Sample | BadRecordError, list[int]]]:
+        """Samples `first` to before `past`, many tokenised at once: (index, sample or what is wrong with it, ids).
 
         In the ids a picture has one placeholder, as :meth:`supervise_ids` takes them.
         """
-        for begin in range(0, len(self), CHUNK):
-            samples = [self._readable(index) for index in range(begin, min(begin + CHUNK, len(self)))]
+        past = len(self) if past is None else past
+        for begin in range(first, past, CHUNK):
+            samples = [self._readable(index) for index in range(begin, min(begin + CHUNK, past))]
             texts = [text for sample, text in samples if not isinstance(sample, BadRecordError)]
             ids = iter(short_ids_of(self.processor, texts) if texts else [])
             for number, (sample, _) in enumerate(samples):
@@ -211,6 +232,19 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
 
     def _text(self, sample: Sample) -> str:
         return str(self.processor.apply_chat_template(sample.messages))
+
+
+class _Chunks(Dataset[Tensor]):
+    """Lengths of CHUNK rows by number, for a DataLoader's processes."""
+
+    def __init__(self, rows: SupervisedDataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // CHUNK)
+
+    def __getitem__(self, chunk: int) -> Tensor:
+        return self.rows.lengths_within(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))
 
 
 def refuse_missing(pictures: Sequence[PictureSource]) -> None:

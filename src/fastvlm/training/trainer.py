@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 
 from fastvlm.errors import MissingExtraError, TrainingError
 from fastvlm.training.ema import WeightAverage
+from fastvlm.training.grounding_objective import GROUNDING_COLUMNS, GroundingObjective
 from fastvlm.training.recipe import Recipe
 from fastvlm.training.run_files import RunFiles
 from fastvlm.training.stages import frozen_batchnorms, parameter_groups
@@ -46,6 +47,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         recipe: rates, decay, BatchNorms.
         files: where checkpoints go.
         order: yields indices of the training samples; told each epoch.
+        objective: what else is learnt; a module of the model.
         model, args, kwargs: as for `transformers.Trainer`.
     """
 
@@ -57,6 +59,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         recipe: Recipe,
         files: RunFiles,
         order: Sampler[int] | None = None,
+        objective: GroundingObjective | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, args=args, **kwargs)
@@ -65,6 +68,8 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.still = frozen_batchnorms(self.model, recipe)
         self.average: WeightAverage | None = None
+        self.objective = objective
+        self.other_losses: dict[str, Tensor] = {}  # of the last micro-batch, by their names
         self.num_pictures, self.num_samples, self.saved_at_s = 0, 0, time.monotonic()
 
     # ------------------------------------------------------------------------------------------------ a step
@@ -74,25 +79,53 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     ) -> Any:
         """Mean cross-entropy over the supervised tokens of the whole step; logits are made for those alone.
 
-        `inputs`: input_ids, attention_mask, labels (B, T) int64, pixel_values (I, 3, H, W) if there are pictures.
+        `inputs`: input_ids, attention_mask, labels (B, T) int64, pixel_values (I, 3, H, W) if there are pictures. In
+        training the objectives of grounded rows are added.
         """
         if model.training:
             for module in self.still:
                 module.eval()  # Trainer has just switched everything to training
         inputs, is_alone = dict(inputs), self.args.world_size == 1
+        grounding = {column: inputs.pop(column) for column in GROUNDING_COLUMNS if column in inputs}
         if not is_alone and "pixel_values" not in inputs and self._sees_pictures():
             inputs = with_black_picture(inputs, self.accelerator.unwrap_model(model).config.image_token_index)
         targets = F.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
         is_learnt = targets != IGNORED
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
-        outputs = model(**inputs, logits_to_keep=is_learnt, use_cache=False)
+        if model.training and self.objective is not None:
+            outputs, others = self._grounded(model, inputs, grounding, self.objective, logits_to_keep=is_learnt)
+        else:
+            outputs, others = model(**inputs, logits_to_keep=is_learnt, use_cache=False), None
         loss = F.cross_entropy(outputs.logits.float(), targets[is_learnt], reduction="sum")
         count = is_learnt.sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / torch.as_tensor(count, device=loss.device).clamp(min=1)
         if num_items_in_batch is not None and not is_alone:
             loss = loss * self.accelerator.num_processes  # the processes' gradients are averaged, the tokens counted
+        if others is not None:
+            loss = loss + others / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def _grounded(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        grounding: dict[str, Tensor],
+        objective: GroundingObjective,
+        **options: Any,
+    ) -> tuple[Any, Tensor]:
+        """(outputs, weighted losses of the other objectives) of one micro-batch."""
+        pixels, image = inputs.pop("pixel_values", None), None
+        if pixels is not None:
+            with self.accelerator.autocast():
+                image = self.accelerator.unwrap_model(model).get_image_features(pixels, output_hidden_states=True)
+            inputs["mm_encoder_outputs"] = {"image": image}
+        outputs = model(**inputs, **options, use_cache=False, output_attentions=bool(objective.entry.looks))
+        stages, last = ((), None) if image is None else (image.hidden_states, image.last_hidden_state)
+        with self.accelerator.autocast():
+            losses = objective(stages, last, outputs.attentions or (), grounding)
+        self.other_losses = {name: loss.detach() for name, loss in losses.items()}
+        return outputs, sum(losses.values(), start=outputs.logits.new_zeros(()).float())
 
     def _sees_pictures(self) -> bool:
         return any(self.recipe.learns(part) for part in ("encoder", "projector")) or self.is_fsdp_enabled

@@ -17,11 +17,15 @@ from fastvlm import __version__
 from fastvlm.checkpoints.loading import load
 from fastvlm.checkpoints.lora_folder import merge_adapter
 from fastvlm.errors import UsageError
+from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.training.collation import Collator
 from fastvlm.training.curves import draw_curves
 from fastvlm.training.ema import WeightAverage
 from fastvlm.training.failing import in_clear_words
 from fastvlm.training.final_folder import write_adapter, write_card, write_model
+from fastvlm.training.grounded_rows import GroundedRows
+from fastvlm.training.grounding import Names
+from fastvlm.training.grounding_objective import GroundingObjective
 from fastvlm.training.interruption import Interruption
 from fastvlm.training.length_groups import LengthGroupedBatches
 from fastvlm.training.mixing import open_mixture, split_off
@@ -66,7 +70,35 @@ class Outcome:
 
 def open_dataset(recipe: Recipe, entries: Any, processor: Any) -> SupervisedDataset:
     """Rows of a recipe's sources."""
-    return SupervisedDataset(open_mixture(entries, recipe.seed), processor, max_tokens=recipe.max_tokens)
+    samples, choice = open_mixture(entries, recipe.seed), recipe.grounding
+    grounded = None
+    if choice is not None:
+        grounded = GroundedRows(processor, object_names(recipe), has_looks=choice.looks > 0)
+    return SupervisedDataset(samples, processor, max_tokens=recipe.max_tokens, grounded=grounded)
+
+
+def object_names(recipe: Recipe) -> Names | None:
+    """Of all objects in the data that a recipe learns from; None where it does not ask for objects."""
+    if recipe.grounding is None or not recipe.grounding.objects:
+        return None
+    return Names.beside(Path(entry.path) for entry in recipe.data)
+
+
+def _add_objective(model: FastVlmForConditionalGeneration, recipe: Recipe) -> GroundingObjective | None:
+    """What else is learnt, as a module of the model, so that checkpoints have it; None where there is nothing."""
+    if recipe.grounding is None:
+        return None
+    vision, text = model.config.vision_config, model.config.text_config
+    for key, heads in (("reminding", recipe.grounding.reminding), ("looking", recipe.grounding.looking)):
+        if heads.layer >= text.num_hidden_layers or max(heads.heads) >= text.num_attention_heads:
+            raise UsageError(
+                f"grounding.{key} names layer {heads.layer} and heads {list(heads.heads)}; the decoder has "
+                f"{text.num_hidden_layers} layers of {text.num_attention_heads} heads, counted from 0."
+            )
+    widths = [stage.channels for stage in vision.stages]
+    objective = GroundingObjective(recipe.grounding, object_names(recipe), widths, vision.hidden_size)
+    model.add_module("grounding_objective", objective)
+    return objective
 
 
 def num_processes() -> int:
@@ -175,7 +207,7 @@ class TrainingRun:
             prediction_loss_only=True,
             dataloader_num_workers=recipe.workers,
             dataloader_persistent_workers=recipe.workers > 0,
-            dataloader_prefetch_factor=4 if recipe.workers else None,
+            dataloader_prefetch_factor=max(2, 8 // recipe.workers) if recipe.workers else None,
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
             ddp_find_unused_parameters=False,  # there are none: see `with_black_picture`
@@ -187,20 +219,24 @@ class TrainingRun:
     def _trainer(
         self, start: Start, processor: Any, arguments: TrainingArguments, learnt: Any, aside: Any
     ) -> FastVlmTrainer:
-        order = LengthGroupedBatches(learnt.lengths(), self.recipe.micro_batch_size, seed=self.recipe.seed)
+        objective = _add_objective(start.plain, self.recipe)
+        order = LengthGroupedBatches(learnt.lengths(self.recipe.workers), self.recipe.micro_batch_size, seed=self.recipe.seed)
         trainer = FastVlmTrainer(
             start.model,
             arguments,
             recipe=self.recipe,
             files=self.files,
             order=order,
+            objective=objective,
             train_dataset=learnt,
             eval_dataset=aside,
             data_collator=Collator(processor.tokenizer.pad_token_id or 0),
         )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            for key in ("ema", "grounding"):
+                if getattr(self.recipe, key) is not None:
+                    raise UsageError(f"{key} needs whole weights in each process; with FSDP or DeepSpeed leave it out.")
         if self.recipe.ema is not None:
-            if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-                raise UsageError("ema needs whole weights in each process; with FSDP or DeepSpeed leave it out.")
             trainer.average = WeightAverage(start.plain, self.recipe.ema)
         return trainer
 

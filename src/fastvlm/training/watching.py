@@ -58,7 +58,8 @@ class Journal(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Writes log.jsonl and tells the progress.
 
     A line has `step`, `epoch`, `loss` (mean since the line before), `grad_norm`, `lr` by part, `pictures_per_s`,
-    `samples_per_s`; or `step` and `eval_loss`.
+    `samples_per_s`; or `step` and `eval_loss`. `loss` has the other objectives in it; their own, of the last
+    micro-batch, stand beside it by their names.
     """
 
     def __init__(self, trainer: FastVlmTrainer, on_progress: Callable[[Progress], None] | None) -> None:
@@ -88,6 +89,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             self.loss, self.speeds = logs["loss"], self.pace.read()
             pictures, samples = (round(speed, 2) for speed in self.speeds)
             line |= {"lr": self.rates, "pictures_per_s": pictures, "samples_per_s": samples}
+            line |= {name: round(float(loss), 4) for name, loss in self.trainer.other_losses.items()}
         with self.trainer.files.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

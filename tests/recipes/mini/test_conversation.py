@@ -21,13 +21,11 @@ from recipes.mini.looks import (
     NEGATED_HEADS,
     REMINDED_LAYER,
     Gaze,
-    Look,
     by_piece,
     look_loss,
-    looks_of,
     pieces_of,
-    reminder_of,
     tokens_of,
+    tokens_of_all,
 )
 from recipes.mini.loop import to_pixels
 from recipes.mini.mix import draw
@@ -36,6 +34,7 @@ from transformers import AutoTokenizer
 
 import fastvlm
 from fastvlm.demo_data.charts import draw_chart
+from fastvlm.demo_data.looks import Look, looks_of, reminder_of
 from fastvlm.demo_data.receipts import draw_receipt
 from fastvlm.demo_data.scene import Scene, Thing
 from fastvlm.demo_data.scene_questions import conversation
