@@ -117,6 +117,7 @@ class GeneratingContestant(ABC):
         wait_for(self.device)
         start_s = time.perf_counter()
         features = self.model.get_image_features(picture, return_dict=True).pooler_output
+        features = features[0] if isinstance(features, (list, tuple)) else features  # transformers before 5.20
         wait_for(self.device)
         seconds = time.perf_counter() - start_s
         return Measured(seconds, check=sketch(features.float()))

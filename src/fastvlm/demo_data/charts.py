@@ -16,7 +16,9 @@ from fastvlm.demo_data.scene import Chart, Scene
 from fastvlm.demo_data.vocabulary import COLOUR_NAMES, COLOURS
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-SEEN_STYLES = ("flat", "grid", "colours", "dark", "outlined", "hollow", "dotted")
+SEEN_STYLES = (
+    "flat", "grid", "colours", "dark", "outlined", "hollow", "dotted", "striped", "ruled", "chequered",
+)  # fmt: skip
 HELD_OUT_STYLE = "hatched"  # frozen: never drawn in training
 INKS = ("black", "white")
 
@@ -163,6 +165,33 @@ def _dotted(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
     pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=2)
 
 
+def _striped(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+    """Level lines within a border, nothing behind them."""
+    left, top, right, bottom = (round(edge) for edge in box)
+    pen = ImageDraw.Draw(picture)
+    for y in range(top + 6, bottom, 9):
+        pen.line((left, y, right, y), fill=colour, width=3)
+    pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=2)
+
+
+def _ruled(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+    """Upright lines within a border, nothing behind them."""
+    left, top, right, bottom = (round(edge) for edge in box)
+    pen = ImageDraw.Draw(picture)
+    for x in range(left + 6, right, 8):
+        pen.line((x, top, x, bottom), fill=colour, width=2)
+    pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=3)
+
+
+def _chequered(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+    """Every second square of a board, without a border."""
+    left, top, right, bottom = (round(edge) for edge in box)
+    pen = ImageDraw.Draw(picture)
+    for row, y in enumerate(range(bottom, top, -7)):
+        for x in range(left + 7 * (row % 2), right, 14):
+            pen.rectangle((x, max(top, y - 6), min(x + 6, right), y), fill=colour)
+
+
 def _hatched(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
     """Slanted lines within a border, nothing behind them."""
     left, top, right, bottom = (round(edge) for edge in box)
@@ -182,6 +211,9 @@ PAINTERS: dict[str, Callable[[Image.Image, Box, RGB, RGB], None]] = {
     "outlined": _outlined,
     "hollow": _hollow,
     "dotted": _dotted,
+    "striped": _striped,
+    "ruled": _ruled,
+    "chequered": _chequered,
     "hatched": _hatched,
 }
 
