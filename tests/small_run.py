@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 from PIL import Image
 from qwen2_format import small_tokenizer
 
+import fastvlm
 from fastvlm import FastVlmForConditionalGeneration, FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.training.recipe import Recipe
+from fastvlm.training.training_run import Outcome, TrainingRun
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "orange", "purple")
 RATES = {"encoder": 2e-3, "projector": 1e-2, "decoder": 1e-2}
@@ -73,3 +77,24 @@ def recipe(model: Path, data: Path, **changes: Any) -> Recipe:
         "save_every_steps": 100,
     }
     return Recipe.model_validate({**settings, **changes})
+
+
+def train(recipe: Recipe, folder: Path, *, is_resumed: bool = False, on_progress: Any = None) -> Outcome:
+    """The run, to its end or to a signal."""
+    return TrainingRun(recipe, folder, on_progress=on_progress).train(is_resumed=is_resumed)
+
+
+def stop_at(step: int, number: signal.Signals = signal.SIGTERM) -> Any:
+    """Sends this process a real signal in the given step."""
+    return lambda progress: os.kill(os.getpid(), number) if progress.step == step else None
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The log without what depends on the machine."""
+    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in found]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a final folder."""
+    return fastvlm.load(folder, device="cpu")[0].state_dict()  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from training_files import N, grey, levels, llava, processor, save_pictures, wri
 
 from fastvlm.errors import ConfigError, DataError, UsageError
 from fastvlm.processing.prompt import SPECIAL_TOKENS
+from fastvlm.training import supervision
 from fastvlm.training.collation import Collator
 from fastvlm.training.message_records import read_record
 from fastvlm.training.samples import Sample, open_samples
@@ -194,11 +195,18 @@ def test_lengths_are_those_of_the_rows_and_open_no_picture(tmp_path):
     rows = SupervisedDataset(samples, PROCESSOR, max_tokens=10_000)
     expected = [len(row["input_ids"]) for row in (rows[index] for index in range(40))]
     (tmp_path / "1.png").unlink()
-    seen = []
-    assert list(rows.lengths(lambda done, total: seen.append((done, total)))) == expected
-    assert seen[-1] == (40, 40)
+    assert list(rows.lengths()) == expected
     again = SupervisedDataset(samples, PROCESSOR, max_tokens=10_000)
     assert [again.length(index) for index in range(40)] == expected
+
+
+def test_processes_find_the_same_lengths(tmp_path, monkeypatch):
+    samples = mixed(tmp_path, 40)
+    alone = list(SupervisedDataset(samples, PROCESSOR, max_tokens=10_000).lengths())
+    for name, value in (("CHUNK", 7), ("PARALLEL_FROM_CHUNKS", 2)):
+        monkeypatch.setattr(supervision, name, value)
+    monkeypatch.setattr(torch.utils.data.DataLoader, "multiprocessing_context", "fork")
+    assert list(SupervisedDataset(samples, PROCESSOR, max_tokens=10_000).lengths(workers=2)) == alone
 
 
 def test_lengths_are_remembered(tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
 """Whole runs on a tiny checkpoint: they learn, they go on to the same numbers, what they write opens elsewhere."""
 
 import json
-import os
 import signal
 
 import pytest
 import small_run
 import torch
+from small_run import lines, stop_at, train, weights
 
 import fastvlm
 from fastvlm.errors import DataError, UsageError
@@ -22,25 +22,6 @@ def model(small_model):
 @pytest.fixture(scope="module")
 def data(small_data):
     return small_data
-
-
-def train(recipe, folder, *, is_resumed=False, on_progress=None):
-    return TrainingRun(recipe, folder, on_progress=on_progress).train(is_resumed=is_resumed)
-
-
-def stop_at(step, number=signal.SIGTERM):
-    """Sends this process a real signal in the given step."""
-    return lambda progress: os.kill(os.getpid(), number) if progress.step == step else None
-
-
-def lines(folder):
-    """The log without what depends on the machine."""
-    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in found]
-
-
-def weights(folder):
-    return fastvlm.load(folder, device="cpu")[0].state_dict()
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ class GroundingObjective(nn.Module):
                 for head, (stage, _, weight) in zip(self.heads, DEPTHS, strict=True)
             ]
             losses["objects"] = self.entry.objects * torch.stack(told).sum()
-        if attentions and len(batch.get("gaze_rows", ())):
+        if attentions and "gaze_rows" in batch:
             kinds = ((self.entry.reminding, True), (self.entry.looking, False))
             losses["looks"] = (
                 self.entry.looks

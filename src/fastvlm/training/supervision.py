@@ -9,7 +9,7 @@ supervises the line break after it, which no reply needs). They are found by tok
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -241,7 +241,7 @@ class _Chunks(Dataset[Tensor]):
         self.rows = rows
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // CHUNK)
+        return (len(self.rows) + CHUNK - 1) // CHUNK
 
     def __getitem__(self, chunk: int) -> Tensor:
         return self.rows.lengths_within(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))

@@ -220,7 +220,8 @@ class TrainingRun:
         self, start: Start, processor: Any, arguments: TrainingArguments, learnt: Any, aside: Any
     ) -> FastVlmTrainer:
         objective = _add_objective(start.plain, self.recipe)
-        order = LengthGroupedBatches(learnt.lengths(self.recipe.workers), self.recipe.micro_batch_size, seed=self.recipe.seed)
+        lengths = learnt.lengths(self.recipe.workers)
+        order = LengthGroupedBatches(lengths, self.recipe.micro_batch_size, seed=self.recipe.seed)
         trainer = FastVlmTrainer(
             start.model,
             arguments,

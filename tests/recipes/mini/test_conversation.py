@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from recipes.mini.conversation import IGNORED, Conversations, Encoded
 from recipes.mini.dense import nothing_known
 from recipes.mini.looks import (
@@ -33,16 +29,11 @@ from recipes.mini.train import LENGTH_POOL, Batch, Sample, collate, collate_by_l
 from transformers import AutoTokenizer
 
 import fastvlm
-from fastvlm.demo_data.charts import draw_chart
-from fastvlm.demo_data.looks import Look, looks_of, reminder_of
-from fastvlm.demo_data.receipts import draw_receipt
-from fastvlm.demo_data.scene import Scene, Thing
-from fastvlm.demo_data.scene_questions import conversation
-from fastvlm.demo_data.shapes import draw_shapes
-from fastvlm.demo_data.text import draw_word
-from fastvlm.demo_data.vocabulary import GLYPHS
+from fastvlm.demo_data.looks import Look, reminder_of
+from fastvlm.demo_data.scene import Thing
 
 MINI = Path(fastvlm.__file__).parent / "weights" / "mini"
+THINGS = tuple(Thing("glyph", name, "", x, 100.0, 20.0) for name, x in (("O", 30.0), ("A", 100.0), ("K", 160.0)))
 TURNS = [("What color is the star?", "It is red."), ("How many shapes are there?", "3"), ("What is it?", "A red star.")]
 
 
@@ -99,14 +90,14 @@ def test_too_many_questions_are_left_out(talks: Conversations) -> None:
 def test_gazes_stand_where_the_piece_is_said_next(talks: Conversations) -> None:
     question, answer = TURNS[0]
     word = question.rstrip("?").split()[-1]
-    encoded = talks.side_by_side(TURNS, 999, [[Look(answer.index("red"), (5, 6), frozenset({word}))], [], []])
+    encoded = talks.side_by_side(TURNS, 999, [[Look(answer.index("red"), THINGS, frozenset({word}))], [], []])
     reminded, guided = encoded.gazes
     assert talks._tokenizer.decode([encoded.ids[reminded.position + 1]]) == " red"
     assert (reminded.layer, guided.layer) == (REMINDED_LAYER, GUIDED_LAYER)
     assert reminded.position == guided.position
     assert "".join(talks._tokenizer.decode([encoded.ids[at]]) for at in reminded.seen).strip() == word
     assert {encoded.ids[at] for at in guided.seen} == {talks._tokenizer.convert_tokens_to_ids("<image>")}
-    assert guided.seen[1] - guided.seen[0] == 1
+    assert guided.seen == tuple(talks._first_visual + token for token in tokens_of_all(THINGS))
 
 
 def test_batches_of_like_length_hold_every_sample_once(talks: Conversations) -> None:
@@ -121,56 +112,12 @@ def test_batches_of_like_length_hold_every_sample_once(talks: Conversations) -> 
     assert list(chain(*lengths)) == sorted(sum(label != IGNORED for label in s.encoded.labels) for s in samples)
 
 
-def two_shapes() -> Scene:
-    scene = Scene(draw_shapes(Random(0), 1).image, "shapes")
-    scene.things = [
-        Thing("shape", "star", "red", 40, 40, 40),
-        Thing("shape", "circle", "blue", 200, 220, 40),
-    ]
-    return scene
-
-
-def test_the_asked_shape_is_looked_at() -> None:
-    scene = two_shapes()
-    star = looks_of(scene, ("What color is the star?", "It is red."))
-    first, blue = looks_of(scene, ("What shape is blue?", "It is a circle."))
-    assert star == [Look(at, (0,), frozenset({"star"})) for at in (0, 6)]
-    assert blue == Look(8, tokens_of(scene.things[1]), frozenset({"blue"}))
-    assert (first.start, first.tokens) == (0, blue.tokens) and 15 in blue.tokens
-    assert looks_of(scene, ("Where is the star?", "top left")) == star[:1]
-    assert looks_of(scene, ("How many shapes are there?", "2")) == []
-    assert looks_of(scene, ("What color is the background?", "It is white.")) == []
-
-
-def test_for_yes_or_no_only_what_fits_the_question_is_looked_at() -> None:
-    scene = two_shapes()
-    assert looks_of(scene, ("Is there a red star?", "Yes")) == [Look(0, (0,), frozenset({"red", "star"}))]
-    assert looks_of(scene, ("Is there a blue star?", "No")) == [Look(0, (), frozenset({"blue", "star"}))]
-    assert looks_of(scene, ("Is the red star above the blue circle?", "Yes")) == []
-    assert reminder_of(("is there a grey shape?", "No")) == [Look(0, (), frozenset({"gray"}))]
-    assert reminder_of(("is there not a circle?", "Yes")) == [Look(0, (), frozenset({"circle", "not"}))]
-
-
 def test_a_negation_is_left_to_a_head_of_its_own(talks: Conversations) -> None:
     turn = ("is there not a red star?", "No")
     told, negated = talks.side_by_side([turn], 999, [reminder_of(turn)]).gazes
     assert (told.heads, negated.heads) == (GUIDED_HEADS, NEGATED_HEADS)
     assert told.position == negated.position
     assert not set(told.seen) & set(negated.seen)
-
-
-def test_a_word_is_looked_at_letter_by_letter() -> None:
-    scene = draw_word(Random(1), "train", "OAK")
-    text = scene.lines[0].text
-    looks = looks_of(scene, ("What does it say?", text))
-    assert [look.start for look in looks] == [0, 1, 2, 3]
-    assert looks[-1].tokens == looks[-2].tokens
-    assert {look.words for look in looks} == {frozenset({"say"})}
-    assert looks_of(scene, ("What color is the text?", "black")) == []
-    for place, number in (("second", 1), ("last", 2)):
-        look, end = looks_of(scene, (f"What is the {place} letter?", text[number]))
-        assert look == Look(0, looks[number].tokens, frozenset({place}))
-        assert end == Look(1, looks[number].tokens, frozenset({place}))
 
 
 def test_drawn_pictures_give_looks_inside_of_the_picture() -> None:
@@ -183,67 +130,14 @@ def test_drawn_pictures_give_looks_inside_of_the_picture() -> None:
 
 
 def test_looks_of_one_piece_are_joined() -> None:
-    looks = [Look(0, (1,), frozenset({"say"})), Look(1, (2,)), Look(2, (5,)), Look(3, (5,))]
+    one, two, three = THINGS
+    looks = [Look(0, (one,), frozenset({"say"})), Look(1, (two,)), Look(2, (three,)), Look(3, (three,))]
     assert by_piece(looks, "OAK", ["O", "AK"]) == {
-        0: Look(0, (1,), frozenset({"say"})),
-        1: Look(1, (2, 5)),
-        2: Look(3, (5,)),
+        0: Look(0, (one,), frozenset({"say"})),
+        1: Look(1, (two, three)),
+        2: Look(3, (three,)),
     }
     assert by_piece(looks, "5\N{EURO SIGN}", ["5", "\ufffd", "\ufffd"]) == {}
-
-
-def test_what_is_not_there_is_only_reminded_of() -> None:
-    turn = ("What color is the cross?", "There is no cross in the image.")
-    assert looks_of(two_shapes(), turn) == [Look(0, (), frozenset({"color", "cross"}))]
-
-
-def lines_of(scene: Scene, looks: list[Look], answer: str) -> str:
-    """What stands at the middles of the tokens that looks name, of those characters that stand in one place alone."""
-    glyphs = [thing for thing in scene.things if thing.kind == "glyph"]
-    said = ""
-    for look in looks:
-        if not answer[look.start : look.start + 1].isspace() and look.start < len(answer):
-            near = {thing.name for thing in glyphs if set(tokens_of(thing)) & set(look.tokens)}
-            said += answer[look.start] if answer[look.start] in near else "?"
-    return said
-
-
-@given(st.integers(0, 500))
-@settings(max_examples=40, deadline=None)
-def test_receipts_and_charts_are_looked_at_where_the_answer_is_written(seed: int) -> None:
-    rng = Random(seed)
-    scene = (draw_receipt, draw_chart)[seed % 2](rng, "train")
-    read = [turn for turn in conversation(rng, scene) if looks_of(scene, turn) and turn[1][:2] not in ('{"', "Th")]
-    for turn in read:
-        looks, written = looks_of(scene, turn), "".join(turn[1].split())
-        assert [look.start for look in looks] == sorted(look.start for look in looks)
-        assert lines_of(scene, looks, turn[1]) == "".join(char for char in written if char in GLYPHS)
-        assert looks[-1].start == len(turn[1]) and looks[-1].tokens, "the end is looked for where the last stands"
-
-
-def test_the_values_of_a_json_answer_are_looked_at() -> None:
-    scene = draw_receipt(Random(4), "train")
-    receipt = scene.receipt
-    assert receipt is not None
-    answer = json.dumps({"shop": receipt.shop, "total": receipt.total}, ensure_ascii=False)
-    looks = looks_of(scene, ("Give the shop and total as JSON.", answer))
-    assert lines_of(scene, looks, answer).startswith(receipt.shop)
-    assert {look.words for look in looks} == {frozenset({"shop", "total", "json"})}
-
-
-def test_a_garment_is_looked_at_by_its_whole_name() -> None:
-    scene = Scene(draw_shapes(Random(0), 1).image, "clothes")
-    scene.things = [Thing("clothing", "shirt", "", 60, 128, 100), Thing("clothing", "T-shirt", "", 190, 128, 100)]
-    looks = looks_of(scene, ("What do you see?", "A T-shirt and a shirt."))
-    assert {look.start: look.tokens for look in looks} == {
-        16: tokens_of(scene.things[0]),
-        2: tokens_of(scene.things[1]),
-    }
-
-
-def test_counting_reads_nothing() -> None:
-    scene = draw_chart(Random(2), "train")
-    assert looks_of(scene, ("How many bars are there?", "3")) == []
 
 
 def test_a_word_of_several_pieces_is_found_in_a_question() -> None:
