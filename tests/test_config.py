@@ -57,7 +57,7 @@ def test_default_is_the_published_7b():
 
 def test_mini_is_consistent():
     config = FastVlmConfig.preset("mini")
-    assert config.num_visual_tokens(256, 256) == config.image_seq_length == 16
+    assert config.num_visual_tokens(512, 512) == config.image_seq_length == 64
     assert config.image_token_index < config.text_config.vocab_size
     assert set(config.stop_token_ids) == {4094, 4092}, "Qwen2's ids are not in this vocabulary"
 

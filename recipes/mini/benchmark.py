@@ -191,17 +191,6 @@ QUICK_TESTS: dict[str, int] = {
     "words3_unseen_fonts": 60,
     "emoji_seen_styles": 40,
 }
-GUIDED_QUICK_TESTS: dict[str, int] = {
-    "easy_vqa": 60,
-    "counts_1_6": 40,
-    "words_unseen_fonts": 80,
-    "receipt_total_unseen_layouts": 60,
-    "chart_largest": 60,
-    "fashion_mnist": 60,
-    "false_premises": 60,
-    "answerable_twins": 40,
-    "emoji_seen_styles": 40,
-}
 
 
 def make_items(name: str, count: int, first: int = 0) -> list[Item]:

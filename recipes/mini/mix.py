@@ -10,17 +10,13 @@ from random import Random
 
 from fastvlm.demo_data import words
 from fastvlm.demo_data.canvas import weathered
-from fastvlm.demo_data.clothes import draw_clothes
 from fastvlm.demo_data.emoji import draw_emoji, names_in
 from fastvlm.demo_data.fonts import Split
-from fastvlm.demo_data.kinds import DRAWERS, draw_letters
+from fastvlm.demo_data.kinds import draw_letters
 from fastvlm.demo_data.scene import Scene
-from fastvlm.demo_data.scene_questions import conversation
 from fastvlm.demo_data.shapes import draw_shapes
 from fastvlm.demo_data.text import draw_lines, draw_page, draw_word
-from fastvlm.demo_data.trap_questions import absent_colour, absent_shape, twin
 from fastvlm.demo_data.vocabulary import EMOJI_STYLES
-from fastvlm.demo_data.wording import Turn
 
 # Shares of the kinds of picture in each phase, in percent.
 ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, "word": 16, "shapes": 28, "emoji": 6}
@@ -28,12 +24,6 @@ ENCODER_MIX: dict[str, int] = {"page": 8, "grid": 22, "lines": 8, "letter": 12, 
 FIRST_JOINT_MIX: dict[str, int] = {"shapes": 72, "letter": 28}
 JOINT_MIX: dict[str, int] = {"shapes": 34, "letter": 10, "word": 40, "grid": 6, "emoji": 10}
 FIRST_JOINT_PICTURES = 20_000
-# After the second edition's own (`fastvlm.demo_data.kinds.MIX`): more of what it could not do and could learn.
-GUIDED_MIX: dict[str, int] = {
-    "fashion": 24, "word": 22, "shapes": 20, "easy": 9, "emoji": 8, "chart": 8, "lines": 4, "receipt": 2, "letter": 2,
-    "grid": 1,
-}  # fmt: skip
-GARMENTS, GARMENT_SHARES = (1, 2, 4), (30, 20, 50)  # in a picture: several teach the encoder more
 
 
 def joint_mix(index: int) -> dict[str, int]:
@@ -85,22 +75,3 @@ def draw(phase: str, index: int, mix: dict[str, int], split: Split = "train") ->
     scene = MAKERS[topic](rng, split)
     scene.image = weathered(rng, scene.image)
     return scene, rng
-
-
-def draw_guided(index: int, mix: dict[str, int] = GUIDED_MIX) -> tuple[Scene, list[Turn], Random]:
-    """Picture number `index` of the second edition's guided phase, its questions, and the generator to go on with.
-
-    A picture of shapes is always asked for one that is missing, and in the same words for one that is there.
-    """
-    rng = Random(f"guided:train:{index}")
-    kind = rng.choices(tuple(mix), tuple(mix.values()))[0]
-    if kind == "fashion":
-        scene = draw_clothes(rng, "train", rng.choices(GARMENTS, GARMENT_SHARES)[0])
-    else:
-        scene = DRAWERS[kind](rng, "train")
-    scene.image = weathered(rng, scene.image)
-    turns = conversation(rng, scene)
-    if kind == "shapes":
-        pair = [rng.choice((absent_colour, absent_shape))(rng, scene), twin(rng, scene)]
-        turns = [*[turn for turn in pair if turn is not None and turn not in turns], *turns]
-    return scene, turns, rng

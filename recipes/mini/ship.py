@@ -1,7 +1,7 @@
 """Writes the folder that is shipped, from the state of training, and checks it.
 
-    python -m recipes.mini.ship --run FOLDER --tokenizer FOLDER --out src/fastvlm/weights/mini
     python -m recipes.mini.ship --model FOLDER       # what `fastvlm train` wrote, which is fused already
+    python -m recipes.mini.ship --run FOLDER --tokenizer FOLDER --out src/fastvlm/weights/mini
 
 The encoder is fused for shipping; its feature maps of drawn pictures are compared before and after.
 """
@@ -9,6 +9,7 @@ The encoder is fused for shipping; its feature maps of drawn pictures are compar
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from recipes.mini.mix import JOINT_MIX, draw
 from recipes.mini.train import encoder_of, has_fused_encoder, new_model
 from transformers import AutoTokenizer, GenerationConfig
 
-from fastvlm.demo_data.canvas import SIZE
+from fastvlm.config import FastVlmConfig
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.processing.image_processor import FastVlmImageProcessor
 from fastvlm.processing.processor import FastVlmProcessor
@@ -54,6 +55,11 @@ def fused(model: FastVlmForConditionalGeneration, pictures: int = 32) -> tuple[f
     return float((before - after).abs().max()), float(before.abs().max())
 
 
+def side_px(config: FastVlmConfig) -> int:
+    """Of the square pictures that a checkpoint was trained with."""
+    return math.isqrt(config.image_seq_length) * int(config.vision_config.stride_px)
+
+
 def write_folder(model: FastVlmForConditionalGeneration, tokenizer: Any, out: Path) -> None:
     """Weights in bfloat16, configs, tokenizer and processor; documents that already lie in `out` stay."""
     out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +76,9 @@ def write_folder(model: FastVlmForConditionalGeneration, tokenizer: Any, out: Pa
         part.dtype = torch.bfloat16
     model.save_pretrained(out, max_shard_size=LARGEST_SHARD)
     processor = FastVlmProcessor(
-        FastVlmImageProcessor(image_size=SIZE), tokenizer, image_token_id=model.config.image_token_index
+        FastVlmImageProcessor(image_size=side_px(model.config)),
+        tokenizer,
+        image_token_id=model.config.image_token_index,
     )
     processor.save_pretrained(out)
     shutil.copy(Path(__file__).parents[2] / "LICENSE", out / "LICENSE")

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from recipes.mini.benchmark import GUIDED_QUICK_TESTS, QUICK_TESTS, WATCHED, Item, make_items
-from recipes.mini.conversation import IGNORED, Conversations, Encoded
+from recipes.mini.benchmark import QUICK_TESTS, WATCHED, Item, make_items
+from recipes.mini.conversation import IGNORED, VISUAL_TOKENS, Conversations, Encoded
 from recipes.mini.dense import DenseTarget, nothing_known
 from recipes.mini.dense_head import DenseBatch, DenseHead, dense_loss
 from recipes.mini.looks import Gaze, look_loss
@@ -36,7 +36,7 @@ from recipes.mini.loop import (
     set_learning_rate,
     to_pixels,
 )
-from recipes.mini.mix import draw, draw_guided, joint_mix
+from recipes.mini.mix import draw, joint_mix
 from recipes.mini.muon import Muon
 from recipes.mini.pretrain import collate_dense, encoder_groups, pixels_of, shown, to_training
 from recipes.mini.word_alignment import WordAlignment
@@ -85,22 +85,12 @@ class Batch:
 
 
 class Talks(Dataset[Sample]):
-    """Picture number `index` of the joint mix, or of the guided one, with a conversation about it."""
+    """Picture number `index` of the joint mix with a conversation about it."""
 
-    def __init__(self, tokenizer: Any, *, is_guided: bool = False) -> None:
-        self.conversations, self.is_guided = Conversations(tokenizer), is_guided
+    def __init__(self, tokenizer: Any) -> None:
+        self.conversations = Conversations(tokenizer)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._guided(index) if self.is_guided else self._joint(index)
-
-    def _guided(self, index: int) -> Sample:
-        scene, turns, rng = draw_guided(index)
-        is_easy = scene.topic == "easy"
-        pixels, target = (pixels_of(scene.image), nothing_known()) if is_easy else shown(scene)
-        looks = [reminder_of(turn) if is_easy else looks_of(scene, turn) for turn in turns]
-        return Sample(pixels, self._encoded(rng, turns, looks), target)
-
-    def _joint(self, index: int) -> Sample:
         scene, rng = draw("joint", index, joint_mix(index))
         if rng.random() < EASY_SHARE:
             table = easy_questions.turns_by_picture("train")
@@ -156,6 +146,7 @@ def collate(samples: list[Sample]) -> Batch:
 def new_model(tokenizer: Any, *, is_fused: bool = False) -> FastVlmForConditionalGeneration:
     """The mini in training form: a multi-branch encoder (or one that was shipped: fused), everything at random."""
     config = FastVlmConfig.preset("mini")
+    config.image_seq_length = VISUAL_TOKENS
     if config.text_config.vocab_size != len(tokenizer):
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.text_config.vocab_size} rows")
     config.vision_config.model_args = {**(config.vision_config.model_args or {}), "inference_mode": is_fused}
@@ -301,9 +292,8 @@ class Joint:
 def train(run: Path, tokenizer: Any, schedule: Schedule, options: argparse.Namespace) -> None:
     """Run phase B until its time is over or FOLDER/stop appears."""
     joint, log = Joint(run, tokenizer, options), Log(run / "joint.jsonl")
-    talks = Talks(tokenizer, is_guided=options.guided)
-    quick = GUIDED_QUICK_TESTS if options.guided else QUICK_TESTS
-    tests = {name: make_items(name, count, WATCHED) for name, count in quick.items()}
+    talks = Talks(tokenizer)
+    tests = {name: make_items(name, count, WATCHED) for name, count in QUICK_TESTS.items()}
     progress = joint.progress
 
     def measure() -> None:
@@ -337,7 +327,6 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder for state and log")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="a shipped folder to go on from; its fused encoder stays fused")
-    parser.add_argument("--guided", action="store_true", help="the second edition's pictures instead of the first's")
     parser.add_argument("--minutes", type=float, default=60.0, help="training time over all resumptions")
     parser.add_argument("--decay", type=float, default=0.3, help="share of the minutes over which the rates fall to 0")
     parser.add_argument("--batch", type=int, default=24)

@@ -90,10 +90,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             tie_word_embeddings=False,
         ),
     },
-    # The shipped `fastvlm-mini`: the same design, a quarter of the width, 256 px, and a tokenizer of its own.
+    # The shipped `fastvlm-mini`: the same design, a quarter of the width, 512 px, and a tokenizer of its own.
     "mini": {
         "image_token_index": 4095,
-        "image_seq_length": 16,
+        "image_seq_length": 64,
         "text_config": _qwen2(
             vocab_size=4096,
             hidden_size=320,

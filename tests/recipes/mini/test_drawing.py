@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipes.mini.dense import CLASS_OF, EMOJI_CLASS, centre_cell, dense_target
-from recipes.mini.mix import ENCODER_MIX, GUIDED_MIX, JOINT_MIX, MAKERS, draw, draw_guided
+from recipes.mini.mix import ENCODER_MIX, JOINT_MIX, MAKERS, draw
 
 from fastvlm.demo_data import words
 from fastvlm.demo_data.canvas import SIZE, jittered
 from fastvlm.demo_data.fonts import HELD_OUT_FAMILIES, families
-from fastvlm.demo_data.kinds import DRAWERS
 from fastvlm.demo_data.scene import Scene
 from fastvlm.demo_data.scene_questions import turns_of
 from fastvlm.demo_data.shapes import TRAIN_PAIRS, draw_shapes
@@ -175,26 +174,6 @@ def test_questions_vary_and_none_is_empty() -> None:
         assert all(question.strip() and answer.strip() for question, answer in turns)
         asked.update(question for question, _ in turns)
     assert len(asked) > 150
-
-
-@pytest.mark.parametrize("kind", ["shapes", "chart", "receipt", "word", "lines"])
-def test_the_guided_phase_draws_the_same_again(kind: str) -> None:
-    (first, turns, _), (again, turns_again, _) = (draw_guided(7, {kind: 1}) for _ in range(2))
-    assert first.image.tobytes() == again.image.tobytes() and turns == turns_again
-    assert first.image.tobytes() != draw_guided(8, {kind: 1})[0].image.tobytes()
-    assert kind in GUIDED_MIX and set(GUIDED_MIX) <= set(DRAWERS)
-
-
-def test_in_the_guided_phase_shapes_are_asked_for_what_is_missing_and_for_what_is_there() -> None:
-    answerable = 0
-    for index in range(40):
-        scene, turns, _ = draw_guided(index, {"shapes": 1})
-        words_there = {word for shape in scene.shapes() for word in (shape.name, shape.colour)}
-        missing = turns[0][1].removeprefix("There is no ").removesuffix(" in the image.").split()[0]
-        assert turns[0][1].startswith("There is no ") and missing not in words_there
-        assert len(turns) == len(set(turns))
-        answerable += not turns[1][1].startswith("There is no ")
-    assert answerable > 30
 
 
 def test_dense_targets_point_at_the_things() -> None:
