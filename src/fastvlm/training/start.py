@@ -77,7 +77,6 @@ def open_start(recipe: Recipe) -> Start:
     plain.config.name_or_path = recipe.model
     if not torch.cuda.is_available() or recipe.grounding is not None:  # which reads the attention itself
         plain.model.language_model.set_attn_implementation("eager")  # SDPA's backward on a CPU takes half as long again
-    plain.model.vision_tower.to(memory_format=torch.channels_last)
     set_trainable(plain, recipe)
     if recipe.base_bits != 16:
         round_base(plain, recipe.base_bits, dtype)

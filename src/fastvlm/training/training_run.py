@@ -233,6 +233,8 @@ class TrainingRun:
             eval_dataset=aside,
             data_collator=Collator(processor.tokenizer.pad_token_id or 0),
         )
+        if not trainer.is_deepspeed_enabled:  # which sends weights to the other processes as they lie
+            start.plain.model.vision_tower.to(memory_format=torch.channels_last)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             for key in ("ema", "grounding"):
                 if getattr(self.recipe, key) is not None:
