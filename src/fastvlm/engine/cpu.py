@@ -32,6 +32,8 @@ class CpuKernels:
             such kernel, or its layout is not known here.
         has_fast_plain_float32: ``F.linear`` multiplies many rows in float32 faster than packed weights do (AVX2 with
             MKL; docs/performance.md).
+        has_bfloat16_tiles: bfloat16 products in tile registers (AMX), so fast that what is done to their results costs
+            as much as they do.
     """
 
     has_packed_float32: bool
@@ -40,6 +42,7 @@ class CpuKernels:
     has_packed_int8: bool
     int4_block: int
     has_fast_plain_float32: bool
+    has_bfloat16_tiles: bool
 
     @property
     def many_rows_dtype(self) -> torch.dtype:
@@ -50,6 +53,10 @@ class CpuKernels:
         """True if packed linears of this dtype work here."""
         return {torch.float32: self.has_packed_float32, torch.bfloat16: self.has_packed_bfloat16}.get(dtype, False)
 
+    def has_tiles(self, dtype: torch.dtype) -> bool:
+        """True if products of this dtype are computed in tile registers."""
+        return dtype == torch.bfloat16 and self.has_bfloat16_tiles
+
 
 @functools.cache
 def cpu_kernels() -> CpuKernels:
@@ -58,13 +65,15 @@ def cpu_kernels() -> CpuKernels:
     is_avx512 = capability == "AVX512"
     blocks = {"AVX512": (64,), "AVX2": (32,)}.get(capability, ())
     has_amx, has_vnni = torch.cpu._is_amx_tile_supported(), torch.cpu._is_vnni_supported()
+    has_packed_bfloat16 = is_avx512 and _works(lambda: _packed_linear_gap(torch.bfloat16))
     return CpuKernels(
         has_packed_float32=_works(lambda: _packed_linear_gap(torch.float32)),
-        has_packed_bfloat16=is_avx512 and _works(lambda: _packed_linear_gap(torch.bfloat16)),
+        has_packed_bfloat16=has_packed_bfloat16,
         has_fast_bfloat16=torch.cpu._is_avx512_bf16_supported() or has_amx,
         has_packed_int8=(has_vnni or has_amx) and _works(_packed_int8_gap),
         int4_block=next((block for block in blocks if _works(functools.partial(_int4_layout_gap, block))), 0),
         has_fast_plain_float32=capability == "AVX2" and torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
+        has_bfloat16_tiles=has_packed_bfloat16 and has_amx,
     )
 
 

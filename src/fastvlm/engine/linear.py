@@ -24,6 +24,7 @@ __all__ = [
     "LinearFactory",
     "PackedLinear",
     "PlainLinear",
+    "gelu_",
     "many_rows_linear",
     "packed_linear",
     "packed_linear_in",
@@ -60,6 +61,10 @@ class PlainLinear:
         y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
         return (F.gelu(y) if self.activation == "gelu" else y).to(x.dtype)
 
+    def added(self, x: Tensor, other: Tensor) -> Tensor:
+        """`other` (..., out) plus the outputs; `other` may be overwritten."""
+        return other.add_(self(x))
+
     @property
     def num_bytes(self) -> int:
         """Memory that the weight takes."""
@@ -73,15 +78,18 @@ class PlainLinear:
 class PackedLinear:
     """oneDNN's inner product on a weight that was laid out once in the order in which the kernel reads it.
 
-    ``F.linear`` lays a bfloat16 weight out again at every call, which at one row doubles the time. Bias and GELU are
-    added while the result is in registers. The packed weight takes the place of the plain one (:meth:`dense` gets it
-    back, bit for bit), and serves any number of rows.
+    ``F.linear`` lays a bfloat16 weight out again at every call, which at one row doubles the time. The bias is added
+    while the result is in registers, and GELU too, but behind products in tile registers (AMX), where a pass of its own
+    takes less time. The packed weight takes the place of the plain one (:meth:`dense` gets it back, bit for bit), and
+    serves any number of rows.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> None:
         self.out_features, self.num_bytes = weight.shape[0], weight.nbytes
         self.activation = activation
         self.bias = None if bias is None else bias.detach().to(weight.dtype)
+        self._has_tiles = cpu_kernels().has_tiles(weight.dtype)
+        self._fused: Activation = "none" if self._has_tiles else activation
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
         give_back(weight)
 
@@ -89,13 +97,26 @@ class PackedLinear:
         """(..., in) of the weight's dtype -> (..., out)."""
         if not x.numel():  # oneDNN refuses empty tensors
             return x.new_empty(*x.shape[:-1], self.out_features)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, self.activation, [], "none")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, self._fused, [], "none")
+        return y if self._fused == self.activation else gelu_(y)
+
+    def added(self, x: Tensor, other: Tensor) -> Tensor:
+        """`other` (..., out) plus the outputs, of a layer without activation; `other` may be overwritten."""
+        if not self._has_tiles or not x.numel():
+            return other.add_(self(x))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, "add")
         return y
 
     def dense(self) -> Tensor:
         """The weight (out, in)."""
         weight: Tensor = self._packed.to_dense()
         return weight
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """Exact GELU, in place."""
+    y: Tensor = torch.ops.aten.gelu_(x)
+    return y
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> PlainLinear:

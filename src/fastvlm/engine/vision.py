@@ -5,9 +5,10 @@ differently from :class:`~fastvlm.model.fastvithd.FastViTHD`, which stays the me
 
 - BatchNorms and layer scales are folded (``FastViTHD.deploy()``), attention's scale into the query's weight;
 - 1x1 convolutions are linears on rows, packed, with bias and GELU fused, where that is fastest;
+- the stem goes over bands of rows, so that no map is larger than what memory is kept for between calls;
 - the FFNs go over tiles of rows whose 4x wider hidden map stays in cache, and add to their residual in place;
 - a convolution with m outputs a channel is m depthwise ones: oneDNN has a fast kernel for those alone;
-- attention goes over as many heads at a time as keep their scores in cache.
+- attention goes over as many heads at a time as keep their scores in cache, or, with AMX, is torch's own.
 
 What each of these gains is in docs/performance.md.
 """
@@ -23,18 +24,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvlm.encoder_config import ATTENTION_HEAD_DIM
-from fastvlm.engine.linear import Activation, PackedLinear, PlainLinear, many_rows_linear, packed_linear
+from fastvlm.engine.cpu import cpu_kernels
+from fastvlm.engine.linear import Activation, PackedLinear, PlainLinear, gelu_, many_rows_linear, packed_linear
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
 from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens, deployed
 
-__all__ = ["Convolution", "FastEncoder", "FastImageEmbedder", "Ffn", "tile_rows"]
+__all__ = ["Convolution", "FastEncoder", "FastImageEmbedder", "Ffn", "InBands", "tile_rows"]
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 Step = Callable[[Tensor], Tensor]
 # Rows (positions) a thread works on at a time: 0.75 MB of hidden map in the first stage, 1.5 MB in the second.
 TILE_ROWS_PER_THREAD = 1024
+# The same with products in tile registers: there, reading the weights again for each tile takes longer than writing
+# the hidden map to memory. Above 32 MB of it, that memory would be fresh from the system at every call.
+TILE_ROWS_PER_THREAD_AMX = 4096
+BAND_PIXELS = 1 << 18  # pixels of pictures that make a band of the stem: 12 MB of its widest map
 SCORE_BYTES = 2 << 20  # attention scores that are held at a time: one head of 1024 tokens in bfloat16
 
 
@@ -53,9 +59,8 @@ class FastEncoder:
         first = next(encoder.parameters())
         self.dtype, self.device, self.config = dtype or first.dtype, first.device, encoder.config
         # A part at a time, in memory that the part before it has left.
-        self.steps: list[Step] = []
-        for block in encoder.stem:
-            self.steps += _mobile_one(_folded(block), self.dtype)
+        stem = [step for block in encoder.stem for step in _mobile_one(_folded(block), self.dtype)]
+        self.steps: list[Step] = [InBands(stem)]
         for stage in encoder.stages:
             self.steps += _stage(stage, self.dtype)
         self.steps += _mobile_one(_folded(encoder.final_conv), self.dtype)
@@ -140,7 +145,7 @@ def _patch_embed(embed: PatchEmbed, dtype: torch.dtype) -> list[Step]:
     if isinstance(large.se, SqueezeExcite):
         steps.append(_Gate(large.se, dtype, conv.order))
     if isinstance(large.act, nn.GELU):
-        steps.append(_gelu)
+        steps.append(gelu_)
     return [*steps, *_mobile_one(embed.proj[1], dtype, conv.order)]
 
 
@@ -151,8 +156,8 @@ def _mobile_one(block: Any, dtype: torch.dtype, order: Tensor | None = None) -> 
     if _is_pointwise(conv):
         fused: Activation = "gelu" if has_act and not gates else "none"
         steps: list[Step] = [_pointwise(conv, dtype, fused, order), *gates]
-        return [*steps, _gelu] if has_act and gates else steps
-    return [Convolution(conv, dtype), *gates, *([_gelu] if has_act else [])]
+        return [*steps, gelu_] if has_act and gates else steps
+    return [Convolution(conv, dtype), *gates, *([gelu_] if has_act else [])]
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
@@ -172,12 +177,6 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def _gelu(x: Tensor) -> Tensor:
-    """Exact GELU, in place."""
-    y: Tensor = torch.ops.aten.gelu_(x)
-    return y
-
-
 class Convolution:
     """A convolution on NHWC; with m > 1 outputs a channel, m depthwise ones, each a weight and a bias in `kernels`.
 
@@ -186,7 +185,7 @@ class Convolution:
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, *, keeps_order: bool = True) -> None:
-        self._stride, self._padding = conv.stride, conv.padding
+        self._stride, self._padding, self._kernel_height = conv.stride, _padding(conv), conv.kernel_size[0]
         is_depthwise = conv.in_channels == conv.groups
         multiple = conv.out_channels // conv.in_channels if is_depthwise else 1
         self._groups = conv.groups
@@ -205,14 +204,65 @@ class Convolution:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) -> (B, H', W', C_out), a new tensor."""
+        return self._convolve(x, self._padding)
+
+    def on_rows(self, x: Tensor) -> Tensor:
+        """The same without padding above and below."""
+        return self._convolve(x, (0, self._padding[1]))
+
+    def out_height(self, height: int) -> int:
+        """H' of H."""
+        return (height + 2 * self._padding[0] - self._kernel_height) // self._stride[0] + 1
+
+    def rows_needed(self, first: int, stop: int) -> tuple[int, int]:
+        """Rows of the input, from-to, that rows `first` to `stop` of the result are made of; padding included."""
+        start = first * self._stride[0] - self._padding[0]
+        return start, start + (stop - first - 1) * self._stride[0] + self._kernel_height
+
+    def _convolve(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
         x = x.permute(0, 3, 1, 2)
-        parts = [self._convolve(x, weight, bias) for weight, bias in self.kernels]
+        maps = [F.conv2d(x, weight, bias, self._stride, padding, groups=self._groups) for weight, bias in self.kernels]
+        parts = [y.permute(0, 2, 3, 1).contiguous() for y in maps]  # it is, but for some maps of one row or column
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y if self._restore is None else y[..., self._restore]
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = F.conv2d(x, weight, bias, self._stride, self._padding, groups=self._groups)
-        return y.permute(0, 2, 3, 1).contiguous()  # it is, but for some maps of one row or column
+
+def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
+    if isinstance(conv.padding, str):
+        raise TypeError(f"Padding is {conv.padding!r}; expected numbers.")
+    return conv.padding
+
+
+class InBands:
+    """Steps, of which the first is a convolution, done for a band of rows of their result after another.
+
+    The stem's widest map is 50 MB at 1024 px: as a whole it would be fresh memory from the system at every call, which
+    costs more time than the arithmetic. Steps other than convolutions must treat each row alone.
+    """
+
+    def __init__(self, steps: list[Step]) -> None:
+        self._steps = steps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H', W', C'), a new tensor."""
+        heights = [x.shape[1]]
+        for step in self._steps:
+            heights.append(step.out_height(heights[-1]) if isinstance(step, Convolution) else heights[-1])
+        size = heights[-1] if x.device.type != "cpu" else max(1, BAND_PIXELS * heights[-1] // x.shape[:3].numel())
+        starts = range(0, heights[-1], size)
+        return torch.cat([self._rows(x, heights, start, min(start + size, heights[-1])) for start in starts], 1)
+
+    def _rows(self, x: Tensor, heights: list[int], first: int, stop: int) -> Tensor:
+        """Rows `first` to `stop` of the result of the first ``len(heights) - 1`` steps on `x`."""
+        if len(heights) == 1:
+            return x[:, first:stop]
+        step, before = self._steps[len(heights) - 2], heights[:-1]
+        if not isinstance(step, Convolution):
+            return step(self._rows(x, before, first, stop))
+        start, end = step.rows_needed(first, stop)
+        above, below = max(0, -start), max(0, end - before[-1])
+        rows = self._rows(x, before, start + above, end - below)
+        return step.on_rows(F.pad(rows, (0, 0, 0, 0, above, below)) if above or below else rows)
 
 
 class _Gate:
@@ -232,7 +282,7 @@ class _Gate:
 
 
 class Ffn:
-    """``x + ConvFFN(x)``, in place: `conv` (7x7), `widen` with GELU, `narrow`."""
+    """``x + ConvFFN(x)``, `x` being overwritten or dropped: `conv` (7x7), `widen` with GELU, `narrow`."""
 
     def __init__(self, mlp: Any, dtype: torch.dtype) -> None:
         self.conv = Convolution(mlp.conv, dtype)
@@ -242,14 +292,21 @@ class Ffn:
         """(B, H, W, C)."""
         inputs, outputs = self.conv(x).flatten(0, 2), x.flatten(0, 2)
         size = tile_rows(x)
+        if len(inputs) <= size:
+            return self.narrow.added(self.widen(inputs), outputs).view(x.shape)
         for rows, residual in zip(torch.split(inputs, size), torch.split(outputs, size), strict=True):
-            residual.add_(self.narrow(self.widen(rows)))
+            result = self.narrow.added(self.widen(rows), residual)
+            if result is not residual:
+                residual.copy_(result)
         return x
 
 
 def tile_rows(x: Tensor) -> int:
     """Rows of a tile on the device of `x`; all of them where there is no cache to mind."""
-    return TILE_ROWS_PER_THREAD * torch.get_num_threads() if x.device.type == "cpu" else x.shape[:3].numel()
+    if x.device.type != "cpu":
+        return x.shape[:3].numel()
+    size = TILE_ROWS_PER_THREAD_AMX if cpu_kernels().has_tiles(x.dtype) else TILE_ROWS_PER_THREAD
+    return size * torch.get_num_threads()
 
 
 class _Attention:
@@ -269,18 +326,18 @@ class _Attention:
         weight, bias, eps = self._norm
         qkv = self._qkv(F.layer_norm(x, (channels,), weight, bias, eps))
         heads = qkv.reshape(batch, height * width, 3, -1, ATTENTION_HEAD_DIM).permute(2, 0, 3, 1, 4)
-        mixed = _attend(*heads.flatten(1, 2).contiguous().unbind(0))
-        mixed = mixed.reshape(batch, -1, height * width, ATTENTION_HEAD_DIM).transpose(1, 2)
-        return x.add_(self._proj(mixed.reshape(x.shape)))
+        mixed = _attend(*heads.unbind(0)).transpose(1, 2)
+        return self._proj.added(mixed.reshape(x.shape), x)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax-weighted values (heads, N, 32); the query is scaled already."""
-    if query.device.type != "cpu":
+    """Softmax-weighted values (B, heads, N, 32); the query is scaled already."""
+    if query.device.type != "cpu" or cpu_kernels().has_tiles(query.dtype):
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    num_tokens = query.shape[1]
+    shape, num_tokens = query.shape, query.shape[2]
     size = max(1, SCORE_BYTES // (num_tokens * num_tokens * query.element_size()))
+    query, key, value = (tensor.flatten(0, 1).contiguous() for tensor in (query, key, value))
     mixed = torch.empty_like(query)
     for q, k, v, out in zip(*(torch.split(t, size) for t in (query, key, value, mixed)), strict=True):
         torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v, out=out)
-    return mixed
+    return mixed.view(shape)
