@@ -36,6 +36,23 @@ def test_equals_f_linear_for_any_shape(rows, inputs, outputs, dtype, has_bias, a
     assert (result.double() - expected).abs().max() <= TOLERANCES[dtype] * (1 + expected.abs().max())
 
 
+@pytest.mark.parametrize("has_tiles", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0, 24), (5, 24), (2, 3, 24)])
+def test_with_and_without_tile_registers_gelu_and_sums_are_the_same(monkeypatch, has_tiles, dtype, shape):
+    kernels = dataclasses.replace(cpu_kernels(), has_bfloat16_tiles=has_tiles)
+    monkeypatch.setattr(linear, "cpu_kernels", lambda: kernels)
+    _, weight, bias = layer(1, 24, 10, dtype)
+    x, other = torch.randn(shape).to(dtype), torch.randn(*shape[:-1], 10).to(dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    result = packed_linear(weight, bias, "gelu")(x)
+    torch.testing.assert_close(result, F.gelu(exact).to(dtype), atol=tolerance, rtol=tolerance)
+    for make in (plain_linear, packed_linear):
+        added = make(weight, bias).added(x, other.clone())
+        torch.testing.assert_close(added, (exact + other.double()).to(dtype), atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("make", [plain_linear, packed_linear])
 @pytest.mark.parametrize("shape", [(0, 24), (2, 0, 24), (24,), (2, 3, 24), (2, 1, 5, 24)])
 def test_any_number_of_leading_dimensions(make, shape):

@@ -1,10 +1,12 @@
 """The fast encoder equals the plain one, for any encoder and any picture."""
 
 import copy
+import dataclasses
 
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from encoder_strategy import encoders
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,8 @@ from linears import NO_KERNELS, relative_gap
 
 from fastvlm import FastViTHD, FastViTHDConfig
 from fastvlm.engine import linear, vision
-from fastvlm.engine.vision import FastEncoder, FastImageEmbedder
+from fastvlm.engine.cpu import cpu_kernels
+from fastvlm.engine.vision import Convolution, FastEncoder, FastImageEmbedder, InBands
 from fastvlm.model.fastvithd import as_feature_tokens
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -147,6 +150,50 @@ def test_tiles_of_any_size_give_the_same(monkeypatch, rows):
     plain = encoder()
     monkeypatch.setattr(vision, "tile_rows", lambda x: rows)
     assert gap(plain, tiny.pictures(1, 64, 128)) < BOUNDS[torch.float32]
+
+
+@pytest.mark.parametrize("pixels", [1, 700, 5_000, 1 << 30])
+@pytest.mark.parametrize("size", [(1, 128, 64), (2, 67, 90), (1, 1, 130)])
+def test_a_stem_in_bands_of_any_height_gives_the_same(monkeypatch, pixels, size):
+    stem, picture = FastEncoder(encoder()).steps[0], tiny.pictures(*size).permute(0, 2, 3, 1)
+    assert isinstance(stem, InBands)
+    whole = picture
+    for step in stem.steps:
+        whole = step(whole)
+    monkeypatch.setattr(vision, "BAND_PIXELS", pixels)
+    torch.testing.assert_close(stem(picture), whole, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", range(5))
+def test_rows_of_a_convolution_are_made_of_the_rows_it_says(first):
+    conv = Convolution(torch.nn.Conv2d(3, 6, 7, stride=2, padding=3, groups=3), torch.float32)
+    x = torch.randn(2, 21, 16, 3)
+    start, stop = conv.rows_needed(first, first + 3)
+    padded = F.pad(x, (0, 0, 0, 0, 3, 3))
+    with torch.no_grad():
+        expected = conv(x)
+        assert conv.out_height(21) == expected.shape[1]
+        rows = conv.on_rows(padded[:, start + 3 : stop + 3])
+    torch.testing.assert_close(rows, expected[:, first : first + 3])
+
+
+@pytest.mark.parametrize("has_tiles", [False, True])
+@pytest.mark.parametrize("rows", [100, 1 << 20])
+def test_with_and_without_tile_registers_the_features_are_the_same(monkeypatch, has_tiles, rows):
+    kernels = dataclasses.replace(cpu_kernels(), has_bfloat16_tiles=has_tiles)
+    monkeypatch.setattr(linear, "cpu_kernels", lambda: kernels)
+    monkeypatch.setattr(vision, "cpu_kernels", lambda: kernels)
+    monkeypatch.setattr(vision, "tile_rows", lambda x: rows)
+    assert gap(encoder(), tiny.pictures(2, 160, 96), torch.bfloat16) < BOUNDS[torch.bfloat16]
+
+
+def test_tiles_are_larger_behind_tile_registers(monkeypatch):
+    sizes = []
+    for has_tiles in (False, True):
+        kernels = dataclasses.replace(cpu_kernels(), has_bfloat16_tiles=has_tiles)
+        monkeypatch.setattr(vision, "cpu_kernels", lambda kernels=kernels: kernels)
+        sizes.append([vision.tile_rows(torch.empty(1, 2, 2, 8, dtype=dtype)) for dtype in DTYPES])
+    assert sizes[0][0] == sizes[0][1] == sizes[1][0] < sizes[1][1]
 
 
 @pytest.mark.parametrize("num_bytes", [1, 600, 1 << 30])

@@ -241,12 +241,12 @@ class InBands:
     """
 
     def __init__(self, steps: list[Step]) -> None:
-        self._steps = steps
+        self.steps = steps
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C'), a new tensor."""
         heights = [x.shape[1]]
-        for step in self._steps:
+        for step in self.steps:
             heights.append(step.out_height(heights[-1]) if isinstance(step, Convolution) else heights[-1])
         size = heights[-1] if x.device.type != "cpu" else max(1, BAND_PIXELS * heights[-1] // x.shape[:3].numel())
         starts = range(0, heights[-1], size)
@@ -256,7 +256,7 @@ class InBands:
         """Rows `first` to `stop` of the result of the first ``len(heights) - 1`` steps on `x`."""
         if len(heights) == 1:
             return x[:, first:stop]
-        step, before = self._steps[len(heights) - 2], heights[:-1]
+        step, before = self.steps[len(heights) - 2], heights[:-1]
         if not isinstance(step, Convolution):
             return step(self._rows(x, before, first, stop))
         start, end = step.rows_needed(first, stop)
