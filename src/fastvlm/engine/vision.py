@@ -206,16 +206,27 @@ class Convolution:
         """(B, H, W, C_in) -> (B, H', W', C_out), a new tensor."""
         return self._convolve(x, self._padding)
 
-    def on_rows(self, x: Tensor) -> Tensor:
-        """The same without padding above and below."""
+    def rows(self, x: Tensor, height: int, first: int, stop: int) -> Tensor:
+        """Rows `first` to `stop` of the result; `x` holds those of its `height` rows that :meth:`rows_needed` says."""
+        start, end = self._reach(first, stop)
+        above, below = max(0, -start), max(0, end - height)
+        if above == self._padding[0]:  # oneDNN pads for nothing; rows that it makes below are too many
+            return self._convolve(x, self._padding)[:, : stop - first]
+        if above or below:
+            x = F.pad(x, (0, 0, 0, 0, above, below))
         return self._convolve(x, (0, self._padding[1]))
 
     def out_height(self, height: int) -> int:
         """H' of H."""
         return (height + 2 * self._padding[0] - self._kernel_height) // self._stride[0] + 1
 
-    def rows_needed(self, first: int, stop: int) -> tuple[int, int]:
-        """Rows of the input, from-to, that rows `first` to `stop` of the result are made of; padding included."""
+    def rows_needed(self, height: int, first: int, stop: int) -> tuple[int, int]:
+        """Of `height` rows of input those, from-to, that rows `first` to `stop` of the result are made of."""
+        start, end = self._reach(first, stop)
+        return max(0, start), min(end, height)
+
+    def _reach(self, first: int, stop: int) -> tuple[int, int]:
+        """As :meth:`rows_needed`, rows of padding included."""
         start = first * self._stride[0] - self._padding[0]
         return start, start + (stop - first - 1) * self._stride[0] + self._kernel_height
 
@@ -248,9 +259,10 @@ class InBands:
         heights = [x.shape[1]]
         for step in self.steps:
             heights.append(step.out_height(heights[-1]) if isinstance(step, Convolution) else heights[-1])
-        size = heights[-1] if x.device.type != "cpu" else max(1, BAND_PIXELS * heights[-1] // x.shape[:3].numel())
-        starts = range(0, heights[-1], size)
-        return torch.cat([self._rows(x, heights, start, min(start + size, heights[-1])) for start in starts], 1)
+        height, pixels = heights[-1], x.shape[:3].numel()
+        size = height if x.device.type != "cpu" else max(1, BAND_PIXELS * height // pixels)
+        bands = [self._rows(x, heights, start, min(start + size, height)) for start in range(0, height, size)]
+        return bands[0] if len(bands) == 1 else torch.cat(bands, 1)
 
     def _rows(self, x: Tensor, heights: list[int], first: int, stop: int) -> Tensor:
         """Rows `first` to `stop` of the result of the first ``len(heights) - 1`` steps on `x`."""
@@ -259,10 +271,8 @@ class InBands:
         step, before = self.steps[len(heights) - 2], heights[:-1]
         if not isinstance(step, Convolution):
             return step(self._rows(x, before, first, stop))
-        start, end = step.rows_needed(first, stop)
-        above, below = max(0, -start), max(0, end - before[-1])
-        rows = self._rows(x, before, start + above, end - below)
-        return step.on_rows(F.pad(rows, (0, 0, 0, 0, above, below)) if above or below else rows)
+        rows = self._rows(x, before, *step.rows_needed(before[-1], first, stop))
+        return step.rows(rows, before[-1], first, stop)
 
 
 class _Gate:
