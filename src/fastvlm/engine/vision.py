@@ -75,7 +75,7 @@ class FastEncoder:
     @torch.no_grad()
     def slices(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
         """The same in steps: it can be left alone, or dropped, after each; the map is what the generator returns."""
-        x = pixel_values.to(self.dtype).permute(0, 2, 3, 1)
+        x = pixel_values.to(self.dtype).permute(0, 2, 3, 1).contiguous()
         for step in self.steps:
             x = step(x)
             yield
@@ -185,7 +185,8 @@ class Convolution:
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, *, keeps_order: bool = True) -> None:
-        self._stride, self._padding, self._kernel_height = conv.stride, _padding(conv), conv.kernel_size[0]
+        self._stride, self._padding = conv.stride, _padding(conv)
+        self._kernel_height, self._kernel_width = conv.kernel_size
         is_depthwise = conv.in_channels == conv.groups
         multiple = conv.out_channels // conv.in_channels if is_depthwise else 1
         self._groups = conv.groups
@@ -231,6 +232,10 @@ class Convolution:
         return start, start + (stop - first - 1) * self._stride[0] + self._kernel_height
 
     def _convolve(self, x: Tensor, padding: tuple[int, ...]) -> Tensor:
+        width = x.shape[2]
+        if self._groups == 1 and width + 2 * padding[1] < self._kernel_width + self._stride[1]:
+            # One column of results: there oneDNN 3.12 reads memory that nobody wrote (AMX, few channels). Make two.
+            return self._convolve(F.pad(x, (0, 0, 0, self._stride[1])), padding)[:, :, :1]
         x = x.permute(0, 3, 1, 2)
         maps = [F.conv2d(x, weight, bias, self._stride, padding, groups=self._groups) for weight, bias in self.kernels]
         parts = [y.permute(0, 2, 3, 1).contiguous() for y in maps]  # it is, but for some maps of one row or column
