@@ -60,6 +60,18 @@ def test_activations_are_at_most_half_a_step_of_the_last_term_off(shape, dtype, 
 
 
 @needs_kernel
+@pytest.mark.parametrize("num_terms", [1, 2])
+def test_one_bfloat16_row_is_rounded_as_finely_as_many(num_terms):
+    """A sum in bfloat16 would lose the second term, and half of the first."""
+    x, weight, _ = layer(16, 896, 1152)
+    x, rounded = x.bfloat16(), quantise_int8(weight)
+    made = Int8DynamicLinear(rounded, None, num_terms)
+    alone = torch.cat([made(row[None]) for row in x])
+    exact = F.linear(restored(x, num_terms), rounded.dequantise().double())
+    assert relative_gap(alone, exact) < 2**-8
+
+
+@needs_kernel
 @settings(max_examples=60, deadline=None)
 @given(shape=SHAPES, has_bias=st.booleans(), num_terms=st.sampled_from([1, 2]))
 def test_dynamic_equals_the_product_of_what_was_rounded(shape, has_bias, num_terms):

@@ -12,8 +12,6 @@ Two kernels read them:
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,8 +48,9 @@ def quantise_rows(x: Tensor, num_terms: int = 2) -> tuple[Tensor, Tensor]:
     ``x ~ (first - 128 + (second - 128) / 254) * scales``. A row that is not finite has a scale that is not finite, so
     its result shows it.
     """
-    scales = x.abs().amax(-1, keepdim=True).float().clamp_min_(TINIEST_ROW).div_(ROW_LARGEST)
-    return _terms(x.float().div(scales).add_(ROW_ZERO_POINT + 0.5), num_terms), scales
+    x = x.float()  # first: whatever follows is faster in float32, and exact
+    scales = x.abs().amax(-1, keepdim=True).clamp_min_(TINIEST_ROW).div_(ROW_LARGEST)
+    return _terms(x.div(scales).add_(ROW_ZERO_POINT + 0.5), num_terms), scales
 
 
 def _terms(shifted: Tensor, num_terms: int) -> Tensor:
@@ -97,9 +96,10 @@ class Int8DynamicLinear:
 
     def _one_row(self, row: Tensor) -> Tensor:
         """As `_many_rows` with fewer calls around the kernel: one scale can be a number, and is fused."""
-        largest = float(torch.linalg.vector_norm(row, math.inf))
-        scale = max(largest, TINIEST_ROW) / ROW_LARGEST
-        terms = _terms(torch.add(self._offset, row, alpha=1 / scale), self._num_terms)
+        low, high = torch.aminmax(row)  # a third of the time of a norm
+        scale = max(float(high), -float(low), TINIEST_ROW) / ROW_LARGEST
+        # In float32: a sum of a number and a bfloat16 row is bfloat16, whose steps around 128 are as large as the terms'.
+        terms = _terms(torch.add(self._offset, row.float(), alpha=1 / scale), self._num_terms)
         if self._num_terms == 1:
             return self._multiply(terms, scale, self._bias, row.dtype)
         y = self._multiply(terms, scale, self._shared_bias, torch.float32)
