@@ -189,7 +189,7 @@ def test_products_are_exchangeable(model):
 
     decoder = Decoder(model, num_slots=1, context=CONTEXT, make_linear=doubled_then_halved)
     kv = model.config.text_config.num_key_value_heads * 8
-    layer = [(32 + 2 * kv, 32), (32, 32), (48, 32), (48, 32), (32, 48)]
+    layer = [(32 + 2 * kv, 32), (32, 32), (2 * 48, 32), (32, 48)]
     assert shapes == [(tiny.VOCAB, 32), *layer, *layer]
     assert_same(decoder.prefill(decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
 

@@ -127,7 +127,7 @@ from fastvlm.engine import linear
 from fastvlm.engine.decoder import Decoder
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 
-linear.LARGEST_BUFFER = 2_000_000  # less than this model's head, as with the published ones
+linear.LARGEST_BUFFER = 3_000_000  # less than this model's head, as with the published ones
 model = FastVlmForConditionalGeneration.from_pretrained(sys.argv[1], dtype="auto")
 products = []
 

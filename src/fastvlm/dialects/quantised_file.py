@@ -43,14 +43,13 @@ __all__ = [
 QUANTISED_FILE = "fastvlm_quantised.safetensors"
 REST_FILE = "fastvlm_rest.safetensors"
 REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the products that it belongs to
-_FORMAT = "2"
+_FORMAT = "3"
 _AGAIN = "Quantise the model again."
 Bits = Literal[4, 8]
 _LAYER_PRODUCTS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
-    ("mlp.gate_proj",),
-    ("mlp.up_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
 

@@ -31,22 +31,21 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's weights: two norms (D,) and five products."""
+    """One layer's weights: two norms (D,) and four products; `gate_up` gives the gate and then what it lets through."""
 
     attention_norm: Tensor
     qkv: Linear
     output: Linear
     mlp_norm: Tensor
-    gate: Linear
-    up: Linear
+    gate_up: Linear
     down: Linear
 
 
 class Decoder:
     """Decoder and head of a loaded model, over a cache of its own.
 
-    Query, key and value weights are laid one after the other, and the model's parameters become views of that: nothing
-    is held twice, and `generate` works as before.
+    Weights over the same input (query, key and value; gate and up) are laid one after the other, and the model's
+    parameters become views of that: nothing is held twice, and `generate` works as before.
 
     Args:
         model: a :class:`fastvlm.FastVlmForConditionalGeneration`.
@@ -164,8 +163,8 @@ class Decoder:
             if is_last_only and index == len(self._layers) - 1:  # the last layer's other rows go nowhere
                 hidden, mixed = hidden[-1:], mixed[-1:]
             hidden = hidden + layer.output(mixed)
-            normed = self._normed(hidden, layer.mlp_norm)
-            hidden = hidden + layer.down(F.silu(layer.gate(normed)).mul_(layer.up(normed)))
+            gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+            hidden = hidden + layer.down(F.silu(gate).mul_(up))
         return hidden
 
     def _q_and_kv(self, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,8 +221,7 @@ def _layer(layer: Any, make: Callable[[Sequence[nn.Module]], Linear], dtype: tor
         qkv=make([attention.q_proj, attention.k_proj, attention.v_proj]),
         output=make([attention.o_proj]),
         mlp_norm=layer.post_attention_layernorm.weight.detach().to(dtype),
-        gate=make([mlp.gate_proj]),
-        up=make([mlp.up_proj]),
+        gate_up=make([mlp.gate_proj, mlp.up_proj]),
         down=make([mlp.down_proj]),
     )
 
