@@ -6,8 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastvlm.engine import slot_attention
 from fastvlm.engine.kv_cache import KeyValueCache
-from fastvlm.engine.slot_attention import attend_prompt, attend_rows, attend_rows_together, attend_token
+from fastvlm.engine.slot_attention import (
+    attend_neighbours,
+    attend_prompt,
+    attend_rows,
+    attend_rows_together,
+    attend_token,
+)
 
 HEADS, KV_HEADS, WIDTH, CONTEXT, SLOTS = 4, 2, 8, 24, 3
 LAYER = 1
@@ -71,7 +78,13 @@ def together(cache, slots, positions):
     return attend_rows_together(cache, torch.tensor(slots), torch.tensor(positions), max(positions) + 1)
 
 
-@pytest.mark.parametrize("attend", [attend_rows, together])
+def one_after_the_other(cache, slots, positions):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slot_attention, "ROW_TOKENS", -CONTEXT * SLOTS)
+        return attend_rows(cache, slots, positions)
+
+
+@pytest.mark.parametrize("attend", [attend_rows, one_after_the_other, attend_neighbours, together])
 @given(slots=ROWS, data=st.data())
 def test_tokens_of_several_slots_are_as_alone(attend, slots, data):
     positions = [data.draw(st.integers(0, CONTEXT - 1)) for _ in slots]
@@ -82,6 +95,24 @@ def test_tokens_of_several_slots_are_as_alone(attend, slots, data):
         one = slice(row, row + 1)
         alone = attend_token(apart, slot, position)(LAYER, q[one], kv[one])
         torch.testing.assert_close(mixed[one], alone, rtol=1e-4, atol=1e-5)
-        if attend is attend_rows:
-            assert torch.equal(mixed[one], alone), "on a CPU, bit for bit"
+        if attend is one_after_the_other:
+            assert torch.equal(mixed[one], alone), "bit for bit"
     assert torch.equal(together.layers[LAYER], apart.layers[LAYER])
+
+
+@pytest.mark.parametrize(
+    ("slots", "positions", "is_together"),
+    [
+        ([0, 1], [20, 23], True),
+        ([2, 1], [20, 23], True),
+        ([0, 2], [20, 23], True),
+        ([0, 2], [20_000, 20_000], False),
+        ([0, 1], [20_000, 19_900], True),
+        ([0, 1], [20_000, 19_000], False),
+    ],
+)
+def test_slots_are_taken_together_where_that_is_less_work(monkeypatch, slots, positions, is_together):
+    taken = []
+    monkeypatch.setattr(slot_attention, "attend_neighbours", lambda *args: taken.append(args))
+    attend_rows(filled_cache(), slots, positions)
+    assert bool(taken) is is_together

@@ -98,7 +98,7 @@ class Int8DynamicLinear:
         """As `_many_rows` with fewer calls around the kernel: one scale can be a number, and is fused."""
         low, high = torch.aminmax(row)  # a third of the time of a norm
         scale = max(float(high), -float(low), TINIEST_ROW) / ROW_LARGEST
-        # In float32: a sum of a number and a bfloat16 row is bfloat16, whose steps around 128 are as large as the terms'.
+        # In float32: a number and a bfloat16 row give bfloat16, whose steps around 128 are as large as a term's.
         terms = _terms(torch.add(self._offset, row.float(), alpha=1 / scale), self._num_terms)
         if self._num_terms == 1:
             return self._multiply(terms, scale, self._bias, row.dtype)

@@ -31,8 +31,8 @@ __all__ = [
     "plain_linear",
 ]
 
-# Values that the buffer of `packed_linear_in` holds: what a layer has (gate and up of the 7B: 135.8 million), less than a
-# head (136.1 million in the 0.5B).
+# Values that the buffer of `packed_linear_in` holds: what a layer has (gate and up of the 7B: 135.8 million), less than
+# a head (136.1 million in the 0.5B).
 LARGEST_BUFFER = 136_000_000
 
 Activation = Literal["none", "gelu"]

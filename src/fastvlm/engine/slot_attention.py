@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fastvlm.engine.kv_cache import KeyValueCache
 
-__all__ = ["Attend", "attend_prompt", "attend_rows", "attend_rows_together", "attend_token"]
+__all__ = ["Attend", "attend_neighbours", "attend_prompt", "attend_rows", "attend_rows_together", "attend_token"]
 
+ROW_TOKENS = 256  # tokens that attention could go over while a row's own calls are made (docs/performance.md)
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # (layer, q, kv) -> mixed values
 
 
@@ -55,17 +56,48 @@ def attend_token(cache: KeyValueCache, slot: int, position: int) -> Attend:
 def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
     """For one token of each of several slots.
 
-    On a CPU one after the other, so that no slot pays for the length of another and each row is what it is alone; on
-    other devices in one masked product.
+    On a CPU in one product over all slots from the first to the last of these, where the tokens that it has too many
+    (idle slots, shorter ones) cost less than calls for each row; else one after the other. On other devices in one
+    masked product over copies.
     """
     device = cache.layers[0].device
     if device.type != "cpu":
         where, at = torch.tensor([list(slots), list(positions)], device=device)
         return attend_rows_together(cache, where, at, max(positions) + 1)
+    span = max(slots) - min(slots) + 1
+    if span * (max(positions) + 1) <= sum(positions) + (ROW_TOKENS + 1) * len(positions):
+        return attend_neighbours(cache, slots, positions)
     rows = [attend_token(cache, slot, position) for slot, position in zip(slots, positions, strict=True)]
 
     def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
         return torch.cat([row(layer, q[i : i + 1], kv[i : i + 1]) for i, row in enumerate(rows)])
+
+    return attend
+
+
+def attend_neighbours(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
+    """For one token of each of several slots: one product over a view of all slots between them, nothing is copied.
+
+    The queries of idle slots between them are zeros, which look at the first token; what comes of it is dropped.
+    """
+    first, end = min(slots), max(positions) + 1
+    span = slice(first, max(slots) + 1)
+    at, where = torch.tensor(positions), torch.tensor(slots)
+    row_of = where - first
+    seen = torch.zeros(span.stop - first, dtype=torch.int64).index_copy_(0, row_of, at)
+    # Added to the scores: a mask of bool would be turned into this in every layer.
+    mask = torch.zeros(len(seen), 1, 1, end, dtype=cache.layers[0].dtype)
+    mask.masked_fill_((torch.arange(end) > seen[:, None])[:, None, None], -torch.inf)
+    is_whole = row_of.tolist() == list(range(len(seen)))
+
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = cache.layers[layer]
+        held[where, :, at] = kv
+        keys, values = held[span, :, :end].chunk(2, dim=1)
+        rows = q if is_whole else q.new_zeros(len(seen), *q.shape[1:]).index_copy_(0, row_of, q)
+        grouped = rows.view(len(seen), keys.shape[1], -1, q.shape[-1])  # (span, K, G, E)
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, mask).reshape(len(seen), -1)
+        return mixed if is_whole else mixed[row_of]
 
     return attend
 
