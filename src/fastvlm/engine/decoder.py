@@ -23,7 +23,7 @@ from fastvlm.engine.mapped_memory import give_back
 from fastvlm.engine.slot_attention import Attend, attend_prompt, attend_rows, attend_rows_together, attend_token
 from fastvlm.errors import ConfigError
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "side_by_side"]
 
 _FIRST_TABLE_TOKENS = 1024
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -52,7 +52,7 @@ class Decoder:
         num_slots: requests at the same time.
         context: tokens a slot can hold, prompt and reply.
         make_linear: turns a weight and its bias into a product. Layers that are no plain ``nn.Linear`` (LoRA,
-            quantised by transformers) are called as they are.
+            quantised by transformers) are called as they are. It may have a `side_by_side` of its own.
         takes_weights: take the weights of these products out of the model, so that packed ones are not held beside
             them; the model cannot compute anything afterwards but the pictures' features.
         has_fixed_shapes: decode on buffers of fixed shape, on a GPU as CUDA graphs. Logits of a step then last until
@@ -236,8 +236,9 @@ def _linear(
         return modules[0] if len(modules) == 1 else lambda x: torch.cat([module(x) for module in modules], dim=-1)
     weights = [module.weight for module in modules if isinstance(module.weight, nn.Parameter)]
     biases = [module.bias for module in modules if isinstance(module.bias, nn.Parameter)]
-    bias = _side_by_side(biases) if len(biases) == len(modules) else None
-    product = make_linear(_side_by_side(weights), bias)
+    join = getattr(make_linear, "side_by_side", side_by_side)  # of a factory that knows what it joined before
+    bias = join(biases) if len(biases) == len(modules) else None
+    product = make_linear(join(weights), bias)
     if takes_weights:
         for weight in weights:
             weight.data = weight.data.new_empty(0)
@@ -249,7 +250,7 @@ def _computing_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module if all(p.dtype == dtype for p in module.parameters() if p.is_floating_point()) else module.to(dtype)
 
 
-def _side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
+def side_by_side(parameters: Sequence[nn.Parameter]) -> Tensor:
     """All rows of `parameters` in one tensor, of which they become views."""
     first = parameters[0].detach()
     if len(parameters) == 1:

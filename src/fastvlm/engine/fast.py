@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastvlm.dialects.quantised_file import QuantisedWeights
 from fastvlm.engine.cpu import cpu_kernels
+from fastvlm.engine.decoder import side_by_side
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.int4 import int4_linear
 from fastvlm.engine.int8 import int8_linear
@@ -45,20 +47,33 @@ class SharedWeights:
     def __init__(self) -> None:
         self.num_bytes = 0
         self._products: dict[Any, tuple[Tensor, Tensor | None, Linear]] = {}
+        self._joined: dict[Any, tuple[list[Tensor], Tensor]] = {}
         self._encoders: dict[Any, tuple[Any, FastEncoder]] = {}
 
     def factory(self, make: LinearFactory) -> LinearFactory:
         """`make`, called once for each weight; all models must be given factories that do the same."""
 
-        def make_once(weight: Tensor, bias: Tensor | None) -> Linear:
-            key = (_memory(weight), None if bias is None else _memory(bias))
-            if key not in self._products:
-                product = make(weight, bias)
-                self.num_bytes += int(getattr(product, "num_bytes", weight.nbytes))
-                self._products[key] = (weight, bias, product)  # the weight too, or its address would be used again
-            return self._products[key][2]
+        return _MakeOnce(self, make)
 
-        return make_once
+    def product(self, make: LinearFactory, weight: Tensor, bias: Tensor | None) -> Linear:
+        """What `make` makes of this memory, or made of it before."""
+        key = (_memory(weight), None if bias is None else _memory(bias))
+        if key not in self._products:
+            product = make(weight, bias)
+            self.num_bytes += int(getattr(product, "num_bytes", weight.nbytes))
+            self._products[key] = (weight, bias, product)  # the weight too, or its address would be used again
+        return self._products[key][2]
+
+    def side_by_side(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """All rows of `parameters` in one tensor, the same for models that share them.
+
+        Those of later models do not become views of it: their engines take the weights out.
+        """
+        key = tuple(_memory(parameter) for parameter in parameters)
+        if key not in self._joined:
+            parts = [parameter.detach() for parameter in parameters]  # kept, or their addresses would be used again
+            self._joined[key] = (parts, side_by_side(parameters))
+        return self._joined[key][1]
 
     def encoder(self, model: Any, dtype: torch.dtype | None = None) -> FastEncoder:
         """The encoder of `model` in `dtype`, or one that was made of the same memory; one dtype for all."""
@@ -67,6 +82,18 @@ class SharedWeights:
         if key not in self._encoders:
             self._encoders[key] = (tower, FastEncoder(tower, dtype))
         return self._encoders[key][1]
+
+
+class _MakeOnce:
+    """A factory whose products, and what lies side by side in them, are made once for all models of `shared`."""
+
+    def __init__(self, shared: SharedWeights, make: LinearFactory) -> None:
+        self._shared, self._make = shared, make
+        self.side_by_side = shared.side_by_side
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """The layer of `weight` (out, in) and `bias` (out,) or None."""
+        return self._shared.product(self._make, weight, bias)
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
