@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "AttentionError",
+    "BuildError",
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
@@ -66,6 +67,10 @@ class TrainingError(FastVlmError, RuntimeError):
 
 class AttentionError(FastVlmError, ValueError):
     """An attention implementation that a part of the model cannot use."""
+
+
+class BuildError(FastVlmError, RuntimeError):
+    """Kernels that could not be built here: no compiler, a CPU that lacks what they need."""
 
 
 class CheckpointError(FastVlmError, ValueError):

@@ -7,6 +7,7 @@ from fastvlm.cli.failures import BAD_USE, FAILED, INTERRUPTED, report_failure
 
 CODES = {
     "AttentionError": BAD_USE,
+    "BuildError": FAILED,
     "CheckpointError": FAILED,
     "ConfigError": BAD_USE,
     "ContextLengthError": BAD_USE,

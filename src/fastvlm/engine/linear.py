@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.mapped_memory import give_back
+from fastvlm.engine.native import native_kernels
 
 __all__ = [
     "Activation",
@@ -115,6 +116,9 @@ class PackedLinear:
 
 def gelu_(x: Tensor) -> Tensor:
     """Exact GELU, in place."""
+    native = native_kernels()
+    if native is not None and native.takes(x):
+        return native.gelu_(x)
     y: Tensor = torch.ops.aten.gelu_(x)
     return y
 

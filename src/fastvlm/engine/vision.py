@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fastvlm.encoder_config import ATTENTION_HEAD_DIM
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.linear import Activation, PackedLinear, PlainLinear, gelu_, many_rows_linear, packed_linear
+from fastvlm.engine.native import NativeDepthwise, NativeKernels, native_kernels
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
 from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens, deployed
@@ -192,19 +193,35 @@ class Convolution:
         self._groups = conv.groups
         bias = _cast(conv.bias, dtype)
         weight = conv.weight.to(dtype)
-        self.kernels = [
+        kernels = [
             (
                 weight[i::multiple].contiguous(memory_format=torch.channels_last),
                 None if bias is None else bias[i::multiple],
             )
             for i in range(multiple)
         ]
+        self._set_kernels(kernels)
         order = torch.arange(conv.out_channels, device=weight.device).reshape(-1, multiple).T.flatten()
         self.order = order if multiple > 1 and not keeps_order else None
         self._restore = order.argsort() if multiple > 1 and keeps_order else None
 
+    def with_kernels(self, kernels: list[tuple[Tensor, Tensor | None]]) -> Convolution:
+        """The same convolution with other weights and biases, of the same shapes."""
+        other = copy.copy(self)
+        other._set_kernels(kernels)
+        return other
+
+    def _set_kernels(self, kernels: list[tuple[Tensor, Tensor | None]]) -> None:
+        self.kernels, native = kernels, native_kernels()
+        (weight, bias), *others = kernels
+        is_native = native is not None and not others and weight.device.type == "cpu"
+        is_native = is_native and NativeDepthwise.suits(weight, self._stride, self._padding, self._groups)
+        self._native = NativeDepthwise(native, weight, bias) if native is not None and is_native else None
+
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) -> (B, H', W', C_out), a new tensor."""
+        if self._native is not None and NativeKernels.takes(x):
+            return self._native(x)
         return self._convolve(x, self._padding)
 
     def rows(self, x: Tensor, height: int, first: int, stop: int) -> Tensor:

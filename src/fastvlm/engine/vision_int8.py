@@ -141,9 +141,8 @@ def _balance(inputs: Tensor, weights: Tensor) -> Tensor:
 
 def _divided(conv: Convolution, factors: Tensor) -> Convolution:
     """`conv` with each output channel divided by a power of two, which loses nothing."""
-    divided = copy.copy(conv)
-    divided.kernels = [
+    kernels = [
         ((weight / factors[:, None, None, None]).to(weight), None if bias is None else (bias / factors).to(bias))
         for weight, bias in conv.kernels
     ]
-    return divided
+    return conv.with_kernels(kernels)

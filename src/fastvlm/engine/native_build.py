@@ -1,0 +1,96 @@
+"""Compiles ``kernels.cpp`` into the user's cache directory, where :mod:`fastvlm.engine.native` looks for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvlm.engine.native import COMPILER_FLAGS, NEEDED_FLAGS, SOURCE, cpu_flags, library_path, open_library, sealed
+from fastvlm.errors import BuildError
+
+__all__ = ["BuiltLibrary", "build"]
+
+_COMPILERS = ("c++", "g++", "clang++")
+_TIMEOUT_S = 300
+_TORCH_IS_ENOUGH = "Nothing needs these kernels: without them torch's are used."
+
+
+@dataclass(frozen=True)
+class BuiltLibrary:
+    """A library that was built and tried: where it is, the compiler that made it, and that compiler's version."""
+
+    path: Path
+    compiler: str
+    version: str
+
+
+def build() -> BuiltLibrary:
+    """Compile the kernels, try them, and put them in their place, at once; one that is there is replaced.
+
+    Several may build at a time. A process that has the replaced library open keeps it.
+
+    Raises:
+        BuildError: the CPU lacks what they need, there is no compiler, compiling fails, the results are wrong, or the
+            place cannot be written.
+    """
+    path = library_path()
+    if path is None:
+        lacking = ", ".join(sorted(NEEDED_FLAGS - cpu_flags()))
+        raise BuildError(f"This machine lacks {lacking}; expected Linux on a CPU with them. {_TORCH_IS_ENOUGH}")
+    compiler = _compiler()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
+            new = Path(folder) / path.name
+            _compile(compiler, new)
+            new.write_bytes(sealed(new.read_bytes()))
+            _try(new)
+            new.replace(path)
+    except OSError as error:
+        raise BuildError(f"{path} cannot be written: {error}. Set XDG_CACHE_HOME to a folder that can.") from error
+    return BuiltLibrary(path, compiler, _version(compiler))
+
+
+def _compiler() -> str:
+    """Path of the C++ compiler: what the environment variable CXX names, or the first that is there."""
+    named = os.environ.get("CXX")
+    candidates = (named,) if named else _COMPILERS
+    found = next((path for path in map(shutil.which, candidates) if path is not None), None)
+    if found is None:
+        searched = f"CXX is {named!r}, which is no program" if named else f"None of {', '.join(_COMPILERS)} is there"
+        raise BuildError(
+            f"{searched}; expected g++ or clang++, 10 or later. Debian: apt install g++. {_TORCH_IS_ENOUGH}"
+        )
+    return found
+
+
+def _compile(compiler: str, target: Path) -> None:
+    try:
+        done = _run(compiler, *COMPILER_FLAGS, str(SOURCE), "-o", str(target), "-ldl")
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise BuildError(f"{compiler} could not be run: {error}. Try another one: set CXX.") from error
+    if done.returncode or not target.is_file():
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["it said nothing"]
+        raise BuildError(f"{compiler} failed: {lines[0]}. Try g++ or clang++, 10 or later: set CXX. {_TORCH_IS_ENOUGH}")
+
+
+def _try(library: Path) -> None:
+    try:
+        open_library(library)
+    except (OSError, AttributeError, ValueError) as error:
+        raise BuildError(f"What was compiled cannot be used: {error}. Try another compiler: set CXX.") from error
+
+
+def _version(compiler: str) -> str:
+    """The first line of what the compiler says of itself."""
+    return next(iter(_run(compiler, "--version").stdout.splitlines()), "")
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603  # the compiler that this user's own PATH or CXX names
+        command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False
+    )
