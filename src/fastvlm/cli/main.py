@@ -16,6 +16,7 @@ import typer
 from fastvlm import __version__
 from fastvlm.cli.ask import ask
 from fastvlm.cli.bench import bench
+from fastvlm.cli.build_kernels import build_kernels
 from fastvlm.cli.chat import chat
 from fastvlm.cli.convert import convert
 from fastvlm.cli.demo_data import demo_data
@@ -69,7 +70,7 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, info, convert, quantize, train, demo_data, bench, serve):
+for _verb in (ask, chat, info, convert, quantize, train, demo_data, bench, serve, build_kernels):
     app.command(cls=VerbHelp)(_verb)
 app.command("eval", cls=VerbHelp)(evaluate)  # by its name: a function called so would hide Python's own
 
