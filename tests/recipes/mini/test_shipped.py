@@ -20,16 +20,17 @@ from fastvlm.demo_data.word_lists import HELD_OUT_WORDS
 FROZEN = Path(fastvlm.__file__).parent / "evaluation" / "mini_eval"
 # Test -> (questions, floor): a few points under what the shipped weights reach.
 FIRST_EDITION: dict[str, tuple[int, float]] = {
-    "easy_vqa": (50, 0.88),
+    "easy_vqa": (50, 0.92),
     "colours": (30, 0.93),
     "shapes": (30, 0.93),
     "unseen_pairs": (20, 0.85),
     "counts_1_6": (30, 0.9),
     "letters_digits_unseen_fonts": (30, 0.9),
-    "words3_unseen_fonts": (10, 0.4),
+    "words3_unseen_fonts": (10, 0.7),
 }
 SECOND_EDITION: dict[str, tuple[int, float]] = {
-    "words_unseen_fonts": (24, 0.16),
+    "words_unseen_fonts": (24, 0.55),
+    "receipt_total_unseen_layouts": (24, 0.3),
     "emoji_seen_styles": (20, 0.85),
     "emoji_unseen_style": (20, 0.35),
     "fashion_mnist": (20, 0.65),
@@ -39,7 +40,7 @@ SECOND_EDITION: dict[str, tuple[int, float]] = {
 }
 ALL_TESTS = FIRST_EDITION | SECOND_EDITION
 FLOOR = 0.92  # of the first edition's 200 together
-NOT_LEARNT = {"receipt_total_unseen_layouts": 24, "chart_largest": 24}  # asked, and answered wrong: see the model card
+NOT_LEARNT = {"chart_largest": 24}  # asked, and answered wrong: see the model card
 MOST_BYTES, MOST_BYTES_A_FILE = 30_000_000, 16 * 2**20
 
 
