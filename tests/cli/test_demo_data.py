@@ -37,7 +37,7 @@ def test_the_folder_is_printed_and_can_be_looked_at(tmp_path, capsys):
     )
     said = capsys.readouterr()
     assert (said.out, said.err) == (f"{out}\n", "")
-    names = ["README.md", "drawing.json", "index.html", "shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
+    names = ["README.md", "drawing.json", "index.html", "names.json", "shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
     assert sorted(path.name for path in out.iterdir()) == names
 
 

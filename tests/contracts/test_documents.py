@@ -30,8 +30,9 @@ def code_spans(text: str) -> list[str]:
 
 
 def command_lines(text: str) -> list[list[str]]:
-    """Words of every indented or fenced line that calls fastvlm, pipes cut off."""
-    lines = re.findall(r"^(?: {4}|\$ )?(?:[^\n|]*\| )?(fastvlm [a-z][^\n|]*)", text, flags=re.MULTILINE)
+    """Words of every indented or fenced line that calls fastvlm, pipes cut off; lines that go on are one."""
+    joined = text.replace("\\\n", " ")
+    lines = re.findall(r"^(?: {4}|\$ )?(?:[^\n|]*\| )?(fastvlm [a-z][^\n|]*)", joined, flags=re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 

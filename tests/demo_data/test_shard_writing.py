@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_leaves_whole_shards_and_goes_on(tmp_path, monkeyp
     monkeypatch.setattr(shard_writing, "draw_sample", stopped)
     with pytest.raises(KeyboardInterrupt):
         draw_shards(tmp_path / "out", PLAN, 1)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {PLAN_FILE, "shard-00000.tar"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {PLAN_FILE, "names.json", "shard-00000.tar"}
     monkeypatch.setattr(shard_writing, "draw_sample", draw_sample)
     assert draw_shards(tmp_path / "out", PLAN, 1) == 29
 

@@ -170,12 +170,18 @@ async function answerInto(turn, asked, format) {
   paragraph.classList.add("waiting");
   const start = performance.now();
   let [text, first, last, reply] = ["", null, null, null];
+  // Once a frame: laid out for every token, a long and fast reply leaves no time for a click on Stop.
+  let frame = null;
+  const show = () => {
+    frame = null;
+    paragraph.textContent = text;
+    toEnd();
+  };
   const onText = (piece) => {
     last = performance.now();
     first ??= last;
     text += piece;
-    paragraph.textContent = text;
-    toEnd();
+    frame ??= requestAnimationFrame(show);
   };
   try {
     reply = await ask(body(asked, format), onText, running.signal);
@@ -183,6 +189,8 @@ async function answerInto(turn, asked, format) {
     if (error.name !== "AbortError") showError(error);
     if (!text) return ["", false];
   } finally {
+    cancelAnimationFrame(frame);
+    show();
     paragraph.classList.remove("waiting");
   }
   turn.append(element("p", { className: "stats faint", textContent: statsLine(start, first, last, reply) }));
