@@ -37,7 +37,8 @@ def test_the_folder_is_printed_and_can_be_looked_at(tmp_path, capsys):
     )
     said = capsys.readouterr()
     assert (said.out, said.err) == (f"{out}\n", "")
-    names = ["README.md", "drawing.json", "index.html", "names.json", "shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
+    shards = [f"shard-0000{number}.tar" for number in range(3)]
+    names = ["README.md", "drawing.json", "index.html", "names.json", *shards]
     assert sorted(path.name for path in out.iterdir()) == names
 
 
