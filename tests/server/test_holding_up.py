@@ -138,6 +138,7 @@ def test_after_the_grace_period_and_the_time_limit_replies_end_with_an_error(end
     last = [line for line in lines if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] in ("server_not_ready", "timeout")
     stack.__exit__(None, None, None)
+    server.process.wait(120)  # a second signal would meet a process that has just put its own handlers away
     assert server.stop() == 0
     assert "Traceback" not in "".join(server.lines)
 
