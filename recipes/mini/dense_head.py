@@ -16,9 +16,9 @@ from recipes.mini.dense import CLASSES, EMOJI_OF, IGNORED
 from torch import Tensor, nn
 
 from fastvlm.demo_data.vocabulary import COLOUR_NAMES
+from fastvlm.training.grounding_objective import CellHead, CellLogits
 
 NUM_CLASSES, NUM_COLOURS, NUM_EMOJI = len(CLASSES), len(COLOUR_NAMES), len(EMOJI_OF)
-CELL_WIDTH = 96
 DEPTH_WEIGHTS = (1.0, 0.5, 1.0)  # of the maps of stride 16, 32 and 64
 
 
@@ -29,14 +29,6 @@ class DenseBatch:
     classes: Tensor
     colours: Tensor
     emoji: Tensor
-
-
-@dataclass(frozen=True)
-class CellLogits:
-    """`classes` (B, 4h, 4w, K) and `colours` (B, 4h, 4w, 12), laid out as the picture."""
-
-    classes: Tensor
-    colours: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,32 +49,14 @@ class DenseLogits:
         return self.depths[-1].colours
 
 
-class CellHead(nn.Module):
-    """One vector of a map -> its side x side cells, by class weights that the places share."""
-
-    def __init__(self, width: int, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.spread = nn.Linear(width, side * side * CELL_WIDTH)
-        self.name = nn.Linear(CELL_WIDTH, NUM_CLASSES + NUM_COLOURS)
-
-    def forward(self, feature_map: Tensor) -> CellLogits:
-        """feature_map (B, C, h, w) -> logits of side*h x side*w cells."""
-        batch, _, height, width = feature_map.shape
-        spread = self.spread(feature_map.permute(0, 2, 3, 1))
-        cells = spread.view(batch, height, width, self.side, self.side, CELL_WIDTH)
-        cells = cells.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
-        logits = self.name(F.gelu(cells))
-        return CellLogits(logits[..., :NUM_CLASSES], logits[..., NUM_CLASSES:])
-
-
 class DenseHead(nn.Module):
     """Heads on the maps of stride 16, 32 and 64 of an encoder."""
 
     def __init__(self, stage_widths: Sequence[int], token_width: int) -> None:
         super().__init__()
         self.depths = nn.ModuleList(
-            (CellHead(stage_widths[2], 1), CellHead(stage_widths[3], 2), CellHead(token_width, 4))
+            CellHead(width, side, NUM_CLASSES, NUM_COLOURS)
+            for width, side in ((stage_widths[2], 1), (stage_widths[3], 2), (token_width, 4))
         )
         self.emoji = nn.Linear(token_width, NUM_EMOJI)
 

@@ -16,6 +16,7 @@ from fastvlm.demo_data.scene import Chart, Scene
 from fastvlm.demo_data.vocabulary import COLOUR_NAMES, COLOURS
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+Painter = Callable[[Image.Image, Box, RGB, RGB], None]  # picture, bar, its colour, the ink
 SEEN_STYLES = (
     "flat", "grid", "colours", "dark", "outlined", "hollow", "dotted", "striped", "ruled", "chequered",
 )  # fmt: skip
@@ -165,22 +166,18 @@ def _dotted(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
     pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=2)
 
 
-def _striped(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
-    """Level lines within a border, nothing behind them."""
-    left, top, right, bottom = (round(edge) for edge in box)
-    pen = ImageDraw.Draw(picture)
-    for y in range(top + 6, bottom, 9):
-        pen.line((left, y, right, y), fill=colour, width=3)
-    pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=2)
+def _lined(*, is_level: bool, pitch_px: int, line_px: int, border_px: int) -> Painter:
+    """Level or upright lines within a border, nothing behind them."""
 
+    def paint(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+        left, top, right, bottom = (round(edge) for edge in box)
+        pen = ImageDraw.Draw(picture)
+        first, last = (top, bottom) if is_level else (left, right)
+        for at in range(first + 6, last, pitch_px):
+            pen.line((left, at, right, at) if is_level else (at, top, at, bottom), fill=colour, width=line_px)
+        pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=border_px)
 
-def _ruled(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
-    """Upright lines within a border, nothing behind them."""
-    left, top, right, bottom = (round(edge) for edge in box)
-    pen = ImageDraw.Draw(picture)
-    for x in range(left + 6, right, 8):
-        pen.line((x, top, x, bottom), fill=colour, width=2)
-    pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=3)
+    return paint
 
 
 def _chequered(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
@@ -203,7 +200,7 @@ def _hatched(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
     picture.paste(colour, (left, top), mask)
 
 
-PAINTERS: dict[str, Callable[[Image.Image, Box, RGB, RGB], None]] = {
+PAINTERS: dict[str, Painter] = {
     "flat": _flat,
     "grid": _flat,
     "colours": _flat,
@@ -211,8 +208,8 @@ PAINTERS: dict[str, Callable[[Image.Image, Box, RGB, RGB], None]] = {
     "outlined": _outlined,
     "hollow": _hollow,
     "dotted": _dotted,
-    "striped": _striped,
-    "ruled": _ruled,
+    "striped": _lined(is_level=True, pitch_px=9, line_px=3, border_px=2),
+    "ruled": _lined(is_level=False, pitch_px=8, line_px=2, border_px=3),
     "chequered": _chequered,
     "hatched": _hatched,
 }
