@@ -1,6 +1,6 @@
 """Kernels of our own for the encoder, compiled once on this machine: an option, and never needed.
 
-``fastvlm build-kernels`` compiles ``kernels.cpp`` into the user's cache directory; from then on every engine uses what
+``fastvlm build-kernels`` compiles ``kernels/`` into the user's cache directory; from then on every engine uses what
 lies there. Where nothing lies there, or something made from another source or for another CPU, torch's kernels do the
 work, and nobody is told; where something damaged lies, they do it after a warning.
 
@@ -26,7 +26,7 @@ from fastvlm.engine.cpu import cpu_kernels
 
 __all__ = [
     "COMPILER_FLAGS",
-    "SOURCE",
+    "SOURCE_FOLDER",
     "NativeDepthwise",
     "NativeKernels",
     "cpu_flags",
@@ -36,14 +36,20 @@ __all__ = [
     "sealed",
 ]
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-COMPILER_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
-# As Linux calls them. The kernels themselves do without AMX; it is where they were measured to gain.
-NEEDED_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16"})
+SOURCE_FOLDER = Path(__file__).with_name("kernels")
+# Whatever machine compiles it, the library needs NEEDED_FLAGS and nothing else.
+COMPILER_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-march=x86-64-v4"),
+    *("-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+)
+NEEDED_FLAGS = frozenset(  # as Linux calls them
+    ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
+    + ("amx_tile", "amx_bf16", "amx_int8")
+)
 SWITCH = "FASTVLM_NATIVE_KERNELS"
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_INTERFACE = 1  # of kernels.cpp
+_INTERFACE = 1  # of kernels/encoder.cpp
 _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _KERNEL_SIZES = (3, 7)
@@ -147,7 +153,8 @@ def library_path() -> Path | None:
     flags = cpu_flags()
     if not flags >= NEEDED_FLAGS:
         return None
-    parts = (SOURCE.read_text("utf-8"), *COMPILER_FLAGS, platform.machine(), *sorted(flags))
+    sources = (path.read_text("utf-8") for path in sorted(SOURCE_FOLDER.iterdir()))
+    parts = (*sources, *COMPILER_FLAGS, platform.machine(), *sorted(flags))
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "fastvlm" / "kernels" / f"kernels-{key}.so"

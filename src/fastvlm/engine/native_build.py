@@ -1,4 +1,4 @@
-"""Compiles ``kernels.cpp`` into the user's cache directory, where :mod:`fastvlm.engine.native` looks for it."""
+"""Compiles ``kernels/`` into the user's cache directory, where :mod:`fastvlm.engine.native` looks for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastvlm.engine.native import COMPILER_FLAGS, NEEDED_FLAGS, SOURCE, cpu_flags, library_path, open_library, sealed
+from fastvlm.engine.native import (
+    COMPILER_FLAGS,
+    NEEDED_FLAGS,
+    SOURCE_FOLDER,
+    cpu_flags,
+    library_path,
+    open_library,
+    sealed,
+)
 from fastvlm.errors import BuildError
 
 __all__ = ["BuiltLibrary", "build"]
@@ -70,7 +78,8 @@ def _compiler() -> str:
 
 def _compile(compiler: str, target: Path) -> None:
     try:
-        done = _run(compiler, *COMPILER_FLAGS, str(SOURCE), "-o", str(target), "-ldl")
+        sources = map(str, sorted(SOURCE_FOLDER.glob("*.cpp")))
+        done = _run(compiler, *COMPILER_FLAGS, *sources, "-o", str(target), "-ldl")
     except (subprocess.TimeoutExpired, OSError) as error:
         raise BuildError(f"{compiler} could not be run: {error}. Try another one: set CXX.") from error
     if done.returncode or not target.is_file():

@@ -1,0 +1,48 @@
+// What Python calls of the encoder's kernels, for CPUs with AVX-512 and bfloat16.
+//
+// A plain C interface and no headers of torch's, so that any g++ or clang++ compiles it in seconds, and what it makes
+// does not depend on the version of torch. Every tensor is bfloat16, contiguous, and holds at least one element.
+
+#include <algorithm>
+#include <cstddef>
+
+#include "depthwise.hpp"
+#include "gelu.hpp"
+#include "lanes.hpp"
+#include "threads.hpp"
+
+using namespace fastvlm;
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// What Python checks before it calls anything else.
+int fastvlm_interface() { return 1; }
+
+// 1 if several threads can be used.
+int fastvlm_has_threads() { return openmp_parallel() != nullptr; }
+
+// Exact GELU of `count` numbers, in place.
+void fastvlm_gelu(Bfloat16* data, std::size_t count, int threads) {
+  constexpr std::size_t kPart = 1 << 16;
+  in_parallel((count + kPart - 1) / kPart, threads, [=](std::size_t part) {
+    gelu_run(data + part * kPart, std::min(kPart, count - part * kPart));
+  });
+}
+
+// (batch, height, width, channels) -> the same shape; `kernel` is 3 or 7, else 1 is returned and nothing done.
+int fastvlm_depthwise(const Bfloat16* input, Bfloat16* output, const float* weight, const float* bias,
+                      std::ptrdiff_t batch, std::ptrdiff_t height, std::ptrdiff_t width, std::ptrdiff_t channels,
+                      int kernel, int threads) {
+  const Picture picture{input, output, weight, bias, height, width, channels};
+  if (kernel == 7) {
+    depthwise<7>(picture, batch, threads);
+  } else if (kernel == 3) {
+    depthwise<3>(picture, batch, threads);
+  } else {
+    return 1;
+  }
+  return 0;
+}
+}
+#pragma GCC visibility pop

@@ -1,0 +1,54 @@
+// bfloat16 <-> float32 in registers. The even lanes of a register are one float32 register, the odd ones another.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512BF16__)
+#error "this CPU has no AVX-512 with bfloat16"
+#endif
+
+#ifdef __clang__
+#define UNROLLED _Pragma("unroll")
+#else
+#define UNROLLED _Pragma("GCC unroll 32")
+#endif
+
+namespace fastvlm {
+
+using Bfloat16 = std::uint16_t;
+
+constexpr int kLanes = 16;         // float32 numbers in a register
+constexpr int kBlock = 2 * kLanes; // bfloat16 numbers in a register: one cache line
+
+inline __mmask32 first_lanes(std::size_t count) {
+  return count >= kBlock ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
+}
+
+inline __m512 even_lanes(__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+
+inline __m512 odd_lanes(__m512i x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+
+// Rounded to nearest, ties to even.
+struct Interleaved {
+  __m512i order;
+  Interleaved() {
+    alignas(64) Bfloat16 lanes[kBlock];
+    for (int i = 0; i < kBlock; ++i) lanes[i] = static_cast<Bfloat16>(i / 2 + (i % 2) * kLanes);
+    order = _mm512_load_si512(lanes);
+  }
+  __m512i operator()(__m512 even, __m512 odd) const {
+    __m512bh halves = _mm512_cvtne2ps_pbh(odd, even);
+    __m512i bits;
+    std::memcpy(&bits, &halves, sizeof bits);
+    return _mm512_permutexvar_epi16(order, bits);
+  }
+};
+
+} // namespace fastvlm
