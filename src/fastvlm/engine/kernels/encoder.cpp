@@ -7,9 +7,11 @@
 #include <cstddef>
 
 #include "depthwise.hpp"
+#include "ffn.hpp"
 #include "gelu.hpp"
 #include "lanes.hpp"
 #include "threads.hpp"
+#include "tiles.hpp"
 
 using namespace fastvlm;
 
@@ -27,6 +29,22 @@ void fastvlm_gelu(Bfloat16* data, std::size_t count, int threads) {
   constexpr std::size_t kPart = 1 << 16;
   in_parallel((count + kPart - 1) / kPart, threads, [=](std::size_t part) {
     gelu_run(data + part * kPart, std::min(kPart, count - part * kPart));
+  });
+}
+
+// 1 if this process may use tile registers, which it has to ask for once.
+int fastvlm_ask_for_tiles() { return ask_for_tiles(); }
+
+// output += narrow(gelu(widen(input))) for `rows` rows of `channels`; both numbers of channels are multiples of 32.
+void fastvlm_ffn(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, std::ptrdiff_t channels,
+                 std::ptrdiff_t hidden, const Bfloat16* widen, const float* widen_bias, const Bfloat16* narrow,
+                 const float* narrow_bias, int threads) {
+  const Layer first{widen, widen_bias, channels, hidden}, second{narrow, narrow_bias, hidden, channels};
+  const std::ptrdiff_t share = parts(parts(rows, threads), kTileRows) * kTileRows, block = std::min(kBlockRows, share);
+  in_parallel(parts(rows, block), threads, [&](std::size_t index) {
+    const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
+    const Tiles tiles;
+    FfnBlock(first, second, input + start * channels, output + start * channels, std::min(block, rows - start)).run();
   });
 }
 
