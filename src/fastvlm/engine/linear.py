@@ -18,6 +18,7 @@ from torch import Tensor
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.mapped_memory import give_back
 from fastvlm.engine.native import native_kernels
+from fastvlm.engine.tile_linear import TileLinear, tile_linear
 
 __all__ = [
     "Activation",
@@ -162,8 +163,9 @@ def packed_linear_in(dtype: torch.dtype) -> LinearFactory:
 
 def many_rows_linear(
     weight: Tensor, bias: Tensor | None, activation: Activation = "none"
-) -> PackedLinear | PlainLinear:
-    """As :func:`packed_linear`, for hundreds of rows at a time: plain where the CPU is faster so."""
+) -> PackedLinear | PlainLinear | TileLinear:
+    """As :func:`packed_linear`, for hundreds of rows at a time: by whatever the CPU is faster with."""
     if weight.dtype == torch.float32 and cpu_kernels().has_fast_plain_float32:
         return PlainLinear(weight, bias, activation)
-    return packed_linear(weight, bias, activation)
+    tiles = tile_linear(weight, bias, has_gelu=activation == "gelu")
+    return packed_linear(weight, bias, activation) if tiles is None else tiles

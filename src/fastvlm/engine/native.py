@@ -16,7 +16,9 @@ import hashlib
 import os
 import platform
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,8 @@ __all__ = [
     "NativeDepthwise",
     "NativeKernels",
     "cpu_flags",
+    "from_panels",
+    "in_panels",
     "library_path",
     "native_kernels",
     "open_library",
@@ -49,10 +53,13 @@ NEEDED_FLAGS = frozenset(  # as Linux calls them
 SWITCH = "FASTVLM_NATIVE_KERNELS"
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_INTERFACE = 1  # of kernels/encoder.cpp
+_INTERFACE = 2  # of kernels/encoder.cpp
 _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _KERNEL_SIZES = (3, 7)
+_PANEL = 32  # outputs and inputs that go together in kernels/tiles.hpp
+Ending = Literal["plain", "gelu", "added"]
+_ENDINGS: dict[Ending, int] = {"plain": 0, "gelu": 1, "added": 2}
 
 
 class NativeKernels:
@@ -64,6 +71,12 @@ class NativeKernels:
         self._gelu.argtypes, self._gelu.restype = [pointer, ctypes.c_size_t, ctypes.c_int], None
         self._depthwise.argtypes = [*[pointer] * 4, *[size] * 4, ctypes.c_int, ctypes.c_int]
         self._depthwise.restype = ctypes.c_int
+        self._linear, self._ffn, self._attention = library.fastvlm_linear, library.fastvlm_ffn, library.fastvlm_attention
+        self._linear.argtypes = [pointer, pointer, *[size] * 3, pointer, pointer, ctypes.c_int, ctypes.c_int]
+        self._ffn.argtypes = [pointer, pointer, *[size] * 3, *[pointer] * 4, ctypes.c_int]
+        self._attention.argtypes = [pointer, pointer, *[size] * 3, ctypes.c_int]
+        self._linear.restype = self._ffn.restype = self._attention.restype = None
+        self.has_tiles = bool(library.fastvlm_ask_for_tiles())
         self.interface, self.has_threads = library.fastvlm_interface(), bool(library.fastvlm_has_threads())
 
     @staticmethod
@@ -89,10 +102,54 @@ class NativeKernels:
             raise ValueError(f"kernel is {kernel}; expected one of {_KERNEL_SIZES}.")
         return y
 
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, ending: Ending, out: Tensor) -> Tensor:
+        """`out` (rows, outputs): ``x @ weight.T + bias``, plain, with exact GELU, or added to what is there.
+
+        Args:
+            x: (rows, inputs); both are what :meth:`takes` says.
+            weight: of :func:`in_panels`.
+            bias: (outputs,) float32.
+        """
+        self._check(x)
+        self._check(out)
+        shape = (*x.shape, out.shape[1])
+        tensors = weight.data_ptr(), bias.data_ptr()
+        self._linear(x.data_ptr(), out.data_ptr(), *shape, *tensors, _ENDINGS[ending], torch.get_num_threads())
+        return out
+
+    def ffn(self, x: Tensor, widen: tuple[Tensor, Tensor], narrow: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
+        """`out` (rows, channels) plus ``narrow(gelu(widen(x)))``; weights and biases as in :meth:`linear`."""
+        self._check(x)
+        self._check(out)
+        layers = (tensor.data_ptr() for tensor in (*widen, *narrow))
+        self._ffn(x.data_ptr(), out.data_ptr(), *x.shape, len(widen[1]), *layers, torch.get_num_threads())
+        return out
+
+    def attention(self, qkv: Tensor) -> Tensor:
+        """(B, N, heads, 32) of `qkv` (B, N, 3, heads, 32), queries scaled before: each token over all N."""
+        self._check(qkv)
+        mixed = qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:])
+        sizes = qkv.shape[0], qkv.shape[1], qkv.shape[3]
+        self._attention(qkv.data_ptr(), mixed.data_ptr(), *sizes, torch.get_num_threads())
+        return mixed
+
     def _check(self, x: Tensor) -> None:
         if not self.takes(x):
             what = f"{x.dtype} on {x.device}, strides {x.stride()}, shape {tuple(x.shape)}"
             raise ValueError(f"x is {what}; expected a contiguous bfloat16 tensor of the CPU that is not empty.")
+
+
+def in_panels(weight: Tensor) -> Tensor:
+    """`weight` (outputs, inputs), both multiples of 32, as bfloat16 in the order of ``kernels/tiles.hpp``."""
+    outputs, inputs = weight.shape
+    tiles = weight.to(torch.bfloat16).reshape(outputs // _PANEL, 2, _PANEL // 2, inputs // _PANEL, _PANEL // 2, 2)
+    return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+
+
+def from_panels(panels: Tensor) -> Tensor:
+    """What :func:`in_panels` was given, in bfloat16."""
+    outputs, inputs = panels.shape[0] * _PANEL, panels.shape[1] * _PANEL
+    return panels.permute(0, 2, 4, 1, 3, 5).reshape(outputs, inputs)
 
 
 class NativeDepthwise:
@@ -145,7 +202,8 @@ def native_kernels() -> NativeKernels | None:
         again = "Run: fastvlm build-kernels"
         warnings.warn(f"{path} cannot be used: {error}. torch's kernels work instead. {again}", stacklevel=2)
         return None
-    return kernels if kernels.has_threads or torch.get_num_threads() == 1 else None
+    is_usable = kernels.has_tiles and (kernels.has_threads or torch.get_num_threads() == 1)
+    return kernels if is_usable else None
 
 
 def library_path() -> Path | None:
@@ -195,13 +253,28 @@ def open_library(path: Path) -> NativeKernels:
 def _is_right(kernels: NativeKernels) -> bool:
     """True if the kernels give what torch gives, where every number fits bfloat16 or nearly so."""
     x = (torch.arange(4 * 5 * 33) % 17 / 4 - 2).reshape(1, 4, 5, 33).bfloat16()
-    if not torch.allclose(kernels.gelu_(x.clone()).float(), F.gelu(x.float()), rtol=1e-2, atol=1e-5):
-        return False
+    pairs = [(kernels.gelu_(x.clone()), F.gelu(x.float())), *_convolved(kernels, x)]
+    if kernels.has_tiles:
+        pairs += _multiplied(kernels)
+    return all(torch.allclose(result.float(), expected, rtol=1e-2, atol=1e-2) for result, expected in pairs)
+
+
+def _convolved(kernels: NativeKernels, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for size in _KERNEL_SIZES:
         weight = (torch.arange(33 * size * size) % 5 / 4 - 0.5).reshape(33, 1, size, size)
         bias = torch.arange(33) / 8
         expected = F.conv2d(x.float().permute(0, 3, 1, 2), weight, bias, 1, size // 2, groups=33).permute(0, 2, 3, 1)
-        result = NativeDepthwise(kernels, weight, bias)(x).float()
-        if not torch.allclose(result, expected, rtol=1e-2, atol=1e-5):
-            return False
-    return True
+        yield NativeDepthwise(kernels, weight, bias)(x), expected
+
+
+def _multiplied(kernels: NativeKernels) -> Iterator[tuple[Tensor, Tensor]]:
+    x = (torch.arange(17 * 64) % 13 / 8 - 0.75).reshape(17, 64).bfloat16()
+    weight = (torch.arange(96 * 64) % 11 / 64 - 0.08).reshape(96, 64).bfloat16()
+    bias, none = torch.arange(96) / 64, torch.zeros(64)
+    hidden = F.linear(x.float(), weight.float(), bias)
+    yield kernels.linear(x, in_panels(weight), bias, "plain", x.new_empty(17, 96)), hidden
+    layers = (in_panels(weight), bias), (in_panels(weight.T), none)
+    yield kernels.ffn(x, *layers, x.clone()), x.float() + F.gelu(hidden) @ weight.float()
+    qkv = (torch.arange(35 * 3 * 2 * 32) % 19 / 16 - 0.5).reshape(1, 35, 3, 2, 32).bfloat16()
+    heads = qkv.float().permute(2, 0, 3, 1, 4)
+    yield kernels.attention(qkv), F.scaled_dot_product_attention(*heads.unbind(0), scale=1.0).transpose(1, 2)

@@ -27,6 +27,7 @@ from fastvlm.encoder_config import ATTENTION_HEAD_DIM
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.linear import Activation, PackedLinear, PlainLinear, gelu_, many_rows_linear, packed_linear
 from fastvlm.engine.native import NativeDepthwise, NativeKernels, native_kernels
+from fastvlm.engine.tile_linear import TileLinear
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
 from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens, deployed
@@ -167,7 +168,7 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 def _pointwise(
     conv: nn.Conv2d, dtype: torch.dtype, activation: Activation = "none", order: Tensor | None = None
-) -> PackedLinear | PlainLinear:
+) -> PackedLinear | PlainLinear | TileLinear:
     """A 1x1 convolution as a linear layer on channels."""
     weight = conv.weight.flatten(1)
     weight = weight if order is None else weight[:, order]
@@ -323,6 +324,8 @@ class Ffn:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C)."""
         inputs, outputs = self.conv(x).flatten(0, 2), x.flatten(0, 2)
+        if isinstance(self.widen, TileLinear) and isinstance(self.narrow, TileLinear):
+            return self.widen.ffn(self.narrow, inputs, outputs).view(x.shape)
         size = tile_rows(x)
         if len(inputs) <= size:
             return self.narrow.added(self.widen(inputs), outputs).view(x.shape)
@@ -357,19 +360,22 @@ class _Attention:
         batch, height, width, channels = x.shape
         weight, bias, eps = self._norm
         qkv = self._qkv(F.layer_norm(x, (channels,), weight, bias, eps))
-        heads = qkv.reshape(batch, height * width, 3, -1, ATTENTION_HEAD_DIM).permute(2, 0, 3, 1, 4)
-        mixed = _attend(*heads.unbind(0)).transpose(1, 2)
+        mixed = _attend(qkv.reshape(batch, height * width, 3, -1, ATTENTION_HEAD_DIM))
         return self._proj.added(mixed.reshape(x.shape), x)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax-weighted values (B, heads, N, 32); the query is scaled already."""
+def _attend(qkv: Tensor) -> Tensor:
+    """Softmax-weighted values (B, N, heads, 32) of `qkv` (B, N, 3, heads, 32); the queries are scaled already."""
+    native = native_kernels()
+    if native is not None and native.takes(qkv):
+        return native.attention(qkv)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     if query.device.type != "cpu" or cpu_kernels().has_tiles(query.dtype):
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)
     shape, num_tokens = query.shape, query.shape[2]
     size = max(1, SCORE_BYTES // (num_tokens * num_tokens * query.element_size()))
     query, key, value = (tensor.flatten(0, 1).contiguous() for tensor in (query, key, value))
     mixed = torch.empty_like(query)
     for q, k, v, out in zip(*(torch.split(t, size) for t in (query, key, value, mixed)), strict=True):
         torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v, out=out)
-    return mixed.view(shape)
+    return mixed.view(shape).transpose(1, 2)

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "attention.hpp"
 #include "depthwise.hpp"
 #include "ffn.hpp"
 #include "gelu.hpp"
@@ -19,7 +20,7 @@ using namespace fastvlm;
 extern "C" {
 
 // What Python checks before it calls anything else.
-int fastvlm_interface() { return 1; }
+int fastvlm_interface() { return 2; }
 
 // 1 if several threads can be used.
 int fastvlm_has_threads() { return openmp_parallel() != nullptr; }
@@ -35,6 +36,34 @@ void fastvlm_gelu(Bfloat16* data, std::size_t count, int threads) {
 // 1 if this process may use tile registers, which it has to ask for once.
 int fastvlm_ask_for_tiles() { return ask_for_tiles(); }
 
+// Attention over all tokens of each of `batch` pictures; (batch, tokens, 3, heads, 32) -> (batch, tokens, heads, 32).
+void fastvlm_attention(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff_t batch, std::ptrdiff_t tokens,
+                       std::ptrdiff_t heads, int threads) {
+  in_parallel(batch * heads, threads, [=](std::size_t index) {
+    const std::ptrdiff_t picture = static_cast<std::ptrdiff_t>(index) / heads, width = tokens * heads * kHeadWidth;
+    const Tiles tiles;
+    const TinyIsZero tiny;
+    const Heads all{qkv + picture * 3 * width, output + picture * width, tokens, heads};
+    Head(all, static_cast<std::ptrdiff_t>(index) % heads).attend();
+  });
+}
+
+// output = input times the layer's weight, plus its bias; `ending` 1: then GELU; 2: added to what is there instead.
+void fastvlm_linear(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, std::ptrdiff_t inputs,
+                    std::ptrdiff_t outputs, const Bfloat16* weight, const float* bias, int ending, int threads) {
+  const Layer layer{weight, bias, inputs, outputs};
+  const std::ptrdiff_t share = parts(parts(rows, threads), kTileRows) * kTileRows, block = std::min(kBlockRows, share);
+  in_parallel(parts(rows, block), threads, [&](std::size_t index) {
+    const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
+    const Tiles tiles;
+    const Rows some(input + start * inputs, std::min(block, rows - start), inputs);
+    Bfloat16* to = output + start * outputs;
+    if (ending == 1) apply(some, layer, to, outputs, 0, outputs / kPanel, WriteGelu{});
+    else if (ending == 2) apply(some, layer, to, outputs, 0, outputs / kPanel, WriteAdded{});
+    else apply(some, layer, to, outputs, 0, outputs / kPanel, WritePlain{});
+  });
+}
+
 // output += narrow(gelu(widen(input))) for `rows` rows of `channels`; both numbers of channels are multiples of 32.
 void fastvlm_ffn(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, std::ptrdiff_t channels,
                  std::ptrdiff_t hidden, const Bfloat16* widen, const float* widen_bias, const Bfloat16* narrow,
@@ -44,7 +73,8 @@ void fastvlm_ffn(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, s
   in_parallel(parts(rows, block), threads, [&](std::size_t index) {
     const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
     const Tiles tiles;
-    FfnBlock(first, second, input + start * channels, output + start * channels, std::min(block, rows - start)).run();
+    const Rows some(input + start * channels, std::min(block, rows - start), channels);
+    FfnBlock(first, second, some, output + start * channels).run();
   });
 }
 

@@ -62,14 +62,6 @@ class Finisher {
   int next_ = kTileRows;
 };
 
-inline __m512i as_bits(__m512bh x) {
-  __m512i bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-inline __m512i rounded(__m512 low, __m512 high) { return as_bits(_mm512_cvtne2ps_pbh(high, low)); }
-
 // 32 bfloat16 as two registers of float32, in their order.
 struct Widened {
   __m512 low, high;
@@ -84,6 +76,7 @@ struct Widened {
 struct WriteGelu {
   Gelu gelu;
   void operator()(const float* sums, const Destination& where, int row) const {
+    if (row >= where.rows) return;
     const __m512i numbers = rounded(gelu(_mm512_load_ps(sums)), gelu(_mm512_load_ps(sums + kLanes)));
     _mm512_storeu_si512(where.to + row * where.stride, numbers);
   }
@@ -113,7 +106,8 @@ struct WriteAdded {
 class ReadAhead {
  public:
   ReadAhead(const Bfloat16* from, std::ptrdiff_t rows)
-      : at_(reinterpret_cast<const char*>(from)), lines_(static_cast<int>(kPanel * kTileRows / rows)) {}
+      : at_(reinterpret_cast<const char*>(from)),
+        lines_(static_cast<int>((kPanel * kTileRows + rows - 1) / rows)) {}
   void some() {
     for (int line = 0; line < lines_; ++line, at_ += 64) _mm_prefetch(at_, _MM_HINT_T1);
   }
@@ -123,57 +117,59 @@ class ReadAhead {
   int lines_;
 };
 
-// `rows` rows (a multiple of 16) of `input`, all panels of `layer`, in steps `first_step` on of its inputs.
+// Rows of numbers one after the other, as many as make whole tiles: rows that are missing are zeros.
+struct Rows {
+  const Bfloat16* data;
+  std::ptrdiff_t real, padded, width;
+
+  Rows(const Bfloat16* from, std::ptrdiff_t count, std::ptrdiff_t numbers)
+      : data(from), real(count), padded((count + kTileRows - 1) / kTileRows * kTileRows), width(numbers) {
+    if (padded == real) return;
+    Bfloat16* copy = scratch<Bfloat16, 2>(padded * width);
+    std::memcpy(copy, from, real * width * sizeof(Bfloat16));
+    std::memset(copy + real * width, 0, (padded - real) * width * sizeof(Bfloat16));
+    data = copy;
+  }
+};
+
+// Some panels of `layer` on `input`; `output` is where the first of them goes.
 template <typename Write>
-void apply(const Bfloat16* input, std::ptrdiff_t input_stride, std::ptrdiff_t rows, std::ptrdiff_t real_rows,
-           const Layer& layer, Bfloat16* output, std::ptrdiff_t output_stride, std::ptrdiff_t first_panel,
-           std::ptrdiff_t panels, const Write& write) {
+void apply(const Rows& input, const Layer& layer, Bfloat16* output, std::ptrdiff_t output_stride,
+           std::ptrdiff_t first_panel, std::ptrdiff_t panels, const Write& write) {
   alignas(64) float two_blocks[2 * kSums];
   Finisher<Write> finisher(write, two_blocks);
   const std::ptrdiff_t steps = layer.inputs / kPanel;
   const int rows_aside = static_cast<int>((kTileRows + steps - 1) / steps);
-  for (std::ptrdiff_t panel = first_panel; panel < first_panel + panels; ++panel) {
-    ReadAhead ahead(layer.panel(panel + 1), rows);
-    for (std::ptrdiff_t row = 0; row < rows; row += kTileRows) {
-      begin_with(layer.bias + panel * kPanel);
-      add_products(input + row * input_stride, input_stride, layer.panel(panel), steps, [&] {
+  for (std::ptrdiff_t panel = 0; panel < panels; ++panel) {
+    ReadAhead ahead(layer.panel(first_panel + panel + 1), input.padded);
+    for (std::ptrdiff_t row = 0; row < input.padded; row += kTileRows) {
+      begin_with(layer.bias + (first_panel + panel) * kPanel);
+      add_products(input.data + row * input.width, input.width, layer.panel(first_panel + panel), steps, [&] {
         ahead.some();
         finisher.some(rows_aside);
       });
-      Bfloat16* to = output + row * output_stride + (panel - first_panel) * kPanel;
-      finisher.take({to, output_stride, real_rows - row});
+      finisher.take({output + row * output_stride + panel * kPanel, output_stride, input.real - row});
     }
   }
   finisher.some(kTileRows);
 }
 
+// output += narrow(gelu(widen(input))), some hidden channels at a time.
 class FfnBlock {
  public:
-  FfnBlock(const Layer& widen, const Layer& narrow, const Bfloat16* input, Bfloat16* output, std::ptrdiff_t real_rows)
-      : widen_(widen), narrow_(narrow), channels_(widen.inputs), sums_stride_(widen.inputs + kPanel), real_rows_(real_rows),
-        rows_((real_rows + kTileRows - 1) / kTileRows * kTileRows), input_(input), output_(output) {}
+  FfnBlock(const Layer& widen, const Layer& narrow, const Rows& input, Bfloat16* output)
+      : widen_(widen), narrow_(narrow), input_(input), output_(output), sums_stride_(input.width + kPanel),
+        hidden_(scratch<Bfloat16, 0>(input.padded * kHiddenPart)), sums_(scratch<float, 1>(input.padded * sums_stride_)) {}
 
   void run() {
-    if (rows_ != real_rows_) pad();
     for (std::ptrdiff_t first = 0; first < widen_.outputs; first += kHiddenPart) {
       const std::ptrdiff_t width = std::min(kHiddenPart, widen_.outputs - first);
-      apply(input_, channels_, rows_, rows_, widen_, hidden(), width, first / kPanel, width / kPanel, WriteGelu{});
+      apply(input_, widen_, hidden_, width, first / kPanel, width / kPanel, WriteGelu{});
       add_part(first, width);
     }
   }
 
  private:
-  static Bfloat16* hidden() { return scratch<Bfloat16, 0>(kBlockRows * kHiddenPart); }
-  float* sums() { return scratch<float, 1>(rows_ * sums_stride_); }
-
-  // Rows that are missing to a multiple of 16 are zeros.
-  void pad() {
-    Bfloat16* padded = scratch<Bfloat16, 2>(rows_ * channels_);
-    std::memcpy(padded, input_, real_rows_ * channels_ * sizeof(Bfloat16));
-    std::memset(padded + real_rows_ * channels_, 0, (rows_ - real_rows_) * channels_ * sizeof(Bfloat16));
-    input_ = padded;
-  }
-
   // What `width` hidden channels from `first` on add to the result.
   void add_part(std::ptrdiff_t first, std::ptrdiff_t width) {
     alignas(64) float two_blocks[2 * kSums];
@@ -181,19 +177,18 @@ class FfnBlock {
     const bool is_last = first + width == widen_.outputs;
     const std::ptrdiff_t steps = width / kPanel;
     const int rows_aside = static_cast<int>((kTileRows + steps - 1) / steps);
-    for (std::ptrdiff_t panel = 0; panel < channels_ / kPanel; ++panel) {
-      ReadAhead ahead(narrow_.panel(panel + 1, first / kPanel), rows_);
-      for (std::ptrdiff_t row = 0; row < rows_; row += kTileRows) {
-        float* const so_far = sums() + row * sums_stride_ + panel * kPanel;
+    for (std::ptrdiff_t panel = 0; panel < narrow_.outputs / kPanel; ++panel) {
+      ReadAhead ahead(narrow_.panel(panel + 1, first / kPanel), input_.padded);
+      for (std::ptrdiff_t row = 0; row < input_.padded; row += kTileRows) {
+        float* const so_far = sums_ + row * sums_stride_ + panel * kPanel;
         if (first) load_sums(so_far, sums_stride_);
         else begin_with(narrow_.bias + panel * kPanel);
-        add_products(hidden() + row * width, width, narrow_.panel(panel, first / kPanel), steps,
-                     [&] {
-                       ahead.some();
-                       finisher.some(rows_aside);
-                     });
+        add_products(hidden_ + row * width, width, narrow_.panel(panel, first / kPanel), steps, [&] {
+          ahead.some();
+          finisher.some(rows_aside);
+        });
         if (is_last)
-          finisher.take({output_ + row * channels_ + panel * kPanel, channels_, real_rows_ - row});
+          finisher.take({output_ + row * input_.width + panel * kPanel, input_.width, input_.real - row});
         else
           store_sums(so_far, sums_stride_);
       }
@@ -202,9 +197,12 @@ class FfnBlock {
   }
 
   const Layer &widen_, &narrow_;
-  const std::ptrdiff_t channels_, sums_stride_, real_rows_, rows_; // a stride of their own: see docs/performance.md
-  const Bfloat16* input_;
-  Bfloat16* output_;
+  const Rows& input_;
+  Bfloat16* const output_;
+  // Apart from the hidden map's: rows that lie a multiple of 4096 bytes behind one another would wait for each other.
+  const std::ptrdiff_t sums_stride_;
+  Bfloat16* const hidden_;
+  float* const sums_;
 };
 
 } // namespace fastvlm

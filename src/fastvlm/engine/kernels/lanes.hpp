@@ -35,7 +35,15 @@ inline __m512 odd_lanes(__m512i x) {
   return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
 }
 
-// Rounded to nearest, ties to even.
+// To bfloat16, rounded to nearest, ties to even: the numbers of `low`, then those of `high`.
+inline __m512i rounded(__m512 low, __m512 high) {
+  const __m512bh halves = _mm512_cvtne2ps_pbh(high, low);
+  __m512i bits;
+  std::memcpy(&bits, &halves, sizeof bits);
+  return bits;
+}
+
+// The same, in turn one of either.
 struct Interleaved {
   __m512i order;
   Interleaved() {
@@ -44,10 +52,7 @@ struct Interleaved {
     order = _mm512_load_si512(lanes);
   }
   __m512i operator()(__m512 even, __m512 odd) const {
-    __m512bh halves = _mm512_cvtne2ps_pbh(odd, even);
-    __m512i bits;
-    std::memcpy(&bits, &halves, sizeof bits);
-    return _mm512_permutexvar_epi16(order, bits);
+    return _mm512_permutexvar_epi16(order, rounded(even, odd));
   }
 };
 

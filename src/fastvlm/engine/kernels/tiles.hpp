@@ -41,6 +41,7 @@ class Tiles {
       std::uint8_t rows[16] = {};
     } config;
     for (int tile = 0; tile < 4; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = kTileRows;
+    asm volatile("" ::"r"(&config) : "memory"); // g++ 12 knows of the first eight bytes alone that they are read
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }
