@@ -11,6 +11,7 @@
 #include "ffn.hpp"
 #include "gelu.hpp"
 #include "lanes.hpp"
+#include "linear.hpp"
 #include "threads.hpp"
 #include "tiles.hpp"
 
@@ -53,14 +54,15 @@ void fastvlm_linear(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows
                     std::ptrdiff_t outputs, const Bfloat16* weight, const float* bias, int ending, int threads) {
   const Layer layer{weight, bias, inputs, outputs};
   const std::ptrdiff_t share = parts(parts(rows, threads), kTileRows) * kTileRows, block = std::min(kBlockRows, share);
+  const std::ptrdiff_t panels = outputs / kPanel;
   in_parallel(parts(rows, block), threads, [&](std::size_t index) {
     const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
     const Tiles tiles;
     const Rows some(input + start * inputs, std::min(block, rows - start), inputs);
     Bfloat16* to = output + start * outputs;
-    if (ending == 1) apply(some, layer, to, outputs, 0, outputs / kPanel, WriteGelu{});
-    else if (ending == 2) apply(some, layer, to, outputs, 0, outputs / kPanel, WriteAdded{});
-    else apply(some, layer, to, outputs, 0, outputs / kPanel, WritePlain{});
+    if (ending == 1) apply(some, layer, 0, panels, to, outputs, WriteGelu{});
+    else if (ending == 2) apply(some, layer, 0, panels, to, outputs, WriteAdded{});
+    else apply(some, layer, 0, panels, to, outputs, WritePlain{});
   });
 }
 
@@ -74,7 +76,7 @@ void fastvlm_ffn(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, s
     const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
     const Tiles tiles;
     const Rows some(input + start * channels, std::min(block, rows - start), channels);
-    FfnBlock(first, second, some, output + start * channels).run();
+    add_ffn(some, first, second, output + start * channels);
   });
 }
 

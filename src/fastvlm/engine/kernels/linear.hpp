@@ -1,0 +1,199 @@
+// Linear layers on rows of numbers, in tile registers. What becomes of the sums is computed beside the next products.
+
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
+#include "gelu.hpp"
+#include "lanes.hpp"
+#include "scratch.hpp"
+#include "threads.hpp"
+#include "tiles.hpp"
+
+namespace fastvlm {
+
+constexpr std::ptrdiff_t kBlockRows = 512; // that a thread takes through a layer at a time: they and the sums stay in L2
+constexpr std::ptrdiff_t kPartSize = 384;  // inputs at a time: a panel's weights for them stay in L1
+
+struct Layer {
+  const Bfloat16* weight; // (outputs / 32, inputs / 32, 2, 16, 16, 2), see tiles.hpp
+  const float* bias;      // (outputs,)
+  std::ptrdiff_t inputs, outputs;
+
+  const Bfloat16* panel(std::ptrdiff_t index, std::ptrdiff_t step = 0) const {
+    return weight + (index * (inputs / kPanel) + step) * kStepSize;
+  }
+};
+
+// Where a block of 16 x 32 sums goes: `to` is the first row's 32 numbers, of `rows` rows that exist.
+struct Destination {
+  Bfloat16* to = nullptr;
+  std::ptrdiff_t stride = 0, rows = 0;
+};
+
+// Two blocks of sums in turn: while one is computed, `write(sums, destination, row)` takes the other away, some rows
+// at a time. It holds nothing whose address anybody knows, so that all of it stays in registers.
+template <typename Write>
+class Finisher {
+ public:
+  Finisher(const Write& write, float* two_blocks) : write_(write), free_(two_blocks), full_(two_blocks + kSums) {}
+
+  // The sums in the tiles are the next block; what is left of the one before is done first.
+  void take(const Destination& destination) {
+    some(kTileRows);
+    store_sums(free_, kPanel);
+    std::swap(free_, full_);
+    destination_ = destination;
+    next_ = 0;
+  }
+
+  void some(int rows) {
+    const int stop = std::min(next_ + rows, kTileRows);
+    for (; next_ < stop; ++next_) write_(full_ + next_ * kPanel, destination_, next_);
+  }
+
+ private:
+  const Write write_;
+  float *free_, *full_;
+  Destination destination_;
+  int next_ = kTileRows;
+};
+
+// 32 bfloat16 as two registers of float32, in their order.
+struct Widened {
+  __m512 low, high;
+  explicit Widened(const Bfloat16* from)
+      : low(widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))),
+        high(widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + kLanes)))) {}
+
+ private:
+  static __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+};
+
+struct WriteGelu {
+  Gelu gelu;
+  void operator()(const float* sums, const Destination& where, int row) const {
+    if (row >= where.rows) return;
+    const __m512i numbers = rounded(gelu(_mm512_load_ps(sums)), gelu(_mm512_load_ps(sums + kLanes)));
+    _mm512_storeu_si512(where.to + row * where.stride, numbers);
+  }
+};
+
+struct WritePlain {
+  void operator()(const float* sums, const Destination& where, int row) const {
+    if (row >= where.rows) return;
+    const __m512i numbers = rounded(_mm512_load_ps(sums), _mm512_load_ps(sums + kLanes));
+    _mm512_storeu_si512(where.to + row * where.stride, numbers);
+  }
+};
+
+// Adds to what is there.
+struct WriteAdded {
+  void operator()(const float* sums, const Destination& where, int row) const {
+    if (row >= where.rows) return;
+    Bfloat16* to = where.to + row * where.stride;
+    const Widened there(to);
+    const __m512 low = _mm512_add_ps(_mm512_load_ps(sums), there.low);
+    const __m512 high = _mm512_add_ps(_mm512_load_ps(sums + kLanes), there.high);
+    _mm512_storeu_si512(to, rounded(low, high));
+  }
+};
+
+// Reads ahead what the next panel needs, a few lines at each step, so that all of it is in L2 when its turn comes.
+class ReadAhead {
+ public:
+  ReadAhead(const Bfloat16* from, std::ptrdiff_t rows)
+      : at_(reinterpret_cast<const char*>(from)),
+        lines_(static_cast<int>((kPanel * kTileRows + rows - 1) / rows)) {}
+  void some() {
+    for (int line = 0; line < lines_; ++line, at_ += 64) _mm_prefetch(at_, _MM_HINT_T1);
+  }
+
+ private:
+  const char* at_;
+  int lines_;
+};
+
+// Rows of numbers one after the other, as many as make whole tiles: rows that are missing are zeros.
+struct Rows {
+  const Bfloat16* data;
+  std::ptrdiff_t real, padded, width;
+
+  Rows(const Bfloat16* from, std::ptrdiff_t count, std::ptrdiff_t numbers)
+      : data(from), real(count), padded((count + kTileRows - 1) / kTileRows * kTileRows), width(numbers) {
+    if (padded == real) return;
+    Bfloat16* copy = scratch<Bfloat16, 2>(padded * width);
+    std::memcpy(copy, from, real * width * sizeof(Bfloat16));
+    std::memset(copy + real * width, 0, (padded - real) * width * sizeof(Bfloat16));
+    data = copy;
+  }
+};
+
+// Some inputs of a layer: `left` has those alone.
+struct Part {
+  const Bfloat16* left;
+  std::ptrdiff_t stride; // of left, from one row to the next
+  std::ptrdiff_t first, size;
+  bool is_first, is_last;
+};
+
+// What a thread has so far of a layer's results, if its inputs come in parts.
+struct Sums {
+  float* data;
+  std::ptrdiff_t stride;
+};
+
+// Some panels of `layer` on a part of its inputs. After the last part `output` gets the results, the first panel's first.
+template <typename Write>
+void multiply(const Part& part, const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std::ptrdiff_t panels,
+              const Sums& sums, Bfloat16* output, std::ptrdiff_t output_stride, const Write& write) {
+  alignas(64) float two_blocks[2 * kSums];
+  Finisher<Write> finisher(write, two_blocks);
+  const std::ptrdiff_t steps = part.size / kPanel, first_step = part.first / kPanel;
+  const int rows_aside = static_cast<int>((kTileRows + steps - 1) / steps);
+  for (std::ptrdiff_t panel = 0; panel < panels; ++panel) {
+    ReadAhead ahead(layer.panel(first_panel + panel + 1, first_step), rows.padded);
+    for (std::ptrdiff_t row = 0; row < rows.padded; row += kTileRows) {
+      float* const so_far = sums.data + row * sums.stride + panel * kPanel;
+      if (part.is_first) begin_with(layer.bias + (first_panel + panel) * kPanel);
+      else load_sums(so_far, sums.stride);
+      add_products(part.left + row * part.stride, part.stride, layer.panel(first_panel + panel, first_step), steps, [&] {
+        ahead.some();
+        finisher.some(rows_aside);
+      });
+      if (part.is_last) finisher.take({output + row * output_stride + panel * kPanel, output_stride, rows.real - row});
+      else store_sums(so_far, sums.stride);
+    }
+  }
+  finisher.some(kTileRows);
+}
+
+// A stride of its own, apart from that of the numbers in `width` columns: where rows of both lie a multiple of 4096 bytes
+// behind one another, loads wait for stores that have nothing to do with them.
+template <int Slot>
+Sums sums_for(const Rows& rows, std::ptrdiff_t width) {
+  const std::ptrdiff_t stride = width + kPanel;
+  return {scratch<float, Slot>(rows.padded * stride), stride};
+}
+
+// Some panels of `layer` on all of its inputs; as many at a time as keep the sums in L2.
+template <typename Write>
+void apply(const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std::ptrdiff_t panels, Bfloat16* output,
+           std::ptrdiff_t output_stride, const Write& write) {
+  const bool is_whole = layer.inputs <= kPartSize;
+  const std::ptrdiff_t group = is_whole ? panels : std::min(panels, kPartSize / kPanel);
+  const Sums sums = is_whole ? Sums{nullptr, 0} : sums_for<1>(rows, group * kPanel);
+  for (std::ptrdiff_t panel = 0; panel < panels; panel += group) {
+    for (std::ptrdiff_t first = 0; first < layer.inputs; first += kPartSize) {
+      const std::ptrdiff_t size = std::min(kPartSize, layer.inputs - first);
+      const Part part{rows.data + first, rows.width, first, size, first == 0, first + size == layer.inputs};
+      multiply(part, rows, layer, first_panel + panel, std::min(group, panels - panel), sums, output + panel * kPanel,
+               output_stride, write);
+    }
+  }
+}
+
+} // namespace fastvlm
