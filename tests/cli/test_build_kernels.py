@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from compiled import is_possible
 
-from fastvlm.engine import native, native_build
+from fastvlm.engine import native_build
+from fastvlm.engine.native_library import cache_path
 
 
 @pytest.fixture(autouse=True)
@@ -14,20 +16,16 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
 
 
-@pytest.mark.skipif(
-    native.library_path() is None or not any(map(native_build.shutil.which, native_build._COMPILERS)),
-    reason="needs Linux, a CPU with AMX, and a C++ compiler",
-)
+@is_possible
 def test_the_path_is_printed(fastvlm):
     outcome = fastvlm("build-kernels")
     assert (outcome.code, outcome.err) == (0, "")
-    assert Path(outcome.out.strip()) == native.library_path() and native.library_path().is_file()
+    assert Path(outcome.out.strip()) == cache_path() and cache_path().is_file()
     content = json.loads(fastvlm("build-kernels", "--json").out)
-    assert content["path"] == str(native.library_path()) and content["compiler"] and content["version"]
+    assert content["path"] == str(cache_path()) and content["compiler"] and content["version"]
 
 
 def test_a_cpu_without_is_an_error_of_one_line(fastvlm, monkeypatch):
-    for module in (native, native_build):
-        monkeypatch.setattr(module, "cpu_flags", frozenset)
+    monkeypatch.setattr(native_build, "cpu_flags", frozenset)
     outcome = fastvlm("build-kernels")
     assert outcome.code == 1 and "lacks" in outcome.error and "Nothing needs these kernels" in outcome.error

@@ -1,67 +1,21 @@
-"""Compiled kernels: exact enough, whatever the shape; built once, and never needed."""
-
-import os
-import subprocess
-import sys
-import warnings
+"""Compiled kernels: exact enough, whatever the shape, and what they were not given stays as it is."""
 
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from compiled import is_possible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linears import relative_gap
 
 from fastvlm import FastViTHD
-from fastvlm.engine import linear, native, native_build, vision
-from fastvlm.engine.native import NativeDepthwise, native_kernels, open_library, sealed
-from fastvlm.engine.native_build import build
-from fastvlm.errors import BuildError
+from fastvlm.engine import linear, native, tile_linear, vision
+from fastvlm.engine.native import NativeDepthwise, from_panels, in_panels
 
 BFLOAT16 = torch.bfloat16
 HALF_UNIT = 2**-8  # of bfloat16, relative to the number that is rounded
-BUILD = "from fastvlm.engine.native_build import build; print(build().path)"
-
-is_possible = pytest.mark.skipif(
-    native.library_path() is None
-    or not native.cpu_kernels().has_bfloat16_tiles
-    or not any(map(native_build.shutil.which, native_build._COMPILERS)),
-    reason="needs Linux, a CPU with AMX, and a C++ compiler",
-)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """Path of a library that was built for this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("CXX", raising=False)
-        return build().path
-
-
-@pytest.fixture(scope="module")
-def kernels(library):
-    return open_library(library)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache directory, where nothing was looked for yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv(native.SWITCH, raising=False)
-    native_kernels.cache_clear()
-    yield tmp_path
-    native_kernels.cache_clear()
-
-
-def placed(library, content=None):
-    """The library where engines look for it, perhaps with another content."""
-    path = native.library_path()
-    path.parent.mkdir(parents=True)
-    path.write_bytes(library.read_bytes() if content is None else content)
-    return path
+MULTIPLES = st.integers(1, 27).map(lambda n: 32 * n)  # beyond 384 inputs a layer goes over them in parts
 
 
 @is_possible
@@ -146,94 +100,142 @@ def test_what_they_do_not_take_is_refused_and_left_to_torch(kernels, x, monkeypa
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 65, 130), (1, 256, 192)])
 def test_features_are_the_same_with_them(kernels, monkeypatch, size):
     plain, picture = tiny.loud(FastViTHD(tiny.vision_config())).eval(), tiny.pictures(*size)
-    monkeypatch.setattr(vision, "native_kernels", lambda: kernels)
-    monkeypatch.setattr(linear, "native_kernels", lambda: kernels)
+    for module in (vision, linear, tile_linear):
+        monkeypatch.setattr(module, "native_kernels", lambda: kernels)
     fast = vision.FastEncoder(plain, BFLOAT16)
-    convolutions = [step.conv for step in fast.steps if isinstance(step, vision.Ffn)]
-    assert convolutions and all(conv._native is not None for conv in convolutions)
+    ffns = [step for step in fast.steps if isinstance(step, vision.Ffn)]
+    assert ffns and all(ffn.conv._native is not None for ffn in ffns)
+    widths = {ffn.widen.dense().shape[1]: isinstance(ffn.widen, tile_linear.TileLinear) for ffn in ffns}
+    assert widths == {width: width % 32 == 0 for width in widths} and any(widths.values())
     with torch.no_grad():
         assert relative_gap(fast(picture), plain(picture)) < 2e-2
 
 
-@is_possible
-def test_engines_take_what_was_built_and_can_be_told_not_to(cache, monkeypatch):
-    assert native_kernels() is None
-    assert build().path.parent == cache / "fastvlm" / "kernels"
-    native_kernels.cache_clear()
-    assert native_kernels() is not None
-    native_kernels.cache_clear()
-    monkeypatch.setenv(native.SWITCH, "0")
-    assert native_kernels() is None
+def layer(generator, outputs, inputs):
+    """Weight (outputs, inputs) and bias (outputs,), results about as large as the inputs."""
+    weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+    return weight.to(BFLOAT16), torch.randn(outputs, generator=generator)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 64), (64, 416)])
+def test_panels_hold_a_weight_as_it_is(shape):
+    weight = torch.randn(shape).to(BFLOAT16)
+    assert torch.equal(from_panels(in_panels(weight)), weight)
 
 
 @is_possible
-def test_what_was_built_from_another_source_is_not_looked_at(cache, library, monkeypatch, tmp_path):
-    placed(library, b"not a library")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "encoder.cpp").write_text("// another")
-    monkeypatch.setattr(native, "SOURCE_FOLDER", tmp_path / "other")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert native_kernels() is None
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.one_of(st.integers(1, 70), st.integers(500, 1100)),
+    inputs=MULTIPLES,
+    outputs=MULTIPLES,
+    ending=st.sampled_from(["plain", "gelu", "added"]),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_linear_layers_of_any_shape(kernels, rows, inputs, outputs, ending, threads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=generator).to(BFLOAT16)
+    weight, bias = layer(generator, outputs, inputs)
+    whole = torch.ones(rows + 2, outputs, dtype=BFLOAT16)  # a row around the result that is not written
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        kernels.linear(x, in_panels(weight), bias, ending, whole[1:-1])
+    sums = F.linear(x.double(), weight.double(), bias.double())
+    expected = {"plain": sums, "gelu": F.gelu(sums), "added": sums + 1}[ending]
+    error = (whole[1:-1].double() - expected).abs()
+    assert (error <= HALF_UNIT * expected.abs() + 1e-4).all()
+    assert (whole[0] == 1).all() and (whole[-1] == 1).all()
 
 
 @is_possible
-@pytest.mark.parametrize("damage", ["empty", "half", "bit", "foreign"])
-def test_a_damaged_library_is_named_once_and_not_used(cache, library, damage):
-    content = library.read_bytes()
-    changed = bytearray(content)
-    changed[5000] ^= 1
-    damaged = {"empty": b"", "half": content[: len(content) // 2], "bit": changed, "foreign": sealed(b"#!/bin/sh")}
-    path = placed(library, bytes(damaged[damage]))
-    with pytest.warns(UserWarning, match="fastvlm build-kernels") as warned:
-        results = [native_kernels() for _ in range(2)]
-    assert results == [None, None] and len(warned) == 1 and str(path) in str(warned[0].message)
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.one_of(st.integers(1, 70), st.integers(500, 1100)),
+    channels=st.integers(1, 14).map(lambda n: 32 * n),
+    hidden=MULTIPLES,
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_ffns_of_any_shape(kernels, rows, channels, hidden, threads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, channels, generator=generator).to(BFLOAT16)
+    (widen, widen_bias), (narrow, narrow_bias) = layer(generator, hidden, channels), layer(generator, channels, hidden)
+    whole = torch.ones(rows + 2, channels, dtype=BFLOAT16)
+    layers = (in_panels(widen), widen_bias), (in_panels(narrow), narrow_bias)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        kernels.ffn(x, *layers, whole[1:-1])
+    wide = F.gelu(F.linear(x.double(), widen.double(), widen_bias.double())).to(BFLOAT16).double()
+    expected = 1 + F.linear(wide, narrow.double(), narrow_bias.double())
+    # What is rounded in between may be rounded the other way: a unit of it, times its weight.
+    slack = HALF_UNIT * F.linear(wide.abs(), narrow.double().abs()) / 8 + 1e-3
+    assert ((whole[1:-1].double() - expected).abs() <= HALF_UNIT * expected.abs() + slack).all()
+    assert (whole[0] == 1).all() and (whole[-1] == 1).all()
 
 
 @is_possible
-def test_several_may_build_at_a_time(cache):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    running = [
-        subprocess.Popen([sys.executable, "-c", BUILD], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    paths = {one.communicate(timeout=120)[0].strip() for one in running}
-    assert paths == {str(native.library_path())} and all(one.returncode == 0 for one in running)
-    assert [file.name for file in native.library_path().parent.iterdir()] == [native.library_path().name]
-    assert native_kernels() is not None
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    tokens=st.one_of(st.integers(1, 40), st.sampled_from([64, 65, 128, 129, 300, 1024])),
+    heads=st.integers(1, 3),
+    scale=st.sampled_from([0.1, 1.0, 4.0]),
+    seed=st.integers(0, 99),
+)
+def test_attention_over_any_number_of_tokens(kernels, batch, tokens, heads, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    qkv = (torch.randn(batch, tokens, 3, heads, 32, generator=generator) * scale).to(BFLOAT16)
+    kept = qkv.clone()
+    result = kernels.attention(qkv)
+    query, key, value = qkv.double().permute(2, 0, 3, 1, 4).unbind(0)
+    expected = F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)
+    assert torch.equal(qkv, kept) and result.dtype == BFLOAT16 and result.shape == expected.shape
+    # Probabilities are rounded to bfloat16: each may be half a unit off.
+    assert ((result.double() - expected).abs() <= 2 * HALF_UNIT * value.abs().amax()).all()
 
 
 @is_possible
-def test_a_compiler_that_is_not_there_or_fails_is_told(cache, monkeypatch, tmp_path):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BuildError, match=r"CXX is 'no-such-compiler'.*expected g\+\+ or clang\+\+"):
-        build()
-    monkeypatch.delenv("CXX")
-    (tmp_path / "wrong").mkdir()
-    (tmp_path / "wrong" / "wrong.cpp").write_text('#error "this is wrong"\n')
-    for module in (native, native_build):
-        monkeypatch.setattr(module, "SOURCE_FOLDER", tmp_path / "wrong")
-    with pytest.raises(BuildError, match=r"failed: .*this is wrong.* set CXX"):
-        build()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BuildError, match=r"None of c\+\+, g\+\+, clang\+\+ is there"):
-        build()
-    assert list(native.library_path().parent.iterdir()) == []
+def test_scores_of_any_size_are_attended_to(kernels):
+    qkv = torch.zeros(1, 200, 3, 1, 32, dtype=BFLOAT16)
+    qkv[0, :, 0], qkv[0, 150, 1], qkv[0, :, 2] = 100, 100, torch.arange(200).to(BFLOAT16)[:, None, None]
+    assert (kernels.attention(qkv) == 150).all()
+    qkv[0, :, 1] = -100
+    assert ((kernels.attention(qkv).float() - 99.5).abs() < 1).all()
 
 
 @is_possible
-def test_a_place_that_cannot_be_written_is_told(cache, monkeypatch):
-    (cache / "fastvlm").write_text("a file")
-    with pytest.raises(BuildError, match=r"cannot be written.*Set XDG_CACHE_HOME"):
-        build()
-
-
-def test_a_cpu_that_lacks_something_is_told(cache, monkeypatch):
-    for module in (native, native_build):
-        monkeypatch.setattr(module, "cpu_flags", lambda: frozenset({"avx512f", "avx512bw", "amx_tile", "amx_bf16"}))
-    assert native_kernels() is None
-    with pytest.raises(
-        BuildError, match="lacks amx_int8, avx512_bf16, avx512_vnni, avx512cd, avx512dq, avx512vl; expected"
+def test_what_is_no_number_stays_in_its_row(kernels):
+    x = torch.ones(40, 64, dtype=BFLOAT16)
+    x[17, 3] = torch.nan
+    weight, bias = in_panels(torch.ones(64, 64)), torch.zeros(64)
+    for result in (
+        kernels.linear(x, weight, bias, "gelu", torch.ones_like(x)),
+        kernels.ffn(x, (weight, bias), (weight, bias), torch.ones_like(x)),
     ):
-        build()
-    assert list(cache.iterdir()) == []
+        assert result[17].isnan().all() and result.isnan().sum() == 64
+    qkv = torch.ones(1, 40, 3, 2, 32, dtype=BFLOAT16)
+    qkv[0, 17, 0, 1] = torch.nan
+    assert kernels.attention(qkv).isnan()[0, 17, 1].all() and kernels.attention(qkv).isnan().sum() == 32
+
+
+@is_possible
+def test_a_tile_layer_is_a_linear_layer(kernels, monkeypatch):
+    monkeypatch.setattr(tile_linear, "native_kernels", lambda: kernels)
+    weight, bias = layer(torch.Generator().manual_seed(0), 96, 64)
+    x, other = torch.randn(2, 3, 64).to(BFLOAT16), torch.randn(2, 3, 96).to(BFLOAT16)
+    for given_bias in (bias.to(BFLOAT16), None):
+        tiles = tile_linear.tile_linear(weight, given_bias, has_gelu=False)
+        plain = linear.PlainLinear(weight, given_bias)
+        assert relative_gap(tiles(x), plain(x)) < 1e-2 and tiles(x[:0]).shape == (0, 3, 96)
+        assert relative_gap(tiles.added(x, other.clone()), plain.added(x, other.clone())) < 1e-2
+        assert torch.equal(tiles.dense(), weight) and tiles.num_bytes == weight.nbytes
+    for unsuited in (weight.float(), weight[:95], weight[:, :60]):
+        assert tile_linear.tile_linear(unsuited, None, has_gelu=False) is None
+    monkeypatch.setattr(tile_linear, "native_kernels", lambda: None)
+    assert tile_linear.tile_linear(weight, None, has_gelu=False) is None
+
+
+@is_possible
+def test_the_library_is_opened_with_its_tiles(kernels):
+    assert kernels.has_tiles and kernels.has_threads and native._is_right(kernels)

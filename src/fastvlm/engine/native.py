@@ -1,20 +1,14 @@
-"""Kernels of our own for the encoder, compiled once on this machine: an option, and never needed.
+"""Kernels of our own for CPUs with products in tile registers (AMX): compiled when fastvlm is installed, never needed.
 
-``fastvlm build-kernels`` compiles ``kernels/`` into the user's cache directory; from then on every engine uses what
-lies there. Where nothing lies there, or something made from another source or for another CPU, torch's kernels do the
-work, and nobody is told; where something damaged lies, they do it after a warning.
-
-A library carries the SHA-256 of itself at its end, so that half of one is never loaded. It is searched for by its
-source and this CPU, not by its compiler, which need not be there any more.
+Where there is no library (``native_library.py`` says where it is looked for), or one made from another source, torch's
+kernels do the work, and nobody is told; where something damaged lies, they do it after a warning.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,37 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvlm.engine.cpu import cpu_kernels
+from fastvlm.engine.native_library import find_library, is_whole
 
 __all__ = [
-    "COMPILER_FLAGS",
-    "SOURCE_FOLDER",
+    "Ending",
     "NativeDepthwise",
     "NativeKernels",
-    "cpu_flags",
     "from_panels",
     "in_panels",
-    "library_path",
     "native_kernels",
     "open_library",
-    "sealed",
 ]
 
-SOURCE_FOLDER = Path(__file__).with_name("kernels")
-# Whatever machine compiles it, the library needs NEEDED_FLAGS and nothing else.
-COMPILER_FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-march=x86-64-v4"),
-    *("-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
-)
-NEEDED_FLAGS = frozenset(  # as Linux calls them
-    ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
-    + ("amx_tile", "amx_bf16", "amx_int8")
-)
 SWITCH = "FASTVLM_NATIVE_KERNELS"
 
-_CPU_INFO = Path("/proc/cpuinfo")
 _INTERFACE = 2  # of kernels/encoder.cpp
 _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
-_DIGEST_BYTES = hashlib.sha256().digest_size
 _KERNEL_SIZES = (3, 7)
 _PANEL = 32  # outputs and inputs that go together in kernels/tiles.hpp
 Ending = Literal["plain", "gelu", "added"]
@@ -71,7 +50,11 @@ class NativeKernels:
         self._gelu.argtypes, self._gelu.restype = [pointer, ctypes.c_size_t, ctypes.c_int], None
         self._depthwise.argtypes = [*[pointer] * 4, *[size] * 4, ctypes.c_int, ctypes.c_int]
         self._depthwise.restype = ctypes.c_int
-        self._linear, self._ffn, self._attention = library.fastvlm_linear, library.fastvlm_ffn, library.fastvlm_attention
+        self._linear, self._ffn, self._attention = (
+            library.fastvlm_linear,
+            library.fastvlm_ffn,
+            library.fastvlm_attention,
+        )
         self._linear.argtypes = [pointer, pointer, *[size] * 3, pointer, pointer, ctypes.c_int, ctypes.c_int]
         self._ffn.argtypes = [pointer, pointer, *[size] * 3, *[pointer] * 4, ctypes.c_int]
         self._attention.argtypes = [pointer, pointer, *[size] * 3, ctypes.c_int]
@@ -187,14 +170,14 @@ class NativeDepthwise:
 
 @functools.cache
 def native_kernels() -> NativeKernels | None:
-    """The kernels of this machine, or None: not built, built for something else, damaged, or switched off.
+    """The kernels of this machine, or None: not built, another CPU, damaged, or switched off.
 
     They are for CPUs with products in tile registers: there the passes that they shorten take as long as the products.
     """
     if os.environ.get(SWITCH) == "0" or not cpu_kernels().has_bfloat16_tiles:
         return None
-    path = library_path()
-    if path is None or not path.is_file():
+    path = find_library()
+    if path is None:
         return None
     try:
         kernels = open_library(path)
@@ -206,33 +189,6 @@ def native_kernels() -> NativeKernels | None:
     return kernels if is_usable else None
 
 
-def library_path() -> Path | None:
-    """Where the library for this source and this CPU is, or would be; None where there can be none."""
-    flags = cpu_flags()
-    if not flags >= NEEDED_FLAGS:
-        return None
-    sources = (path.read_text("utf-8") for path in sorted(SOURCE_FOLDER.iterdir()))
-    parts = (*sources, *COMPILER_FLAGS, platform.machine(), *sorted(flags))
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fastvlm" / "kernels" / f"kernels-{key}.so"
-
-
-def cpu_flags() -> frozenset[str]:
-    """What this CPU can do, in Linux's words; empty on other systems."""
-    try:
-        with _CPU_INFO.open(encoding="utf-8") as lines:
-            found = next((line for line in lines if line.startswith("flags")), "")
-    except OSError:
-        return frozenset()
-    return frozenset(found.partition(":")[2].split())
-
-
-def sealed(library: bytes) -> bytes:
-    """`library` as it is stored: with its digest behind it, which the system's loader does not mind."""
-    return library + hashlib.sha256(library).digest()
-
-
 def open_library(path: Path) -> NativeKernels:
     """The kernels in the sealed library `path`, tried on a few numbers.
 
@@ -241,8 +197,7 @@ def open_library(path: Path) -> NativeKernels:
         ValueError: it is damaged, or computes something else.
         AttributeError: a function is missing.
     """
-    content = path.read_bytes()
-    if sealed(content[:-_DIGEST_BYTES]) != content:
+    if not is_whole(path.read_bytes()):
         raise ValueError("it is damaged: its digest is another one")
     kernels = NativeKernels(ctypes.CDLL(str(path)))
     if kernels.interface != _INTERFACE or not _is_right(kernels):
@@ -276,5 +231,5 @@ def _multiplied(kernels: NativeKernels) -> Iterator[tuple[Tensor, Tensor]]:
     layers = (in_panels(weight), bias), (in_panels(weight.T), none)
     yield kernels.ffn(x, *layers, x.clone()), x.float() + F.gelu(hidden) @ weight.float()
     qkv = (torch.arange(35 * 3 * 2 * 32) % 19 / 16 - 0.5).reshape(1, 35, 3, 2, 32).bfloat16()
-    heads = qkv.float().permute(2, 0, 3, 1, 4)
-    yield kernels.attention(qkv), F.scaled_dot_product_attention(*heads.unbind(0), scale=1.0).transpose(1, 2)
+    query, key, value = qkv.float().permute(2, 0, 3, 1, 4).unbind(0)
+    yield kernels.attention(qkv), F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Compiles ``kernels/`` into the user's cache directory, where :mod:`fastvlm.engine.native` looks for it."""
+"""Compiles ``kernels/`` into the library that :mod:`fastvlm.engine.native` opens."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastvlm.engine.native import (
-    COMPILER_FLAGS,
-    NEEDED_FLAGS,
-    SOURCE_FOLDER,
-    cpu_flags,
-    library_path,
-    open_library,
-    sealed,
-)
+from fastvlm.engine.native_library import COMPILER_FLAGS, NEEDED_FLAGS, SOURCE_FOLDER, cache_path, cpu_flags, sealed
 from fastvlm.errors import BuildError
 
-__all__ = ["BuiltLibrary", "build"]
+__all__ = ["BuiltLibrary", "build", "compile_library"]
 
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 300
@@ -29,7 +21,7 @@ _TORCH_IS_ENOUGH = "Nothing needs these kernels: without them torch's are used."
 
 @dataclass(frozen=True)
 class BuiltLibrary:
-    """A library that was built and tried: where it is, the compiler that made it, and that compiler's version."""
+    """A library that was built: where it is, the compiler that made it, and that compiler's version."""
 
     path: Path
     compiler: str
@@ -37,7 +29,7 @@ class BuiltLibrary:
 
 
 def build() -> BuiltLibrary:
-    """Compile the kernels, try them, and put them in their place, at once; one that is there is replaced.
+    """Compile the kernels, try them, and put them into the user's cache directory; one that is there is replaced.
 
     Several may build at a time. A process that has the replaced library open keeps it.
 
@@ -45,18 +37,27 @@ def build() -> BuiltLibrary:
         BuildError: the CPU lacks what they need, there is no compiler, compiling fails, the results are wrong, or the
             place cannot be written.
     """
-    path = library_path()
-    if path is None:
+    if not cpu_flags() >= NEEDED_FLAGS:
         lacking = ", ".join(sorted(NEEDED_FLAGS - cpu_flags()))
         raise BuildError(f"This machine lacks {lacking}; expected Linux on a CPU with them. {_TORCH_IS_ENOUGH}")
+    return compile_library(cache_path(), is_tried=True)
+
+
+def compile_library(path: Path, *, is_tried: bool) -> BuiltLibrary:
+    """Compile the kernels to `path`, whole or not at all; `is_tried` needs torch, and the CPU that they are for.
+
+    Raises:
+        BuildError: as :func:`build`.
+    """
     compiler = _compiler()
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700 if is_tried else 0o777, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
             new = Path(folder) / path.name
             _compile(compiler, new)
             new.write_bytes(sealed(new.read_bytes()))
-            _try(new)
+            if is_tried:
+                _try(new)
             new.replace(path)
     except OSError as error:
         raise BuildError(f"{path} cannot be written: {error}. Set XDG_CACHE_HOME to a folder that can.") from error
@@ -71,23 +72,26 @@ def _compiler() -> str:
     if found is None:
         searched = f"CXX is {named!r}, which is no program" if named else f"None of {', '.join(_COMPILERS)} is there"
         raise BuildError(
-            f"{searched}; expected g++ or clang++, 10 or later. Debian: apt install g++. {_TORCH_IS_ENOUGH}"
+            f"{searched}; expected g++ 11 or later, or clang++ 12. Debian: apt install g++. {_TORCH_IS_ENOUGH}"
         )
     return found
 
 
 def _compile(compiler: str, target: Path) -> None:
+    sources = map(str, sorted(SOURCE_FOLDER.glob("*.cpp")))
     try:
-        sources = map(str, sorted(SOURCE_FOLDER.glob("*.cpp")))
         done = _run(compiler, *COMPILER_FLAGS, *sources, "-o", str(target), "-ldl")
     except (subprocess.TimeoutExpired, OSError) as error:
         raise BuildError(f"{compiler} could not be run: {error}. Try another one: set CXX.") from error
     if done.returncode or not target.is_file():
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["it said nothing"]
-        raise BuildError(f"{compiler} failed: {lines[0]}. Try g++ or clang++, 10 or later: set CXX. {_TORCH_IS_ENOUGH}")
+        advice = f"Try g++ 11 or later, or clang++ 12: set CXX. {_TORCH_IS_ENOUGH}"
+        raise BuildError(f"{compiler} failed: {lines[0]}. {advice}")
 
 
 def _try(library: Path) -> None:
+    from fastvlm.engine.native import open_library  # noqa: PLC0415  # needs torch, which an installer has not
+
     try:
         open_library(library)
     except (OSError, AttributeError, ValueError) as error:

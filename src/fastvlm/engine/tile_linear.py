@@ -1,11 +1,11 @@
-"""Linear layers for many rows in tile registers (AMX), where compiled kernels are there: what the encoder is made of."""
+"""Linear layers for many rows in tile registers (AMX), by compiled kernels: what the encoder is made of."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fastvlm.engine.native import NativeKernels, from_panels, in_panels, native_kernels
+from fastvlm.engine.native import Ending, NativeKernels, from_panels, in_panels, native_kernels
 
 __all__ = ["TileLinear", "tile_linear"]
 
@@ -41,7 +41,7 @@ class TileLinear:
     def _applied(self, x: Tensor, y: Tensor, *, added: bool) -> Tensor:
         if x.numel():
             rows = x.reshape(-1, self.in_features).contiguous()
-            ending = "added" if added else "gelu" if self.has_gelu else "plain"
+            ending: Ending = "added" if added else "gelu" if self.has_gelu else "plain"
             self._kernels.linear(rows, self._panels, self._bias, ending, y.view(-1, self.out_features))
         return y
 

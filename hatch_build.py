@@ -1,0 +1,43 @@
+"""Installing compiles the CPU kernels (``fastvlm.engine.native_build``), where there is a compiler for them.
+
+A wheel made so is for Linux on x86-64; it works on every CPU there, and uses the kernels on those with AMX. Without a
+compiler, or elsewhere, the wheel is pure Python, and torch's kernels do the work.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+
+from fastvlm.engine.native_build import compile_library
+from fastvlm.engine.native_library import installed_path
+from fastvlm.errors import BuildError
+
+
+class KernelsHook(BuildHookInterface):  # type: ignore[type-arg,misc]
+    """Puts the library beside its module: into the tree for an editable install, into the wheel otherwise."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile; what cannot be compiled is told, and is no error."""
+        if self.target_name != "wheel" or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+            return
+        is_editable = version == "editable"
+        path = installed_path() if is_editable else Path(tempfile.mkdtemp()) / installed_path().name
+        try:
+            compile_library(path, is_tried=False)
+        except BuildError as error:
+            self.app.display_warning(f"The CPU kernels are left out. {error}")
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = "py3-none-linux_x86_64"
+        if not is_editable:
+            build_data["force_include"][str(path)] = f"fastvlm/engine/built/{path.name}"
