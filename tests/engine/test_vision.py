@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from linears import NO_KERNELS, relative_gap
 
 from fastvlm import FastViTHD, FastViTHDConfig
-from fastvlm.engine import linear, vision
+from fastvlm.engine import linear, tile_linear, vision
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.vision import Convolution, FastEncoder, FastImageEmbedder, InBands
 from fastvlm.model.fastvithd import as_feature_tokens
@@ -35,6 +35,21 @@ def gap(plain, picture, dtype=torch.float32):
     return relative_gap(result, expected)
 
 
+@pytest.fixture
+def torch_alone(monkeypatch):
+    """No compiled kernels, also where there are some."""
+    for module in (vision, linear, tile_linear):
+        monkeypatch.setattr(module, "native_kernels", lambda: None)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def any_kernels(request):
+    """Compiled kernels where there are some, and without them."""
+    if request.param == "torch":
+        request.getfixturevalue("torch_alone")
+
+
+@pytest.mark.usefixtures("any_kernels")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [(1, 128, 128), (3, 64, 200), (2, 1, 1), (1, 65, 1), (1, 1, 130), (1, 70, 66)])
 def test_equals_the_plain_encoder_for_any_picture(size, dtype):
@@ -65,12 +80,14 @@ def test_equals_the_plain_encoder_for_any_encoder(config, height, width, count):
     ],
     ids=lambda args: next(iter(args)),
 )
+@pytest.mark.usefixtures("any_kernels")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_argument_of_an_encoder(model_args, dtype):
     assert gap(encoder(**model_args), tiny.pictures(2, 160, 96), dtype) < BOUNDS[dtype]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("any_kernels")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_published_encoder(dtype):
     published = tiny.loud(FastViTHD(FastViTHDConfig())).eval()
@@ -187,6 +204,7 @@ def test_rows_of_a_convolution_are_made_of_the_rows_it_says(kernel, first):
         torch.testing.assert_close(rows, expected[:, first:stop])
 
 
+@pytest.mark.usefixtures("torch_alone")
 @pytest.mark.parametrize("has_tiles", [False, True])
 @pytest.mark.parametrize("rows", [100, 1 << 20])
 def test_with_and_without_tile_registers_the_features_are_the_same(monkeypatch, has_tiles, rows):
