@@ -76,7 +76,7 @@ void fastvlm_ffn(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, s
     const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
     const Tiles tiles;
     const Rows some(input + start * channels, std::min(block, rows - start), channels);
-    add_ffn(some, first, second, output + start * channels);
+    add_ffn(some, first, second, output + start * channels, input + (start + threads * block) * channels);
   });
 }
 

@@ -10,15 +10,20 @@
 
 namespace fastvlm {
 
-// output += narrow(gelu(widen(rows))), `output` being as wide as the rows.
-inline void add_ffn(const Rows& rows, const Layer& widen, const Layer& narrow, Bfloat16* output) {
+// output += narrow(gelu(widen(rows))), `output` being as wide as the rows. `next` are rows that this thread may have to
+// take through the same layers afterwards, as many.
+inline void add_ffn(const Rows& rows, const Layer& widen, const Layer& narrow, Bfloat16* output, const Bfloat16* next) {
   Bfloat16* const hidden = scratch<Bfloat16, 0>(rows.padded * kPartSize);
   const Sums sums = sums_for<5>(rows, narrow.outputs);
   for (std::ptrdiff_t first = 0; first < widen.outputs; first += kPartSize) {
-    const std::ptrdiff_t width = std::min(kPartSize, widen.outputs - first);
+    const std::ptrdiff_t width = std::min(kPartSize, widen.outputs - first), panels = narrow.outputs / kPanel;
     apply(rows, widen, first / kPanel, width / kPanel, hidden, width, WriteGelu{});
     const Part part{hidden, width, first, width, first == 0, first + width == widen.outputs};
-    multiply(part, rows, narrow, 0, narrow.outputs / kPanel, sums, output, rows.width, WriteAdded{});
+    const std::ptrdiff_t numbers = rows.padded * rows.width, steps = rows.padded / kTileRows * panels * (width / kPanel);
+    ReadAhead later;
+    if (part.is_last) later = ReadAhead(next, numbers, steps);
+    else if (part.is_first) later = ReadAhead(output, numbers, steps);
+    multiply(part, rows, narrow, 0, panels, sums, output, rows.width, WriteAdded{}, later);
   }
 }
 

@@ -15,7 +15,7 @@
 
 namespace fastvlm {
 
-constexpr std::ptrdiff_t kBlockRows = 512; // that a thread takes through a layer at a time: they and the sums stay in L2
+constexpr std::ptrdiff_t kBlockRows = 256; // that a thread takes through a layer at a time: they and the sums stay in L2
 constexpr std::ptrdiff_t kPartSize = 384;  // inputs at a time: a panel's weights for them stay in L1
 
 struct Layer {
@@ -102,19 +102,20 @@ struct WriteAdded {
   }
 };
 
-// Reads ahead what the next panel needs, a few lines at each step, so that all of it is in L2 when its turn comes.
+// Asks for memory, so that it is in L2 when its turn comes: a few lines at each of so many steps.
 class ReadAhead {
  public:
-  ReadAhead(const Bfloat16* from, std::ptrdiff_t rows)
-      : at_(reinterpret_cast<const char*>(from)),
-        lines_(static_cast<int>((kPanel * kTileRows + rows - 1) / rows)) {}
+  ReadAhead() = default;
+  ReadAhead(const Bfloat16* from, std::ptrdiff_t numbers, std::ptrdiff_t steps)
+      : at_(from), end_(from + numbers), share_((numbers / kBlock + steps - 1) / steps * kBlock) {}
   void some() {
-    for (int line = 0; line < lines_; ++line, at_ += 64) _mm_prefetch(at_, _MM_HINT_T1);
+    for (const Bfloat16* const stop = std::min(at_ + share_, end_); at_ < stop; at_ += kBlock)
+      _mm_prefetch(at_, _MM_HINT_T1);
   }
 
  private:
-  const char* at_;
-  int lines_;
+  const Bfloat16 *at_ = nullptr, *end_ = nullptr;
+  std::ptrdiff_t share_ = 0;
 };
 
 // Rows of numbers one after the other, as many as make whole tiles: rows that are missing are zeros.
@@ -147,21 +148,25 @@ struct Sums {
 };
 
 // Some panels of `layer` on a part of its inputs. After the last part `output` gets the results, the first panel's first.
+// `later` is memory that is needed afterwards.
 template <typename Write>
 void multiply(const Part& part, const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std::ptrdiff_t panels,
-              const Sums& sums, Bfloat16* output, std::ptrdiff_t output_stride, const Write& write) {
+              const Sums& sums, Bfloat16* output, std::ptrdiff_t output_stride, const Write& write,
+              ReadAhead later = {}) {
   alignas(64) float two_blocks[2 * kSums];
   Finisher<Write> finisher(write, two_blocks);
   const std::ptrdiff_t steps = part.size / kPanel, first_step = part.first / kPanel;
   const int rows_aside = static_cast<int>((kTileRows + steps - 1) / steps);
   for (std::ptrdiff_t panel = 0; panel < panels; ++panel) {
-    ReadAhead ahead(layer.panel(first_panel + panel + 1, first_step), rows.padded);
+    const Bfloat16* next_panel = layer.panel(first_panel + panel + 1, first_step);
+    ReadAhead next(next_panel, part.size * kPanel, rows.padded / kTileRows * steps);
     for (std::ptrdiff_t row = 0; row < rows.padded; row += kTileRows) {
       float* const so_far = sums.data + row * sums.stride + panel * kPanel;
       if (part.is_first) begin_with(layer.bias + (first_panel + panel) * kPanel);
       else load_sums(so_far, sums.stride);
       add_products(part.left + row * part.stride, part.stride, layer.panel(first_panel + panel, first_step), steps, [&] {
-        ahead.some();
+        next.some();
+        later.some();
         finisher.some(rows_aside);
       });
       if (part.is_last) finisher.take({output + row * output_stride + panel * kPanel, output_stride, rows.real - row});
