@@ -16,6 +16,7 @@ namespace fastvlm {
 constexpr int kColumns = 32; // of results in a strip
 constexpr int kStep = 16;    // of results whose sums are in registers
 constexpr int kBandRows = 32;
+constexpr int kRowsAhead = 2; // that are asked for: single lines far apart are not foreseen by the CPU
 
 struct Picture {
   const Bfloat16* input;
@@ -56,12 +57,15 @@ class Strip {
   void fill(std::ptrdiff_t y) {
     float *even = row(0, y), *odd = row(1, y);
     const bool is_inside = y >= 0 && y < picture_.height;
-    const Bfloat16* line = picture_.input + y * picture_.width * picture_.channels + channel_;
+    const std::ptrdiff_t pitch = picture_.width * picture_.channels;
+    const Bfloat16* line = picture_.input + y * pitch + channel_;
     for (int j = 0; j < kWide; ++j, even += kLanes, odd += kLanes) {
       const std::ptrdiff_t x = column_ + j - K / 2;
       __m512i values = _mm512_setzero_si512();
-      if (is_inside && x >= 0 && x < picture_.width)
+      if (is_inside && x >= 0 && x < picture_.width) {
         values = _mm512_maskz_loadu_epi16(mask_, line + x * picture_.channels);
+        _mm_prefetch(line + kRowsAhead * pitch + x * picture_.channels, _MM_HINT_T0);
+      }
       _mm512_store_ps(even, even_lanes(values));
       _mm512_store_ps(odd, odd_lanes(values));
     }
