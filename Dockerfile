@@ -1,4 +1,14 @@
 # The server on a CPU. For NVIDIA leave out the index URL of torch, and run with --gpus all.
+
+# A wheel with the CPU kernels in it, so that the image needs no compiler.
+FROM python:3.12-slim-bookworm AS wheel
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY pyproject.toml hatch_build.py README.md LICENSE CHANGELOG.md ./
+COPY src ./src
+RUN pip wheel --no-deps --wheel-dir /wheels .
+
 FROM python:3.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -10,11 +20,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 fastvlm
 
-WORKDIR /src
 RUN pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
-COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
-COPY src ./src
-RUN pip install --constraint constraints.txt '.[serve]'
+COPY constraints.txt /tmp/
+COPY --from=wheel /wheels /tmp/wheels
+RUN pip install --constraint /tmp/constraints.txt "$(echo /tmp/wheels/fastvlm-*.whl)[serve]"
 
 USER 1000
 WORKDIR /home/fastvlm

@@ -1,4 +1,4 @@
-"""`fastvlm build-kernels`: the encoder's own CPU kernels, compiled once on this machine."""
+"""`fastvlm build-kernels`: our own CPU kernels, compiled on this machine where installing did not."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["build_kernels"]
 
 
 def build_kernels(is_json: JsonOption = False, is_quiet: QuietOption = False, is_debug: DebugOption = False) -> None:
-    """Compile kernels that make pictures faster on this CPU; once is enough.
+    """Compile the CPU kernels, where installing found no compiler.
 
-    Needs Linux, a CPU with AMX, and g++ or clang++ 10 or later (CXX names another). Every engine of this user then
-    takes the encoder's GELU and depthwise convolutions in bfloat16 from there. It prints the path: a file in the cache
-    directory (XDG_CACHE_HOME). Without it, or with FASTVLM_NATIVE_KERNELS=0, torch's kernels do the same work.
-    Build again after an update of fastvlm, or on another CPU: what does not fit is not used.
+    Installing compiles them if there is g++ 11 or later or clang++ 12 (CXX names another); then nothing is left to do.
+    They are for Linux on CPUs with AMX, where pictures, prompts and replies in bfloat16, int8 and int4 are computed by
+    them. The path that is printed is a file in the cache directory (XDG_CACHE_HOME), for this user alone. Without the
+    kernels, or with FASTVLM_NATIVE_KERNELS=0, torch's do the same work, slower.
 
     \b
     Examples:

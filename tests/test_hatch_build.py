@@ -1,0 +1,45 @@
+"""Installing: a wheel with the compiled kernels where there is a compiler, a pure one where there is none."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from compiled import has_compiler
+
+ROOT = Path(__file__).parent.parent
+PURE = "py3-none-any"
+
+
+def wheel(folder, **environment):
+    """The wheel of this tree, and what its builder said."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=True
+    )
+    (path,) = folder.glob("*.whl")
+    return path, done.stdout + done.stderr
+
+
+def libraries(path):
+    return [name for name in zipfile.ZipFile(path).namelist() if name.endswith(".so")]
+
+
+@pytest.mark.skipif(not has_compiler, reason="needs Linux on x86-64, and a C++ compiler")
+def test_a_wheel_has_the_kernels_that_its_sources_ask_for(tmp_path):
+    path, _ = wheel(tmp_path)
+    name = "from fastvlm.engine.native_library import library_name; print(library_name())"
+    expected = subprocess.run([sys.executable, "-c", name], capture_output=True, text=True, check=True).stdout.strip()
+    assert libraries(path) == [f"fastvlm/engine/built/{expected}"]
+    assert PURE not in path.name and "linux_x86_64" in path.name
+    sources = {name for name in zipfile.ZipFile(path).namelist() if "engine/kernels/" in name}
+    assert {Path(name).name for name in sources} >= {"encoder.cpp", "tiles.hpp"}
+
+
+def test_without_a_compiler_the_wheel_is_pure_and_says_so(tmp_path):
+    path, said = wheel(tmp_path, CXX="no-such-compiler")
+    assert libraries(path) == [] and PURE in path.name
+    if sys.platform == "linux" and os.uname().machine == "x86_64":
+        assert "kernels are left out" in said and "CXX is 'no-such-compiler'" in said
