@@ -27,7 +27,21 @@ _DECODER_SIZES = (
     "num_key_value_heads",
     "max_position_embeddings",
 )
-_BASE_FIELDS = frozenset({"architectures", "transformers_version", "output_hidden_states", "return_dict"})
+_BASE_FIELDS = frozenset(  # of transformers' base class, for other models
+    {
+        "architectures",
+        "chunk_size_feed_forward",
+        "dtype",
+        "id2label",
+        "is_encoder_decoder",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "transformers_version",
+    }
+)
 _WHOLE_KEYS = (
     _BASE_FIELDS
     | (BASE_KEYS | CARRIED_KEYS)
@@ -40,7 +54,6 @@ _ENCODER_KEYS = (
     _BASE_FIELDS
     | CARRIED_VISION_KEYS
     | {"architecture", "do_pooling", "global_pool", "hidden_size", "initializer_range", "model_args", "model_type"}
-    | {"chunk_size_feed_forward", "dtype", "is_encoder_decoder", "output_attentions", "problem_type"}
 )
 
 

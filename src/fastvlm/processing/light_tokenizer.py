@@ -93,6 +93,16 @@ class LightTokenizer:
         """Token -> id, added tokens included."""
         return dict(self.backend_tokenizer.get_vocab(with_added_tokens=True))
 
+    def get_added_vocab(self) -> dict[str, int]:
+        """Added token -> id."""
+        return {token.content: index for index, token in self.backend_tokenizer.get_added_tokens_decoder().items()}
+
+    def add_tokens(self, tokens: Sequence[AddedToken], *, special_tokens: bool) -> int:
+        """Give `tokens`, special ones, the ids after the last; how many were new."""
+        if not special_tokens:
+            raise ValueError("only special tokens are added here")
+        return int(self.backend_tokenizer.add_special_tokens(list(tokens)))
+
     def convert_tokens_to_ids(self, token: str) -> int | None:
         """The id of one token; None if there is none."""
         found: int | None = self.backend_tokenizer.token_to_id(token)

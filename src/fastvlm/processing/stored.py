@@ -44,7 +44,8 @@ def add_image_token(tokenizer: Any, *, image_token: str = IMAGE_TOKEN, expected_
     Raises:
         ConfigError: the id is not `expected_id`, the one that the model's config has.
     """
-    if image_token not in tokenizer.get_vocab():
+    # The whole vocabulary is large, and the token is hardly ever elsewhere than among the added ones.
+    if image_token not in tokenizer.get_added_vocab() and image_token not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(image_token, normalized=False, special=True)], special_tokens=True)
     image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
     if expected_id is not None and image_token_id != expected_id:
