@@ -61,15 +61,28 @@ def edit_weights(folder, change):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def split_tokenizer(folder):
+    """As older versions saved it: vocabulary, merges, and the marks in the settings."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    merges = [" ".join(merge) for merge in content["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    marks = {str(token.pop("id")): token for token in content["added_tokens"]}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=marks, additional_special_tokens=["<|im_start|>"])
+
+
 def write(folder, layout):
     """A checkpoint of tiny size in one of the layouts that are opened."""
     words = layout.split()
     text = {"tie_word_embeddings": "tied" in words}
     model = apple_layout.tokenized_model(text=text, vision={"inference_mode": False} if "branches" in words else None)
     apple = apple_layout.write_apple_folder(folder / "apple", model)
+    if "vocabulary" in words:
+        split_tokenizer(apple)
     if words[0] == "apple":
         return apple
-    fastvlm.convert(apple, folder / "ours", dtype="bfloat16" if "bfloat16" in words else None)
+    fastvlm.convert(apple, folder / "ours", dtype=next((word for word in words if "float" in word), None))
     if "sharded" in words:
         opened, processor = fastvlm.load(folder / "ours")
         opened.save_pretrained(folder / "sharded", max_shard_size="100KB")
@@ -86,12 +99,14 @@ LAYOUTS = [
     "ours tied",
     "ours bfloat16",
     "ours branches",
+    "ours float16",
     "ours sharded",
     "ours quantised",
     "ours tied quantised",
     "apple",
     "apple tied",
     "apple branches",
+    "apple vocabulary",
 ]
 
 
@@ -230,11 +245,6 @@ def mix_dtypes(folder):
     edit_weights(folder, lambda tensors: tensors.update({name: tensors[name].bfloat16()}))
 
 
-def in_float16(folder):
-    edit_weights(folder, lambda t: t.update({k: v.half() for k, v in t.items() if v.is_floating_point()}))
-    edit(folder / "config.json", dtype="float16")
-
-
 def config(**changes):
     return lambda folder: edit(folder / "config.json", **changes)
 
@@ -259,7 +269,6 @@ NOT_PLAIN = {
     "unknown weight": add_a_weight,
     "bent weight": bend_a_weight,
     "two dtypes": mix_dtypes,
-    "float16": in_float16,
     "another dtype asked for": config(dtype="bfloat16"),
     "adapter": file("adapter_config.json"),
     "quantised by transformers": config(quantization_config={"quant_method": "bitsandbytes"}),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
+from fastvlm.dialects.names import ENCODER
 from fastvlm.dialects.weights import read_json
 from fastvlm.errors import CheckpointError
 from fastvlm.light_config import LightConfig, light_config
@@ -25,6 +26,7 @@ from fastvlm.processing.stored import apple_picture_settings, stored_settings
 
 __all__ = ["open_light"]
 
+_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 _NOT_PLAIN_FILES = (
     "adapter_config.json",
     "additional_chat_templates",
@@ -68,7 +70,7 @@ def _model(found: CheckpointFolder, config: LightConfig) -> LightFastVlm | None:
     """The model, if the files hold its tensors and no others, all in the dtype that they are opened in."""
     floating = {entry.dtype for entry in found.weights.entries.values() if entry.dtype.is_floating_point}
     stated = found.config.get("dtype", found.config.get("torch_dtype"))
-    if floating not in ({torch.bfloat16}, {torch.float32}) or stated not in (None, *map(_name, floating)):
+    if len(floating) != 1 or not floating <= _DTYPES or stated not in (None, *map(_name, floating)):
         return None
     generation = _generation_config(found)
     if generation is None:
@@ -76,6 +78,8 @@ def _model(found: CheckpointFolder, config: LightConfig) -> LightFastVlm | None:
     if found.weights.quantised is not None:
         found.weights.left_out_dtype = found.dtype
     tensors = {key: found.tensor(key) for key in found.keys}
+    if torch.float16 in floating:  # too small for the encoder's activations, so its weights are not left in it
+        tensors |= {key: tensor.float() for key, tensor in tensors.items() if key.startswith(ENCODER)}
     try:
         model = LightFastVlm(config, tensors, generation)
     except RuntimeError:  # torch's for a state dict with other names or shapes

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 __all__ = ["LightTokenizer", "light_tokenizer"]
 
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _OLDER_FILES = ("added_tokens.json", "special_tokens_map.json")  # read only where the settings name no added tokens
+_OLDER_VOCABULARY = ("vocab.json", "merges.txt")
 _CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 # Source: transformers 5.23, ``models/qwen2/tokenization_qwen2.py``.
 _NORMALISER = {"type": "NFC"}
@@ -110,12 +111,16 @@ class LightTokenizer:
 
 
 def light_tokenizer(folder: Path) -> LightTokenizer | None:
-    """The tokenizer of a checkpoint's folder, or None if it is not a plain Qwen2 one."""
+    """The tokenizer of a checkpoint's folder, or None if it is not a plain Qwen2 one.
+
+    Nothing here holds the interpreter while the file is read, so that another thread can import meanwhile.
+    """
+    is_older = not (folder / _FILE).is_file()
     try:
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         if not isinstance(settings, dict) or not _are_plain(settings, folder):
             return None
-        backend = Tokenizer.from_file(str(folder / _FILE))
+        backend = _from_vocabulary(folder, settings) if is_older else Tokenizer.from_file(str(folder / _FILE))
     except Exception:  # noqa: BLE001  # tokenizers raises plain Exception; transformers will say what is wrong
         return None
     named = {name: _content(settings.get(name, _DEFAULTS.get(name))) for name in (*_NAMED, "image_token")}
@@ -124,6 +129,23 @@ def light_tokenizer(folder: Path) -> LightTokenizer | None:
     if not _is_qwen2(backend) or not _are_known(backend, settings, [*special.values(), *extra]):
         return None
     return LightTokenizer(backend, special, [token for token in extra if token is not None])
+
+
+def _from_vocabulary(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a folder in the older way: vocabulary and merges in files of their own, the marks in settings.
+
+    Raises:
+        Exception: tokenizers' own; KeyError or TypeError if the settings do not tell the marks.
+    """
+    backend = Tokenizer(models.BPE.from_file(*(str(folder / name) for name in _OLDER_VOCABULARY)))
+    backend.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(_CUTS), behavior="isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+    backend.decoder = decoders.ByteLevel()
+    for _, token in sorted(settings["added_tokens_decoder"].items(), key=lambda entry: int(entry[0])):
+        backend.add_tokens([AddedToken(**token)])
+    return backend
 
 
 def _content(token: Any) -> str | None:
