@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import Qwen2Tokenizer
 
 from fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmImageProcessor, FastVlmProcessor
 
@@ -22,10 +22,6 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 HIDDEN = 384
 CONTEXT = 4096
 _PIECE_BYTES = 3
-# Qwen2's pre-tokenizer.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def byte_letters() -> dict[int, str]:
@@ -45,23 +41,17 @@ def pieces(sentence: str) -> list[str]:
     return cut
 
 
-def tokenizer(sentence: str = SENTENCE) -> PreTrainedTokenizerFast:
+def tokenizer(sentence: str = SENTENCE) -> Qwen2Tokenizer:
     """Bytes, then the sentence's pieces (never met when encoding: there are no merges), then the special tokens."""
     vocabulary = {token: i for i, token in enumerate([*byte_letters().values(), *pieces(sentence)])}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    inner.normalizer = normalizers.NFC()
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    words = Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None
     )
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    words.add_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL], special_tokens=True)
+    return words
 
 
-def model(words: PreTrainedTokenizerFast, sentence: str = SENTENCE, *, is_endless: bool = False):
+def model(words: Qwen2Tokenizer, sentence: str = SENTENCE, *, is_endless: bool = False):
     """The rigged model; endless ones begin the sentence again instead of ending."""
     ids = {token: words.convert_tokens_to_ids(token) for token in SPECIAL}
     torch.manual_seed(0)

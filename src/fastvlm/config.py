@@ -20,12 +20,15 @@ from fastvlm.dialects.folder import config_of_folder
 from fastvlm.encoder_config import (
     BASE_KEYS,
     CARRIED_KEYS,
-    FastViTHDConfig,
+    CARRIED_VISION_KEYS,
+    PUBLISHED_MODEL_ARGS,
+    EncoderShape,
     check_type,
     num_visual_tokens,
     refuse_unknown,
 )
 from fastvlm.errors import ConfigError
+from fastvlm.light_config import IMAGE_TOKEN_INDEX, WholeShape
 
 __all__ = [
     "IMAGE_TOKEN_INDEX",
@@ -34,9 +37,6 @@ __all__ = [
     "FastVlmConfig",
     "num_visual_tokens",
 ]
-
-IMAGE_TOKEN_INDEX = 151646  # `<image>`: the first id after Qwen2's own special tokens
-QWEN2_STOP_TOKEN_IDS = (151645, 151643)  # `<|im_end|>`, `<|endoftext|>`
 
 
 def _qwen2(**sizes: Any) -> dict[str, Any]:
@@ -121,7 +121,59 @@ _FIELD_TYPES: dict[str, type] = {
 }
 
 
-class FastVlmConfig(PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
+class FastViTHDConfig(EncoderShape, PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
+    """Configuration of the encoder; ``FastViTHDConfig()`` is the published one (122,714,208 parameters).
+
+    The architecture is set by `model_args`, the arguments that timm's ``fastvit_mci3`` takes (`layers`,
+    `embed_dims`, `mlp_ratios`, `token_mixers`, `pos_embs`, `downsamples`, `se_downsamples`, `lkc_use_act`,
+    `stem_use_scale_branch`, `inference_mode`, ...); each may also be given as a keyword. Entries per stage may be
+    more than there are stages, as in timm; the rest is ignored.
+
+    Args:
+        architecture: always ``"fastvit_mci3"``.
+        do_pooling, global_pool: carried for transformers' timm wrapper; the VLM does not use the pooled vector.
+        hidden_size: channels of the feature map, ``embed_dims[-1] * cls_ratio``; derived, and checked when given.
+        initializer_range: standard deviation of the truncated normal that fills FFN and attention weights.
+        model_args: overrides of the published encoder; unknown names are refused.
+
+    Raises:
+        ConfigError: an unknown key, stages of different lengths, a width that the next layer cannot take.
+    """
+
+    model_type = "timm_wrapper"
+    base_config_key = "vision_config"
+
+    architecture: str = "fastvit_mci3"
+    do_pooling: bool = True
+    global_pool: str = "avg"
+    if TYPE_CHECKING:
+        hidden_size: int  # None stands for the derived width, and is replaced by it
+    else:
+        hidden_size: int | None = None
+    initializer_range: float = 0.02
+    model_args: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        shorthand = {key: kwargs.pop(key) for key in list(kwargs) if key in PUBLISHED_MODEL_ARGS}
+        refuse_unknown("FastViTHDConfig", kwargs, self._known_keys())
+        self.settle(self.hidden_size, self.model_args, shorthand)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def _known_keys(cls) -> set[str]:
+        return (
+            set(cls.__dataclass_fields__) | BASE_KEYS | CARRIED_KEYS | CARRIED_VISION_KEYS | set(PUBLISHED_MODEL_ARGS)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dictionary that is written to ``config.json``."""
+        output: dict[str, Any] = super().to_dict()
+        for key in ("id2label", "label2id"):  # classification labels of the base class: an encoder has none
+            output.pop(key, None)
+        return output
+
+
+class FastVlmConfig(WholeShape, PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
     """Configuration of a whole FastVLM; ``FastVlmConfig()`` is the published 7B.
 
     Args:
@@ -232,17 +284,3 @@ class FastVlmConfig(PretrainedConfig):  # type: ignore[misc]  # transformers' cl
         if found is None and config.get("model_type") == "llava_qwen2":
             found = from_apple_config(config)
         return found or config, unused
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """Ids that end every reply: the decoder's own eos and pad, and Qwen2's two where the vocabulary is Qwen2's."""
-        own = self.text_config.eos_token_id
-        ids = list(own) if isinstance(own, (list, tuple)) else [own]
-        ids.append(self.text_config.pad_token_id)
-        if self.image_token_index >= IMAGE_TOKEN_INDEX:
-            ids.extend(QWEN2_STOP_TOKEN_IDS)
-        return tuple(dict.fromkeys(i for i in ids if i is not None))
-
-    def num_visual_tokens(self, height_px: int, width_px: int) -> int:
-        """Visual tokens of one picture of this size with this encoder (see :func:`num_visual_tokens`)."""
-        return num_visual_tokens(height_px, width_px, self.vision_config.stride_px)

@@ -1,6 +1,6 @@
 """What the encoder is made of: the published hyper-parameters, and every number that follows from them.
 
-Written to disk as the ``timm_wrapper`` entry that names timm's ``fastvit_mci3``.
+No library is imported here: :class:`fastvlm.config.FastViTHDConfig` is transformers' config over it.
 
 Source: apple/ml-fastvlm at 592b4ad, ``llava/model/multimodal_encoder/mobileclip/mci.py``.
 """
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from transformers import PretrainedConfig
+from typing import Any
 
 from fastvlm.errors import ConfigError
 
@@ -21,8 +19,9 @@ __all__ = [
     "ATTENTION_HEAD_DIM",
     "BASE_KEYS",
     "CARRIED_KEYS",
+    "CARRIED_VISION_KEYS",
     "PUBLISHED_MODEL_ARGS",
-    "FastViTHDConfig",
+    "EncoderShape",
     "StageConfig",
     "check_type",
     "num_visual_tokens",
@@ -140,63 +139,45 @@ def _kernel_pair(value: Any) -> tuple[int, int] | None:
     return (pair[0], pair[1])
 
 
-class FastViTHDConfig(PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
-    """Configuration of the encoder; ``FastViTHDConfig()`` is the published one (122,714,208 parameters).
+class EncoderShape:
+    """The encoder's arguments checked, and every number that follows from them; a config's other half.
 
-    The architecture is set by `model_args`, the arguments that timm's ``fastvit_mci3`` takes (`layers`,
-    `embed_dims`, `mlp_ratios`, `token_mixers`, `pos_embs`, `downsamples`, `se_downsamples`, `lkc_use_act`,
-    `stem_use_scale_branch`, `inference_mode`, ...); each may also be given as a keyword. Entries per stage may be
-    more than there are stages, as in timm; the rest is ignored.
-
-    Args:
+    Attributes:
         architecture: always ``"fastvit_mci3"``.
-        do_pooling, global_pool: carried for transformers' timm wrapper; the VLM does not use the pooled vector.
-        hidden_size: channels of the feature map, ``embed_dims[-1] * cls_ratio``; derived, and checked when given.
-        initializer_range: standard deviation of the truncated normal that fills FFN and attention weights.
-        model_args: overrides of the published encoder; unknown names are refused.
-
-    Raises:
-        ConfigError: an unknown key, stages of different lengths, a width that the next layer cannot take.
+        hidden_size: channels of the feature map, ``embed_dims[-1] * cls_ratio``.
+        model_args: overrides of the published encoder.
     """
 
-    model_type = "timm_wrapper"
-    base_config_key = "vision_config"
+    architecture: str
+    hidden_size: int
+    model_args: dict[str, Any] | None
 
-    architecture: str = "fastvit_mci3"
-    do_pooling: bool = True
-    global_pool: str = "avg"
-    if TYPE_CHECKING:
-        hidden_size: int  # None stands for the derived width, and is replaced by it
-    else:
-        hidden_size: int | None = None
-    initializer_range: float = 0.02
-    model_args: dict[str, Any] | None = None
+    def settle(self, hidden_size: int | None, model_args: Any, shorthand: Mapping[str, Any]) -> None:
+        """Take the arguments, checked, and derive the width.
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        shorthand = {key: kwargs.pop(key) for key in list(kwargs) if key in PUBLISHED_MODEL_ARGS}
-        check_type("FastViTHDConfig", "model_args", self.model_args, (dict, type(None)))
-        given = {**(self.model_args or {}), **shorthand}
+        Args:
+            hidden_size: checked against the derived width; None takes that.
+            model_args: the stored dictionary, or None.
+            shorthand: arguments given as keywords; they win.
+
+        Raises:
+            ConfigError: an unknown argument, stages of different lengths, a width that the next layer cannot take.
+        """
+        check_type("FastViTHDConfig", "model_args", model_args, (dict, type(None)))
+        given = {**(model_args or {}), **shorthand}
         refuse_unknown("FastViTHDConfig.model_args", given, PUBLISHED_MODEL_ARGS)
-        refuse_unknown("FastViTHDConfig", kwargs, self._known_keys())
         self.model_args = {
             "inference_mode": True,
             **{key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
         }
         self._check()
         derived = int(self.stages[-1].channels * self._arg("cls_ratio"))
-        if self.hidden_size not in (None, derived):
+        if hidden_size not in (None, derived):
             raise ConfigError(
-                f"FastViTHDConfig.hidden_size is {self.hidden_size}, but embed_dims {self._arg('embed_dims')} give a "
+                f"FastViTHDConfig.hidden_size is {hidden_size}, but embed_dims {self._arg('embed_dims')} give a "
                 f"feature map of {derived} channels. Leave hidden_size out, or change embed_dims."
             )
         self.hidden_size = derived
-        super().__post_init__(**kwargs)
-
-    @classmethod
-    def _known_keys(cls) -> set[str]:
-        return (
-            set(cls.__dataclass_fields__) | BASE_KEYS | CARRIED_KEYS | CARRIED_VISION_KEYS | set(PUBLISHED_MODEL_ARGS)
-        )
 
     def _arg(self, name: str) -> Any:
         return (self.model_args or {}).get(name, PUBLISHED_MODEL_ARGS[name])
@@ -337,10 +318,3 @@ class FastViTHDConfig(PretrainedConfig):  # type: ignore[misc]  # transformers' 
     def has_stem_scale_branch(self) -> bool:
         """True if the stem's training form has 1x1 scale branches."""
         return bool(self._arg("stem_use_scale_branch"))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The dictionary that is written to ``config.json``."""
-        output: dict[str, Any] = super().to_dict()
-        for key in ("id2label", "label2id"):  # classification labels of the base class: an encoder has none
-            output.pop(key, None)
-        return output

@@ -14,8 +14,7 @@ from fastvlm.bench.costs import (
     prefill_flops,
     projector_macs,
 )
-from fastvlm.config import PRESETS
-from fastvlm.encoder_config import FastViTHDConfig
+from fastvlm.config import PRESETS, FastViTHDConfig
 
 
 def counted(run) -> int:

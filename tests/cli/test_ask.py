@@ -194,7 +194,7 @@ def test_a_bug_is_one_line_too_and_debug_shows_where(fastvlm, picture, monkeypat
         raise ZeroDivisionError("of all things")
 
     monkeypatch.setattr("fastvlm.checkpoints.load", load)
-    monkeypatch.setattr("fastvlm.checkpoints.loading.checkpoint_path", lambda *_, **__: picture.parent)
+    monkeypatch.setattr("fastvlm.checkpoints.places.checkpoint_path", lambda *_, **__: picture.parent)
     outcome = fastvlm("ask", picture, "What?")
     assert outcome.code == 1
     assert outcome.error == "ZeroDivisionError: of all things Run it again with --debug for the whole story."

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import fastvlm
 
@@ -37,6 +38,25 @@ def test_importing_registers_nothing():
         "import fastvlm.model.modeling; from transformers import CONFIG_MAPPING; print(CONFIG_MAPPING._extra_content)"
     )
     assert run(code) == "{}"
+
+
+def test_a_question_on_a_cpu_needs_no_transformers(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    asked = ["ask", str(tmp_path / "red.png"), "What colour is it?", "-n", "2", "--device", "cpu"]
+    slow = (
+        "transformers",
+        "huggingface_hub",
+        "httpx",
+        "accelerate",
+        "sympy",
+        "torch._dynamo",
+        "torch.distributed.tensor",
+    )
+    code = (
+        f"import sys; from fastvlm.cli.main import main; assert main({asked!r}) == 0; "
+        f"print([name for name in {slow!r} if name in sys.modules], 'torch' in sys.modules)"
+    )
+    assert run(code).splitlines()[-1] == "[] True"
 
 
 @pytest.mark.parametrize("name", fastvlm.__all__)

@@ -15,7 +15,6 @@ from huggingface_hub.errors import (
 )
 
 import fastvlm
-from fastvlm.dialects import source
 from fastvlm.dialects.source import local_folder
 from fastvlm.errors import CheckpointError
 
@@ -70,7 +69,7 @@ def test_refusals_of_the_hub_become_one_line(monkeypatch, error, message):
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(source, "snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(CheckpointError, match=message):
         local_folder("a/b", revision="x")
 
@@ -89,7 +88,7 @@ def test_only_the_files_needed_are_asked_for_and_never_code(monkeypatch, tmp_pat
             (target / name).touch()
         return str(target)
 
-    monkeypatch.setattr(source, "snapshot_download", fetch)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert local_folder("a/b") == tmp_path / "snapshot"
     assert ("*.bin" in asked) is (suffix == "bin")
     assert not any(pattern.endswith((".py", "*")) and not pattern.startswith("LICENSE") for pattern in asked)

@@ -100,6 +100,15 @@ def test_scaled_layer_has_scaled_outputs(layer):
     assert layer.weight is weight, "the parameter stays the same object, so optimisers and ties hold"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale_dtype", [None, torch.float32])
+def test_scaling_rounds_once_as_through_float64(dtype, scale_dtype):
+    layer, scale = nn.Linear(50, 70).to(dtype), torch.rand(70, 1, 1).to(scale_dtype or dtype)
+    kernel = reparam.scale_outputs(layer.weight, layer.bias, scale)
+    reparam.scale_layer(layer, scale)
+    assert torch.equal(layer.weight, kernel.weight.to(dtype)) and torch.equal(layer.bias, kernel.bias.to(dtype))
+
+
 def test_fusing_small_variances_does_not_overflow():
     bn = nn.BatchNorm2d(2).double().eval()
     bn.running_var.zero_()  # a channel that was always constant

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import fastvlm
+from fastvlm.checkpoints.devices import as_dtype, pick_device
+from fastvlm.checkpoints.places import SHIPPED, checkpoint_path
 from fastvlm.checkpoints.processor_files import load_processor
 from fastvlm.dialects.folder import inspect_folder
-from fastvlm.dialects.source import local_folder
-from fastvlm.errors import CheckpointError, UsageError
+from fastvlm.errors import UsageError
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.processing.processor import FastVlmProcessor
 
 __all__ = ["SHIPPED", "as_dtype", "checkpoint_path", "load", "pick_device"]
-
-SHIPPED = "mini"
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
 
 
 def load(
@@ -79,54 +68,3 @@ def load(
 
 
 _HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
-
-
-def checkpoint_path(name_or_folder: str | os.PathLike[str], **hub: Any) -> Path:
-    """The local folder of a name as :func:`load` takes it; `hub` as for huggingface_hub.
-
-    Raises:
-        CheckpointError: there is no such folder or repository, or the shipped checkpoint is not installed.
-    """
-    if str(name_or_folder) != SHIPPED or Path(SHIPPED).is_dir():
-        return local_folder(name_or_folder, **hub)
-    shipped = Path(fastvlm.__file__).parent / "weights" / SHIPPED
-    if not (shipped / "config.json").is_file():
-        raise CheckpointError(
-            f"The shipped checkpoint 'mini' is not in this installation (no {shipped}). Install fastvlm from its "
-            "wheel or a full clone, or name another checkpoint."
-        )
-    return shipped
-
-
-def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """`device` checked, or the first of cuda, mps, cpu that this machine has.
-
-    Raises:
-        UsageError: no such kind of device, or not on this machine.
-    """
-    if device is None or device == "auto":
-        kinds = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())
-        return torch.device(next((kind for kind, is_there in kinds if is_there), "cpu"))
-    try:
-        asked = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"device is {device!r}; expected 'cpu', 'cuda', 'cuda:1', 'mps'.") from error
-    if asked.type == "cuda" and not (torch.cuda.is_available() and (asked.index or 0) < torch.cuda.device_count()):
-        raise UsageError(f"device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices.")
-    if asked.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device is 'mps', which this machine does not have.")
-    return asked
-
-
-def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from itself or its name; None for None and "auto": the checkpoint's own.
-
-    Raises:
-        UsageError: not a dtype that a FastVLM is computed in.
-    """
-    if dtype is None or dtype == "auto":
-        return None
-    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype if dtype in _DTYPES.values() else None
-    if found is None:
-        raise UsageError(f"dtype is {str(dtype)!r}; expected one of auto, {', '.join(_DTYPES)}.")
-    return found

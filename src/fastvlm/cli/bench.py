@@ -261,7 +261,7 @@ def _command_line() -> str:
 def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
     """The checkpoint's folder; a random one is made, and removed afterwards unless it is to be kept."""
     if source.preset is None:
-        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.checkpoints.places import checkpoint_path
 
         yield checkpoint_path(source.model or DEFAULT_MODEL, revision=source.revision)
         return

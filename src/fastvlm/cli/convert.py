@@ -56,7 +56,7 @@ def convert(
     with notes.waiting("Reading"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
         from fastvlm import checkpoints
-        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.checkpoints.places import checkpoint_path
     folder = checkpoint_path(source, revision=revision)
     with notes.counting(f"Writing {target}") as progress:
         report = checkpoints.convert(

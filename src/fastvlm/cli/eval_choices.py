@@ -114,7 +114,7 @@ class Machine:
 
     def folder(self) -> Path:
         """Where the checkpoint lies; a Hub's is fetched first."""
-        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.checkpoints.places import checkpoint_path
 
         return checkpoint_path(self.choice.name, revision=self.choice.revision)
 

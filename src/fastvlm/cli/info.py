@@ -41,7 +41,7 @@ def info(
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Reading"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.checkpoints.places import checkpoint_path
         from fastvlm.cli.checkpoint_facts import read_facts
     facts = read_facts(checkpoint_path(model, revision=revision))
     if is_json:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.request import STDIN
-from fastvlm.cli.terminal import Notes, quiet_libraries
+from fastvlm.cli.terminal import Notes, quiet_libraries, quiet_warnings
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fastvlm.cli.answering import Answerer
     from fastvlm.engine.engine import Engine
     from fastvlm.engine.types import Bits
+    from fastvlm.processing.light_tokenizer import LightTokenizer
 
 __all__ = [
     "engine_settings",
@@ -65,15 +67,21 @@ def _read_stdin() -> bytes:
 
 def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_debug: bool) -> Answerer:
     """The chosen model, ready to answer; the libraries are imported here, and the time for it is part of loading."""
+    from fastvlm.checkpoints.places import checkpoint_path
+    from fastvlm.processing.light_tokenizer import light_tokenizer
+
     start_s = time.perf_counter()
-    with _nothing_collected():
+    quiet_warnings(is_quiet=notes.is_quiet, is_debug=is_debug)
+    folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
+    with _nothing_collected(), ThreadPoolExecutor(1) as beside:
+        tokenizer = beside.submit(light_tokenizer, folder)  # while this thread imports torch
         with notes.waiting("Starting"):
-            quiet_libraries(is_quiet=notes.is_quiet, is_debug=is_debug)
-            from fastvlm.checkpoints.loading import checkpoint_path
             from fastvlm.cli.answering import Answerer
-        folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
         with notes.waiting(f"Opening {choice.name}"):
-            engine = open_engine(folder, choice, num_slots=1)
+            opened = _open_light(folder, choice, tokenizer.result)
+            if opened is None:
+                quiet_libraries(is_quiet=notes.is_quiet, is_debug=is_debug)
+            engine = open_engine(folder, choice, opened, num_slots=1)
     return Answerer(engine, sampling, load_ms=1000 * (time.perf_counter() - start_s))
 
 
@@ -89,12 +97,23 @@ def _nothing_collected() -> Iterator[None]:
             gc.enable()
 
 
-def open_engine(folder: Path, choice: ModelChoice, **settings: Any) -> Engine:
-    """The engine for a checkpoint as chosen; `settings` are the engine's."""
+def open_engine(folder: Path, choice: ModelChoice, opened: tuple[Any, Any] | None = None, **settings: Any) -> Engine:
+    """The engine for a checkpoint as chosen, over `opened` if model and processor are; `settings` are the engine's."""
     from fastvlm.engine.fast import fast_engine
 
-    model, processor = open_model(folder, choice)
+    model, processor = opened or open_model(folder, choice)
     return fast_engine(model, processor, **engine_settings(model, choice), **settings)
+
+
+def _open_light(folder: Path, choice: ModelChoice, tokenizer: Callable[[], LightTokenizer | None]) -> Any:
+    """Model and processor without transformers, or None where it needs them (and for adapters, peft)."""
+    from fastvlm.checkpoints.devices import pick_device
+    from fastvlm.checkpoints.light_opening import open_light
+
+    opened = None if choice.adapter or pick_device(choice.device).type != "cpu" else open_light(folder, tokenizer)
+    if opened is not None:
+        opened[1].image_processor.choose(choice.image_size_px, choice.image_fit)
+    return opened
 
 
 def engine_settings(model: Any, choice: ModelChoice) -> dict[str, Any]:
@@ -104,7 +123,7 @@ def engine_settings(model: Any, choice: ModelChoice) -> dict[str, Any]:
 
 def _computed_in(device: torch.device, choice: ModelChoice) -> torch.dtype | None:
     """None for the checkpoint's own."""
-    from fastvlm.checkpoints.loading import as_dtype
+    from fastvlm.checkpoints.devices import as_dtype
     from fastvlm.engine.fast import fast_dtype
 
     return fast_dtype(device) if choice.dtype == "auto" else as_dtype(choice.dtype)
@@ -118,7 +137,7 @@ def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) ->
     are in what is computed in already, for who changes them before. An adapter is added into plain weights.
     """
     from fastvlm import checkpoints
-    from fastvlm.checkpoints.loading import pick_device
+    from fastvlm.checkpoints.devices import pick_device
 
     device = pick_device(choice.device)
     is_plain = device.type != "cpu" or choice.adapter is not None

@@ -61,7 +61,7 @@ def quantize(
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.checkpoints.places import checkpoint_path
         from fastvlm.checkpoints.quantising import quantise
         from fastvlm.dialects.quantised_file import Bits, QuantisationOptions
     options = QuantisationOptions(cast("Bits", bits), group_size, cast("Bits", head_bits))

@@ -124,7 +124,7 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
     )
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.checkpoints.loading import checkpoint_path
+        from fastvlm.checkpoints.places import checkpoint_path
         from fastvlm.server.serving import serve as serve_until_stopped
         from fastvlm.web import page_folder
     folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own

@@ -19,7 +19,17 @@ from typing import Any
 
 import fastvlm
 
-__all__ = ["PATIENCE_S", "Answers", "Notes", "in_bytes", "print_json", "printable", "quiet_libraries", "say"]
+__all__ = [
+    "PATIENCE_S",
+    "Answers",
+    "Notes",
+    "in_bytes",
+    "print_json",
+    "printable",
+    "quiet_libraries",
+    "quiet_warnings",
+    "say",
+]
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 PATIENCE_S = 2.0  # work that takes longer shows that it goes on
@@ -30,6 +40,20 @@ def quiet_libraries(*, is_quiet: bool, is_debug: bool) -> None:
 
     Our own warnings become lines like our errors (none with `is_quiet`). With `is_debug` nothing is held back.
     """
+    quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
+    if is_debug:
+        return
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    if _has_no_bars(is_quiet):
+        disable_progress_bars()
+
+
+def quiet_warnings(*, is_quiet: bool, is_debug: bool) -> None:
+    """What :func:`quiet_libraries` does, as far as it can be done before transformers is imported, which takes long."""
     if is_debug:
         return
     if is_quiet:
@@ -37,14 +61,13 @@ def quiet_libraries(*, is_quiet: bool, is_debug: bool) -> None:
     warnings.showwarning = _show_own_warning
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-    from transformers.utils import logging as of_transformers
-
-    of_transformers.set_verbosity_error()
-    of_transformers.disable_progress_bar()
+    if _has_no_bars(is_quiet):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # names a package that it can do without on some CPUs
-    if is_quiet or not sys.stderr.isatty():
-        disable_progress_bars()
+
+
+def _has_no_bars(is_quiet: bool) -> bool:
+    return is_quiet or not sys.stderr.isatty()
 
 
 def _show_own_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:

@@ -11,17 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from fastvlm.errors import CheckpointError
 
 __all__ = ["local_folder"]
@@ -57,6 +46,17 @@ def local_folder(name: str | os.PathLike[str], *, subfolder: str = "", **hub: An
 
 
 def _fetch(repository: str, subfolder: str, hub: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # not for a folder that is here
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     at = f"{repository!r} at revision {hub['revision']!r}" if "revision" in hub else repr(repository)
 

@@ -9,17 +9,19 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fastvlm.config import FastVlmConfig
 from fastvlm.engine.image_cache import picture_digest
 from fastvlm.engine.picture_memo import DIGESTS
 from fastvlm.engine.scheduler import Key
 from fastvlm.errors import UsageError
 from fastvlm.model.joint import check_image_token_counts
+
+if TYPE_CHECKING:
+    from fastvlm.config import FastVlmConfig
 
 __all__ = ["PreparedPrompt", "prepare"]
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
-from fastvlm.encoder_config import FastViTHDConfig, StageConfig
+from fastvlm.encoder_config import EncoderShape, StageConfig
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import (
     FfnConv2d,
@@ -28,6 +27,9 @@ from fastvlm.model.blocks import (
     RepConditionalPosEnc,
     RepMixerBlock,
 )
+
+if TYPE_CHECKING:
+    from fastvlm.config import FastViTHDConfig
 
 __all__ = ["FastViTHD", "FastViTHDStage", "as_feature_tokens", "deployed", "init_weights"]
 
@@ -42,7 +44,7 @@ class FastViTHDStage(nn.Module):
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]
 
-    def __init__(self, stage: StageConfig, config: FastViTHDConfig) -> None:
+    def __init__(self, stage: StageConfig, config: EncoderShape) -> None:
         super().__init__()
         is_fused = config.is_inference_form
         self.downsample: nn.Module = nn.Identity()
@@ -61,7 +63,7 @@ class FastViTHDStage(nn.Module):
         self.blocks = nn.Sequential(*(self._block(stage, config) for _ in range(stage.depth)))
 
     @staticmethod
-    def _block(stage: StageConfig, config: FastViTHDConfig) -> nn.Module:
+    def _block(stage: StageConfig, config: EncoderShape) -> nn.Module:
         if stage.token_mixer == "attention":
             return AttentionBlock(stage.channels, ratio=stage.mlp_ratio, layer_scale_init=config.layer_scale_init)
         return RepMixerBlock(
@@ -91,9 +93,9 @@ class FastViTHD(nn.Module):
         config: architecture; None for the published one.
     """
 
-    def __init__(self, config: FastViTHDConfig | None = None) -> None:
+    def __init__(self, config: FastViTHDConfig | EncoderShape | None = None) -> None:
         super().__init__()
-        self.config = config = FastViTHDConfig() if config is None else config
+        self.config = config = _published() if config is None else config
         is_fused = config.is_inference_form
         width, last = config.stages[0].in_channels, config.stages[-1].channels
 
@@ -113,8 +115,9 @@ class FastViTHD(nn.Module):
             is_fused=is_fused,
             se_channels=max(1, int(config.hidden_size / 16 + 0.5)),
         )
-        for module in self.modules():
-            init_weights(module)
+        if not next(self.parameters()).is_meta:  # nothing to fill there
+            for module in self.modules():
+                init_weights(module)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Feature map (B, hidden_size, ceil(H/stride), ceil(W/stride)) of pictures (B, 3, H, W) in [0, 1]."""
@@ -150,6 +153,12 @@ class FastViTHD(nn.Module):
         return deployed(self).reparameterize()  # its blocks are fused by now; the config follows
 
 
+def _published() -> FastViTHDConfig:
+    from fastvlm.config import FastViTHDConfig  # noqa: PLC0415  # it brings transformers, which the encoder does not need
+
+    return FastViTHDConfig()
+
+
 def deployed(part: M, dtype: torch.dtype | None = None) -> M:
     """A copy of an encoder, or of any part of it, as ``FastViTHD.deploy`` makes it; computed and held in `dtype`.
 
@@ -183,9 +192,13 @@ def init_weights(module: nn.Module, std: float = FFN_AND_ATTENTION_STD) -> bool:
 
     The functions of `transformers.initialization` skip tensors that came from a checkpoint.
     """
+    from transformers import initialization as init  # noqa: PLC0415  # only new weights need it
+
     match module:
         case FfnConv2d() | nn.Linear():
-            _fill(module, std)
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         case nn.Conv2d():
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # PyTorch's own default for convolutions
             if module.bias is not None:
@@ -195,12 +208,6 @@ def init_weights(module: nn.Module, std: float = FFN_AND_ATTENTION_STD) -> bool:
         case _:
             return False
     return True
-
-
-def _fill(layer: nn.Linear | nn.Conv2d, std: float) -> None:
-    init.trunc_normal_(layer.weight, std=std)
-    if layer.bias is not None:
-        init.zeros_(layer.bias)
 
 
 def as_feature_tokens(feature_map: Tensor) -> Tensor:

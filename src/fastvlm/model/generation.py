@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fastvlm.config import FastVlmConfig
-from fastvlm.errors import ContextLengthError
+from fastvlm.model.context_length import refuse_overlong
 from fastvlm.model.joint import check_image_token_counts
 
 __all__ = ["FastVlmGenerationMixin"]
@@ -77,14 +77,7 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
 
     def check_context(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raise ContextLengthError if a prompt of `prompt_tokens` and a reply of `new_tokens` exceed the context."""
-        context = self.config.text_config.max_position_embeddings
-        total = prompt_tokens + new_tokens
-        if total > context:
-            raise ContextLengthError(
-                f"The prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, {total} in all; this "
-                f"model's context is {context} tokens. Shorten the text, pass fewer or smaller pictures, or lower "
-                "max_new_tokens."
-            )
+        refuse_overlong(self.config.text_config.max_position_embeddings, prompt_tokens, new_tokens)
 
     def prepare_inputs_for_generation(
         self,

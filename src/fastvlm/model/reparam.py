@@ -1,7 +1,7 @@
 """Structural reparameterisation: many branches of the training form become the one convolution of the inference form.
 
 Pure functions on weights; nothing here knows a block. A *kernel* is a pair (weight (C_out, C_in / groups, k, k),
-bias (C_out,)). All arithmetic is in float64, so that fusing adds no rounding of its own; on MPS, which has no
+bias (C_out,)). All arithmetic is as in float64, so that fusing adds no rounding of its own; on MPS, which has no
 float64, it is done on the CPU.
 
 Source of the maths: FastViT (arXiv 2303.14189) section 3.1, MobileOne (arXiv 2206.04040) section 3.2, and
@@ -112,10 +112,18 @@ def scale_outputs(weight: Tensor, bias: Tensor, scale: Tensor) -> Kernel:
 
 
 def scale_layer(layer: nn.Conv2d | nn.Linear, scale: Tensor) -> None:
-    """Multiply the outputs of `layer` by `scale` (any shape of C_out elements), in place."""
+    """Multiply the outputs of `layer` by `scale` (any shape of C_out elements), in place.
+
+    Of one dtype, a product rounded once is the same without the way through float64, in half of the time.
+    """
     assert layer.bias is not None
-    kernel = scale_outputs(layer.weight, layer.bias, scale)
     with torch.no_grad():
+        if scale.dtype == layer.weight.dtype == layer.bias.dtype:
+            factor = scale.reshape(-1)
+            layer.weight.mul_(factor.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+            layer.bias.mul_(factor)
+            return
+        kernel = scale_outputs(layer.weight, layer.bias, scale)
         layer.weight.copy_(kernel.weight)
         layer.bias.copy_(kernel.bias)
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from fastvlm.encoder_config import FastViTHDConfig
+from fastvlm.config import FastViTHDConfig
 from fastvlm.errors import AttentionError
 from fastvlm.model.fastvithd import FastViTHD, init_weights
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
+from jinja2 import Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastvlm.errors import ImageTokenMismatchError, PromptError
 
@@ -242,17 +244,28 @@ def render(
         )
     if template == TRANSFORMERS_TEMPLATE:
         _refuse_reordering(conversation)
-    [text], _ = render_jinja_template(
-        conversations=[conversation.messages],
-        chat_template=template,
-        add_generation_prompt=add_generation_prompt,
-        **variables,
-    )
+    text = _rendered(template, conversation, add_generation_prompt=add_generation_prompt, **variables)
     if not continue_final_message:
-        return str(text)
+        return text
     if not text.endswith(TURN_END):
         raise PromptError(f"This chat template does not end its turns with {TURN_END!r}; nothing can be continued.")
-    return str(text.removesuffix(TURN_END))
+    return text.removesuffix(TURN_END)
+
+
+def _rendered(template: str, conversation: Conversation, **variables: Any) -> str:
+    """What `template` makes of checked messages; our own templates need nothing of transformers' renderer."""
+    if template in CHAT_TEMPLATES.values():
+        return _own_template(template).render(messages=conversation.messages, **variables)
+    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415  # imports for a second
+
+    [text], _ = render_jinja_template(conversations=[conversation.messages], chat_template=template, **variables)
+    return str(text)
+
+
+@cache
+def _own_template(template: str) -> Template:
+    """Compiled with transformers' settings (5.23, ``utils/chat_template_utils.py``)."""
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
 
 
 def _refuse_reordering(conversation: Conversation) -> None:

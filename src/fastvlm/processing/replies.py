@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers.feature_extraction_utils import BatchFeature
-
 from fastvlm.errors import ConfigError
 
 __all__ = ["ReplyFinder", "short_ids_of"]
@@ -49,6 +47,8 @@ class ReplyFinder:
 
     def masks(self, rows: Any, return_tensors: str | None) -> Any:
         """1 where ids (B, T) are of a reply or end it, else 0 (B, T); a reply that was cut off has only zeros."""
+        from transformers.feature_extraction_utils import BatchFeature  # noqa: PLC0415  # training's, not a question's
+
         found = []
         for row in rows:
             marks = [0] * len(row)

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
-from transformers.utils import cached_file
 
 from fastvlm.dialects.apple_config import apple_pictures, placeholder_id
 from fastvlm.errors import CheckpointError, ConfigError
-from fastvlm.processing.prompt import IMAGE_TOKEN, TRANSFORMERS_TEMPLATE, read_conversation, render
+from fastvlm.processing.prompt import CHAT_TEMPLATES, IMAGE_TOKEN, TRANSFORMERS_TEMPLATE, read_conversation, render
 
 __all__ = [
     "add_image_token",
+    "apple_picture_settings",
     "apple_settings",
     "configured_image_token_id",
     "hub_settings",
     "refuse_missing_folder",
+    "stored_settings",
     "stored_template",
 ]
 
@@ -43,7 +44,8 @@ def add_image_token(tokenizer: Any, *, image_token: str = IMAGE_TOKEN, expected_
     Raises:
         ConfigError: the id is not `expected_id`, the one that the model's config has.
     """
-    if image_token not in tokenizer.get_vocab():
+    # The whole vocabulary is large, and the token is hardly ever elsewhere than among the added ones.
+    if image_token not in tokenizer.get_added_vocab() and image_token not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(image_token, normalized=False, special=True)], special_tokens=True)
     image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
     if expected_id is not None and image_token_id != expected_id:
@@ -76,6 +78,19 @@ def refuse_missing_folder(name_or_path: Any) -> None:
         raise CheckpointError(f"There is no folder {str(path)!r}. Pass a model folder, or a Hub id such as owner/name.")
 
 
+def stored_settings(
+    processor_dict: Mapping[str, Any], *, chat_template: str | None = None, padding_side: str | None = None
+) -> dict[str, Any]:
+    """A processor's arguments from its file's dictionary; `chat_template` and `padding_side` win over the file's."""
+    return {
+        "image_token": processor_dict.get("image_token", IMAGE_TOKEN),
+        "num_additional_image_tokens": processor_dict.get("num_additional_image_tokens", 0),
+        "vision_feature_select_strategy": processor_dict.get("vision_feature_select_strategy"),
+        "chat_template": chat_template or stored_template(processor_dict),
+        "padding_side": padding_side or processor_dict.get("padding_side", "left"),
+    }
+
+
 def stored_template(processor_dict: Mapping[str, Any]) -> str | None:
     """A folder's own chat template, or None where ours takes its place.
 
@@ -86,6 +101,8 @@ def stored_template(processor_dict: Mapping[str, Any]) -> str | None:
     stored = stored.get("default") if isinstance(stored, Mapping) else stored
     if not isinstance(stored, str):
         return None
+    if stored in CHAT_TEMPLATES.values():
+        return None if stored == TRANSFORMERS_TEMPLATE else stored
     probe = read_conversation(_PROBE)
     try:
         rendered = render(probe, chat_template=stored)
@@ -98,7 +115,11 @@ def stored_template(processor_dict: Mapping[str, Any]) -> str | None:
 
 def apple_settings(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
     """`image_size` and `image_fit` of an Apple checkpoint, which has no processor files; of others, nothing."""
-    config = _model_config(name_or_path, hub)
+    return apple_picture_settings(_model_config(name_or_path, hub))
+
+
+def apple_picture_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of the content of a model's ``config.json``."""
     if config.get("model_type") != "llava_qwen2":
         return {}
     pictures = apple_pictures(config)
@@ -107,6 +128,8 @@ def apple_settings(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model_config(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
     """The model's ``config.json``; empty if there is none."""
+    from transformers.utils import cached_file  # noqa: PLC0415  # a second, where the Hub may have to be asked
+
     found = cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **hub)
     content = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
     return content if isinstance(content, dict) else {}

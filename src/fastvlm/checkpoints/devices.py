@@ -1,0 +1,52 @@
+"""What a checkpoint is computed on and in, by the names that are typed."""
+
+from __future__ import annotations
+
+import torch
+
+from fastvlm.errors import UsageError
+
+__all__ = ["as_dtype", "pick_device"]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """`device` checked, or the first of cuda, mps, cpu that this machine has.
+
+    Raises:
+        UsageError: no such kind of device, or not on this machine.
+    """
+    if device is None or device == "auto":
+        kinds = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())
+        return torch.device(next((kind for kind, is_there in kinds if is_there), "cpu"))
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device is {device!r}; expected 'cpu', 'cuda', 'cuda:1', 'mps'.") from error
+    if asked.type == "cuda" and not (torch.cuda.is_available() and (asked.index or 0) < torch.cuda.device_count()):
+        raise UsageError(f"device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices.")
+    if asked.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device is 'mps', which this machine does not have.")
+    return asked
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from itself or its name; None for None and "auto": the checkpoint's own.
+
+    Raises:
+        UsageError: not a dtype that a FastVLM is computed in.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype if dtype in _DTYPES.values() else None
+    if found is None:
+        raise UsageError(f"dtype is {str(dtype)!r}; expected one of auto, {', '.join(_DTYPES)}.")
+    return found
