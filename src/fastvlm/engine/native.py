@@ -17,6 +17,7 @@ import os
 import platform
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +41,10 @@ SOURCE_FOLDER = Path(__file__).with_name("kernels")
 # Whatever machine compiles it, the library needs NEEDED_FLAGS and nothing else.
 COMPILER_FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-march=x86-64-v4"),
-    *("-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    *("-mavx512bf16", "-mavx512vnni", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 )
 NEEDED_FLAGS = frozenset(  # as Linux calls them
-    ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni")
+    ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "avx512vbmi")
     + ("amx_tile", "amx_bf16", "amx_int8")
 )
 SWITCH = "FASTVLM_NATIVE_KERNELS"
@@ -64,7 +65,11 @@ class NativeKernels:
         self._gelu.argtypes, self._gelu.restype = [pointer, ctypes.c_size_t, ctypes.c_int], None
         self._depthwise.argtypes = [*[pointer] * 4, *[size] * 4, ctypes.c_int, ctypes.c_int]
         self._depthwise.restype = ctypes.c_int
+        self._product = library.fastvlm_product
+        self._product.argtypes, self._product.restype = [pointer, pointer, pointer, size, ctypes.c_int], None
+        self.library = library
         self.interface, self.has_threads = library.fastvlm_interface(), bool(library.fastvlm_has_threads())
+        self.has_tiles = bool(library.fastvlm_may_use_tiles())
 
     @staticmethod
     def takes(x: Tensor) -> bool:
@@ -88,6 +93,14 @@ class NativeKernels:
         if self._depthwise(*pointers, *x.shape, kernel, torch.get_num_threads()):
             raise ValueError(f"kernel is {kernel}; expected one of {_KERNEL_SIZES}.")
         return y
+
+    def multiply(self, product: Any, rows: Tensor, y: Tensor) -> None:
+        """Put the results for `rows` (R, in) into `y` (R, out), both contiguous bfloat16; R is at least 1.
+
+        `product` refers to a ``NativeProduct`` (:mod:`fastvlm.engine.native_linear`) of these sizes.
+        """
+        self._check(rows)
+        self._product(product, rows.data_ptr(), y.data_ptr(), len(rows), torch.get_num_threads())
 
     def _check(self, x: Tensor) -> None:
         if not self.takes(x):
