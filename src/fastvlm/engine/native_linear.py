@@ -11,15 +11,18 @@ A row's result does not depend on the rows beside it, but it may in its last bit
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fastvlm.dialects.rounding import FILE_BLOCK, GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
-from fastvlm.engine.native import NativeKernels, native_kernels
+from fastvlm.engine.linear import Linear
+from fastvlm.engine.mapped_memory import give_back
+from fastvlm.engine.native import SWITCH, NativeKernels, native_kernels
+from fastvlm.errors import ConfigError
 
-__all__ = ["NativeLinear", "NativeMatrix", "NativeProduct", "native_linear"]
+__all__ = ["NativeFactory", "NativeLinear", "NativeMatrix", "NativeProduct", "has_native_linears", "native_linear"]
 
 _BFLOAT16, _INT8, _INT4 = range(3)  # `Kind` in kernels/products.hpp
 
@@ -72,6 +75,39 @@ class NativeLinear:
         if len(rows):
             self._kernels.multiply(ctypes.byref(self.product), rows, y)
         return y.view(*x.shape[:-1], self.out_features)
+
+
+class NativeFactory:
+    """A factory of :class:`NativeLinear`, where :func:`has_native_linears`; nothing has to be laid side by side.
+
+    Args:
+        form: of a weight (out, in), what is multiplied: itself in bfloat16, or rounded.
+    """
+
+    def __init__(self, form: Callable[[Tensor], Tensor | RoundedWeight]) -> None:
+        self._form = form
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """The layer of `weight` (out, in) and `bias` (out,) or None."""
+        return self.of_parts([weight], [bias])
+
+    def of_parts(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Linear:
+        """One layer of several weights over the same input, their outputs side by side."""
+        formed = [self._form(weight.detach()) for weight in weights]
+        for weight, form in zip(weights, formed, strict=True):
+            if not isinstance(form, Tensor) or form.data_ptr() != weight.data_ptr():
+                give_back(weight)
+        product = native_linear(formed, biases)
+        if product is None:
+            shapes = [list(weight.shape) for weight in weights]
+            raise ConfigError(f"Weights of {shapes} are not for the compiled kernels. Set {SWITCH}=0.")
+        return product
+
+
+def has_native_linears(dtype: torch.dtype) -> bool:
+    """True if there are kernels here for linear layers that compute in `dtype`."""
+    kernels = native_kernels()
+    return dtype == torch.bfloat16 and kernels is not None and kernels.has_tiles
 
 
 def native_linear(weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None]) -> NativeLinear | None:

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "decoder_step.hpp"
 #include "products_few.hpp"
 #include "products_many.hpp"
 #include "team.hpp"
@@ -52,6 +53,16 @@ void fastvlm_product(const Product* product, const Bfloat16* rows, Bfloat16* res
     ManyRows many(*product, rows + first * product->inputs, product->inputs, std::min(size, num_rows - first), output);
     as_team(threads, [&](const Member& member) { many.work(member); });
   }
+}
+
+// Logits (count, vocabulary) after one more token of each of `count` slots, at most kFewRows; `embeds` (count, width).
+// Their keys and values are put into the cache, at their positions.
+void fastvlm_decode(const Model* model, const Bfloat16* embeds, const std::int64_t* slots,
+                    const std::int64_t* positions, std::ptrdiff_t count, const Bfloat16* cos, const Bfloat16* sin,
+                    Bfloat16* logits, int threads) {
+  const Tokens tokens{count, slots, positions, cos, sin};
+  const Step step(*model, tokens, embeds, logits);
+  as_team(threads, [&](const Member& member) { step.work(member); });
 }
 }
 #pragma GCC visibility pop

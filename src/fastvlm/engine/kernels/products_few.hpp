@@ -164,7 +164,7 @@ inline void multiply_panel(const std::uint8_t* weights, std::ptrdiff_t stride, c
 class FewRowsProduct {
  public:
   FewRowsProduct(const Product& product, FewRows& rows, const Output& output)
-      : product_(product), rows_(rows), output_(output), size_(product.kind() == kInt4 ? kOutputs : kTileRows) {}
+      : product_(product), rows_(rows), output_(output), size_(piece_size(product)) {}
 
   // All pieces, in turns with the other threads.
   void work(const Member& member) {
@@ -176,31 +176,32 @@ class FewRowsProduct {
     }
   }
 
-  // The cache lines of the piece with which a thread begins.
-  void begin(const Member& member) const {
-    if (member.index >= num_pieces(product_, size_)) return;
-    const Piece first = piece(product_, size_, member.index);
-    const std::uint8_t* data = address(first);
-    for (std::ptrdiff_t i = 0; i < std::min(bytes(first), kBegun); i += 64) _mm_prefetch(data + i, _MM_HINT_T1);
+  // Asks for the weights with which a thread begins.
+  static void begin(const Product& product, const Member& member) {
+    const std::ptrdiff_t size = piece_size(product);
+    if (member.index >= num_pieces(product, size)) return;
+    const Piece first = piece(product, size, member.index);
+    const std::uint8_t* data = address(product, first);
+    for (std::ptrdiff_t i = 0; i < std::min(bytes(product, first), kBegun); i += 64) _mm_prefetch(data + i, _MM_HINT_T1);
   }
 
  private:
   static constexpr std::ptrdiff_t kBegun = 1 << 14;
 
-  std::ptrdiff_t bytes(const Piece& piece) const {
-    return product_.kind() == kInt4 ? kOutputs * product_.inputs / 2 : piece.count * row_bytes(product_);
+  static std::ptrdiff_t piece_size(const Product& product) { return product.kind() == kInt4 ? kOutputs : kTileRows; }
+  static std::ptrdiff_t bytes(const Product& product, const Piece& piece) {
+    return product.kind() == kInt4 ? kOutputs * product.inputs / 2 : piece.count * row_bytes(product);
   }
-  const std::uint8_t* address(const Piece& piece) const {
-    const std::ptrdiff_t row = product_.kind() == kInt4 ? product_.inputs / 2 : row_bytes(product_);
-    return piece.matrix->values + piece.first * row;
+  static const std::uint8_t* address(const Product& product, const Piece& piece) {
+    return piece.matrix->values + piece.first * (product.kind() == kInt4 ? product.inputs / 2 : row_bytes(product));
   }
 
   void multiply(const Piece& piece, const Piece& next) {
-    Ahead ahead = next.matrix ? Ahead(address(next), bytes(next)) : Ahead(nullptr, 0);
+    Ahead ahead = next.matrix ? Ahead(address(product_, next), bytes(product_, next)) : Ahead(nullptr, 0);
     if (product_.kind() == kInt4) {
       multiply_int4(piece, next, ahead);
     } else if (piece.count == kTileRows && row_bytes(product_) % kTileRowBytes == 0) {
-      multiply_tiles(piece, address(piece), row_bytes(product_), row_bytes(product_), ahead);
+      multiply_tiles(piece, address(product_, piece), row_bytes(product_), row_bytes(product_), ahead);
     } else {
       multiply_odd(piece, ahead);
     }
@@ -212,7 +213,7 @@ class FewRowsProduct {
     std::uint8_t* copy = copy_.at_least(kTileRows * stride);
     std::memset(copy, 0, static_cast<std::size_t>(kTileRows * stride));
     for (std::ptrdiff_t i = 0; i < piece.count; ++i)
-      std::memcpy(copy + i * stride, address(piece) + i * bytes, static_cast<std::size_t>(bytes));
+      std::memcpy(copy + i * stride, address(product_, piece) + i * bytes, static_cast<std::size_t>(bytes));
     settle_memory();
     multiply_tiles(piece, copy, stride, stride, ahead);
   }
@@ -287,7 +288,7 @@ class FewRowsProduct {
   // One row: for each group its 8-bit terms times the values, then once the group's scale and zero.
   void multiply_int4_row(const Piece& piece, Ahead& ahead) {
     const Matrix& matrix = *piece.matrix;
-    const std::uint8_t* packed = address(piece);
+    const std::uint8_t* packed = address(product_, piece);
     const std::int8_t *first = rows_.term(0), *second = rows_.term(1);
     __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (std::ptrdiff_t input = 0; input < product_.inputs; input += matrix.group) {
