@@ -124,6 +124,8 @@ class Decoder:
         """
         num_tokens = len(embeds)
         self._grow_tables(start + num_tokens)
+        if self._native is not None:
+            return self._native.fill(embeds.to(self.dtype), slot, start, (self._cos, self._sin))
         rows = slice(start, start + num_tokens)
         if num_tokens == 1:
             attend = attend_token(self.cache, slot, start)
@@ -143,7 +145,7 @@ class Decoder:
             return self.fixed(token_ids, slots, positions)
         self._grow_tables(max(positions) + 1)
         if self._native is not None:
-            return self._native(self.embed(token_ids), slots, positions, self._cos, self._sin)
+            return self._native.decode(self.embed(token_ids), slots, positions, (self._cos, self._sin))
         if len(slots) == 1:
             position = positions[0]
             cos, sin = self._cos[position : position + 1], self._sin[position : position + 1]

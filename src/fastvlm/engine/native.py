@@ -68,7 +68,7 @@ class NativeKernels:
         self._product = library.fastvlm_product
         self._product.argtypes, self._product.restype = [pointer, pointer, pointer, size, ctypes.c_int], None
         self._decode = library.fastvlm_decode
-        self._decode.argtypes = [*[pointer] * 4, size, *[pointer] * 3, ctypes.c_int]
+        self._decode.argtypes = [*[pointer] * 4, size, ctypes.c_int, *[pointer] * 3, ctypes.c_int]
         self._decode.restype = None
         self.interface, self.has_threads = library.fastvlm_interface(), bool(library.fastvlm_has_threads())
         self.has_tiles = bool(library.fastvlm_may_use_tiles())
@@ -104,17 +104,23 @@ class NativeKernels:
         self._check(rows)
         self._product(product, rows.data_ptr(), y.data_ptr(), len(rows), torch.get_num_threads())
 
-    def decode(self, model: Any, embeds: Tensor, places: Tensor, tables: tuple[Tensor, Tensor], logits: Tensor) -> None:
-        """Put the logits after `embeds` (B, D) into `logits` (B, V), both contiguous bfloat16; B is 1 to 32.
+    def decode(
+        self, model: Any, embeds: Tensor, places: Tensor, tables: tuple[Tensor, Tensor], results: Tensor, is_prompt: bool
+    ) -> None:
+        """Put what becomes of `embeds` (T, D) into `results`, both contiguous bfloat16; T is 1 to 512.
 
-        `model` refers to a ``NativeModel`` (:mod:`fastvlm.engine.native_decoder`), `places` (2, B) are slots and
-        positions in int64, `tables` cosines and sines for all positions.
+        Args:
+            model: refers to a ``NativeModel`` (:mod:`fastvlm.engine.native_decoder`).
+            places: (2, T) slots and positions, int64.
+            tables: cosines and sines for all positions.
+            results: of a prompt (tokens that follow one another in one slot) the last one's hidden state (1, D), else
+                logits (T, V).
         """
         self._check(embeds)
         slots, positions = places.contiguous()
         pointers = (tensor.data_ptr() for tensor in (embeds, slots, positions))
-        others = (tensor.data_ptr() for tensor in (*tables, logits))
-        self._decode(model, *pointers, len(embeds), *others, torch.get_num_threads())
+        others = (tensor.data_ptr() for tensor in (*tables, results))
+        self._decode(model, *pointers, len(embeds), is_prompt, *others, torch.get_num_threads())
 
     def _check(self, x: Tensor) -> None:
         if not self.takes(x):

@@ -1,4 +1,4 @@
-"""A decoding step of all layers and the head as one call of the compiled kernels (``kernels/decoder_step.hpp``).
+"""All layers of a decoder as one call of the compiled kernels (``kernels/decoder_pass.hpp``): steps and prompts.
 
 For a decoder in bfloat16 on a CPU all of whose products are :class:`NativeLinear`. Sums between the products, the
 residual stream among them, are float32, where torch's way rounds to bfloat16.
@@ -19,13 +19,14 @@ from fastvlm.engine.native_linear import NativeLinear, NativeProduct
 
 __all__ = ["NativeDecoder", "Weights"]
 
-_MOST_ROWS = 32  # `kFewRows` in kernels/products_few.hpp
+_MOST_ROWS = 512  # `kMaxRows` in kernels/products_many.hpp
+_UNPACKED = 32  # `kUnpacked` in kernels/products_unpacked.hpp
 _HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # kernels/decoder_attention.hpp
 _TILE_ROWS = 16  # keys that are read at a time, perhaps beyond a slot's last one
 
 
 class NativeLayer(ctypes.Structure):
-    """`Layer` in kernels/decoder_step.hpp."""
+    """`Layer` in kernels/decoder_pass.hpp."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
@@ -35,7 +36,7 @@ class NativeLayer(ctypes.Structure):
 
 
 class NativeModel(ctypes.Structure):
-    """`Model` in kernels/decoder_step.hpp."""
+    """`Model` in kernels/decoder_pass.hpp."""
 
     _fields_ = (
         ("layers", ctypes.POINTER(NativeLayer)),
@@ -45,6 +46,10 @@ class NativeModel(ctypes.Structure):
         *((name, ctypes.c_ssize_t) for name in ("heads", "kv_heads", "head_width", "context")),
         ("epsilon", ctypes.c_double),
     )
+
+
+# Cosines and sines (C, 1, E) by which heads are turned, bfloat16; the first half of the sines is negated.
+Tables = tuple[Tensor, Tensor]
 
 
 class Weights(NamedTuple):
@@ -95,19 +100,27 @@ class NativeDecoder:
         )
         return cls(kernels, weights, cache) if is_taken else None
 
-    def __call__(
-        self, embeds: Tensor, slots: Sequence[int], positions: Sequence[int], cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        """Logits (B, V) after `embeds` (B, D), one token of each of `slots`, at `positions`; all bfloat16.
-
-        cos, sin (C, 1, E): the tables by which heads are turned, the first half of `sin` negated.
-        """
+    def decode(self, embeds: Tensor, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> Tensor:
+        """Logits (B, V) after `embeds` (B, D), one token of each of `slots`, at `positions`; all bfloat16."""
         embeds, places = embeds.contiguous(), torch.tensor([list(slots), list(positions)])
         logits = embeds.new_empty(len(embeds), self._vocab_size)
         for first in range(0, len(embeds), _MOST_ROWS):
             some = slice(first, first + _MOST_ROWS)
-            self._kernels.decode(ctypes.byref(self._model), embeds[some], places[:, some], (cos, sin), logits[some])
+            self._call(embeds[some], places[:, some], tables, logits[some], is_prompt=False)
         return logits
+
+    def fill(self, embeds: Tensor, slot: int, start: int, tables: Tables) -> Tensor:
+        """The last of `embeds` (T, D) after all layers (1, D); `slot` holds them after its first `start` tokens."""
+        embeds, positions = embeds.contiguous(), torch.arange(start, start + len(embeds))
+        places = torch.stack([torch.full_like(positions, slot), positions])
+        hidden = embeds.new_empty(1, embeds.shape[1])
+        for first in range(0, len(embeds), _MOST_ROWS):
+            some = slice(first, first + _MOST_ROWS)
+            self._call(embeds[some], places[:, some], tables, hidden, is_prompt=True)
+        return hidden
+
+    def _call(self, embeds: Tensor, places: Tensor, tables: Tables, results: Tensor, *, is_prompt: bool) -> None:
+        self._kernels.decode(ctypes.byref(self._model), embeds, places, tables, results, is_prompt)
 
 
 def _layer(layer: Any, cache: Tensor) -> NativeLayer:
@@ -122,6 +135,8 @@ def _layer(layer: Any, cache: Tensor) -> NativeLayer:
 def _is_taken(layer: Any) -> bool:
     products = (layer.qkv, layer.output, layer.gate_up, layer.down)
     norms = (layer.attention_norm, layer.mlp_norm)
-    return all(isinstance(product, NativeLinear) for product in products) and all(
-        norm.dtype == torch.bfloat16 and norm.is_contiguous() for norm in norms
-    )
+    if not all(isinstance(product, NativeLinear) for product in products):
+        return False
+    gate_up = layer.gate_up.product
+    has_whole_halves = gate_up.num_parts == 2 or gate_up.outputs // 2 % _UNPACKED == 0
+    return has_whole_halves and all(norm.dtype == torch.bfloat16 and norm.is_contiguous() for norm in norms)

@@ -2,7 +2,7 @@
 
 #include <cstddef>
 
-#include "decoder_step.hpp"
+#include "decoder_pass.hpp"
 #include "products_few.hpp"
 #include "products_many.hpp"
 #include "team.hpp"
@@ -11,22 +11,42 @@ using namespace fastvlm;
 
 namespace {
 
-// Few rows of bfloat16 as float32, each thread for itself.
+// A row of bfloat16 with zeros behind it.
+struct Row {
+  const Bfloat16* numbers;
+  std::ptrdiff_t count;
+  __m256i lanes(std::ptrdiff_t i) const {
+    return _mm256_maskz_loadu_epi16(i < count ? first_floats(count - i) : __mmask16{0}, numbers + i);
+  }
+};
+
+// Few rows as float32, by each thread for itself.
 void few_rows(const Product& product, const Bfloat16* rows, std::ptrdiff_t num_rows, const Output& output,
               const Member& member) {
   static thread_local FewRows prepared;
   static thread_local Scratch<float> floats;
   const std::ptrdiff_t width = padded_inputs(product.inputs);
   float* wide = floats.at_least(num_rows * width);
-  for (std::ptrdiff_t row = 0; row < num_rows; ++row)
-    for (std::ptrdiff_t i = 0; i < width; i += kLanes) {
-      const __mmask16 mask = i < product.inputs ? first_floats(product.inputs - i) : __mmask16{0};
-      _mm512_storeu_ps(wide + row * width + i,
-                       widened(_mm256_maskz_loadu_epi16(mask, rows + row * product.inputs + i)));
-    }
+  for (std::ptrdiff_t row = 0; row < num_rows; ++row) {
+    const Row narrow{rows + row * product.inputs, product.inputs};
+    for (std::ptrdiff_t i = 0; i < width; i += kLanes)
+      _mm512_storeu_ps(wide + row * width + i, widened(narrow.lanes(i)));
+  }
   prepared.prepare(product, wide, width, num_rows);
   const WholeTiles tiles;
   FewRowsProduct(product, prepared, output).work(member);
+}
+
+void many_rows(const Product& product, const Bfloat16* rows, const Columns& columns, const Output& output,
+               const Member& member) {
+  columns.pack(member, [&](std::ptrdiff_t row, Bfloat16* numbers) {
+    const Row narrow{rows + row * product.inputs, product.inputs};
+    for (std::ptrdiff_t i = 0; i < padded_inputs(product.inputs); i += kLanes)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers + i), narrow.lanes(i));
+  });
+  member.meet();
+  const WholeTiles tiles;
+  ManyRowsProduct(product, columns, output).work(member);
 }
 
 } // namespace
@@ -40,29 +60,36 @@ int fastvlm_may_use_tiles() { return may_use_tiles() ? 1 : 0; }
 // (num_rows, inputs) -> (num_rows, outputs), contiguous bfloat16.
 void fastvlm_product(const Product* product, const Bfloat16* rows, Bfloat16* results, std::ptrdiff_t num_rows,
                      int threads) {
-  if (num_rows <= kFewRows) {
-    as_team(threads, [&](const Member& member) {
-      few_rows(*product, rows, num_rows, Output{nullptr, results, product->outputs, false}, member);
-    });
-    return;
-  }
+  static thread_local Scratch<std::uint8_t> memory;
   const std::ptrdiff_t parts = (num_rows + kMaxRows - 1) / kMaxRows;
   const std::ptrdiff_t size = rounded_up((num_rows + parts - 1) / parts, 2 * kTileRows);
   for (std::ptrdiff_t first = 0; first < num_rows; first += size) {
+    const std::ptrdiff_t count = std::min(size, num_rows - first);
+    const Bfloat16* some = rows + first * product->inputs;
     const Output output{nullptr, results + first * product->outputs, product->outputs, false};
-    ManyRows many(*product, rows + first * product->inputs, product->inputs, std::min(size, num_rows - first), output);
-    as_team(threads, [&](const Member& member) { many.work(member); });
+    if (count <= kFewRows) {
+      as_team(threads, [&](const Member& member) { few_rows(*product, some, count, output, member); });
+    } else {
+      const Columns columns(memory, count, product->inputs);
+      as_team(threads, [&](const Member& member) { many_rows(*product, some, columns, output, member); });
+    }
   }
 }
 
-// Logits (count, vocabulary) after one more token of each of `count` slots, at most kFewRows; `embeds` (count, width).
-// Their keys and values are put into the cache, at their positions.
+// `count` new tokens, at most kMaxRows, through all layers: they follow one another in one slot, or each is of another.
+// Their keys and values are put into the cache, at their positions; `embeds` is (count, width). Of a prompt the last
+// token's hidden state (width,) is given, else the logits (count, vocabulary).
 void fastvlm_decode(const Model* model, const Bfloat16* embeds, const std::int64_t* slots,
-                    const std::int64_t* positions, std::ptrdiff_t count, const Bfloat16* cos, const Bfloat16* sin,
-                    Bfloat16* logits, int threads) {
-  const Tokens tokens{count, slots, positions, cos, sin};
-  const Step step(*model, tokens, embeds, logits);
-  as_team(threads, [&](const Member& member) { step.work(member); });
+                    const std::int64_t* positions, std::ptrdiff_t count, int are_a_prompt, const Bfloat16* cos,
+                    const Bfloat16* sin, Bfloat16* results, int threads) {
+  const Tokens tokens{count, are_a_prompt != 0, slots, positions, cos, sin};
+  const Pass pass(*model, tokens, embeds);
+  as_team(threads, [&](const Member& member) {
+    const WholeTiles tiles;
+    pass.layers(member);
+    if (!tokens.are_a_prompt) pass.head(member, results);
+  });
+  if (tokens.are_a_prompt) pass.last(results);
 }
 }
 #pragma GCC visibility pop

@@ -182,7 +182,8 @@ class FewRowsProduct {
     if (member.index >= num_pieces(product, size)) return;
     const Piece first = piece(product, size, member.index);
     const std::uint8_t* data = address(product, first);
-    for (std::ptrdiff_t i = 0; i < std::min(bytes(product, first), kBegun); i += 64) _mm_prefetch(data + i, _MM_HINT_T1);
+    const std::ptrdiff_t count = std::min(bytes(product, first), kBegun);
+    for (std::ptrdiff_t i = 0; i < count; i += 64) _mm_prefetch(data + i, _MM_HINT_T1);
   }
 
  private:
@@ -266,7 +267,12 @@ class FewRowsProduct {
     }
     const std::ptrdiff_t width = padded_inputs(product_.inputs), stride = width + kBlock;
     Bfloat16* rows = halves_.at_least(kOutputs * stride);
-    unpack(product_, piece, 0, width, rows, stride);
+    for (std::ptrdiff_t i = 0; i < piece.count; i += kUnpacked) {
+      Piece part = piece;
+      part.first += i;
+      part.count = std::min(kUnpacked, piece.count - i);
+      unpack(product_, part, 0, width, rows + i * stride, stride);
+    }
     settle_memory();
     for (std::ptrdiff_t i = 0; i < piece.count; i += kTileRows) {
       Piece panel = piece;
@@ -317,8 +323,9 @@ class FewRowsProduct {
 
   void add_quad(const std::uint8_t* packed, const std::int8_t* first, const std::int8_t* second, __m512i wholes[4],
                 __m512i rests[4]) const {
-    __m512i values[4];
-    nibbles_(packed, values);
+    __m512i left, right;
+    nibbles_.pair(packed, left, right);
+    const __m512i values[4] = {low_halves(left), low_halves(right), high_halves(left), high_halves(right)};
     int whole, rest;
     std::memcpy(&whole, first, sizeof whole);
     std::memcpy(&rest, second, sizeof rest);

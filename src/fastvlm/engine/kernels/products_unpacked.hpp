@@ -6,11 +6,11 @@
 
 namespace fastvlm {
 
-// Values of 4 inputs, a byte each, for 4 times 16 outputs of a block.
+// 4-bit values as bytes: 4 inputs of 16 outputs in a register, in the order of outputs.
 struct Nibbles {
   __m512i order;
   Nibbles() {
-    // Two inputs of 32 bytes each become pairs; the order is such that `unpack` of two of them gives outputs in order.
+    // Two inputs of 32 bytes each become pairs; the order is such that unpacking two of them gives outputs in order.
     alignas(64) std::uint8_t bytes[64];
     for (int i = 0; i < 64; ++i) {
       const int lane = i / 16, half = i / 8 % 2, output = lane * 4 + half * 16 + i % 8 / 2;
@@ -18,17 +18,17 @@ struct Nibbles {
     }
     order = _mm512_load_si512(bytes);
   }
-  void operator()(const std::uint8_t* packed, __m512i values[4]) const {
+  // Of 4 inputs, 128 bytes: outputs 0 to 15 and 16 to 31 in the low halves of bytes, 32 to 47 and 48 to 63 in the high.
+  void pair(const std::uint8_t* packed, __m512i& left, __m512i& right) const {
     const __m512i first = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(packed));
     const __m512i second = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(packed + 64));
-    const __m512i low = _mm512_unpacklo_epi16(first, second), high = _mm512_unpackhi_epi16(first, second);
-    const __m512i mask = _mm512_set1_epi8(15);
-    values[0] = _mm512_and_si512(low, mask);
-    values[1] = _mm512_and_si512(high, mask);
-    values[2] = _mm512_and_si512(_mm512_srli_epi16(low, 4), mask);
-    values[3] = _mm512_and_si512(_mm512_srli_epi16(high, 4), mask);
+    left = _mm512_unpacklo_epi16(first, second);
+    right = _mm512_unpackhi_epi16(first, second);
   }
 };
+
+inline __m512i low_halves(__m512i bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
+inline __m512i high_halves(__m512i bytes) { return low_halves(_mm512_srli_epi16(bytes, 4)); }
 
 inline const std::uint32_t* scales_and_zeros(const Matrix& matrix, std::ptrdiff_t input, std::ptrdiff_t first) {
   const std::ptrdiff_t padded = rounded_up(matrix.outputs, kOutputs);
@@ -43,22 +43,24 @@ inline __m512i looked_up(__m256i values, std::uint32_t scale_and_zero) {
   return _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(values), table);
 }
 
-// Inputs `start` to `stop` of the block of 64 outputs from `first` on, as rows of `stride` numbers; `start` is a
-// multiple of 64, and what is missing of 64 inputs is anything finite.
+// Inputs `start` to `stop` of 32 outputs from `first` on, as rows of `stride` numbers; `start` is a multiple of 64,
+// `first` of 32, and what is missing of 64 inputs is anything finite.
 inline void unpack_int4(const Matrix& matrix, std::ptrdiff_t inputs, std::ptrdiff_t first, std::ptrdiff_t start,
                         std::ptrdiff_t stop, Bfloat16* rows, std::ptrdiff_t stride) {
   const Nibbles nibbles;
-  const std::uint8_t* block = matrix.values + first * inputs / 2;
+  const bool is_high = first % kOutputs != 0;
+  const std::uint8_t* block = matrix.values + first / kOutputs * kOutputs * inputs / 2;
   for (std::ptrdiff_t input = start; input < stop; input += 64) {
-    __m512i values[4][kTileRows] = {};
+    __m512i values[2][kTileRows] = {};
     for (int quad = 0; quad < kTileRows && input + quad * 4 < inputs; ++quad) {
-      __m512i four[4];
-      nibbles(block + (input + quad * 4) * 32, four);
-      for (int i = 0; i < 4; ++i) values[i][quad] = four[i];
+      __m512i left, right;
+      nibbles.pair(block + (input + quad * 4) * 32, left, right);
+      values[0][quad] = is_high ? high_halves(left) : low_halves(left);
+      values[1][quad] = is_high ? high_halves(right) : low_halves(right);
     }
-    const std::uint32_t* left = scales_and_zeros(matrix, input, first);
+    const std::uint32_t* left = scales_and_zeros(matrix, std::min(input, inputs - 1), first);
     const std::uint32_t* right = scales_and_zeros(matrix, std::min(input + 32, inputs - 1), first);
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2; ++i) {
       transpose(values[i]);
       Bfloat16* row = rows + i * kTileRows * stride + input - start;
       for (int j = 0; j < kTileRows; ++j, row += stride) {
@@ -97,8 +99,10 @@ inline void unpack_rows(const Matrix& matrix, std::ptrdiff_t inputs, const Piece
   }
 }
 
-// A piece of at most 64 outputs, inputs `start` to `stop`, as bfloat16 rows of `stride` numbers; as many rows as make
-// whole tiles, those beyond the piece zero.
+constexpr std::ptrdiff_t kUnpacked = 2 * kTileRows; // outputs that are unpacked at a time
+
+// A piece of at most 32 outputs, inputs `start` to `stop`, as 32 bfloat16 rows of `stride` numbers; those beyond the
+// piece are finite.
 inline void unpack(const Product& product, const Piece& piece, std::ptrdiff_t start, std::ptrdiff_t stop,
                    Bfloat16* rows, std::ptrdiff_t stride) {
   if (piece.matrix->kind == kInt4) {
@@ -106,8 +110,7 @@ inline void unpack(const Product& product, const Piece& piece, std::ptrdiff_t st
     return;
   }
   unpack_rows(*piece.matrix, product.inputs, piece, start, stop, rows, stride);
-  const std::ptrdiff_t whole = rounded_up(piece.count, 2 * kTileRows);
-  for (std::ptrdiff_t i = piece.count; i < whole; ++i)
+  for (std::ptrdiff_t i = piece.count; i < kUnpacked; ++i)
     std::memset(rows + i * stride, 0, static_cast<std::size_t>(stop - start) * sizeof(Bfloat16));
 }
 
