@@ -66,6 +66,35 @@ inline Piece piece(const Product& product, std::ptrdiff_t size, std::ptrdiff_t i
   return {};
 }
 
+// Where the weights of a piece begin, and how long they are; 4-bit weights are in whole blocks.
+inline const std::uint8_t* address(const Product& product, const Piece& piece) {
+  if (product.kind() != kInt4) return piece.matrix->values + piece.first * row_bytes(product);
+  return piece.matrix->values + piece.first / kOutputs * kOutputs * product.inputs / 2;
+}
+inline std::ptrdiff_t num_bytes(const Product& product, const Piece& piece) {
+  return product.kind() == kInt4 ? kOutputs * product.inputs / 2 : piece.count * row_bytes(product);
+}
+
+// The piece after this one, if it has a matrix; its cache lines are asked for while this one's are used.
+class Ahead {
+ public:
+  Ahead(const Product& product, const Piece& piece) {
+    if (!piece.matrix) return;
+    at_ = address(product, piece);
+    end_ = at_ + num_bytes(product, piece);
+  }
+  std::ptrdiff_t num_lines() const { return (end_ - at_) / 64; }
+  // Asks for `count` lines more, perhaps some beyond its end.
+  void fetch(std::ptrdiff_t count) {
+    if (at_ >= end_) return;
+    for (std::ptrdiff_t i = 0; i < count; ++i) _mm_prefetch(at_ + i * 64, _MM_HINT_T1);
+    at_ += count * 64;
+  }
+
+ private:
+  const std::uint8_t *at_ = nullptr, *end_ = nullptr;
+};
+
 // Memory of one thread that is kept for its next call.
 template <typename Number>
 class Scratch {

@@ -115,22 +115,6 @@ class FewRows {
   Scratch<float> group_sums_;
 };
 
-// Where the piece after this one lies; its cache lines are asked for as this one's are used.
-class Ahead {
- public:
-  Ahead(const std::uint8_t* data, std::ptrdiff_t bytes) : at_(data), end_(data + bytes) {}
-  template <int kCount>
-  void fetch() {
-    if (at_ >= end_) return;
-    UNROLLED
-    for (int i = 0; i < kCount; ++i) _mm_prefetch(at_ + i * 64, _MM_HINT_T1);
-    at_ += kCount * 64;
-  }
-
- private:
-  const std::uint8_t *at_, *end_;
-};
-
 // Two 16 x 16 results, to be added: 16 rows of weights times a tile of columns, `steps` times 64 bytes of either.
 template <bool kIsInt8>
 inline void multiply_panel(const std::uint8_t* weights, std::ptrdiff_t stride, const std::uint8_t* columns,
@@ -138,7 +122,7 @@ inline void multiply_panel(const std::uint8_t* weights, std::ptrdiff_t stride, c
   _tile_zero(0);
   _tile_zero(1);
   for (std::ptrdiff_t step = 0; step < steps; step += 2) {
-    ahead.fetch<16>();
+    ahead.fetch(16);
     _tile_loadd(2, weights + step * kTileRowBytes, stride);
     _tile_loadd(3, columns + step * kTileBytes, kTileRowBytes);
     if constexpr (kIsInt8) {
@@ -147,7 +131,7 @@ inline void multiply_panel(const std::uint8_t* weights, std::ptrdiff_t stride, c
       _tile_dpbf16ps(0, 2, 3);
     }
     if (step + 1 == steps) break;
-    ahead.fetch<16>();
+    ahead.fetch(16);
     _tile_loadd(4, weights + (step + 1) * kTileRowBytes, stride);
     _tile_loadd(5, columns + (step + 1) * kTileBytes, kTileRowBytes);
     if constexpr (kIsInt8) {
@@ -181,24 +165,16 @@ class FewRowsProduct {
     const std::ptrdiff_t size = piece_size(product);
     if (member.index >= num_pieces(product, size)) return;
     const Piece first = piece(product, size, member.index);
-    const std::uint8_t* data = address(product, first);
-    const std::ptrdiff_t count = std::min(bytes(product, first), kBegun);
-    for (std::ptrdiff_t i = 0; i < count; i += 64) _mm_prefetch(data + i, _MM_HINT_T1);
+    Ahead(product, first).fetch(kBegun / 64);
   }
 
  private:
   static constexpr std::ptrdiff_t kBegun = 1 << 14;
 
   static std::ptrdiff_t piece_size(const Product& product) { return product.kind() == kInt4 ? kOutputs : kTileRows; }
-  static std::ptrdiff_t bytes(const Product& product, const Piece& piece) {
-    return product.kind() == kInt4 ? kOutputs * product.inputs / 2 : piece.count * row_bytes(product);
-  }
-  static const std::uint8_t* address(const Product& product, const Piece& piece) {
-    return piece.matrix->values + piece.first * (product.kind() == kInt4 ? product.inputs / 2 : row_bytes(product));
-  }
 
   void multiply(const Piece& piece, const Piece& next) {
-    Ahead ahead = next.matrix ? Ahead(address(product_, next), bytes(product_, next)) : Ahead(nullptr, 0);
+    Ahead ahead(product_, next);
     if (product_.kind() == kInt4) {
       multiply_int4(piece, next, ahead);
     } else if (piece.count == kTileRows && row_bytes(product_) % kTileRowBytes == 0) {
@@ -300,7 +276,7 @@ class FewRowsProduct {
     for (std::ptrdiff_t input = 0; input < product_.inputs; input += matrix.group) {
       __m512i wholes[4] = {}, rests[4] = {};
       for (std::ptrdiff_t i = input; i < input + matrix.group; i += 8, packed += 256) {
-        ahead.fetch<4>();
+        ahead.fetch(4);
         add_quad(packed, first + i, second + i, wholes, rests);
         add_quad(packed + 128, first + i + 4, second + i + 4, wholes, rests);
       }

@@ -12,6 +12,7 @@ namespace fastvlm {
 constexpr std::ptrdiff_t kMaxRows = 512;   // at a time: packed, they should stay in the second cache
 constexpr std::ptrdiff_t kDepth = 1024;    // inputs at a time, at most
 constexpr std::ptrdiff_t kTileInputs = 32; // bfloat16 numbers in a row of a tile
+constexpr std::ptrdiff_t kGroup = 8;       // pairs of pieces, at most, that go through a part of the inputs together
 constexpr std::ptrdiff_t kSums = 4 * kTileRows * kTileRows;
 
 // Rows as right operands of tile products: for each 16 rows `steps` tiles of 32 inputs.
@@ -46,14 +47,16 @@ struct Columns {
 
 // Tiles 0 to 3 += two times 16 outputs times two times 16 rows over `steps` times 32 inputs.
 inline void multiply_four(const std::uint8_t* weights, const std::uint8_t* others, std::ptrdiff_t stride,
-                          const std::uint8_t* columns, const std::uint8_t* more_columns, std::ptrdiff_t steps) {
+                          const std::uint8_t* columns, const std::uint8_t* more_columns, std::ptrdiff_t steps,
+                          Ahead& ahead, std::ptrdiff_t lines) {
   for (std::ptrdiff_t step = 0; step < steps; ++step) {
-    _tile_stream_loadd(4, weights + step * kTileRowBytes, stride);
+    ahead.fetch(lines);
+    _tile_loadd(4, weights + step * kTileRowBytes, stride);
     _tile_loadd(6, columns + step * kTileBytes, kTileRowBytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, more_columns + step * kTileBytes, kTileRowBytes);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_stream_loadd(5, others + step * kTileRowBytes, stride);
+    _tile_loadd(5, others + step * kTileRowBytes, stride);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
@@ -90,17 +93,32 @@ class ManyRowsProduct {
   void work(const Member& member) const {
     const std::ptrdiff_t pieces = num_pieces(product_, kUnpacked);
     const std::ptrdiff_t count = is_gated_ ? (product_.outputs / 2 + kUnpacked - 1) / kUnpacked : (pieces + 1) / 2;
-    for (std::ptrdiff_t i = member.index; i < count; i = member.claim()) {
-      if (is_gated_) {
-        const Piece gates = gate(i);
-        multiply(gates, gated_by(gates));
-      } else {
-        multiply(piece(product_, kUnpacked, 2 * i), piece(product_, kUnpacked, 2 * i + 1));
+    if (columns_.steps * kTileInputs <= kDepth) {
+      for (std::ptrdiff_t index = member.index; index < count;) {
+        const std::ptrdiff_t next = member.claim();
+        multiply(index, index + 1, next < count ? pair(next) : Pair{});
+        index = next;
       }
+      return;
     }
+    // Inputs come in parts, and a part of the columns is to be used often while it is in the second cache.
+    const std::ptrdiff_t rounds = (count + member.size * kGroup - 1) / (member.size * kGroup);
+    const std::ptrdiff_t group = (count + member.size * rounds - 1) / (member.size * rounds);
+    for (std::ptrdiff_t i = member.index; i * group < count; i = member.claim())
+      multiply(i * group, std::min((i + 1) * group, count), Pair{});
   }
 
  private:
+  // What is multiplied together: gates and what they let through, or any two pieces, of which one may be missing.
+  struct Pair {
+    Piece piece, other;
+  };
+
+  Pair pair(std::ptrdiff_t index) const {
+    if (!is_gated_) return {piece(product_, kUnpacked, 2 * index), piece(product_, kUnpacked, 2 * index + 1)};
+    const Piece gates = gate(index);
+    return {gates, gated_by(gates)};
+  }
   Piece gate(std::ptrdiff_t index) const {
     const std::ptrdiff_t first = index * kUnpacked;
     return {product_.parts, first, std::min(kUnpacked, product_.outputs / 2 - first), first};
@@ -119,46 +137,62 @@ class ManyRowsProduct {
     return product_.kind() == kBfloat16 && piece.count == kUnpacked && product_.inputs % kTileInputs == 0;
   }
 
-  // Two pieces, of which the second may be empty.
-  void multiply(const Piece& piece, const Piece& other) const {
+  // Pairs from `first` to before `last`; asks for the weights of `next`.
+  void multiply(std::ptrdiff_t first, std::ptrdiff_t last, const Pair& next) const {
     static thread_local Scratch<float> sums;
-    static thread_local Scratch<Bfloat16> unpacked;
     const std::ptrdiff_t parts = (columns_.steps * kTileInputs + kDepth - 1) / kDepth;
     const std::ptrdiff_t depth = rounded_up((columns_.steps + parts - 1) / parts, 2); // whole 64 inputs, for `unpack`
-    const bool are_direct = is_direct(piece) && (is_direct(other) || !other.matrix);
-    // Rows that are a power of two apart would share a set of the first cache.
-    const std::ptrdiff_t stride = are_direct ? product_.inputs : depth * kTileInputs + kTileInputs;
-    Bfloat16* rows = are_direct ? nullptr : unpacked.at_least(2 * kUnpacked * stride);
-    float* all = sums.at_least((columns_.num_tiles() + 1) / 2 * 2 * kSums);
-    for (std::ptrdiff_t step = 0; step < columns_.steps; step += depth) {
-      const std::ptrdiff_t stop = std::min(step + depth, columns_.steps);
-      const std::uint8_t* weights = ready(piece, step, stop, rows, stride);
-      const std::uint8_t* others = weights;
-      if (other.matrix) others = ready(other, step, stop, are_direct ? nullptr : rows + kUnpacked * stride, stride);
-      settle_memory();
-      multiply_part(piece, other, weights, others, stride * 2, step, stop, all);
+    const std::ptrdiff_t times = (columns_.num_tiles() + 1) / 2, size = times * 2 * kSums;
+    float* all = sums.at_least((last - first) * size);
+    Ahead ahead(product_, next.piece), more_ahead(product_, next.other);
+    const std::ptrdiff_t lines = std::max(ahead.num_lines(), more_ahead.num_lines()) / (times * columns_.steps) + 1;
+    for (std::ptrdiff_t step = 0; step < columns_.steps; step += depth)
+      for (std::ptrdiff_t i = first; i < last; ++i) {
+        const Pair some = pair(i);
+        const Part part = ready(some, step, std::min(step + depth, columns_.steps), depth);
+        multiply_part(some, part, all + (i - first) * size, ahead, more_ahead, lines);
+      }
+  }
+
+  // Some inputs of two pieces.
+  struct Part {
+    const std::uint8_t *weights, *others;
+    std::ptrdiff_t stride, step, stop;
+  };
+
+  // Weights where they lie, or unpacked.
+  Part ready(const Pair& pair, std::ptrdiff_t step, std::ptrdiff_t stop, std::ptrdiff_t depth) const {
+    static thread_local Scratch<Bfloat16> unpacked;
+    const std::ptrdiff_t start = step * kTileInputs, end = start + padded_inputs((stop - step) * kTileInputs);
+    if (is_direct(pair.piece) && (is_direct(pair.other) || !pair.other.matrix)) {
+      const auto at = [&](const Piece& piece) { return address(product_, piece) + start * 2; };
+      const std::uint8_t* weights = at(pair.piece);
+      return {weights, pair.other.matrix ? at(pair.other) : weights, product_.inputs * 2, step, stop};
     }
+    // Rows that are a power of two apart would share a set of the first cache.
+    const std::ptrdiff_t stride = depth * kTileInputs + kTileInputs;
+    Bfloat16* rows = unpacked.at_least(2 * kUnpacked * stride);
+    Bfloat16* others = pair.other.matrix ? rows + kUnpacked * stride : rows;
+    unpack(product_, pair.piece, start, end, rows, stride);
+    if (pair.other.matrix) unpack(product_, pair.other, start, end, others, stride);
+    settle_memory();
+    const auto bytes = [](Bfloat16* numbers) { return reinterpret_cast<const std::uint8_t*>(numbers); };
+    return {bytes(rows), bytes(others), stride * 2, step, stop};
   }
 
-  // The weights of a piece, where they lie or unpacked into `rows`.
-  const std::uint8_t* ready(const Piece& piece, std::ptrdiff_t step, std::ptrdiff_t stop, Bfloat16* rows,
-                            std::ptrdiff_t stride) const {
-    const std::ptrdiff_t start = step * kTileInputs;
-    if (!rows) return piece.matrix->values + (piece.first * product_.inputs + start) * 2;
-    unpack(product_, piece, start, start + padded_inputs((stop - step) * kTileInputs), rows, stride);
-    return reinterpret_cast<const std::uint8_t*>(rows);
-  }
-
-  void multiply_part(const Piece& piece, const Piece& other, const std::uint8_t* weights, const std::uint8_t* others,
-                     std::ptrdiff_t stride, std::ptrdiff_t step, std::ptrdiff_t stop, float* sums) const {
-    for (std::ptrdiff_t tile = 0; tile < columns_.num_tiles(); tile += 2) {
-      const std::uint8_t* more_columns = columns_.tile(std::min(tile + 1, columns_.num_tiles() - 1), step);
-      for (std::ptrdiff_t first = 0; first < std::max(piece.count, other.count); first += kTileRows, sums += kSums) {
-        begin_sums(sums, step == 0);
-        const std::ptrdiff_t at = first * stride;
-        multiply_four(weights + at, others + at, stride, columns_.tile(tile, step), more_columns, stop - step);
+  void multiply_part(const Pair& pair, const Part& part, float* sums, Ahead& ahead, Ahead& more_ahead,
+                     std::ptrdiff_t lines) const {
+    const std::ptrdiff_t count = std::max(pair.piece.count, pair.other.count), last = columns_.num_tiles() - 1;
+    for (std::ptrdiff_t tile = 0; tile <= last; tile += 2) {
+      const std::uint8_t* columns = columns_.tile(tile, part.step);
+      const std::uint8_t* more_columns = columns_.tile(std::min(tile + 1, last), part.step);
+      for (std::ptrdiff_t first = 0; first < count; first += kTileRows, sums += kSums) {
+        const std::ptrdiff_t at = first * part.stride;
+        begin_sums(sums, part.step == 0);
+        multiply_four(part.weights + at, part.others + at, part.stride, columns, more_columns, part.stop - part.step,
+                      first ? more_ahead : ahead, lines);
         end_sums(sums);
-        if (stop == columns_.steps) finish(piece, other, first, tile * kTileRows, sums);
+        if (part.stop == columns_.steps) finish(pair.piece, pair.other, first, tile * kTileRows, sums);
       }
     }
   }
