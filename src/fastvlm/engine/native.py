@@ -16,6 +16,7 @@ import hashlib
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ COMPILER_FLAGS = (
     *("-mavx512bf16", "-mavx512vnni", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 )
 NEEDED_FLAGS = frozenset(  # as Linux calls them
-    ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "avx512vbmi")
-    + ("amx_tile", "amx_bf16", "amx_int8")
+    [f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl", "_bf16", "_vnni", "vbmi")]
+    + ["amx_tile", "amx_bf16", "amx_int8"]
 )
 SWITCH = "FASTVLM_NATIVE_KERNELS"
 
@@ -105,7 +106,7 @@ class NativeKernels:
         self._product(product, rows.data_ptr(), y.data_ptr(), len(rows), torch.get_num_threads())
 
     def decode(
-        self, model: Any, embeds: Tensor, places: Tensor, tables: tuple[Tensor, Tensor], results: Tensor, is_prompt: bool
+        self, model: Any, embeds: Tensor, places: Tensor, tables: Sequence[Tensor], results: Tensor, *, is_prompt: bool
     ) -> None:
         """Put what becomes of `embeds` (T, D) into `results`, both contiguous bfloat16; T is 1 to 512.
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastvlm.engine.kv_cache import KeyValueCache
-from fastvlm.engine.native import NativeKernels, native_kernels
-from fastvlm.engine.native_linear import NativeLinear, NativeProduct
+from fastvlm.engine.native import NativeKernels
+from fastvlm.engine.native_linear import NativeLinear, NativeProduct, product_kernels
 
 __all__ = ["NativeDecoder", "Weights"]
 
@@ -86,8 +86,8 @@ class NativeDecoder:
     @classmethod
     def over(cls, weights: Weights, cache: KeyValueCache) -> NativeDecoder | None:
         """Steps over these weights and this cache, or None if the kernels do not take them."""
-        kernels = native_kernels()
-        if kernels is None or not kernels.has_tiles or not weights.layers:
+        kernels = product_kernels()
+        if kernels is None or not weights.layers:
             return None
         _, planes, context, head_width = cache.layers[0].shape
         is_taken = (
@@ -120,7 +120,7 @@ class NativeDecoder:
         return hidden
 
     def _call(self, embeds: Tensor, places: Tensor, tables: Tables, results: Tensor, *, is_prompt: bool) -> None:
-        self._kernels.decode(ctypes.byref(self._model), embeds, places, tables, results, is_prompt)
+        self._kernels.decode(ctypes.byref(self._model), embeds, places, tables, results, is_prompt=is_prompt)
 
 
 def _layer(layer: Any, cache: Tensor) -> NativeLayer:

@@ -11,18 +11,36 @@ A row's result does not depend on the rows beside it, but it may in its last bit
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fastvlm.dialects.rounding import FILE_BLOCK, GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
+from fastvlm.dialects.rounding import (
+    FILE_BLOCK,
+    GROUP_SIZES,
+    Int4Weight,
+    Int8Weight,
+    RoundedWeight,
+    quantise_int4,
+    quantise_int8,
+)
 from fastvlm.engine.linear import Linear
 from fastvlm.engine.mapped_memory import give_back
 from fastvlm.engine.native import SWITCH, NativeKernels, native_kernels
 from fastvlm.errors import ConfigError
 
-__all__ = ["NativeFactory", "NativeLinear", "NativeMatrix", "NativeProduct", "has_native_linears", "native_linear"]
+__all__ = [
+    "NativeFactory",
+    "NativeLinear",
+    "NativeMatrix",
+    "NativeProduct",
+    "has_native_linears",
+    "native_linear",
+    "product_kernels",
+    "products_are_right",
+]
 
 _BFLOAT16, _INT8, _INT4 = range(3)  # `Kind` in kernels/products.hpp
 
@@ -106,14 +124,36 @@ class NativeFactory:
 
 def has_native_linears(dtype: torch.dtype) -> bool:
     """True if there are kernels here for linear layers that compute in `dtype`."""
+    return dtype == torch.bfloat16 and product_kernels() is not None
+
+
+def product_kernels() -> NativeKernels | None:
+    """The kernels of this machine, if there are any and their products are right."""
     kernels = native_kernels()
-    return dtype == torch.bfloat16 and kernels is not None and kernels.has_tiles
+    return kernels if kernels is not None and products_are_right(kernels) else None
+
+
+@functools.cache
+def products_are_right(kernels: NativeKernels) -> bool:
+    """True if products of 16, 8 and 4 bits are what torch gives, of few rows and of many."""
+    if not kernels.has_tiles:
+        return False
+    x = (torch.arange(40 * 96) * 7 % 16 - 7).reshape(40, 96).bfloat16()
+    weight, bias = (torch.arange(70 * 96) * 11 % 16 - 8).reshape(70, 96).bfloat16(), torch.arange(70) / 8
+    for form in (weight, quantise_int8(weight), quantise_int4(weight)):
+        dense = form.float() if isinstance(form, Tensor) else form.dequantise().float()
+        product = NativeLinear(kernels, [form, form], [bias, None])
+        for rows in (x[:1], x[:9], x):
+            expected = torch.cat([rows.float() @ dense.T + bias, rows.float() @ dense.T], -1)
+            if not torch.allclose(product(rows).float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+                return False
+    return True
 
 
 def native_linear(weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None]) -> NativeLinear | None:
     """The product of `weights`, or None if there are no kernels here or they do not take such weights."""
-    kernels = native_kernels()
-    if kernels is None or not kernels.has_tiles or not all(map(_is_taken, weights)):
+    kernels = product_kernels()
+    if kernels is None or not all(map(_is_taken, weights)):
         return None
     is_one_kind = len({(type(weight), _inputs(weight)) for weight in weights}) == 1
     return NativeLinear(kernels, weights, biases) if is_one_kind else None
