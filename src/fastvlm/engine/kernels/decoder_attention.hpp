@@ -85,11 +85,19 @@ class Attention {
     return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
   }
 
+  void ask_for(const Bfloat16* head, std::ptrdiff_t seen) const {
+    for (std::ptrdiff_t i = 0; i < seen * heads_.width; i += kBlock) _mm_prefetch(head + i, _MM_HINT_T1);
+  }
+
   // The heads of `count` tokens that share the keys and values of `kv_head`: at most 16 columns.
   void attend(std::ptrdiff_t token, std::ptrdiff_t count, std::ptrdiff_t kv_head) const {
     static thread_local Scratch<float> scratch;
     const std::ptrdiff_t seen = tokens_.positions[token + count - 1] + 1;
-    const Bfloat16* held = keys(token, kv_head);
+    Bfloat16* held = keys(token, kv_head);
+    if (!tokens_.are_a_prompt) { // what a slot holds comes from memory; a prompt's tokens have just been here
+      ask_for(held, seen);
+      ask_for(values(held), seen);
+    }
     float* scores = scratch.at_least(rounded_up(seen, kTileRows) * kLanes);
     score(token, count, kv_head, held, seen, scores);
     alignas(64) float factors[kLanes];
@@ -98,7 +106,7 @@ class Attention {
     for (std::ptrdiff_t first = 0; first < columns; first += kColumns)
       for (std::ptrdiff_t at = 0; at < heads_.width; at += kBlock) {
         float results[kColumns][kBlock];
-        mix(scores + first, seen, values(const_cast<Bfloat16*>(held)) + at, results);
+        mix(scores + first, seen, values(held) + at, results);
         for (std::ptrdiff_t i = 0; i < std::min<std::ptrdiff_t>(kColumns, columns - first); ++i)
           put(results[i], factors[first + i], token, first + i, kv_head, at);
       }

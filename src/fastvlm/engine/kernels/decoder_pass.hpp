@@ -86,22 +86,21 @@ class Pass {
     for (const Layer* layer = model_.layers; layer < model_.layers + model_.num_layers; ++layer) {
       const bool is_last = layer + 1 == model_.layers + model_.num_layers;
       const Span rest = is_last && tokens_.are_a_prompt ? Span{all_.count - 1, 1} : all_;
-      multiply(*layer->qkv, all_, norm(layer->attention_norm), to(qkv_, model_.heads.row()), member);
+      multiply(*layer->qkv, all_, norm(layer->attention_norm), to(qkv_, model_.heads.row()), member, layer->output);
       Attention(model_.heads, tokens_, layer->cache, qkv_, mixed_, mixed_stride_).work(member, rest.first);
-      FewRowsProduct::begin(*layer->output, member);
       member.meet();
       const auto mixed = [this](std::ptrdiff_t row, float* numbers) {
         std::copy_n(mixed_ + row * mixed_stride_, mixed_stride_, numbers);
       };
-      multiply(*layer->output, rest, mixed, add_to(hidden_), member);
-      mlp(*layer, rest, member);
+      multiply(*layer->output, rest, mixed, add_to(hidden_), member, layer->gate_up);
+      mlp(*layer, rest, member, is_last ? model_.head : layer[1].qkv);
     }
   }
 
   // Logits (tokens, vocabulary).
   void head(const Member& member, Bfloat16* logits) const {
     const Output output{nullptr, logits, model_.head->outputs, false};
-    multiply(*model_.head, all_, norm(model_.norm), output, member);
+    multiply(*model_.head, all_, norm(model_.norm), output, member, nullptr);
   }
 
   // What the layers make of the last token (width,).
@@ -115,24 +114,24 @@ class Pass {
   static Output to(float* sums, std::ptrdiff_t stride) { return {sums, nullptr, stride, false}; }
   Output add_to(float* sums) const { return {sums, nullptr, stride_, true}; }
 
-  void mlp(const Layer& layer, const Span& span, const Member& member) const {
+  void mlp(const Layer& layer, const Span& span, const Member& member, const Product* next) const {
     const auto normed = norm(layer.mlp_norm);
     if (span.are_many()) { // gates and what they let through meet in registers
       auto* gated = reinterpret_cast<Bfloat16*>(gates_);
-      multiply(*layer.gate_up, span, normed, Output{nullptr, gated, inner_, false}, member, true);
+      multiply(*layer.gate_up, span, normed, Output{nullptr, gated, inner_, false}, member, layer.down, true);
       const auto wide = [this, gated](std::ptrdiff_t row, float* numbers) { widen(gated + row * inner_, numbers); };
-      multiply(*layer.down, span, wide, add_to(hidden_), member);
+      multiply(*layer.down, span, wide, add_to(hidden_), member, next);
     } else {
-      multiply(*layer.gate_up, span, normed, to(gates_, 2 * inner_), member);
+      multiply(*layer.gate_up, span, normed, to(gates_, 2 * inner_), member, layer.down);
       const auto gated = [this](std::ptrdiff_t row, float* numbers) { gate(gates_ + row * 2 * inner_, numbers); };
-      multiply(*layer.down, span, gated, add_to(hidden_), member);
+      multiply(*layer.down, span, gated, add_to(hidden_), member, next);
     }
   }
 
-  // fill(row, numbers) gives a row of inputs, with zeros up to padded_inputs(inputs).
+  // fill(row, numbers) gives a row of inputs, with zeros up to padded_inputs(inputs); `next` is what comes after this.
   template <typename Fill>
   void multiply(const Product& product, const Span& span, const Fill& fill, Output output, const Member& member,
-                bool is_gated = false) const {
+                const Product* next, bool is_gated = false) const {
     if (output.sums) output.sums += span.first * output.stride;
     static thread_local Scratch<float> numbers;
     const std::ptrdiff_t width = padded_inputs(product.inputs);
@@ -152,6 +151,7 @@ class Pass {
       for (std::ptrdiff_t row = 0; row < span.count; ++row) fill(span.first + row, wide + row * width);
       rows.prepare(product, wide, width, span.count);
       FewRowsProduct(product, rows, output).work(member);
+      if (next) FewRowsProduct::begin(*next, member);
     }
     member.meet();
   }

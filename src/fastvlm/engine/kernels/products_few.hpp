@@ -169,7 +169,7 @@ class FewRowsProduct {
   }
 
  private:
-  static constexpr std::ptrdiff_t kBegun = 1 << 14;
+  static constexpr std::ptrdiff_t kBegun = 1 << 15;
 
   static std::ptrdiff_t piece_size(const Product& product) { return product.kind() == kInt4 ? kOutputs : kTileRows; }
 
