@@ -13,6 +13,7 @@ constexpr float kLargest8 = 127.0f;      // what a row's largest value becomes
 constexpr float kSecondSteps = 254.0f;   // steps of the second 8-bit term in one of the first
 constexpr float kTiniestRow = 1e-30f;    // the largest value of a row of zeros, for its scale
 constexpr std::ptrdiff_t kFewRows = 32;
+constexpr std::ptrdiff_t kInt4Rows = 4; // for which 4-bit weights are multiplied as they are, one row after the other
 
 // Rows of float32 as a product wants them; each thread makes its own, which takes less than waiting for another's.
 class FewRows {
@@ -21,10 +22,11 @@ class FewRows {
   void prepare(const Product& product, const float* rows, std::ptrdiff_t stride, std::ptrdiff_t num_rows) {
     width_ = padded_inputs(product.inputs);
     num_rows_ = num_rows;
-    is_rounded_ = product.kind() == kInt8 || (product.kind() == kInt4 && num_rows == 1);
+    is_rounded_ = product.kind() == kInt8 || (product.kind() == kInt4 && num_rows <= kInt4Rows);
     if (is_rounded_) {
       prepare_rounded(rows, stride);
-      if (product.kind() == kInt4) sum_groups(product.parts->group);
+      for (std::ptrdiff_t row = 0; product.kind() == kInt4 && row < num_rows; ++row)
+        sum_groups(row, product.parts->group);
     } else {
       prepare_halves(rows, stride);
     }
@@ -38,8 +40,13 @@ class FewRows {
   std::ptrdiff_t num_tiles() const { return (num_rows_ + tile_rows() - 1) / tile_rows(); }
   const std::uint8_t* tile(std::ptrdiff_t index) { return tiles_.get() + index * tile_bytes(); }
   float scale(std::ptrdiff_t row) const { return scales_[row]; }
-  const std::int8_t* term(int which) { return terms_.get() + which * width_; }
-  const float* group_sums() { return group_sums_.get(); }
+  // The first or second terms of a row, and the sums of their groups.
+  const std::int8_t* terms(std::ptrdiff_t row, bool is_second) {
+    return terms_.get() + (row + (is_second ? second_term() : 0)) * width_;
+  }
+  const float* group_sums(std::ptrdiff_t row) { return group_sums_.get() + row * (width_ / kSmallestGroup); }
+  // Rows from a row's first terms to its second: a single row's follow one another.
+  std::ptrdiff_t second_term() const { return num_rows_ == 1 ? 1 : tile_rows(); }
 
  private:
   std::ptrdiff_t tile_bytes() const { return width_ / (is_rounded_ ? 64 : 32) * kTileBytes; }
@@ -63,7 +70,7 @@ class FewRows {
     std::uint8_t* tiles = tiles_.at_least(num_tiles() * tile_bytes());
     for (std::ptrdiff_t row = 0; row < num_rows_; row += half, tiles += tile_bytes()) {
       const std::ptrdiff_t count = std::min(half, num_rows_ - row);
-      const std::ptrdiff_t second = num_rows_ == 1 ? 1 : half; // a single row's terms follow one another
+      const std::ptrdiff_t second = second_term();
       for (std::ptrdiff_t i = 0; i < half && i < count; ++i)
         scales_[row + i] = round_row(rows + (row + i) * stride, terms + i * width_, terms + (second + i) * width_);
       if (num_rows_ > 1) std::memset(terms + count * width_, 0, static_cast<std::size_t>((half - count) * width_));
@@ -93,9 +100,9 @@ class FewRows {
     return scale;
   }
 
-  void sum_groups(std::ptrdiff_t group) {
-    float* sums = group_sums_.at_least(width_ / 32);
-    const std::int8_t *first = term(0), *second = term(1);
+  void sum_groups(std::ptrdiff_t row, std::ptrdiff_t group) {
+    float* sums = group_sums_.at_least(kInt4Rows * (width_ / kSmallestGroup)) + row * (width_ / kSmallestGroup);
+    const std::int8_t *first = terms(row, false), *second = terms(row, true);
     for (std::ptrdiff_t i = 0; i < width_; i += group) {
       int whole = 0, rest = 0;
       for (std::ptrdiff_t j = i; j < std::min(i + group, width_); ++j) {
@@ -106,6 +113,7 @@ class FewRows {
     }
   }
 
+  static constexpr std::ptrdiff_t kSmallestGroup = 32;
   std::ptrdiff_t width_ = 0, num_rows_ = 0;
   bool is_rounded_ = false;
   float scales_[kFewRows];
@@ -222,7 +230,7 @@ class FewRowsProduct {
 
   void finish(const Piece& piece, __mmask16 mask, std::ptrdiff_t first_row, const __m512i lanes[kTileRows]) {
     const std::ptrdiff_t count = std::min(rows_.tile_rows(), rows_.num_rows() - first_row);
-    const std::ptrdiff_t second = rows_.num_rows() == 1 ? 1 : rows_.tile_rows();
+    const std::ptrdiff_t second = rows_.second_term();
     for (std::ptrdiff_t i = 0; i < count; ++i) {
       __m512 values = _mm512_castsi512_ps(lanes[i]);
       if (rows_.is_rounded())
@@ -238,7 +246,7 @@ class FewRowsProduct {
   void multiply_int4(const Piece& piece, const Piece& next, Ahead& ahead) {
     if (next.matrix) fetch_scales(next);
     if (rows_.is_rounded()) {
-      multiply_int4_row(piece, ahead);
+      for (std::ptrdiff_t row = 0; row < rows_.num_rows(); ++row) multiply_int4_row(piece, row, ahead);
       return;
     }
     const std::ptrdiff_t width = padded_inputs(product_.inputs), stride = width + kBlock;
@@ -267,11 +275,11 @@ class FewRowsProduct {
     }
   }
 
-  // One row: for each group its 8-bit terms times the values, then once the group's scale and zero.
-  void multiply_int4_row(const Piece& piece, Ahead& ahead) {
+  // For each group the row's 8-bit terms times the values, then once the group's scale and zero.
+  void multiply_int4_row(const Piece& piece, std::ptrdiff_t row, Ahead& ahead) {
     const Matrix& matrix = *piece.matrix;
     const std::uint8_t* packed = address(product_, piece);
-    const std::int8_t *first = rows_.term(0), *second = rows_.term(1);
+    const std::int8_t *first = rows_.terms(row, false), *second = rows_.terms(row, true);
     __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (std::ptrdiff_t input = 0; input < product_.inputs; input += matrix.group) {
       __m512i wholes[4] = {}, rests[4] = {};
@@ -281,7 +289,7 @@ class FewRowsProduct {
         add_quad(packed + 128, first + i + 4, second + i + 4, wholes, rests);
       }
       const std::uint32_t* scales = scales_and_zeros(matrix, input, piece.first);
-      const __m512 sum = _mm512_set1_ps(rows_.group_sums()[input / matrix.group]);
+      const __m512 sum = _mm512_set1_ps(rows_.group_sums(row)[input / matrix.group]);
       UNROLLED
       for (int i = 0; i < 4; ++i) { // (value - 8) * scale + zero, times the row
         const __m512i both = _mm512_loadu_si512(scales + i * kLanes);
@@ -292,8 +300,8 @@ class FewRowsProduct {
     for (int i = 0; i < 4 && i * kLanes < piece.count; ++i) {
       const std::ptrdiff_t output = piece.first + i * kLanes;
       const __mmask16 mask = first_floats(piece.count - i * kLanes);
-      const __m512 values = _mm512_mul_ps(sums[i], _mm512_set1_ps(rows_.scale(0)));
-      output_.put(0, piece.column + i * kLanes, finished(matrix, output, mask, values), mask);
+      const __m512 values = _mm512_mul_ps(sums[i], _mm512_set1_ps(rows_.scale(row)));
+      output_.put(row, piece.column + i * kLanes, finished(matrix, output, mask, values), mask);
     }
   }
 
