@@ -2,14 +2,12 @@
 
 import math
 
+import natives
 import pytest
 import tiny
 import torch
 
 from fastvlm.engine.engine import Engine
-from fastvlm.engine.native import open_library
-from fastvlm.engine.native_build import build
-from fastvlm.engine.native_library import find_library
 from fastvlm.engine.types import SamplingParams
 
 
@@ -108,17 +106,11 @@ def short():
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    """Path of a compiled library: what is there, or one that is built now."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CXX", raising=False)
-        found = find_library()
-        if found is None:
-            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-            found = build().path
-        return found
+def library():
+    """Path of a library of compiled kernels."""
+    return natives.library()
 
 
 @pytest.fixture(scope="session")
-def kernels(library):
-    return open_library(library)
+def kernels():
+    return natives.built()

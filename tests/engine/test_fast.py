@@ -61,7 +61,8 @@ def test_bfloat16_is_avoided_only_where_a_cpu_emulates_it(monkeypatch, device, i
     assert fast_dtype(torch.device(device)) is expected
 
 
-def test_the_head_keeps_eight_bits():
+def test_the_head_keeps_eight_bits(monkeypatch):
+    monkeypatch.setattr(fast, "has_native_linears", lambda dtype: False)
     engine = fast_engine(*mini("bfloat16"), bits=4)
     decoder = engine._decoder
     assert isinstance(decoder._head, Int8DynamicLinear | Int8WeightOnlyLinear | PlainLinear)

@@ -123,7 +123,7 @@ def test_a_cpu_that_lacks_something_is_told(cache, monkeypatch):
         monkeypatch.setattr(module, "cpu_flags", lambda: frozenset({"avx512f", "avx512bw", "amx_tile", "amx_bf16"}))
     assert native_kernels() is None
     with pytest.raises(
-        BuildError, match="lacks amx_int8, avx512_bf16, avx512_vnni, avx512cd, avx512dq, avx512vl; expected"
+        BuildError, match="lacks amx_int8, avx512_bf16, avx512_vnni, avx512cd, avx512dq, avx512vbmi, avx512vl; expected"
     ):
         build()
     assert list(cache.iterdir()) == []

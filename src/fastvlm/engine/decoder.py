@@ -20,6 +20,7 @@ from fastvlm.engine.fixed_shapes import GraphedDecode
 from fastvlm.engine.kv_cache import KeyValueCache
 from fastvlm.engine.linear import Linear, LinearFactory, plain_linear
 from fastvlm.engine.mapped_memory import give_back
+from fastvlm.engine.native_decoder import NativeDecoder, Weights
 from fastvlm.engine.slot_attention import Attend, attend_prompt, attend_rows, attend_rows_together, attend_token
 from fastvlm.errors import ConfigError
 
@@ -90,6 +91,8 @@ class Decoder:
         self._num_heads: int = config.num_attention_heads
         self._num_kv_heads: int = config.num_key_value_heads
         self.cache = KeyValueCache(config, num_slots, context, self.dtype, self.device)
+        weights = Weights(self._layers, self._norm, self._head, self._num_heads, self._epsilon)
+        self._native = NativeDecoder.over(weights, self.cache)
         self._grow_tables(context if has_fixed_shapes else min(_FIRST_TABLE_TOKENS, context))
         self.fixed = GraphedDecode(self._fixed_step, context, self.device) if has_fixed_shapes else None
 
@@ -121,6 +124,8 @@ class Decoder:
         """
         num_tokens = len(embeds)
         self._grow_tables(start + num_tokens)
+        if self._native is not None:
+            return self._native.fill(embeds.to(self.dtype), slot, start, (self._cos, self._sin))
         rows = slice(start, start + num_tokens)
         if num_tokens == 1:
             attend = attend_token(self.cache, slot, start)
@@ -139,6 +144,8 @@ class Decoder:
         if self.fixed is not None:
             return self.fixed(token_ids, slots, positions)
         self._grow_tables(max(positions) + 1)
+        if self._native is not None:
+            return self._native.decode(self.embed(token_ids), slots, positions, (self._cos, self._sin))
         if len(slots) == 1:
             position = positions[0]
             cos, sin = self._cos[position : position + 1], self._sin[position : position + 1]
@@ -235,10 +242,14 @@ def _linear(
         modules = [_computing_in(module, dtype) for module in modules]
         return modules[0] if len(modules) == 1 else lambda x: torch.cat([module(x) for module in modules], dim=-1)
     weights = [module.weight for module in modules if isinstance(module.weight, nn.Parameter)]
-    biases = [module.bias for module in modules if isinstance(module.bias, nn.Parameter)]
-    join = getattr(make_linear, "side_by_side", side_by_side)  # of a factory that knows what it joined before
-    bias = join(biases) if len(biases) == len(modules) else None
-    product = make_linear(join(weights), bias)
+    of_parts = getattr(make_linear, "of_parts", None)  # of a factory that wants nothing laid side by side
+    if of_parts is None:
+        biases = [module.bias for module in modules if isinstance(module.bias, nn.Parameter)]
+        join = getattr(make_linear, "side_by_side", side_by_side)  # of a factory that knows what it joined before
+        bias = join(biases) if len(biases) == len(modules) else None
+        product = make_linear(join(weights), bias)
+    else:
+        product = of_parts(weights, [module.bias for module in modules])
     if takes_weights:
         for weight in weights:
             weight.data = weight.data.new_empty(0)

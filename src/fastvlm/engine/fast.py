@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastvlm.dialects.quantised_file import QuantisedWeights
+from fastvlm.dialects.rounding import GROUP_SIZES, RoundedWeight, quantise_int4
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.decoder import side_by_side
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.int4 import int4_linear
-from fastvlm.engine.int8 import int8_linear
+from fastvlm.engine.int8 import int8_linear, rounded_to_int8
 from fastvlm.engine.linear import Linear, LinearFactory, packed_linear_in
 from fastvlm.engine.mapped_memory import give_back
+from fastvlm.engine.native_linear import NativeFactory, has_native_linears
 from fastvlm.engine.quantised import stored_linears
 from fastvlm.engine.types import BITS, Bits
 from fastvlm.engine.vision import FastEncoder, FastImageEmbedder
@@ -46,7 +49,7 @@ class SharedWeights:
 
     def __init__(self) -> None:
         self.num_bytes = 0
-        self._products: dict[Any, tuple[Tensor, Tensor | None, Linear]] = {}
+        self._products: dict[Any, tuple[list[Tensor | None], Linear]] = {}
         self._joined: dict[Any, tuple[list[Tensor], Tensor]] = {}
         self._encoders: dict[Any, tuple[Any, FastEncoder]] = {}
 
@@ -55,14 +58,17 @@ class SharedWeights:
 
         return _MakeOnce(self, make)
 
-    def product(self, make: LinearFactory, weight: Tensor, bias: Tensor | None) -> Linear:
-        """What `make` makes of this memory, or made of it before."""
-        key = (_memory(weight), None if bias is None else _memory(bias))
+    def product(
+        self, make: Callable[..., Linear], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> Linear:
+        """What ``make(weights, biases)`` gives for this memory, or gave before."""
+        key = tuple(None if tensor is None else _memory(tensor) for tensor in (*weights, *biases))
         if key not in self._products:
-            product = make(weight, bias)
-            self.num_bytes += int(getattr(product, "num_bytes", weight.nbytes))
-            self._products[key] = (weight, bias, product)  # the weight too, or its address would be used again
-        return self._products[key][2]
+            held = [None if tensor is None else tensor.detach() for tensor in (*weights, *biases)]
+            product = make(weights, biases)
+            self.num_bytes += int(getattr(product, "num_bytes", sum(weight.nbytes for weight in weights)))
+            self._products[key] = (held, product)  # the weights too, or their addresses would be used again
+        return self._products[key][1]
 
     def side_by_side(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """All rows of `parameters` in one tensor, the same for models that share them.
@@ -90,10 +96,12 @@ class _MakeOnce:
     def __init__(self, shared: SharedWeights, make: LinearFactory) -> None:
         self._shared, self._make = shared, make
         self.side_by_side = shared.side_by_side
+        if isinstance(make, NativeFactory):
+            self.of_parts = partial(shared.product, make.of_parts)
 
     def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """The layer of `weight` (out, in) and `bias` (out,) or None."""
-        return self._shared.product(self._make, weight, bias)
+        return self._shared.product(lambda weights, biases: self._make(weights[0], biases[0]), [weight], [bias])
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
@@ -167,7 +175,9 @@ def _factory(bits: Bits, vocab_size: int, stored: QuantisedWeights | None, dtype
                 f"bits is {bits}, but this checkpoint is stored in {stored.options.bits}. Leave it at that, or take "
                 "the checkpoint that it was made from."
             )
-        return stored_linears(stored)
+        return stored_linears(stored, dtype)
+    if has_native_linears(dtype):
+        return NativeFactory(partial(_form, bits=bits, vocab_size=vocab_size))
     if bits == 16:
         return packed_linear_in(dtype)
     if bits == 8:
@@ -178,3 +188,13 @@ def _factory(bits: Bits, vocab_size: int, stored: QuantisedWeights | None, dtype
         return int8_linear(weight, bias) if is_head else int4_linear(weight, bias)
 
     return make
+
+
+def _form(weight: Tensor, bits: Bits, vocab_size: int) -> Tensor | RoundedWeight:
+    """What the compiled kernels multiply: `weight` (out, in) itself in bfloat16, or rounded."""
+    if bits == 16:
+        return weight.to(torch.bfloat16).contiguous()
+    has_groups = weight.shape[1] % GROUP_SIZES[0] == 0
+    if bits == 8 or len(weight) == vocab_size or not has_groups:
+        return rounded_to_int8(weight)
+    return quantise_int4(weight, GROUP_SIZES[0])

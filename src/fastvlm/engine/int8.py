@@ -29,6 +29,7 @@ __all__ = [
     "int8_weight_only_linear",
     "quantise_int8",
     "quantise_rows",
+    "rounded_to_int8",
 ]
 
 ROW_ZERO_POINT = 128  # what stands for 0 in uint8 activations
@@ -168,7 +169,7 @@ def int8_linear(
     weight: Tensor | Int8Weight, bias: Tensor | None
 ) -> Int8DynamicLinear | Int8WeightOnlyLinear | PlainLinear:
     """8-bit weights, and 8-bit activations where the CPU multiplies these; `weight` is rounded here or was before."""
-    quantised = weight if isinstance(weight, Int8Weight) else _rounded(weight)
+    quantised = weight if isinstance(weight, Int8Weight) else rounded_to_int8(weight)
     if cpu_kernels().has_packed_int8 and quantised.values.device.type == "cpu":
         return Int8DynamicLinear(quantised, bias)
     return int8_weight_only_linear(quantised, bias)
@@ -176,13 +177,13 @@ def int8_linear(
 
 def int8_weight_only_linear(weight: Tensor | Int8Weight, bias: Tensor | None) -> Int8WeightOnlyLinear | PlainLinear:
     """8-bit weights, bfloat16 activations; away from a CPU the rounded weight in bfloat16."""
-    quantised = weight if isinstance(weight, Int8Weight) else _rounded(weight)
+    quantised = weight if isinstance(weight, Int8Weight) else rounded_to_int8(weight)
     if quantised.values.device.type == "cpu":
         return Int8WeightOnlyLinear(quantised, bias)
     return PlainLinear(quantised.dequantise().to(torch.bfloat16), bias)
 
 
-def _rounded(weight: Tensor) -> Int8Weight:
+def rounded_to_int8(weight: Tensor) -> Int8Weight:
     """As :func:`quantise_int8`, some rows at a time: the float32 copies of a whole head would be the largest memory."""
     rows = max(1, ROUNDED_VALUES // weight.shape[1])
     parts = [quantise_int8(part) for part in torch.split(weight.detach(), rows)]

@@ -10,9 +10,9 @@ import ctypes
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,13 @@ class NativeKernels:
         self._ffn.argtypes = [pointer, pointer, *[size] * 3, *[pointer] * 4, ctypes.c_int]
         self._attention.argtypes = [pointer, pointer, *[size] * 3, ctypes.c_int]
         self._linear.restype = self._ffn.restype = self._attention.restype = None
-        self.has_tiles = bool(library.fastvlm_ask_for_tiles())
+        self._product = library.fastvlm_product
+        self._product.argtypes, self._product.restype = [pointer, pointer, pointer, size, ctypes.c_int], None
+        self._decode = library.fastvlm_decode
+        self._decode.argtypes = [*[pointer] * 4, size, ctypes.c_int, *[pointer] * 3, ctypes.c_int]
+        self._decode.restype = None
         self.interface, self.has_threads = library.fastvlm_interface(), bool(library.fastvlm_has_threads())
+        self.has_tiles = bool(library.fastvlm_may_use_tiles())
 
     @staticmethod
     def takes(x: Tensor) -> bool:
@@ -115,6 +120,32 @@ class NativeKernels:
         sizes = qkv.shape[0], qkv.shape[1], qkv.shape[3]
         self._attention(qkv.data_ptr(), mixed.data_ptr(), *sizes, torch.get_num_threads())
         return mixed
+
+    def multiply(self, product: Any, rows: Tensor, y: Tensor) -> None:
+        """Put the results for `rows` (R, in) into `y` (R, out), both contiguous bfloat16; R is at least 1.
+
+        `product` refers to a ``NativeProduct`` (:mod:`fastvlm.engine.native_linear`) of these sizes.
+        """
+        self._check(rows)
+        self._product(product, rows.data_ptr(), y.data_ptr(), len(rows), torch.get_num_threads())
+
+    def decode(
+        self, model: Any, embeds: Tensor, places: Tensor, tables: Sequence[Tensor], results: Tensor, *, is_prompt: bool
+    ) -> None:
+        """Put what becomes of `embeds` (T, D) into `results`, both contiguous bfloat16; T is 1 to 512.
+
+        Args:
+            model: refers to a ``NativeModel`` (:mod:`fastvlm.engine.native_decoder`).
+            places: (2, T) slots and positions, int64.
+            tables: cosines and sines for all positions.
+            results: of a prompt (tokens that follow one another in one slot) the last one's hidden state (1, D), else
+                logits (T, V).
+        """
+        self._check(embeds)
+        slots, positions = places.contiguous()
+        pointers = (tensor.data_ptr() for tensor in (embeds, slots, positions))
+        others = (tensor.data_ptr() for tensor in (*tables, results))
+        self._decode(model, *pointers, len(embeds), is_prompt, *others, torch.get_num_threads())
 
     def _check(self, x: Tensor) -> None:
         if not self.takes(x):

@@ -91,9 +91,11 @@ def _compile(compiler: str, target: Path) -> None:
 
 def _try(library: Path) -> None:
     from fastvlm.engine.native import open_library  # noqa: PLC0415  # needs torch, which an installer has not
+    from fastvlm.engine.native_linear import products_are_right  # noqa: PLC0415
 
     try:
-        open_library(library)
+        if not products_are_right(open_library(library)):
+            raise ValueError("its products are wrong")
     except (OSError, AttributeError, ValueError) as error:
         raise BuildError(f"What was compiled cannot be used: {error}. Try another compiler: set CXX.") from error
 

@@ -31,11 +31,11 @@ SOURCE_FOLDER = Path(__file__).with_name("kernels")
 INSTALLED_FOLDER = Path(__file__).with_name("built")
 COMPILER_FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-march=x86-64-v4"),
-    *("-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    *("-mavx512bf16", "-mavx512vnni", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 )
 NEEDED_FLAGS = frozenset(  # as Linux calls them
     [
-        *("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"),
+        *("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "avx512vbmi"),
         *("amx_tile", "amx_bf16", "amx_int8"),
     ]
 )

@@ -6,6 +6,7 @@ are used where they lie or laid out once for the kernel. Norms, biases and the e
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastvlm.dialects.quantised_file import QuantisedWeights
@@ -13,19 +14,24 @@ from fastvlm.dialects.rounding import Int8Weight, RoundedWeight
 from fastvlm.engine.int4 import int4_linear
 from fastvlm.engine.int8 import int8_linear
 from fastvlm.engine.linear import Linear, LinearFactory
+from fastvlm.engine.native_linear import native_linear
 from fastvlm.errors import CheckpointError
 
 __all__ = ["rounded_linear", "stored_linears"]
 
 
-def rounded_linear(weight: RoundedWeight, bias: Tensor | None) -> Linear:
-    """The layer of a rounded weight."""
+def rounded_linear(weight: RoundedWeight, bias: Tensor | None, dtype: torch.dtype | None = None) -> Linear:
+    """The layer of a rounded weight; `dtype` is that of its inputs, if it is known."""
+    native = native_linear([weight], [bias]) if dtype == torch.bfloat16 else None
+    if native is not None:
+        return native
     return int8_linear(weight, bias) if isinstance(weight, Int8Weight) else int4_linear(weight, bias)
 
 
-def stored_linears(quantised: QuantisedWeights) -> LinearFactory:
+def stored_linears(quantised: QuantisedWeights, dtype: torch.dtype | None = None) -> LinearFactory:
     """A factory for one decoder: gives the stored weights in the order in which it asks, whatever the values it gets.
 
+    `dtype` is what the decoder computes in, if that is known.
     It raises CheckpointError if the decoder asks for other shapes, or for more layers, than are stored.
     """
     remaining = iter((*quantised.weights[-1:], *quantised.weights[:-1]))  # the decoder asks for the head first
@@ -39,6 +45,6 @@ def stored_linears(quantised: QuantisedWeights) -> LinearFactory:
                 f"{'no more' if shape is None else list(shape)} there. They are another model's, or another "
                 "version's. Quantise the model again."
             )
-        return rounded_linear(stored, bias)
+        return rounded_linear(stored, bias, dtype)
 
     return make

@@ -19,7 +19,7 @@
 #include "tiles.hpp"
 #include "transpose.hpp"
 
-namespace fastvlm {
+namespace fastvlm::encoder {
 
 constexpr int kHeadWidth = 32;
 constexpr int kPartKeys = 64;
@@ -262,4 +262,4 @@ class Head {
   alignas(64) Bfloat16 probabilities_[2][kPartKeys * kLanes];
 };
 
-} // namespace fastvlm
+} // namespace fastvlm::encoder

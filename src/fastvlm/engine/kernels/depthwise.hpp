@@ -11,7 +11,7 @@
 #include "lanes.hpp"
 #include "threads.hpp"
 
-namespace fastvlm {
+namespace fastvlm::encoder {
 
 constexpr int kColumns = 32; // of results in a strip
 constexpr int kStep = 16;    // of results whose sums are in registers
@@ -131,4 +131,4 @@ void depthwise(const Picture& first, std::ptrdiff_t batch, int threads) {
   });
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::encoder

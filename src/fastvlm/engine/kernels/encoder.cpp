@@ -16,6 +16,7 @@
 #include "tiles.hpp"
 
 using namespace fastvlm;
+using namespace fastvlm::encoder;
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -33,9 +34,6 @@ void fastvlm_gelu(Bfloat16* data, std::size_t count, int threads) {
     gelu_run(data + part * kPart, std::min(kPart, count - part * kPart));
   });
 }
-
-// 1 if this process may use tile registers, which it has to ask for once.
-int fastvlm_ask_for_tiles() { return ask_for_tiles(); }
 
 // Attention over all tokens of each of `batch` pictures; (batch, tokens, 3, heads, 32) -> (batch, tokens, heads, 32).
 void fastvlm_attention(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff_t batch, std::ptrdiff_t tokens,

@@ -8,7 +8,7 @@
 #include "linear.hpp"
 #include "scratch.hpp"
 
-namespace fastvlm {
+namespace fastvlm::encoder {
 
 // output += narrow(gelu(widen(rows))), `output` being as wide as the rows. `next` are rows that this thread may have to
 // take through the same layers afterwards, as many.
@@ -27,4 +27,4 @@ inline void add_ffn(const Rows& rows, const Layer& widen, const Layer& narrow, B
   }
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::encoder

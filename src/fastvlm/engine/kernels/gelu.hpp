@@ -7,7 +7,7 @@
 
 #include "lanes.hpp"
 
-namespace fastvlm {
+namespace fastvlm::encoder {
 
 constexpr float kIntervalsPerUnit = 2.9f;
 constexpr float kLargest = 15.4f / kIntervalsPerUnit; // beyond, Phi is 0 or 1 exactly
@@ -76,4 +76,4 @@ inline void gelu_run(Bfloat16* data, std::size_t count) {
   }
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::encoder

@@ -13,7 +13,7 @@
 #include "threads.hpp"
 #include "tiles.hpp"
 
-namespace fastvlm {
+namespace fastvlm::encoder {
 
 constexpr std::ptrdiff_t kBlockRows = 256; // that a thread takes through a layer at a time: they and the sums stay in L2
 constexpr std::ptrdiff_t kPartSize = 384;  // inputs at a time: a panel's weights for them stay in L1
@@ -201,4 +201,4 @@ void apply(const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std
   }
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::encoder

@@ -1,0 +1,163 @@
+// Weights as they are stored, what they are multiplied by, and where the results go.
+
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "lanes.hpp"
+#include "products_tiles.hpp"
+
+namespace fastvlm {
+
+enum Kind : std::ptrdiff_t { kBfloat16 = 0, kInt8 = 1, kInt4 = 2 };
+
+constexpr std::ptrdiff_t kOutputs = 64; // of a block: how 4-bit weights are packed
+
+// Rows of weights over the same inputs; `NativeMatrix` in native_linear.py.
+struct Matrix {
+  const std::uint8_t* values; // (outputs, inputs) bfloat16 or int8; 4 bits as dialects/rounding.py says
+  const void* scales;         // int8: (outputs,) float32; 4 bits: (groups, padded outputs, 2) bfloat16
+  const float* bias;          // (outputs,), or null
+  std::ptrdiff_t outputs, kind, group;
+};
+
+// Matrices whose outputs lie side by side; all are of one kind. `NativeProduct` in native_linear.py.
+struct Product {
+  const Matrix* parts;
+  std::ptrdiff_t num_parts, inputs, outputs;
+  Kind kind() const { return static_cast<Kind>(parts->kind); }
+};
+
+inline std::ptrdiff_t rounded_up(std::ptrdiff_t count, std::ptrdiff_t unit) { return (count + unit - 1) / unit * unit; }
+inline std::ptrdiff_t padded_inputs(std::ptrdiff_t inputs) { return rounded_up(inputs, kTileRowBytes); }
+inline std::ptrdiff_t row_bytes(const Product& product) {
+  return product.kind() == kInt8 ? product.inputs : product.inputs * static_cast<std::ptrdiff_t>(sizeof(Bfloat16));
+}
+
+// `size` outputs of one matrix, or fewer at its end.
+struct Piece {
+  const Matrix* matrix = nullptr;
+  std::ptrdiff_t first = 0, count = 0; // outputs of the matrix
+  std::ptrdiff_t column = 0;           // of the first of them in the product
+};
+
+inline std::ptrdiff_t num_pieces(const Product& product, std::ptrdiff_t size) {
+  std::ptrdiff_t count = 0;
+  for (std::ptrdiff_t i = 0; i < product.num_parts; ++i) count += (product.parts[i].outputs + size - 1) / size;
+  return count;
+}
+
+inline Piece piece(const Product& product, std::ptrdiff_t size, std::ptrdiff_t index) {
+  std::ptrdiff_t column = 0;
+  for (const Matrix* part = product.parts; part < product.parts + product.num_parts; ++part) {
+    const std::ptrdiff_t count = (part->outputs + size - 1) / size;
+    if (index < count) {
+      const std::ptrdiff_t first = index * size;
+      return {part, first, std::min(size, part->outputs - first), column + first};
+    }
+    index -= count;
+    column += part->outputs;
+  }
+  return {};
+}
+
+// Where the weights of a piece begin, and how long they are; 4-bit weights are in whole blocks.
+inline const std::uint8_t* address(const Product& product, const Piece& piece) {
+  if (product.kind() != kInt4) return piece.matrix->values + piece.first * row_bytes(product);
+  return piece.matrix->values + piece.first / kOutputs * kOutputs * product.inputs / 2;
+}
+inline std::ptrdiff_t num_bytes(const Product& product, const Piece& piece) {
+  return product.kind() == kInt4 ? kOutputs * product.inputs / 2 : piece.count * row_bytes(product);
+}
+
+// The piece after this one, if it has a matrix; its cache lines are asked for while this one's are used.
+class Ahead {
+ public:
+  Ahead(const Product& product, const Piece& piece) {
+    if (!piece.matrix) return;
+    at_ = address(product, piece);
+    end_ = at_ + num_bytes(product, piece);
+  }
+  std::ptrdiff_t num_lines() const { return (end_ - at_) / 64; }
+  // Asks for `count` lines more, perhaps some beyond its end.
+  void fetch(std::ptrdiff_t count) {
+    if (at_ >= end_) return;
+    for (std::ptrdiff_t i = 0; i < count; ++i) _mm_prefetch(at_ + i * 64, _MM_HINT_T1);
+    at_ += count * 64;
+  }
+
+ private:
+  const std::uint8_t *at_ = nullptr, *end_ = nullptr;
+};
+
+// Memory of one thread that is kept for its next call.
+template <typename Number>
+class Scratch {
+ public:
+  Scratch() = default;
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  Number* at_least(std::ptrdiff_t count) {
+    if (count > count_) {
+      std::free(data_);
+      const auto bytes = static_cast<std::size_t>(rounded_up(count * sizeof(Number), 4096));
+      data_ = static_cast<Number*>(std::aligned_alloc(4096, bytes));
+      if (!data_) std::abort();
+      count_ = count;
+    }
+    return data_;
+  }
+  Number* get() { return data_; }
+
+ private:
+  Number* data_ = nullptr;
+  std::ptrdiff_t count_ = 0;
+};
+
+inline __mmask16 first_floats(std::ptrdiff_t count) {
+  return static_cast<__mmask16>(first_lanes(static_cast<std::size_t>(count)));
+}
+
+inline __m512 widened(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+inline __m256i narrowed(__m512 values) {
+  const __m256bh halves = _mm512_cvtneps_pbh(values);
+  __m256i bits;
+  std::memcpy(&bits, &halves, sizeof bits);
+  return bits;
+}
+
+// Where results go: (rows, stride) of float32, perhaps added to what is there, or of bfloat16.
+struct Output {
+  float* sums;
+  Bfloat16* rounded;
+  std::ptrdiff_t stride;
+  bool adds;
+
+  void put(std::ptrdiff_t row, std::ptrdiff_t column, __m512 values, __mmask16 mask) const {
+    const std::ptrdiff_t at = row * stride + column;
+    if (rounded) {
+      _mm256_mask_storeu_epi16(rounded + at, mask, narrowed(values));
+      return;
+    }
+    if (adds) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(mask, sums + at));
+    _mm512_mask_storeu_ps(sums + at, mask, values);
+  }
+};
+
+// 16 results of one row, from output `first` of `matrix` on: scaled, with the bias.
+inline __m512 finished(const Matrix& matrix, std::ptrdiff_t first, __mmask16 mask, __m512 values) {
+  if (matrix.kind == kInt8)
+    values = _mm512_mul_ps(values, _mm512_maskz_loadu_ps(mask, static_cast<const float*>(matrix.scales) + first));
+  return matrix.bias ? _mm512_add_ps(values, _mm512_maskz_loadu_ps(mask, matrix.bias + first)) : values;
+}
+
+} // namespace fastvlm

@@ -1,0 +1,106 @@
+// Products in tile registers (AMX): eight registers of 16 rows of 64 bytes.
+
+#pragma once
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "lanes.hpp"
+
+#if !defined(__AMX_TILE__) || !defined(__AMX_BF16__) || !defined(__AMX_INT8__)
+#error "this CPU has no tile registers"
+#endif
+
+namespace fastvlm {
+
+constexpr int kTileRows = 16;
+constexpr int kTileRowBytes = 64;
+constexpr int kTileBytes = kTileRows * kTileRowBytes;
+
+// Compilers do not know that tile loads read memory and tile stores write it.
+inline void settle_memory() { asm volatile("" ::: "memory"); }
+
+// Linux lets a process use tile registers after it has asked for them once.
+inline bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// All eight registers whole, while this lives; then what was configured before, which oneDNN relies on.
+class WholeTiles {
+ public:
+  WholeTiles() {
+    _tile_storeconfig(&before_);
+    settle_memory();
+    static const Config whole(kTileRows, kTileRowBytes);
+    _tile_loadconfig(&whole);
+  }
+  ~WholeTiles() {
+    settle_memory();
+    _tile_loadconfig(&before_);
+  }
+  WholeTiles(const WholeTiles&) = delete;
+  WholeTiles& operator=(const WholeTiles&) = delete;
+
+ private:
+  struct alignas(64) Config {
+    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+    Config() = default;
+    Config(int num_rows, int bytes) : palette(1) {
+      for (int tile = 0; tile < 8; ++tile) {
+        rows[tile] = static_cast<std::uint8_t>(num_rows);
+        row_bytes[tile] = static_cast<std::uint16_t>(bytes);
+      }
+    }
+  };
+  Config before_;
+};
+
+// 16 x 16 words of 32 bits, turned over in registers.
+inline void transpose(__m512i rows[kTileRows]) {
+  __m512i pairs[kTileRows], quads[kTileRows];
+  UNROLLED
+  for (int i = 0; i < kTileRows; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  UNROLLED
+  for (int i = 0; i < kTileRows; i += 4) {
+    quads[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    quads[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    quads[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    quads[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
+  UNROLLED
+  for (int i = 0; i < 4; ++i) { // quads[4 g + i]: column 4 l + i of rows 4 g ... 4 g + 3, for the lanes l of 128 bits
+    const __m512i low = _mm512_shuffle_i32x4(quads[i], quads[4 + i], 0x88);
+    const __m512i low_odd = _mm512_shuffle_i32x4(quads[i], quads[4 + i], 0xDD);
+    const __m512i high = _mm512_shuffle_i32x4(quads[8 + i], quads[12 + i], 0x88);
+    const __m512i high_odd = _mm512_shuffle_i32x4(quads[8 + i], quads[12 + i], 0xDD);
+    rows[i] = _mm512_shuffle_i32x4(low, high, 0x88);
+    rows[8 + i] = _mm512_shuffle_i32x4(low, high, 0xDD);
+    rows[4 + i] = _mm512_shuffle_i32x4(low_odd, high_odd, 0x88);
+    rows[12 + i] = _mm512_shuffle_i32x4(low_odd, high_odd, 0xDD);
+  }
+}
+
+// `num_rows` (at most 16) rows of `words` words of 32 bits, `stride` words apart, as the right operands of tile
+// products: for each 16 words a tile, in which row i holds word i of every row. What is missing is zero.
+inline void pack_columns(const std::uint32_t* rows, std::ptrdiff_t stride, int num_rows, std::ptrdiff_t words,
+                         std::uint8_t* tiles) {
+  for (std::ptrdiff_t word = 0; word < words; word += kLanes, tiles += kTileBytes) {
+    const __mmask16 mask = static_cast<__mmask16>(first_lanes(static_cast<std::size_t>(words - word)));
+    __m512i lanes[kTileRows];
+    for (int i = 0; i < kTileRows; ++i)
+      lanes[i] = i < num_rows ? _mm512_maskz_loadu_epi32(mask, rows + i * stride + word) : _mm512_setzero_si512();
+    transpose(lanes);
+    for (int i = 0; i < kTileRows; ++i) _mm512_storeu_si512(tiles + i * kTileRowBytes, lanes[i]);
+  }
+}
+
+} // namespace fastvlm

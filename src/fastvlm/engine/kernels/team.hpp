@@ -1,0 +1,82 @@
+// Threads that go through phases together: what one phase writes, all of them read in the next.
+
+#pragma once
+
+#include <immintrin.h>
+#include <sched.h>
+
+#include <atomic>
+#include <cstddef>
+
+#include "threads.hpp"
+
+namespace fastvlm {
+
+// 0 if OpenMP cannot tell.
+inline int openmp_team_size() {
+  using Ask = int (*)();
+  static const auto ask = reinterpret_cast<Ask>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
+  return ask ? ask() : 0;
+}
+
+// What the threads of a team share.
+struct Meeting {
+  alignas(64) std::atomic<std::ptrdiff_t> next{0};
+  alignas(64) std::atomic<int> joined{0};
+  std::atomic<int> arrived{0};
+  alignas(64) std::atomic<unsigned> round{0};
+};
+
+// One thread of a team.
+class Member {
+ public:
+  Member(Meeting& meeting, int size) : meeting_(meeting), index(meeting.joined++), size(size) {}
+
+  // A piece of this phase that nobody has begun: size, size + 1, ... The thread i begins with piece i, unclaimed.
+  std::ptrdiff_t claim() const { return size + meeting_.next.fetch_add(1, std::memory_order_relaxed); }
+
+  // Returns when all threads have called it; then pieces are counted anew.
+  void meet() const {
+    const unsigned round = meeting_.round.load(std::memory_order_acquire);
+    if (meeting_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+      meeting_.arrived.store(0, std::memory_order_relaxed);
+      meeting_.next.store(0, std::memory_order_relaxed);
+      meeting_.round.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; meeting_.round.load(std::memory_order_acquire) == round; ++spins) {
+      if (spins < kSpins) {
+        _mm_pause();
+      } else {
+        sched_yield(); // with more threads than cores, the one that is waited for may need this one
+      }
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 4000;
+  Meeting& meeting_;
+
+ public:
+  const int index, size;
+};
+
+// Calls work(member) in each thread of a team of at most `threads`.
+template <typename Work>
+void as_team(int threads, const Work& work) {
+  struct Shared {
+    const Work& work;
+    Meeting meeting;
+  } shared{work, {}};
+  if (threads > 1 && openmp_parallel() && openmp_team_size()) {
+    const auto join = [](void* data) {
+      auto& all = *static_cast<Shared*>(data);
+      all.work(Member(all.meeting, openmp_team_size()));
+    };
+    openmp_parallel()(join, &shared, static_cast<unsigned>(threads), 0);
+  } else {
+    work(Member(shared.meeting, 1));
+  }
+}
+
+} // namespace fastvlm

@@ -1,0 +1,142 @@
+"""All layers of a decoder as one call of the compiled kernels (``kernels/decoder_pass.hpp``): steps and prompts.
+
+For a decoder in bfloat16 on a CPU all of whose products are :class:`NativeLinear`. Sums between the products, the
+residual stream among them, are float32, where torch's way rounds to bfloat16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastvlm.engine.kv_cache import KeyValueCache
+from fastvlm.engine.native import NativeKernels
+from fastvlm.engine.native_linear import NativeLinear, NativeProduct, product_kernels
+
+__all__ = ["NativeDecoder", "Weights"]
+
+_MOST_ROWS = 512  # `kMaxRows` in kernels/products_many.hpp
+_UNPACKED = 32  # `kUnpacked` in kernels/products_unpacked.hpp
+_HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # kernels/decoder_attention.hpp
+_TILE_ROWS = 16  # keys that are read at a time, perhaps beyond a slot's last one
+
+
+class NativeLayer(ctypes.Structure):
+    """`Layer` in kernels/decoder_pass.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
+        *((name, ctypes.POINTER(NativeProduct)) for name in ("qkv", "output", "gate_up", "down")),
+        ("cache", ctypes.c_void_p),
+    )
+
+
+class NativeModel(ctypes.Structure):
+    """`Model` in kernels/decoder_pass.hpp."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(NativeLayer)),
+        ("norm", ctypes.c_void_p),
+        ("head", ctypes.POINTER(NativeProduct)),
+        *((name, ctypes.c_ssize_t) for name in ("num_layers", "width")),
+        *((name, ctypes.c_ssize_t) for name in ("heads", "kv_heads", "head_width", "context")),
+        ("epsilon", ctypes.c_double),
+    )
+
+
+# Cosines and sines (C, 1, E) by which heads are turned, bfloat16; the first half of the sines is negated.
+Tables = tuple[Tensor, Tensor]
+
+
+class Weights(NamedTuple):
+    """What a decoder is made of: for each layer its norms (D,) and products, then the last norm and the head."""
+
+    layers: Sequence[Any]  # of decoder.py: attention_norm, qkv, output, mlp_norm, gate_up, down
+    norm: Tensor
+    head: Any
+    num_heads: int
+    epsilon: float
+
+
+class NativeDecoder:
+    """Steps of one decoder over its cache; made by :meth:`over`."""
+
+    def __init__(self, kernels: NativeKernels, weights: Weights, cache: KeyValueCache) -> None:
+        self._kernels, self._vocab_size = kernels, weights.head.out_features
+        layers = [_layer(layer, held) for layer, held in zip(weights.layers, cache.layers, strict=True)]
+        _, planes, context, head_width = cache.layers[0].shape
+        self._held = weights, cache  # what the pointers point to
+        self._model = NativeModel(
+            (NativeLayer * len(layers))(*layers),
+            weights.norm.data_ptr(),
+            ctypes.pointer(weights.head.product),
+            len(layers),
+            len(weights.norm),
+            weights.num_heads,
+            planes // 2,
+            head_width,
+            context,
+            weights.epsilon,
+        )
+
+    @classmethod
+    def over(cls, weights: Weights, cache: KeyValueCache) -> NativeDecoder | None:
+        """Steps over these weights and this cache, or None if the kernels do not take them."""
+        kernels = product_kernels()
+        if kernels is None or not weights.layers:
+            return None
+        _, planes, context, head_width = cache.layers[0].shape
+        is_taken = (
+            all(_is_taken(layer) for layer in weights.layers)
+            and isinstance(weights.head, NativeLinear)
+            and all(held.dtype == torch.bfloat16 and held.is_contiguous() for held in (weights.norm, *cache.layers))
+            and head_width in _HEAD_WIDTHS
+            and 2 * weights.num_heads <= planes * _MOST_SHARING
+            and context >= _TILE_ROWS
+        )
+        return cls(kernels, weights, cache) if is_taken else None
+
+    def decode(self, embeds: Tensor, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> Tensor:
+        """Logits (B, V) after `embeds` (B, D), one token of each of `slots`, at `positions`; all bfloat16."""
+        embeds, places = embeds.contiguous(), torch.tensor([list(slots), list(positions)])
+        logits = embeds.new_empty(len(embeds), self._vocab_size)
+        for first in range(0, len(embeds), _MOST_ROWS):
+            some = slice(first, first + _MOST_ROWS)
+            self._call(embeds[some], places[:, some], tables, logits[some], is_prompt=False)
+        return logits
+
+    def fill(self, embeds: Tensor, slot: int, start: int, tables: Tables) -> Tensor:
+        """The last of `embeds` (T, D) after all layers (1, D); `slot` holds them after its first `start` tokens."""
+        embeds, positions = embeds.contiguous(), torch.arange(start, start + len(embeds))
+        places = torch.stack([torch.full_like(positions, slot), positions])
+        hidden = embeds.new_empty(1, embeds.shape[1])
+        for first in range(0, len(embeds), _MOST_ROWS):
+            some = slice(first, first + _MOST_ROWS)
+            self._call(embeds[some], places[:, some], tables, hidden, is_prompt=True)
+        return hidden
+
+    def _call(self, embeds: Tensor, places: Tensor, tables: Tables, results: Tensor, *, is_prompt: bool) -> None:
+        self._kernels.decode(ctypes.byref(self._model), embeds, places, tables, results, is_prompt=is_prompt)
+
+
+def _layer(layer: Any, cache: Tensor) -> NativeLayer:
+    return NativeLayer(
+        layer.attention_norm.data_ptr(),
+        layer.mlp_norm.data_ptr(),
+        *(ctypes.pointer(product.product) for product in (layer.qkv, layer.output, layer.gate_up, layer.down)),
+        cache.data_ptr(),
+    )
+
+
+def _is_taken(layer: Any) -> bool:
+    products = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    norms = (layer.attention_norm, layer.mlp_norm)
+    if not all(isinstance(product, NativeLinear) for product in products):
+        return False
+    gate_up = layer.gate_up.product
+    has_whole_halves = gate_up.num_parts == 2 or gate_up.outputs // 2 % _UNPACKED == 0
+    return has_whole_halves and all(norm.dtype == torch.bfloat16 and norm.is_contiguous() for norm in norms)
