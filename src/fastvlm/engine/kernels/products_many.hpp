@@ -13,7 +13,8 @@ constexpr std::ptrdiff_t kMaxRows = 512;   // at a time: packed, they should sta
 constexpr std::ptrdiff_t kDepth = 1024;    // inputs at a time, at most
 constexpr std::ptrdiff_t kTileInputs = 32; // bfloat16 numbers in a row of a tile
 constexpr std::ptrdiff_t kGroup = 8;       // pairs of pieces, at most, that go through a part of the inputs together
-constexpr std::ptrdiff_t kSums = 4 * kTileRows * kTileRows;
+constexpr std::ptrdiff_t kNearSteps = 12;  // times 32 inputs of 32 outputs: their weights stay in the first cache
+constexpr std::ptrdiff_t kSums = 2 * kTileRows * kTileRows;
 
 // Rows as right operands of tile products: for each 16 rows `steps` tiles of 32 inputs.
 struct Columns {
@@ -45,42 +46,28 @@ struct Columns {
   }
 };
 
-// Tiles 0 to 3 += two times 16 outputs times two times 16 rows over `steps` times 32 inputs.
-inline void multiply_four(const std::uint8_t* weights, const std::uint8_t* others, std::ptrdiff_t stride,
-                          const std::uint8_t* columns, const std::uint8_t* more_columns, std::ptrdiff_t steps,
-                          Ahead& ahead, std::ptrdiff_t lines) {
-  for (std::ptrdiff_t step = 0; step < steps; ++step) {
-    ahead.fetch(lines);
-    _tile_loadd(4, weights + step * kTileRowBytes, stride);
-    _tile_loadd(6, columns + step * kTileBytes, kTileRowBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, more_columns + step * kTileBytes, kTileRowBytes);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, others + step * kTileRowBytes, stride);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-}
-
-inline void begin_sums(const float* sums, bool is_first) {
+// Two sums of 16 x 16: 16 outputs of either weights times 16 rows over `steps` times 32 inputs, added to what is there.
+// Four of the eight tiles, for the reason told in tiles.hpp.
+inline void multiply_two(const std::uint8_t* weights, const std::uint8_t* others, std::ptrdiff_t stride,
+                         const std::uint8_t* columns, std::ptrdiff_t steps, float* sums, bool is_first, Ahead& ahead,
+                         std::ptrdiff_t lines) {
   if (is_first) {
     _tile_zero(0);
-    _tile_zero(1);
     _tile_zero(2);
-    _tile_zero(3);
-    return;
+  } else {
+    _tile_loadd(0, sums, kTileRowBytes);
+    _tile_loadd(2, sums + kSums / 2, kTileRowBytes);
   }
-  _tile_loadd(0, sums, kTileRowBytes);
-  _tile_loadd(1, sums + 256, kTileRowBytes);
-  _tile_loadd(2, sums + 512, kTileRowBytes);
-  _tile_loadd(3, sums + 768, kTileRowBytes);
-}
-
-inline void end_sums(float* sums) {
+  for (std::ptrdiff_t step = 0; step < steps; ++step) {
+    ahead.fetch(lines);
+    _tile_loadd(3, columns + step * kTileBytes, kTileRowBytes);
+    _tile_loadd(1, weights + step * kTileRowBytes, stride);
+    _tile_dpbf16ps(0, 1, 3);
+    _tile_loadd(1, others + step * kTileRowBytes, stride);
+    _tile_dpbf16ps(2, 1, 3);
+  }
   _tile_stored(0, sums, kTileRowBytes);
-  _tile_stored(1, sums + 256, kTileRowBytes);
-  _tile_stored(2, sums + 512, kTileRowBytes);
-  _tile_stored(3, sums + 768, kTileRowBytes);
+  _tile_stored(2, sums + kSums / 2, kTileRowBytes);
   settle_memory();
 }
 
@@ -142,7 +129,7 @@ class ManyRowsProduct {
     static thread_local Scratch<float> sums;
     const std::ptrdiff_t parts = (columns_.steps * kTileInputs + kDepth - 1) / kDepth;
     const std::ptrdiff_t depth = rounded_up((columns_.steps + parts - 1) / parts, 2); // whole 64 inputs, for `unpack`
-    const std::ptrdiff_t times = (columns_.num_tiles() + 1) / 2, size = times * 2 * kSums;
+    const std::ptrdiff_t times = columns_.num_tiles(), size = times * 2 * kSums;
     float* all = sums.at_least((last - first) * size);
     Ahead ahead(product_, next.piece), more_ahead(product_, next.other);
     const std::ptrdiff_t lines = std::max(ahead.num_lines(), more_ahead.num_lines()) / (times * columns_.steps) + 1;
@@ -180,36 +167,34 @@ class ManyRowsProduct {
     return {bytes(rows), bytes(others), stride * 2, step, stop};
   }
 
+  // 16 outputs of either piece at a time, and of them as many inputs as stay near while all rows go over them.
   void multiply_part(const Pair& pair, const Part& part, float* sums, Ahead& ahead, Ahead& more_ahead,
                      std::ptrdiff_t lines) const {
-    const std::ptrdiff_t count = std::max(pair.piece.count, pair.other.count), last = columns_.num_tiles() - 1;
-    for (std::ptrdiff_t tile = 0; tile <= last; tile += 2) {
-      const std::uint8_t* columns = columns_.tile(tile, part.step);
-      const std::uint8_t* more_columns = columns_.tile(std::min(tile + 1, last), part.step);
-      for (std::ptrdiff_t first = 0; first < count; first += kTileRows, sums += kSums) {
-        const std::ptrdiff_t at = first * part.stride;
-        begin_sums(sums, part.step == 0);
-        multiply_four(part.weights + at, part.others + at, part.stride, columns, more_columns, part.stop - part.step,
-                      first ? more_ahead : ahead, lines);
-        end_sums(sums);
-        if (part.stop == columns_.steps) finish(pair.piece, pair.other, first, tile * kTileRows, sums);
+    const std::ptrdiff_t count = std::max(pair.piece.count, pair.other.count), steps = part.stop - part.step;
+    const std::ptrdiff_t rounds = (steps + kNearSteps - 1) / kNearSteps, near = (steps + rounds - 1) / rounds;
+    for (std::ptrdiff_t first = 0; first < count; first += kTileRows, sums += columns_.num_tiles() * kSums)
+      for (std::ptrdiff_t step = part.step; step < part.stop; step += near) {
+        const std::ptrdiff_t at = first * part.stride + (step - part.step) * kTileRowBytes;
+        const std::ptrdiff_t stop = std::min(step + near, part.stop);
+        for (std::ptrdiff_t tile = 0; tile < columns_.num_tiles(); ++tile) {
+          multiply_two(part.weights + at, part.others + at, part.stride, columns_.tile(tile, step), stop - step,
+                       sums + tile * kSums, step == 0, first ? more_ahead : ahead, lines);
+          if (stop == columns_.steps) finish(pair, first, tile * kTileRows, sums + tile * kSums);
+        }
       }
-    }
   }
 
-  void finish(const Piece& piece, const Piece& other, std::ptrdiff_t first, std::ptrdiff_t row,
-              const float* sums) const {
-    for (int i = 0; i < 2 && row < columns_.num_rows; ++i, row += kTileRows, sums += 256) {
-      __m512 results[kTileRows], others[kTileRows];
-      const auto count = static_cast<int>(std::min<std::ptrdiff_t>(kTileRows, columns_.num_rows - row));
-      if (first < piece.count) finish_tile(piece, first, sums, results);
-      if (first < other.count) finish_tile(other, first, sums + 512, others);
-      if (is_gated_) {
-        for (int j = 0; j < count; ++j) results[j] = _mm512_mul_ps(silu(results[j]), others[j]);
-      }
-      if (first < piece.count) put(piece, first, row, count, results);
-      if (first < other.count && !is_gated_) put(other, first, row, count, others);
+  void finish(const Pair& pair, std::ptrdiff_t first, std::ptrdiff_t row, const float* sums) const {
+    const Piece &piece = pair.piece, &other = pair.other;
+    __m512 results[kTileRows], others[kTileRows];
+    const auto count = static_cast<int>(std::min<std::ptrdiff_t>(kTileRows, columns_.num_rows - row));
+    if (first < piece.count) finish_tile(piece, first, sums, results);
+    if (first < other.count) finish_tile(other, first, sums + kSums / 2, others);
+    if (is_gated_) {
+      for (int j = 0; j < count; ++j) results[j] = _mm512_mul_ps(silu(results[j]), others[j]);
     }
+    if (first < piece.count) put(piece, first, row, count, results);
+    if (first < other.count && !is_gated_) put(other, first, row, count, others);
   }
 
   void put(const Piece& piece, std::ptrdiff_t first, std::ptrdiff_t row, int count,
