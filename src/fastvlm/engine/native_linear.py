@@ -4,7 +4,8 @@
 input stay where each of them is, in a mapped file for example, and one product goes over all of them.
 
 With 8 bits a few rows are rounded to two 8-bit terms each, of which products are exact; for many rows the weight is
-turned into bfloat16, which holds 8 bits exactly. With 4 bits up to 4 rows are rounded so; for more, the weight is turned.
+turned into bfloat16, which holds 8 bits exactly. With 4 bits up to 4 rows are rounded so; for more, the weight
+is turned.
 A row's result does not depend on the rows beside it, but it may in its last bit on how many they are.
 """
 
