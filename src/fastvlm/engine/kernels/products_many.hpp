@@ -51,12 +51,12 @@ inline void multiply_four(const std::uint8_t* weights, const std::uint8_t* other
                           Ahead& ahead, std::ptrdiff_t lines) {
   for (std::ptrdiff_t step = 0; step < steps; ++step) {
     ahead.fetch(lines);
-    _tile_loadd(4, weights + step * kTileRowBytes, stride);
+    _tile_stream_loadd(4, weights + step * kTileRowBytes, stride);
     _tile_loadd(6, columns + step * kTileBytes, kTileRowBytes);
-    _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, more_columns + step * kTileBytes, kTileRowBytes);
+    _tile_stream_loadd(5, others + step * kTileRowBytes, stride);
+    _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, others + step * kTileRowBytes, stride);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
