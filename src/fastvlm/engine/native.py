@@ -1,4 +1,4 @@
-"""Kernels of our own for the encoder, compiled once on this machine: an option, and never needed.
+"""Kernels of our own for the encoder and the decoder, compiled once on this machine: an option, and never needed.
 
 ``fastvlm build-kernels`` compiles ``kernels/`` into the user's cache directory; from then on every engine uses what
 lies there. Where nothing lies there, or something made from another source or for another CPU, torch's kernels do the
