@@ -16,7 +16,8 @@ from fastvlm.engine import fast, native, native_linear
 from fastvlm.engine.decoder import Decoder
 from fastvlm.engine.fast import SharedWeights, fast_engine
 from fastvlm.engine.linear import packed_linear
-from fastvlm.engine.native_linear import NativeFactory, NativeLinear
+from fastvlm.engine.native_decoder import passes_are_right
+from fastvlm.engine.native_linear import NativeFactory, NativeLinear, products_are_right
 from fastvlm.engine.quantised import stored_linears
 from fastvlm.engine.types import SamplingParams
 
@@ -221,3 +222,17 @@ def test_stored_weights_are_used_where_they_lie(bits):
     for ids in (ids_of(1), ids_of(7), ids_of(50)):
         ours, theirs = (each.prefill(each.embed(ids), 0) for each in (native, plain))
         assert gap(ours, theirs) < 2 * NEAR
+
+
+def test_a_library_that_computes_something_else_is_not_used(kernels):
+    class Wrong:
+        has_tiles = True
+
+        def multiply(self, product, rows, y):
+            y.zero_()
+
+        def decode(self, model, embeds, places, tables, results, *, is_prompt):
+            results.zero_()
+
+    assert products_are_right(kernels) and passes_are_right(kernels)
+    assert not products_are_right(Wrong()) and not passes_are_right(Wrong())

@@ -16,8 +16,9 @@ def build_kernels(is_json: JsonOption = False, is_quiet: QuietOption = False, is
 
     Needs Linux, a CPU with AMX, and g++ or clang++ 10 or later (CXX names another). Every engine of this user then
     takes the encoder's GELU and depthwise convolutions in bfloat16 from there, and the whole decoder in bfloat16, 8
-    and 4 bits. It prints the path: a file in the cache directory (XDG_CACHE_HOME). Without it, or with FASTVLM_NATIVE_KERNELS=0, torch's kernels do the same work.
-    Build again after an update of fastvlm, or on another CPU: what does not fit is not used.
+    and 4 bits. It prints the path: a file in the cache directory (XDG_CACHE_HOME). Without it, or with
+    FASTVLM_NATIVE_KERNELS=0, torch's kernels do the same work. Build again after an update of fastvlm, or on another
+    CPU: what does not fit is not used.
 
     \b
     Examples:
