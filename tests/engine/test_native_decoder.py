@@ -10,12 +10,16 @@ from compiled import is_possible
 
 import fastvlm
 from fastvlm.checkpoints.lora_folder import sharing_copy
+from fastvlm.checkpoints.quantising import round_products
+from fastvlm.dialects.quantised_file import QuantisationOptions
 from fastvlm.dialects.rounding import quantise_int4
 from fastvlm.engine import fast, native, native_linear
 from fastvlm.engine.decoder import Decoder
 from fastvlm.engine.fast import SharedWeights, fast_engine
 from fastvlm.engine.linear import packed_linear
-from fastvlm.engine.native_linear import NativeFactory, NativeLinear
+from fastvlm.engine.native_decoder import passes_are_right
+from fastvlm.engine.native_linear import NativeFactory, NativeLinear, products_are_right
+from fastvlm.engine.quantised import stored_linears
 from fastvlm.engine.types import SamplingParams
 
 pytestmark = is_possible
@@ -206,3 +210,30 @@ def test_engines_that_share_weights_share_products(bits):
     assert products[0] is products[1] and isinstance(products[0], NativeLinear)
     assert first._decoder._native is not None and second._decoder._native is not None
     assert fast.has_native_linears(BFLOAT16)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_stored_weights_are_used_where_they_lie(bits):
+    half = tiny.model(text={"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}).to(BFLOAT16)
+    quantised = round_products(half.state_dict().__getitem__, 2, QuantisationOptions(bits), has_tied_head=False)
+    native, plain = (Decoder(half, 1, 64, stored_linears(quantised, dtype)) for dtype in (BFLOAT16, None))
+    assert native._native is not None and plain._native is None
+    values = {next(iter(weight.tensors.values())).data_ptr() for weight in quantised.weights}
+    assert {layer.gate_up.product.parts[0].values for layer in native._layers} <= values
+    for ids in (ids_of(1), ids_of(7), ids_of(50)):
+        ours, theirs = (each.prefill(each.embed(ids), 0) for each in (native, plain))
+        assert gap(ours, theirs) < 2 * NEAR
+
+
+def test_a_library_that_computes_something_else_is_not_used(kernels):
+    class Wrong:
+        has_tiles = True
+
+        def multiply(self, product, rows, y):
+            y.zero_()
+
+        def decode(self, model, embeds, places, tables, results, *, is_prompt):
+            results.zero_()
+
+    assert products_are_right(kernels) and passes_are_right(kernels)
+    assert not products_are_right(Wrong()) and not passes_are_right(Wrong())

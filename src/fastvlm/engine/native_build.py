@@ -91,11 +91,13 @@ def _compile(compiler: str, target: Path) -> None:
 
 def _try(library: Path) -> None:
     from fastvlm.engine.native import open_library  # noqa: PLC0415  # needs torch, which an installer has not
+    from fastvlm.engine.native_decoder import passes_are_right  # noqa: PLC0415
     from fastvlm.engine.native_linear import products_are_right  # noqa: PLC0415
 
     try:
-        if not products_are_right(open_library(library)):
-            raise ValueError("its products are wrong")
+        kernels = open_library(library)
+        if not products_are_right(kernels) or not passes_are_right(kernels):
+            raise ValueError("what it makes of a decoder is wrong")
     except (OSError, AttributeError, ValueError) as error:
         raise BuildError(f"What was compiled cannot be used: {error}. Try another compiler: set CXX.") from error
 

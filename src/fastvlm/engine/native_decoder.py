@@ -7,17 +7,21 @@ residual stream among them, are float32, where torch's way rounds to bfloat16.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastvlm.engine.kv_cache import KeyValueCache
 from fastvlm.engine.native import NativeKernels
 from fastvlm.engine.native_linear import NativeLinear, NativeProduct, product_kernels
 
-__all__ = ["NativeDecoder", "Weights"]
+__all__ = ["NativeDecoder", "Weights", "passes_are_right"]
 
 _MOST_ROWS = 512  # `kMaxRows` in kernels/products_many.hpp
 _UNPACKED = 32  # `kUnpacked` in kernels/products_unpacked.hpp
@@ -87,7 +91,7 @@ class NativeDecoder:
     def over(cls, weights: Weights, cache: KeyValueCache) -> NativeDecoder | None:
         """Steps over these weights and this cache, or None if the kernels do not take them."""
         kernels = product_kernels()
-        if kernels is None or not weights.layers:
+        if kernels is None or not weights.layers or not passes_are_right(kernels):
             return None
         _, planes, context, head_width = cache.layers[0].shape
         is_taken = (
@@ -121,6 +125,37 @@ class NativeDecoder:
 
     def _call(self, embeds: Tensor, places: Tensor, tables: Tables, results: Tensor, *, is_prompt: bool) -> None:
         self._kernels.decode(ctypes.byref(self._model), embeds, places, tables, results, is_prompt=is_prompt)
+
+
+@functools.cache
+def passes_are_right(kernels: NativeKernels) -> bool:
+    """True if one layer gives what torch gives: a step, and a prompt of equal tokens, of which any mean is known."""
+    half, width, tokens = torch.bfloat16, 64, 40
+    rows = {"qkv": 128, "output": width, "gate_up": 2 * width, "down": width, "head": 48}
+    dense = {
+        name: ((torch.arange(out * width) * (7 + 2 * i) % 16 - 7.5) / 64).reshape(out, width).to(half)
+        for i, (name, out) in enumerate(rows.items())
+    }
+    products = {name: NativeLinear(kernels, [weight], [None]) for name, weight in dense.items()}
+    norm, table = torch.ones(width, dtype=half), torch.full((tokens, 1, 32), 0.5, dtype=half)
+    layer = SimpleNamespace(attention_norm=norm, mlp_norm=norm, **products)
+    config = SimpleNamespace(hidden_size=width, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1)
+    decoder = NativeDecoder(
+        kernels, Weights([layer], norm, products["head"], 2, 0.0), KeyValueCache(config, 2, 48, half)
+    )
+    embeds = (torch.arange(width) * 5 % 16 - 7.5).to(half).expand(tokens, width)
+    normed, (qkv, output, gate_up, down, head) = (
+        partial(F.rms_norm, normalized_shape=(width,)),
+        map(Tensor.float, dense.values()),
+    )
+    hidden = embeds[:1].float()
+    hidden = hidden + (normed(hidden) @ qkv[96:].T).repeat(1, 2) @ output.T
+    gate, up = (normed(hidden) @ gate_up.T).chunk(2, -1)
+    hidden = hidden + (F.silu(gate) * up) @ down.T
+    near = partial(torch.allclose, rtol=2e-2, atol=2e-2)
+    logits = decoder.decode(embeds[:2], [1, 0], [0, 0], (table, table))
+    filled = decoder.fill(embeds, 1, 0, (table, table))
+    return near(logits.float(), (normed(hidden) @ head.T).expand(2, -1)) and near(filled.float(), hidden)
 
 
 def _layer(layer: Any, cache: Tensor) -> NativeLayer:

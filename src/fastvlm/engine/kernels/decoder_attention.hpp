@@ -42,10 +42,16 @@ class Attention {
     }
     const std::ptrdiff_t at_a_time = tokens_.are_a_prompt ? kTileRows / heads_.group() : 1;
     const std::ptrdiff_t count = (tokens_.count - first + at_a_time - 1) / at_a_time * heads_.kv_heads;
-    for (std::ptrdiff_t i = member.index; i < count; i = member.claim()) {
-      const std::ptrdiff_t token = first + i / heads_.kv_heads * at_a_time, kv_head = i % heads_.kv_heads;
-      if (!tokens_.are_a_prompt) keep(token, kv_head);
-      attend(token, std::min(at_a_time, tokens_.count - token), kv_head);
+    const auto part = [&](std::ptrdiff_t index) {
+      const std::ptrdiff_t token = first + index / heads_.kv_heads * at_a_time;
+      return Part{token, std::min(at_a_time, tokens_.count - token), index % heads_.kv_heads};
+    };
+    if (member.index < count && !tokens_.are_a_prompt) ask_for(part(member.index));
+    for (std::ptrdiff_t index = member.index; index < count;) {
+      const std::ptrdiff_t next = member.claim();
+      if (!tokens_.are_a_prompt) keep(part(index).token, part(index).kv_head);
+      attend(part(index), part(next < count ? next : index));
+      index = next;
     }
   }
 
@@ -53,10 +59,16 @@ class Attention {
   static constexpr std::ptrdiff_t kMaxWidth = 256;
   static constexpr int kColumns = 8; // queries whose results are in registers
 
+  // Tokens that follow one another, and the head of keys and values that some of their heads share: 16 queries at most.
+  struct Part {
+    std::ptrdiff_t token, count, kv_head;
+  };
+
   Bfloat16* keys(std::ptrdiff_t token, std::ptrdiff_t kv_head) const {
     return cache_ + (tokens_.slots[token] * 2 * heads_.kv_heads + kv_head) * heads_.context * heads_.width;
   }
-  Bfloat16* values(Bfloat16* keys) const { return keys + heads_.kv_heads * heads_.context * heads_.width; }
+  const Bfloat16* values(const Bfloat16* keys) const { return keys + values_from_keys(); }
+  std::ptrdiff_t values_from_keys() const { return heads_.kv_heads * heads_.context * heads_.width; }
 
   // Puts a token's key and value of one head into the cache.
   void keep(std::ptrdiff_t token, std::ptrdiff_t kv_head) const {
@@ -66,7 +78,7 @@ class Attention {
     Bfloat16* kept = keys(token, kv_head);
     turn(key, position, kept + position * heads_.width);
     for (std::ptrdiff_t i = 0; i < heads_.width; i += kLanes)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(values(kept) + position * heads_.width + i),
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(kept + values_from_keys() + position * heads_.width + i),
                           narrowed(_mm512_loadu_ps(value + i)));
   }
 
@@ -85,19 +97,21 @@ class Attention {
     return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
   }
 
-  void ask_for(const Bfloat16* head, std::ptrdiff_t seen) const {
-    for (std::ptrdiff_t i = 0; i < seen * heads_.width; i += kBlock) _mm_prefetch(head + i, _MM_HINT_T1);
+  // What a slot holds comes from memory.
+  void ask_for(const Part& part) const {
+    const Bfloat16* held = keys(part.token, part.kv_head);
+    for (std::ptrdiff_t i = 0; i < tokens_.positions[part.token] * heads_.width; i += kBlock) {
+      _mm_prefetch(held + i, _MM_HINT_T1);
+      _mm_prefetch(values(held) + i, _MM_HINT_T1);
+    }
   }
 
-  // The heads of `count` tokens that share the keys and values of `kv_head`: at most 16 columns.
-  void attend(std::ptrdiff_t token, std::ptrdiff_t count, std::ptrdiff_t kv_head) const {
+  // `next` is what this thread does afterwards: its keys and values are asked for.
+  void attend(const Part& part, const Part& next) const {
     static thread_local Scratch<float> scratch;
+    const auto& [token, count, kv_head] = part;
     const std::ptrdiff_t seen = tokens_.positions[token + count - 1] + 1;
-    Bfloat16* held = keys(token, kv_head);
-    if (!tokens_.are_a_prompt) { // what a slot holds comes from memory; a prompt's tokens have just been here
-      ask_for(held, seen);
-      ask_for(values(held), seen);
-    }
+    const Bfloat16 *held = keys(token, kv_head), *ahead = keys(next.token, next.kv_head);
     float* scores = scratch.at_least(rounded_up(seen, kTileRows) * kLanes);
     score(token, count, kv_head, held, seen, scores);
     alignas(64) float factors[kLanes];
@@ -106,7 +120,7 @@ class Attention {
     for (std::ptrdiff_t first = 0; first < columns; first += kColumns)
       for (std::ptrdiff_t at = 0; at < heads_.width; at += kBlock) {
         float results[kColumns][kBlock];
-        mix(scores + first, seen, values(held) + at, results);
+        mix(scores + first, seen, values(held) + at, ahead + at, results);
         for (std::ptrdiff_t i = 0; i < std::min<std::ptrdiff_t>(kColumns, columns - first); ++i)
           put(results[i], factors[first + i], token, first + i, kv_head, at);
       }
@@ -159,12 +173,16 @@ class Attention {
     return _mm512_div_ps(_mm512_set1_ps(1), sum);
   }
 
-  // 32 columns of the values, added up with 8 columns of weights.
-  void mix(const float* weights, std::ptrdiff_t count, const Bfloat16* values, float results[kColumns][kBlock]) const {
+  // 32 columns of the values, added up with 8 columns of weights; asks for as much of what lies `ahead`.
+  void mix(const float* weights, std::ptrdiff_t count, const Bfloat16* values, const Bfloat16* ahead,
+           float results[kColumns][kBlock]) const {
     __m512 even[kColumns], odd[kColumns];
     UNROLLED
     for (int i = 0; i < kColumns; ++i) even[i] = odd[i] = _mm512_setzero_ps();
     for (std::ptrdiff_t token = 0; token < count; ++token, weights += kLanes, values += heads_.width) {
+      _mm_prefetch(ahead, _MM_HINT_T1);
+      _mm_prefetch(ahead + values_from_keys(), _MM_HINT_T1);
+      ahead += heads_.width;
       const __m512i both = _mm512_loadu_si512(values);
       const __m512 left = even_lanes(both), right = odd_lanes(both);
       UNROLLED
