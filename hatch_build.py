@@ -37,6 +37,8 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg,misc]
         except BuildError as error:
             self.app.display_warning(f"The CPU kernels are left out. {error}")
             return
+        for older in set(path.parent.glob("kernels-*.so")) - {path}:
+            older.unlink()
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-linux_x86_64"
         if not is_editable:

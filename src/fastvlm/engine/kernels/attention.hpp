@@ -13,6 +13,8 @@
 #include <cstring>
 #include <limits>
 
+#include "blocks.hpp"
+#include "exponential.hpp"
 #include "lanes.hpp"
 #include "scratch.hpp"
 #include "threads.hpp"
@@ -33,19 +35,6 @@ struct Heads {
     return qkv + ((token * 3 + which) * heads + head) * kHeadWidth;
   }
 };
-
-constexpr float kLog2E = 1.44269504f;
-
-// 2 to the power of x: a polynomial of the fraction, 3e-6 off at most relative to the result, times the power that is
-// left. 0 for minus infinity.
-inline __m512 exp2(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, 1); // x minus the integer below it
-  __m512 power = _mm512_fmadd_ps(f, _mm512_set1_ps(0.013534167f), _mm512_set1_ps(0.05201146f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.24144275f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.69300383f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(1.0000026f));
-  return _mm512_scalef_ps(power, x);
-}
 
 // Two rows' numbers in turn: those of their first halves, those of their second halves.
 struct TwoRows {
@@ -85,8 +74,8 @@ class Head {
   Head(const Heads& heads, std::ptrdiff_t head)
       : heads_(heads), head_(head), steps_((heads.tokens + kPanel - 1) / kPanel),
         blocks_((heads.tokens + kTileRows - 1) / kTileRows),
-        keys_(scratch<Bfloat16, 3>(2 * steps_ * kPanel * kHeadWidth)), values_(keys_ + steps_ * kPanel * kHeadWidth),
-        queries_(scratch<Queries, 4>(blocks_)) {
+        keys_(key_memory().at_least(2 * steps_ * kPanel * kHeadWidth)), values_(keys_ + steps_ * kPanel * kHeadWidth),
+        queries_(query_memory().at_least(blocks_)) {
     for (std::ptrdiff_t step = 0; step < steps_; ++step) lay_out(step);
     for (std::ptrdiff_t block = 0; block < blocks_; ++block) begin(queries_[block], block * kTileRows);
   }
@@ -106,6 +95,15 @@ class Head {
   }
 
  private:
+  static Scratch<Bfloat16>& key_memory() {
+    static thread_local Scratch<Bfloat16> memory;
+    return memory;
+  }
+  static Scratch<Queries>& query_memory() {
+    static thread_local Scratch<Queries> memory;
+    return memory;
+  }
+
   __m512i row(int which, std::ptrdiff_t token) const {
     return token < heads_.tokens ? _mm512_loadu_si512(heads_.row(which, token, head_)) : _mm512_setzero_si512();
   }
@@ -150,7 +148,7 @@ class Head {
   void score(std::ptrdiff_t turn) {
     const Bfloat16* keys = keys_ + first_key(turn) * kHeadWidth;
     float* scores = scores_[turn % 2];
-    asm volatile("" ::: "memory");
+    settle_memory();
     _tile_loadd(3, queries_of(turn).numbers, 64);
     for (std::ptrdiff_t step = 0; step * kPanel < num_keys(turn); ++step, keys += kStepSize, scores += kSums) {
       _tile_zero(0);
@@ -162,7 +160,7 @@ class Head {
       _tile_stored(0, scores, 64);
       _tile_stored(2, scores + kSums / 2, 64);
     }
-    asm volatile("" ::: "memory");
+    settle_memory();
   }
 
   // Scores to probabilities times the total so far, in pairs of keys. The largest score so far is the measure of all; in
@@ -224,7 +222,7 @@ class Head {
   void add_values(std::ptrdiff_t turn) {
     Queries& queries = queries_of(turn);
     const Bfloat16 *probabilities = probabilities_[turn % 2], *values = values_ + first_key(turn) * kHeadWidth;
-    asm volatile("" ::: "memory");
+    settle_memory();
     _tile_loadd(0, queries.mixed, 64);
     _tile_loadd(2, queries.mixed + kTileRows * kLanes, 64);
     for (std::ptrdiff_t step = 0; step * kPanel < num_keys(turn); ++step) {
@@ -236,7 +234,7 @@ class Head {
     }
     _tile_stored(0, queries.mixed, 64);
     _tile_stored(2, queries.mixed + kTileRows * kLanes, 64);
-    asm volatile("" ::: "memory");
+    settle_memory();
   }
 
   void write(const Queries& queries, std::ptrdiff_t first) const {

@@ -40,7 +40,7 @@ void fastvlm_attention(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff_t bat
                        std::ptrdiff_t heads, int threads) {
   in_parallel(batch * heads, threads, [=](std::size_t index) {
     const std::ptrdiff_t picture = static_cast<std::ptrdiff_t>(index) / heads, width = tokens * heads * kHeadWidth;
-    const Tiles tiles;
+    const WholeTiles tiles;
     const TinyIsZero tiny;
     const Heads all{qkv + picture * 3 * width, output + picture * width, tokens, heads};
     Head(all, static_cast<std::ptrdiff_t>(index) % heads).attend();
@@ -55,7 +55,7 @@ void fastvlm_linear(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows
   const std::ptrdiff_t panels = outputs / kPanel;
   in_parallel(parts(rows, block), threads, [&](std::size_t index) {
     const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
-    const Tiles tiles;
+    const WholeTiles tiles;
     const Rows some(input + start * inputs, std::min(block, rows - start), inputs);
     Bfloat16* to = output + start * outputs;
     if (ending == 1) apply(some, layer, 0, panels, to, outputs, WriteGelu{});
@@ -72,7 +72,7 @@ void fastvlm_ffn(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, s
   const std::ptrdiff_t share = parts(parts(rows, threads), kTileRows) * kTileRows, block = std::min(kBlockRows, share);
   in_parallel(parts(rows, block), threads, [&](std::size_t index) {
     const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
-    const Tiles tiles;
+    const WholeTiles tiles;
     const Rows some(input + start * channels, std::min(block, rows - start), channels);
     add_ffn(some, first, second, output + start * channels, input + (start + threads * block) * channels);
   });

@@ -13,8 +13,10 @@ namespace fastvlm::encoder {
 // output += narrow(gelu(widen(rows))), `output` being as wide as the rows. `next` are rows that this thread may have to
 // take through the same layers afterwards, as many.
 inline void add_ffn(const Rows& rows, const Layer& widen, const Layer& narrow, Bfloat16* output, const Bfloat16* next) {
-  Bfloat16* const hidden = scratch<Bfloat16, 0>(rows.padded * kPartSize);
-  const Sums sums = sums_for<5>(rows, narrow.outputs);
+  static thread_local Scratch<Bfloat16> hidden_memory;
+  static thread_local Scratch<float> sums_memory;
+  Bfloat16* const hidden = hidden_memory.at_least(rows.padded * kPartSize);
+  const Sums sums = sums_for(rows, narrow.outputs, sums_memory);
   for (std::ptrdiff_t first = 0; first < widen.outputs; first += kPartSize) {
     const std::ptrdiff_t width = std::min(kPartSize, widen.outputs - first), panels = narrow.outputs / kPanel;
     apply(rows, widen, first / kPanel, width / kPanel, hidden, width, WriteGelu{});

@@ -7,11 +7,11 @@
 #include <cstring>
 #include <utility>
 
+#include "blocks.hpp"
 #include "gelu.hpp"
 #include "lanes.hpp"
 #include "scratch.hpp"
 #include "threads.hpp"
-#include "tiles.hpp"
 
 namespace fastvlm::encoder {
 
@@ -62,17 +62,6 @@ class Finisher {
   int next_ = kTileRows;
 };
 
-// 32 bfloat16 as two registers of float32, in their order.
-struct Widened {
-  __m512 low, high;
-  explicit Widened(const Bfloat16* from)
-      : low(widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))),
-        high(widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + kLanes)))) {}
-
- private:
-  static __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-};
-
 struct WriteGelu {
   Gelu gelu;
   void operator()(const float* sums, const Destination& where, int row) const {
@@ -95,9 +84,9 @@ struct WriteAdded {
   void operator()(const float* sums, const Destination& where, int row) const {
     if (row >= where.rows) return;
     Bfloat16* to = where.to + row * where.stride;
-    const Widened there(to);
-    const __m512 low = _mm512_add_ps(_mm512_load_ps(sums), there.low);
-    const __m512 high = _mm512_add_ps(_mm512_load_ps(sums + kLanes), there.high);
+    const auto there = [to](int first) { return widened(_mm256_loadu_si256(reinterpret_cast<__m256i*>(to + first))); };
+    const __m512 low = _mm512_add_ps(_mm512_load_ps(sums), there(0));
+    const __m512 high = _mm512_add_ps(_mm512_load_ps(sums + kLanes), there(kLanes));
     _mm512_storeu_si512(to, rounded(low, high));
   }
 };
@@ -126,7 +115,8 @@ struct Rows {
   Rows(const Bfloat16* from, std::ptrdiff_t count, std::ptrdiff_t numbers)
       : data(from), real(count), padded((count + kTileRows - 1) / kTileRows * kTileRows), width(numbers) {
     if (padded == real) return;
-    Bfloat16* copy = scratch<Bfloat16, 2>(padded * width);
+    static thread_local Scratch<Bfloat16> memory;
+    Bfloat16* copy = memory.at_least(padded * width);
     std::memcpy(copy, from, real * width * sizeof(Bfloat16));
     std::memset(copy + real * width, 0, (padded - real) * width * sizeof(Bfloat16));
     data = copy;
@@ -178,19 +168,19 @@ void multiply(const Part& part, const Rows& rows, const Layer& layer, std::ptrdi
 
 // A stride of its own, apart from that of the numbers in `width` columns: where rows of both lie a multiple of 4096 bytes
 // behind one another, loads wait for stores that have nothing to do with them.
-template <int Slot>
-Sums sums_for(const Rows& rows, std::ptrdiff_t width) {
+inline Sums sums_for(const Rows& rows, std::ptrdiff_t width, Scratch<float>& memory) {
   const std::ptrdiff_t stride = width + kPanel;
-  return {scratch<float, Slot>(rows.padded * stride), stride};
+  return {memory.at_least(rows.padded * stride), stride};
 }
 
 // Some panels of `layer` on all of its inputs; as many at a time as keep the sums in L2.
 template <typename Write>
 void apply(const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std::ptrdiff_t panels, Bfloat16* output,
            std::ptrdiff_t output_stride, const Write& write) {
+  static thread_local Scratch<float> memory;
   const bool is_whole = layer.inputs <= kPartSize;
   const std::ptrdiff_t group = is_whole ? panels : std::min(panels, kPartSize / kPanel);
-  const Sums sums = is_whole ? Sums{nullptr, 0} : sums_for<1>(rows, group * kPanel);
+  const Sums sums = is_whole ? Sums{nullptr, 0} : sums_for(rows, group * kPanel, memory);
   for (std::ptrdiff_t panel = 0; panel < panels; panel += group) {
     for (std::ptrdiff_t first = 0; first < layer.inputs; first += kPartSize) {
       const std::ptrdiff_t size = std::min(kPartSize, layer.inputs - first);

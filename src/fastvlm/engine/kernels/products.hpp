@@ -5,12 +5,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <new>
 
 #include "lanes.hpp"
-#include "products_tiles.hpp"
+#include "scratch.hpp"
+#include "tiles.hpp"
 
 namespace fastvlm {
 
@@ -33,7 +31,6 @@ struct Product {
   Kind kind() const { return static_cast<Kind>(parts->kind); }
 };
 
-inline std::ptrdiff_t rounded_up(std::ptrdiff_t count, std::ptrdiff_t unit) { return (count + unit - 1) / unit * unit; }
 inline std::ptrdiff_t padded_inputs(std::ptrdiff_t inputs) { return rounded_up(inputs, kTileRowBytes); }
 inline std::ptrdiff_t row_bytes(const Product& product) {
   return product.kind() == kInt8 ? product.inputs : product.inputs * static_cast<std::ptrdiff_t>(sizeof(Bfloat16));
@@ -94,46 +91,6 @@ class Ahead {
  private:
   const std::uint8_t *at_ = nullptr, *end_ = nullptr;
 };
-
-// Memory of one thread that is kept for its next call.
-template <typename Number>
-class Scratch {
- public:
-  Scratch() = default;
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  Number* at_least(std::ptrdiff_t count) {
-    if (count > count_) {
-      std::free(data_);
-      const auto bytes = static_cast<std::size_t>(rounded_up(count * sizeof(Number), 4096));
-      data_ = static_cast<Number*>(std::aligned_alloc(4096, bytes));
-      if (!data_) std::abort();
-      count_ = count;
-    }
-    return data_;
-  }
-  Number* get() { return data_; }
-
- private:
-  Number* data_ = nullptr;
-  std::ptrdiff_t count_ = 0;
-};
-
-inline __mmask16 first_floats(std::ptrdiff_t count) {
-  return static_cast<__mmask16>(first_lanes(static_cast<std::size_t>(count)));
-}
-
-inline __m512 widened(__m256i halves) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-inline __m256i narrowed(__m512 values) {
-  const __m256bh halves = _mm512_cvtneps_pbh(values);
-  __m256i bits;
-  std::memcpy(&bits, &halves, sizeof bits);
-  return bits;
-}
 
 // Where results go: (rows, stride) of float32, perhaps added to what is there, or of bfloat16.
 struct Output {

@@ -4,26 +4,34 @@
 
 #include <cstddef>
 #include <cstdlib>
-#include <memory>
-#include <new>
 
 namespace fastvlm {
 
-// At least `count` numbers, aligned to a cache line; `Slot` tells apart what is needed at the same time.
-template <typename Number, int Slot>
-Number* scratch(std::size_t count) {
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local std::size_t capacity = 0;
-  const std::size_t bytes = (count * sizeof(Number) + 4095) / 4096 * 4096;
-  if (bytes > capacity) {
-    memory.reset(std::aligned_alloc(4096, bytes));
-    if (!memory) throw std::bad_alloc();
-    capacity = bytes;
+inline std::ptrdiff_t rounded_up(std::ptrdiff_t count, std::ptrdiff_t unit) { return (count + unit - 1) / unit * unit; }
+
+// To be declared `static thread_local`. Numbers are aligned to pages; what was there before is lost when it grows.
+template <typename Number>
+class Scratch {
+ public:
+  Scratch() = default;
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  Number* at_least(std::ptrdiff_t count) {
+    if (count > count_) {
+      std::free(data_);
+      const auto bytes = static_cast<std::size_t>(rounded_up(count * sizeof(Number), 4096));
+      data_ = static_cast<Number*>(std::aligned_alloc(4096, bytes));
+      if (!data_) std::abort();
+      count_ = count;
+    }
+    return data_;
   }
-  return static_cast<Number*>(memory.get());
-}
+  Number* get() { return data_; }
+
+ private:
+  Number* data_ = nullptr;
+  std::ptrdiff_t count_ = 0;
+};
 
 } // namespace fastvlm

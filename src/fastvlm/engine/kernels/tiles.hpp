@@ -1,15 +1,7 @@
-// Products of bfloat16 matrices in tile registers (AMX): 16 x 32 sums at a time, which are two tiles.
-//
-// A left matrix lies row by row. A right one is packed in panels of 32 outputs; in a panel, for each 32 inputs, two
-// tiles of 16 outputs: 16 pairs of inputs, each with the 16 outputs' pairs one after the other.
-//
-// Four of the eight tiles are used. 32 x 32 sums in all eight would load half as often and are no faster where the core
-// is ours alone; where its other hardware thread is busy, as on machines that are shared, they take twice as long
-// (docs/performance.md).
+// Tile registers (AMX): eight registers of 16 rows of 64 bytes.
 
 #pragma once
 
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,71 +9,70 @@
 #include <cstdint>
 
 #include "lanes.hpp"
+#include "transpose.hpp"
+
+#if !defined(__AMX_TILE__) || !defined(__AMX_BF16__) || !defined(__AMX_INT8__)
+#error "this CPU has no tile registers"
+#endif
 
 namespace fastvlm {
 
 constexpr int kTileRows = 16;
-constexpr int kPanel = 32;                        // outputs of a panel, inputs of a step
-constexpr int kStepSize = kPanel * kPanel;        // numbers of a right matrix for one step of one panel
-constexpr int kSums = kTileRows * kPanel;
+constexpr int kTileRowBytes = 64;
+constexpr int kTileBytes = kTileRows * kTileRowBytes;
 
-// Linux gives a process tile registers when it asks for them (Documentation/arch/x86/xstate.rst).
-inline bool ask_for_tiles() {
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+// Compilers do not know that tile loads read memory and tile stores write it.
+inline void settle_memory() { asm volatile("" ::: "memory"); }
+
+// Linux lets a process use tile registers after it has asked for them once.
+inline bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// While it lives, the thread's first four tiles are 16 rows of 64 bytes.
-class Tiles {
+// All eight registers whole, while this lives; then what was configured before, which oneDNN relies on.
+class WholeTiles {
  public:
-  Tiles() {
-    struct alignas(64) {
-      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      std::uint16_t row_bytes[16] = {};
-      std::uint8_t rows[16] = {};
-    } config;
-    for (int tile = 0; tile < 4; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = kTileRows;
-    asm volatile("" ::"r"(&config) : "memory"); // g++ 12 knows of the first eight bytes alone that they are read
-    _tile_loadconfig(&config);
+  WholeTiles() {
+    _tile_storeconfig(&before_);
+    settle_memory();
+    static const Config whole(kTileRows, kTileRowBytes);
+    _tile_loadconfig(&whole);
   }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
+  ~WholeTiles() {
+    settle_memory();
+    _tile_loadconfig(&before_);
+  }
+  WholeTiles(const WholeTiles&) = delete;
+  WholeTiles& operator=(const WholeTiles&) = delete;
+
+ private:
+  struct alignas(64) Config {
+    std::uint8_t palette = 0, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+    Config() = default;
+    Config(int num_rows, int bytes) : palette(1) {
+      for (int tile = 0; tile < 8; ++tile) {
+        rows[tile] = static_cast<std::uint8_t>(num_rows);
+        row_bytes[tile] = static_cast<std::uint16_t>(bytes);
+      }
+    }
+  };
+  Config before_;
 };
 
-// Lets all 16 rows of sums begin with the same 32 numbers.
-inline void begin_with(const float* bias) {
-  asm volatile("" ::: "memory"); // g++ does not know that tiles read memory
-  _tile_loadd(0, bias, 0);
-  _tile_loadd(2, bias + kTileRows, 0);
-}
-
-// `stride` in numbers, from one row to the next.
-inline void load_sums(const float* from, std::ptrdiff_t stride) {
-  asm volatile("" ::: "memory");
-  _tile_loadd(0, from, stride * 4);
-  _tile_loadd(2, from + kTileRows, stride * 4);
-}
-
-inline void store_sums(float* to, std::ptrdiff_t stride) {
-  _tile_stored(0, to, stride * 4);
-  _tile_stored(2, to + kTileRows, stride * 4);
-  asm volatile("" ::: "memory");
-}
-
-// Adds 16 rows of `left`, `stride` numbers apart, times one panel to the sums. `aside()` is called after each of
-// `steps` steps: what it computes in other registers runs beside the products.
-template <typename Aside>
-inline void add_products(const Bfloat16* left, std::ptrdiff_t stride, const Bfloat16* panel, std::ptrdiff_t steps,
-                         const Aside& aside) {
-  asm volatile("" ::: "memory");
-  for (std::ptrdiff_t step = 0; step < steps; ++step) {
-    _tile_loadd(1, left + step * kPanel, stride * 2);
-    _tile_loadd(3, panel + step * kStepSize, 64);
-    _tile_dpbf16ps(0, 1, 3);
-    _tile_loadd(3, panel + step * kStepSize + kStepSize / 2, 64);
-    _tile_dpbf16ps(2, 1, 3);
-    aside();
+// `num_rows` (at most 16) rows of `words` words of 32 bits, `stride` words apart, as the right operands of tile
+// products: for each 16 words a tile, in which row i holds word i of every row. What is missing is zero.
+inline void pack_columns(const std::uint32_t* rows, std::ptrdiff_t stride, int num_rows, std::ptrdiff_t words,
+                         std::uint8_t* tiles) {
+  for (std::ptrdiff_t word = 0; word < words; word += kLanes, tiles += kTileBytes) {
+    const __mmask16 mask = static_cast<__mmask16>(first_lanes(static_cast<std::size_t>(words - word)));
+    __m512i lanes[kTileRows];
+    for (int i = 0; i < kTileRows; ++i)
+      lanes[i] = i < num_rows ? _mm512_maskz_loadu_epi32(mask, rows + i * stride + word) : _mm512_setzero_si512();
+    transpose(lanes);
+    for (int i = 0; i < kTileRows; ++i) _mm512_storeu_si512(tiles + i * kTileRowBytes, lanes[i]);
   }
 }
 

@@ -8,7 +8,7 @@
 
 namespace fastvlm {
 
-inline void transpose(__m512i (&rows)[kLanes]) {
+inline void transpose(__m512i rows[kLanes]) {
   __m512i pairs[kLanes], fours[kLanes];
   UNROLLED
   for (int i = 0; i < kLanes; i += 2) {
