@@ -19,16 +19,36 @@ def test_what_is_missing_is_named_with_its_install_line(monkeypatch, missing):
     assert INSTALL_LINE in str(told.value) and "\n" not in str(told.value)
 
 
-def test_the_folder_is_added_once_and_only_if_named(monkeypatch, tmp_path):
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """No folder is named, none is in the current directory, and none at the root of the tree."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("FASTVLM_PEERS", raising=False)
+    monkeypatch.setattr(peers_folder.fastvlm, "__file__", str(tmp_path / "tree" / "src" / "fastvlm" / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_folder_is_added_once_and_only_if_there_is_one(monkeypatch, nowhere):
     before = list(sys.path)
     add_peers_folder()
     assert sys.path == before
-    monkeypatch.setenv("FASTVLM_PEERS", str(tmp_path))
+    monkeypatch.setenv("FASTVLM_PEERS", str(nowhere))
     add_peers_folder()
     add_peers_folder()
-    assert sys.path == [*before, str(tmp_path)]
+    assert sys.path == [*before, str(nowhere)]
+
+
+@pytest.mark.parametrize("root", [".", "tree"])
+def test_what_make_peers_made_is_found_unless_another_is_named(monkeypatch, nowhere, root):
+    before, made = list(sys.path), nowhere / root / ".venv-peers"
+    made.mkdir(parents=True)
+    monkeypatch.setenv("FASTVLM_PEERS", "")
+    add_peers_folder()
+    assert sys.path == before
+    monkeypatch.delenv("FASTVLM_PEERS")
+    add_peers_folder()
+    assert sys.path == [*before, str(made)]
 
 
 @pytest.mark.parametrize(

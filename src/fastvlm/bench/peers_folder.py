@@ -1,7 +1,8 @@
 """Where transformers' FastVLM finds timm and torchvision, in the processes that measure it.
 
-They may lie in a folder that the environment variable ``FASTVLM_PEERS`` names; those processes alone look there. Where
-torchvision lacks its compiled half, its registrations of compiled operators fail; nothing here needs those operators,
+They may lie in a folder that the environment variable ``FASTVLM_PEERS`` names, or in ``.venv-peers``, where ``make peers``
+puts them, in the current directory or at the root of the tree that fastvlm is imported from; those processes alone look
+there. Where torchvision lacks its compiled half, its registrations of compiled operators fail; nothing here needs those operators,
 and an empty module takes their place.
 """
 
@@ -12,17 +13,22 @@ import importlib.util
 import os
 import sys
 import types
+from pathlib import Path
 
+import fastvlm
 from fastvlm.errors import FastVlmError
 
 __all__ = ["INSTALL_LINE", "add_peers_folder", "prepare_torchvision"]
 
+MADE_FOLDER = ".venv-peers"  # by `make peers`
 INSTALL_LINE = "pip install --no-deps timm torchvision"
 
 
 def add_peers_folder() -> None:
-    """Let this process import what lies in the folder that ``FASTVLM_PEERS`` names."""
-    folder = os.environ.get("FASTVLM_PEERS")
+    """Let this process import what lies in the peers' folder, if there is one."""
+    roots = (Path.cwd(), Path(fastvlm.__file__).resolve().parents[2])
+    found = next((str(root / MADE_FOLDER) for root in roots if (root / MADE_FOLDER).is_dir()), None)
+    folder = os.environ.get("FASTVLM_PEERS", found)
     if folder and folder not in sys.path:
         sys.path.append(folder)
 

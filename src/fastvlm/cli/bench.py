@@ -145,8 +145,8 @@ def bench(
     --preset makes its checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, mini: 28.7 MB) and removes
     it afterwards, unless --keep or --checkpoint is given. One that is there already is used, and stays.
 
-    transformers' own FastVLM needs timm and torchvision, which may lie in a folder that FASTVLM_PEERS names. Peers that
-    are not installed are named and left out.
+    transformers' own FastVLM needs timm and torchvision, which may lie in a folder that FASTVLM_PEERS names, or in
+    .venv-peers (`make peers`). Peers that are not installed are named and left out.
 
     \b
     Examples:
