@@ -1,9 +1,9 @@
 """Where transformers' FastVLM finds timm and torchvision, in the processes that measure it.
 
-They may lie in a folder that the environment variable ``FASTVLM_PEERS`` names, or in ``.venv-peers``, where ``make peers``
-puts them, in the current directory or at the root of the tree that fastvlm is imported from; those processes alone look
-there. Where torchvision lacks its compiled half, its registrations of compiled operators fail; nothing here needs those operators,
-and an empty module takes their place.
+They may lie in a folder that the environment variable ``FASTVLM_PEERS`` names, or in ``.venv-peers``, where
+``make peers`` puts them, in the current directory or at the root of the tree that fastvlm is imported from; those
+processes alone look there. Where torchvision lacks its compiled half, its registrations of compiled operators fail;
+nothing here needs those operators, and an empty module takes their place.
 """
 
 from __future__ import annotations
