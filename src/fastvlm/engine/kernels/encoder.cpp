@@ -57,10 +57,10 @@ void fastvlm_linear(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows
     const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
     const WholeTiles tiles;
     const Rows some(input + start * inputs, std::min(block, rows - start), inputs);
-    Bfloat16* to = output + start * outputs;
-    if (ending == 1) apply(some, layer, 0, panels, to, outputs, WriteGelu{});
-    else if (ending == 2) apply(some, layer, 0, panels, to, outputs, WriteAdded{});
-    else apply(some, layer, 0, panels, to, outputs, WritePlain{});
+    const Blocks to = as_rows(output + start * outputs, outputs);
+    if (ending == 1) apply(some, layer, 0, panels, to, WriteGelu{});
+    else if (ending == 2) apply(some, layer, 0, panels, to, WriteAdded{});
+    else apply(some, layer, 0, panels, to, WritePlain{});
   });
 }
 

@@ -44,7 +44,7 @@ class Finisher {
   // The sums in the tiles are the next block; what is left of the one before is done first.
   void take(const Destination& destination) {
     some(kTileRows);
-    store_sums(free_, kPanel);
+    store_rows(free_);
     std::swap(free_, full_);
     destination_ = destination;
     next_ = 0;
@@ -109,11 +109,11 @@ class ReadAhead {
 
 // Rows of numbers one after the other, as many as make whole tiles: rows that are missing are zeros.
 struct Rows {
-  const Bfloat16* data;
+  Bfloat16* data;
   std::ptrdiff_t real, padded, width;
 
   Rows(const Bfloat16* from, std::ptrdiff_t count, std::ptrdiff_t numbers)
-      : data(from), real(count), padded((count + kTileRows - 1) / kTileRows * kTileRows), width(numbers) {
+      : data(const_cast<Bfloat16*>(from)), real(count), padded((count + kTileRows - 1) / kTileRows * kTileRows), width(numbers) {
     if (padded == real) return;
     static thread_local Scratch<Bfloat16> memory;
     Bfloat16* copy = memory.at_least(padded * width);
@@ -125,68 +125,54 @@ struct Rows {
 
 // Some inputs of a layer: `left` has those alone.
 struct Part {
-  const Bfloat16* left;
-  std::ptrdiff_t stride; // of left, from one row to the next
+  Blocks left;
   std::ptrdiff_t first, size;
   bool is_first, is_last;
 };
 
-// What a thread has so far of a layer's results, if its inputs come in parts.
-struct Sums {
-  float* data;
-  std::ptrdiff_t stride;
-};
-
-// Some panels of `layer` on a part of its inputs. After the last part `output` gets the results, the first panel's first.
-// `later` is memory that is needed afterwards.
+// Some panels of `layer` on a part of its inputs for all `rows`. After the last part `output` gets the results; until
+// then `sums` holds them, 512 numbers for each 16 rows of each panel. `later` is memory that is needed afterwards.
 template <typename Write>
 void multiply(const Part& part, const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std::ptrdiff_t panels,
-              const Sums& sums, Bfloat16* output, std::ptrdiff_t output_stride, const Write& write,
-              ReadAhead later = {}) {
+              float* sums, const Blocks& output, const Write& write, ReadAhead later = {}) {
   alignas(64) float two_blocks[2 * kSums];
   Finisher<Write> finisher(write, two_blocks);
-  const std::ptrdiff_t steps = part.size / kPanel, first_step = part.first / kPanel;
+  const std::ptrdiff_t steps = part.size / kPanel, first_step = part.first / kPanel, count = rows.padded / kTileRows;
   const int rows_aside = static_cast<int>((kTileRows + steps - 1) / steps);
   for (std::ptrdiff_t panel = 0; panel < panels; ++panel) {
-    const Bfloat16* next_panel = layer.panel(first_panel + panel + 1, first_step);
-    ReadAhead next(next_panel, part.size * kPanel, rows.padded / kTileRows * steps);
-    for (std::ptrdiff_t row = 0; row < rows.padded; row += kTileRows) {
-      float* const so_far = sums.data + row * sums.stride + panel * kPanel;
+    const Bfloat16* weights = layer.panel(first_panel + panel, first_step);
+    ReadAhead next(layer.panel(first_panel + panel + 1, first_step), part.size * kPanel, count * steps);
+    for (std::ptrdiff_t down = 0; down < count; ++down) {
+      float* const so_far = sums + (panel * count + down) * kSums;
       if (part.is_first) begin_with(layer.bias + (first_panel + panel) * kPanel);
-      else load_sums(so_far, sums.stride);
-      add_products(part.left + row * part.stride, part.stride, layer.panel(first_panel + panel, first_step), steps, [&] {
+      else load_sums(so_far);
+      add_products(part.left, down, weights, steps, [&] {
         next.some();
         later.some();
         finisher.some(rows_aside);
       });
-      if (part.is_last) finisher.take({output + row * output_stride + panel * kPanel, output_stride, rows.real - row});
-      else store_sums(so_far, sums.stride);
+      if (part.is_last) finisher.take({output.block(down, panel), output.row, rows.real - down * kTileRows});
+      else store_sums(so_far);
     }
   }
   finisher.some(kTileRows);
 }
 
-// A stride of its own, apart from that of the numbers in `width` columns: where rows of both lie a multiple of 4096 bytes
-// behind one another, loads wait for stores that have nothing to do with them.
-inline Sums sums_for(const Rows& rows, std::ptrdiff_t width, Scratch<float>& memory) {
-  const std::ptrdiff_t stride = width + kPanel;
-  return {memory.at_least(rows.padded * stride), stride};
-}
-
 // Some panels of `layer` on all of its inputs; as many at a time as keep the sums in L2.
 template <typename Write>
-void apply(const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std::ptrdiff_t panels, Bfloat16* output,
-           std::ptrdiff_t output_stride, const Write& write) {
+void apply(const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std::ptrdiff_t panels, const Blocks& output,
+           const Write& write) {
   static thread_local Scratch<float> memory;
   const bool is_whole = layer.inputs <= kPartSize;
   const std::ptrdiff_t group = is_whole ? panels : std::min(panels, kPartSize / kPanel);
-  const Sums sums = is_whole ? Sums{nullptr, 0} : sums_for(rows, group * kPanel, memory);
+  float* const sums = is_whole ? nullptr : memory.at_least(rows.padded * group * kPanel);
   for (std::ptrdiff_t panel = 0; panel < panels; panel += group) {
+    Blocks some = output;
+    some.data = output.block(0, panel);
     for (std::ptrdiff_t first = 0; first < layer.inputs; first += kPartSize) {
       const std::ptrdiff_t size = std::min(kPartSize, layer.inputs - first);
-      const Part part{rows.data + first, rows.width, first, size, first == 0, first + size == layer.inputs};
-      multiply(part, rows, layer, first_panel + panel, std::min(group, panels - panel), sums, output + panel * kPanel,
-               output_stride, write);
+      const Part part{as_rows(rows.data + first, rows.width), first, size, first == 0, first + size == layer.inputs};
+      multiply(part, rows, layer, first_panel + panel, std::min(group, panels - panel), sums, some, write);
     }
   }
 }
