@@ -16,6 +16,7 @@ namespace fastvlm::encoder {
 constexpr int kColumns = 32; // of results in a strip
 constexpr int kStep = 16;    // of results whose sums are in registers
 constexpr int kBandRows = 32;
+constexpr int kGroupBlocks = 4; // of channels that a thread takes: small maps with many channels are for several threads too
 constexpr int kRowsAhead = 2; // that are asked for: single lines far apart are not foreseen by the CPU
 
 struct Picture {
@@ -119,14 +120,17 @@ template <int K>
 void depthwise(const Picture& first, std::ptrdiff_t batch, int threads) {
   const std::ptrdiff_t bands = parts(first.height, kBandRows), blocks = parts(first.channels, kBlock);
   const std::ptrdiff_t strips = parts(first.width, kColumns), size = first.height * first.width * first.channels;
-  in_parallel(batch * bands * strips, threads, [&](std::size_t index) {
+  const std::ptrdiff_t groups = parts(blocks, kGroupBlocks);
+  in_parallel(batch * bands * strips * groups, threads, [&](std::size_t index) {
     const auto at = static_cast<std::ptrdiff_t>(index);
-    const std::ptrdiff_t strip = at % strips, band = at / strips % bands, image = at / strips / bands;
+    const std::ptrdiff_t group = at % groups, strip = at / groups % strips, band = at / groups / strips % bands;
+    const std::ptrdiff_t image = at / groups / strips / bands;
     Picture picture = first;
     picture.input += image * size;
     picture.output += image * size;
     const std::ptrdiff_t start = band * kBandRows, stop = std::min(start + kBandRows, first.height);
-    for (std::ptrdiff_t block = 0; block < blocks; ++block)
+    const std::ptrdiff_t last = std::min((group + 1) * kGroupBlocks, blocks);
+    for (std::ptrdiff_t block = group * kGroupBlocks; block < last; ++block)
       Strip<K>(picture, block, strip * kColumns).convolve(start, stop);
   });
 }
