@@ -129,7 +129,7 @@ def test_panels_hold_a_weight_as_it_is(shape):
     rows=st.one_of(st.integers(1, 70), st.integers(500, 1100)),
     inputs=MULTIPLES,
     outputs=MULTIPLES,
-    ending=st.sampled_from(["plain", "gelu", "added"]),
+    ending=st.sampled_from(["plain", "gelu", "added", "panels"]),
     threads=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
@@ -138,12 +138,15 @@ def test_linear_layers_of_any_shape(kernels, rows, inputs, outputs, ending, thre
     x = torch.randn(rows, inputs, generator=generator).to(BFLOAT16)
     weight, bias = layer(generator, outputs, inputs)
     whole = torch.ones(rows + 2, outputs, dtype=BFLOAT16)  # a row around the result that is not written
+    result = whole[1:-1].view(-1, rows, 32) if ending == "panels" else whole[1:-1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads)
-        kernels.linear(x, in_panels(weight), bias, ending, whole[1:-1])
+        kernels.linear(x, in_panels(weight), bias, ending, result)
     sums = F.linear(x.double(), weight.double(), bias.double())
-    expected = {"plain": sums, "gelu": F.gelu(sums), "added": sums + 1}[ending]
-    error = (whole[1:-1].double() - expected).abs()
+    expected = {"gelu": F.gelu(sums), "added": sums + 1}.get(ending, sums)
+    if ending == "panels":
+        expected = expected.unflatten(1, (-1, 32)).transpose(0, 1)
+    error = (result.double() - expected).abs()
     assert (error <= HALF_UNIT * expected.abs() + 1e-4).all()
     assert (whole[0] == 1).all() and (whole[-1] == 1).all()
 
@@ -186,10 +189,10 @@ def test_ffns_of_any_shape(kernels, rows, channels, hidden, threads, seed):
 )
 def test_attention_over_any_number_of_tokens(kernels, batch, tokens, heads, scale, seed):
     generator = torch.Generator().manual_seed(seed)
-    qkv = (torch.randn(batch, tokens, 3, heads, 32, generator=generator) * scale).to(BFLOAT16)
+    qkv = (torch.randn(3, heads, batch * tokens, 32, generator=generator) * scale).to(BFLOAT16)
     kept = qkv.clone()
-    result = kernels.attention(qkv)
-    query, key, value = qkv.double().permute(2, 0, 3, 1, 4).unbind(0)
+    result = kernels.attention(qkv, batch)
+    query, key, value = qkv.double().unflatten(2, (batch, tokens)).transpose(1, 2).unbind(0)
     expected = F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)
     assert torch.equal(qkv, kept) and result.dtype == BFLOAT16 and result.shape == expected.shape
     # Probabilities are rounded to bfloat16: each may be half a unit off.
@@ -198,11 +201,11 @@ def test_attention_over_any_number_of_tokens(kernels, batch, tokens, heads, scal
 
 @is_possible
 def test_scores_of_any_size_are_attended_to(kernels):
-    qkv = torch.zeros(1, 200, 3, 1, 32, dtype=BFLOAT16)
-    qkv[0, :, 0], qkv[0, 150, 1], qkv[0, :, 2] = 100, 100, torch.arange(200).to(BFLOAT16)[:, None, None]
-    assert (kernels.attention(qkv) == 150).all()
-    qkv[0, :, 1] = -100
-    assert ((kernels.attention(qkv).float() - 99.5).abs() < 1).all()
+    qkv = torch.zeros(3, 1, 200, 32, dtype=BFLOAT16)
+    qkv[0], qkv[1, :, 150], qkv[2] = 100, 100, torch.arange(200).to(BFLOAT16)[:, None]
+    assert (kernels.attention(qkv, 1) == 150).all()
+    qkv[1] = -100
+    assert ((kernels.attention(qkv, 1).float() - 99.5).abs() < 1).all()
 
 
 @is_possible
@@ -215,9 +218,10 @@ def test_what_is_no_number_stays_in_its_row(kernels):
         kernels.ffn(x, (weight, bias), (weight, bias), torch.ones_like(x)),
     ):
         assert result[17].isnan().all() and result.isnan().sum() == 64
-    qkv = torch.ones(1, 40, 3, 2, 32, dtype=BFLOAT16)
-    qkv[0, 17, 0, 1] = torch.nan
-    assert kernels.attention(qkv).isnan()[0, 17, 1].all() and kernels.attention(qkv).isnan().sum() == 32
+    qkv = torch.ones(3, 2, 40, 32, dtype=BFLOAT16)
+    qkv[0, 1, 17] = torch.nan
+    is_spoilt = kernels.attention(qkv, 1).isnan()
+    assert is_spoilt[0, 17, 1].all() and is_spoilt.sum() == 32
 
 
 @is_possible

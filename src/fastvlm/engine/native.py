@@ -33,12 +33,12 @@ __all__ = [
 
 SWITCH = "FASTVLM_NATIVE_KERNELS"
 
-_INTERFACE = 2  # of kernels/encoder.cpp
+_INTERFACE = 3  # of kernels/encoder.cpp
 _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
 _KERNEL_SIZES = (3, 7)
 _PANEL = 32  # outputs and inputs that go together in kernels/tiles.hpp
-Ending = Literal["plain", "gelu", "added"]
-_ENDINGS: dict[Ending, int] = {"plain": 0, "gelu": 1, "added": 2}
+Ending = Literal["plain", "gelu", "added", "panels"]
+_ENDINGS: dict[Ending, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
 
 
 class NativeKernels:
@@ -93,6 +93,8 @@ class NativeKernels:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor, ending: Ending, out: Tensor) -> Tensor:
         """`out` (rows, outputs): ``x @ weight.T + bias``, plain, with exact GELU, or added to what is there.
 
+        With "panels" `out` is (outputs / 32, rows, 32).
+
         Args:
             x: (rows, inputs); both are what :meth:`takes` says.
             weight: of :func:`in_panels`.
@@ -100,7 +102,7 @@ class NativeKernels:
         """
         self._check(x)
         self._check(out)
-        shape = (*x.shape, out.shape[1])
+        shape = (*x.shape, len(bias))
         tensors = weight.data_ptr(), bias.data_ptr()
         self._linear(x.data_ptr(), out.data_ptr(), *shape, *tensors, _ENDINGS[ending], torch.get_num_threads())
         return out
@@ -113,12 +115,12 @@ class NativeKernels:
         self._ffn(x.data_ptr(), out.data_ptr(), *x.shape, len(widen[1]), *layers, torch.get_num_threads())
         return out
 
-    def attention(self, qkv: Tensor) -> Tensor:
-        """(B, N, heads, 32) of `qkv` (B, N, 3, heads, 32), queries scaled before: each token over all N."""
+    def attention(self, qkv: Tensor, batch: int) -> Tensor:
+        """(B, N, heads, 32) of `qkv` (3, heads, B N, 32), queries scaled before: each over those of its picture."""
         self._check(qkv)
-        mixed = qkv.new_empty(*qkv.shape[:2], *qkv.shape[3:])
-        sizes = qkv.shape[0], qkv.shape[1], qkv.shape[3]
-        self._attention(qkv.data_ptr(), mixed.data_ptr(), *sizes, torch.get_num_threads())
+        heads, tokens = qkv.shape[1], qkv.shape[2] // batch
+        mixed = qkv.new_empty(batch, tokens, heads, qkv.shape[3])
+        self._attention(qkv.data_ptr(), mixed.data_ptr(), batch, tokens, heads, torch.get_num_threads())
         return mixed
 
     def multiply(self, product: Any, rows: Tensor, y: Tensor) -> None:
@@ -261,6 +263,6 @@ def _multiplied(kernels: NativeKernels) -> Iterator[tuple[Tensor, Tensor]]:
     yield kernels.linear(x, in_panels(weight), bias, "plain", x.new_empty(17, 96)), hidden
     layers = (in_panels(weight), bias), (in_panels(weight.T), none)
     yield kernels.ffn(x, *layers, x.clone()), x.float() + F.gelu(hidden) @ weight.float()
-    qkv = (torch.arange(35 * 3 * 2 * 32) % 19 / 16 - 0.5).reshape(1, 35, 3, 2, 32).bfloat16()
-    query, key, value = qkv.float().permute(2, 0, 3, 1, 4).unbind(0)
-    yield kernels.attention(qkv), F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)
+    qkv = (torch.arange(3 * 2 * 35 * 32) % 19 / 16 - 0.5).reshape(3, 2, 35, 32).bfloat16()
+    query, key, value = qkv[:, None].float().unbind(0)
+    yield kernels.attention(qkv, 1), F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)

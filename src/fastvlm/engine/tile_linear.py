@@ -34,6 +34,11 @@ class TileLinear:
         y = x.new_empty(*x.shape[:-1], self.out_features)
         return self._applied(x, y, added=False)
 
+    def panels(self, x: Tensor) -> Tensor:
+        """(R, in) contiguous, at least one row, -> (out / 32, R, 32) of a layer without GELU."""
+        y = x.new_empty(self.out_features // _MULTIPLE, len(x), _MULTIPLE)
+        return self._kernels.linear(x, self._panels, self._bias, "panels", y)
+
     def added(self, x: Tensor, other: Tensor) -> Tensor:
         """`other` (..., out), which is overwritten if it is contiguous, plus the outputs of a layer without GELU."""
         return self._applied(x, other.contiguous(), added=True)

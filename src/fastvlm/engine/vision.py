@@ -359,23 +359,24 @@ class _Attention:
         """(B, H, W, C)."""
         batch, height, width, channels = x.shape
         weight, bias, eps = self._norm
-        qkv = self._qkv(F.layer_norm(x, (channels,), weight, bias, eps))
-        mixed = _attend(qkv.reshape(batch, height * width, 3, -1, ATTENTION_HEAD_DIM))
+        normed, native = F.layer_norm(x, (channels,), weight, bias, eps), native_kernels()
+        if isinstance(self._qkv, TileLinear) and native is not None:
+            panels = self._qkv.panels(normed.view(-1, channels))  # a head is 32 wide, as a panel is
+            mixed = native.attention(panels.view(3, -1, *panels.shape[1:]), batch)
+        else:
+            qkv = self._qkv(normed).reshape(batch, height * width, 3, -1, ATTENTION_HEAD_DIM)
+            mixed = _attend(*qkv.permute(2, 0, 3, 1, 4).unbind(0)).transpose(1, 2)
         return self._proj.added(mixed.reshape(x.shape), x)
 
 
-def _attend(qkv: Tensor) -> Tensor:
-    """Softmax-weighted values (B, N, heads, 32) of `qkv` (B, N, 3, heads, 32); the queries are scaled already."""
-    native = native_kernels()
-    if native is not None and native.takes(qkv):
-        return native.attention(qkv)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax-weighted values (B, heads, N, 32); the query is scaled already."""
     if query.device.type != "cpu" or cpu_kernels().has_tiles(query.dtype):
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
     shape, num_tokens = query.shape, query.shape[2]
     size = max(1, SCORE_BYTES // (num_tokens * num_tokens * query.element_size()))
     query, key, value = (tensor.flatten(0, 1).contiguous() for tensor in (query, key, value))
     mixed = torch.empty_like(query)
     for q, k, v, out in zip(*(torch.split(t, size) for t in (query, key, value, mixed)), strict=True):
         torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v, out=out)
-    return mixed.view(shape).transpose(1, 2)
+    return mixed.view(shape)

@@ -27,12 +27,12 @@ constexpr int kHeadWidth = 32;
 constexpr int kPartKeys = 64;
 
 struct Heads {
-  const Bfloat16* qkv; // (tokens, 3, heads, 32): queries, already scaled, keys, values
+  const Bfloat16* qkv; // (3, heads, rows, 32): queries, already scaled, keys, values; this picture's rows are the first
   Bfloat16* output;    // (tokens, heads, 32)
-  std::ptrdiff_t tokens, heads;
+  std::ptrdiff_t tokens, heads, rows;
 
   const Bfloat16* row(int which, std::ptrdiff_t token, std::ptrdiff_t head) const {
-    return qkv + ((token * 3 + which) * heads + head) * kHeadWidth;
+    return qkv + ((which * heads + head) * rows + token) * kHeadWidth;
   }
 };
 

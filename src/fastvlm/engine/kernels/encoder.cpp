@@ -22,7 +22,7 @@ using namespace fastvlm::encoder;
 extern "C" {
 
 // What Python checks before it calls anything else.
-int fastvlm_interface() { return 2; }
+int fastvlm_interface() { return 3; }
 
 // 1 if several threads can be used.
 int fastvlm_has_threads() { return openmp_parallel() != nullptr; }
@@ -35,19 +35,20 @@ void fastvlm_gelu(Bfloat16* data, std::size_t count, int threads) {
   });
 }
 
-// Attention over all tokens of each of `batch` pictures; (batch, tokens, 3, heads, 32) -> (batch, tokens, heads, 32).
+// Attention over all tokens of each of `batch` pictures; (3, heads, batch * tokens, 32) -> (batch, tokens, heads, 32).
 void fastvlm_attention(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff_t batch, std::ptrdiff_t tokens,
                        std::ptrdiff_t heads, int threads) {
   in_parallel(batch * heads, threads, [=](std::size_t index) {
-    const std::ptrdiff_t picture = static_cast<std::ptrdiff_t>(index) / heads, width = tokens * heads * kHeadWidth;
+    const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(index) / heads * tokens;
     const WholeTiles tiles;
     const TinyIsZero tiny;
-    const Heads all{qkv + picture * 3 * width, output + picture * width, tokens, heads};
+    const Heads all{qkv + first * kHeadWidth, output + first * heads * kHeadWidth, tokens, heads, batch * tokens};
     Head(all, static_cast<std::ptrdiff_t>(index) % heads).attend();
   });
 }
 
-// output = input times the layer's weight, plus its bias; `ending` 1: then GELU; 2: added to what is there instead.
+// output = input times the layer's weight, plus its bias; `ending` 1: then GELU; 2: added to what is there instead; 3: put
+// there as (outputs / 32, rows, 32).
 void fastvlm_linear(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, std::ptrdiff_t inputs,
                     std::ptrdiff_t outputs, const Bfloat16* weight, const float* bias, int ending, int threads) {
   const Layer layer{weight, bias, inputs, outputs};
@@ -58,9 +59,10 @@ void fastvlm_linear(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows
     const WholeTiles tiles;
     const Rows some(input + start * inputs, std::min(block, rows - start), inputs);
     const Blocks to = as_rows(output + start * outputs, outputs);
+    const Blocks apart{output + start * kPanel, kPanel, kTileRows * kPanel, rows * kPanel};
     if (ending == 1) apply(some, layer, 0, panels, to, WriteGelu{});
     else if (ending == 2) apply(some, layer, 0, panels, to, WriteAdded{});
-    else apply(some, layer, 0, panels, to, WritePlain{});
+    else apply(some, layer, 0, panels, ending == 3 ? apart : to, WritePlain{});
   });
 }
 
