@@ -22,6 +22,7 @@ from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.native_library import find_library, is_whole
 
 __all__ = [
+    "PANEL",
     "Ending",
     "NativeDepthwise",
     "NativeKernels",
@@ -36,7 +37,7 @@ SWITCH = "FASTVLM_NATIVE_KERNELS"
 _INTERFACE = 3  # of kernels/encoder.cpp
 _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
 _KERNEL_SIZES = (3, 7)
-_PANEL = 32  # outputs and inputs that go together in kernels/tiles.hpp
+PANEL = 32  # outputs and inputs that go together in kernels/blocks.hpp
 Ending = Literal["plain", "gelu", "added", "panels"]
 _ENDINGS: dict[Ending, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
 
@@ -156,15 +157,15 @@ class NativeKernels:
 
 
 def in_panels(weight: Tensor) -> Tensor:
-    """`weight` (outputs, inputs), both multiples of 32, as bfloat16 in the order of ``kernels/tiles.hpp``."""
+    """`weight` (outputs, inputs), both multiples of 32, as bfloat16 in the order of ``kernels/blocks.hpp``."""
     outputs, inputs = weight.shape
-    tiles = weight.to(torch.bfloat16).reshape(outputs // _PANEL, 2, _PANEL // 2, inputs // _PANEL, _PANEL // 2, 2)
+    tiles = weight.to(torch.bfloat16).reshape(outputs // PANEL, 2, PANEL // 2, inputs // PANEL, PANEL // 2, 2)
     return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
 def from_panels(panels: Tensor) -> Tensor:
     """What :func:`in_panels` was given, in bfloat16."""
-    outputs, inputs = panels.shape[0] * _PANEL, panels.shape[1] * _PANEL
+    outputs, inputs = panels.shape[0] * PANEL, panels.shape[1] * PANEL
     return panels.permute(0, 2, 4, 1, 3, 5).reshape(outputs, inputs)
 
 

@@ -48,18 +48,23 @@ def find_library() -> Path | None:
     """The library for these sources and this CPU; None if there is none."""
     if not cpu_flags() >= NEEDED_FLAGS:
         return None
-    return next((path for path in (cache_path(), installed_path()) if path.is_file()), None)
+    name = library_name()  # once: all sources are read for it, at every start
+    return next((path for folder in (_cache_folder(), INSTALLED_FOLDER) if (path := folder / name).is_file()), None)
 
 
 def cache_path() -> Path:
     """Where ``fastvlm build-kernels`` puts it."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fastvlm" / "kernels" / library_name()
+    return _cache_folder() / library_name()
 
 
 def installed_path() -> Path:
     """Where installing puts it."""
     return INSTALLED_FOLDER / library_name()
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "fastvlm" / "kernels"
 
 
 def library_name() -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvlm.engine.native import Ending, NativeKernels, from_panels, in_panels, native_kernels
+from fastvlm.engine.native import PANEL, Ending, NativeKernels, from_panels, in_panels, native_kernels
 
 __all__ = ["TileLinear", "tile_linear"]
-
-_MULTIPLE = 32  # of inputs and outputs
 
 
 class TileLinear:
@@ -36,7 +34,7 @@ class TileLinear:
 
     def panels(self, x: Tensor) -> Tensor:
         """(R, in) contiguous, at least one row, -> (out / 32, R, 32) of a layer without GELU."""
-        y = x.new_empty(self.out_features // _MULTIPLE, len(x), _MULTIPLE)
+        y = x.new_empty(self.out_features // PANEL, len(x), PANEL)
         return self._kernels.linear(x, self._panels, self._bias, "panels", y)
 
     def added(self, x: Tensor, other: Tensor) -> Tensor:
@@ -66,7 +64,7 @@ class TileLinear:
 
 def tile_linear(weight: Tensor, bias: Tensor | None, *, has_gelu: bool) -> TileLinear | None:
     """The layer, or None where there are no kernels for it: another dtype, device, CPU or shape."""
-    is_whole = not any(size % _MULTIPLE for size in weight.shape)
+    is_whole = not any(size % PANEL for size in weight.shape)
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not is_whole:
         return None
     kernels = native_kernels()

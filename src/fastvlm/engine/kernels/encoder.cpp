@@ -18,6 +18,21 @@
 using namespace fastvlm;
 using namespace fastvlm::encoder;
 
+namespace {
+
+// Calls work(first row, rows, rows of a whole block) for all rows, whole blocks of them at a time, and at least one for each thread.
+template <typename Work>
+void in_row_blocks(std::ptrdiff_t rows, int threads, const Work& work) {
+  const std::ptrdiff_t share = parts(parts(rows, threads), kTileRows) * kTileRows, block = std::min(kBlockRows, share);
+  in_parallel(parts(rows, block), threads, [&](std::size_t index) {
+    const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
+    const WholeTiles tiles;
+    work(start, std::min(block, rows - start), block);
+  });
+}
+
+} // namespace
+
 #pragma GCC visibility push(default)
 extern "C" {
 
@@ -52,12 +67,9 @@ void fastvlm_attention(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff_t bat
 void fastvlm_linear(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, std::ptrdiff_t inputs,
                     std::ptrdiff_t outputs, const Bfloat16* weight, const float* bias, int ending, int threads) {
   const Layer layer{weight, bias, inputs, outputs};
-  const std::ptrdiff_t share = parts(parts(rows, threads), kTileRows) * kTileRows, block = std::min(kBlockRows, share);
   const std::ptrdiff_t panels = outputs / kPanel;
-  in_parallel(parts(rows, block), threads, [&](std::size_t index) {
-    const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
-    const WholeTiles tiles;
-    const Rows some(input + start * inputs, std::min(block, rows - start), inputs);
+  in_row_blocks(rows, threads, [&](std::ptrdiff_t start, std::ptrdiff_t count, std::ptrdiff_t) {
+    const Rows some(input + start * inputs, count, inputs);
     const Blocks to = as_rows(output + start * outputs, outputs);
     const Blocks apart{output + start * kPanel, kPanel, kTileRows * kPanel, rows * kPanel};
     if (ending == 1) apply(some, layer, 0, panels, to, WriteGelu{});
@@ -71,11 +83,8 @@ void fastvlm_ffn(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, s
                  std::ptrdiff_t hidden, const Bfloat16* widen, const float* widen_bias, const Bfloat16* narrow,
                  const float* narrow_bias, int threads) {
   const Layer first{widen, widen_bias, channels, hidden}, second{narrow, narrow_bias, hidden, channels};
-  const std::ptrdiff_t share = parts(parts(rows, threads), kTileRows) * kTileRows, block = std::min(kBlockRows, share);
-  in_parallel(parts(rows, block), threads, [&](std::size_t index) {
-    const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
-    const WholeTiles tiles;
-    const Rows some(input + start * channels, std::min(block, rows - start), channels);
+  in_row_blocks(rows, threads, [&](std::ptrdiff_t start, std::ptrdiff_t count, std::ptrdiff_t block) {
+    const Rows some(input + start * channels, count, channels);
     add_ffn(some, first, second, output + start * channels, input + (start + threads * block) * channels);
   });
 }

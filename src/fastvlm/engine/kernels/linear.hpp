@@ -19,7 +19,7 @@ constexpr std::ptrdiff_t kBlockRows = 256; // that a thread takes through a laye
 constexpr std::ptrdiff_t kPartSize = 384;  // inputs at a time: a panel's weights for them stay in L1
 
 struct Layer {
-  const Bfloat16* weight; // (outputs / 32, inputs / 32, 2, 16, 16, 2), see tiles.hpp
+  const Bfloat16* weight; // (outputs / 32, inputs / 32, 2, 16, 16, 2), see blocks.hpp
   const float* bias;      // (outputs,)
   std::ptrdiff_t inputs, outputs;
 

@@ -47,7 +47,7 @@ struct Columns {
 };
 
 // Two sums of 16 x 16: 16 outputs of either weights times 16 rows over `steps` times 32 inputs, added to what is there.
-// Four of the eight tiles, for the reason told in tiles.hpp.
+// Four of the eight tiles, for the reason told in blocks.hpp.
 inline void multiply_two(const std::uint8_t* weights, const std::uint8_t* others, std::ptrdiff_t stride,
                          const std::uint8_t* columns, std::ptrdiff_t steps, float* sums, bool is_first, Ahead& ahead,
                          std::ptrdiff_t lines) {
