@@ -13,8 +13,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastvlm.dialects.names import HEAD
+from fastvlm.dialects.quantized_metadata import parse_metadata
 from fastvlm.dialects.rounding import GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
 from fastvlm.errors import CheckpointError, ConfigError
 
@@ -45,6 +47,7 @@ REST_FILE = "fastvlm_rest.safetensors"
 REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the products that it belongs to
 _FORMAT = "3"
 _AGAIN = "Quantise the model again."
+_LARGEST = 65504.0  # of a scale or zero: the largest number of float16, which no checkpoint's weights reach
 Bits = Literal[4, 8]
 _LAYER_PRODUCTS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -165,7 +168,7 @@ def save_quantised(quantised: QuantisedWeights, file: str | Path) -> None:
     """Write `quantised` to `file` (safetensors); a file of that name is replaced."""
     tensors: dict[str, Tensor] = {}
     for index, weight in enumerate(quantised.weights):
-        tensors |= {f"{index:04d}.{name}": tensor.contiguous() for name, tensor in weight.tensors.items()}
+        tensors |= {_key(index, name): tensor.contiguous() for name, tensor in weight.tensors.items()}
     about = {
         "format": _FORMAT,
         "options": asdict(quantised.options),
@@ -191,14 +194,14 @@ def _loaded(file: str | Path) -> tuple[QuantisedWeights, Any]:
     """The weights in `file`, and what it says of itself."""
     try:
         with safe_open(file, framework="pt") as opened:
-            about = _about(opened, file)
-            names = set(opened.keys())
-            products = tuple(_read(opened, names, index, product) for index, product in enumerate(about["products"]))
-        options, error = QuantisationOptions(**about["options"]), QuantisationError(**about["error"])
+            about = parse_metadata((opened.metadata() or {}).get("fastvlm_quantised"), _FORMAT)
+            options, error = QuantisationOptions(**about["options"]), QuantisationError(**about["error"])
+            products = _products(opened, about["products"], options)
         dtype = getattr(torch, about["dtype"])
         return QuantisedWeights(products, options, error, dtype, about["has_tied_head"]), about
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as problem:
-        raise CheckpointError(f"{file} cannot be read as quantised weights: {problem}. {_AGAIN}") from problem
+    except (OSError, SafetensorError, ValueError) as problem:
+        reason = str(problem).rstrip(".")
+        raise CheckpointError(f"{file} cannot be read as quantised weights: {reason}. {_AGAIN}") from problem
 
 
 def quantised_weights_of(folder: Path) -> QuantisedWeights | None:
@@ -221,23 +224,57 @@ def quantised_weights_of(folder: Path) -> QuantisedWeights | None:
     return quantised
 
 
-def _about(opened: Any, file: str | Path) -> Any:
-    """What the file says of itself."""
-    metadata = (opened.metadata() or {}).get("fastvlm_quantised")
-    about = json.loads(metadata) if metadata else {}
-    found = about.get("format")
-    if found != _FORMAT:
-        raise CheckpointError(f"{file} has the quantised format {found!r}; this version reads {_FORMAT!r}. {_AGAIN}")
-    return about
+def _products(opened: Any, described: Sequence[Any], options: QuantisationOptions) -> tuple[Product, ...]:
+    """Every product that the metadata describes; `opened` holds their tensors and no other."""
+    expected = product_names((len(described) - 1) // len(_LAYER_PRODUCTS))
+    found = [tuple(product["names"]) for product in described]
+    if found != expected:
+        pairs = zip_longest(found, expected)
+        odd, right = next((odd, right) for odd, right in pairs if odd != right)
+        raise ValueError(f"its products are {str(odd)[:200]} where a decoder has {right or 'no more'}")
+    stored = set(opened.keys())
+    products = tuple(_read(opened, stored, index, product, options) for index, product in enumerate(described))
+    known = {_key(index, name) for index, product in enumerate(products) for name in product.weight.tensors}
+    if extra := sorted(stored - known):
+        raise ValueError(f"it has a tensor {extra[0]!r}, which is of no product")
+    return products
 
 
-def _read(opened: Any, stored: Iterable[str], index: int, product: Any) -> Product:
-    names, rows = tuple(product["names"]), tuple(product["rows"])
-
+def _read(opened: Any, stored: Set[str], index: int, product: Any, options: QuantisationOptions) -> Product:
     def tensor(name: str) -> Tensor:
-        found: Tensor = opened.get_tensor(f"{index:04d}.{name}")
+        if _key(index, name) not in stored:
+            raise ValueError(f"the tensor {_key(index, name)!r} is missing")
+        found: Tensor = opened.get_tensor(_key(index, name))
         return found
 
-    if f"{index:04d}.packed" in stored:
-        return Product(names, rows, Int4Weight(tensor("packed"), tensor("scales_and_zeros"), sum(rows)))
-    return Product(names, rows, Int8Weight(tensor("values"), tensor("scales")))
+    names, rows = tuple(product["names"]), tuple(product["rows"])
+    weight: RoundedWeight
+    try:
+        if _key(index, "packed") in stored:
+            weight = Int4Weight(tensor("packed"), tensor("scales_and_zeros"), sum(rows))
+        else:
+            weight = Int8Weight(tensor("values"), tensor("scales"))
+        _check_weight(weight, sum(rows), options)
+    except CheckpointError as error:
+        raise ValueError(f"product {index:04d} ({', '.join(names)}): {error}") from error
+    return Product(names, rows, weight)
+
+
+def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantisationOptions) -> None:
+    """Raise if `weight` is not what `options` say, or has scales that no weight was rounded with."""
+    if weight.out_features != num_rows:
+        raise CheckpointError(f"values has {weight.out_features} rows; expected {num_rows}.")
+    scales = weight.scales if isinstance(weight, Int8Weight) else weight.scales_and_zeros
+    if isinstance(weight, Int4Weight) and weight.group_size != options.group_size:
+        raise CheckpointError(f"scales_and_zeros has groups of {weight.group_size}; expected {options.group_size}.")
+    steps = scales if isinstance(weight, Int8Weight) else scales[..., 0]
+    low, high = map(float, scales.aminmax())  # NaN, if one is
+    if not max(-low, high) <= _LARGEST or not float(steps.contiguous().amin()) > 0:
+        raise CheckpointError(
+            f"its scales are {low:g} to {high:g}; expected finite ones, above 0 and up to {_LARGEST:g}: it is damaged."
+        )
+
+
+def _key(index: int, name: str) -> str:
+    """What a tensor of the product of this index is called in the file."""
+    return f"{index:04d}.{name}"

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastvlm.errors import CheckpointError
+
 __all__ = [
     "FILE_BLOCK",
     "GROUP_SIZES",
@@ -38,10 +40,18 @@ LARGEST_8 = 127  # -128 is left out, so that the range is symmetric
 
 @dataclass(frozen=True)
 class Int8Weight:
-    """`values` (out, in) int8 in -127..127 and `scales` (out,) float32: the weight is ``values * scales[:, None]``."""
+    """`values` (out, in) int8 in -127..127 and `scales` (out,) float32: the weight is ``values * scales[:, None]``.
+
+    Raises:
+        CheckpointError: tensors of other dtypes or shapes. Kernels read as far as these say, without a check.
+    """
 
     values: Tensor
     scales: Tensor
+
+    def __post_init__(self) -> None:
+        _check("values", self.values, torch.int8, None, None)
+        _check("scales", self.scales, torch.float32, self.out_features)
 
     @property
     def out_features(self) -> int:
@@ -72,12 +82,27 @@ class Int4Weight:
         scales_and_zeros: bfloat16 (in / group_size, out padded, 2).
         out_features: outputs without the padding.
         block: outputs that are packed together: 64 in files, 32 for the AVX2 kernel.
+
+    Raises:
+        CheckpointError: tensors of other dtypes or shapes. Kernels read as far as these say, without a check.
     """
 
     packed: Tensor
     scales_and_zeros: Tensor
     out_features: int
     block: int = FILE_BLOCK
+
+    def __post_init__(self) -> None:
+        padded = -(-self.out_features // FILE_BLOCK) * FILE_BLOCK
+        _check("packed", self.packed, torch.uint8, padded, None)
+        groups = {self.in_features // size for size in GROUP_SIZES if self.in_features % size == 0}
+        found = self.scales_and_zeros.shape[0] if self.scales_and_zeros.dim() else 0
+        if found not in groups:
+            raise CheckpointError(
+                f"scales_and_zeros has the shape {list(self.scales_and_zeros.shape)} for {self.in_features} inputs; "
+                f"expected one of {sorted(groups)} groups first, of {', '.join(map(str, GROUP_SIZES))} inputs each."
+            )
+        _check("scales_and_zeros", self.scales_and_zeros, torch.bfloat16, found, padded, 2)
 
     @property
     def in_features(self) -> int:
@@ -131,6 +156,17 @@ class Int4Weight:
 
 
 RoundedWeight = Int8Weight | Int4Weight
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
+    """Raise unless `tensor` is of this `dtype` and `shape`, where None is any size but 0."""
+    has_shape = tensor.dim() == len(shape) and all(
+        size > 0 and expected in (None, size) for size, expected in zip(tensor.shape, shape, strict=True)
+    )
+    if tensor.dtype != dtype or not has_shape:
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        found = f"{tensor.dtype} of shape {list(tensor.shape)}"
+        raise CheckpointError(f"{name} is {found}; expected {dtype} of shape [{expected}].")
 
 
 def quantise_int8(weight: Tensor) -> Int8Weight:
