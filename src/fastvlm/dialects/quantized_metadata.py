@@ -6,7 +6,7 @@ It is one JSON object in the file's safetensors metadata; ``quantised_file.py`` 
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,7 +54,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_error(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def _is_list_of(is_item: Callable[[object], bool]) -> Callable[[object], bool]:
@@ -75,7 +75,7 @@ _KINDS: _Kinds = {
     "digest": _TEXT,
 }
 _OPTIONS: _Kinds = dict.fromkeys(("bits", "group_size", "head_bits"), (_is_count, "a positive integer"))
-_ERROR: _Kinds = dict.fromkeys(("mean", "largest"), (_is_error, "a finite number that is not negative"))
+_ERROR: _Kinds = dict.fromkeys(("mean", "largest"), (_is_error, "a finite number, 0 or more"))
 _PRODUCT: _Kinds = {
     "names": (_is_list_of(lambda value: isinstance(value, str)), "a list of strings"),
     "rows": (_is_list_of(_is_count), "a list of positive integers"),
