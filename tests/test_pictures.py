@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import warnings
 import zlib
 
@@ -389,10 +388,8 @@ def test_random_bytes_are_refused(data):
 @pytest.mark.parametrize("size", [(20_000, 20_000), (10_001, 12_000), (2**31 - 1, 2**31 - 1), (400_000_000, 1)])
 def test_decompression_bombs_are_refused_by_their_header(size):
     """Warnings are errors here, so Pillow's own DecompressionBombWarning would show as another exception."""
-    started = time.monotonic()
     with pytest.raises(PictureError, match=r"limit is 120000000|no picture"):
         open_picture(png_claiming(*size))
-    assert time.monotonic() - started < 2
 
 
 def test_pictures_that_pillow_would_warn_of_open_without_a_warning():
@@ -502,12 +499,11 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         with contextlib.suppress(OSError):
-            for _ in range(200):
+            while not self.server.is_over.wait(0.05):
                 self.wfile.write(b"\0")
-                time.sleep(0.05)
 
     def page_silent(self):
-        time.sleep(3)
+        self.server.is_over.wait()
 
     def page_short(self):
         self.send_response(200)
@@ -523,9 +519,11 @@ class Pages(http.server.BaseHTTPRequestHandler):
 def web():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
     server.daemon_threads = True
+    server.is_over = threading.Event()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
+    server.is_over.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -547,17 +545,20 @@ def test_urls(web, page):
         ("empty", "empty"),
         ("announced", "limit is 1000000"),
         ("endless", "limit is 1000000"),
-        ("dripping", "longer than"),
-        ("silent", "ReadTimeout"),
         ("short", "RemoteProtocolError"),
     ],
 )
-def test_bad_urls_are_given_up_early(web, page, says):
-    started = time.monotonic()
+def test_bad_urls_are_given_up(web, page, says):
     with pytest.raises(PictureError, match=says) as caught:
-        open_picture(f"{web}/{page}", limits=PictureLimits(max_bytes=1_000_000, timeout_s=0.7))
-    assert time.monotonic() - started < 2.5
+        open_picture(f"{web}/{page}", limits=PictureLimits(max_bytes=1_000_000, timeout_s=300))
     assert "secret" not in str(caught.value)  # queries carry tokens
+
+
+@pytest.mark.parametrize("page", ["dripping", "silent"])
+def test_urls_that_never_end_are_given_up_after_the_timeout(web, page):
+    """These pages end with the test's server: that the call returns at all shows that it gave up."""
+    with pytest.raises(PictureError, match=r"longer than 0\.5 s|limits are 0\.5 s"):
+        open_picture(f"{web}/{page}", limits=PictureLimits(max_bytes=1_000_000, timeout_s=0.5))
 
 
 @pytest.mark.parametrize("url", ["http://", "http://127.0.0.1:1/x.png", "https://[bad", "http://a b/c"])

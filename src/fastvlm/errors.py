@@ -16,6 +16,7 @@ __all__ = [
     "EngineBusyError",
     "FastVlmError",
     "ImageTokenMismatchError",
+    "ImageTooLargeError",
     "MeasurementError",
     "MissingExtraError",
     "PictureError",
@@ -35,6 +36,10 @@ class ConfigError(FastVlmError, ValueError):
 
 class PictureError(FastVlmError, ValueError):
     """Something that should hold a picture and does not, or that is larger than the limits allow."""
+
+
+class ImageTooLargeError(PictureError):
+    """An image with more bytes or pixels, or more work to decode, than the limits allow."""
 
 
 class PromptError(FastVlmError, ValueError):

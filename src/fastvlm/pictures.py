@@ -10,20 +10,18 @@ imported only for arrays and URLs.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import os
 import struct
 import time
-import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
-from fastvlm.errors import PictureError
+from fastvlm.data_uri import is_data_uri, read_data_uri
+from fastvlm.errors import ImageTooLargeError, PictureError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +106,7 @@ def _name(source: Any) -> str:
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         text = text if isinstance(text, str) else os.fsdecode(text)
-        if text.startswith("data:"):
+        if is_data_uri(text):
             return f"data URI {text[:24]}... ({len(text)} characters)"
         if text.startswith(("http://", "https://")):
             text = text.split("?", 1)[0]
@@ -129,8 +127,8 @@ def _read(source: Any, name: str, limits: PictureLimits) -> bytes:
     """The encoded picture's bytes; never more than `limits.max_bytes`."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-    elif isinstance(source, str) and source.startswith("data:"):
-        data = _read_data_uri(source, name, limits)
+    elif isinstance(source, str) and is_data_uri(source):
+        data = read_data_uri(source, name, limits.max_bytes)
     elif isinstance(source, str) and "://" in source[:16]:
         data = _fetch(source, name, limits)
     elif isinstance(source, (str, os.PathLike)):
@@ -147,7 +145,7 @@ def _read(source: Any, name: str, limits: PictureLimits) -> bytes:
 
 def _check_bytes(num_bytes: int, name: str, limits: PictureLimits) -> None:
     if num_bytes > limits.max_bytes:
-        raise PictureError(
+        raise ImageTooLargeError(
             f"{name} has {num_bytes} bytes or more; the limit is {limits.max_bytes}. Pass a smaller picture, or "
             "PictureLimits(max_bytes=...)."
         )
@@ -176,20 +174,6 @@ def _read_file(file: BinaryIO, name: str, limits: PictureLimits) -> bytes:
     if not isinstance(data, bytes):
         raise PictureError(f"{name} gave {type(data).__name__} instead of bytes. Open the file with mode 'rb'.")
     return data
-
-
-def _read_data_uri(uri: str, name: str, limits: PictureLimits) -> bytes:
-    """The bytes of ``data:[<type>][;base64],<payload>`` (RFC 2397)."""
-    header, comma, payload = uri.partition(",")
-    if not comma:
-        raise PictureError(f"{name} has no comma. Expected data:image/png;base64,<payload>.")
-    _check_bytes(len(payload) * 3 // 4 if header.endswith(";base64") else 0, name, limits)
-    if not header.endswith(";base64"):
-        return urllib.parse.unquote_to_bytes(payload)
-    try:
-        return base64.b64decode("".join(urllib.parse.unquote(payload).split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise PictureError(f"{name} is no valid base64: {error}. Was it cut?") from error
 
 
 def _fetch(url: str, name: str, limits: PictureLimits) -> bytes:
@@ -267,7 +251,7 @@ def _check_size(size_px: tuple[int, int], name: str, limits: PictureLimits) -> N
     if width < 1 or height < 1:
         raise PictureError(f"{name} is {width} x {height} pixels; a picture has at least one.")
     if width * height > limits.max_pixels:
-        raise PictureError(
+        raise ImageTooLargeError(
             f"{name} is {width} x {height} = {width * height} pixels; the limit is {limits.max_pixels}. Pass a smaller "
             "picture, or PictureLimits(max_pixels=...)."
         )

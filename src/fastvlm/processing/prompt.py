@@ -21,6 +21,7 @@ from typing import Any
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from fastvlm.data_uri import is_data_uri
 from fastvlm.errors import ImageTokenMismatchError, PromptError
 
 __all__ = [
@@ -187,7 +188,7 @@ def _image_source(item: Mapping[str, Any], index: int) -> Any:
         value = value.get("url")
         if not isinstance(value, str):
             raise PromptError(f"An image_url item of message {index} has the url {_shown(value)}; expected a string.")
-    if given[0] == "base64" and isinstance(value, str) and not value.startswith("data:"):
+    if given[0] == "base64" and isinstance(value, str) and not is_data_uri(value):
         return f"data:;base64,{value}"
     return value
 

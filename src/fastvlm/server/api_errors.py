@@ -17,6 +17,7 @@ from fastvlm.errors import (
     EngineBusyError,
     FastVlmError,
     ImageTokenMismatchError,
+    ImageTooLargeError,
     PictureError,
     PromptError,
     UsageError,
@@ -28,6 +29,7 @@ logger = logging.getLogger("fastvlm.server")
 
 _BAD_REQUEST: dict[type[FastVlmError], str] = {
     ContextLengthError: "context_length_exceeded",
+    ImageTooLargeError: "image_too_large",  # before its base class
     PictureError: "invalid_image",
     ImageTokenMismatchError: "invalid_prompt",
     PromptError: "invalid_prompt",

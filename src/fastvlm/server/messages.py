@@ -5,12 +5,12 @@ Nothing here opens a file: what is no data URI and no http(s) URL is refused by 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import urllib.parse
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
+from fastvlm.data_uri import is_data_uri, read_data_uri
+from fastvlm.errors import ImageTooLargeError, PictureError
 from fastvlm.server.api_errors import ApiError, invalid
 from fastvlm.server.schemas import ImagePart, Message
 
@@ -52,9 +52,9 @@ def _pictures(messages: Sequence[Message]) -> Iterator[tuple[str, str, ImagePart
 
 
 async def _picture(url: str, place: str, fetch: FetchPicture, max_bytes: int) -> bytes:
+    if is_data_uri(url):
+        return await asyncio.to_thread(_data_uri, url, place, max_bytes)
     scheme = url.partition(":")[0].lower()
-    if scheme == "data":
-        return _data_uri(url, place, max_bytes)
     if scheme in ("http", "https"):
         return await fetch(url)
     raise invalid(
@@ -66,18 +66,13 @@ async def _picture(url: str, place: str, fetch: FetchPicture, max_bytes: int) ->
 
 
 def _data_uri(uri: str, place: str, max_bytes: int) -> bytes:
-    """The bytes of ``data:[<type>][;base64],<payload>`` (RFC 2397)."""
-    header, comma, payload = uri.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
-        raise invalid(f"{place} is no data:image/png;base64,<payload>.", param=place, code="invalid_image_url")
-    if len(payload) * 3 // 4 > max_bytes:
-        raise invalid(
-            f"{place} has more than {max_bytes} bytes, which is the limit.", param=place, code="image_too_large"
-        )
+    """The bytes of a data URI, as :func:`fastvlm.data_uri.read_data_uri` reads it; at least one."""
     try:
-        data = base64.b64decode(urllib.parse.unquote_to_bytes(payload), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise invalid(f"{place} is no valid base64. Was it cut?", param=place, code="invalid_image_url") from error
+        data = read_data_uri(uri, place, max_bytes)
+    except ImageTooLargeError as error:
+        raise invalid(str(error), param=place, code="image_too_large") from error
+    except PictureError as error:
+        raise invalid(str(error), param=place, code="invalid_image_url") from error
     if not data:
         raise invalid(f"{place} is empty: 0 bytes hold no picture.", param=place, code="invalid_image_url")
     return data
