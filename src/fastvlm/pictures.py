@@ -1,7 +1,7 @@
 """Anything that may hold a picture -> an upright RGB picture, within limits.
 
 The way of every picture: a source (path, URL, data URI, bytes, file, PIL image, array) gives bytes, the bytes' header
-gives a size that is checked before a pixel is decoded, and :func:`_to_rgb` turns any mode into 8-bit RGB.
+gives a size that is checked before a pixel is decoded, and :mod:`fastvlm.image_pixels` turns any mode into 8-bit RGB.
 
 Nothing of Pillow's global state (``Image.MAX_IMAGE_PIXELS``, ``ImageFile.LOAD_TRUNCATED_IMAGES``, warning filters) is
 read or changed: the limits are ours, per call. This module needs neither torch nor transformers; numpy and httpx are
@@ -14,6 +14,7 @@ import io
 import os
 import struct
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,14 +23,12 @@ from PIL import Image
 
 from fastvlm.data_uri import is_data_uri, read_data_uri
 from fastvlm.errors import ImageTooLargeError, PictureError
+from fastvlm.image_pixels import ALPHA_BACKGROUND, scaled_to_bytes, stored_samples, to_rgb
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["ALPHA_BACKGROUND", "DEFAULT_LIMITS", "PictureLimits", "encoded_bytes", "open_picture"]
-
-# Transparent pixels show white, as in viewers and as transformers 5.23 does (`image_transforms.convert_to_rgb`).
-ALPHA_BACKGROUND = (255, 255, 255)
 
 # What is opened. Pillow knows more, but some of its readers run programs (EPS starts Ghostscript) and some take almost
 # any bytes for a picture (TGA, PCX have no signature). HEIF is there if pillow-heif has been registered.
@@ -216,19 +215,24 @@ def _identify(data: bytes, name: str) -> Image.Image:
     This is ``Image.open`` without its size check: that one follows a global of Pillow's and warns, ours is an argument.
     """
     file = io.BytesIO(data)
+    reasons: dict[str, Exception] = {}
     for register_readers in (Image.preinit, Image.init):  # the common formats, then all of them
         register_readers()
         for format_name in FORMATS:
             reader = Image.OPEN.get(format_name)
-            if reader is None:
+            if reader is None or format_name in reasons:
                 continue
             factory, accept = reader
-            image = _header(factory, file) if accept is None or _accepted(accept(data[:16])) else None
-            if image is not None:
+            if accept is not None and not _accepted(accept(data[:16])):
+                continue
+            file.seek(0)
+            try:
+                image: Image.Image = factory(file, "")
+            except Exception as error:  # noqa: BLE001 - damaged headers raise anything (struct.error, ValueError, ...)
+                reasons[format_name] = error
+            else:
                 return image
-    raise PictureError(
-        f"{name} is no picture that can be opened (it begins with {data[:12]!r}). Known formats: {', '.join(FORMATS)}."
-    )
+    raise PictureError(f"{name} is no picture that can be opened ({_reason(data, reasons)}).")
 
 
 def _accepted(answer: Any) -> bool:
@@ -236,14 +240,12 @@ def _accepted(answer: Any) -> bool:
     return bool(answer) and not isinstance(answer, str)
 
 
-def _header(factory: Any, file: BinaryIO) -> Image.Image | None:
-    """The picture of one reader, or None where the bytes are not of its format."""
-    file.seek(0)
-    try:
-        image: Image.Image = factory(file, "")
-    except Exception:  # noqa: BLE001 - damaged headers raise anything (struct.error, ValueError, ...): not a picture
-        return None
-    return image
+def _reason(data: bytes, reasons: Mapping[str, Exception]) -> str:
+    """Why no reader opened `data`; `reasons` are of those that know its first bytes."""
+    if reasons:
+        said = "; ".join(f"{name}: {str(error) or type(error).__name__}" for name, error in reasons.items())
+        return f"it begins as {', '.join(reasons)}, but is damaged or of a kind that is not read: {said}"
+    return f"it begins with {data[:12]!r}; known formats: {', '.join(FORMATS)}"
 
 
 def _check_size(size_px: tuple[int, int], name: str, limits: PictureLimits) -> None:
@@ -260,8 +262,9 @@ def _check_size(size_px: tuple[int, int], name: str, limits: PictureLimits) -> N
 def _decoded_rgb(image: Image.Image, name: str) -> Image.Image:
     """Pixels decoded, turned upright, in RGB."""
     try:
+        stored = stored_samples(image, name)
         image.load()
-        return _to_rgb(_upright(image), name)
+        return to_rgb(_upright(image), stored, name)
     except PictureError:
         raise
     except Exception as error:  # the decoders of a dozen formats raise a dozen kinds of errors on damaged data
@@ -270,57 +273,12 @@ def _decoded_rgb(image: Image.Image, name: str) -> Image.Image:
         ) from error
 
 
-# ---------------------------------------------------------------------------------------------- any mode -> RGB
-
-
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except (SyntaxError, struct.error, ValueError, OSError, TypeError, KeyError):
         return image  # unreadable EXIF says nothing about the picture; viewers show it as it is stored
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """The same picture in RGB: 16 bits scaled to 8, transparency on :data:`ALPHA_BACKGROUND`."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "F":
-        raise PictureError(
-            f"{name} has floating-point pixels, whose range is not stated. Scale them to 0..255 and pass mode 'L', or "
-            "pass a NumPy array in [0, 1]."
-        )
-    if image.mode.startswith("I"):
-        image = _eight_bits(image, name)
-    if image.mode in {"La", "RGBa"}:  # premultiplied alpha
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    background = Image.new("RGBA", image.size, (*ALPHA_BACKGROUND, 255))
-    return Image.alpha_composite(background, image).convert("RGB")
-
-
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Greyscale of 16 bits (modes I;16, I;16B, ... and I, in which Pillow opens 16-bit PNM and older PNG) as L.
-
-    0..65535 is scaled to 0..255; Pillow's own conversion clips at 255, which turns most 16-bit pictures white.
-    """
-    import numpy as np  # noqa: PLC0415 - only here and for arrays
-
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise PictureError(
-            f"{name} has integer pixels from {low} to {high}; expected 16 bits, 0 to 65535. Scale them to 8 bits first."
-        )
-    return Image.fromarray(_scaled_to_bytes(values))
-
-
-def _scaled_to_bytes(values: np.ndarray) -> np.ndarray:
-    """uint8 of the same shape from integers in 0..65535: v * 255 / 65535, rounded."""
-    scaled = (values.astype("uint32") + 128) // 257
-    return scaled.astype("uint8")
 
 
 # ---------------------------------------------------------------------------------------------- array -> PIL image
@@ -370,7 +328,7 @@ def _as_bytes(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint16:
-        return _scaled_to_bytes(array)
+        return scaled_to_bytes(array)
     if np.issubdtype(array.dtype, np.floating):
         low, high = float(array.min()), float(array.max())
         if not (low >= 0.0 and high <= 1.0):  # also refuses NaN
