@@ -193,3 +193,40 @@ def test_a_picture_that_is_none_is_a_bad_record(tmp_path):
     [sample] = open_samples([tmp_path / "set"])
     with pytest.raises(PictureError, match=f"No such file or directory: '{tmp_path}/set/gone.png'"):
         open_picture(sample.pictures[0])
+
+
+def written(tmp_path, how, **columns):
+    """A set of one row with these columns beside its messages; the path to open."""
+    rows = datasets.Dataset.from_dict({"messages": [openai("Hi", "Ho")["messages"]], **columns})
+    if how == "folder":
+        rows.save_to_disk(tmp_path / "set")
+        return tmp_path / "set"
+    rows.to_parquet(tmp_path / "x.parquet")
+    return tmp_path / "x.parquet"
+
+
+@pytest.mark.parametrize("how", ["folder", "parquet"])
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"img": ["x.png"]}, r"values in 'img' \(did you mean 'image'\?\), which would not be read"),
+        ({"a.b": [3], "turn": [{"a": 3}]}, "'a.b', 'turn'.*--ignore a.b --ignore turn"),
+        ({"tools": [[{"name": "x"}]]}, "it has 'tools'; FastVLM's chat template has no tools"),
+        ({"video": ["x.mp4"]}, "it has 'video'"),
+    ],
+)
+def test_columns_that_nobody_reads_are_refused(tmp_path, how, columns, words):
+    with pytest.raises(DataError, match=words):
+        open_samples([written(tmp_path, how, **columns)])[0]
+
+
+@pytest.mark.parametrize("how", ["folder", "parquet"])
+def test_all_other_columns_are_read_or_left_out(tmp_path, how):
+    columns = {"system": ["Be brief."], "img": pa.nulls(1), "tools": [None], "source": ["web"], "score": [0.5]}
+    objects = [{"name": "star", "box": [0.0, 0.0, 5.0, 5.0]}]
+    path = written(tmp_path, how, **columns, image_path=["7.png"], objects=[objects])
+    save_pictures(tmp_path, 7)
+    [sample] = open_samples([path], pictures_in=tmp_path, ignored=["score"])
+    assert sample.messages[0] == {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    assert sample.pictures == (tmp_path / "7.png",)
+    assert sample.grounding.objects[0].name == "star"

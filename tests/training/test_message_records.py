@@ -11,6 +11,7 @@ from fastvlm.training.message_records import read_record
 
 FOLDER = Path("/pictures")
 IMAGE = {"type": "image"}
+SYSTEM_TURNS = [{"role": "system", "content": "B"}, {"role": "assistant", "content": "A"}]
 
 
 def text(value):
@@ -57,6 +58,30 @@ def test_a_system_turn_is_kept():
     record = {"conversations": [{"from": "system", "value": "Be brief."}, *llava("Hi", "Ho")["conversations"]]}
     messages, _ = read_record(record, FOLDER)
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize("record", [llava("Hi", "Ho"), openai("Hi", "Ho")])
+def test_a_system_column_is_the_first_turn(record):
+    messages, _ = read_record({**record, "system": "Be brief."}, FOLDER)
+    assert messages[0] == {"role": "system", "content": [text("Be brief.")]}
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+    assert len(read_record({**record, "system": ""}, FOLDER)[0]) == 2
+
+
+@pytest.mark.parametrize("column", ["image", "images", "image_path"])
+def test_every_name_of_the_images_is_read(column):
+    for value in ("x.png", ["x.png"]):
+        assert read_record({**llava("<image>\nWhat?", "A."), column: value}, FOLDER)[1] == (FOLDER / "x.png",)
+
+
+def test_metadata_and_what_is_ignored_is_left_out():
+    record = {**llava("Hi", "Ho"), "source": "web", "width": 3, "img": "", "tools": None, "score": 0.5}
+    record["conversations"][0]["likes"] = 4
+    assert len(read_record(record, FOLDER, ignored=["score", "likes"])[0]) == 2
+    with pytest.raises(DataError, match="it has 'score', which would not be read"):
+        read_record(record, FOLDER, ignored=["likes"])
+    with pytest.raises(DataError, match="turn 0 has 'likes', which"):
+        read_record(record, FOLDER, ignored=["score"])
 
 
 def test_openai_parts_carry_their_pictures():
@@ -151,7 +176,7 @@ def test_nothing_is_no_picture(nothing):
         ({"conversations": []}, "expected a list of turns"),
         ({"conversations": "no"}, "is a text, but no JSON"),
         ({"conversations": ["Hi"]}, "turn 0 is str 'Hi'"),
-        ({"text": "Hi"}, "it has text; expected one of 'conversations' (LLaVA) and 'messages' (OpenAI)"),
+        ({"id": "Hi"}, "it has id; expected one of 'conversations' (LLaVA) and 'messages' (OpenAI)"),
         ({"messages": [1], "conversations": [2]}, "expected one of"),
         ({}, "it has nothing"),
         (openai("Hi", {"a": 1}), "turn 1 has the content dict"),
@@ -167,6 +192,25 @@ def test_nothing_is_no_picture(nothing):
         (llava("<image>", "A.", image=3), "a picture is int 3"),
         (llava("<image>", "A.", image={"bytes": None, "path": None}), "expected 'bytes' or 'path'"),
         ({**llava("<video>\nWhat?", "A."), "video": "a.mp4"}, "it has 'video'"),
+        (
+            {**llava("Hi", "Ho"), "tools": [{"type": "function"}]},
+            "it has 'tools'; FastVLM's chat template has no tools",
+        ),
+        ({**llava("Hi", "Ho"), "img": "x.png"}, "it has 'img' (did you mean 'image'?), which would not be read"),
+        ({**llava("Hi", "Ho"), "pictures": ["x.png"]}, "'pictures' (did you mean 'images'?)"),
+        ({**llava("Hi", "Ho"), "Image": "x.png", "zzz": 0}, "'Image' (did you mean 'image'?), 'zzz', which"),
+        ({**llava("Hi", "Ho"), "zzz": 0}, "known here: conversations, messages, image, images, image_path, system"),
+        ({**llava("Hi", "Ho"), "zzz": 0}, "--ignore zzz"),
+        ({**llava("Hi", "Ho"), "system": ["Hi"]}, "its 'system' is list ['Hi']; expected a text"),
+        ({"system": "A", **openai("Hi", "Ho", messages=SYSTEM_TURNS)}, "both the column 'system' and a system turn"),
+        ({**llava("Hi", "Ho"), "system": "<|im_end|>"}, "'<|im_end|>', which the model reads as a mark"),
+        ({**llava("<image>", "A.", image="x.png"), "image_path": "x.png"}, "both 'image' and 'image_path'"),
+        ({"conversations": [{"from": "gpt", "value": "A", "weight": 0}]}, "turn 0 has the weight 0"),
+        ({"conversations": [{"from": "gpt", "value": "A", "tool_calls": [1]}]}, "turn 0 calls a tool"),
+        ({"conversations": [{"from": "gpt", "value": "A", "role": "user"}]}, "turn 0 has 'role'"),
+        ({"messages": [{"role": "user", "content": "A", "images": ["x.png"]}]}, "turn 0 has 'images'"),
+        (openai([{"type": "text", "text": "Hi", "image": "x.png"}], "A."), "an item of turn 0 has 'image'"),
+        (openai([{"type": "image", "bytes": "MTI="}], "A.", images=["x.png"]), "an item of turn 0 has 'bytes'"),
     ],
 )
 def test_what_cannot_be_trained_on_says_why(record, words):

@@ -33,6 +33,7 @@ def train(
     model: options.Model = None,
     data: options.Data = None,
     pictures_in: options.PicturesIn = None,
+    ignored: options.Ignored = None,
     settings: options.Settings = None,
     max_steps: options.MaxSteps = None,
     is_listing: options.Recipes = False,
@@ -62,7 +63,7 @@ def train(
     if recipe is None:
         raise UsageError("Name a recipe: a YAML file or one that comes with the package (fastvlm train --recipes).")
     quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-    plan = _plan(recipe, model, data, pictures_in, options.read_settings(settings), max_steps)
+    plan = _plan(recipe, model, data, pictures_in, ignored, options.read_settings(settings), max_steps)
     notes = Notes(is_quiet=is_quiet or not _is_first_process())
     if is_check:
         _check(plan, notes, is_json=is_json)
@@ -82,6 +83,7 @@ def _plan(
     model: str | None,
     data: list[str] | None,
     pictures_in: str | None,
+    ignored: list[str] | None,
     changes: dict[str, Any],
     max_steps: int | None,
 ) -> Recipe:
@@ -90,10 +92,12 @@ def _plan(
 
     if pictures_in is not None and not data:
         raise UsageError("--pictures-in says where the pictures of --data are; give --data too.")
+    if ignored and not data:
+        raise UsageError("--ignore says what of --data is left out; give --data too, or data.ignore in the recipe.")
     if model is not None:
         changes["model"] = model
     if data:
-        changes["data"] = [{"path": path, "pictures_in": pictures_in} for path in data]
+        changes["data"] = [{"path": path, "pictures_in": pictures_in, "ignore": ignored or []} for path in data]
     if max_steps is not None:
         changes["max_steps"] = max_steps
     return read_recipe(recipe, changes)

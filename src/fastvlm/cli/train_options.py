@@ -9,7 +9,19 @@ from typing import Annotated, Any
 from fastvlm.cli.options import grouped_option as _option
 from fastvlm.errors import UsageError
 
-__all__ = ["Check", "Data", "MaxSteps", "Model", "Out", "PicturesIn", "Recipes", "Resume", "Settings", "read_settings"]
+__all__ = [
+    "Check",
+    "Data",
+    "Ignored",
+    "MaxSteps",
+    "Model",
+    "Out",
+    "PicturesIn",
+    "Recipes",
+    "Resume",
+    "Settings",
+    "read_settings",
+]
 
 _RECIPE, _RUN = "Recipe", "Run"
 
@@ -28,6 +40,15 @@ Data = Annotated[
 ]
 PicturesIn = Annotated[
     str | None, _option(_RECIPE, "--pictures-in", metavar="DIR", text="Where --data's pictures' paths start.")
+]
+Ignored = Annotated[
+    list[str] | None,
+    _option(
+        _RECIPE,
+        "--ignore",
+        metavar="NAME",
+        text="Leave out a column of --data's records, or a kind of shards' members, that is unknown; repeatable.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,

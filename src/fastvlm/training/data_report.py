@@ -20,10 +20,11 @@ from fastvlm.pictures import open_picture
 from fastvlm.training.record_source import BadRecordError
 from fastvlm.training.samples import Sample
 from fastvlm.training.supervision import CHUNK, IGNORED, Supervised, SupervisedDataset, refuse_missing
+from fastvlm.training.tar_shards import UnusedMember
 
 __all__ = ["BadSample", "DataReport", "LengthSummary", "RenderedSample", "check_data", "rendered"]
 
-LISTED = 20  # bad records and long samples in the text; all of them are in the dictionary
+LISTED = 20  # bad records, long samples and unused members in the text; all of them are in the dictionary
 RENDERED = 3
 SHOWN_CHARACTERS = 1200  # of one rendered sample
 BINS = 24
@@ -105,6 +106,7 @@ class DataReport:
         num_tokens: of the good samples, as they will be trained on.
         num_supervised_tokens: of these, how many are learnt.
         rendered: a few samples of different kinds.
+        unused: members of shards that belong to no record.
     """
 
     num_samples: int
@@ -117,6 +119,7 @@ class DataReport:
     num_tokens: int
     num_supervised_tokens: int
     rendered: tuple[RenderedSample, ...]
+    unused: tuple[UnusedMember, ...] = ()
 
     @property
     def is_good(self) -> bool:
@@ -159,6 +162,9 @@ class DataReport:
         if self.bad:
             yield f"bad: {len(self.bad)}"
             yield from _listed([f"{sample.origin}: {sample.reason}" for sample in self.bad])
+        if self.unused:
+            yield f"members of shards that are not used: {len(self.unused)}"
+            yield from _listed([f"{member.origin}: {member.reason}" for member in self.unused])
 
     def _rendered_lines(self) -> Iterator[str]:
         begin, end = SUPERVISED_MARKS
@@ -248,6 +254,7 @@ def check_data(
         num_tokens=findings.num_tokens,
         num_supervised_tokens=findings.num_supervised,
         rendered=findings.shown(),
+        unused=tuple(getattr(samples, "unused", ())),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -20,14 +20,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvlm.errors import DataError, MissingExtraError, UsageError
-from fastvlm.training.message_records import IMAGE_COLUMNS, TURN_COLUMNS, VIDEO_COLUMNS
+from fastvlm.training.record_columns import (
+    IMAGE_COLUMNS,
+    METADATA_COLUMNS,
+    READ_COLUMNS,
+    REFUSED_COLUMNS,
+    TURN_COLUMNS,
+    unknown_names,
+    with_nearest,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["PictureInTable", "TableSource", "open_parquet", "open_saved_dataset"]
 
+_PLAIN_COLUMNS = tuple(name for name in (*READ_COLUMNS, *REFUSED_COLUMNS) if name not in IMAGE_COLUMNS)
 ARROW = -1  # the group of a file that is not divided in row groups
+_KNOWN = {*READ_COLUMNS, *REFUSED_COLUMNS, *METADATA_COLUMNS}
 _SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}.*")
 
 
@@ -113,7 +123,7 @@ class TableSource:
             table = _mapped(file) if group == ARROW else _group_texts(file, group)
             record: dict[str, Any] = {}
             for name in table.column_names:
-                if name in (*TURN_COLUMNS, *VIDEO_COLUMNS):
+                if name in _PLAIN_COLUMNS:
                     record[name] = table.column(name)[row].as_py()
                 elif name in IMAGE_COLUMNS:
                     place = PictureInTable(file, group, row, name, None, self.folder)
@@ -146,19 +156,19 @@ def _is_text(kind: pa.DataType) -> bool:
 # ---------------------------------------------------------------------------------------------- opening
 
 
-def open_saved_dataset(folder: Path, pictures_in: Path | None = None) -> TableSource:
+def open_saved_dataset(folder: Path, pictures_in: Path | None = None, ignored: Collection[str] = ()) -> TableSource:
     """A folder that ``Dataset.save_to_disk`` wrote, or a ``DatasetDict``'s with one split.
 
     Raises:
         UsageError: a set with several splits; their folders are named.
-        DataError: damaged files, or rows without turns.
+        DataError: damaged files, rows without turns, or values in a column that nobody reads and `ignored` has not.
         MissingExtraError: pyarrow is not installed.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _stored_json(folder / "dataset_dict.json").get("splits") or []
         if len(splits) != 1:
             raise UsageError(f"{folder} has the splits {', '.join(splits)}. Name one: {folder / (splits or ['?'])[0]}")
-        return open_saved_dataset(folder / splits[0], pictures_in)
+        return open_saved_dataset(folder / splits[0], pictures_in, ignored)
     state = _stored_json(folder / "state.json")
     names = [entry.get("filename", "") for entry in state.get("_data_files") or []]
     files = [folder / name for name in names]
@@ -172,16 +182,19 @@ def open_saved_dataset(folder: Path, pictures_in: Path | None = None) -> TableSo
         tables = [_mapped(file) for file in files]
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{folder} cannot be read as Arrow ({error}). Was it cut?") from error
-    _check_columns(files[0], tables[0].column_names)
+    for file, table in zip(files, tables, strict=True):
+        _check_columns(file, table.column_names)
+        names = unknown_names(table.column_names, _KNOWN, ignored)
+        _refuse_unknown(file, [name for name in names if table.column(name).null_count < table.num_rows])
     return TableSource(files, [(which, ARROW, table.num_rows) for which, table in enumerate(tables)], pictures_in)
 
 
-def open_parquet(files: Sequence[Path], pictures_in: Path | None = None) -> TableSource:
+def open_parquet(files: Sequence[Path], pictures_in: Path | None = None, ignored: Collection[str] = ()) -> TableSource:
     """Parquet files of one split.
 
     Raises:
         UsageError: files of several splits (train-00000-of-00002.parquet beside test-00000-of-00001.parquet).
-        DataError: damaged files, or rows without turns.
+        DataError: damaged files, rows without turns, or values in a column that nobody reads and `ignored` has not.
         MissingExtraError: pyarrow is not installed.
     """
     splits = sorted({_SHARD_NUMBER.sub("", file.name) for file in files if _SHARD_NUMBER.search(file.name)})
@@ -191,10 +204,14 @@ def open_parquet(files: Sequence[Path], pictures_in: Path | None = None) -> Tabl
     groups: list[tuple[int, int, int]] = []
     for which, file in enumerate(files):
         try:
-            metadata = _parquet(file).metadata
+            parquet = _parquet(file)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file} cannot be read as Parquet ({error}). Was it cut?") from error
-        _check_columns(file, metadata.schema.to_arrow_schema().names)
+        metadata = parquet.metadata
+        columns = metadata.schema.to_arrow_schema().names
+        _check_columns(file, columns)
+        names = unknown_names(columns, _KNOWN, ignored)
+        _refuse_unknown(file, [name for name in names if _has_values(parquet, name)])
         groups += [(which, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
     return TableSource(files, groups, pictures_in)
 
@@ -205,6 +222,29 @@ def _check_columns(file: Path, names: Sequence[str]) -> None:
             f"{file} has the columns {', '.join(names)}; expected {' or '.join(TURN_COLUMNS)}, with "
             f"{' or '.join(IMAGE_COLUMNS)} for pictures."
         )
+
+
+def _refuse_unknown(file: Path, names: Sequence[str]) -> None:
+    if names:
+        raise DataError(
+            f"{file} has values in {with_nearest(names, READ_COLUMNS)}, which would not be read; known here: "
+            f"{', '.join(READ_COLUMNS)}. Rename or remove the columns, or name each to be left out: "
+            f"{' '.join(f'--ignore {name}' for name in names)}"
+        )
+
+
+def _has_values(parquet: Any, column: str) -> bool:
+    """False where every cell of a column is null: by the file's statistics, or, if they do not tell, by reading."""
+    for number in range(parquet.metadata.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        leaves = [group.column(index) for index in range(group.num_columns)]
+        found = [leaf.statistics for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
+        if any(known is not None and known.has_min_max for known in found):
+            return True
+        cells = parquet.read_row_group(number, columns=[column], use_threads=False).column(column)
+        if cells.null_count < len(cells):
+            return True
+    return False
 
 
 def _stored_json(path: Path) -> dict[str, Any]:
@@ -246,7 +286,7 @@ def _group_texts(file: Path, group: int) -> pa.Table:
     """The columns of a row group that matter, without the bytes of pictures beside the messages."""
     with _parquet(file) as parquet:
         paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
-        wanted = [path for path in paths if path.split(".")[0] in (*TURN_COLUMNS, *VIDEO_COLUMNS)]
+        wanted = [path for path in paths if path.split(".")[0] in _PLAIN_COLUMNS]
         for name in IMAGE_COLUMNS:
             leaves = [path for path in paths if path.split(".")[0] == name]
             wanted += [path for path in leaves if not path.endswith(".bytes")] or leaves

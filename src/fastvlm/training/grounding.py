@@ -9,18 +9,21 @@ it ends), and the words of the question that tell so. Both are learnt in trainin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import DataError
+from fastvlm.training.record_columns import GROUNDING_COLUMNS, refuse_unknown, with_nearest
 
 __all__ = ["EMPTY", "IGNORED", "NAMES_FILE", "Box", "GroundedObject", "Grounding", "Look", "Names", "read_grounding"]
 
 NAMES_FILE = "names.json"
 NAMES_FORM = '{"objects": ["star", ...], "colours": ["red", ...]}'
 EMPTY = 0  # the class of cells where nothing stands; names count from 1
+_OBJECT_KEYS = ("name", "colour", "box", "picture")
+_LOOK_KEYS = ("reply", "at", "objects", "words")
 IGNORED = -100  # a cell about which nothing is known
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -57,7 +60,11 @@ class Grounding:
 
 
 def read_grounding(
-    record: Mapping[str, Any], num_pictures: int, messages: Sequence[Mapping[str, Any]]
+    record: Mapping[str, Any],
+    num_pictures: int,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    ignored: Collection[str] = (),
 ) -> Grounding | None:
     """The columns `objects` and `looks` of a record; None where it has neither.
 
@@ -65,24 +72,30 @@ def read_grounding(
         record: what stands in the file.
         num_pictures: that the record has.
         messages: of it, read.
+        ignored: columns, and keys of their entries, that are left out.
 
     Raises:
         DataError: what is no list of such entries, or speaks of what is not there; the text is the reason alone.
     """
-    stored, looks = record.get("objects"), record.get("looks")
+    stored, looks = (None if column in ignored else record.get(column) for column in GROUNDING_COLUMNS)
     if stored is None and looks is None:
         return None
-    objects = None if stored is None else tuple(_object(entry, num_pictures) for entry in _entries(stored, "objects"))
+    entries = None if stored is None else _entries(stored, "objects", _OBJECT_KEYS, ignored)
+    objects = None if entries is None else tuple(_object(entry, num_pictures) for entry in entries)
     replies = [
         "".join(item["text"] for item in message["content"]) for message in messages if message["role"] == "assistant"
     ]
-    found = tuple(_look(entry, len(objects or ()), replies) for entry in _entries(looks or [], "looks"))
+    found = tuple(
+        _look(entry, len(objects or ()), replies) for entry in _entries(looks or [], "looks", _LOOK_KEYS, ignored)
+    )
     return Grounding(objects, found)
 
 
-def _entries(value: Any, column: str) -> list[Mapping[str, Any]]:
+def _entries(value: Any, column: str, known: Sequence[str], ignored: Collection[str]) -> list[Mapping[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
         raise DataError(f"its {column!r} is {str(value)[:60]}; expected a list of objects")
+    for entry in value:
+        refuse_unknown(entry, known, f"an entry of {column!r} has", ignored=ignored)
     return value
 
 
@@ -166,6 +179,10 @@ class Names:
 def _stored_names(file: Path) -> dict[str, set[str]]:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        return {column: {str(name) for name in stored.get(column, ())} for column in ("objects", "colours")}
+        unknown = sorted(set(stored) - {"objects", "colours"})
+        found = {column: {str(name) for name in stored.get(column, ())} for column in ("objects", "colours")}
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file} cannot be read ({error}); expected {NAMES_FORM}.") from error
+    if unknown:
+        raise DataError(f"{file} has {with_nearest(unknown, ('objects', 'colours'))}; expected {NAMES_FORM}.")
+    return found

@@ -7,28 +7,43 @@ TRL and Hugging Face sets make of both: either name of the turns, ``image`` or `
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 from fastvlm.errors import DataError, PromptError
-from fastvlm.processing.prompt import Conversation, read_conversation
+from fastvlm.processing.prompt import IMAGE_ITEMS, IMAGE_KEYS, TEXT_ITEMS, Conversation, read_conversation
 from fastvlm.training.llava_records import is_llava_turn, llava_message, split_at_pictures, without_blank_start
+from fastvlm.training.record_columns import (
+    IMAGE_COLUMNS,
+    METADATA_COLUMNS,
+    READ_COLUMNS,
+    REFUSED_COLUMNS,
+    SYSTEM_COLUMN,
+    TURN_COLUMNS,
+    is_given,
+    refuse_unknown,
+)
 
-__all__ = ["IMAGE_COLUMNS", "TURN_COLUMNS", "VIDEO_COLUMNS", "read_record"]
+__all__ = ["read_record"]
 
-TURN_COLUMNS = ("conversations", "messages")
-IMAGE_COLUMNS = ("image", "images")
-VIDEO_COLUMNS = ("video", "videos")
+_LLAVA_KEYS = ("from", "value", "weight")
+_OPENAI_KEYS = ("role", "content", "weight")
+_TURN_METADATA = ("id", "index", "timestamp")
+_ITEM_KEYS = {**dict.fromkeys(TEXT_ITEMS, ("type", "text")), **dict.fromkeys(IMAGE_ITEMS, ("type", *IMAGE_KEYS))}
+_ITEM_METADATA = ("id", "index", "detail")  # `detail` is OpenAI's hint of how much an image may cost
 
 
-def read_record(record: Mapping[str, Any], folder: Path) -> tuple[list[dict[str, Any]], tuple[Any, ...]]:
+def read_record(
+    record: Mapping[str, Any], folder: Path, *, ignored: Collection[str] = ()
+) -> tuple[list[dict[str, Any]], tuple[Any, ...]]:
     """(messages, pictures) of a record: as many pictures as the messages have image items, in their order.
 
     Args:
         record: what stands in the file.
         folder: where relative paths of pictures begin.
+        ignored: columns, and keys of turns and items, that are left out.
 
     Returns:
         Messages as ``FastVlmProcessor.apply_chat_template`` takes them, with ``{"type": "image"}`` where a picture
@@ -37,11 +52,11 @@ def read_record(record: Mapping[str, Any], folder: Path) -> tuple[list[dict[str,
     Raises:
         DataError: anything that cannot be trained on; the text is the reason alone.
     """
-    if name := next((name for name in VIDEO_COLUMNS if record.get(name)), None):
-        raise DataError(f"it has {name!r}; FastVLM is trained on pictures and text only")
+    record = {name: value for name, value in record.items() if name not in ignored}
+    _check_columns(record)
     given = _given_pictures(record)
     turns = _turns(record)
-    messages = [_message(turn, index) for index, turn in enumerate(turns)]
+    messages = _with_system([_message(turn, index, ignored) for index, turn in enumerate(turns)], record)
     if given and not any(is_llava_turn(turn) for turn in turns):
         _place_pictures(messages, len(given))
     try:
@@ -52,6 +67,26 @@ def read_record(record: Mapping[str, Any], folder: Path) -> tuple[list[dict[str,
     _check_replies(conversation)
     sources = _sources(conversation, given)
     return conversation.messages, tuple(_located(source, folder) for source in sources)
+
+
+def _check_columns(record: Mapping[str, Any]) -> None:
+    """Raise DataError for the first column that cannot be learnt from, or all that nobody reads."""
+    for name, reason in REFUSED_COLUMNS.items():
+        if is_given(record.get(name)):
+            raise DataError(f"it has {name!r}; {reason}")
+    refuse_unknown(record, READ_COLUMNS, "it has", harmless={*METADATA_COLUMNS, *REFUSED_COLUMNS})
+
+
+def _with_system(messages: list[dict[str, Any]], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The column `system` as the first turn."""
+    text = record.get(SYSTEM_COLUMN)
+    if not is_given(text):
+        return messages
+    if not isinstance(text, str):
+        raise DataError(f"its {SYSTEM_COLUMN!r} is {_shown(text)}; expected a text")
+    if any(message["role"] == "system" for message in messages):
+        raise DataError(f"it has both the column {SYSTEM_COLUMN!r} and a system turn; expected one of them")
+    return [{"role": "system", "content": [{"type": "text", "text": text}]}, *messages]
 
 
 def _turns(record: Mapping[str, Any]) -> Sequence[Any]:
@@ -70,12 +105,14 @@ def _turns(record: Mapping[str, Any]) -> Sequence[Any]:
     return turns
 
 
-def _message(turn: Any, index: int) -> dict[str, Any]:
+def _message(turn: Any, index: int, ignored: Collection[str]) -> dict[str, Any]:
     """One turn as a message with a list of items; an assistant's without blank lines at its start."""
     if is_llava_turn(turn):
+        _check_turn(turn, index, _LLAVA_KEYS, ignored)
         message = llava_message(turn, index)
     elif isinstance(turn, Mapping) and "role" in turn:
-        message = _openai_message(turn, index)
+        _check_turn(turn, index, _OPENAI_KEYS, ignored)
+        message = _openai_message(turn, index, ignored)
     else:
         raise DataError(f"turn {index} is {_shown(turn)}; expected 'from' and 'value', or 'role' and 'content'")
     content = message["content"]
@@ -84,12 +121,17 @@ def _message(turn: Any, index: int) -> dict[str, Any]:
     return message
 
 
-def _openai_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Arrow gives every item all columns, so what is null is not there."""
+def _check_turn(turn: Mapping[str, Any], index: int, known: Sequence[str], ignored: Collection[str]) -> None:
+    """Raise DataError for what a turn has beside who speaks and what is said."""
     if turn.get("tool_calls") or turn.get("function_call"):
         raise DataError(f"turn {index} calls a tool; FastVLM's template knows no tools")
-    if turn.get("weight") is not None and turn["weight"] != 1:
+    if "weight" not in ignored and turn.get("weight") is not None and turn["weight"] != 1:
         raise DataError(f"turn {index} has the weight {turn['weight']!r}; every reply counts once here")
+    refuse_unknown(turn, known, f"turn {index} has", harmless=_TURN_METADATA, ignored=ignored)
+
+
+def _openai_message(turn: Mapping[str, Any], index: int, ignored: Collection[str]) -> dict[str, Any]:
+    """Arrow gives every item all columns, so what is null is not there."""
     role, content = turn["role"], turn.get("content")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
@@ -97,7 +139,9 @@ def _openai_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
         raise DataError(f"turn {index} has the content {_shown(content)}; expected a text or a list of items")
     items: list[dict[str, Any]] = []
     for item in content:
-        kept = {key: value for key, value in item.items() if value is not None}
+        kept = {key: value for key, value in item.items() if value is not None and key not in ignored}
+        if kept.get("type") in _ITEM_KEYS:  # another type is refused with its conversation
+            refuse_unknown(kept, _ITEM_KEYS[kept["type"]], f"an item of turn {index} has", harmless=_ITEM_METADATA)
         is_user_text = role == "user" and kept.get("type") == "text" and isinstance(kept.get("text"), str)
         items += split_at_pictures(kept["text"]) if is_user_text else [kept]
     return {"role": role, "content": items}
@@ -135,18 +179,14 @@ def _check_replies(conversation: Conversation) -> None:
 
 
 def _given_pictures(record: Mapping[str, Any]) -> list[Any]:
-    """What stands in ``image`` or ``images``; nothing there, an empty text and an empty list are no picture."""
-    names = [name for name in IMAGE_COLUMNS if _is_given(record.get(name))]
+    """What stands in one of IMAGE_COLUMNS; nothing there, an empty text and an empty list are no picture."""
+    names = [name for name in IMAGE_COLUMNS if is_given(record.get(name))]
     if len(names) > 1:
-        raise DataError("it has both 'image' and 'images'; expected one of them")
+        raise DataError(f"it has both {names[0]!r} and {names[1]!r}; expected one of them (--ignore {names[1]})")
     if not names:
         return []
     value = record[names[0]]
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _is_given(value: Any) -> bool:
-    return value is not None and not (isinstance(value, (str, bytes, list, tuple)) and not value)
 
 
 def _sources(conversation: Conversation, given: list[Any]) -> list[Any]:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from fastvlm.errors import DataError
 from fastvlm.training.recipe import DataEntry
 from fastvlm.training.samples import Sample, open_samples
+from fastvlm.training.tar_shards import UnusedMember
 
 __all__ = ["Mixture", "Portion", "open_mixture", "split_off"]
 
@@ -43,6 +44,11 @@ class Mixture(Sequence[Sample]):
         source, number = self._place(index)
         return str(source.origin(number))
 
+    @property
+    def unused(self) -> list[UnusedMember]:
+        """What lies in the sources' files and belongs to no record."""
+        return [member for source in self.sources for member in getattr(source, "unused", ())]
+
     def _place(self, index: int) -> tuple[Any, int]:
         index = range(len(self))[index]
         which = bisect_right(self.ends, index)
@@ -64,7 +70,10 @@ def open_mixture(entries: Sequence[DataEntry], seed: int = 0) -> Mixture:
     Raises:
         UsageError, DataError: a source that is not there or cannot be read; nothing in all of them.
     """
-    sources = [(open_samples([entry.path], pictures_in=entry.pictures_in), entry.repeat) for entry in entries]
+    sources = [
+        (open_samples([entry.path], pictures_in=entry.pictures_in, ignored=entry.ignore), entry.repeat)
+        for entry in entries
+    ]
     mixture = Mixture(sources, seed)
     if not len(mixture):
         raise DataError(f"There are no samples in {', '.join(entry.path for entry in entries)}.")

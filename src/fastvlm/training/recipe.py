@@ -81,11 +81,13 @@ class DataEntry(_Entry):
         path: a file or folder as :func:`fastvlm.training.samples.open_samples` takes it.
         pictures_in: the folder that its pictures' paths start from.
         repeat: how often each sample is seen in an epoch; 0.5 takes half of them, drawn by the seed.
+        ignore: columns, keys of turns, and kinds of members of shards that are left out though they are not known.
     """
 
     path: str
     pictures_in: str | None = None
     repeat: Annotated[float, Field(gt=0)] = 1.0
+    ignore: tuple[str, ...] = ()
 
 
 class LoraEntry(_Entry):

@@ -87,7 +87,7 @@ class RunFiles:
     def _refuse_another_run(self, recipe: Recipe) -> None:
         if not self.recipe.is_file():
             return
-        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        before = _with_new_keys(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
         now = recipe.to_dict()
         changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
         if changed and self.last_good() is not None:
@@ -132,6 +132,14 @@ class RunFiles:
         if not self.log.is_file():
             return []
         return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+
+
+def _with_new_keys(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the defaults of keys that did not exist when it was written."""
+    try:
+        return Recipe.model_validate(stored).to_dict()
+    except ValueError:  # a key that does not exist any more, which `_refuse_another_run` compares as it stands
+        return stored
 
 
 def step_of(checkpoint: Path) -> int:

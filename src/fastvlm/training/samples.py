@@ -9,7 +9,7 @@ from __future__ import annotations
 import tarfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +21,7 @@ from fastvlm.training.grounding import Grounding, read_grounding
 from fastvlm.training.json_source import BYTE_ORDER_MARK, json_array, json_lines
 from fastvlm.training.message_records import read_record
 from fastvlm.training.record_source import BadRecordError, RecordSource
-from fastvlm.training.tar_shards import open_shards
+from fastvlm.training.tar_shards import UnusedMember, open_shards
 
 __all__ = ["PictureSource", "Sample", "Samples", "open_samples"]
 
@@ -56,12 +56,19 @@ class Samples(Sequence[Sample]):
         sources: what they are read from, in order.
         pictures_in: where relative picture paths begin; None for each file's own folder.
         order: indices into all records; None for all of them.
+        ignored: columns, and keys of turns and items, that are left out.
     """
 
     def __init__(
-        self, sources: Sequence[RecordSource], *, pictures_in: Path | None = None, order: array[int] | None = None
+        self,
+        sources: Sequence[RecordSource],
+        *,
+        pictures_in: Path | None = None,
+        order: array[int] | None = None,
+        ignored: Collection[str] = (),
     ) -> None:
         self._sources, self._pictures_in, self._order = tuple(sources), pictures_in, order
+        self._ignored = frozenset(ignored)
         self._ends = list(accumulate(len(source) for source in self._sources))
 
     def __len__(self) -> int:
@@ -81,8 +88,9 @@ class Samples(Sequence[Sample]):
         origin = source.origin(number)
         try:
             record = source.record(number)
-            messages, pictures = read_record(record, self._pictures_in or source.folder)
-            grounding = read_grounding(record, len(pictures), messages)
+            folder = self._pictures_in or source.folder
+            messages, pictures = read_record(record, folder, ignored=self._ignored)
+            grounding = read_grounding(record, len(pictures), messages, ignored=self._ignored)
         except DataError as error:
             raise BadRecordError.at(origin, error) from error
         return Sample(messages, pictures, origin, grounding)
@@ -95,7 +103,12 @@ class Samples(Sequence[Sample]):
     def chosen(self, indices: Sequence[int]) -> Samples:
         """The samples of these indices, in this order."""
         order = array("Q", (self._number(index) for index in indices))
-        return Samples(self._sources, pictures_in=self._pictures_in, order=order)
+        return Samples(self._sources, pictures_in=self._pictures_in, order=order, ignored=self._ignored)
+
+    @property
+    def unused(self) -> list[UnusedMember]:
+        """What lies in the sources' files and belongs to no record, of whole files also where samples were chosen."""
+        return [member for source in self._sources for member in getattr(source, "unused", ())]
 
     def _number(self, index: int) -> int:
         """Which of all records an index means."""
@@ -111,12 +124,16 @@ class Samples(Sequence[Sample]):
         return self._sources[which], number - (self._ends[which - 1] if which else 0)
 
 
-def open_samples(paths: Sequence[str | Path], *, pictures_in: str | Path | None = None) -> Samples:
+def open_samples(
+    paths: Sequence[str | Path], *, pictures_in: str | Path | None = None, ignored: Collection[str] = ()
+) -> Samples:
     """The samples of files and folders, in the order given; no picture is read yet.
 
     Args:
         paths: each a file or folder of one of the known kinds; which, is found by looking inside.
         pictures_in: where relative picture paths begin; None for the folder of the file that names them.
+        ignored: what is left out though it might matter: columns (`score`), keys of turns and items, and kinds of
+            members of tar shards (`seg.png`).
 
     Raises:
         UsageError: no path, a path that does not exist, or one of no known kind.
@@ -130,16 +147,18 @@ def open_samples(paths: Sequence[str | Path], *, pictures_in: str | Path | None 
     folder = None if pictures_in is None else Path(pictures_in)
     if folder is not None and not folder.is_dir():
         raise UsageError(f"There is no folder {folder}, in which the pictures should be.")
-    sources = [source for path in paths for source in _open(Path(path), folder)]
-    samples = Samples(sources, pictures_in=folder)
+    sources = [source for path in paths for source in _open(Path(path), folder, ignored)]
+    samples = Samples(sources, pictures_in=folder, ignored=ignored)
     if not len(samples):
-        raise DataError(f"{', '.join(map(str, paths))}: no record is in there. Expected {KNOWN}.")
+        unused = samples.unused
+        first = f" Not used: {unused[0].origin} ({unused[0].reason}); {len(unused)} in all." if unused else ""
+        raise DataError(f"{', '.join(map(str, paths))}: no record is in there. Expected {KNOWN}.{first}")
     return samples
 
 
-def _open(path: Path, pictures_in: Path | None) -> list[RecordSource]:
+def _open(path: Path, pictures_in: Path | None, ignored: Collection[str]) -> list[RecordSource]:
     if path.is_dir():
-        return _open_folder(path, pictures_in)
+        return _open_folder(path, pictures_in, ignored)
     if not path.is_file():
         raise UsageError(f"There is no {path}. Expected {KNOWN}.")
     try:
@@ -149,23 +168,23 @@ def _open(path: Path, pictures_in: Path | None) -> list[RecordSource]:
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     start = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     if head.startswith(b"PAR1"):
-        return [open_parquet([path], pictures_in)]
+        return [open_parquet([path], pictures_in, ignored)]
     if start == b"[":
         return [json_array(path)]
     if start == b"{":
         return [json_lines(path)]
     if head and tarfile.is_tarfile(path):
-        return list(open_shards([path]))
+        return list(open_shards([path], ignored))
     raise UsageError(f"{path} begins with {head[:12]!r}. Expected {KNOWN}.")
 
 
-def _open_folder(path: Path, pictures_in: Path | None) -> list[RecordSource]:
+def _open_folder(path: Path, pictures_in: Path | None, ignored: Collection[str]) -> list[RecordSource]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return [open_saved_dataset(path, pictures_in)]
+        return [open_saved_dataset(path, pictures_in, ignored)]
     if shards := sorted(path.glob("*.tar")):
-        return list(open_shards(shards))
+        return list(open_shards(shards, ignored))
     if files := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
-        return [open_parquet(files, pictures_in)]
+        return [open_parquet(files, pictures_in, ignored)]
     if files := sorted(path.glob("*.jsonl")):
         return [json_lines(file) for file in files]
     raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -75,6 +76,14 @@ def open_dataset(recipe: Recipe, entries: Any, processor: Any) -> SupervisedData
     if choice is not None:
         grounded = GroundedRows(processor, object_names(recipe), has_looks=choice.looks > 0)
     return SupervisedDataset(samples, processor, max_tokens=recipe.max_tokens, grounded=grounded)
+
+
+def _warn_of_unused(data: SupervisedDataset) -> None:
+    """One line, in the first process, of what lies in shards and is in no record."""
+    unused = getattr(data.samples, "unused", [])
+    if unused and os.environ.get("RANK", "0") == "0":
+        shown = "; ".join(f"{member.origin}: {member.reason}" for member in unused[:3])
+        warnings.warn(f"{len(unused)} members of shards are not used ({shown}). --check lists them.", stacklevel=1)
 
 
 def object_names(recipe: Recipe) -> Names | None:
@@ -150,6 +159,7 @@ class TrainingRun:
         with interruption.listening(), in_clear_words(self.recipe, self.files):
             processor = open_processor(self.recipe)
             data = open_dataset(self.recipe, self.recipe.data, processor)
+            _warn_of_unused(data)
             learnt, aside = self._shared_out(data, processor)
             arguments = self._arguments(has_eval=aside is not None)
             last = self._claim(arguments, is_resumed=is_resumed)
