@@ -77,6 +77,27 @@ def test_check_fails_for_bad_samples(fastvlm, written, tmp_path):
     assert "1 of 1 samples cannot be used" in done.error
 
 
+def test_a_column_may_be_ignored(fastvlm, written, tmp_path):
+    record = {**small_run.record([], "What?", "red"), "score": 3}
+    (tmp_path / "more.jsonl").write_text(json.dumps(record) + "\n")
+    more = ("--check", "--data", tmp_path / "more.jsonl")
+    done = fastvlm("train", written, *more)
+    assert done.code == 1 and "it has 'score', which would not be read" in done.out
+    assert fastvlm("train", written, *more, "--ignore", "score").code == 0
+
+
+def test_changed_data_is_refused(fastvlm, model, tmp_path):
+    data = small_run.samples(tmp_path / "data", 4)
+    recipe, run = tmp_path / "mine.yaml", tmp_path / "run"
+    recipe.write_text(small_run.recipe(model, data, max_steps=1).to_yaml())
+    assert fastvlm("train", recipe, "--out", run).code == 0
+    data.write_text(json.dumps(json.loads(data.read_text())[:4]))
+    refused = fastvlm("train", recipe, "--out", run, "--resume")
+    assert refused.code == 2 and "9 samples before, 4 now" in refused.error
+    done = fastvlm("train", recipe, "--out", run, "--resume", "--allow-changed-data")
+    assert done.code == 0 and done.err.startswith("fastvlm: warning: The samples of data are not those")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -85,6 +106,8 @@ def test_check_fails_for_bad_samples(fastvlm, written, tmp_path):
         (("mini",), "give --data"),
         (("mini", "--check"), "give --data"),
         (("mini", "--pictures-in", "x"), "give --data too"),
+        (("mini", "--ignore", "x"), "give --data too"),
+        (("mini", "--allow-changed-data"), "give --resume too"),
         (("mini", "--set", "batch_size"), "expected KEY=VALUE"),
         (("mini", "--set", "bach_size=3"), "did you mean 'batch_size'"),
         (("mini", "--data", "nowhere.json"), "nowhere.json"),

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from training_files import N, llava, processor, save_pictures, write_lines
+from training_files import N, llava, processor, save_pictures, write_lines, write_tar
 
 from fastvlm.pictures import PictureLimits
 from fastvlm.training.data_report import BINS, LengthSummary, RenderedSample, check_data
@@ -122,3 +122,11 @@ def test_lengths_are_summed_up():
 def test_marks_stand_around_what_is_supervised():
     sample = RenderedSample("x", (("a", False), ("b", True), ("c", False)))
     assert sample.text() == "a[[b]]c"
+
+
+def test_members_that_are_not_used_are_listed(tmp_path):
+    path = write_tar(tmp_path / "s.tar", {"x.json": json.dumps(llava("Hi", "Ho")), "x.cls": "3", "y.heic": b"1"})
+    report = check(path)
+    assert [(bad.origin, bad.reason[:8]) for bad in report.bad] == [(f"{path}:y", "y.heic: ")]
+    assert f"not used: 1\n    {path}:x.cls: nothing is learnt" in report.text()
+    assert report.to_dict()["unused"][0]["origin"] == f"{path}:x.cls"

@@ -40,6 +40,7 @@ def train(
     out: options.Out = None,
     is_check: options.Check = False,
     is_resumed: options.Resume = False,
+    allows_changed_data: options.AllowChangedData = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
@@ -62,6 +63,8 @@ def train(
         return
     if recipe is None:
         raise UsageError("Name a recipe: a YAML file or one that comes with the package (fastvlm train --recipes).")
+    if allows_changed_data and not is_resumed:
+        raise UsageError("--allow-changed-data says how a run goes on; give --resume too.")
     quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
     plan = _plan(recipe, model, data, pictures_in, ignored, options.read_settings(settings), max_steps)
     notes = Notes(is_quiet=is_quiet or not _is_first_process())
@@ -69,7 +72,7 @@ def train(
         _check(plan, notes, is_json=is_json)
         return
     folder = Path(f"train-{plan.name}") if out is None else out
-    outcome = _run(plan, folder, notes, is_resumed=is_resumed)
+    outcome = _run(plan, folder, notes, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
     if _is_first_process():
         _show(outcome, is_json=is_json)
 
@@ -140,7 +143,7 @@ def _check(plan: Recipe, notes: Notes, *, is_json: bool) -> None:
         raise DataError(f"{len(report.bad)} of {len(dataset)} samples cannot be used; they are listed above.")
 
 
-def _run(plan: Recipe, folder: Path, notes: Notes, *, is_resumed: bool) -> Outcome:
+def _run(plan: Recipe, folder: Path, notes: Notes, **resuming: bool) -> Outcome:
     from fastvlm.bench.machine import source_commit
     from fastvlm.cli.train_tests import measure_with, read_tests
 
@@ -151,7 +154,7 @@ def _run(plan: Recipe, folder: Path, notes: Notes, *, is_resumed: bool) -> Outco
     with notes.bars(*_columns()) as bar:
         measure = measure_with(plan, tests, notes, bar.stop) if tests else None
         run = TrainingRun(plan, folder, on_progress=_teller(bar), commit=source_commit(), measure=measure)
-        return run.train(is_resumed=is_resumed)
+        return run.train(**resuming)
 
 
 def _show(outcome: Outcome, *, is_json: bool) -> None:

@@ -10,6 +10,7 @@ from fastvlm.cli.options import grouped_option as _option
 from fastvlm.errors import UsageError
 
 __all__ = [
+    "AllowChangedData",
     "Check",
     "Data",
     "Ignored",
@@ -71,6 +72,11 @@ Check = Annotated[
 ]
 Resume = Annotated[
     bool, _option(_RUN, "--resume", text="Go on from the newest checkpoint in --out; begin if there is none.")
+]
+
+AllowChangedData = Annotated[
+    bool,
+    _option(_RUN, "--allow-changed-data", text="With --resume: go on though the samples are not those of before."),
 ]
 
 

@@ -59,6 +59,12 @@ class PictureInTable:
     item: int | None
     folder: Path
 
+    @property
+    def identity(self) -> str:
+        """What tells it from another picture without reading it: its file's name and size, and the place in there."""
+        place = (self.group, self.row, self.column, self.item)
+        return f"{self.file.name} of {_num_bytes(self.file)} bytes: {place}"
+
     def read(self, size: int = -1) -> bytes:
         """The first `size` bytes of the picture, or all. Raises OSError, as files do."""
         table = _mapped(self.file) if self.group == ARROW else _group_pictures(self.file, self.group, self.column)
@@ -279,6 +285,11 @@ def _mapped(file: Path) -> pa.Table:
     """An Arrow stream file, mapped into memory."""
     pa = _pyarrow()
     return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+
+
+@lru_cache(maxsize=256)
+def _num_bytes(file: Path) -> int:
+    return file.stat().st_size
 
 
 @lru_cache(maxsize=16)

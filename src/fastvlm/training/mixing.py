@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fastvlm.errors import DataError
+from fastvlm.training.data_digest import DataDigest
 from fastvlm.training.recipe import DataEntry
 from fastvlm.training.samples import Sample, open_samples
 from fastvlm.training.tar_shards import UnusedMember
@@ -91,6 +92,11 @@ class Portion(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[int(self.indices[index])]
+
+    def digest(self, workers: int = 0) -> DataDigest:
+        """Of the whole dataset."""
+        found: DataDigest = self.dataset.digest(workers)
+        return found
 
     def lengths(self, workers: int = 0) -> list[int]:
         """Tokens of every row."""

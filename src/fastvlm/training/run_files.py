@@ -1,6 +1,7 @@
 """The folder of a run: its recipe, its log, its checkpoints, which are whole or not there.
 
 recipe.yaml      what was asked for, all keys
+data.json        how many samples it has seen, and a digest of them
 log.jsonl        one line every few steps
 checkpoint-N/    weights, optimiser, schedule, random numbers after step N; the newest two
 curves.svg       loss and rates, at the end
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class RunFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().absolute()
         self.recipe, self.log = self.folder / "recipe.yaml", self.folder / "log.jsonl"
+        self.data = self.folder / "data.json"
         self.curves = self.folder / "curves.svg"
         self.model, self.adapter = self.folder / "model", self.folder / "adapter"
         self.scratch = self.folder / SCRATCH
@@ -54,10 +56,10 @@ class RunFiles:
         """The newest whole checkpoint."""
         return next(reversed(self.checkpoints()), None)
 
-    def claim(self, recipe: Recipe, *, is_resumed: bool) -> Path | None:
+    def claim(self, recipe: Recipe, *, is_resumed: bool, allows_changed_data: bool = False) -> Path | None:
         """Make the folder this run's; the checkpoint to go on from, or None where it begins.
 
-        What an interrupted write left behind is removed.
+        What an interrupted write left behind is removed. With `allows_changed_data` the samples may be others.
 
         Raises:
             UsageError: the folder holds a run and `is_resumed` is False, or it holds another run.
@@ -66,7 +68,7 @@ class RunFiles:
         shutil.rmtree(self.scratch, ignore_errors=True)
         last = self.last_good()
         if is_resumed:
-            self._refuse_another_run(recipe)
+            self._refuse_another_run(recipe, ("data", *_FREE) if allows_changed_data else _FREE)
         elif last is not None or self.model.exists() or self.adapter.exists():
             what = last or (self.model if self.model.exists() else self.adapter)
             raise UsageError(f"{what} is there from an earlier run. --resume goes on with it; --out begins elsewhere.")
@@ -84,18 +86,36 @@ class RunFiles:
                 f"{self.folder} cannot be made: {error.strerror}. Name another folder with --out."
             ) from error
 
-    def _refuse_another_run(self, recipe: Recipe) -> None:
+    def _refuse_another_run(self, recipe: Recipe, free: Collection[str]) -> None:
         if not self.recipe.is_file():
             return
         before = _with_new_keys(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
         now = recipe.to_dict()
-        changed = [key for key in now if key not in _FREE and before.get(key) != now[key]]
+        changed = [key for key in now if key not in free and before.get(key) != now[key]]
         if changed and self.last_good() is not None:
             key = changed[0]
             raise UsageError(
                 f"The run in {self.folder} has {key}: {before.get(key)!r}, and now it is {now[key]!r}; its checkpoints "
-                "would not be gone on with but changed. Give the same recipe, or another --out."
+                "would not be gone on with but changed. Give the same recipe, or another --out"
+                + (", or --allow-changed-data." if key == "data" else ".")
             )
+
+    def read_data(self) -> dict[str, Any] | None:
+        """What :meth:`write_data` wrote; None where there is nothing, as of runs of earlier versions.
+
+        Raises:
+            UsageError: another file is there.
+        """
+        if not self.data.is_file():
+            return None
+        try:
+            return dict(json.loads(self.data.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{self.data} cannot be read ({error}). Remove it to go on without it.") from error
+
+    def write_data(self, digests: Mapping[str, Any]) -> None:
+        """Digests of the samples, by name."""
+        _write_whole(self.data, json.dumps(digests) + "\n")
 
     def _cut_log(self, step: int) -> None:
         """Take out lines of steps after `step`, which will be made again, and a last line that is not whole."""

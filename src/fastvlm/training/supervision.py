@@ -22,6 +22,7 @@ from fastvlm.errors import DataError, FastVlmError, PictureError, UsageError
 from fastvlm.pictures import open_picture
 from fastvlm.processing.processor import FastVlmProcessor
 from fastvlm.processing.replies import ReplyFinder, short_ids_of
+from fastvlm.training.data_digest import DataDigest, digest_of_rows, row_digest
 from fastvlm.training.grounded_rows import GroundedRows
 from fastvlm.training.record_source import BadRecordError
 from fastvlm.training.samples import PictureSource, Sample
@@ -87,6 +88,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         self._image_id = int(processor.image_token_id)
         self._replies = ReplyFinder(processor)
         self._lengths = array("q", [-1]) * len(samples)
+        self._digests: array[int] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -180,20 +182,34 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         Raises:
             BadRecordError: the first sample that is bad.
         """
-        if min(self._lengths, default=0) < 0:
-            is_worth_it = len(self) > CHUNK * PARALLEL_FROM_CHUNKS
-            loader = DataLoader(_Chunks(self), batch_size=None, num_workers=workers if is_worth_it else 0)
-            self._lengths = array("q", (int(length) for chunk in loader for length in chunk))
+        self._measure(workers)
         return self._lengths
 
-    def lengths_within(self, begin: int, end: int) -> Tensor:
-        """:meth:`length` of the rows from `begin` to before `end`, int64. Raises BadRecordError."""
-        lengths = []
+    def digest(self, workers: int = 0) -> DataDigest:
+        """Of all samples, found together with :meth:`lengths`. Raises BadRecordError."""
+        return digest_of_rows(self._measure(workers))
+
+    def _measure(self, workers: int) -> array[int]:
+        """Find lengths and digests of all rows, once; the digests."""
+        if self._digests is None:
+            is_worth_it = len(self) > CHUNK * PARALLEL_FROM_CHUNKS
+            loader = DataLoader(_Chunks(self), batch_size=None, num_workers=workers if is_worth_it else 0)
+            lengths, digests = array("q"), array("q")
+            for chunk_lengths, chunk_digests in loader:
+                lengths.extend(chunk_lengths.tolist())
+                digests.extend(chunk_digests.tolist())
+            self._lengths, self._digests = lengths, digests
+        return self._digests
+
+    def measured_within(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """:meth:`length` and digest of the rows from `begin` to before `end`, int64. Raises BadRecordError."""
+        lengths, digests = [], []
         for _, sample, short_ids in self.tokenised(begin, end):
             if isinstance(sample, BadRecordError):
                 raise sample
             lengths.append(self._quick_length(sample, short_ids))
-        return torch.tensor(lengths)
+            digests.append(row_digest(sample))
+        return torch.tensor(lengths), torch.tensor(digests)
 
     def _quick_length(self, sample: Sample, short_ids: Sequence[int]) -> int:
         num_tokens = len(short_ids) + short_ids.count(self._image_id) * (self.tokens_each - 1)
@@ -234,8 +250,8 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return str(self.processor.apply_chat_template(sample.messages))
 
 
-class _Chunks(Dataset[Tensor]):
-    """Lengths of CHUNK rows by number, for a DataLoader's processes."""
+class _Chunks(Dataset[tuple[Tensor, Tensor]]):
+    """Lengths and digests of CHUNK rows by number, for a DataLoader's processes."""
 
     def __init__(self, rows: SupervisedDataset) -> None:
         self.rows = rows
@@ -243,8 +259,8 @@ class _Chunks(Dataset[Tensor]):
     def __len__(self) -> int:
         return (len(self.rows) + CHUNK - 1) // CHUNK
 
-    def __getitem__(self, chunk: int) -> Tensor:
-        return self.rows.lengths_within(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))
+    def __getitem__(self, chunk: int) -> tuple[Tensor, Tensor]:
+        return self.rows.measured_within(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))
 
 
 def refuse_missing(pictures: Sequence[PictureSource]) -> None:

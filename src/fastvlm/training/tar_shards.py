@@ -58,6 +58,11 @@ class PictureInTar:
     offset_bytes: int
     num_bytes: int
 
+    @property
+    def identity(self) -> str:
+        """What tells it from another picture without reading it."""
+        return f"{self.num_bytes} bytes"
+
     def read(self, size: int = -1) -> bytes:
         """The first `size` bytes of the picture, or all. Raises OSError, as files do."""
         try:

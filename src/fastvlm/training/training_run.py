@@ -6,7 +6,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fastvlm.errors import UsageError
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.training.collation import Collator
 from fastvlm.training.curves import draw_curves
+from fastvlm.training.data_digest import compare_data
 from fastvlm.training.ema import WeightAverage
 from fastvlm.training.failing import in_clear_words
 from fastvlm.training.final_folder import write_adapter, write_card, write_model
@@ -147,11 +148,15 @@ class TrainingRun:
         self.accumulated = _accumulated(recipe)
         self.tool = f"fastvlm {__version__}" + (f" at {commit}" if commit else "")
 
-    def train(self, *, is_resumed: bool = False) -> Outcome:
+    def train(self, *, is_resumed: bool = False, allows_changed_data: bool = False) -> Outcome:
         """Make the steps that are left, and write the final folder; or stop at a signal, with a checkpoint.
 
+        Args:
+            is_resumed: go on from the newest checkpoint in the folder.
+            allows_changed_data: also where the samples are not those that the run has seen.
+
         Raises:
-            UsageError: the folder holds another run, or `is_resumed` is False and it holds this one.
+            UsageError: the folder holds another run, or `is_resumed` is False and it holds this one; other samples.
             TrainingError: the loss is no number, too little memory, a full disk. The last good checkpoint is kept.
             DataError: a sample that cannot be used, by origin.
         """
@@ -162,7 +167,8 @@ class TrainingRun:
             _warn_of_unused(data)
             learnt, aside = self._shared_out(data, processor)
             arguments = self._arguments(has_eval=aside is not None)
-            last = self._claim(arguments, is_resumed=is_resumed)
+            last = self._claim(arguments, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
+            self._compare_data(arguments, learnt, aside, is_gone_on=last is not None, allows_change=allows_changed_data)
             start = open_start(self.recipe)
             trainer = self._trainer(start, processor, arguments, learnt, aside)
             self._watch(trainer, interruption, last)
@@ -182,11 +188,23 @@ class TrainingRun:
             return split_off(data, choice.fraction, self.recipe.seed)
         return data, open_dataset(self.recipe, choice.data, processor)
 
-    def _claim(self, arguments: TrainingArguments, *, is_resumed: bool) -> Path | None:
+    def _compare_data(
+        self, arguments: TrainingArguments, learnt: Any, aside: Any, *, is_gone_on: bool, allows_change: bool
+    ) -> None:
+        """The first process holds the samples against those of the run's beginning, and writes down what they are."""
+        digests = {"data": learnt.digest(self.recipe.workers)}
+        if self.recipe.eval is not None and self.recipe.eval.data:
+            digests["eval.data"] = aside.digest(self.recipe.workers)
+        if arguments.process_index == 0:
+            if is_gone_on:
+                compare_data(self.files.read_data(), digests, allows_change=allows_change)
+            self.files.write_data({name: asdict(digest) for name, digest in digests.items()})
+
+    def _claim(self, arguments: TrainingArguments, *, is_resumed: bool, allows_changed_data: bool) -> Path | None:
         """The first process makes the folder ready; then all see the same."""
         with arguments.main_process_first(desc="run folder"):
             if arguments.process_index == 0:
-                return self.files.claim(self.recipe, is_resumed=is_resumed)
+                return self.files.claim(self.recipe, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
             return self.files.last_good()
 
     def _arguments(self, *, has_eval: bool) -> TrainingArguments:
