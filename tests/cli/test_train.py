@@ -86,6 +86,7 @@ def test_a_column_may_be_ignored(fastvlm, written, tmp_path):
     assert fastvlm("train", written, *more, "--ignore", "score").code == 0
 
 
+@pytest.mark.filterwarnings("default:The samples of data:UserWarning")
 def test_changed_data_is_refused(fastvlm, model, tmp_path):
     data = small_run.samples(tmp_path / "data", 4)
     recipe, run = tmp_path / "mine.yaml", tmp_path / "run"
