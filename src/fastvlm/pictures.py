@@ -10,11 +10,9 @@ imported only for arrays and URLs.
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,16 +21,14 @@ from PIL import Image
 
 from fastvlm.data_uri import is_data_uri, read_data_uri
 from fastvlm.errors import ImageTooLargeError, PictureError
+from fastvlm.image_formats import identify
+from fastvlm.image_headers import check_structure, check_tiff_blocks, is_sane_directory
 from fastvlm.image_pixels import ALPHA_BACKGROUND, scaled_to_bytes, stored_samples, to_rgb
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["ALPHA_BACKGROUND", "DEFAULT_LIMITS", "PictureLimits", "encoded_bytes", "open_picture"]
-
-# What is opened. Pillow knows more, but some of its readers run programs (EPS starts Ghostscript) and some take almost
-# any bytes for a picture (TGA, PCX have no signature). HEIF is there if pillow-heif has been registered.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "QOI", "AVIF", "HEIF")
 
 EXIF_ORIENTATION = 0x0112
 # EXIF 2.32, section 4.6.4: how to turn a stored picture upright, by the value of its Orientation tag.
@@ -54,13 +50,17 @@ class PictureLimits:
 
     Args:
         max_bytes: size of the encoded picture (file, response body, decoded data URI).
-        max_pixels: width x height, read from the header before anything is decoded (decoding takes 4 bytes a pixel).
+        max_pixels: width x height, read from the header before anything is decoded (decoding takes 4 bytes a pixel);
+            also of images inside (icons).
+        max_scans: times that a progressive JPEG may run over its pixels, counted before anything is decoded. Common
+            encoders write 1 to 12; each one takes as long as decoding a baseline JPEG.
         timeout_s: seconds that a URL may take, as a whole.
         max_redirects: redirects that a URL may take.
     """
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 120_000_000
+    max_scans: int = 32
     timeout_s: float = 20.0
     max_redirects: int = 5
 
@@ -85,11 +85,12 @@ def open_picture(source: Any, *, limits: PictureLimits = DEFAULT_LIMITS) -> Imag
     """
     name = _name(source)
     if isinstance(source, Image.Image):
+        _check_undecoded(source, name, limits)
         image = source
     elif _is_array(source):
         image = _from_array(source, name)
     else:
-        image = _identify(_read(source, name, limits), name)
+        image = _opened(_read(source, name, limits), name, limits)
     _check_size(image.size, name, limits)
     return _decoded_rgb(image, name)
 
@@ -209,43 +210,26 @@ def _fetch(url: str, name: str, limits: PictureLimits) -> bytes:
 # ---------------------------------------------------------------------------------------------- bytes -> PIL image
 
 
-def _identify(data: bytes, name: str) -> Image.Image:
-    """A PIL image whose header has been read and whose pixels have not.
-
-    This is ``Image.open`` without its size check: that one follows a global of Pillow's and warns, ours is an argument.
-    """
-    file = io.BytesIO(data)
-    reasons: dict[str, Exception] = {}
-    for register_readers in (Image.preinit, Image.init):  # the common formats, then all of them
-        register_readers()
-        for format_name in FORMATS:
-            reader = Image.OPEN.get(format_name)
-            if reader is None or format_name in reasons:
-                continue
-            factory, accept = reader
-            if accept is not None and not _accepted(accept(data[:16])):
-                continue
-            file.seek(0)
-            try:
-                image: Image.Image = factory(file, "")
-            except Exception as error:  # noqa: BLE001 - damaged headers raise anything (struct.error, ValueError, ...)
-                reasons[format_name] = error
-            else:
-                return image
-    raise PictureError(f"{name} is no picture that can be opened ({_reason(data, reasons)}).")
+def _opened(data: bytes, name: str, limits: PictureLimits) -> Image.Image:
+    """:func:`identify`, for a file that would not cost more than its header says."""
+    bounds = {"max_pixels": limits.max_pixels, "max_scans": limits.max_scans}
+    check_structure(data, name, **bounds)
+    image = identify(data, name)
+    if image.format == "TIFF":
+        check_tiff_blocks(getattr(image, "tag_v2", {}), data, name, **bounds)
+    return image
 
 
-def _accepted(answer: Any) -> bool:
-    """A reader answers with something true, or with a text that says why it cannot read what it recognises."""
-    return bool(answer) and not isinstance(answer, str)
-
-
-def _reason(data: bytes, reasons: Mapping[str, Exception]) -> str:
-    """Why no reader opened `data`; `reasons` are of those that know its first bytes."""
-    if reasons:
-        said = "; ".join(f"{name}: {str(error) or type(error).__name__}" for name, error in reasons.items())
-        return f"it begins as {', '.join(reasons)}, but is damaged or of a kind that is not read: {said}"
-    return f"it begins with {data[:12]!r}; known formats: {', '.join(FORMATS)}"
+def _check_undecoded(image: Image.Image, name: str, limits: PictureLimits) -> None:
+    """The structure of the file behind a PIL image that ``Image.open`` gave and nobody has decoded yet."""
+    file = getattr(image, "fp", None)
+    if not getattr(image, "tile", None) or file is None:
+        return
+    position = file.tell()
+    file.seek(0)
+    data = file.read(limits.max_bytes)
+    file.seek(position)
+    check_structure(data, name, max_pixels=limits.max_pixels, max_scans=limits.max_scans)
 
 
 def _check_size(size_px: tuple[int, int], name: str, limits: PictureLimits) -> None:
@@ -274,6 +258,9 @@ def _decoded_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    stored = image.info.get("exif", b"")
+    if isinstance(stored, bytes) and not is_sane_directory(stored.removeprefix(b"Exif\0\0")):
+        return image
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except (SyntaxError, struct.error, ValueError, OSError, TypeError, KeyError):
