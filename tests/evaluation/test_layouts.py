@@ -188,8 +188,117 @@ def test_a_bad_line_is_told_and_the_others_are_read(tmp_path, line, reason):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("images", ["red.png"]), ("image_path", "red.png"), ("image", "red.png"), ("images", "red.png")],
+)
+def test_every_name_of_the_image_shows_it(tmp_path, name, value):
+    layouts.picture(tmp_path / "red.png")
+    file = layouts.write_lines(tmp_path / "q.jsonl", [{"question": "?", "answers": "x", name: value}])
+    reading = plain_layout.read_plain(Place(file))
+    assert [question.pictures for question in reading.questions] == [(tmp_path / "red.png",)] and not reading.bad
+
+
+def test_options_are_choices(tmp_path):
+    row = {"question": "Which?", "answers": "B", "options": ["x", "y"]}
+    (question,) = plain_layout.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row]))).questions
+    assert question.text == "Which?\nA. x\nB. y" and question.choices == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"img": "red.png"}, "it has 'img' (did you mean 'image'?), which would not be read"),
+        ({"Image": "red.png"}, "'Image' (did you mean 'image'?)"),
+        ({"pictures": ["red.png"]}, "'pictures' (did you mean 'images'?)"),
+        ({"option": ["x", "y"]}, "'option' (did you mean 'options'?)"),
+        ({"hint": "It is red."}, "it has 'hint', which would not be read; known are question, answers"),
+        ({"qestion": "Which?"}, "'qestion' (did you mean 'question'?)"),
+        ({"zzz": 0}, "it has 'zzz'"),
+        ({"image": "red.png", "images": ["red.png"]}, "'image' and 'images', which are names of one field"),
+        ({"choices": ["x", "y"], "options": ["x", "y"], "answers": "A"}, "names of one field"),
+        ({"options": "['x', 'y']"}, "'options' is \"['x', 'y']\"; expected list"),
+        ({"options": {"A": "x"}}, "expected list"),
+        ({"choices": ["x"], "answers": "A"}, "'choices' has 1 options; expected 2 to 26"),
+        ({"choices": ["x"] * 27, "answers": "A"}, "'choices' has 27 options"),
+        ({"question": "What is in <image 2>?", "image": "red.png"}, "speaks of <image 2>, and it has 1 images"),
+        ({"question": "What is in <image 1>?"}, "speaks of <image 1>, and it has 0 images"),
+        ({"question": "<image>\nWhat?", "image": "red.png"}, "holds '<image>'"),
+    ],
+)
+def test_nothing_is_asked_without_what_belongs_to_it(tmp_path, change, reason):
+    layouts.picture(tmp_path / "red.png")
+    row = {"question": "?", "answers": "x", **change}
+    reading = plain_layout.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row])))
+    assert not reading.questions
+    (bad,) = reasons(reading)
+    assert reason in bad
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=9), st.none() | st.integers() | st.text(max_size=3), max_size=3))
+def test_a_field_is_read_refused_or_describes(tmp_path_factory, extra):
+    row = {**extra, "question": "?", "answers": "x"}
+    file = layouts.write_lines(tmp_path_factory.mktemp("fields") / "q.jsonl", [row])
+    reading = plain_layout.read_plain(Place(file))
+    fields = plain_layout._FIELDS
+    unknown = [name for name, value in row.items() if value not in (None, "") and name not in fields.read]
+    if any(name not in fields.described for name in unknown):
+        assert not reading.questions and "which would not be read" in reading.bad[0].reason
+
+
+def test_describing_and_empty_fields_do_no_harm(tmp_path):
+    row = {
+        "question": "?",
+        "answers": "x",
+        "metadata": {"a": 1},
+        "source": "me",
+        "img": None,
+        "pictures": [],
+        "hint": "",
+    }
+    reading = plain_layout.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row])))
+    assert len(reading.questions) == 1 and not reading.bad and not reading.unread_fields
+
+
+@pytest.mark.parametrize(
+    ("read", "key"),
+    [
+        ("vqav2", "questions"),
+        ("textvqa", "data"),
+        ("docvqa", "data"),
+        ("seed", "questions"),
+        ("gqa", "20123"),
+        ("scienceqa", "5"),
+        ("captions", "images"),
+        ("mmmu", None),
+    ],
+)
+def test_a_benchmarks_unknown_field_is_refused_if_it_may_matter_and_told_otherwise(tmp_path, read, key):
+    module = choice_layouts if hasattr(choice_layouts, f"read_{read}") else vqa_layouts
+    path, reader = getattr(layouts, read)(tmp_path), getattr(module, f"read_{read}")
+    content, before = json.loads(path.read_text()), reader(Place(path))
+    assert not before.unread_fields
+    rows = content if key is None else content[key]
+    row = rows[0] if isinstance(rows, list) else rows
+    row["my_note"] = "harmless"
+    layouts.write(path, content)
+    told = reader(Place(path))
+    assert told.unread_fields == {"my_note": 1} and told.questions == before.questions
+    row["second_image"] = "x.png"
+    layouts.write(path, content)
+    refused = reader(Place(path))
+    assert len(refused.questions) == len(before.questions) - 1
+    assert any("it has 'second_image'" in reason for reason in reasons(refused))
+
+
+@pytest.mark.parametrize(
     ("read", "change", "reason"),
     [
+        ("pope", {"hint": "It is red."}, "it has 'hint'"),
+        ("seed", {"choice_e": "Five"}, "it has 'choice_e' (did you mean"),
+        ("mmmu", {"image_8": "red.png"}, "it has 'image_8' (did you mean"),
+        ("mmmu", {"image": "red.png"}, "it has 'image' (did you mean"),
+        ("mmmu", {"image_1": None, "image_2": None}, "without a gap"),
+        ("mmmu", {"image_2": None}, "speaks of <image 2>, and it has 1 images"),
         ("pope", {"label": "maybe"}, "'label' is 'maybe'; expected yes or no"),
         ("seed", {"answer": "F"}, "expected a letter from A to D"),
         ("mmmu", {"options": "['x'"}, "expected a list of texts"),

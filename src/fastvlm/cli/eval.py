@@ -116,9 +116,13 @@ def _show_check(reading: Reading, asked: Asked, *, is_json: bool) -> None:
             typer.echo(f"{test}: {count} questions")
         for reason, count in reading.left_out.items():
             typer.echo(f"left out: {count} {reason}")
+        for name, count in reading.unread_fields.items():
+            typer.echo(f"not read: the field {name!r} of {count} records")
         for line in bad:
             typer.echo(f"bad: {line}")
-    print_json({"task": asked.name, "n": counts, "left_out": dict(reading.left_out), "bad_records": bad})
+    unread = dict(reading.unread_fields)
+    left_out = dict(reading.left_out)
+    print_json({"task": asked.name, "n": counts, "left_out": left_out, "unread_fields": unread, "bad_records": bad})
     if bad:
         raise DataError(
             f"{len(bad)} of {len(bad) + len(reading.questions)} records cannot be asked; they are listed above."
@@ -134,6 +138,8 @@ def _usable(asked: Asked, reading: Reading, seed: int) -> list[Question]:
             f"{len(reading.bad)} of {len(reading.bad) + len(reading.questions)} records cannot be asked; the first: "
             f"{reading.bad[0]}. --check lists them all, --skip-bad leaves them out."
         )
+    if reading.unread_fields:
+        say("warning", f"fields that are not read: {', '.join(map(repr, reading.unread_fields))}")
     for record in reading.bad[:_TOLD]:
         say("skipped", str(record))
     if len(reading.bad) > _TOLD:

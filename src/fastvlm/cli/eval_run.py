@@ -117,6 +117,7 @@ class Run:
             "settings": {**self.identity(), "limit": self.asked.limit, "slots": self.machine.slots},
             "bad_records": [str(record) for record in reading.bad],
             "left_out": dict(reading.left_out),
+            "unread_fields": dict(reading.unread_fields),
             "environment": environment_card(),
         }
         content = summary(about, result, rows, self.metric, published)

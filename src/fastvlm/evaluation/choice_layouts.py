@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import UsageError
-from fastvlm.evaluation.questions import Picture, Question, letters_for, with_options
+from fastvlm.evaluation.questions import MOST_OPTIONS, Picture, Question, letters_for, with_options
+from fastvlm.evaluation.record_fields import Fields, listed
 from fastvlm.evaluation.record_files import Record, json_lines, json_records, parquet_records, read_text
 from fastvlm.evaluation.records import (
     LeftOut,
@@ -25,7 +26,23 @@ from fastvlm.evaluation.vqa_layouts import Place
 __all__ = ["read_ai2d", "read_mmmu", "read_pope", "read_scienceqa", "read_seed"]
 
 _MMMU_PICTURES = 7
-_MOST_OPTIONS = 26
+_POPE_FIELDS = Fields(read=("question_id", "image", "text", "label"))
+_SEED_FIELDS = Fields(
+    read=("answer", "choice_a", "choice_b", "choice_c", "choice_d", "data_id", "data_type", "question", "question_id"),
+    described=listed("data_source level question_type_id segment subpart version"),
+)
+_MMMU_FIELDS = Fields(
+    read=("id", "question", "options", "answer", *(f"image_{number}" for number in range(1, _MMMU_PICTURES + 1))),
+    described=listed("explanation img_type question_type subfield topic_difficulty"),
+)
+_SCIENCEQA_FIELDS = Fields(
+    read=("question", "choices", "answer", "hint", "image", "split"),
+    described=listed("category grade lecture skill solution subject task topic"),
+)
+_AI2D_FIELDS = Fields(
+    read=("answerTexts", "correctAnswer", "questionId", "imageName"),
+    described=listed("abcLabel"),
+)
 
 
 def read_pope(place: Place) -> Reading:
@@ -59,7 +76,7 @@ def _read_pope_file(place: Place, file: Path, test: str) -> Reading:
             (label,),
         )
 
-    return read_questions(json_lines(file), make)
+    return read_questions(json_lines(file), make, _POPE_FIELDS)
 
 
 def read_seed(place: Place) -> Reading:
@@ -85,7 +102,7 @@ def read_seed(place: Place) -> Reading:
             choices,
         )
 
-    return read_questions(json_records(place.data, "questions"), make)
+    return read_questions(json_records(place.data, "questions"), make, _SEED_FIELDS)
 
 
 def read_mmmu(place: Place) -> Reading:
@@ -96,7 +113,7 @@ def read_mmmu(place: Place) -> Reading:
     """
     reading = Reading()
     for file in _mmmu_files(place.data):
-        reading.add(read_questions(_mmmu_records(file), lambda record: _mmmu_question(place, record)))
+        reading.add(read_questions(_mmmu_records(file), lambda record: _mmmu_question(place, record), _MMMU_FIELDS))
     return reading
 
 
@@ -121,7 +138,7 @@ def _mmmu_question(place: Place, record: Record) -> Question:
     if not choices and answers[0].startswith("["):
         answers = _listed(answers[0], "answer")
     numbers = [n for n in range(1, _MMMU_PICTURES + 1) if content.get(f"image_{n}") is not None]
-    if numbers != list(range(1, len(numbers) + 1)):
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
         raise RecordProblem(f"it has the pictures {numbers}; expected image_1, image_2 and so on without a gap")
     pictures = tuple(_mmmu_picture(place, content[f"image_{number}"]) for number in numbers)
     text, name = need(content, "question", str), need(content, "id", str)
@@ -173,7 +190,7 @@ def read_scienceqa(place: Place) -> Reading:
         text = f"Context: {hint}\n{text}" if hint else text
         return _multiple_choice(record.key, place.test, text, pictures, letters_for(choices)[number], choices)
 
-    return read_questions(json_records(place.data), make)
+    return read_questions(json_records(place.data), make, _SCIENCEQA_FIELDS)
 
 
 def read_ai2d(place: Place) -> Reading:
@@ -187,7 +204,7 @@ def read_ai2d(place: Place) -> Reading:
         raise UsageError(f"{place.data} has no files questions/*.json; expected AI2D's folder.")
     ids = place.data / "ai2d_test_ids.csv"
     wanted = set(read_text(ids).split()) if ids.is_file() else None
-    return read_questions(_ai2d_records(files), lambda record: _ai2d_question(place, record, wanted))
+    return read_questions(_ai2d_records(files), lambda record: _ai2d_question(place, record, wanted), _AI2D_FIELDS)
 
 
 def _ai2d_records(files: list[Path]) -> Iterator[Record]:
@@ -219,8 +236,8 @@ def _multiple_choice(
     identity: str, test: str, text: str, pictures: tuple[Picture, ...], answer: str, choices: tuple[str, ...]
 ) -> Question:
     """A question with its options below it."""
-    if not 2 <= len(choices) <= _MOST_OPTIONS:
-        raise RecordProblem(f"it has {len(choices)} options; expected 2 to {_MOST_OPTIONS}")
+    if not 2 <= len(choices) <= MOST_OPTIONS:
+        raise RecordProblem(f"it has {len(choices)} options; expected 2 to {MOST_OPTIONS}")
     letter = answer.strip().upper()
     if len(letter) != 1 or letter not in letters_for(choices):
         raise RecordProblem(f"the answer is {answer!r}; expected a letter from A to {letters_for(choices)[-1]}")

@@ -12,12 +12,23 @@ from PIL import Image
 
 from fastvlm.pictures import open_picture
 
-__all__ = ["GREY", "Picture", "Question", "letters_for", "messages_of", "seen_grey", "with_options"]
+__all__ = [
+    "GREY",
+    "MOST_OPTIONS",
+    "Picture",
+    "Question",
+    "letters_for",
+    "messages_of",
+    "missing_places",
+    "seen_grey",
+    "with_options",
+]
 
 Picture = Path | str | bytes  # a file, a data URI, or an encoded picture
 GREY = (128, 128, 128)
 _GREY_SIDE_PX = 256
 _PLACE = re.compile(r"<image (\d+)>")  # where MMMU's texts want a picture
+MOST_OPTIONS = 26
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -58,6 +69,12 @@ def with_options(text: str, choices: Sequence[str]) -> str:
 def seen_grey(question: Question) -> Question:
     """The same question about uniform grey pictures: what is answered right then, is answered without seeing."""
     return replace(question, is_blind=True)
+
+
+def missing_places(question: Question) -> list[int]:
+    """The numbers of images that the text wants to show (``<image 3>``) and that the question does not have."""
+    numbers = sorted({int(number) for number in _PLACE.findall(question.text)})
+    return [number for number in numbers if not 1 <= number <= len(question.pictures)]
 
 
 def messages_of(question: Question, hint: str = "") -> list[dict[str, Any]]:

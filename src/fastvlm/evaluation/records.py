@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastvlm.evaluation.questions import Picture, Question
+from fastvlm.evaluation.questions import Picture, Question, missing_places
 from fastvlm.evaluation.record_files import Record
+from fastvlm.processing.prompt import SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from fastvlm.evaluation.record_fields import Fields
 
 __all__ = [
     "BadRecord",
@@ -56,23 +60,34 @@ class Reading:
         questions: what can be asked, in the files' order.
         bad: what cannot.
         left_out: records that do not belong to the task, counted by the reason.
+        unread_fields: names of fields that no reader knows and that do not look like a part of the question, counted.
     """
 
     questions: list[Question] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    unread_fields: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Reading) -> None:
         """Append what another file had."""
         self.questions += other.questions
         self.bad += other.bad
         self.left_out += other.left_out
+        self.unread_fields += other.unread_fields
 
 
-def values_of(records: Iterable[Record], reading: Reading, make: Callable[[Record], T]) -> Iterator[T]:
-    """What `make` makes of each record; it raises RecordProblem for a bad one and LeftOut for one that is not meant."""
+def values_of(records: Iterable[Record], reading: Reading, make: Callable[[Record], T], fields: Fields) -> Iterator[T]:
+    """What `make` makes of each record; it raises RecordProblem for a bad one and LeftOut for one that is not meant.
+
+    A record with a field that is not among `fields` is bad, or the field is counted in `reading` (see Fields).
+    """
+
+    def make_known(record: Record) -> T:
+        reading.unread_fields.update(fields.unread(record.content))
+        return make(record)
+
     for record in records:
-        value = _attempt(record, reading, make)
+        value = _attempt(record, reading, make_known)
         if value is not None:
             yield value
 
@@ -89,7 +104,7 @@ def _attempt(record: Record, reading: Reading, make: Callable[[Record], T]) -> T
     return None
 
 
-def read_questions(records: Iterable[Record], make: Callable[[Record], Question]) -> Reading:
+def read_questions(records: Iterable[Record], make: Callable[[Record], Question], fields: Fields) -> Reading:
     """The questions that `make` makes of the records, as :func:`values_of`; no id may stand there twice."""
     reading, lines = Reading(), dict[str, int]()
 
@@ -100,7 +115,7 @@ def read_questions(records: Iterable[Record], make: Callable[[Record], Question]
         lines[question.id] = record.line
         return question
 
-    reading.questions.extend(values_of(records, reading, make_new))
+    reading.questions.extend(values_of(records, reading, make_new, fields))
     return reading
 
 
@@ -109,6 +124,15 @@ def _checked(question: Question) -> Question:
         raise RecordProblem("the question is empty")
     if not any(answer.strip() for answer in question.answers):
         raise RecordProblem("there is no answer")
+    missing = missing_places(question)
+    if missing:
+        raise RecordProblem(f"its text speaks of <image {missing[0]}>, and it has {len(question.pictures)} images")
+    special = [token for token in SPECIAL_TOKENS if token in question.text]
+    if special:
+        raise RecordProblem(
+            f"its text holds {special[0]!r}, which the model reads as a mark; images are named in their own field and "
+            "stand before the text, or where it says <image 1>"
+        )
     return question
 
 

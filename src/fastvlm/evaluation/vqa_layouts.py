@@ -13,10 +13,39 @@ from typing import Any
 
 from fastvlm.errors import UsageError
 from fastvlm.evaluation.questions import Question
+from fastvlm.evaluation.record_fields import Fields, listed
 from fastvlm.evaluation.record_files import Record, json_records
 from fastvlm.evaluation.records import Reading, RecordProblem, find_picture, need, need_texts, read_questions, values_of
 
 __all__ = ["Place", "read_captions", "read_chartqa", "read_docvqa", "read_gqa", "read_textvqa", "read_vqav2"]
+
+_VQAV2_FIELDS = Fields(read=("question_id", "image_id", "question"))
+_ANNOTATION_FIELDS = Fields(
+    read=("question_id", "answers"), described=listed("answer_type image_id multiple_choice_answer question_type")
+)
+_TEXTVQA_FIELDS = Fields(
+    read=("question_id", "image_id", "question", "answers"),
+    described=listed(
+        "flickr_300k_url flickr_original_url image_classes image_height image_name image_path image_width "
+        "question_tokens set_name"
+    ),
+)
+_DOCVQA_FIELDS = Fields(
+    read=("questionId", "question", "image", "image_local_name", "answers"),
+    described=listed(
+        "answer_type data_split docId evidence image_url ocr_output_file operation/reasoning question_types "
+        "ucsf_document_id ucsf_document_page_no"
+    ),
+)
+_CHARTQA_FIELDS = Fields(read=("imgname", "query", "label"), described=listed("human_or_machine type"))
+_GQA_FIELDS = Fields(
+    read=("question", "imageId", "answer"),
+    described=listed("annotations entailed equivalent fullAnswer groups isBalanced semantic semanticStr types"),
+)
+_COCO_IMAGE_FIELDS = Fields(
+    read=("id", "file_name"), described=listed("coco_url date_captured flickr_url height license width")
+)
+_COCO_CAPTION_FIELDS = Fields(read=("image_id", "caption"), described=listed("id"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +95,7 @@ def read_vqav2(place: Place) -> Reading:
             answers[number],
         )
 
-    reading.add(read_questions(json_records(place.data, "questions"), make))
+    reading.add(read_questions(json_records(place.data, "questions"), make, _VQAV2_FIELDS))
     return reading
 
 
@@ -86,7 +115,7 @@ def _annotations(path: Path) -> tuple[dict[int, tuple[str, ...]], Reading]:
         given = need(record.content, "answers", list)
         return need(record.content, "question_id", int), tuple(need(one, "answer", str) for one in given)
 
-    answers.update(values_of(json_records(path, "annotations"), reading, make))
+    answers.update(values_of(json_records(path, "annotations"), reading, make, _ANNOTATION_FIELDS))
     return answers, reading
 
 
@@ -107,7 +136,7 @@ def read_textvqa(place: Place) -> Reading:
             need_texts(record.content, "answers"),
         )
 
-    return read_questions(json_records(place.data, "data"), make)
+    return read_questions(json_records(place.data, "data"), make, _TEXTVQA_FIELDS)
 
 
 def read_docvqa(place: Place) -> Reading:
@@ -129,7 +158,7 @@ def read_docvqa(place: Place) -> Reading:
             need_texts(record.content, "answers"),
         )
 
-    return read_questions(json_records(place.data, "data"), make)
+    return read_questions(json_records(place.data, "data"), make, _DOCVQA_FIELDS)
 
 
 def read_chartqa(place: Place) -> Reading:
@@ -163,7 +192,7 @@ def _read_chart_file(place: Place, file: Path, test: str) -> Reading:
             need_texts(record.content, "label"),
         )
 
-    return read_questions(json_records(file), make)
+    return read_questions(json_records(file), make, _CHARTQA_FIELDS)
 
 
 def read_gqa(place: Place) -> Reading:
@@ -183,7 +212,7 @@ def read_gqa(place: Place) -> Reading:
             need_texts(record.content, "answer"),
         )
 
-    return read_questions(json_records(place.data), make)
+    return read_questions(json_records(place.data), make, _GQA_FIELDS)
 
 
 def read_captions(place: Place) -> Reading:
@@ -196,7 +225,9 @@ def read_captions(place: Place) -> Reading:
     def make_caption(record: Record) -> tuple[int, str]:
         return need(record.content, "image_id", int), need(record.content, "caption", str)
 
-    for number, caption in values_of(json_records(place.data, "annotations"), reading, make_caption):
+    for number, caption in values_of(
+        json_records(place.data, "annotations"), reading, make_caption, _COCO_CAPTION_FIELDS
+    ):
         captions[number].append(caption)
     folders = place.folders("val2014", "images")
 
@@ -206,7 +237,7 @@ def read_captions(place: Place) -> Reading:
         text = "Provide a one-sentence caption for the provided image."  # lmms-eval's, of LLaVA
         return Question(str(number), place.test, text, (picture,), tuple(captions[number]))
 
-    reading.add(read_questions(json_records(place.data, "images"), make))
+    reading.add(read_questions(json_records(place.data, "images"), make, _COCO_IMAGE_FIELDS))
     return reading
 
 
