@@ -217,3 +217,10 @@ def layouts_place(file):
     from fastvlm.evaluation.vqa_layouts import Place
 
     return Place(file)
+
+
+def test_answers_that_the_metric_cannot_judge_are_told_before_anything_is_asked(tmp_path):
+    engine = Echo()
+    with pytest.raises(DataError, match=r"5 of 5 questions do not fit the metric; the first: the question '0'"):
+        run(engine, QUESTIONS, METRICS["yes-no"], Asking(), folder=tmp_path)
+    assert engine.asked == [] and list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from fastvlm.evaluation.relaxed_accuracy import as_number, relaxed_accuracy
 from fastvlm.evaluation.text_match import anls, edit_distance, exact_match, judge_characters, normalised, similarity
 from fastvlm.evaluation.vqa_accuracy import agreement, one_spelling, vqa_accuracy
 from fastvlm.evaluation.wilson import wilson_interval
-from fastvlm.evaluation.yes_no import judge_yes_no, read_yes_no
+from fastvlm.evaluation.yes_no import judge_yes_no, read_yes_no, yes_no_problem
 
 WORDS = st.text(st.characters(codec="ascii", categories=("Ll", "Lu", "Nd", "Po", "Zs")), max_size=24)
 ANSWERED = [name for name in METRICS if name not in ("cider", "yes-no")]
@@ -182,6 +182,29 @@ ANIMALS = ("a dog", "a cat", "a black cat", "a bird")
         ("A bird", "D"),
         ("a dog or a cat", None),
         ("so D it is", "D"),
+        ("Answer: b", "B"),
+        ("answer: (b)", "B"),
+        ("ANSWER: B", "B"),
+        ("Answer: **b**", "B"),
+        ("Answer: __b__", "B"),
+        ("The answer is b.", "B"),
+        ("The answer is b because of its ears", "B"),
+        ("option c, I think", "C"),
+        ("the answer is a", "A"),
+        ("the answer is a.", "A"),
+        ("The answer is a dog", "A"),
+        ("The answer is a black cat", "C"),
+        ("The answer is A black cat", "C"),
+        ("The answer is A because a bird is not there", "A"),
+        ("Answer: A cat", "B"),
+        ("The answer is e-mail", None),
+        ("b) a horse", "B"),
+        ("b. it is a horse", "B"),
+        ("(b) a horse", "B"),
+        ("**b** it is", "B"),
+        ("It could be (a) or (b)", "B"),
+        ("two dog(d)", None),
+        ("b.c. is long ago", None),
         ("E", None),
         ("a horse", None),
         ("", None),
@@ -194,11 +217,14 @@ def test_the_letter_of_a_reply(reply, letter):
 @given(
     st.lists(st.text("xyz ", min_size=1, max_size=9), min_size=2, max_size=8),
     st.data(),
-    st.sampled_from(["{}", "({})", "{}.", "{})", "The answer is {}.", "Answer: {}", "{}: xyz", " {} "]),
+    st.sampled_from(
+        ["{}", "({})", "{}.", "{})", "The answer is {}.", "Answer: {}", "{}: xyz", " {} ", "**{}**", "[{}]"]
+    ),
+    st.booleans(),
 )
-def test_a_letter_is_read_from_any_usual_form(choices, data, form):
+def test_a_letter_is_read_from_any_usual_form(choices, data, form, is_small):
     letter = data.draw(st.sampled_from("ABCDEFGH"[: len(choices)]))
-    assert read_letter(form.format(letter), choices) == letter
+    assert read_letter(form.format(letter.lower() if is_small else letter), choices) == letter
 
 
 @given(WORDS, st.lists(WORDS, max_size=6))
@@ -230,10 +256,62 @@ def test_choice_accuracy_with_and_without_options():
         ("Nobody", "yes"),
         ("", "yes"),
         ("No, there is not", "no"),
+        ("No!", "no"),
+        ("**No**", "no"),
+        ("**No.**", "no"),
+        ("(no)", "no"),
+        ("'No'", "no"),
+        ("`no`", "no"),
+        ("_no_", "no"),
+        ("\u201cNo\u201d", "no"),
+        ("No\u2014nothing", "no"),
+        ("No\u2026", "no"),
+        ("No: nothing", "no"),
+        ("No;", "no"),
+        ("no,there is none", "no"),
+        ("NO", "no"),
+        ("*not*", "no"),
+        ("**Yes**", "yes"),
+        ("Yes!", "yes"),
+        ("There isn't one", "yes"),  # as the authors' code reads it
+        ("No-one", "yes"),
+        ("Now", "yes"),
+        ("I know. No.", "yes"),
     ],
 )
 def test_yes_or_no(reply, read):
     assert read_yes_no(reply) == read
+
+
+def authors_reading(reply):
+    """POPE's evaluate.py (github.com/AoiDragon/POPE), by its description."""
+    words = reply.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+@given(st.lists(st.sampled_from(["Yes", "No", "no", "not", "there", "is", "nobody", "isn't", "dog", "."]), max_size=7))
+def test_plain_words_are_read_as_the_authors_do(words):
+    assert read_yes_no(" ".join(words)) == authors_reading(" ".join(words))
+
+
+MARKS = st.text("!?*_()[]`'\";:\u2026\u201c\u201d ", max_size=3)
+
+
+@given(MARKS, st.sampled_from(["yes", "no"]), MARKS, st.sampled_from([str, str.upper, str.capitalize]))
+def test_marks_around_yes_and_no_change_nothing(before, word, after, spelled):
+    marked = f"{before}{spelled(word)}{after}"
+    assert read_yes_no(marked) == word
+    assert exact_match(marked.replace("\u2026", ""), asked(word)) == 1
+
+
+def test_only_yes_and_no_can_be_judged():
+    assert [yes_no_problem(asked(one)) for one in ("yes", "No", " Yes. ")] == [None] * 3
+    assert yes_no_problem(asked("maybe")) == "the question '1' has the answer 'maybe'; this metric needs yes or no"
+    assert judge_yes_no(["Yes", "no"], [asked("Yes."), asked("No")]).figures["accuracy"] == 1
+
+
+def test_an_answer_of_marks_alone_is_not_met_by_silence():
+    assert exact_match("", asked("?")) == 0 and exact_match("?", asked("?")) == 1
 
 
 def test_pope_by_hand():

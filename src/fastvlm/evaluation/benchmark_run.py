@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastvlm.engine.engine import Engine
-from fastvlm.errors import UsageError
+from fastvlm.errors import DataError, UsageError
 from fastvlm.evaluation.judging import Metric
 from fastvlm.evaluation.predictions import Prediction, PredictionFile
 from fastvlm.evaluation.questions import Question, seen_grey
@@ -70,10 +70,15 @@ def run(
 
     Raises:
         UsageError: no questions.
-        DataError: predictions of an earlier run that cannot be read.
+        DataError: answers that the metric cannot judge; predictions of an earlier run that cannot be read.
     """
     if not questions:
         raise UsageError("There are no questions to ask. Is it the right file, and the right --task?")
+    problems = [problem for question in questions if (problem := metric.problem(question)) is not None]
+    if problems:
+        raise DataError(
+            f"{len(problems)} of {len(questions)} questions do not fit the metric; the first: {problems[0]}."
+        )
     start_s = time.perf_counter()
     with PredictionFile(_file(folder, "predictions.jsonl")) as seen:
         num_kept = sum(seen.is_answered(question.id) for question in questions)

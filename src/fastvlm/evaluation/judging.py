@@ -30,6 +30,12 @@ class Judged:
 Judge = Callable[[Sequence[str], Sequence[Question]], Judged]
 
 
+def _no_problem(question: Question) -> str | None:
+    """Any answer will do."""
+    del question
+    return None
+
+
 @dataclass(frozen=True)
 class Metric:
     """A published way to score.
@@ -40,6 +46,7 @@ class Metric:
         source: where it is defined.
         judge: replies and their questions, equally many and at least one.
         is_error: True if less is better.
+        problem: why a question cannot be judged, or None; for metrics that need certain answers.
     """
 
     name: str
@@ -47,6 +54,7 @@ class Metric:
     source: str
     judge: Judge
     is_error: bool = False
+    problem: Callable[[Question], str | None] = _no_problem
 
 
 def mean(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from fastvlm.evaluation.option_letter import choice_accuracy
 from fastvlm.evaluation.relaxed_accuracy import relaxed_accuracy
 from fastvlm.evaluation.text_match import anls, exact_match, judge_characters
 from fastvlm.evaluation.vqa_accuracy import vqa_accuracy
-from fastvlm.evaluation.yes_no import judge_yes_no
+from fastvlm.evaluation.yes_no import judge_yes_no, yes_no_problem
 
 __all__ = ["METRICS"]
 
@@ -32,7 +32,13 @@ METRICS = {
         Metric(
             "choice", "multiple choice", "Yue et al. 2024, arXiv 2311.16502, section 4.1", one_by_one(choice_accuracy)
         ),
-        Metric("yes-no", "F1 of yes", "Li et al. 2023, arXiv 2305.10355, section 5.1", judge_yes_no),
+        Metric(
+            "yes-no",
+            "F1 of yes",
+            "Li et al. 2023, arXiv 2305.10355, section 5.1",
+            judge_yes_no,
+            problem=yes_no_problem,
+        ),
         Metric("cer", "character error rate", "Rice 1996, section 2.1", judge_characters, is_error=True),
         Metric("cider", "CIDEr", "Vedantam et al. 2015, arXiv 1411.5726; CIDEr-D by pycocoevalcap", judge_captions),
     )

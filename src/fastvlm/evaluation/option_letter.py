@@ -17,8 +17,12 @@ __all__ = ["choice_accuracy", "read_letter"]
 # "B", "(B)", "B.", "**B**", "B: a dog"; not "A dog", whose A is an article.
 _FIRST = re.compile(r"[\W_]*([A-Z])(?=$|\s*[).:,\]*\n]|\s*$)")
 _FIRST_PLAIN = re.compile(r"[\W_]*([B-HJ-Z])\s")
-_BRACKETED = re.compile(r"\(([A-Z])\)")
-_ANNOUNCED = re.compile(r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\b(?: is| would be)?[\s:*(\"']*([A-Z])\b(?!')")
+_FIRST_SMALL = re.compile(r"[\W_]*([a-z])(?=[).:\]*]+(?:\s|$))")  # "b) a cat"; not "e.g. a cat"
+_BRACKETED = re.compile(r"(?<!\w)\(([A-Za-z])\)")  # not "cat(s)"
+_ANNOUNCED = re.compile(r"\b(?i:answer|option|choice)\b(?: is| would be)?[\s:=*_(\"'`]*")
+_LETTER = re.compile(r"([A-Za-z])(?![^\W_]|['\u2019-])")
+_CLOSED = re.compile(r"[A-Za-z]\s*(?:$|[^\w\s]|_|\n)")
+_ARTICLES = "AaIi"  # an article and a pronoun too
 _SMALL = re.compile(r"\W*([a-z])\W*")
 _ALONE = re.compile(r"(?<![\w'])([B-HJ-Z])(?![\w'])")  # neither the article A nor the pronoun I
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
@@ -29,20 +33,37 @@ def read_letter(reply: str, choices: Sequence[str]) -> str | None:
 
     In this order: a letter that the reply begins with; the last letter in brackets; the last after "answer", "option"
     or "choice"; a lone small letter; the one option whose text is the reply, or is in it; the one capital letter that
-    stands alone.
+    stands alone. A small letter counts where a mark closes it, and after "answer" unless it may be an article.
     """
     letters, text = letters_for(choices), reply.strip()
-    for found in (_FIRST.match(text), _FIRST_PLAIN.match(text)):
-        if found and found[1] in letters:
-            return found[1]
-    for pattern in (_BRACKETED, _ANNOUNCED):
-        known = [letter for letter in pattern.findall(text) if letter in letters]
-        if known:
-            return str(known[-1])
+    for pattern in (_FIRST, _FIRST_PLAIN, _FIRST_SMALL):
+        found = pattern.match(text)
+        if found and found[1].upper() in letters:
+            return found[1].upper()
+    bracketed = [letter.upper() for letter in _BRACKETED.findall(text) if letter.upper() in letters]
+    if bracketed:
+        return bracketed[-1]
+    announced = [letter for found in _ANNOUNCED.finditer(text) if (letter := _announced(text[found.end() :], choices))]
+    if announced:
+        return announced[-1]
     small = _SMALL.fullmatch(text)
     if small and small[1].upper() in letters:
         return small[1].upper()
     return _by_text(text, choices) or _only([letter for letter in _ALONE.findall(text) if letter in letters])
+
+
+def _announced(rest: str, choices: Sequence[str]) -> str | None:
+    """The letter right after "answer"; where it may be an article, an option whose text begins there goes first."""
+    found, letters = _LETTER.match(rest), letters_for(choices)
+    if found is None or found[1].upper() not in letters:
+        return None
+    if _CLOSED.match(rest) or found[1] not in _ARTICLES:
+        return found[1].upper()
+    if found[1].islower():
+        return None
+    said = _words(rest)
+    begun = [pair for pair in zip(map(_words, choices), letters, strict=True) if f"{said} ".startswith(f"{pair[0]} ")]
+    return max(begun, key=lambda pair: len(pair[0]))[1] if begun else found[1]
 
 
 def _by_text(reply: str, choices: Sequence[str]) -> str | None:

@@ -19,11 +19,15 @@ __all__ = [
 ]
 
 ANLS_THRESHOLD = 0.5
+_OUTER_MARKS = (
+    " .!?,:;\"'`*_()[]\u201c\u201d\u2018\u2019"  # punctuation, quotes and Markdown; no signs of a number: $, %, -, +
+)
 
 
 def normalised(text: str) -> str:
     """Small letters; no "it is", article, outer punctuation, or runs of blanks; British and American spelling alike."""
-    text = re.sub(r"\s+", " ", text.strip().casefold()).strip(" .!\"'")
+    text = re.sub(r"\s+", " ", text.strip().casefold())
+    text = text.strip(_OUTER_MARKS) or text
     text = re.sub(r"^it is ", "", text)
     text = re.sub(r"^(a|an|the) ", "", text)
     return text.replace("colour", "color").replace("grey", "gray")
