@@ -8,6 +8,7 @@ import torch
 import fastvlm as package
 from fastvlm.cli.checkpoint_facts import Parameters, count_parameters, licence_note, read_facts
 from fastvlm.config import PRESETS
+from fastvlm.model.cache_name import CACHE_NAME
 
 
 def test_facts_are_those_of_the_open_model(fastvlm, parrot_folder):
@@ -36,7 +37,7 @@ def test_facts_are_those_of_the_open_model(fastvlm, parrot_folder):
 def test_kv_bytes_are_those_of_the_cache(parrot_folder):
     model, _ = package.load(parrot_folder)
     tokens = 7
-    cache = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True).past_key_values
+    cache = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)[CACHE_NAME]
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert read_facts(parrot_folder).kv_bytes_per_token["float32"] == stored / tokens
 

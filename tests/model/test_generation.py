@@ -9,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from fastvlm import FastVlmConfig, FastVlmForConditionalGeneration
 from fastvlm.errors import ContextLengthError, ImageTokenMismatchError
+from fastvlm.model.cache_name import CACHE_NAME
 
 NO_IMAGE = {"bad_words_ids": [[tiny.IMAGE_ID]]}
 
@@ -269,7 +270,7 @@ def test_a_second_turn_continues_from_the_cache(tiny_model):
         **NO_IMAGE,
     )
     question = torch.cat([turn.sequences, torch.tensor([tiny.prompt("ttt", seed=5)])], dim=1)
-    cached = tiny_model.generate(input_ids=question, past_key_values=turn.past_key_values, max_new_tokens=5, **NO_IMAGE)
+    cached = tiny_model.generate(input_ids=question, max_new_tokens=5, **{CACHE_NAME: turn[CACHE_NAME]}, **NO_IMAGE)
     anew = tiny_model.generate(input_ids=question, pixel_values=pictures, max_new_tokens=5, **NO_IMAGE)
     assert torch.equal(cached, anew)
 

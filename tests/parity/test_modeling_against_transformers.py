@@ -5,6 +5,8 @@ import tiny
 import torch
 import transformers
 
+from fastvlm.model.cache_name import CACHE_NAME
+
 TOLERANCE = 1e-4
 # Older releases return features and multi-dimensional logits_to_keep in other shapes, and repeat pictures for beams.
 AS_DOCUMENTED = pytest.mark.skipif(
@@ -141,7 +143,10 @@ def test_generated_scores(twins):
         assert_same(mine[finite], reference[finite])
 
 
-FIELDS = ("logits", "past_key_values", "hidden_states", "attentions", "image_hidden_states", "loss")
+# 5.24 returns the encoder's whole output as `image_outputs`, in the place of `image_hidden_states`.
+HAS_IMAGE_OUTPUTS = CACHE_NAME == "cache"
+IMAGE_FIELD = "image_outputs" if HAS_IMAGE_OUTPUTS else "image_hidden_states"
+FIELDS = ("logits", CACHE_NAME, "hidden_states", "attentions", "image_hidden_states", "loss")
 
 
 @AS_DOCUMENTED
@@ -153,14 +158,17 @@ def test_every_output_field(twins):
     wanted = {"output_hidden_states": True, "output_attentions": True, "labels": inputs["input_ids"]}
     with torch.no_grad():
         mine, reference = ours(**inputs, **wanted), theirs(**inputs, **wanted)
-    assert set(mine.keys()) == set(reference.keys()) == set(FIELDS)
+    assert set(mine.keys()) == set(FIELDS)
+    assert set(reference.keys()) == {name.replace("image_hidden_states", IMAGE_FIELD) for name in FIELDS}
     for name in ("hidden_states", "attentions"):
         assert len(mine[name]) == len(reference[name])
         for tensor, other in zip(mine[name], reference[name], strict=True):
             assert_same(tensor, other)
-    assert_same(mine.image_hidden_states, reference.image_hidden_states)
+    features = reference[IMAGE_FIELD].pooler_output if HAS_IMAGE_OUTPUTS else reference[IMAGE_FIELD]
+    assert_same(mine.image_hidden_states, features)
+    assert mine.image_outputs.pooler_output is mine.image_hidden_states
     assert mine.image_hidden_states.shape == (2, 4, 32)
-    assert mine.past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+    assert mine[CACHE_NAME].get_seq_length() == inputs["input_ids"].shape[1]
 
 
 def test_tuples_have_the_same_order(twins):
@@ -169,11 +177,16 @@ def test_tuples_have_the_same_order(twins):
     with torch.no_grad():
         mine, reference = (m(**inputs, labels=inputs["input_ids"], return_dict=False) for m in (ours, theirs))
     assert isinstance(mine, tuple)
-    assert [type(part) for part in mine] == [type(part) for part in reference]
+    assert [type(part) for part in mine] == [type(part) for part in without_image(reference)] + [torch.Tensor]
     assert_same(mine[1], reference[1])
     with torch.no_grad():
         mine, reference = (m.model(**inputs, return_dict=False) for m in (ours, theirs))
-    assert [type(part) for part in mine] == [type(part) for part in reference]
+    assert [type(part) for part in mine] == [type(part) for part in without_image(reference)] + [torch.Tensor]
+
+
+def without_image(output):
+    """All but the last: features, or in 5.24 a tuple of the encoder's outputs."""
+    return list(output[:-1])
 
 
 @pytest.mark.parametrize("stages", [False, True])

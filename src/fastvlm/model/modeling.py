@@ -12,11 +12,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.utils import can_return_tuple
 
 from fastvlm.config import FastVlmConfig
 from fastvlm.errors import AttentionError, ConfigError
+from fastvlm.model.cache_name import CACHE_NAME, cache_argument
 from fastvlm.model.fastvithd import as_feature_tokens
 from fastvlm.model.generation import FastVlmGenerationMixin
 from fastvlm.model.joint import join_image_and_text
@@ -33,22 +38,29 @@ __all__ = [
 ]
 
 
+class _ImageOutputs:
+    """What transformers 5.24 calls `image_outputs`, beside the `image_hidden_states` of its earlier versions."""
+
+    image_hidden_states: Tensor | None
+
+    @property
+    def image_outputs(self) -> BaseModelOutputWithPooling | None:
+        """`pooler_output`: projected features (I, N, D), nothing else; None for a call without images."""
+        features = self.image_hidden_states
+        return None if features is None else BaseModelOutputWithPooling(pooler_output=features)
+
+
 @dataclass
-class FastVlmModelOutputWithPast(BaseModelOutputWithPast):  # type: ignore[misc]
+class FastVlmModelOutputWithPast(_ImageOutputs, BaseModelOutputWithPast):  # type: ignore[misc]
     """`image_hidden_states`: projected features (I, N, D) of this call's pictures, or None; the rest as in Qwen2."""
 
     image_hidden_states: Tensor | None = None
 
 
 @dataclass
-class FastVlmCausalLMOutputWithPast(ModelOutput):  # type: ignore[misc]
+class FastVlmCausalLMOutputWithPast(_ImageOutputs, CausalLMOutputWithPast):  # type: ignore[misc]
     """`logits` (B, T or fewer, V); `loss` scalar float32 if labels were given; the rest as without head."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
 
 
@@ -60,7 +72,7 @@ class FastVlmPreTrainedModel(DialectLoading):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = [CACHE_NAME]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -139,6 +151,7 @@ class FastVlmModel(FastVlmPreTrainedModel):
         vision_feature_layer: int | None = None,
         vision_feature_select_strategy: str | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> FastVlmModelOutputWithPast:
         """Run the decoder over text and pictures.
@@ -148,6 +161,8 @@ class FastVlmModel(FastVlmPreTrainedModel):
                 placeholders' rows equal the embedding of ``<image>``. Exactly one of the two.
             pixel_values: (I, 3, H, W) in [0, 1], the pictures of all samples in the order of their placeholders.
             attention_mask: (B, T), 1 for tokens, 0 for padding on either side.
+            past_key_values, cache: two names of one argument, the keys and values of earlier calls; transformers 5.24
+                calls it `cache`.
             mm_encoder_outputs: ``{"image": get_image_features(...)}`` instead of `pixel_values`.
 
         Raises:
@@ -173,8 +188,8 @@ class FastVlmModel(FastVlmPreTrainedModel):
         output = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **cache_argument(past_key_values, cache),
             **kwargs,
         )
         return FastVlmModelOutputWithPast(**output, image_hidden_states=image_embeds)
@@ -238,6 +253,7 @@ class FastVlmForConditionalGeneration(FastVlmPreTrainedModel, FastVlmGenerationM
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> FastVlmCausalLMOutputWithPast:
         """As :meth:`FastVlmModel.forward`, with logits and loss.
@@ -253,6 +269,7 @@ class FastVlmForConditionalGeneration(FastVlmPreTrainedModel, FastVlmGenerationM
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
@@ -268,7 +285,7 @@ class FastVlmForConditionalGeneration(FastVlmPreTrainedModel, FastVlmGenerationM
         return FastVlmCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
+            **{CACHE_NAME: getattr(output, CACHE_NAME)},
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             image_hidden_states=output.image_hidden_states,
