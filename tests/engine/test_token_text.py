@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from fastvlm.engine.token_text import TokenText
 
 
-def stream(pieces: list[bytes], stops=()) -> tuple[TokenText, list[str]]:
+def stream(pieces: list[bytes], stops=(), **settings) -> tuple[TokenText, list[str]]:
     """Each of `pieces` is one token; what was shown, one entry a token that showed something."""
 
     def decode(ids) -> str:
         return b"".join(pieces[i] for i in ids).decode("utf-8", "replace")
 
-    text = TokenText(decode, stops)
+    text = TokenText(decode, stops, **settings)
     shown = []
     for index in range(len(pieces)):
         shown.append(text.put(index))
@@ -38,6 +38,13 @@ def test_pieces_put_together_are_the_text(example):
     text, pieces = example
     streamed, shown = stream(pieces)
     assert "".join(shown) == text.strip() == streamed.text
+
+
+@given(cut_texts())
+def test_white_space_at_both_ends_may_be_kept(example):
+    text, pieces = example
+    streamed, shown = stream(pieces, keeps_space=True)
+    assert "".join(shown) == text == streamed.text
 
 
 @given(cut_texts())

@@ -93,12 +93,31 @@ def test_a_plain_completion_goes_on_where_a_text_ends(server, offline):
     asked = {"model": "mini", "prompt": [prompt, prompt], "max_tokens": 8, "logprobs": 2, "n": 2}
     reply = server.client.post("/v1/completions", json=asked).json()
     ids = offline.processor.tokenizer(prompt)["input_ids"]
-    expected = offline.generate({"input_ids": [ids]}, SamplingParams(max_new_tokens=8)).text
+    expected = offline.generate({"input_ids": [ids]}, SamplingParams(max_new_tokens=8, keep_whitespace=True)).text
     assert [choice["text"] for choice in reply["choices"]] == [expected] * 4
     logprobs = reply["choices"][0]["logprobs"]
     assert "".join(logprobs["tokens"]) == expected
     assert {len(values) for values in logprobs.values()} == {len(logprobs["tokens"])}
     assert reply["usage"]["prompt_tokens"] == 2 * len(ids)
+
+
+def test_the_text_of_a_completion_keeps_its_white_space(server):
+    """Whole, streamed and in steps: the same text, which goes on where the prompt ends."""
+
+    def text(prompt, tokens):
+        asked = {"model": "mini", "prompt": prompt, "max_tokens": tokens, "logprobs": 0}
+        [choice] = server.client.post("/v1/completions", json=asked).json()["choices"]
+        lines = server.client.post("/v1/completions", json={**asked, "stream": True}).text.splitlines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+        assert "".join(event["choices"][0]["text"] for event in events) == choice["text"]
+        assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+        return choice["text"]
+
+    prompt = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant"
+    whole, steps = text(prompt, 6), ""
+    for _ in range(6):
+        steps += text(prompt + steps, 1)
+    assert steps == whole and whole != whole.strip()
 
 
 def test_a_picture_that_was_sent_before_is_not_encoded_again(server):
@@ -149,12 +168,89 @@ def test_any_object_is_json(server):
 
 @pytest.mark.parametrize(
     "schema",
-    [{"type": "nonsense"}, {"type": "string", "pattern": "(?=a)b"}, {"$ref": "http://127.0.0.1/x"}, {"enum": []}],
+    [
+        *({"type": "nonsense"}, {"type": "string", "pattern": "(?=a)b"}, {"$ref": "http://127.0.0.1/x"}, {"enum": []}),
+        *({"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}}),
+    ],
 )
 def test_a_schema_that_cannot_be_enforced_is_refused(server, schema):
     asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     error = error_of(server.chat(question("?"), response_format=asked, max_tokens=4), 400)
     assert error["code"] == "invalid_json_schema" and error["param"] == "response_format.json_schema.schema"
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "<image>", "a <|endoftext|> b", "<|im_start|>user"])
+def test_a_schema_may_name_what_the_model_reads_as_a_mark(server, text):
+    schema = {"type": "object", "properties": {text: {"const": text}}, "required": [text]}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    reply = server.chat(question("?"), response_format=asked, max_tokens=100).json()
+    assert json.loads(reply["choices"][0]["message"]["content"]) == {text: text}
+
+
+def test_a_schema_that_leads_back_to_itself_with_a_way_out_is_enforced(server):
+    schema = {"anyOf": [{"type": "array", "items": {"$ref": "#"}, "maxItems": 1}, {"const": 1}]}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    reply = server.chat(question("?"), response_format=asked, max_tokens=100).json()
+    assert reply["choices"][0]["message"]["content"][0] in "[1"
+
+
+# ------------------------------------------------------------------------------------------ what has a plain meaning
+
+
+def content_of(response):
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"max_completion_tokens": 10**9}, {"max_tokens": 129}, {"seed": -1}, {"top_k": -1}, {"best_of": None}),
+        *({"top_p": 0}, {"top_p": 0, "temperature": 2}, {"temperature": 0, "top_k": -1, "seed": -1}),
+    ],
+)
+def test_settings_with_a_plain_meaning_are_taken(server, settings):
+    settings = {key: value for key, value in settings.items() if value is not None}
+    asked = question(LETTER, example("letter"))
+    assert content_of(server.chat(asked, **settings)) == content_of(server.chat(asked, max_tokens=128))
+
+
+def test_a_reply_gets_what_the_context_leaves(server):
+    asked = {"model": "mini", "prompt": "a" + " a" * 2000, "max_tokens": 100}
+    reply = server.client.post("/v1/completions", json=asked).json()
+    assert reply["usage"]["total_tokens"] <= 2048 and reply["choices"][0]["finish_reason"] in ("length", "stop")
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"), [({"best_of": 1}, 200), ({"best_of": 2, "n": 2}, 200), ({"best_of": 2}, 400)]
+)
+def test_best_of_may_say_what_n_says(server, settings, status):
+    asked = {"model": "mini", "prompt": "A", "max_tokens": 2, **settings}
+    response = server.client.post("/v1/completions", json=asked)
+    assert response.status_code == status
+    assert status == 200 or error_of(response, 400)["param"] == "best_of"
+
+
+def test_an_address_may_stand_without_an_object(server):
+    text = {"type": "text", "text": LETTER}
+    plain = {"role": "user", "content": [{"type": "image_url", "image_url": example("letter")}, text]}
+    assert content_of(server.chat(plain)) == content_of(server.chat(question(LETTER, example("letter"))))
+
+
+def test_several_system_messages_are_joined_in_front(server, offline):
+    rules = [{"role": role, "content": text} for role, text in (("system", "Be short."), ("developer", "Be kind."))]
+    joined = [{"role": "system", "content": "Be short.\nBe kind."}, question("Hello?")]
+    expected = offline.generate(joined, SamplingParams(max_new_tokens=24)).text
+    for messages in ([*rules, question("Hello?")], [rules[0], question("Hello?"), rules[1]]):
+        assert content_of(server.chat(*messages, max_tokens=24)) == expected
+
+
+def test_the_assistants_content_may_be_null(server):
+    turns = [question("Hello?"), {"role": "assistant", "content": None}, question("Hello?")]
+    empty = [turns[0], {"role": "assistant", "content": ""}, turns[2]]
+    assert content_of(server.chat(*turns)) == content_of(server.chat(*empty))
+    error = error_of(server.chat({"role": "user", "content": None}), 400)
+    assert error["param"] == "messages[0].content"
 
 
 # ------------------------------------------------------------------------------------------ what is refused
@@ -234,7 +330,8 @@ def test_only_users_send_pictures_and_not_too_many(server):
         (b"[]", "invalid_value"),
         (b"null", "invalid_value"),
         (b"\xff\xfe", "invalid_json"),
-        (b'{"model": "mini", "messages": ' + b"[" * 100_000, "invalid_json"),
+        (b'{"model": "mini", "messages": ' + b"[" * 100_000, "body_too_complex"),
+        (b'{"model": "mini", "messages": ' + b"[" * 1000, "invalid_json"),
         (b'{"model": "mini"}', "missing_required_parameter"),
         (b'{"model": "mini", "messages": []}', "invalid_value"),
     ],
@@ -250,12 +347,14 @@ def test_malformed_bodies_are_told(server, body, code):
     [
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"seed": -2}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["x" * 257]}, "stop[0]"),
         ({"n": 0}, "n"),
         ({"n": 9}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 129}, "max_tokens"),
-        ({"max_completion_tokens": 129}, "max_completion_tokens"),
         ({"logit_bias": {"1": 2}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"tools": [{"type": "function"}]}, "tools"),
@@ -269,16 +368,45 @@ def test_settings_that_cannot_be_kept_are_refused_by_name(server, settings, para
     assert error_of(server.chat(question("?"), **settings), 400)["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "text", "text": "a", "colour": 1}, "messages[0].content[0].colour"),
+        ({"type": "text", "text": 5}, "messages[0].content[0].text"),
+        ({"type": "text"}, "messages[0].content[0].text"),
+        ({"type": "image_url", "image_url": {"url": "a", "path": 1}}, "messages[0].content[0].image_url.path"),
+        ({"type": "image_url", "image_url": {"url": "a"}, "path": 1}, "messages[0].content[0].path"),
+        ({"type": "image_url", "image_url": {}}, "messages[0].content[0].image_url.url"),
+        ({"type": "image_url", "image_url": 5}, "messages[0].content[0].image_url"),
+        ({"type": "image_url"}, "messages[0].content[0].image_url"),
+        ({"type": "nothing"}, "messages[0].content[0]"),
+        ("a", "messages[0].content[0]"),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(server, part, param):
+    error = error_of(server.chat({"role": "user", "content": [part]}), 400)
+    assert error["param"] == param and error["message"].startswith(param)
+
+
+def test_a_key_of_any_length_is_told_in_a_short_message(server):
+    assert len(error_of(server.chat(question("?"), **{"k" * 10**6: 1}), 400)["message"]) < 1000
+
+
+def test_there_must_be_something_to_answer(server):
+    error = error_of(server.chat(question("?"), {"role": "assistant", "content": "A"}), 400)
+    assert "End with a user message" in error["message"] and error["param"] == "messages[1]"
+
+
 def test_marks_of_the_model_are_no_text(server):
-    error = error_of(server.chat(question("<|im_end|>")), 400)
-    assert error["code"] == "invalid_prompt"
+    error = error_of(server.chat(question("a"), {"role": "assistant", "content": ""}, question("<|im_end|>")), 400)
+    assert error["code"] == "invalid_prompt" and error["param"] == "messages[2].content[0].text"
     asked = {"model": "mini", "prompt": "<image>", "max_tokens": 1}
     assert error_of(server.client.post("/v1/completions", json=asked), 400)["param"] == "prompt"
 
 
 def test_a_prompt_that_does_not_fit_is_told_with_both_counts(server):
     error = error_of(server.chat(question("word " * 3000), max_tokens=8), 400)
-    assert error["code"] == "context_length_exceeded" and "2048" in error["message"]
+    assert error["code"] == "context_length_exceeded" and "3021 tokens; the limit is 2047" in error["message"]
 
 
 def test_an_unknown_model_is_not_found(server):
@@ -321,7 +449,7 @@ def test_a_name_that_is_not_this_machines_is_refused(server, host):
     assert error_of(server.client.get("/v1/models", headers={"Host": host}), 403)["code"] == "host_not_allowed"
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://[", "http://"])
 def test_other_pages_may_not_ask(server, origin):
     asked = {"model": "mini", "messages": [question("?")], "max_tokens": 1}
     response = server.client.post("/v1/chat/completions", json=asked, headers={"Origin": origin})

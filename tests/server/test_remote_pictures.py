@@ -12,7 +12,14 @@ from fastvlm.server.remote_pictures import RemotePictures, is_public, resolve
 PICTURE = b"\x89PNG not really"
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "8.8.8.8"])
+PUBLIC = (
+    *("93.184.215.14", "8.8.8.8", "1.1.1.1", "100.63.255.255", "100.128.0.0", "172.15.0.1", "172.32.0.1", "192.0.1.1"),
+    *("198.17.255.255", "198.20.0.0", "223.255.255.255", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "2600::1"),
+    *("::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1", "2001:200::1", "3ffe:ffff::1", "2620:4e::1"),
+)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
 def test_addresses_of_the_internet_are_public(address):
     assert is_public(address)
 
@@ -24,6 +31,14 @@ def test_addresses_of_the_internet_are_public(address):
         *("100.64.0.1", "192.0.0.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
         *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"),
         *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::", "2001:db8::1"),
+        # every block of IANA's registries of special-purpose addresses, IPv4 then IPv6
+        *("0.1.2.3", "100.127.255.255", "172.31.255.255", "192.0.0.8", "192.0.0.9", "192.0.0.10", "192.0.0.170"),
+        *("192.0.2.1", "192.31.196.1", "192.52.193.1", "192.88.99.1", "192.175.48.1", "198.19.255.255"),
+        *("198.51.100.1", "203.0.113.1", "239.255.255.255", "255.255.255.254"),
+        *("64:ff9b:1::808:808", "100::1", "100:0:0:1::1", "2001::1", "2001:0:808:808::f7f7:f7f7", "2001:1::1"),
+        *("2001:2::1", "2001:3::1", "2001:4:112::1", "2001:10::1", "2001:20::1", "2001:30::1", "2001:db8:ffff::1"),
+        *("2620:4f:8000::1", "3fff::1", "3fff:fff:ffff::1", "5f00::1", "fdff::1", "fec0::1", "feff::1", "ff0e::1"),
+        *("::8.8.8.8", "::ffff:192.0.0.8", "64:ff9b::c000:8", "2002:c0a8:101::1", "4000::1", "1fff::1"),
     ],
 )
 def test_all_others_are_not(address):
@@ -144,6 +159,17 @@ def test_a_name_with_any_inner_address_is_refused(fetch, host, addresses):
 )
 def test_what_is_not_listed_is_refused(fetch, url, hosts):
     assert refusal(fetch, url, hosts=hosts) == "image_url_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a" * 64 + ".example", "xn--.example", "xn--a.example", "xn--" + "a" * 70 + ".x", "a" * 300, "a..b", "...."],
+)
+def test_what_no_name_can_be_is_refused_as_any_other(name):
+    remote = RemotePictures(("*",), max_bytes=1000, timeout_s=60.0)
+    with pytest.raises(ApiError) as raised:
+        asyncio.run(remote.fetch(f"http://{name}/a.png"))
+    assert raised.value.status == 400
 
 
 def test_every_host_means_every_public_one(host):

@@ -39,7 +39,7 @@ class Reply:
         self.request_id, self.prompt, self.params, self.sampler = request_id, prompt, params, sampler
         self.slot = -1  # none yet
         self.num_cached = 0
-        self._text = TokenText(decode, params.stop)
+        self._text = TokenText(decode, params.stop, keeps_space=params.keep_whitespace)
         self._stop_ids, self._clock = stop_ids, clock
         self._logprobs: list[TokenLogprobs] = []
         self._submitted_s = self._admitted_s = self._encoding_s = self._encoded_s = clock()

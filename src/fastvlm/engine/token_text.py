@@ -15,15 +15,18 @@ class TokenText:
     """Turns the tokens of one reply into pieces of text that can be shown at once.
 
     The pieces put together equal the decoded reply up to the first stop string, without leading and trailing white
-    space (as Apple's ``predict.py`` strips it).
+    space (as Apple's ``predict.py`` strips it) unless `keeps_space`.
 
     Args:
         decode: token ids -> text without special tokens, the tokenizer's own.
         stops: texts that end the reply.
+        keeps_space: leave white space at both ends as it is: the text continues another one.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
-        self._decode = decode
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = (), *, keeps_space: bool = False
+    ) -> None:
+        self._decode, self._keeps_space = decode, keeps_space
         self._stops = StopStrings(stops)
         self._context_start = self._shown_end = 0  # ids before `_shown_end` are decoded
         self._known = ""  # the text of the ids between the two
@@ -65,8 +68,9 @@ class TokenText:
 
     def _shown(self, text: str) -> str:
         """`text` with the white space before it that was held back, without the white space at its end."""
-        text = self._held_space + text if self._pieces else text.lstrip()
-        body = text.rstrip()
+        if not self._keeps_space:
+            text = self._held_space + text if self._pieces else text.lstrip()
+        body = text if self._keeps_space else text.rstrip()
         self._held_space = text[len(body) :]
         if body:
             self._pieces.append(body)

@@ -49,6 +49,8 @@ class SamplingParams:
         seed: makes the draws repeatable, whatever else runs beside; None for a new one each time.
         stop: texts that end the reply; they are not part of it.
         logprobs: log probabilities with each token: of this many likeliest ones beside its own; None for none.
+        keep_whitespace: leave white space at both ends of the text, which otherwise is stripped: for a reply that
+            continues a text.
 
     Raises:
         UsageError: a value outside its range.
@@ -63,6 +65,7 @@ class SamplingParams:
     seed: int | None = None
     stop: Sequence[str] = ()
     logprobs: int | None = None
+    keep_whitespace: bool = False
 
     def __post_init__(self) -> None:
         low, high = TEMPERATURES

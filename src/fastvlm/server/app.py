@@ -36,6 +36,7 @@ from fastvlm.server.reading import read_body
 from fastvlm.server.remote_pictures import RemotePictures
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
+from fastvlm.server.text_limits import text_limits
 from fastvlm.server.token_names import TokenNames
 
 __all__ = ["OpenEngines", "Service", "create_app"]
@@ -99,6 +100,7 @@ class Service:
             one.processor.image_processor.picture_limits = limits
         tokenizer, end_ids = engine.processor.tokenizer, sorted(engine.config.stop_token_ids)
         guides = Guides(tokenizer, engine.config.text_config.vocab_size, end_ids)
+        max_prompt_tokens = min(engine.context - 1, settings.max_prompt_tokens or engine.context)
         return Kitchen(
             settings=settings,
             models={name: Replicas(several) for name, several in engines.items()},
@@ -109,6 +111,7 @@ class Service:
             ),
             metrics=self.metrics,
             tokenizer=tokenizer,
+            texts=text_limits(guides.tokens, tokenizer, max_prompt_tokens),
         )
 
     def stop(self) -> None:
@@ -121,6 +124,7 @@ class Service:
         if self.kitchen is not None:
             for replicas in self.kitchen.models.values():
                 await replicas.close()
+            self.kitchen.reader.shutdown(wait=False)
 
 
 # A black picture and a question: the encoder, the prompt's pass and the decoder have all run once.
@@ -167,7 +171,9 @@ class _Asking:
             raise unready(f"The server is {service.status}. Try again later.")
         body = await self._body(scope, receive, limit_s)
         left_s = max(0.0, limit_s - (time.perf_counter() - start_s))
-        await attend(self._answer(service.kitchen, body, outlet, start_s), receive, left_s)
+        work = self._answer(service.kitchen, body, outlet, start_s)
+        del body  # the work forgets it too, once it is parsed
+        await attend(work, receive, left_s)
 
     async def _body(self, scope: Scope, receive: Receive, limit_s: float) -> bytes:
         settings = self._service.settings

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from fastvlm.engine.prepared import PreparedPrompt
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
@@ -17,17 +19,21 @@ from fastvlm.server.event_stream import Outlet
 from fastvlm.server.formats import ChatFormat, Format, TextFormat
 from fastvlm.server.generation import Choice, Totals, replies
 from fastvlm.server.guides import Guides
-from fastvlm.server.messages import read_messages
+from fastvlm.server.messages import check_texts, read_messages
 from fastvlm.server.metrics import Metrics
 from fastvlm.server.params import choice_params, read_params, reply_limit
 from fastvlm.server.reading import parse
 from fastvlm.server.remote_pictures import RemotePictures
 from fastvlm.server.replicas import Replica, Replicas
-from fastvlm.server.schemas import ChatRequest, CompletionRequest
+from fastvlm.server.schemas import ChatRequest, CompletionRequest, ImagePart, Message
 from fastvlm.server.settings import ServeSettings
+from fastvlm.server.text_limits import TextLimits
 from fastvlm.server.token_names import TokenNames
 
 __all__ = ["Kitchen", "answer_chat", "answer_completion"]
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -41,42 +47,75 @@ class Kitchen:
     remote: RemotePictures
     metrics: Metrics
     tokenizer: Any
+    texts: TextLimits
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="fastvlm-read"))
+
+    async def read(self, function: Callable[[Kitchen, Given], Found], given: Given) -> Found:
+        """``function(self, given)`` in the one thread that parses and tokenizes: memory is taken for one at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self.reader, function, self, given)
 
 
 async def answer_chat(kitchen: Kitchen, body: bytes, outlet: Outlet, start_s: float) -> None:
     """Answer one chat request; `start_s` is when it came, on :func:`time.perf_counter`'s clock."""
-    asked = parse(body, ChatRequest)
+    asked, conversation = await kitchen.read(_read_chat, body)
+    del body  # and the images below: a request that waits for a slot holds its prepared prompt only
     replicas, count = _asked_model(kitchen, asked), _checked_count(kitchen, asked, num_prompts=1)
-    settings = kitchen.settings
-    with replicas.claim(count, _conversation(asked.messages[:2])) as replica:
-        messages = await read_messages(
-            asked.messages,
-            kitchen.remote.fetch,
-            max_pictures=settings.max_pictures,
-            max_picture_bytes=settings.max_picture_bytes,
-        )
+    with replicas.claim(count, conversation) as replica:
         guides = await kitchen.guides.make(asked.response_format, count)
-        prompt = await replica.door.prepare(messages)
-        params = _params(asked, [prompt], replica, settings)
+        prompt = await _chat_prompt(kitchen, asked, replica)
+        asked.messages.clear()
+        params = _params(asked, [prompt], replica, kitchen.settings)
         choices = [Choice(prompt, choice_params(params, index), guide) for index, guide in enumerate(guides)]
         told = ChatFormat(asked.model, kitchen.names, has_usage=_has_usage(asked))
         await _answer(kitchen, asked, replica, choices, told, outlet, start_s)
 
 
+def _read_chat(kitchen: Kitchen, body: bytes) -> tuple[ChatRequest, str]:
+    """The request, and what stands for its conversation: its first messages, images and all."""
+    asked = parse(body, ChatRequest)
+    check_texts(asked.messages, kitchen.texts)
+    return asked, _digest(asked.messages[:2])
+
+
+async def _chat_prompt(kitchen: Kitchen, asked: ChatRequest, replica: Replica) -> PreparedPrompt:
+    messages = await read_messages(
+        asked.messages,
+        kitchen.remote.fetch,
+        max_pictures=kitchen.settings.max_pictures,
+        max_picture_bytes=kitchen.settings.max_picture_bytes,
+    )
+    return await replica.door.prepare(messages)
+
+
 async def answer_completion(kitchen: Kitchen, body: bytes, outlet: Outlet, start_s: float) -> None:
     """Answer one completion request: the text goes in as it is, so a chat's marks may stand in it."""
-    asked = parse(body, CompletionRequest)
+    asked, conversation = await kitchen.read(_read_completion, body)
+    del body
     texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
     replicas, count = _asked_model(kitchen, asked), _checked_count(kitchen, asked, num_prompts=len(texts))
-    if any(IMAGE_TOKEN in text for text in texts):
-        raise invalid(f"A prompt has {IMAGE_TOKEN!r} in it; pictures go to /v1/chat/completions.", param="prompt")
-    with replicas.claim(count, _conversation(texts)) as replica:
-        prompts = [await replica.door.prepare(_token_ids(kitchen.tokenizer, text)) for text in texts]
+    with replicas.claim(count, conversation) as replica:
+        prompts = []
+        for text in texts:
+            ids = await kitchen.read(_token_ids, text)
+            prompts.append(await replica.door.prepare(ids))
         params = _params(asked, prompts, replica, kitchen.settings)
         each = count // len(prompts)
         choices = [Choice(prompt, choice_params(params, index)) for prompt in prompts for index in range(each)]
         told = TextFormat(asked.model, kitchen.names, has_usage=_has_usage(asked))
         await _answer(kitchen, asked, replica, choices, told, outlet, start_s)
+
+
+def _read_completion(kitchen: Kitchen, body: bytes) -> tuple[CompletionRequest, str]:
+    """The request, and what stands for its texts."""
+    asked = parse(body, CompletionRequest)
+    if asked.best_of not in (None, asked.n or 1):
+        raise invalid(f"best_of is {asked.best_of}; expected what n is, {asked.n or 1}.", param="best_of")
+    texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+    for text in texts:
+        kitchen.texts.check_length([text], "prompt")
+        if IMAGE_TOKEN in text:
+            raise invalid(f"A prompt has {IMAGE_TOKEN!r} in it; images go to /v1/chat/completions.", param="prompt")
+    return asked, _digest(texts)
 
 
 def _asked_model(kitchen: Kitchen, asked: ChatRequest | CompletionRequest) -> Replicas:
@@ -101,13 +140,20 @@ def _has_usage(asked: ChatRequest | CompletionRequest) -> bool:
     return asked.stream_options is not None and asked.stream_options.include_usage
 
 
-def _conversation(beginning: Sequence[Any]) -> str:
-    """What stands for a conversation: its first messages, pictures and all."""
-    return hashlib.blake2b(repr(beginning).encode("utf-8", "replace"), digest_size=16).hexdigest()
+def _digest(beginning: Sequence[Message] | Sequence[str]) -> str:
+    """The same for the same messages or texts."""
+    found = hashlib.blake2b(digest_size=16)
+    for one in beginning:
+        content = one if isinstance(one, str) else one.content
+        for part in content if isinstance(content, list) else [content or ""]:
+            text = part if isinstance(part, str) else part.url if isinstance(part, ImagePart) else part.text
+            found.update(f"{type(part).__name__} {len(text)} ".encode() + text.encode("utf-8", "replace"))
+        found.update(b"" if isinstance(one, str) else one.role.encode())
+    return found.hexdigest()
 
 
-def _token_ids(tokenizer: Any, text: str) -> dict[str, Any]:
-    ids = tokenizer(text)["input_ids"]
+def _token_ids(kitchen: Kitchen, text: str) -> dict[str, Any]:
+    ids = kitchen.tokenizer(text)["input_ids"]
     if not ids:
         raise PromptError("The prompt is empty; expected a text.")
     return {"input_ids": [ids]}
@@ -145,7 +191,8 @@ async def _answer(
                 await _tell(outlet, told, index, event, opened)
     kitchen.metrics.add(totals)
     if not asked.stream:
-        await outlet.json(told.whole([completions[index] for index in range(len(choices))], totals))
+        ordered = [completions[index] for index in range(len(choices))]
+        await outlet.json(await asyncio.to_thread(told.whole, ordered, totals))
         return
     if _has_usage(asked):
         await outlet.event(told.closing(totals))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -26,16 +27,18 @@ class Outlet:
         self._is_stream = False
 
     async def json(self, content: Mapping[str, Any]) -> None:
-        """The whole reply."""
+        """The whole reply; a content that is no JSON is found before the status is sent."""
+        data = await asyncio.to_thread(_dumps, content)  # log probabilities of many choices are megabytes
         await self._begin("application/json")
-        await self._write(_dumps(content), is_last=True)
+        await self._write(data, is_last=True)
 
     async def event(self, content: Mapping[str, Any]) -> None:
         """One event of a stream."""
+        data = b"data: " + _dumps(content) + b"\n\n"
         if not self.has_begun:
             self._is_stream = True
             await self._begin("text/event-stream", (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-        await self._write(b"data: " + _dumps(content) + b"\n\n")
+        await self._write(data)
 
     async def done(self) -> None:
         """The end of a stream."""

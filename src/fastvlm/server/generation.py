@@ -101,9 +101,18 @@ async def _events(
         index, event = item
         if event.completion is not None:
             guide = choices[index].guide
-            if guide is not None and guide.has_failed:
-                raise ApiError(
-                    500, "The schema became too large to follow.", code="grammar_failed", kind="server_error"
-                )
+            if guide is not None and guide.error is not None:
+                raise _cannot_follow(guide.error)
             totals.add(choices[index], event.completion)
         yield index, event
+
+
+def _cannot_follow(error: str) -> ApiError:
+    """The schema's grammar failed in the middle of a reply."""
+    reason = error.strip().partition("\n")[0]
+    return ApiError(
+        400,
+        f"The schema cannot be enforced: while the reply was generated, its grammar failed ({reason}). Simplify it.",
+        param="response_format.json_schema.schema",
+        code="invalid_json_schema",
+    )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.hf import from_tokenizer
 from torch import Tensor
 
 from fastvlm.server.api_errors import ApiError, invalid
@@ -29,6 +28,8 @@ logger = logging.getLogger("fastvlm.server")
 _MAX_SCHEMA_CHARACTERS = 64 * 1024
 _JSON: JsonCompileOptions = {"whitespace_flexible": False}
 _QUIET = 0  # llguidance's log level
+_HIDDEN = "\x00"  # before the names of special tokens: no JSON document has this character unescaped
+_EMPTY_GRAMMAR = "NoExtensionBias"  # what llguidance says of a grammar that has no document
 
 
 class GrammarGuide:
@@ -58,9 +59,9 @@ class GrammarGuide:
         self._matcher.consume_token(token_id)
 
     @property
-    def has_failed(self) -> bool:
-        """True if the grammar could not be followed: it became too large while it was."""
-        return self._matcher.is_error()
+    def error(self) -> str | None:
+        """Why the grammar cannot be followed: it allows nothing, or became too large; None while it can."""
+        return self._matcher.get_error() if self._matcher.is_error() else None
 
 
 class Guides:
@@ -74,7 +75,7 @@ class Guides:
 
     def __init__(self, tokenizer: Any, vocab_size: int, end_ids: Sequence[int]) -> None:
         self._vocab_size, self._end_ids = vocab_size, list(end_ids)
-        self.tokens: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=self._end_ids)
+        self.tokens = LLTokenizer(_literal_tokenizer(tokenizer), n_vocab=vocab_size, eos_token=self._end_ids)
         self._limits = LLParserLimits(verbose_errors=False)
 
     async def make(self, asked: PlainFormat | SchemaFormat | None, count: int) -> list[GrammarGuide] | list[None]:
@@ -99,14 +100,35 @@ class Guides:
             matcher = LLMatcher(self.tokens, grammar, log_level=_QUIET, limits=self._limits)
         except ValueError as error:
             raise _bad_schema(str(error)) from error
-        if matcher.is_error():
-            raise _bad_schema(matcher.get_error())
+        first = GrammarGuide(matcher.deep_copy(), self._vocab_size, self._end_ids)
+        first.allowed()  # some schemas are found to be impossible only when the first token is asked for
+        if first.error is not None:
+            raise _bad_schema(first.error)
         return matcher
 
 
-def _bad_schema(reason: str) -> ApiError:
+def _literal_tokenizer(tokenizer: Any) -> str:
+    """The JSON of `tokenizer`, with special tokens under names that no text has.
+
+    A schema's `const` of ``<|im_end|>`` is then written with the tokens of ordinary text, not with the special token.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["padding"] = content["truncation"] = None
+    vocabulary = content["model"]["vocab"]
+    for token in content["added_tokens"]:
+        if token["special"]:
+            name, token["content"] = token["content"], _HIDDEN + token["content"]
+            if name in vocabulary:
+                vocabulary[token["content"]] = vocabulary.pop(name)
+    return json.dumps(content)
+
+
+def _bad_schema(error: str) -> ApiError:
+    reason = error.strip().partition("\n")[0]
+    if reason == _EMPTY_GRAMMAR:
+        reason = "no finite document satisfies it (does a $ref lead back to itself, without an alternative?)"
     return invalid(
-        f"The schema cannot be enforced: {reason.strip().splitlines()[0]}.",
+        f"The schema cannot be enforced: {reason.rstrip('.')}.",
         param="response_format.json_schema.schema",
         code="invalid_json_schema",
     )

@@ -13,8 +13,9 @@ from fastvlm.data_uri import is_data_uri, read_data_uri
 from fastvlm.errors import ImageTooLargeError, PictureError
 from fastvlm.server.api_errors import ApiError, invalid
 from fastvlm.server.schemas import ImagePart, Message
+from fastvlm.server.text_limits import TextLimits
 
-__all__ = ["FetchPicture", "read_messages"]
+__all__ = ["FetchPicture", "check_texts", "read_messages"]
 
 FetchPicture = Callable[[str], Awaitable[bytes]]  # URL -> encoded picture; raises ApiError
 
@@ -36,19 +37,51 @@ async def read_messages(
         if role != "user":
             raise invalid(f"{place} is a picture of the role {role!r}; only user messages can have one.", param=place)
         try:
-            contents[id(part)] = await _picture(part.image_url.url, place, fetch, max_picture_bytes)
+            contents[id(part)] = await _picture(part.url, place, fetch, max_picture_bytes)
         except ApiError as error:
             error.param = error.param or place
             raise
-    return [_turn(message, contents) for message in messages]
+    return _turns(messages, contents)
+
+
+def check_texts(messages: Sequence[Message], limits: TextLimits) -> None:
+    """Raise for messages whose texts are too long for the context, or can be seen to be wrong without their images.
+
+    Raises:
+        ApiError: see :class:`TextLimits`; a message without content that is not the assistant's; the assistant's at the
+            end.
+    """
+    for index, message in enumerate(messages):
+        if message.content is None and message.role != "assistant":
+            place = f"messages[{index}].content"
+            raise invalid(f"{place} is missing or null.", param=place, code="missing_required_parameter")
+    last = f"messages[{len(messages) - 1}]"
+    if messages[-1].role == "assistant":
+        raise invalid(f"{last} is the assistant's, so there is nothing to answer. End with a user message.", param=last)
+    limits.check_length((text for _, text in _texts(messages)), "messages")
+    for place, text in _texts(messages):
+        limits.check_marks(text, place)
+
+
+def _texts(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+    """Place and content of each text."""
+    for index, message in enumerate(messages):
+        place = f"messages[{index}].content"
+        if isinstance(message.content, str):
+            yield place, message.content
+        elif message.content is not None:
+            for number, part in enumerate(message.content):
+                if not isinstance(part, ImagePart):
+                    yield f"{place}[{number}].text", part.text
 
 
 def _pictures(messages: Sequence[Message]) -> Iterator[tuple[str, str, ImagePart]]:
     for index, message in enumerate(messages):
-        if not isinstance(message.content, str):
+        if isinstance(message.content, list):
             for number, part in enumerate(message.content):
                 if isinstance(part, ImagePart):
-                    yield f"messages[{index}].content[{number}].image_url.url", message.role, part
+                    key = "image_url" if isinstance(part.image_url, str) else "image_url.url"
+                    yield f"messages[{index}].content[{number}].{key}", message.role, part
 
 
 async def _picture(url: str, place: str, fetch: FetchPicture, max_bytes: int) -> bytes:
@@ -78,10 +111,18 @@ def _data_uri(uri: str, place: str, max_bytes: int) -> bytes:
     return data
 
 
+def _turns(messages: Sequence[Message], contents: dict[int, bytes]) -> list[dict[str, Any]]:
+    """The conversation as the model was trained: at most one system turn, the first; several are joined, in order."""
+    turns = [_turn(message, contents) for message in messages]
+    system = [item for turn in turns if turn["role"] == "system" for item in turn["content"]]
+    others = [turn for turn in turns if turn["role"] != "system"]
+    return [{"role": "system", "content": system}, *others] if system else others
+
+
 def _turn(message: Message, contents: dict[int, bytes]) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return {"role": role, "content": [{"type": "text", "text": message.content}]}
+    if not isinstance(message.content, list):
+        return {"role": role, "content": [{"type": "text", "text": message.content or ""}]}
     items: list[dict[str, Any]] = [
         {"type": "image", "image": contents[id(part)]}
         if isinstance(part, ImagePart)

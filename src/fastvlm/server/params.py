@@ -17,21 +17,24 @@ def read_params(asked: ChatRequest | CompletionRequest, max_new_tokens: int) -> 
     """The settings of the request's first choice.
 
     Temperature 0 is the default, as the checkpoints' own generation configs have it; who gives `top_p` alone wants
-    draws, at OpenAI's default of 1. A temperature below the engine's smallest is 0.
+    draws, at OpenAI's default of 1. A temperature below the engine's smallest is 0, and so is `top_p` 0: both take the
+    likeliest token. -1 stands for "all" in `top_k` and for "none" in `seed`, as in vLLM.
     """
     temperature = asked.temperature
     if temperature is None:
         temperature = 0.0 if asked.top_p is None else 1.0
+    is_greedy = temperature < TEMPERATURES[0] or asked.top_p == 0
     return SamplingParams(
         max_new_tokens=max_new_tokens,
-        temperature=temperature if temperature >= TEMPERATURES[0] else 0.0,
-        top_k=asked.top_k or 0,
-        top_p=1.0 if asked.top_p is None else asked.top_p,
+        temperature=0.0 if is_greedy else temperature,
+        top_k=max(asked.top_k or 0, 0),
+        top_p=asked.top_p or 1.0,
         min_p=asked.min_p or 0.0,
         repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
-        seed=asked.seed,
+        seed=None if asked.seed == -1 else asked.seed,
         stop=asked.stop or (),
         logprobs=_num_logprobs(asked),
+        keep_whitespace=isinstance(asked, CompletionRequest),
     )
 
 
@@ -50,24 +53,17 @@ def choice_params(params: SamplingParams, index: int) -> SamplingParams:
 
 
 def reply_limit(asked: SamplingRequest, prompt_tokens: int, context: int, settings: ServeSettings) -> int:
-    """Tokens that the reply may have.
+    """Tokens that the reply may have: what is asked for, at most the server's limit and what the context leaves.
 
     Raises:
-        ContextLengthError: the prompt leaves no room for it.
-        ApiError: more than the server gives, or a prompt longer than it takes.
+        ContextLengthError: the prompt leaves no room for a reply, or is longer than the server takes.
     """
-    longest_prompt = settings.max_prompt_tokens
-    if longest_prompt is not None and prompt_tokens > longest_prompt:
-        raise ContextLengthError(f"The prompt has {prompt_tokens} tokens; the limit is {longest_prompt}. Shorten it.")
+    longest = min(context - 1, settings.max_prompt_tokens or context)
+    if prompt_tokens > longest:
+        raise ContextLengthError(
+            f"The prompt has {prompt_tokens} tokens; the limit is {longest}. Shorten it, or send fewer images."
+        )
     newer = asked.max_completion_tokens if isinstance(asked, ChatRequest) else None
     wanted = asked.max_tokens if newer is None else newer
-    if wanted is not None and wanted > settings.max_output_tokens:
-        name = "max_tokens" if newer is None else "max_completion_tokens"
-        raise invalid(f"{name} is {wanted}; the limit is {settings.max_output_tokens}.", param=name)
-    room = context - prompt_tokens
-    if room < (wanted or 1):
-        raise ContextLengthError(
-            f"The prompt has {prompt_tokens} tokens and {wanted or 'at least 1'} are asked for; {context} fit. "
-            "Shorten the prompt, or lower max_tokens."
-        )
-    return wanted if wanted is not None else min(settings.max_output_tokens, room)
+    most = min(settings.max_output_tokens, context - prompt_tokens)
+    return most if wanted is None else min(wanted, most)

@@ -22,8 +22,22 @@ __all__ = ["RemotePictures", "is_public"]
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# IANA's registries of special-purpose addresses (RFC 6890; as of 2025-10), and multicast. Python's `is_global` follows
+# them only as far as its version knows them, and lets through 192.0.0.8 to .10, fec0::/10 and 3fff::/20.
+_SPECIAL_V4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+            *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+            *("192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        ),
+    )
+)
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all that is given out; the rest is special or reserved
+_SPECIAL_V6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")))
 # Addresses that carry an IPv4 address inside: its owner, not they, says whether they are public.
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -31,13 +45,12 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 def is_public(address: str) -> bool:
     """True for an address of the open internet: not private, loopback, link-local, shared, multicast or reserved."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return not any(ip in network for network in _SPECIAL_V4)
+    inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None)
+    if inner is not None:
+        return is_public(str(inner))
+    return ip in _GLOBAL_V6 and not any(ip in network for network in _SPECIAL_V6)
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
@@ -85,7 +98,7 @@ class RemotePictures:
             return await asyncio.wait_for(self._followed(url), self._timeout_s)
         except asyncio.TimeoutError as error:
             raise invalid(f"The picture took longer than {self._timeout_s} s.", code="image_unreachable") from error
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+        except (httpx.HTTPError, httpx.StreamError, OSError, UnicodeError) as error:  # UnicodeError: no name of DNS
             raise invalid("The picture's host cannot be reached.", code="image_unreachable") from error
 
     async def _followed(self, url: str) -> bytes:
@@ -118,7 +131,7 @@ class RemotePictures:
             url = httpx.URL(text)
         except (httpx.InvalidURL, ValueError) as error:
             raise _refused() from error
-        if url.scheme not in _DEFAULT_PORTS or not url.host or url.userinfo or not self._is_listed(url):
+        if url.scheme not in _DEFAULT_PORTS or not url.raw_host or url.userinfo or not self._is_listed(url):
             raise _refused()
         return url.copy_with(fragment=None)
 

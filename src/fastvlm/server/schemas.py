@@ -29,7 +29,13 @@ __all__ = [
 ]
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 256  # a step compares every ending of the text so far with every stop string
 MAX_TOP_LOGPROBS = 20
+MAX_PARTS = 1000  # of one message
+_MAX_LABEL_CHARACTERS = 512  # of texts that have no effect
+
+Label = Annotated[str, Field(max_length=_MAX_LABEL_CHARACTERS)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class _Asked(BaseModel):
@@ -58,18 +64,24 @@ class ImagePart(_Asked):
     """A picture in a user's message."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | str
+
+    @property
+    def url(self) -> str:
+        """Where the picture is."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
 ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+ContentParts = Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
 class Message(_Asked):
     """One turn. What a reply has beside its content may come back with it, as long as it is null."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ContentPart], Field(min_length=1)]
-    name: str | None = Field(None, description="Has no effect.")
+    content: str | ContentParts | None = Field(None, description="Only an assistant's message may have none.")
+    name: Label | None = Field(None, description="Has no effect.")
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
@@ -88,7 +100,7 @@ class JsonSchemaFormat(_Asked):
     """A JSON schema and its name."""
 
     name: str = Field("reply", max_length=64)
-    description: str | None = None
+    description: str | None = Field(None, max_length=4096)
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = Field(None, description="Every schema is enforced, with or without it.")
 
@@ -113,29 +125,35 @@ class SamplingRequest(_Asked):
     """What chats and completions have in common."""
 
     model: str = Field(description="A name that /v1/models lists.")
-    max_tokens: int | None = Field(None, ge=1, description="Tokens after which the reply is cut.")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens after which the reply is cut; the server and the context may cut it earlier.",
+    )
     temperature: float | None = Field(
         None, ge=0, le=2, description="0, the default, takes the likeliest token. With top_p alone it is 1."
     )
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1, description="0 takes the likeliest token.")
     n: int | None = Field(None, ge=1, le=128)
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Makes draws repeatable; choice i draws with seed + i.")
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)] | None = None
+    seed: int | None = Field(
+        None, ge=-1, lt=2**63, description="Makes draws repeatable; choice i draws with seed + i. -1 is none."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    top_k: int | None = Field(None, ge=0, lt=2**31)
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 draw among all tokens.")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     frequency_penalty: Literal[0] | None = Field(None, description="Not supported; 0 only.")
     presence_penalty: Literal[0] | None = Field(None, description="Not supported; 0 only.")
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
-    user: str | None = Field(None, description="Has no effect.")
+    user: Label | None = Field(None, description="Has no effect.")
 
 
 class ChatRequest(SamplingRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
@@ -143,22 +161,24 @@ class ChatRequest(SamplingRequest):
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = Field(None, description="Has no effect.")
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
     store: bool | None = Field(None, description="Has no effect: nothing is stored.")
-    metadata: dict[str, str] | None = Field(None, description="Has no effect.")
-    service_tier: str | None = Field(None, description="Has no effect.")
-    safety_identifier: str | None = Field(None, description="Has no effect.")
-    prompt_cache_key: str | None = Field(None, description="Has no effect: beginnings in common are found by content.")
+    metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = Field(None, description="Has no effect.")
+    service_tier: Label | None = Field(None, description="Has no effect.")
+    safety_identifier: Label | None = Field(None, description="Has no effect.")
+    prompt_cache_key: Label | None = Field(
+        None, description="Has no effect: beginnings in common are found by content."
+    )
 
 
 class CompletionRequest(SamplingRequest):
     """POST /v1/completions: text as it is, without a chat's marks, and without pictures."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=16)]
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=16, fail_fast=True)]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Literal[False] | None = None
     suffix: None = None
-    best_of: None = None
+    best_of: int | None = Field(None, ge=1, description="Not supported; the same number as n only.")
 
 
 class PromptDetails(BaseModel):

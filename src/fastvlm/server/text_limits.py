@@ -1,0 +1,103 @@
+"""How long a text may be, and what it may not contain; found without tokenizing it, which takes seconds a megabyte."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import LLTokenizer
+
+from fastvlm.processing.prompt import SPECIAL_TOKENS
+from fastvlm.server.api_errors import ApiError, invalid
+
+__all__ = ["TextLimits", "text_limits"]
+
+_PIECE_CHARACTERS = 2**16
+_SEAM_BYTES = 16  # what normalization may save where two pieces meet: a letter and three marks, 4 bytes each
+_LETTERS = bytes(byte for byte in range(128) if chr(byte).isalnum())
+_HIGH = bytes(range(128, 256))
+_OTHERS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
+# Tokens of one class are short (words) or long (runs of spaces or dashes), so each class has a bound of its own.
+_CLASSES = (_LETTERS, _HIGH, _OTHERS)
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """Limits for the texts of one request.
+
+    Args:
+        max_tokens: of the prompt.
+        longest: for each class of bytes, the most that one token of the vocabulary has.
+        special_tokens: what no text of a chat may contain.
+    """
+
+    max_tokens: int
+    longest: tuple[int, ...]
+    special_tokens: tuple[str, ...]
+
+    def check_length(self, texts: Iterable[str], param: str) -> None:
+        """Raise for texts that must have more than `max_tokens` tokens together.
+
+        A byte-level tokenizer takes each byte of the NFC-normalized text into one token. So there are at least as many
+        tokens as there are bytes of a class, divided by the most that one token has of it.
+
+        Raises:
+            ApiError: they must; that they need not does not mean that they fit.
+        """
+        counts, num_characters = [0] * len(_CLASSES), 0
+        for text in texts:
+            for start in range(0, len(text), _PIECE_CHARACTERS):
+                piece = text[start : start + _PIECE_CHARACTERS]
+                num_characters += len(piece)
+                data = unicodedata.normalize("NFC", piece).encode("utf-8", "surrogatepass")
+                for index, members in enumerate(_CLASSES):
+                    counts[index] += _count(data, members) - (_SEAM_BYTES if start else 0)
+                if any(count > self.max_tokens * most for count, most in zip(counts, self.longest, strict=True)):
+                    raise _too_long(num_characters, self.max_tokens, param)
+
+    def check_marks(self, text: str, param: str) -> None:
+        """Raise for a text that contains a special token: the model would take it for the end of a turn, or an image.
+
+        Raises:
+            ApiError: with the token.
+        """
+        found = next((token for token in self.special_tokens if token in text), None)
+        if found is not None:
+            raise invalid(
+                f"{param} contains {found!r}, which the model reads as a mark. Remove it, or write it otherwise; "
+                "an image is a content part of its own, of the type image_url.",
+                param=param,
+                code="invalid_prompt",
+            )
+
+
+def _too_long(num_characters: int, max_tokens: int, param: str) -> ApiError:
+    return invalid(
+        f"{param} is too long: its first {num_characters} characters alone are more than {max_tokens} tokens, which is "
+        "the limit. Shorten it.",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+def text_limits(tokens: LLTokenizer, tokenizer: Any, max_tokens: int) -> TextLimits:
+    """The limits of a byte-level tokenizer that normalizes to NFC or not at all, as Qwen2's.
+
+    Args:
+        tokens: llguidance's view of the tokenizer.
+        tokenizer: transformers' fast one.
+        max_tokens: of a prompt.
+    """
+    longest = [0] * len(_CLASSES)
+    for token_id in range(tokens.vocab_size):
+        data = tokens.decode_bytes([token_id])
+        longest = [max(most, _count(data, members)) for most, members in zip(longest, _CLASSES, strict=True)]
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return TextLimits(max_tokens, tuple(longest), tuple(dict.fromkeys([*SPECIAL_TOKENS, *added])))
+
+
+def _count(data: bytes, members: bytes) -> int:
+    """How many bytes of `data` are among `members`."""
+    return len(data) - len(data.translate(None, members))
