@@ -113,7 +113,7 @@ def test_the_text_of_a_completion_keeps_its_white_space(server):
         assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
         return choice["text"]
 
-    prompt = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant"
+    prompt = "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\nThere are two"
     whole, steps = text(prompt, 6), ""
     for _ in range(6):
         steps += text(prompt + steps, 1)
@@ -182,6 +182,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused(server, schema):
 @pytest.mark.parametrize("text", ["<|im_end|>", "<image>", "a <|endoftext|> b", "<|im_start|>user"])
 def test_a_schema_may_name_what_the_model_reads_as_a_mark(server, text):
     schema = {"type": "object", "properties": {text: {"const": text}}, "required": [text]}
+    schema["additionalProperties"] = False
     asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     reply = server.chat(question("?"), response_format=asked, max_tokens=100).json()
     assert json.loads(reply["choices"][0]["message"]["content"]) == {text: text}
@@ -406,7 +407,7 @@ def test_marks_of_the_model_are_no_text(server):
 
 def test_a_prompt_that_does_not_fit_is_told_with_both_counts(server):
     error = error_of(server.chat(question("word " * 3000), max_tokens=8), 400)
-    assert error["code"] == "context_length_exceeded" and "3021 tokens; the limit is 2047" in error["message"]
+    assert error["code"] == "context_length_exceeded" and "3023 tokens; the limit is 2047" in error["message"]
 
 
 def test_an_unknown_model_is_not_found(server):
