@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import functools
-import tempfile
+import hashlib
 from pathlib import Path
 
+import compiled
 import pytest
 
-from fastvlm.engine import native_build
 from fastvlm.engine.native import NativeKernels, open_library
-from fastvlm.engine.native_library import find_library
+from fastvlm.engine.native_build import compile_library
+from fastvlm.engine.native_library import find_library, library_name
 
 __all__ = ["built", "library"]
+
+_CACHE = Path(__file__).parent.parent / ".pytest_cache" / "d" / "kernels"
 
 
 @functools.cache
 def library() -> Path:
-    """Path of the library: what is there, or one that is built now, for this process."""
+    """Path of the library: what is there, or one that is built now and kept for other processes of tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CXX", raising=False)
-        found = find_library()
-        if found is None:
-            patch.setenv("XDG_CACHE_HOME", tempfile.mkdtemp())
-            found = native_build.build().path
-        return found
+        compiled.prepare(patch)
+        if not compiled.is_emulated and not compiled.MODES and (found := find_library()):
+            return found
+        key = hashlib.sha256((compiled.EMULATION / "immintrin.h").read_bytes()).hexdigest()[:8]
+        path = _CACHE / key / library_name()
+        return path if path.is_file() else compile_library(path, is_tried=True).path
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import math
 
+import compiled
 import natives
 import pytest
 import tiny
@@ -103,6 +104,13 @@ def drain():
 def short():
     """Greedy settings of the usual length."""
     return SamplingParams(max_new_tokens=12)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_kernels(request, monkeypatch):
+    """Tests of compiled kernels have some on every CPU; all others have those of this machine."""
+    if request.module.__name__.startswith("test_native"):
+        compiled.prepare(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -159,13 +159,13 @@ RoundedWeight = Int8Weight | Int4Weight
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
-    """Raise unless `tensor` is of this `dtype` and `shape`, where None is any size but 0."""
+    """Raise unless `tensor` is contiguous, of this `dtype` and `shape`, where None is any size but 0."""
     has_shape = tensor.dim() == len(shape) and all(
         size > 0 and expected in (None, size) for size, expected in zip(tensor.shape, shape, strict=True)
     )
-    if tensor.dtype != dtype or not has_shape:
+    if tensor.dtype != dtype or not has_shape or not tensor.is_contiguous():
         expected = ", ".join("any" if size is None else str(size) for size in shape)
-        found = f"{tensor.dtype} of shape {list(tensor.shape)}"
+        found = f"{tensor.dtype} of shape {list(tensor.shape)}{'' if tensor.is_contiguous() else ' with gaps'}"
         raise CheckpointError(f"{name} is {found}; expected {dtype} of shape [{expected}].")
 
 
@@ -173,7 +173,7 @@ def quantise_int8(weight: Tensor) -> Int8Weight:
     """`weight` (out, in), any floating dtype, rounded to the nearest; the error is at most half a scale."""
     weight = weight.detach().float()
     scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * LARGEST_8) / LARGEST_8
-    return Int8Weight((weight / scales[:, None]).round_().to(torch.int8), scales)
+    return Int8Weight((weight / scales[:, None]).round_().to(torch.int8).contiguous(), scales)
 
 
 def quantise_int4(weight: Tensor, group_size: int = 32) -> Int4Weight:

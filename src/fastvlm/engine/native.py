@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvlm.engine.cpu import cpu_kernels
+from fastvlm.engine.native_address import address
 from fastvlm.engine.native_library import find_library, is_whole
 
 __all__ = [
+    "MOST_ROWS",
     "PANEL",
     "Ending",
     "NativeDepthwise",
@@ -37,6 +39,9 @@ SWITCH = "FASTVLM_NATIVE_KERNELS"
 _INTERFACE = 3  # of kernels/encoder.cpp
 _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
 _KERNEL_SIZES = (3, 7)
+_HEAD_WIDTH = 32  # `kHeadWidth` in kernels/attention.hpp
+_HALF = torch.bfloat16
+MOST_ROWS = 512  # `kMaxRows` in kernels/products_many.hpp
 PANEL = 32  # outputs and inputs that go together in kernels/blocks.hpp
 Ending = Literal["plain", "gelu", "added", "panels"]
 _ENDINGS: dict[Ending, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
@@ -78,15 +83,19 @@ class NativeKernels:
 
         NaN stays NaN, and minus infinity becomes it.
         """
-        self._check(x)
-        self._gelu(x.data_ptr(), x.numel(), torch.get_num_threads())
+        self._gelu(address("x", x, _HALF), x.numel(), torch.get_num_threads())
         return x
 
     def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
         """What :class:`NativeDepthwise` does; `weight` and `bias` are in its order."""
-        self._check(x)
-        y = torch.empty_like(x)
-        pointers = (tensor.data_ptr() for tensor in (x, y, weight, bias))
+        x_at = address("x", x, _HALF, None, None, None, None)
+        blocks, y = -(-x.shape[3] // _BLOCK), torch.empty_like(x)
+        pointers = (
+            x_at,
+            y.data_ptr(),
+            address("weight", weight, torch.float32, blocks, 2, kernel**2, _BLOCK // 2),
+            address("bias", bias, torch.float32, blocks, 2, _BLOCK // 2),
+        )
         if self._depthwise(*pointers, *x.shape, kernel, torch.get_num_threads()):
             raise ValueError(f"kernel is {kernel}; expected one of {_KERNEL_SIZES}.")
         return y
@@ -100,37 +109,46 @@ class NativeKernels:
             x: (rows, inputs); both are what :meth:`takes` says.
             weight: of :func:`in_panels`.
             bias: (outputs,) float32.
+
+        Raises:
+            ValueError: tensors of other dtypes or shapes.
         """
-        self._check(x)
-        self._check(out)
-        shape = (*x.shape, len(bias))
-        tensors = weight.data_ptr(), bias.data_ptr()
-        self._linear(x.data_ptr(), out.data_ptr(), *shape, *tensors, _ENDINGS[ending], torch.get_num_threads())
+        outputs, inputs = weight.shape[0] * PANEL, weight.shape[1] * PANEL
+        x_at = address("x", x, _HALF, None, inputs)
+        rows = len(x)
+        shape = (outputs // PANEL, rows, PANEL) if ending == "panels" else (rows, outputs)
+        pointers = x_at, address("out", out, _HALF, *shape)
+        layer = _layer_addresses(weight, bias, outputs, inputs)
+        self._linear(*pointers, rows, inputs, outputs, *layer, _ENDINGS[ending], torch.get_num_threads())
         return out
 
     def ffn(self, x: Tensor, widen: tuple[Tensor, Tensor], narrow: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
         """`out` (rows, channels) plus ``narrow(gelu(widen(x)))``; weights and biases as in :meth:`linear`."""
-        self._check(x)
-        self._check(out)
-        layers = (tensor.data_ptr() for tensor in (*widen, *narrow))
-        self._ffn(x.data_ptr(), out.data_ptr(), *x.shape, len(widen[1]), *layers, torch.get_num_threads())
+        hidden, channels = widen[0].shape[0] * PANEL, widen[0].shape[1] * PANEL
+        x_at = address("x", x, _HALF, None, channels)
+        pointers = x_at, address("out", out, _HALF, len(x), channels)
+        layers = *_layer_addresses(*widen, hidden, channels), *_layer_addresses(*narrow, channels, hidden)
+        self._ffn(*pointers, len(x), channels, hidden, *layers, torch.get_num_threads())
         return out
 
     def attention(self, qkv: Tensor, batch: int) -> Tensor:
         """(B, N, heads, 32) of `qkv` (3, heads, B N, 32), queries scaled before: each over those of its picture."""
-        self._check(qkv)
+        qkv_at = address("qkv", qkv, _HALF, 3, None, None, _HEAD_WIDTH)
+        if batch < 1 or qkv.shape[2] % batch:
+            raise ValueError(f"batch is {batch}; expected a divisor of the {qkv.shape[2]} tokens.")
         heads, tokens = qkv.shape[1], qkv.shape[2] // batch
-        mixed = qkv.new_empty(batch, tokens, heads, qkv.shape[3])
-        self._attention(qkv.data_ptr(), mixed.data_ptr(), batch, tokens, heads, torch.get_num_threads())
+        mixed = qkv.new_empty(batch, tokens, heads, _HEAD_WIDTH)
+        self._attention(qkv_at, mixed.data_ptr(), batch, tokens, heads, torch.get_num_threads())
         return mixed
 
     def multiply(self, product: Any, rows: Tensor, y: Tensor) -> None:
         """Put the results for `rows` (R, in) into `y` (R, out), both contiguous bfloat16; R is at least 1.
 
-        `product` refers to a ``NativeProduct`` (:mod:`fastvlm.engine.native_linear`) of these sizes.
+        `product` is a ``NativeProduct`` (:mod:`fastvlm.engine.native_linear`) of these sizes.
         """
-        self._check(rows)
-        self._product(product, rows.data_ptr(), y.data_ptr(), len(rows), torch.get_num_threads())
+        rows_at = address("rows", rows, _HALF, None, product.inputs)
+        y_at = address("y", y, _HALF, len(rows), product.outputs)
+        self._product(ctypes.byref(product), rows_at, y_at, len(rows), torch.get_num_threads())
 
     def decode(
         self, model: Any, embeds: Tensor, places: Tensor, tables: Sequence[Tensor], results: Tensor, *, is_prompt: bool
@@ -138,22 +156,38 @@ class NativeKernels:
         """Put what becomes of `embeds` (T, D) into `results`, both contiguous bfloat16; T is 1 to 512.
 
         Args:
-            model: refers to a ``NativeModel`` (:mod:`fastvlm.engine.native_decoder`).
-            places: (2, T) slots and positions, int64.
-            tables: cosines and sines for all positions.
+            model: a ``NativeModel`` (:mod:`fastvlm.engine.native_decoder`).
+            places: (2, T) slots that the model's cache has, and positions that it and `tables` hold; int64.
+            tables: cosines and sines (positions, 1, E) for all positions.
             results: of a prompt (tokens that follow one another in one slot) the last one's hidden state (1, D), else
                 logits (T, V).
-        """
-        self._check(embeds)
-        slots, positions = places.contiguous()
-        pointers = (tensor.data_ptr() for tensor in (embeds, slots, positions))
-        others = (tensor.data_ptr() for tensor in (*tables, results))
-        self._decode(model, *pointers, len(embeds), is_prompt, *others, torch.get_num_threads())
 
-    def _check(self, x: Tensor) -> None:
-        if not self.takes(x):
-            what = f"{x.dtype} on {x.device}, strides {x.stride()}, shape {tuple(x.shape)}"
-            raise ValueError(f"x is {what}; expected a contiguous bfloat16 tensor of the CPU that is not empty.")
+        Raises:
+            ValueError: tensors of other dtypes or shapes.
+        """
+        num_tokens = len(embeds)
+        slots, positions = places.contiguous()
+        shape = (1, model.width) if is_prompt else (num_tokens, model.head.contents.outputs)
+        cos, sin = tables
+        pointers = (
+            address("embeds", embeds, _HALF, num_tokens, model.width),
+            address("slots", slots, torch.int64, num_tokens),
+            address("positions", positions, torch.int64, num_tokens),
+        )
+        others = (
+            address("cosines", cos, _HALF, None, 1, model.head_width),
+            address("sines", sin, _HALF, len(cos), 1, model.head_width),
+            address("results", results, _HALF, *shape),
+        )
+        if num_tokens > MOST_ROWS:
+            raise ValueError(f"embeds has {num_tokens} tokens; expected {MOST_ROWS} at most.")
+        self._decode(ctypes.byref(model), *pointers, num_tokens, is_prompt, *others, torch.get_num_threads())
+
+
+def _layer_addresses(weight: Tensor, bias: Tensor, outputs: int, inputs: int) -> tuple[int, int]:
+    """Of a weight in panels and its bias."""
+    panels = (outputs // PANEL, inputs // PANEL, 2, PANEL // 2, PANEL // 2, 2)
+    return address("weight", weight, _HALF, *panels), address("bias", bias, torch.float32, outputs)
 
 
 def in_panels(weight: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvlm.engine.kv_cache import KeyValueCache
-from fastvlm.engine.native import NativeKernels
+from fastvlm.engine.native import MOST_ROWS, NativeKernels
+from fastvlm.engine.native_address import address
 from fastvlm.engine.native_linear import NativeLinear, NativeProduct, product_kernels
 
 __all__ = ["NativeDecoder", "Weights", "passes_are_right"]
 
-_MOST_ROWS = 512  # `kMaxRows` in kernels/products_many.hpp
 _UNPACKED = 32  # `kUnpacked` in kernels/products_unpacked.hpp
 _HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # kernels/decoder_attention.hpp
 _TILE_ROWS = 16  # keys that are read at a time, perhaps beyond a slot's last one
@@ -71,17 +71,22 @@ class NativeDecoder:
 
     def __init__(self, kernels: NativeKernels, weights: Weights, cache: KeyValueCache) -> None:
         self._kernels, self._vocab_size = kernels, weights.head.out_features
-        layers = [_layer(layer, held) for layer, held in zip(weights.layers, cache.layers, strict=True)]
-        _, planes, context, head_width = cache.layers[0].shape
+        num_slots, planes, context, head_width = shape = cache.layers[0].shape
+        self._num_slots, self._context = num_slots, context
+        sizes = _Sizes(
+            len(weights.norm), weights.num_heads, planes // 2, head_width, weights.layers[0].down.in_features
+        )
+        sizes.check_head(weights.head)
+        layers = [_layer(layer, sizes, held, shape) for layer, held in zip(weights.layers, cache.layers, strict=True)]
         self._held = weights, cache  # what the pointers point to
         self._model = NativeModel(
             (NativeLayer * len(layers))(*layers),
-            weights.norm.data_ptr(),
+            address("norm", weights.norm, torch.bfloat16, sizes.width),
             ctypes.pointer(weights.head.product),
             len(layers),
-            len(weights.norm),
-            weights.num_heads,
-            planes // 2,
+            sizes.width,
+            sizes.heads,
+            sizes.kv_heads,
             head_width,
             context,
             weights.epsilon,
@@ -105,26 +110,73 @@ class NativeDecoder:
         return cls(kernels, weights, cache) if is_taken else None
 
     def decode(self, embeds: Tensor, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> Tensor:
-        """Logits (B, V) after `embeds` (B, D), one token of each of `slots`, at `positions`; all bfloat16."""
+        """Logits (B, V) after `embeds` (B, D), one token of each of `slots`, at `positions`; all bfloat16.
+
+        Raises:
+            ValueError: a slot or position that the cache or `tables` do not have.
+        """
+        self._check_places(slots, positions, tables)
         embeds, places = embeds.contiguous(), torch.tensor([list(slots), list(positions)])
         logits = embeds.new_empty(len(embeds), self._vocab_size)
-        for first in range(0, len(embeds), _MOST_ROWS):
-            some = slice(first, first + _MOST_ROWS)
+        for first in range(0, len(embeds), MOST_ROWS):
+            some = slice(first, first + MOST_ROWS)
             self._call(embeds[some], places[:, some], tables, logits[some], is_prompt=False)
         return logits
 
     def fill(self, embeds: Tensor, slot: int, start: int, tables: Tables) -> Tensor:
-        """The last of `embeds` (T, D) after all layers (1, D); `slot` holds them after its first `start` tokens."""
+        """The last of `embeds` (T, D) after all layers (1, D); `slot` holds them after its first `start` tokens.
+
+        Raises:
+            ValueError: a slot or position that the cache or `tables` do not have.
+        """
+        self._check_places([slot], [start, start + len(embeds) - 1], tables)
         embeds, positions = embeds.contiguous(), torch.arange(start, start + len(embeds))
         places = torch.stack([torch.full_like(positions, slot), positions])
         hidden = embeds.new_empty(1, embeds.shape[1])
-        for first in range(0, len(embeds), _MOST_ROWS):
-            some = slice(first, first + _MOST_ROWS)
+        for first in range(0, len(embeds), MOST_ROWS):
+            some = slice(first, first + MOST_ROWS)
             self._call(embeds[some], places[:, some], tables, hidden, is_prompt=True)
         return hidden
 
+    def _check_places(self, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> None:
+        end = min(self._context, len(tables[0]))
+        if min(slots) < 0 or max(slots) >= self._num_slots:
+            raise ValueError(f"slots are {list(slots)}; expected 0 to {self._num_slots - 1}.")
+        if min(positions) < 0 or max(positions) >= end:
+            raise ValueError(f"positions are {min(positions)} to {max(positions)}; expected 0 to {end - 1}.")
+
     def _call(self, embeds: Tensor, places: Tensor, tables: Tables, results: Tensor, *, is_prompt: bool) -> None:
-        self._kernels.decode(ctypes.byref(self._model), embeds, places, tables, results, is_prompt=is_prompt)
+        self._kernels.decode(self._model, embeds, places, tables, results, is_prompt=is_prompt)
+
+
+class _Sizes(NamedTuple):
+    """What a decoder's products have to fit."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    inner: int  # between gate and down
+
+    def check_head(self, head: NativeLinear) -> None:
+        """Raise ValueError for a head of another width, or heads that do not share keys and values evenly."""
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads share {self.kv_heads} of keys and values; expected a divisor.")
+        self._check("head", head, self.width, head.out_features)
+
+    def check_layer(self, layer: Any) -> None:
+        """Raise ValueError if a product of `layer` is of another shape."""
+        mixed = self.heads * self.head_width
+        self._check("qkv", layer.qkv, self.width, mixed + 2 * self.kv_heads * self.head_width)
+        self._check("output", layer.output, mixed, self.width)
+        self._check("gate_up", layer.gate_up, self.width, 2 * self.inner)
+        self._check("down", layer.down, self.inner, self.width)
+
+    @staticmethod
+    def _check(name: str, product: NativeLinear, inputs: int, outputs: int) -> None:
+        found = product.out_features, product.in_features
+        if found != (outputs, inputs):
+            raise ValueError(f"{name} is a product of {found}; expected {(outputs, inputs)}.")
 
 
 @functools.cache
@@ -158,12 +210,13 @@ def passes_are_right(kernels: NativeKernels) -> bool:
     return near(logits.float(), (normed(hidden) @ head.T).expand(2, -1)) and near(filled.float(), hidden)
 
 
-def _layer(layer: Any, cache: Tensor) -> NativeLayer:
+def _layer(layer: Any, sizes: _Sizes, cache: Tensor, shape: Sequence[int]) -> NativeLayer:
+    sizes.check_layer(layer)
     return NativeLayer(
-        layer.attention_norm.data_ptr(),
-        layer.mlp_norm.data_ptr(),
+        address("attention_norm", layer.attention_norm, torch.bfloat16, sizes.width),
+        address("mlp_norm", layer.mlp_norm, torch.bfloat16, sizes.width),
         *(ctypes.pointer(product.product) for product in (layer.qkv, layer.output, layer.gate_up, layer.down)),
-        cache.data_ptr(),
+        address("cache", cache, torch.bfloat16, *shape),
     )
 
 

@@ -30,6 +30,7 @@ from fastvlm.dialects.rounding import (
 from fastvlm.engine.linear import Linear
 from fastvlm.engine.mapped_memory import give_back
 from fastvlm.engine.native import SWITCH, NativeKernels, native_kernels
+from fastvlm.engine.native_address import address
 from fastvlm.errors import ConfigError
 
 __all__ = [
@@ -71,18 +72,23 @@ class NativeLinear:
         kernels: of :func:`native_kernels`.
         weights: bfloat16 (out, in) contiguous, or rounded ones; all of one kind.
         biases: (out,) of any floating dtype, or None, for each.
+
+    Raises:
+        ValueError: weights of several kinds or widths, or tensors of other dtypes or shapes.
     """
 
     def __init__(
         self, kernels: NativeKernels, weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None]
     ) -> None:
         self._kernels = kernels
+        self.in_features = _inputs(weights[0])
         held = [_tensors(weight) for weight in weights]
         floats = [None if bias is None else bias.detach().float().contiguous() for bias in biases]
         self._held = held, floats  # what the pointers point to
-        matrices = [_matrix(*parts) for parts in zip(weights, held, floats, strict=True)]
+        matrices = [_matrix(weight, self.in_features, bias) for weight, bias in zip(weights, floats, strict=True)]
+        if len({matrix.kind for matrix in matrices}) != 1:
+            raise ValueError(f"weights are {[type(weight).__name__ for weight in weights]}; expected one kind.")
         self.out_features = sum(matrix.outputs for matrix in matrices)
-        self.in_features = _inputs(weights[0])
         self.num_bytes = sum(tensor.nbytes for tensors in held for tensor in tensors)
         parts = (NativeMatrix * len(matrices))(*matrices)
         self.product = NativeProduct(parts, len(matrices), self.in_features, self.out_features)
@@ -92,7 +98,7 @@ class NativeLinear:
         rows = x.reshape(-1, self.in_features).contiguous()
         y = rows.new_empty(len(rows), self.out_features)
         if len(rows):
-            self._kernels.multiply(ctypes.byref(self.product), rows, y)
+            self._kernels.multiply(self.product, rows, y)
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -177,11 +183,21 @@ def _tensors(weight: Tensor | RoundedWeight) -> tuple[Tensor, ...]:
     return (weight.detach(),) if isinstance(weight, Tensor) else tuple(weight.tensors.values())
 
 
-def _matrix(weight: Tensor | RoundedWeight, tensors: Sequence[Tensor], bias: Tensor | None) -> NativeMatrix:
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    scales, at = pointers[1] if len(pointers) > 1 else None, None if bias is None else bias.data_ptr()
+def _matrix(weight: Tensor | RoundedWeight, inputs: int, bias: Tensor | None) -> NativeMatrix:
+    """What kernels are told of `weight` (out, `inputs`) and its float32 `bias` (out,)."""
     if isinstance(weight, Tensor):
-        return NativeMatrix(pointers[0], scales, at, len(weight), _BFLOAT16, 0)
-    if isinstance(weight, Int8Weight):
-        return NativeMatrix(pointers[0], scales, at, weight.out_features, _INT8, 0)
-    return NativeMatrix(pointers[0], scales, at, weight.out_features, _INT4, weight.group_size)
+        outputs, kind, group = len(weight), _BFLOAT16, 0
+        values, scales = address("weight", weight.detach(), torch.bfloat16, outputs, inputs), None
+    elif isinstance(weight, Int8Weight):
+        outputs, kind, group = weight.out_features, _INT8, 0
+        values = address("values", weight.values, torch.int8, outputs, inputs)
+        scales = address("scales", weight.scales, torch.float32, outputs)
+    else:
+        outputs, kind, group = weight.out_features, _INT4, weight.group_size
+        if weight.block != FILE_BLOCK or group not in GROUP_SIZES:
+            raise ValueError(f"4-bit weights are in blocks of {weight.block} and groups of {group}; expected others.")
+        padded = -(-outputs // FILE_BLOCK) * FILE_BLOCK
+        values = address("packed", weight.packed, torch.uint8, padded, inputs // 2)
+        scales = address("scales_and_zeros", weight.scales_and_zeros, torch.bfloat16, inputs // group, padded, 2)
+    at = None if bias is None else address("bias", bias, torch.float32, outputs)
+    return NativeMatrix(values, scales, at, outputs, kind, group)
