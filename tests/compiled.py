@@ -18,7 +18,7 @@ from fastvlm.engine import native, native_build, native_library
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.native_library import COMPILER_FLAGS, NEEDED_FLAGS, cpu_flags
 
-__all__ = ["EMULATION", "MODES", "flags", "has_compiler", "is_emulated", "is_possible", "prepare"]
+__all__ = ["EMULATION", "MODES", "flags", "has_compiler", "is_emulated", "is_fast", "is_possible", "prepare"]
 
 EMULATION = Path(__file__).parent / "emulated"
 MODES = frozenset(filter(None, os.environ.get("FASTVLM_TEST_KERNELS", "").split(",")))
@@ -34,6 +34,7 @@ is_emulated = "emulated" in MODES or not _has_amx
 is_possible = pytest.mark.skipif(
     not has_compiler or (is_emulated and "real" in MODES), reason="needs Linux on x86-64 and a C++ compiler"
 )
+is_fast = pytest.mark.skipif(is_emulated, reason="takes minutes in emulation; needs a CPU with AMX")
 
 _PLAIN = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
 _LEVELS = ("AVX512F", "AVX512BW", "AVX512DQ", "AVX512BF16", "AMX_TILE", "AMX_BF16", "AMX_INT8")

@@ -6,7 +6,7 @@ import natives
 import pytest
 import tiny
 import torch
-from compiled import is_possible
+from compiled import is_fast, is_possible
 
 import fastvlm
 from fastvlm.checkpoints.lora_folder import sharing_copy
@@ -183,6 +183,7 @@ def answers(bits, dtype="bfloat16", **settings):
     return engine, reply.token_ids
 
 
+@is_fast
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_the_shipped_mini_says_the_same(bits, monkeypatch, kernels):
     monkeypatch.setattr(native, "native_kernels", lambda: kernels)
