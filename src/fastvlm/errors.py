@@ -19,6 +19,7 @@ __all__ = [
     "ImageTooLargeError",
     "MeasurementError",
     "MissingExtraError",
+    "NonFiniteError",
     "PictureError",
     "PromptError",
     "TrainingError",
@@ -76,6 +77,10 @@ class AttentionError(FastVlmError, ValueError):
 
 class BuildError(FastVlmError, RuntimeError):
     """Kernels that could not be built here: no compiler, a CPU that lacks what they need."""
+
+
+class NonFiniteError(FastVlmError, ArithmeticError):
+    """NaN or infinity in the model's numbers: damaged weights, or a dtype that is too narrow for them."""
 
 
 class CheckpointError(FastVlmError, ValueError):

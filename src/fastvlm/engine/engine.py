@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import count
+from itertools import compress, count
 from typing import Any
 
 import torch
@@ -28,6 +28,14 @@ from fastvlm.engine.sampling import Sampler, TokenGuide, pick_tokens
 from fastvlm.engine.scheduler import Admission, Scheduler
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import ContextLengthError, UsageError
+from fastvlm.model.finite import (
+    EMBEDDINGS,
+    HIDDEN,
+    IMAGE_FEATURES,
+    check_finite,
+    non_finite_logits,
+    rows_with_finite_logits,
+)
 from fastvlm.model.joint import join_image_and_text
 
 __all__ = ["ADMISSION_RATIO", "Engine"]
@@ -160,6 +168,8 @@ class Engine:
             ContextLengthError: prompt and reply do not fit; nothing has been computed.
             EngineBusyError: too many are waiting.
             PromptError, PictureError, ImageTokenMismatchError, UsageError: see :meth:`prepare`.
+
+        The last event of a request that fails later carries its error: NonFiniteError for NaN or infinity.
         """
         params = SamplingParams() if params is None else params
         prepared = self.prepare(prompt)
@@ -257,9 +267,19 @@ class Engine:
         return logits
 
     def _say(self, replies: Sequence[Reply], logits: Tensor) -> list[TokenEvent]:
-        """Pick the next token of each reply from its row of `logits` (B, V); those that end make room."""
+        """Pick the next token of each reply from its row of `logits` (B, V); those that end make room.
+
+        A reply whose logits are NaN or infinite ends with NonFiniteError; the others go on.
+        """
+        is_finite = rows_with_finite_logits(logits)
+        events = [
+            reply.broken_off(non_finite_logits()) for reply, good in zip(replies, is_finite, strict=True) if not good
+        ]
+        if events:
+            logits = logits[torch.tensor(is_finite, device=logits.device)]
+            replies = list(compress(replies, is_finite))
         picked = pick_tokens(logits, [reply.sampler for reply in replies])
-        events = [reply.take(one) for reply, one in zip(replies, picked, strict=True)]
+        events += [reply.take(one) for reply, one in zip(replies, picked, strict=True)]
         for event in events:
             if event.finish_reason is not None:
                 self._end(event.request_id)
@@ -309,13 +329,17 @@ class Engine:
         reply.encoding()
         image_embeds = yield from picture_embeds(prompt, first_picture, self._encode, self._images)
         reply.encoded()
+        if image_embeds is not None:
+            check_finite(image_embeds, IMAGE_FEATURES)
         embeds = self._inputs_embeds(prompt, begin, image_embeds)[start - begin :]
+        check_finite(embeds, EMBEDDINGS)
         while True:
             chunk = embeds[: self._scheduler.next_chunk(len(embeds))]
             hidden = self._decoder.fill(chunk, admission.slot, start)
             self._scheduler.computed(reply.request_id, keys[start : start + len(chunk)])
             start, embeds = start + len(chunk), embeds[len(chunk) :]
             if not len(embeds):
+                check_finite(hidden, HIDDEN)
                 return self._decoder.logits(hidden)[0]
             yield
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fastvlm.config import FastVlmConfig
 from fastvlm.model.context_length import refuse_overlong
+from fastvlm.model.finite import check_scores
 from fastvlm.model.joint import check_image_token_counts
 
 __all__ = ["FastVlmGenerationMixin"]
@@ -28,16 +29,19 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate`, with three promises kept whatever the generation config says.
+        """transformers' `generate`, with four promises kept whatever the generation config says.
 
         Every reply ends at the decoder's end tokens (``<|im_end|>``, ``<|endoftext|>``); each picture is encoded once
-        a reply, beams or not; a prompt that cannot fit is refused before anything is computed.
+        a reply, beams or not; a prompt that cannot fit is refused before anything is computed; NaN is an error
+        and not a token.
 
         Raises:
             ContextLengthError: prompt plus `max_new_tokens` exceed the decoder's context.
+            NonFiniteError: logits that are NaN or infinite.
         """
         given = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
         self._refuse_overflow(kwargs.get("input_ids", inputs), given, kwargs.get("inputs_embeds"))
@@ -51,7 +55,8 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None:
             kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(pixel_values, return_dict=True)}
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        processors = LogitsProcessorList([_RefuseNonFinite(), *(logits_processor or [])])
+        return super().generate(inputs, generation_config, processors, *args, **kwargs)
 
     def _stop_settings(self, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`eos_token_id` with the decoder's own end tokens added, and a `pad_token_id` where there is none."""
@@ -118,6 +123,14 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
         if image is not None:
             model_kwargs["mm_encoder_outputs"] = {"image": image}
         return input_ids, model_kwargs
+
+
+class _RefuseNonFinite(LogitsProcessor):  # type: ignore[misc]
+    """Raises NonFiniteError where a row of scores (B, V) has no finite largest: greedy search would take token 0."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_scores(scores)
+        return scores
 
 
 def _first_set(name: str, given: Sequence[Mapping[str, Any]]) -> Any:

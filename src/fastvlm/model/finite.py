@@ -1,0 +1,64 @@
+"""NaN and infinity, found where they arise: a reply made from them would be one token over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastvlm.errors import NonFiniteError
+
+__all__ = [
+    "EMBEDDINGS",
+    "HIDDEN",
+    "IMAGE_FEATURES",
+    "check_finite",
+    "check_scores",
+    "non_finite_logits",
+    "rows_with_finite_logits",
+]
+
+# What computes them, for the message; in the order in which a prompt passes.
+IMAGE_FEATURES = "the visual tokens, which the image encoder and the projector compute,"
+EMBEDDINGS = "the token embeddings"
+HIDDEN = "the hidden states of the decoder"
+LOGITS = "the logits"
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise NonFiniteError if `values`, floats of any shape, contain NaN or infinity; `what` says whose they are."""
+    if not bool(values.isfinite().all()):
+        raise _error(what)
+
+
+def rows_with_finite_logits(logits: Tensor) -> Sequence[bool]:
+    """For each row of `logits` (B, V), as the head gives them: all of them are finite.
+
+    Their sum is: it passes over the row once, and neither NaN nor infinity can leave it. Logits are far from the 1e33
+    at which a finite sum would overflow.
+    """
+    if logits.device.type == "cpu":  # NumPy's sum is many times as fast as torch's here
+        sums = torch.from_numpy(logits.detach().float().numpy().sum(-1))
+    else:
+        sums = logits.sum(-1, dtype=torch.float32)
+    return sums.isfinite().tolist()  # type: ignore[no-any-return]
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise NonFiniteError if a row of `scores` (B, V) has no finite largest; -inf below it rules tokens out."""
+    if not bool(scores.amax(-1).isfinite().all()):
+        raise non_finite_logits()
+
+
+def non_finite_logits() -> NonFiniteError:
+    """The error of a reply whose next logits are NaN or infinite, though its prompt's were not."""
+    return _error(LOGITS)
+
+
+def _error(what: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"{what[0].upper()}{what[1:]} contain NaN or infinity, so there is no answer. Either the checkpoint's "
+        "weights are damaged (`fastvlm info --verify MODEL` compares its files with their checksums), or the dtype is too "
+        "narrow for them: float16 overflows above 65504, use bfloat16 or float32."
+    )
