@@ -22,6 +22,7 @@ __all__ = [
     "NonFiniteError",
     "PictureError",
     "PromptError",
+    "StorageError",
     "TrainingError",
     "UsageError",
 ]
@@ -65,6 +66,10 @@ class EngineBusyError(FastVlmError, ValueError):
 
 class MeasurementError(FastVlmError, ValueError):
     """A measurement that could not be made: a process that died or hung, a model that it could not open."""
+
+
+class StorageError(FastVlmError, OSError):
+    """A file or folder that could not be written because the disk is full or failed; nothing half-written is left."""
 
 
 class TrainingError(FastVlmError, RuntimeError):

@@ -7,7 +7,7 @@ Options: `script`: command -> what it answers with ({"value": ...}), or a word: 
 import json
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 
@@ -17,7 +17,7 @@ def answer(command, options):
         sys.stderr.write("first line\nout of memory, says the fake\n")
         sys.exit(3)
     if told == "hang":
-        time.sleep(60)
+        threading.Event().wait()
     if told == "garbage":
         return "this is no JSON"
     if told == "refuse":
@@ -27,7 +27,7 @@ def answer(command, options):
 
 def main(options):
     if options.get("child"):
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
     for line in sys.stdin:
         command = json.loads(line)
         if options.get("log"):

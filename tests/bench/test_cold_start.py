@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from fastvlm.bench import cold_start
 from fastvlm.bench.cold_start import ColdStart, ask_command, transformers_command
 from fastvlm.errors import FastVlmError
 
@@ -12,9 +13,28 @@ def python(code, threads=0):
     return ColdStart([sys.executable, "-c", code], threads)
 
 
-def test_the_first_byte_comes_before_the_end():
-    measured = python("import time; print('a', flush=True); time.sleep(0.3)").cold_start()
-    assert measured.value > 0 and measured.value + 0.2 < measured.parts["to_the_end"]
+UNTIL_SEEN = """
+import pathlib, sys, time
+print("a", flush=True)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+"""
+
+
+def test_the_first_byte_comes_before_the_end(tmp_path, monkeypatch):
+    """The command ends only after its first byte has been timed."""
+    moments = []
+
+    def clock():
+        moments.append(10.0 ** len(moments))
+        if len(moments) == 2:
+            (tmp_path / "seen").touch()
+        return moments[-1]
+
+    monkeypatch.setattr(cold_start.time, "perf_counter", clock)
+    command = [sys.executable, "-c", UNTIL_SEEN, str(tmp_path / "seen")]
+    measured = ColdStart(command).cold_start()
+    assert (measured.value, measured.parts["to_the_end"]) == (9.0, 99.0)
 
 
 def test_a_failure_is_told_with_its_last_line():

@@ -101,7 +101,7 @@ def test_a_process_keeps_its_answers_apart_from_what_libraries_print():
         "sys.exit(w.main(['talks', '{}']))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], input='{"do": "open"}\n', capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], input='{"do": "open"}\n', capture_output=True, text=True, check=True, timeout=300
     )
     assert json.loads(done.stdout)["value"] == 1.0
     assert done.stderr.count("noise") == 2

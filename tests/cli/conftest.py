@@ -85,7 +85,7 @@ def process(workplace):
     def run(*arguments, stdin: bytes = b"", **settings) -> Outcome:
         command = [sys.executable, "-m", "fastvlm", *map(str, arguments)]
         environment = {**plain_environment(), **settings}
-        done = subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False, timeout=120)
+        done = subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False, timeout=300)
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run

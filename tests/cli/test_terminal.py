@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import threading
 import time
 import unicodedata
 import warnings
@@ -56,6 +57,14 @@ def test_an_answer_cannot_command_the_terminal_but_reaches_a_pipe_unchanged(monk
     assert pipe.getvalue() == "a\x1b[2Jb"
 
 
+def until(condition):
+    """Wait for what another thread does; the limit is for a test that hangs."""
+    end_s = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen"
+        time.sleep(0.01)
+
+
 def test_notes_are_for_terminals(monkeypatch):
     screen = terminal_in(monkeypatch)
     Notes().say("hello")
@@ -68,9 +77,10 @@ def test_notes_are_for_terminals(monkeypatch):
     notes = Notes()
     notes.say("hello")
     monkeypatch.setattr(terminal, "PATIENCE_S", 0.0)
+    threads = threading.active_count()
     with notes.waiting("Opening"), notes.counting("Writing") as progress:
         progress(1, 2)
-        time.sleep(0.2)
+        until(lambda: threading.active_count() == threads)  # what shows them late has had its turn
     assert pipe.getvalue() == ""
 
 
@@ -86,34 +96,31 @@ def test_no_colour_where_none_is_wanted(monkeypatch):
 
 def test_waiting_shows_only_what_takes_long(monkeypatch):
     screen = terminal_in(monkeypatch)
-    monkeypatch.setattr(terminal, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(terminal, "PATIENCE_S", 3600.0)
     with Notes().waiting("Quick"):
         pass
     assert screen.getvalue() == ""
+    monkeypatch.setattr(terminal, "PATIENCE_S", 0.05)
     with Notes().waiting("Slow [bold]work"):
-        time.sleep(0.4)
-    assert "Slow [bold]work" in screen.getvalue(), "shown, and no markup"
+        until(lambda: "Slow [bold]work" in screen.getvalue())  # shown, and no markup
     with Notes().counting("Writing") as progress:
-        for done in range(5):
-            progress(done, 4)
-            time.sleep(0.1)
-    assert "Writing" in screen.getvalue() and "%" in screen.getvalue()
+        progress(1, 4)
+        until(lambda: "Writing" in screen.getvalue() and "%" in screen.getvalue())
 
 
 def test_waiting_ends_when_the_work_fails(monkeypatch):
     screen = terminal_in(monkeypatch)
     monkeypatch.setattr(terminal, "PATIENCE_S", 0.0)
+    threads = threading.active_count()
 
     def work():
         with Notes().waiting("Slow"):
-            time.sleep(0.1)
+            until(lambda: "Slow" in screen.getvalue())
             raise RuntimeError("inside")
 
     with pytest.raises(RuntimeError, match="inside"):
         work()
-    length = len(screen.getvalue())
-    time.sleep(0.3)
-    assert len(screen.getvalue()) == length, "the spinner stopped"
+    assert threading.active_count() == threads, "nobody is left who could go on showing it"
 
 
 def test_our_warnings_are_lines_and_others_are_silent(capsys):

@@ -88,7 +88,7 @@ def test_several_may_build_at_a_time(cache):
         subprocess.Popen([sys.executable, "-c", BUILD], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    paths = {one.communicate(timeout=120)[0].strip() for one in running}
+    paths = {one.communicate(timeout=300)[0].strip() for one in running}
     assert paths == {str(cache_path())} and all(one.returncode == 0 for one in running)
     assert [file.name for file in cache_path().parent.iterdir()] == [cache_path().name]
     assert native_kernels() is not None

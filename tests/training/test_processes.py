@@ -32,7 +32,7 @@ FSDP2 = {
 TORCHRUN = ("torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 
 
-def in_processes(recipe, folder, *more, launcher=TORCHRUN, timeout_s=150, **settings):
+def in_processes(recipe, folder, *more, launcher=TORCHRUN, timeout_s=550, **settings):
     file = folder.parent / f"{folder.name}.yaml"
     file.write_text(recipe.to_yaml())
     command = [sys.executable, "-m", *launcher, "-m", "fastvlm", "train", str(file), "--out", str(folder), *more]

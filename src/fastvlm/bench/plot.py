@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastvlm.bench.plan import MEASURES
 from fastvlm.errors import UsageError
+from fastvlm.storage.whole_files import write_file
 
 __all__ = ["ENDINGS", "Bar", "Line", "Text", "check_plot_name", "drawing", "save_plot"]
 
@@ -72,9 +74,11 @@ def save_plot(result: dict[str, Any], file: Path) -> None:
     check_plot_name(file)
     shapes, height = drawing(result)
     if file.suffix.lower() == ".svg":
-        file.write_text(_svg(shapes, height), encoding="utf-8")
+        write_file(file, _svg(shapes, height))
     else:
-        _png(shapes, height).save(file)
+        content = io.BytesIO()
+        _png(shapes, height).save(content, "PNG")
+        write_file(file, content.getvalue())
 
 
 def drawing(result: dict[str, Any]) -> tuple[list[Shape], int]:

@@ -33,6 +33,8 @@ from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.pretrained import expected_shapes
 from fastvlm.processing.image_processor import FastVlmImageProcessor
 from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.storage.whole_folders import whole_folder
+from fastvlm.storage.write_errors import clear_write_errors
 
 __all__ = ["PRESETS", "checkpoint_bytes", "make_checkpoint", "number_tokens", "padded_tokenizer"]
 
@@ -70,14 +72,12 @@ def make_checkpoint(preset: str, folder: Path, on_bytes: Callable[[int], None] =
     if folder.exists() and any(folder.iterdir()):
         _check_is_preset(folder, preset, config)
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.absolute()
+    with clear_write_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     _check_space(folder.parent, preset)
-    # Not `dir=None`: renaming works only within one file system.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
-        made = Path(partial) / "checkpoint"
-        made.mkdir()
-        _write(config, preset, made, on_bytes)
-        made.replace(folder)
+    with whole_folder(folder, replaces=True) as work:
+        _write(config, preset, work, on_bytes)
     return folder
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from fastvlm.bench.machine import hardware_slug
 from fastvlm.bench.plan import MEASURES
 from fastvlm.bench.results import RATIOS
+from fastvlm.storage.whole_files import write_file
+from fastvlm.storage.write_errors import clear_write_errors
 
 __all__ = ["Section", "as_markdown", "as_text", "file_name", "sections", "write_files"]
 
@@ -146,7 +148,8 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 def write_files(result: dict[str, Any], folder: Path, stem: str) -> Path:
     """Write the page as Markdown; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with clear_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{stem}.md"
-    file.write_text(as_markdown(result, stem.replace("_", ", ")), encoding="utf-8")
+    write_file(file, as_markdown(result, stem.replace("_", ", ")))
     return file

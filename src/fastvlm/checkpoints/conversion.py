@@ -18,7 +18,6 @@ from torch import Tensor
 from fastvlm.checkpoints.apple_extras import AppleExtras
 from fastvlm.checkpoints.loading import as_dtype, checkpoint_path
 from fastvlm.checkpoints.new_folder import (
-    all_or_nothing,
     carry_files,
     checked_shapes,
     new_folder,
@@ -40,6 +39,7 @@ from fastvlm.dialects.names import EMBEDDING, HEAD, names_to_apple
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.model.pretrained import generation_config_of
 from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.storage.whole_folders import whole_folder
 
 __all__ = ["ConversionReport", "convert"]
 
@@ -112,7 +112,7 @@ def convert(
     tensors = _in_dtype(tensors if layout == "fast_vlm" else _as_apple(tensors, config, extras), wanted)
     config.dtype = next((t.dtype for t in tensors if t.dtype.is_floating_point), torch.float32)
     shards = split_into_shards(tensors, max_bytes)
-    with all_or_nothing(target) as work:
+    with whole_folder(target) as work:
         _write_weights(work, shards, progress or _silent)
         write_files = write_fast_vlm_files if layout == "fast_vlm" else _write_apple
         write_files(work, folder, config, processor, extras)

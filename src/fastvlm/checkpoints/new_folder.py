@@ -1,12 +1,9 @@
-"""A new checkpoint folder, all or nothing: what every way of writing one shares."""
+"""A new checkpoint folder: what every way of writing one shares."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +22,6 @@ from fastvlm.model.pretrained import expected_shapes, generation_config_of
 from fastvlm.processing.processor import FastVlmProcessor
 
 __all__ = [
-    "all_or_nothing",
     "carry_files",
     "checked_shapes",
     "new_folder",
@@ -44,22 +40,6 @@ def new_folder(target: str | os.PathLike[str]) -> Path:
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}, where {path.name!r} should go, is no folder. Make it first.")
     return path
-
-
-@contextmanager
-def all_or_nothing(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name at the end, or is removed if anything goes wrong."""
-    try:
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UsageError(f"{target.parent} cannot be written to: {error.strerror}. Name a folder elsewhere.") from error
-    try:
-        yield work
-        work.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        work.rename(target)
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def checked_shapes(folder: CheckpointFolder, config: FastVlmConfig) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fastvlm.checkpoints.loading import checkpoint_path
 from fastvlm.checkpoints.new_folder import (
-    all_or_nothing,
     carry_files,
     checked_shapes,
     new_folder,
@@ -42,6 +41,7 @@ from fastvlm.dialects.quantised_file import (
 )
 from fastvlm.dialects.rounding import RoundedWeight, quantise_int4, quantise_int8
 from fastvlm.errors import CheckpointError, UsageError
+from fastvlm.storage.whole_folders import whole_folder
 
 __all__ = ["QuantisationReport", "quantise", "round_products"]
 
@@ -98,16 +98,16 @@ def quantise(
         raise UsageError(f"{folder.path} has {bits}-bit weights already. Name the checkpoint that it was made from.")
     config = FastVlmConfig.from_dict(dict(folder.config))
     processor, planned = load_processor(folder.path, config), _planned(folder, config)
-    quantised = round_products(
-        folder.tensor,
-        config.text_config.num_hidden_layers,
-        options,
-        has_tied_head=HEAD not in folder.keys,
-        progress=progress,
-    )
-    rest = [tensor for tensor in planned if tensor.name not in quantised.shapes]
     config.dtype = folder.dtype
-    with all_or_nothing(target) as work:
+    with whole_folder(target) as work:  # from here on: another run to the same place ends at once, not after its work
+        quantised = round_products(
+            folder.tensor,
+            config.text_config.num_hidden_layers,
+            options,
+            has_tied_head=HEAD not in folder.keys,
+            progress=progress,
+        )
+        rest = [tensor for tensor in planned if tensor.name not in quantised.shapes]
         save_quantised(quantised, work / QUANTISED_FILE)
         write_safetensors(work / REST_FILE, rest, metadata={REST_OF: quantised.digest})
         (work / QUANTISED_FILE).chmod((work / REST_FILE).stat().st_mode)  # safetensors' files are for their owner alone

@@ -239,6 +239,7 @@ def _measure(source: _Source, typed: _Typed, notes: Notes) -> dict[str, Any]:
 def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_json: bool) -> None:
     from fastvlm.bench.plot import save_plot
     from fastvlm.bench.report import as_text, file_name, write_files
+    from fastvlm.storage.whole_files import write_file
 
     result["command"] = _command_line()
     if plot is not None:
@@ -246,7 +247,7 @@ def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_jso
     if out is not None:
         stem = file_name(result, datetime.datetime.now(datetime.timezone.utc).date())
         write_files(result, out, stem)
-        (out / f"{stem}.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_file(out / f"{stem}.json", json.dumps(result) + "\n")
     if not is_json:
         typer.echo(as_text(result) + "\n")
     print_json(result)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastvlm.cli.opening import system_message, user_message
 from fastvlm.errors import UsageError
+from fastvlm.storage.whole_files import write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,13 +94,10 @@ class Conversation:
 
         Raises:
             UsageError: the file exists, or its folder does not.
+            StorageError: the disk is full or failed.
         """
         is_json = file.suffix == ".json"
         content = json.dumps(self.as_json(), ensure_ascii=False, indent=2) + "\n" if is_json else self.transcript()
-        try:
-            with file.open("x", encoding="utf-8") as stream:
-                stream.write(content)
-        except FileExistsError as error:
-            raise UsageError(f"{str(file)!r} exists and is left as it is; give another name.") from error
-        except OSError as error:
-            raise UsageError(f"{str(file)!r} cannot be written: {error.strerror}.") from error
+        if file.exists() or file.is_symlink():
+            raise UsageError(f"{str(file)!r} exists and is left as it is; give another name.")
+        write_file(file, content, is_new=True)

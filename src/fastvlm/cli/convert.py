@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fastvlm.cli.choices import check_word
+from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, quiet_libraries
 
@@ -58,7 +59,7 @@ def convert(
         from fastvlm import checkpoints
         from fastvlm.checkpoints.places import checkpoint_path
     folder = checkpoint_path(source, revision=revision)
-    with notes.counting(f"Writing {target}") as progress:
+    with leaving_cleanly(), notes.counting(f"Writing {target}") as progress:
         report = checkpoints.convert(
             folder, target, to, dtype=dtype, max_shard_size=max_shard_size, fuse=is_fused, progress=progress
         )

@@ -101,8 +101,9 @@ def evaluate(
     asking = Asking(chosen.hint if hint is None else hint, length, temperature, seed)
     also_blind = asked.suite is not None if is_blind is None else is_blind
     run = Run(asked, chosen, questions, asking, machine, kept, also_blind)
-    result, computed = run.made(notes)
-    run.show(result, reading, computed, is_json=is_json)
+    with kept.held():
+        result, computed = run.made(notes)
+        run.show(result, reading, computed, is_json=is_json)
 
 
 def _show_check(reading: Reading, asked: Asked, *, is_json: bool) -> None:

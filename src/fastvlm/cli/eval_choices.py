@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from fastvlm.cli.choices import ModelChoice, check_word
 from fastvlm.cli.opening import engine_settings, open_model
 from fastvlm.cli.terminal import Notes
 from fastvlm.errors import UsageError
+from fastvlm.storage.locks import exclusive_folder
 
 if TYPE_CHECKING:
     from fastvlm.engine.engine import Engine
@@ -99,6 +102,12 @@ class Kept:
             raise UsageError(f"--out {self.folder} is a file; expected a folder.")
         if self.num_worst < 0:
             raise UsageError(f"--worst is {self.num_worst}; expected 0 or more.")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the folder, if there is one, for this run alone. UsageError if another run writes there."""
+        with nullcontext() if self.folder is None else exclusive_folder(self.folder.absolute()):
+            yield
 
 
 @dataclass(frozen=True)

@@ -129,12 +129,13 @@ class Run:
 
     def _write(self, folder: Path, content: Mapping[str, Any], result: Result) -> None:
         from fastvlm.evaluation.worst_page import worst_cases, worst_page
+        from fastvlm.storage.whole_files import write_file
 
         text = json.dumps(content, indent=1, ensure_ascii=False)
-        (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        write_file(folder / "summary.json", text + "\n")
         cases = worst_cases(self.questions, result.seen, result.rows, self.kept.num_worst, self.asking.seed)
         page = worst_page(f"{self.asked.name}: {self.machine.choice.name}", cases, len(self.questions))
-        (folder / "worst.html").write_text(page, encoding="utf-8", errors="replace")
+        write_file(folder / "worst.html", page.encode(errors="replace"))
 
 
 @contextmanager

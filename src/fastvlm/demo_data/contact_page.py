@@ -11,6 +11,7 @@ from pathlib import Path
 from fastvlm.demo_data.drawing_plan import DrawingPlan, shard_name
 from fastvlm.demo_data.kinds import Sample, draw_sample, kind_of
 from fastvlm.demo_data.shard_writing import encoded, record_of
+from fastvlm.storage.whole_files import write_file
 
 __all__ = ["write_pages"]
 
@@ -37,9 +38,7 @@ ABOUT = {
 def write_pages(target: Path, plan: DrawingPlan) -> None:
     """Write both files; each is replaced as a whole."""
     for name, text in (("README.md", _readme(plan)), ("index.html", _page(plan))):
-        work = target / f".{name}.part"
-        work.write_text(text, encoding="utf-8")
-        work.replace(target / name)
+        write_file(target / name, text)
 
 
 def _readme(plan: DrawingPlan) -> str:

@@ -12,10 +12,13 @@ from pathlib import Path
 from fastvlm.demo_data.fonts import Split
 from fastvlm.demo_data.kinds import MIX, kind_of
 from fastvlm.errors import UsageError
+from fastvlm.storage.locks import LOCK_NAME
+from fastvlm.storage.whole_files import write_file
 
 __all__ = ["PLAN_FILE", "DrawingPlan", "claim_target", "parse_mix"]
 
 PLAN_FILE = "drawing.json"
+_OWN = (LOCK_NAME, f".{PLAN_FILE}.part")  # all that a run has made before the plan is there
 
 
 @dataclass(frozen=True)
@@ -71,23 +74,24 @@ def parse_mix(text: str) -> dict[str, int]:
 
 
 def claim_target(target: Path, plan: DrawingPlan) -> None:
-    """Make the folder, or check that it holds shards of the same plan (with as many pictures, or fewer).
+    """Write the plan into a new folder, or check that it has shards of the same one (as many pictures, or fewer).
+
+    Args:
+        target: a folder that the caller has locked.
+        plan: what is to be drawn.
 
     Raises:
         UsageError: it holds something else, or shards that were drawn otherwise.
     """
     file = target / PLAN_FILE
     if not file.is_file():
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if any(path.name not in _OWN for path in target.iterdir()):
             raise UsageError(
                 f"{target} is not empty and has no {PLAN_FILE}; expected a new folder, or one begun before."
             )
-        target.mkdir(parents=True, exist_ok=True)
     else:
         _check_same(file, plan)
-    fresh = target / f".{PLAN_FILE}.part"
-    fresh.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
-    fresh.replace(file)
+    write_file(file, json.dumps(asdict(plan), indent=1) + "\n")
 
 
 def _check_same(file: Path, plan: DrawingPlan) -> None:

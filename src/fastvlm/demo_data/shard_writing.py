@@ -22,6 +22,9 @@ from fastvlm.demo_data.drawing_plan import DrawingPlan, claim_target, shard_name
 from fastvlm.demo_data.fonts import known_faces, use_faces
 from fastvlm.demo_data.kinds import Sample, draw_sample
 from fastvlm.demo_data.record_grounding import known_names, record_grounding
+from fastvlm.storage.locks import exclusive_folder
+from fastvlm.storage.whole_files import whole_file, write_file
+from fastvlm.storage.whole_folders import remove_leftovers
 
 __all__ = ["draw_shards", "encoded", "record_of"]
 
@@ -79,19 +82,26 @@ def draw_shards(
         on_progress: called with pictures that are done, and all.
 
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: the folder holds something else, or another process draws into it, or it cannot be written to.
+        StorageError: the disk is full or failed.
     """
-    claim_target(target, plan)
-    (target / NAMES_FILE).write_text(json.dumps(known_names(), ensure_ascii=False) + "\n", encoding="utf-8")
-    for stale in target.glob(".shard-*.part"):
-        stale.unlink()
+    with exclusive_folder(target):
+        claim_target(target, plan)
+        remove_leftovers(target)
+        write_file(target / NAMES_FILE, json.dumps(known_names(), ensure_ascii=False) + "\n")
+        return _draw_missing(target, plan, num_workers, on_progress)
+
+
+def _draw_missing(
+    target: Path, plan: DrawingPlan, num_workers: int, on_progress: Callable[[int, int], None] | None
+) -> int:
     missing = [shard for shard in range(plan.num_shards) if not (target / shard_name(shard)).is_file()]
     chunks = [chunk for shard in missing for chunk in _chunks(plan.shard_range(shard))]
     num_to_draw = sum(map(len, chunks))
     done = plan.num_pictures - num_to_draw
     with _drawn(plan, chunks, min(num_workers, max(1, len(chunks)))) as drawn:
         for shard in missing:
-            with _whole(target / shard_name(shard)) as tar:
+            with _whole_tar(target / shard_name(shard)) as tar:
                 for chunk in _chunks(plan.shard_range(shard)):
                     for name, content in next(drawn):
                         _add(tar, name, content)
@@ -124,16 +134,13 @@ def _begin_worker(faces: tuple[tuple[str, str], ...]) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar file beside `path` that takes its name at the end, or is removed if anything goes wrong."""
-    work = path.with_name(f".{path.name}.part")
-    try:
-        with tarfile.open(work, "w", format=tarfile.USTAR_FORMAT) as tar:
-            yield tar
-        work.replace(path)
-    except BaseException:  # Ctrl-C too
-        work.unlink(missing_ok=True)
-        raise
+def _whole_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar file that has its name once it is whole."""
+    with (
+        whole_file(path) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        yield tar
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -14,9 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fastvlm.errors import DataError
+from fastvlm.errors import DataError, UsageError
+from fastvlm.storage.locks import CAN_LOCK, lock_now
+from fastvlm.storage.write_errors import clear_write_errors
 
 __all__ = ["Prediction", "PredictionFile"]
+
+_APPENDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,12 @@ class Prediction:
 class PredictionFile:
     """The predictions of a run, by the question's id; `path` None keeps them in memory alone.
 
-    Use it as a context. Raises DataError where a line is no prediction, or where nothing more can be written.
+    Use it as a context; no other process can meanwhile.
+
+    Raises:
+        DataError: a line is no prediction, or nothing more can be written.
+        StorageError: the disk is full or failed.
+        UsageError: the file cannot be written to, or another process has it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -48,18 +57,38 @@ class PredictionFile:
 
     def __enter__(self) -> PredictionFile:
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-            self._read(self.path)
+            with clear_write_errors(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._handle = os.open(self.path, _APPENDED, 0o644)
+            try:
+                self._begin(self._handle, self.path)
+            except BaseException:
+                self._close(self._handle)
+                raise
         return self
+
+    def _begin(self, handle: int, path: Path) -> None:
+        if CAN_LOCK and not lock_now(handle, path):
+            raise UsageError(
+                f"{path} is being written by another run. Wait until that has ended, or name another --out."
+            )
+        with clear_write_errors(path):
+            self._read(path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
-            os.fsync(self._handle)
-            os.close(self._handle)
-            self._handle = None
+        if self._handle is not None and self.path is not None:
+            handle = self._handle
+            try:
+                with clear_write_errors(self.path):
+                    os.fsync(handle)
+            finally:
+                self._close(handle)
+
+    def _close(self, handle: int) -> None:
+        self._handle = None
+        os.close(handle)
 
     def is_answered(self, identity: str) -> bool:
         """True if a reply is there (a failure is none)."""

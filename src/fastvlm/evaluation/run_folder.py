@@ -10,6 +10,9 @@ from typing import Any
 
 from fastvlm.errors import UsageError
 from fastvlm.evaluation.questions import Question
+from fastvlm.storage.whole_files import write_file
+from fastvlm.storage.whole_folders import remove_leftovers
+from fastvlm.storage.write_errors import clear_write_errors
 
 __all__ = ["FILES", "checkpoint_digest", "claim_folder", "questions_digest"]
 
@@ -49,18 +52,16 @@ def claim_folder(folder: Path, identity: Mapping[str, Any], *, is_restart: bool 
 
     Raises:
         UsageError: it holds the predictions of a different run, or cannot be written to.
+        StorageError: the disk is full or failed.
     """
-    try:
+    with clear_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         if is_restart:
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
         _check_identity(folder, dict(identity))
-        new = folder / "run.json.new"
-        new.write_text(json.dumps(dict(identity), indent=1) + "\n", encoding="utf-8")
-        new.replace(folder / "run.json")  # at once: half of it would make the folder nobody's
-    except OSError as error:
-        raise UsageError(f"--out {folder} cannot be written to ({error.strerror}); name another folder.") from error
+        write_file(folder / "run.json", json.dumps(dict(identity), indent=1) + "\n")
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:

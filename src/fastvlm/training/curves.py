@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from fastvlm.storage.whole_files import write_file
+
 __all__ = ["Curve", "curves_of", "draw_curves"]
 
 _WIDTH, _HEIGHT, _LEFT, _GAP, _MOST_POINTS = 860, 150, 70, 44, 800
@@ -69,7 +71,7 @@ def draw_curves(log: Sequence[dict[str, Any]], file: Path, title: str) -> None:
     for number, panel in enumerate(panels):
         own = [curve for curve in curves if curve.panel == panel]
         lines += _panel(panel, own, top=40 + number * (_HEIGHT + _GAP) + 24)
-    file.write_text("\n".join([*lines, "</svg>"]) + "\n", encoding="utf-8")
+    write_file(file, "\n".join([*lines, "</svg>"]) + "\n")
 
 
 def _panel(title: str, curves: Sequence[Curve], top: float) -> Iterator[str]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from safetensors import SafetensorError
 
-from fastvlm.errors import DataError, TrainingError
+from fastvlm.errors import DataError, StorageError, TrainingError
 from fastvlm.training.recipe import Recipe
 from fastvlm.training.run_files import RunFiles
 
@@ -39,12 +39,15 @@ def in_clear_words(recipe: Recipe, files: RunFiles) -> Iterator[None]:
 def _words(error: Exception, recipe: Recipe, files: RunFiles) -> Exception | None:
     if isinstance(error, TrainingError):
         return None
+    if isinstance(error, StorageError):
+        return TrainingError(_not_written(str(error), files))
     if isinstance(error, DataError):
         return DataError(str(error).strip().splitlines()[-1].split("Error: ", 1)[-1]) if _is_relayed(error) else None
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY_WORDS.search(str(error)):
         return TrainingError(_no_memory(recipe, files))
     if getattr(error, "errno", None) in _NO_ROOM or _NO_ROOM_WORDS.search(str(error)):
-        return TrainingError(_no_room(error, files))
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        return TrainingError(_not_written(f"Writing to {files.folder} failed: {reason}. Make room there.", files))
     return None
 
 
@@ -71,9 +74,5 @@ def _no_memory(recipe: Recipe, files: RunFiles) -> str:
     return f"There is too little memory for a step; {_kept(files)}. Lower or try, in this order: {'; '.join(ways)}."
 
 
-def _no_room(error: Exception, files: RunFiles) -> str:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return (
-        f"Writing to {files.folder} failed: {reason}. Nothing half-written was left there, and {_kept(files)}. Make "
-        "room, then go on with --resume."
-    )
+def _not_written(what: str, files: RunFiles) -> str:
+    return f"{what} Nothing half-written was left there, and {_kept(files)}; go on with --resume."

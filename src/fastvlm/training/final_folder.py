@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastvlm.checkpoints.new_folder import all_or_nothing, carry_files, write_fast_vlm_files
+from fastvlm.checkpoints.new_folder import carry_files, write_fast_vlm_files
 from fastvlm.checkpoints.shards import (
     PlannedTensor,
     num_bytes_of,
@@ -27,6 +25,8 @@ from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.pretrained import expected_shapes
 from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.storage.whole_files import write_file
+from fastvlm.storage.whole_folders import whole_folder
 
 __all__ = ["write_adapter", "write_card", "write_model"]
 
@@ -61,7 +61,7 @@ def write_model(
     config.dtype = folder.dtype
     planned = [PlannedTensor.of(name, tensors[name], _dtype(tensors[name], folder)) for name in names]
     shards = split_into_shards(planned, num_bytes_of(LARGEST_SHARD))
-    with _new_folder(target) as work:
+    with whole_folder(target, replaces=True) as work:
         for name, shard in shards.items():
             write_safetensors(work / name, shard)
         write_index(work, shards)
@@ -73,28 +73,14 @@ def write_model(
 
 def write_adapter(target: Path, model: Any, card: str) -> None:
     """Write peft's adapter, and parts that learnt whole, as peft does."""
-    with _new_folder(target) as work:
+    with whole_folder(target, replaces=True) as work:
         model.save_pretrained(work)
         (work / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_card(target: Path, card: str) -> None:
     """Replace the card of a folder that is there; the new one is whole or the old one stays."""
-    fresh = target / ".README.md.new"
-    fresh.write_text(card, encoding="utf-8")
-    fresh.replace(target / "README.md")
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `target` once it is whole."""
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with all_or_nothing(fresh) as work:
-        yield work
-    if target.exists():
-        shutil.rmtree(target)
-    fresh.rename(target)
+    write_file(target / "README.md", card)
 
 
 def _config_of(folder: CheckpointFolder, processor: FastVlmProcessor, *, is_multi_branch: bool) -> FastVlmConfig:

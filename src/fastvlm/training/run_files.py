@@ -11,7 +11,6 @@ model/ adapter/  what came of it
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -22,6 +21,10 @@ from typing import Any
 import yaml
 
 from fastvlm.errors import UsageError
+from fastvlm.storage.locks import exclusive_folder
+from fastvlm.storage.whole_files import write_file
+from fastvlm.storage.whole_folders import name_folder, remove_folder, remove_leftovers
+from fastvlm.storage.write_errors import clear_write_errors
 from fastvlm.training.recipe import Recipe
 
 __all__ = ["KEPT_CHECKPOINTS", "RunFiles"]
@@ -36,7 +39,7 @@ class RunFiles:
     """Paths in a run's folder and what is done with them.
 
     Args:
-        folder: of the run; made by :meth:`claim`.
+        folder: of the run; made by :meth:`held`, or by :meth:`claim`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,6 +59,12 @@ class RunFiles:
         """The newest whole checkpoint."""
         return next(reversed(self.checkpoints()), None)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the folder, which is made, for this process alone. UsageError if another one trains in it."""
+        with exclusive_folder(self.folder):
+            yield
+
     def claim(self, recipe: Recipe, *, is_resumed: bool, allows_changed_data: bool = False) -> Path | None:
         """Make the folder this run's; the checkpoint to go on from, or None where it begins.
 
@@ -64,8 +73,10 @@ class RunFiles:
         Raises:
             UsageError: the folder holds a run and `is_resumed` is False, or it holds another run.
         """
-        self._make()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        with clear_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            remove_leftovers(self.folder)
         last = self.last_good()
         if is_resumed:
             self._refuse_another_run(recipe, ("data", *_FREE) if allows_changed_data else _FREE)
@@ -75,16 +86,8 @@ class RunFiles:
         else:
             self.log.unlink(missing_ok=True)
         self._cut_log(0 if last is None else step_of(last))
-        _write_whole(self.recipe, recipe.to_yaml())
+        write_file(self.recipe, recipe.to_yaml())
         return last
-
-    def _make(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"{self.folder} cannot be made: {error.strerror}. Name another folder with --out."
-            ) from error
 
     def _refuse_another_run(self, recipe: Recipe, free: Collection[str]) -> None:
         if not self.recipe.is_file():
@@ -115,20 +118,26 @@ class RunFiles:
 
     def write_data(self, digests: Mapping[str, Any]) -> None:
         """Digests of the samples, by name."""
-        _write_whole(self.data, json.dumps(digests) + "\n")
+        write_file(self.data, json.dumps(digests) + "\n")
 
     def _cut_log(self, step: int) -> None:
         """Take out lines of steps after `step`, which will be made again, and a last line that is not whole."""
         if self.log.is_file():
             lines = [line for line in self.log.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
-            _write_whole(self.log, "".join(line + "\n" for line in lines))
+            write_file(self.log, "".join(line + "\n" for line in lines))
 
     @contextmanager
     def saving(self) -> Iterator[Path]:
-        """A scratch folder for one checkpoint; removed if writing fails."""
+        """A scratch folder for one checkpoint; removed if writing fails.
+
+        Raises:
+            StorageError: the disk is full or failed.
+            UsageError: the folder cannot be written to.
+        """
         shutil.rmtree(self.scratch, ignore_errors=True)
         try:
-            yield self.scratch
+            with clear_write_errors(self.folder):
+                yield self.scratch
         except BaseException:  # Ctrl-C too
             shutil.rmtree(self.scratch, ignore_errors=True)
             raise
@@ -136,16 +145,16 @@ class RunFiles:
     def adopt(self, name: str) -> Path:
         """Give the written checkpoint its name, once its bytes are on the disk; the oldest ones go."""
         work, target = self.scratch / name, self.folder / name
-        for file in work.rglob("*"):
-            if file.is_file():
-                _to_disk(file)
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
+        name_folder(work, target)
         shutil.rmtree(self.scratch, ignore_errors=True)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
-            gone = old.rename(self.folder / f".{old.name}.gone")  # never half a checkpoint under a good name
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_folder(old)
         return target
+
+    def log_line(self, line: dict[str, Any]) -> None:
+        """Append a line to the log. StorageError if the disk is full or failed."""
+        with clear_write_errors(self.log), self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
         """The lines of the log."""
@@ -179,17 +188,3 @@ def _is_until(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _write_whole(file: Path, text: str) -> None:
-    scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(file)
-
-
-def _to_disk(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

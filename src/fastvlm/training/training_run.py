@@ -6,6 +6,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,18 +157,19 @@ class TrainingRun:
             allows_changed_data: also where the samples are not those that the run has seen.
 
         Raises:
-            UsageError: the folder holds another run, or `is_resumed` is False and it holds this one; other samples.
+            UsageError: the folder holds another run, or `is_resumed` is False and it holds this one; other samples; or
+                another process trains in it.
             TrainingError: the loss is no number, too little memory, a full disk. The last good checkpoint is kept.
             DataError: a sample that cannot be used, by origin.
         """
         interruption = Interruption()
-        with interruption.listening(), in_clear_words(self.recipe, self.files):
+        with ExitStack() as held, interruption.listening(), in_clear_words(self.recipe, self.files):
             processor = open_processor(self.recipe)
             data = open_dataset(self.recipe, self.recipe.data, processor)
             _warn_of_unused(data)
             learnt, aside = self._shared_out(data, processor)
             arguments = self._arguments(has_eval=aside is not None)
-            last = self._claim(arguments, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
+            last = self._claim(arguments, held, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
             self._compare_data(arguments, learnt, aside, is_gone_on=last is not None, allows_change=allows_changed_data)
             start = open_start(self.recipe)
             trainer = self._trainer(start, processor, arguments, learnt, aside)
@@ -200,10 +202,13 @@ class TrainingRun:
                 compare_data(self.files.read_data(), digests, allows_change=allows_change)
             self.files.write_data({name: asdict(digest) for name, digest in digests.items()})
 
-    def _claim(self, arguments: TrainingArguments, *, is_resumed: bool, allows_changed_data: bool) -> Path | None:
-        """The first process makes the folder ready; then all see the same."""
+    def _claim(
+        self, arguments: TrainingArguments, held: ExitStack, *, is_resumed: bool, allows_changed_data: bool
+    ) -> Path | None:
+        """The first process has the folder until `held` is closed, and makes it ready; then all see the same."""
         with arguments.main_process_first(desc="run folder"):
             if arguments.process_index == 0:
+                held.enter_context(self.files.held())
                 return self.files.claim(self.recipe, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
             return self.files.last_good()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,8 +89,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             pictures, samples = (round(speed, 2) for speed in self.speeds)
             line |= {"lr": self.rates, "pictures_per_s": pictures, "samples_per_s": samples}
             line |= {name: round(float(loss), 4) for name, loss in self.trainer.other_losses.items()}
-        with self.trainer.files.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.trainer.files.log_line(line)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Tell how far it is."""

@@ -1,0 +1,129 @@
+"""A folder that is whole or not there; what a killed run left of one is removed by the next.
+
+``.NAME.part``  being written
+``.NAME.old``   the whole folder that is being replaced
+``.NAME.gone``  being removed
+``.NAME.lock``  locked while a process does any of that
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastvlm.errors import UsageError
+from fastvlm.storage.locks import CAN_LOCK, exclusive_lock
+from fastvlm.storage.whole_files import part_of, sync_folder
+from fastvlm.storage.write_errors import clear_write_errors
+
+__all__ = ["name_folder", "remove_folder", "remove_leftovers", "whole_folder"]
+
+_LEFTOVERS = ("*.part", "*.gone")
+
+
+@contextmanager
+def whole_folder(target: Path, *, replaces: bool = False) -> Iterator[Path]:
+    """A folder beside `target` that takes its name at the end, on the disk, or is removed if anything goes wrong.
+
+    Args:
+        target: an absolute path whose parent exists.
+        replaces: a folder of that name is replaced; without, it is an error.
+
+    Raises:
+        UsageError: another process writes `target`; it exists; the place cannot be written to.
+        StorageError: the disk is full or failed.
+    """
+    with exclusive_lock(target.with_name(f".{target.name}.lock"), target), clear_write_errors(target):
+        work = part_of(target)
+        _tidy(target)
+        work.mkdir()
+        try:
+            yield work
+            if not replaces and target.exists():
+                raise UsageError(f"{target} has appeared meanwhile, and nothing is overwritten. Name another folder.")
+            name_folder(work, target)
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _tidy(target: Path) -> None:
+    """Remove what a killed run left; a whole folder that it was about to replace comes back."""
+    work, old = part_of(target), _old(target)
+    if work.exists() and not CAN_LOCK:
+        raise UsageError(f"{work} is there: another run writes {target}, or one was killed. If so, remove it.")
+    _remove(work)
+    _remove(_gone(target))
+    if old.exists() and not target.exists():
+        old.rename(target)
+    elif old.exists():
+        remove_folder(old)
+
+
+def name_folder(work: Path, target: Path) -> None:
+    """Give the written folder `work` the name `target`, in place of one that is there, once its bytes are on the disk.
+
+    At every moment `target` is a whole folder or not there.
+    """
+    _sync_tree(work)
+    old = _old(target)
+    if target.exists():
+        target.rename(old)
+    work.rename(target)
+    sync_folder(target.parent)
+    if old.exists():
+        remove_folder(old)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove `folder`, which is never half there under its own name."""
+    gone = _gone(folder)
+    _remove(gone)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left in `folder`, which the caller has locked."""
+    for old in folder.glob(".*.old"):
+        target = old.with_name(old.name.removesuffix(".old")[1:])
+        if target.exists():
+            remove_folder(old)
+        else:
+            old.rename(target)
+    for pattern in _LEFTOVERS:
+        for leftover in folder.glob(f".{pattern}"):
+            _remove(leftover)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _gone(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name.lstrip('.').removesuffix('.old')}.gone")
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync_file(Path(parent, name))
+        sync_folder(Path(parent))
+
+
+def _sync_file(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs what is open for writing
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
