@@ -197,3 +197,6 @@ def test_a_file_that_could_not_be_read_is_not_said_to_be_unwritable(tmp_path):
         (tmp_path / "source").read_text()
     with pytest.raises(UsageError), clear_write_errors(tmp_path / "target"):
         (tmp_path / ".target.part" / "a").read_text()
+    copying = OSError(errno.ENOSPC, "x", str(tmp_path / "source"), None, str(tmp_path / ".target.part" / "a"))
+    with pytest.raises(StorageError), clear_write_errors(tmp_path / "target"):
+        raise copying

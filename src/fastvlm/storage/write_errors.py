@@ -88,10 +88,13 @@ def _number_of(error: Exception) -> int | None:
 
 def _is_about(error: Exception, target: Path) -> bool:
     """False for an OSError that names a file which is neither `target`, in it, nor one of its temporary neighbors."""
-    name = getattr(error, "filename", None)
-    if not isinstance(name, (str, os.PathLike)):
-        return True
-    place, parent = Path(name).absolute(), target.absolute().parent
+    names = [getattr(error, "filename", None), getattr(error, "filename2", None)]  # two of a copy that failed
+    found = [Path(name).absolute() for name in names if isinstance(name, (str, os.PathLike))]
+    return not found or any(_belongs_to(place, target.absolute()) for place in found)
+
+
+def _belongs_to(place: Path, target: Path) -> bool:
+    parent = target.parent
     if place == parent or not place.is_relative_to(parent):
         return place == parent
     first = place.relative_to(parent).parts[0]

@@ -1,0 +1,268 @@
+"""Every verb that writes, with an error or a sudden end at each of its changes to the disk.
+
+In the manner of SQLite's crash tests: the changes (creating, writing, syncing, renaming, removing) are counted, and the
+command runs once for each of them with a fault there. Afterwards what it writes is whole (the old or the new) or not
+there, what it reads is as it was, an error was told in one line, and the same command again succeeds and leaves nothing
+behind. A few of the points are tried in each run of the tests, all of them with ``-m slow``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+import signal
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from faulty import ALL_KINDS, Done, Faulty
+from safetensors.torch import load_file
+
+from fastvlm.training.run_files import KEPT_CHECKPOINTS
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file under `folder`, hidden ones too."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in Path(name).parts)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command line, and what must be true of its folder.
+
+    Args:
+        arguments: of the command, from (sources, target).
+        check: raises where something half-written has a good name, from (target, the files of a run without faults).
+        files: of those which are compared after the last run; all if None.
+        again: added when the command is run again.
+        is_kept: the target may be there, unfinished, and the same command goes on with it.
+        num_points: that are tried without ``-m slow``.
+    """
+
+    arguments: Callable[[Path, Path], list[str]]
+    check: Callable[[Path, dict[str, str]], None]
+    compared: Callable[[str], bool] = lambda name: True
+    again: tuple[str, ...] = ()
+    is_kept: bool = False
+    num_points: int = 10
+
+
+def is_whole(target: Path, reference: dict[str, str]) -> None:
+    """Nothing, or all of it."""
+    assert not target.exists() or digests(target) == reference
+
+
+def has_whole_shards(target: Path, reference: dict[str, str]) -> None:
+    found = digests(target) if target.exists() else {}
+    for name, digest in found.items():
+        assert is_hidden(name) or reference[name] == digest, name
+    for file in target.glob("*.tar"):
+        with tarfile.open(file) as tar:
+            assert len(tar.getmembers()) == 4
+
+
+def has_whole_checkpoints(target: Path, reference: dict[str, str]) -> None:
+    """Whatever has the name of a checkpoint or of the model has all its files, which can be read."""
+    named = [*target.glob("checkpoint-*"), *target.glob("model")]
+    expected = {Path(name).parts[0]: set() for name in reference} | {"checkpoint-1": set()}
+    for name in reference:
+        expected[Path(name).parts[0]].add(str(Path(*Path(name).parts[1:])))
+    expected["checkpoint-1"] = expected["checkpoint-2"]
+    for folder in named:
+        found = digests(folder)
+        assert found.keys() == expected[folder.name]
+        assert load_file(folder / "model.safetensors")
+        for name, digest in found.items():
+            whole = reference.get(f"{folder.name}/{name}")
+            assert whole in (None, digest) or not name.endswith("model.safetensors"), (folder, name)
+    assert len(list(target.glob("checkpoint-*"))) <= KEPT_CHECKPOINTS + 1
+
+
+def has_whole_predictions(target: Path, reference: dict[str, str]) -> None:
+    for name in ("run.json", "summary.json"):
+        if (target / name).exists():
+            json.loads((target / name).read_text())
+    if (target / "worst.html").exists():
+        assert (target / "worst.html").read_text().rstrip().endswith("</html>")
+    if (target / "predictions.jsonl").exists():
+        for line in (target / "predictions.jsonl").read_text().splitlines(keepends=True):
+            assert not line.endswith("\n") or json.loads(line)["reply"]
+
+
+VERBS = {
+    "convert": Verb(
+        lambda sources, out: ["convert", str(sources / "small"), str(out), "--max-shard-size", "300KB"], is_whole
+    ),
+    "quantize": Verb(lambda sources, out: ["quantize", str(sources / "small"), str(out), "--bits", "8"], is_whole),
+    "demo-data": Verb(
+        lambda _, out: [
+            *("demo-data", str(out), "--pictures", "4", "--shards-of", "2", "--workers", "1", "--mix", "shapes=1")
+        ],
+        has_whole_shards,
+        is_kept=True,
+    ),
+    "eval": Verb(
+        lambda sources, out: [
+            *("eval", "--task", "plain", "--data", str(sources / "data" / "questions.jsonl"), "--out", str(out)),
+            *("-m", str(sources / "parrot"), "--device", "cpu", "--slots", "1", "--no-blind"),
+        ],
+        has_whole_predictions,
+        compared=lambda name: name in ("run.json", "predictions.jsonl", "worst.html"),
+        is_kept=True,
+    ),
+    "train": Verb(
+        lambda sources, out: ["train", str(sources / "recipe.yaml"), "--out", str(out)],
+        has_whole_checkpoints,
+        compared=lambda name: name.startswith("model/") and name.endswith((".safetensors", ".json")),
+        again=("--resume",),
+        is_kept=True,
+        num_points=6,
+    ),
+}
+FAULTS = {
+    "killed": {"how": "kill"},
+    "one error": {"how": "once", "error": errno.EIO},
+    "disk full": {"how": "from", "error": errno.ENOSPC, "kinds": ("create", "write")},
+    "read-only": {"how": "from", "error": errno.EROFS},
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(library, sources, tmp_path_factory):
+    """The process, in which each verb has run once."""
+    warm = tmp_path_factory.mktemp("warm")
+    fonts = {"FASTVLM_MINI_FONTS": str(sources / "fonts.json"), "FASTVLM_FASHION_MNIST": str(warm / "none")}
+    process = Faulty(library, [verb.arguments(sources, warm / name) for name, verb in VERBS.items()], **fonts)
+    yield process
+    process.end()
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A run without faults: its files, and a line for each change."""
+
+    files: dict[str, str]
+    changes: list[str]
+
+
+@pytest.fixture(scope="module")
+def straight(faulty, sources, tmp_path_factory):
+    """Verb -> its run without faults."""
+    runs = {}
+    for name, verb in VERBS.items():
+        folder = tmp_path_factory.mktemp("straight") / "run"
+        folder.mkdir()
+        log = folder.parent / "changes"
+        done = faulty.run(verb.arguments(sources, folder / "out"), folder, log=log)
+        assert done.status == 0, done
+        assert [path.name for path in folder.iterdir()] == ["out"]
+        runs[name] = Straight(digests(folder / "out"), log.read_text().splitlines())
+        assert not any(is_hidden(file) for file in runs[name].files)
+    return runs
+
+
+def num_changes(changes: list[str], kinds: tuple[str, ...]) -> int:
+    kind_of = {"open": "create", "mkdir": "create", "write": "write", "ftruncate": "write", "ftruncate64": "write"}
+    kind_of |= {"fsync": "sync", "fdatasync": "sync", "rename": "name"}
+    kind_of |= {"unlink": "remove", "unlinkat": "remove", "rmdir": "remove"}
+    return sum(kind_of[change.split()[0]] in kinds for change in changes)
+
+
+def some_of(count: int, wanted: int) -> list[int]:
+    """`wanted` of the numbers 1 to `count`, evenly spread, first and last among them."""
+    return sorted({1 + round(number * (count - 1) / (wanted - 1)) for number in range(wanted)})
+
+
+def check_point(verb: Verb, faulty: Faulty, sources: Path, whole: Straight, folder: Path, at: int, fault: dict) -> None:
+    """One command with one fault, and the same command again."""
+    folder.mkdir()
+    out = folder / "out"
+    done = faulty.run(verb.arguments(sources, out), folder, at=at, **fault)
+    check_said(done, fault)
+    verb.check(out, whole.files)
+    if done.status == 0:
+        assert_complete(verb, out, whole)
+    if verb.is_kept or not out.exists():
+        again = faulty.run([*verb.arguments(sources, out), *verb.again], folder)
+        assert again.status == 0, again
+        assert [path.name for path in folder.iterdir()] == ["out"]
+        assert not any(is_hidden(name) for name in digests(out))
+    assert_complete(verb, out, whole)
+    shutil.rmtree(folder)
+
+
+def check_said(done: Done, fault: dict) -> None:
+    if fault["how"] == "kill":
+        assert done.status == -signal.SIGKILL
+        return
+    assert done.status in (0, 1, 2), done
+    assert "Traceback" not in done.err, done.err
+    if done.status:
+        (line,) = [line for line in done.err.splitlines() if line.startswith("fastvlm: error: ")]
+        assert "--debug" not in line and "cannot be written" in line, line
+
+
+def assert_complete(verb: Verb, out: Path, whole: Straight) -> None:
+    found, expected = (
+        {name: digest for name, digest in files.items() if verb.compared(name)} for files in (digests(out), whole.files)
+    )
+    assert found == expected
+
+
+def check_points(name: str, fault_name: str, wanted: int | None, faulty, sources, straight, tmp_path) -> None:
+    verb, fault, whole = VERBS[name], FAULTS[fault_name], straight[name]
+    before = digests(sources)
+    count = num_changes(whole.changes, fault.get("kinds", ALL_KINDS))
+    for at in range(1, count + 1) if wanted is None else some_of(count, wanted):
+        print(f"{name}, {fault_name} at change {at} of {count}")  # shown where the test fails
+        check_point(verb, faulty, sources, whole, tmp_path / f"{at}", at, fault)
+    assert digests(sources) == before
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("verb", VERBS)
+def test_nothing_is_half_written_wherever_it_fails(verb, fault, faulty, sources, straight, tmp_path):
+    check_points(verb, fault, VERBS[verb].num_points, faulty, sources, straight, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("verb", VERBS)
+def test_nothing_is_half_written_at_any_change(verb, fault, faulty, sources, straight, tmp_path):
+    check_points(verb, fault, None, faulty, sources, straight, tmp_path)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_gets_a_name_is_on_the_disk(verb, straight):
+    """After the last write to a file it is synced, and only then it or its folder is renamed; then the parent is."""
+    unsynced: set[str] = set()
+    named: list[str] = []
+    for change in straight[verb].changes:
+        what, path = change.split(" ", 1)
+        if what in ("write", "ftruncate"):
+            unsynced.add(path)
+        elif what in ("fsync", "fdatasync"):
+            unsynced.discard(path)
+        elif what == "rename" and not is_hidden((target := path.split(" -> ")[1]).rsplit("/", 1)[-1]):
+            source = path.split(" -> ")[0]
+            assert not [file for file in unsynced if Path(file).is_relative_to(source)], change
+            named.append(target)
+    assert named
+    changes = straight[verb].changes
+    for target in named:
+        renamed = max(n for n, change in enumerate(changes) if change.endswith(f" -> {target}"))
+        parent = str(Path(target).parent)
+        assert any(c.startswith("fsync ") and c[6:].rstrip("/") in (parent, "") for c in changes[renamed:]), target
