@@ -19,6 +19,7 @@ CODES = {
     "MissingExtraError": FAILED,
     "PictureError": FAILED,
     "PromptError": BAD_USE,
+    "StorageError": FAILED,
     "TrainingError": FAILED,
     "UsageError": BAD_USE,
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import tarfile
@@ -20,8 +21,10 @@ from pathlib import Path
 
 import pytest
 from faulty import ALL_KINDS, Done, Faulty
+from mounting import mounted
 from safetensors.torch import load_file
 
+from fastvlm.storage.locks import LOCK_NAME, exclusive_folder, exclusive_lock
 from fastvlm.training.run_files import KEPT_CHECKPOINTS
 
 
@@ -32,6 +35,10 @@ def digests(folder: Path) -> dict[str, str]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def is_hidden(name: str) -> bool:
@@ -155,6 +162,7 @@ class Straight:
 
     files: dict[str, str]
     changes: list[str]
+    num_bytes: int
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +176,7 @@ def straight(faulty, sources, tmp_path_factory):
         done = faulty.run(verb.arguments(sources, folder / "out"), folder, log=log)
         assert done.status == 0, done
         assert [path.name for path in folder.iterdir()] == ["out"]
-        runs[name] = Straight(digests(folder / "out"), log.read_text().splitlines())
+        runs[name] = Straight(digests(folder / "out"), log.read_text().splitlines(), size_of(folder))
         assert not any(is_hidden(file) for file in runs[name].files)
     return runs
 
@@ -266,3 +274,38 @@ def test_what_gets_a_name_is_on_the_disk(verb, straight):
         renamed = max(n for n, change in enumerate(changes) if change.endswith(f" -> {target}"))
         parent = str(Path(target).parent)
         assert any(c.startswith("fsync ") and c[6:].rstrip("/") in (parent, "") for c in changes[renamed:]), target
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_two_at_once_are_told_who_is_first(verb, faulty, sources, tmp_path):
+    out = tmp_path / "run" / "out"
+    out.parent.mkdir()
+    is_folder_locked = VERBS[verb].is_kept
+    with exclusive_folder(out) if is_folder_locked else exclusive_lock(out.with_name(".out.lock"), out):
+        done = faulty.run(VERBS[verb].arguments(sources, out), out.parent)
+        assert done.status == 2 and f"is being written by process {os.getpid()}." in done.err, done
+        assert not out.exists() or [path.name for path in out.iterdir()] == [LOCK_NAME]
+    done = faulty.run(VERBS[verb].arguments(sources, out), out.parent)
+    assert done.status == 0, done
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_real_full_disk(verb, faulty, sources, straight, tmp_path):
+    """Half of the room that the result takes."""
+    with mounted(tmp_path / "disk", f"size={max(straight[verb].num_bytes // 2, 4096)}") as disk:
+        done = faulty.run(VERBS[verb].arguments(sources, disk / "out"), disk)
+        assert done.status == 1, done
+        check_said(done, {"how": "full"})
+        assert "No space left on device" in done.err
+        VERBS[verb].check(disk / "out", straight[verb].files)
+        assert [path.name for path in disk.iterdir() if path.name != "out"] == []
+        assert not any(is_hidden(name) for name in digests(disk))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_real_read_only_disk(verb, faulty, sources, straight, tmp_path):
+    with mounted(tmp_path / "disk", "size=1m,ro") as disk:
+        done = faulty.run(VERBS[verb].arguments(sources, disk / "out"), disk)
+        assert done.status == 2, done
+        check_said(done, {"how": "read-only"})
+        assert list(disk.iterdir()) == []

@@ -25,6 +25,7 @@ from fastvlm.demo_data.record_grounding import known_names, record_grounding
 from fastvlm.storage.locks import exclusive_folder
 from fastvlm.storage.whole_files import whole_file, write_file
 from fastvlm.storage.whole_folders import remove_leftovers
+from fastvlm.storage.write_errors import clear_write_errors
 
 __all__ = ["draw_shards", "encoded", "record_of"]
 
@@ -86,8 +87,9 @@ def draw_shards(
         StorageError: the disk is full or failed.
     """
     with exclusive_folder(target):
-        claim_target(target, plan)
-        remove_leftovers(target)
+        with clear_write_errors(target):
+            claim_target(target, plan)
+            remove_leftovers(target)
         write_file(target / NAMES_FILE, json.dumps(known_names(), ensure_ascii=False) + "\n")
         return _draw_missing(target, plan, num_workers, on_progress)
 

@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +17,7 @@ from fastvlm.training.run_files import RunFiles
 
 __all__ = ["in_clear_words"]
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FAILED = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO, errno.EROFS)
 # torch and safetensors put the system's words into errors of their own.
 _NO_ROOM_WORDS = re.compile(
     r"No space left|quota exceeded|File too large|PytorchStreamWriter failed|unexpected pos", re.I
@@ -45,10 +46,19 @@ def _words(error: Exception, recipe: Recipe, files: RunFiles) -> Exception | Non
         return DataError(str(error).strip().splitlines()[-1].split("Error: ", 1)[-1]) if _is_relayed(error) else None
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY_WORDS.search(str(error)):
         return TrainingError(_no_memory(recipe, files))
-    if getattr(error, "errno", None) in _NO_ROOM or _NO_ROOM_WORDS.search(str(error)):
+    if _is_of_the_disk(error, files) or _NO_ROOM_WORDS.search(str(error)):
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        return TrainingError(_not_written(f"Writing to {files.folder} failed: {reason}. Make room there.", files))
+        return TrainingError(
+            _not_written(f"Writing to {files.folder} failed: {reason}. Make room there, or mend it.", files)
+        )
     return None
+
+
+def _is_of_the_disk(error: Exception, files: RunFiles) -> bool:
+    """An error of writing into the run's folder, such as TensorBoard's; one that names another file is not."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_FAILED:
+        return False
+    return error.filename is None or Path(str(error.filename)).absolute().is_relative_to(files.folder)
 
 
 def _is_relayed(error: Exception) -> bool:

@@ -84,7 +84,8 @@ class RunFiles:
             what = last or (self.model if self.model.exists() else self.adapter)
             raise UsageError(f"{what} is there from an earlier run. --resume goes on with it; --out begins elsewhere.")
         else:
-            self.log.unlink(missing_ok=True)
+            with clear_write_errors(self.log):
+                self.log.unlink(missing_ok=True)
         self._cut_log(0 if last is None else step_of(last))
         write_file(self.recipe, recipe.to_yaml())
         return last
