@@ -63,7 +63,7 @@ class Verb:
     compared: Callable[[str], bool] = lambda name: True
     again: tuple[str, ...] = ()
     is_kept: bool = False
-    num_points: int = 10
+    num_points: int = 5
 
 
 def is_whole(target: Path, reference: dict[str, str]) -> None:
@@ -135,7 +135,7 @@ VERBS = {
         compared=lambda name: name.startswith("model/") and name.endswith((".safetensors", ".json")),
         again=("--resume",),
         is_kept=True,
-        num_points=6,
+        num_points=3,
     ),
 }
 FAULTS = {
