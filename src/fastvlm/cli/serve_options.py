@@ -21,11 +21,13 @@ __all__ = [
     "Dtype",
     "Fit",
     "GraceSeconds",
+    "HeaderSeconds",
     "Host",
     "ImageCacheBytes",
     "ImageSize",
     "MaxBodyBytes",
     "MaxChoices",
+    "MaxConnections",
     "MaxOutputTokens",
     "MaxPictureBytes",
     "MaxPicturePixels",
@@ -33,6 +35,7 @@ __all__ = [
     "MaxPromptTokens",
     "MaxReceiving",
     "MaxWaiting",
+    "MinBodyRate",
     "Model",
     "Name",
     "NoPage",
@@ -164,7 +167,18 @@ MaxWaiting = Annotated[
     _option(_LIMITS, "--max-waiting", metavar="N", text="Replies that wait for a slot, an engine.  [default: 64]"),
 ]
 MaxReceiving = Annotated[
-    int | None, _option(_LIMITS, "--max-receiving", metavar="N", text="Requests that arrive together.  [default: 32]")
+    int | None,
+    _option(_LIMITS, "--max-receiving", metavar="N", text="Large bodies in arrival.  [default: 32]"),
+]
+MaxConnections = Annotated[
+    int | None, _option(_LIMITS, "--max-connections", metavar="N", text="Half of them for one client.  [default: 512]")
+]
+HeaderSeconds = Annotated[
+    float | None, _option(_LIMITS, "--header-timeout", metavar="SECONDS", text="For a header.  [default: 10]")
+]
+MinBodyRate = Annotated[
+    int | None,
+    _option(_LIMITS, "--min-body-rate", metavar="N", text="Bytes a second of a body, at least.  [default: 16384]"),
 ]
 RequestSeconds = Annotated[
     float | None, _option(_LIMITS, "--request-timeout", metavar="SECONDS", text="For one request.  [default: 300]")

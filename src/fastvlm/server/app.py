@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,15 +24,16 @@ from starlette.types import Receive, Scope, Send
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.pictures import PictureLimits
-from fastvlm.server.api_errors import ApiError, as_api_error, busy, error_response, no_such_model, unready
+from fastvlm.server.api_errors import ApiError, as_api_error, error_response, no_such_model, unready
 from fastvlm.server.asking import Kitchen, answer_chat, answer_completion
 from fastvlm.server.attended import HangUp, TimeIsUp, attend
+from fastvlm.server.connections import Receiving, client_key
 from fastvlm.server.event_stream import Outlet
 from fastvlm.server.gate import Gate
 from fastvlm.server.guides import Guides
 from fastvlm.server.metrics import CONTENT_TYPE, Metrics
 from fastvlm.server.openapi import DOCS_STYLE, docs_page, document
-from fastvlm.server.reading import read_body
+from fastvlm.server.reading import Pace, announced_bytes, read_body
 from fastvlm.server.remote_pictures import RemotePictures
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
@@ -46,6 +47,7 @@ logger = logging.getLogger("fastvlm.server")
 OpenEngines = Callable[[], Mapping[str, Sequence[Engine]]]
 Answer = Callable[[Kitchen, bytes, Outlet, float], Coroutine[None, None, None]]
 _WARM_UP_TOKENS = 4
+_SMALL_BODY_BYTES = 2**16  # one of them for each connection is little memory
 
 
 class Service:
@@ -63,7 +65,7 @@ class Service:
         self.failure: Exception | None = None
         self.started_at = int(time.time())
         self.kitchen: Kitchen | None = None
-        self.num_receiving = 0
+        self.receiving = Receiving(settings.max_receiving)
         self._open_engines = open_engines
 
     @property
@@ -177,15 +179,11 @@ class _Asking:
 
     async def _body(self, scope: Scope, receive: Receive, limit_s: float) -> bytes:
         settings = self._service.settings
-        if self._service.num_receiving >= settings.max_receiving:
-            raise busy(f"{settings.max_receiving} requests are being received, which is the limit. Try again later.")
-        self._service.num_receiving += 1
-        try:
-            return await asyncio.wait_for(read_body(scope, receive, settings.max_body_bytes), limit_s)
-        except asyncio.TimeoutError:
-            raise ApiError(408, f"The body did not arrive within {limit_s} s.", code="request_timeout") from None
-        finally:
-            self._service.num_receiving -= 1
+        is_small = announced_bytes(scope) <= _SMALL_BODY_BYTES
+        client = client_key((scope.get("client") or (None,))[0])
+        pace = Pace(settings.min_body_rate, settings.header_timeout_s, limit_s)
+        with nullcontext() if is_small else self._service.receiving.one(client):
+            return await read_body(scope, receive, settings.max_body_bytes, pace)
 
 
 def _too_slow(limit_s: float) -> ApiError:

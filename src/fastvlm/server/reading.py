@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,20 +23,46 @@ Asked = TypeVar("Asked", bound=BaseModel)
 MAX_VALUES = 32_768  # of a body; validating them takes 0.1 s
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+@dataclass(frozen=True)
+class Pace:
+    """How fast a body must come.
+
+    Args:
+        rate: bytes a second, at least, counted after the first `grace_s` seconds.
+        grace_s, limit_s: seconds; the whole body must be there after `limit_s`.
+    """
+
+    rate: int
+    grace_s: float
+    limit_s: float
+
+    def time_for(self, num_bytes: int) -> float:
+        """Seconds after the beginning at which more than `num_bytes` must have come."""
+        return min(self.limit_s, self.grace_s + num_bytes / self.rate)
+
+
+def announced_bytes(scope: Scope) -> float:
+    """What the header says about the body's length; infinity if it says nothing."""
+    announced = Headers(scope=scope).get("content-length", "")
+    return int(announced) if announced.isdecimal() and len(announced) < 20 else math.inf
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, pace: Pace) -> bytes:
     """The body of a request.
 
     Raises:
-        ApiError: no JSON by its header (415), or more than `max_bytes` (413).
+        ApiError: no JSON by its header (415), more than `max_bytes` (413), or slower than `pace` (408).
         HangUp: the client went away.
     """
-    headers = Headers(scope=scope)
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    announced = headers.get("content-length", "")
-    body = bytearray()
-    is_over = is_too_large = announced.isdecimal() and int(announced) > max_bytes
+    media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    body, begun_s = bytearray(), time.monotonic()
+    is_over = is_too_large = max_bytes < announced_bytes(scope) < math.inf
     while not is_over:
-        message = await receive()
+        left_s = begun_s + pace.time_for(len(body)) - time.monotonic()
+        try:
+            message = await asyncio.wait_for(receive(), max(0.0, left_s))
+        except asyncio.TimeoutError:
+            raise _too_slow(pace) from None
         if message["type"] == "http.disconnect":
             raise HangUp
         body += message.get("body", b"")
@@ -50,6 +80,15 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
             415, "Expected a JSON body with the header Content-Type: application/json.", code="unsupported_media_type"
         )
     return bytes(body)
+
+
+def _too_slow(pace: Pace) -> ApiError:
+    return ApiError(
+        408,
+        f"The body did not arrive within {pace.limit_s:g} s, or came at less than {pace.rate} bytes a second.",
+        code="request_timeout",
+        headers={"Connection": "close"},
+    )
 
 
 def parse(body: bytes, schema: type[Asked]) -> Asked:

@@ -14,13 +14,16 @@ import uvicorn
 
 from fastvlm.errors import UsageError
 from fastvlm.server.app import OpenEngines, Service, create_app
+from fastvlm.server.connections import limited_connections
+from fastvlm.server.log_limit import LogLimit
 from fastvlm.server.settings import ServeSettings
 
 __all__ = ["serve"]
 
 _LINGER_S = 5.0  # after the grace period: time to tell clients that their replies have ended
 _KEEP_ALIVE_S = 30
-_BACKLOG = 2048
+_BACKLOG = 128  # not accepted yet; asyncio logs an error for each of them where files have run out
+_OTHER_FILES = 256  # beside connections: weights, pictures from addresses, workers
 
 
 def serve(
@@ -39,9 +42,10 @@ def serve(
         on_listening: called with the server's URL once clients can connect.
 
     Raises:
-        UsageError: the address cannot be listened on.
+        UsageError: the address cannot be listened on, or the system allows too few open files.
         FastVlmError: the model could not be opened.
     """
+    _allow_files(settings.max_connections + _OTHER_FILES)
     service = Service(settings, open_engines)
     with _socket(settings) as listener, _logs():
         host, port = listener.getsockname()[:2]
@@ -56,6 +60,23 @@ def serve(
         raise service.failure
 
 
+def _allow_files(count: int) -> None:
+    """Have the system allow `count` open files, each connection being one; raise UsageError where it will not."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 - not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise UsageError(
+            f"max_connections needs {count} open files ({_OTHER_FILES} for other things), and {hard} are allowed. "
+            "Lower --max-connections, or raise the limit (ulimit -Hn, LimitNOFILE)."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, whose end is ours to time."""
 
@@ -64,7 +85,7 @@ class _Server(uvicorn.Server):
         grace_s = service.settings.shutdown_grace_s
         config = uvicorn.Config(
             app="",
-            http="h11",
+            http=limited_connections(service.settings),
             ws="none",
             loop="asyncio",
             lifespan="on",
@@ -132,7 +153,8 @@ def _logs() -> Iterator[None]:
     """Our log and uvicorn's warnings go to stderr; uvicorn's talk goes nowhere."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    levels = {"fastvlm.server": logging.INFO, "uvicorn.error": logging.WARNING}
+    handler.addFilter(LogLimit())
+    levels = {"fastvlm.server": logging.INFO, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
     for name, level in levels.items():
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(level)

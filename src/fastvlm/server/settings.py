@@ -46,7 +46,11 @@ class ServeSettings:
         max_output_tokens: of one reply; also what a request gets that names no limit.
         max_choices: replies to one request (`n`).
         max_waiting: requests that wait for a slot of one replica; more are answered with 429.
-        max_receiving: requests whose bodies are being received at the same time, which bounds the memory for them.
+        max_receiving: requests with large bodies (above 64 KiB) that are received at the same time, half of them from
+            one client, which bounds the memory for them.
+        max_connections: at the same time, half of them from one client (an IPv4 address, an IPv6 /64 network).
+        header_timeout_s: seconds for the header of one request.
+        min_body_rate: bytes a second that a body must bring, counted after the first `header_timeout_s` seconds.
         request_timeout_s: seconds for one request, from its first byte to the reply's last.
         shutdown_grace_s: seconds that running replies get after SIGTERM.
         image_cache_bytes, picture_memo_bytes: memory for known pictures, encoded and prepared, of one replica.
@@ -86,6 +90,9 @@ class ServeSettings:
     max_choices: int = 8
     max_waiting: int = 64
     max_receiving: int = 32
+    max_connections: int = 512
+    header_timeout_s: float = 10.0
+    min_body_rate: int = 2**14
     request_timeout_s: float = 300.0
     shutdown_grace_s: float = 30.0
     image_cache_bytes: int = 2**28

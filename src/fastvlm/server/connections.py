@@ -1,0 +1,145 @@
+"""Connections within limits: how many there may be, and how long a client may take for a header or to read a reply.
+
+uvicorn's own limits count requests; a client that sends half a header, or that never reads, has none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fastvlm.server.api_errors import ApiError, busy, error_body
+from fastvlm.server.settings import ServeSettings
+
+__all__ = ["LimitedConnection", "Receiving", "client_key", "limited_connections"]
+
+# What one read takes from a connection: a chunked body of one byte a chunk is parsed at 20 microseconds a chunk, and
+# other connections wait meanwhile. asyncio's own 256 KiB would be half a second of that.
+_READ_BYTES = 2**14
+
+
+def client_key(host: str | None) -> str:
+    """What counts as one client: an IPv4 address, the /64 network of an IPv6 address; all that have none are one."""
+    try:
+        address = ipaddress.ip_address(host or "")
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+class LimitedConnection(H11Protocol):
+    """uvicorn's connection with a header deadline, a share for each client, and an end for those who never read."""
+
+    settings: ClassVar[ServeSettings]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._key = ""
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """A client has come; it may be one too many."""
+        super().connection_made(transport)
+        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # asyncio's selector transports have it
+        limit = self.settings.max_connections
+        self._key = client_key(self.client[0] if self.client else None)
+        own = sum(isinstance(one, LimitedConnection) and one._key == self._key for one in self.connections)
+        if len(self.connections) > limit or own > share(limit):
+            message = f"There are too many connections (max_connections is {limit}, half of it for one client)."
+            self._refuse("503 Service Unavailable", "too_many_connections", message)
+        else:
+            self._watch_header()
+
+    def data_received(self, data: bytes) -> None:
+        """More of a header or a body."""
+        super().data_received(data)
+        self._watch_header()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end, from either side."""
+        for timer in (self._header_timer, self._reader_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads slowly; after the time that a request may take, it is given up."""
+        super().pause_writing()
+        self._reader_timer = self.loop.call_later(self.settings.request_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+
+    def _watch_header(self) -> None:
+        """The clock runs from the first wait for a header until it is whole."""
+        is_waiting = self.cycle is None or self.cycle.response_complete
+        if not is_waiting and self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+        elif is_waiting and self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.settings.header_timeout_s, self._header_is_late)
+
+    def _header_is_late(self) -> None:
+        message = f"The request's header did not arrive within {self.settings.header_timeout_s:g} s."
+        self._refuse("408 Request Timeout", "request_timeout", message)
+
+    def _refuse(self, status: str, code: str, message: str) -> None:
+        """Answer without a request, and close."""
+        if self.transport.is_closing():
+            return
+        body = json.dumps(error_body(ApiError(int(status[:3]), message, code=code, kind="server_error"))).encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(f"{head}Retry-After: 1\r\nConnection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+
+def limited_connections(settings: ServeSettings) -> type[H11Protocol]:
+    """The class that uvicorn makes of each connection."""
+    return type("Connection", (LimitedConnection,), {"settings": settings})
+
+
+def share(limit: int) -> int:
+    """What one client may have of `limit`: half, so that others have the rest."""
+    return max(1, limit // 2)
+
+
+class Receiving:
+    """Large bodies that are being received, which bounds the memory for them.
+
+    Args:
+        limit: how many at the same time; half of it from one client.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._clients: list[str] = []
+
+    @contextmanager
+    def one(self, client: str) -> Iterator[None]:
+        """Count one of `client` while it is received.
+
+        Raises:
+            ApiError: 429, there are too many.
+        """
+        if len(self._clients) >= self._limit or self._clients.count(client) >= share(self._limit):
+            raise busy(
+                f"Too many large requests are being received (max_receiving is {self._limit}, half of it for one "
+                "client). Try again later."
+            )
+        self._clients.append(client)
+        try:
+            yield
+        finally:
+            self._clients.remove(client)

@@ -1,0 +1,40 @@
+"""A log that a client cannot flood."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+__all__ = ["LogLimit"]
+
+
+class LogLimit(logging.Filter):
+    """Lets through at most `burst` warnings and errors of one logger in `window_s` seconds, and says how many it kept.
+
+    Lines below a warning pass: they are written because somebody asked for them.
+
+    Args:
+        burst: records of one logger and level.
+        window_s: seconds, from the first of them.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, burst: int = 10, window_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._burst, self._window_s, self._clock = burst, window_s, clock
+        self._windows: dict[tuple[str, int], tuple[float, int]] = {}  # when the window began, records since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether `record` is written."""
+        if record.levelno < logging.WARNING:
+            return True
+        key, now_s = (record.name, record.levelno), self._clock()
+        begun_s, count = self._windows.get(key, (now_s, 0))
+        if now_s - begun_s >= self._window_s:
+            if count > self._burst:
+                record.msg = f"{record.getMessage()} ({count - self._burst} more before it were left out)"
+                record.args = None
+            begun_s, count = now_s, 0
+        self._windows[key] = (begun_s, count + 1)
+        return count < self._burst

@@ -1,0 +1,123 @@
+"""Clients who hold connections without asking: a real server under raw sockets."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from server_process import Server, question
+
+from fastvlm.server.api_errors import ApiError
+from fastvlm.server.connections import Receiving, client_key
+
+CONNECTIONS = 16
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def strict(endless_folder):
+    running = Server(
+        *("--name", "mini", "--max-connections", CONNECTIONS, "--header-timeout", 4, "--max-receiving", 4),
+        model=endless_folder,
+    )
+    yield running
+    assert running.stop() == 0, running.lines
+    assert "Traceback" not in "".join(running.lines)
+
+
+def connect(server, data=b""):
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=240)
+    connection.sendall(data)
+    return connection
+
+
+def rest_of(connection) -> bytes:
+    """What comes until the server closes."""
+    received = b""
+    with connection:
+        try:
+            while data := connection.recv(2**16):
+                received += data
+        except ConnectionResetError:
+            pass
+    return received
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", HEAD, HEAD + b"X: " + b"y" * 1000])
+def test_half_a_header_is_given_up_with_words(strict, sent):
+    received = rest_of(connect(strict, sent))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(body)["error"]["code"] == "request_timeout"
+
+
+def test_half_a_header_after_a_whole_request_is_given_up_too(strict):
+    received = rest_of(connect(strict, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal"))
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert rest_of(connect(strict, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_crowd_of_half_headers_passes_without_a_flood_of_lines(strict):
+    before = len(strict.lines)
+    crowd = [connect(strict, HEAD) for _ in range(200)]
+    statuses = [rest_of(connection)[9:12] for connection in crowd]
+    assert set(statuses) <= {b"408", b"503", b""} and b"408" in statuses
+    assert len(statuses) - statuses.count(b"408") >= 200 - CONNECTIONS  # the others were turned away at once
+    assert strict.client.get("/health").status_code == 200
+    assert len(strict.lines) - before < 20
+
+
+def test_slow_bodies_are_given_up_and_small_requests_pass_them_by(strict):
+    slow = [connect(strict, HEAD + b"Content-Length: 1000000\r\n\r\n{") for _ in range(4)]
+    assert strict.chat(question("?"), max_tokens=1).status_code == 200
+    answers = [rest_of(connection) for connection in slow]
+    assert {answer[9:12] for answer in answers} == {b"408", b"429"}  # half of max_receiving is one client's
+    large = strict.chat(question("?", "data:image/png;base64," + "A" * 2**17), max_tokens=1)
+    assert large.status_code == 400  # it was received: it is no picture
+
+
+def test_a_body_of_one_byte_a_chunk_is_received(strict):
+    body = json.dumps({"model": "mini", "messages": [question("?")], "max_tokens": 1}).encode()
+    chunks = b"".join(b"1\r\n" + body[i : i + 1] + b"\r\n" for i in range(len(body)))
+    head = HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    assert rest_of(connect(strict, head + chunks + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+def test_one_client_has_half_of_what_is_received():
+    receiving = Receiving(4)
+    with receiving.one("a"), receiving.one("a"):
+        with pytest.raises(ApiError) as raised, receiving.one("a"):
+            pass
+        assert raised.value.status == 429
+        with receiving.one("b"), receiving.one("c"), pytest.raises(ApiError), receiving.one("d"):
+            pass
+    with receiving.one("a"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("host", "key"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        (None, ""),
+        ("testclient", ""),
+    ],
+)
+def test_a_client_is_an_address_or_a_network(host, key):
+    assert client_key(host) == key
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no resource limits")
+def test_too_few_files_for_the_connections_are_told():
+    command = [sys.executable, "-m", "fastvlm", "serve", "--port", "0", "--max-connections", "1000"]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 500 && exec "$@"', "sh", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0 and "fastvlm: error: max_connections needs 1256 open files" in done.stderr
+    assert "Traceback" not in done.stderr
