@@ -1,6 +1,7 @@
 """The verb: what it lists, checks, refuses and prints. Runs themselves are tests/training's."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `import small_run`
 
 import small_run
 
+from fastvlm.cli import train_lines
+from fastvlm.cli.train_lines import ProgressLines
 from fastvlm.cli.train_options import read_settings
 from fastvlm.errors import UsageError
+from fastvlm.training.watching import Progress
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +27,12 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return small_run.samples(tmp_path_factory.mktemp("data"), 6)
+
+
+@pytest.fixture(autouse=True)
+def no_lines(monkeypatch):
+    """However long a run takes here, it says nothing; tests of the lines set this otherwise."""
+    monkeypatch.setattr(train_lines, "EVERY_S", math.inf)
 
 
 @pytest.fixture
@@ -75,6 +85,57 @@ def test_check_fails_for_bad_samples(fastvlm, written, tmp_path):
     done = fastvlm("train", written, "--check", "--data", tmp_path / "bad.jsonl")
     assert done.code == 1 and "none.png" in done.out
     assert "1 of 1 samples cannot be used" in done.error
+
+
+def test_adapters_are_checked_without_a_download(fastvlm, tmp_path):
+    (tmp_path / "mine.jsonl").write_text(json.dumps(small_run.record([], "What?", "red")) + "\n")
+    done = fastvlm("train", "lora", "--check", "--data", tmp_path / "mine.jsonl")
+    assert (done.code, done.err) == (0, ""), done.err
+    refused = fastvlm("train", "qlora", "--check", "--data", tmp_path / "mine.jsonl", "-m", tmp_path / "no-model")
+    assert refused.code == 1 and "no-model" in refused.error and "-m mini checks records and images" in refused.error
+
+
+class Clock:
+    """Says what it is told to."""
+
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def test_into_a_file_there_is_a_line_every_half_minute(capsys, monkeypatch):
+    monkeypatch.setattr(train_lines, "EVERY_S", 30.0)
+    clock = Clock()
+    lines = ProgressLines("training", clock)
+    said = []
+    for step in range(1, 121):
+        clock.now_s += 1
+        lines.tell(Progress(step, 120, None if step < 60 else 0.5, 0.0 if step < 60 else 8.0, 8.0))
+        said += [(step, line) for line in capsys.readouterr().err.splitlines()]
+    assert said == [
+        (30, "fastvlm: training: step 30 of 120, 0:01:30 left"),
+        (60, "fastvlm: training: step 60 of 120, loss 0.500, 8.0 images/s, 0:01:00 left"),
+        (90, "fastvlm: training: step 90 of 120, loss 0.500, 8.0 images/s, 0:00:30 left"),
+        (120, "fastvlm: training: step 120 of 120, loss 0.500, 8.0 images/s, 0:00:00 left"),
+    ]
+    clock.now_s += 3600
+    ProgressLines("reading", lambda: 0.0).count(1, 2)
+    late = ProgressLines("reading", clock)
+    clock.now_s += 31
+    late.count(256, 1000)
+    assert capsys.readouterr().err == "fastvlm: reading: sample 256 of 1000\n"
+
+
+def test_the_lines_of_a_run_are_on_stderr_unless_it_is_quiet(fastvlm, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_lines, "EVERY_S", 0.0)
+    done = fastvlm("train", written, "--out", tmp_path / "run")
+    first, second = done.err.splitlines()
+    assert done.code == 0 and first == "fastvlm: training: step 1 of 2"
+    assert second.startswith("fastvlm: training: step 2 of 2, loss ") and second.endswith(" left")
+    checked = fastvlm("train", written, "--check")
+    assert checked.err == "fastvlm: reading: sample 11 of 11\n"
+    assert fastvlm("train", written, "--check", "--quiet").err == ""
 
 
 def test_a_column_may_be_ignored(fastvlm, written, tmp_path):

@@ -39,11 +39,21 @@ def written(tmp_path, text):
 
 
 WRONG = {
-    "learning_rate: 1": "unknown key 'learning_rate'",
+    "learning_rate: 1": "unknown key 'learning_rate'; did you mean 'parts.decoder.lr'?",
+    "lr: 1": "unknown key 'lr'; did you mean 'parts.encoder.lr'?",
+    "Max-Step: 1": "unknown key 'Max-Step'; did you mean 'max_steps'?",
+    "ema_decay: 0.9": "unknown key 'ema_decay'; did you mean 'ema'?",
+    "fractoin: 0.9": "unknown key 'fractoin'; did you mean 'eval.fraction'?",
+    "nothing_like_it: 0": "unknown key 'nothing_like_it'; known here: name, model",
+    "parts: {encoder: {learning_rate: 1}}": "did you mean 'lr'",
+    "lora: {modle: mini}": "unknown key 'lora.modle'; did you mean 'model'?",
+    "data: [{path: a, images_in: b}]": "unknown key 'data.0.images_in'; did you mean 'pictures_in'?",
+    "eval: {data: [{path: a, repeats: 2}]}": "unknown key 'eval.data.0.repeats'; did you mean 'repeat'?",
+    "grounding: {looking: {layer: 1, heads: [0], hed: 1}}": "'grounding.looking.hed'; did you mean 'heads'?",
     "batchsize: 3": "unknown key 'batchsize'; did you mean 'batch_size'?",
     "parts: {encodr: 1.0}": "unknown key 'parts.encodr'; did you mean 'encoder'?",
     "parts: {encoder: {lr: 1.0, rate: 2}}": "unknown key 'parts.encoder.rate'",
-    "lora: {rank: 3}": "unknown key 'lora.rank'",
+    "lora: {rank: 3}": "unknown key 'lora.rank'; did you mean 'r'?",
     "batch_size: many": r"batch_size: .*integer.* \(got 'many'\)",
     "parts: {encoder: -1.0}": "parts.encoder",
     "parts: {encoder: frosen}": "parts.encoder.*frozen",

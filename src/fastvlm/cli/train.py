@@ -14,7 +14,8 @@ import typer
 from fastvlm.cli import train_options as options
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption
 from fastvlm.cli.terminal import Notes, print_json, quiet_libraries, say
-from fastvlm.errors import DataError, UsageError
+from fastvlm.cli.train_lines import ProgressLines
+from fastvlm.errors import CheckpointError, DataError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ def train(
 ) -> None:
     """Train or fine-tune a checkpoint by a recipe; the path of the new folder is printed.
 
+    On a terminal a bar shows how far it is; into a file or a pipe there is a line on stderr every 30 s.
     A run that is stopped (Ctrl-C, SIGTERM) ends its step, writes a checkpoint and goes on from there with --resume, to
     the same result. With several GPUs or machines: torchrun --nproc-per-node 8 -m fastvlm train ...
 
@@ -54,6 +56,7 @@ def train(
     Examples:
       fastvlm train --recipes
       fastvlm train lora --data mine.jsonl --pictures-in photos --check
+      fastvlm train lora --data mine.jsonl --pictures-in photos --out tried-on-the-mini
       fastvlm train lora -m apple/FastVLM-0.5B --data mine.jsonl --pictures-in photos --out mine
       fastvlm train lora -m apple/FastVLM-0.5B --data mine.jsonl --pictures-in photos --out mine --resume
       fastvlm train mini --data shards --set batch_size=16 --set parts.encoder=frozen --max-steps 200
@@ -72,6 +75,7 @@ def train(
         _check(plan, notes, is_json=is_json)
         return
     folder = Path(f"train-{plan.name}") if out is None else out
+    notes.say(f"{plan.model} is trained by {plan.name}, into {folder}.")
     outcome = _run(plan, folder, notes, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
     if _is_first_process():
         _show(outcome, is_json=is_json)
@@ -132,9 +136,16 @@ def _check(plan: Recipe, notes: Notes, *, is_json: bool) -> None:
     if not plan.data:
         raise UsageError("There is nothing to check: give --data, or data in the recipe.")
     with notes.waiting("Opening"):
-        dataset = open_dataset(plan, plan.data, open_processor(plan))
+        try:
+            processor = open_processor(plan)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} Without it -m mini checks records and images as well; only the numbers of tokens differ."
+            ) from error
+        dataset = open_dataset(plan, plan.data, processor)
     with notes.counting("Reading samples") as progress:
-        report = check_data(dataset.samples, dataset, on_progress=progress)
+        shown = progress if notes.is_shown or notes.is_quiet else ProgressLines("reading").count
+        report = check_data(dataset.samples, dataset, on_progress=shown)
     if is_json:
         print_json(report.to_dict())
     else:
@@ -153,7 +164,8 @@ def _run(plan: Recipe, folder: Path, notes: Notes, **resuming: bool) -> Outcome:
         tests = read_tests(plan)
     with notes.bars(*_columns()) as bar:
         measure = measure_with(plan, tests, notes, bar.stop) if tests else None
-        run = TrainingRun(plan, folder, on_progress=_teller(bar), commit=source_commit(), measure=measure)
+        tell = _teller(bar) if notes.is_shown or notes.is_quiet else ProgressLines("training").tell
+        run = TrainingRun(plan, folder, on_progress=tell, commit=source_commit(), measure=measure)
         return run.train(**resuming)
 
 

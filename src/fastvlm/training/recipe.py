@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from fastvlm.errors import MissingExtraError, UsageError
+from fastvlm.training.recipe_errors import complaint, nearest_key
 
 try:
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -320,7 +321,7 @@ def read_recipe(name_or_file: str | Path, changes: dict[str, Any] | None = None)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UsageError(_complaint(error, str(file))) from None
+        raise UsageError(f"{file}: {complaint(error.errors(), _nearest)}") from None
 
 
 def _file_of(name: str) -> Path:
@@ -361,31 +362,22 @@ def _put(content: dict[str, Any], keys: list[str], value: Any) -> None:
     content[last] = value
 
 
-def _complaint(error: ValidationError, file: str) -> str:
-    found = error.errors()
-    lines = [_one_complaint(entry) for entry in found[:5]]
-    more = f" And {len(found) - 5} more." if len(found) > 5 else ""
-    return f"{file}: {' '.join(lines)}{more}"
-
-
-def _one_complaint(entry: Any) -> str:
-    place = [str(part) for part in entry["loc"] if not str(part).startswith(("function-", "literal[", "constrained-"))]
-    key = ".".join(place)
-    if entry["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(place)}."
-    got = entry.get("input")
-    shown = f" (got {got!r})" if isinstance(got, (str, int, float, bool, type(None))) else ""
-    message = entry["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}{shown}." if key else f"{message}."
-
-
 def _nearest(place: list[str]) -> str:
-    known: set[str] = set()
-    kinds: tuple[type[_Entry], ...] = (Recipe, *_ENTRIES.values(), PartEntry, HeadsEntry)
-    for kind in kinds:
-        known |= set(kind.model_fields)
-    near = difflib.get_close_matches(place[-1], sorted(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_keys_beside(place))}"
+    here = _keys_beside(place)
+    near = nearest_key(place[-1], here, _ELSEWHERE)
+    return f"; did you mean {near!r}?" if near else f"; known here: {', '.join(here)}"
+
+
+def _keys_beside(place: list[str]) -> list[str]:
+    """Keys that may stand where an unknown one does."""
+    below: list[tuple[type[_Entry], bool]] = [
+        (PartEntry, len(place) > 2 and place[0] == "parts"),
+        (HeadsEntry, len(place) > 2 and place[0] == "grounding"),
+        (DataEntry, "data" in place[:-1]),
+        (_ENTRIES.get(place[0], Recipe), len(place) > 1),
+        (Recipe, True),
+    ]
+    return list(next(entry for entry, is_it in below if is_it).model_fields)
 
 
 _ENTRIES: dict[str, type[_Entry]] = {
@@ -396,8 +388,9 @@ _ENTRIES: dict[str, type[_Entry]] = {
     "eval": EvalEntry,
     "tests": TestEntry,
 }
-
-
-def _keys_beside(place: list[str]) -> list[str]:
-    owner = _ENTRIES.get(place[0], Recipe) if len(place) > 1 else Recipe
-    return list((PartEntry if len(place) > 2 and place[0] == "parts" else owner).model_fields)
+_ELSEWHERE = {
+    **{key: f"{owner}.{key}" for owner, entry in _ENTRIES.items() if owner != "tests" for key in entry.model_fields},
+    "lr": "parts.encoder.lr",
+    "batchnorm": "parts.encoder.batchnorm",
+    **{key: key for key in Recipe.model_fields},
+}
