@@ -5,13 +5,14 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest browser gpu-check clean
+.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest newest browser gpu-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example pictures"
 	@echo "make test         install, lint, types, import contracts, all tests: what CI runs"
 	@echo "make lint|types|contracts|unit   one part of it"
 	@echo "make unit-oldest  model, processor and generation tests on the oldest supported transformers"
+	@echo "make newest       install as a user does, without constraints; the examples and main tests on the newest versions"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
 
 $(BIN)/python:
@@ -75,6 +76,24 @@ $(OLDEST)/.installed-test: pyproject.toml constraints.txt
 unit-oldest: $(OLDEST)/.installed-test peers
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/model tests/processing -m "not slow"
 
+# What a user gets: `pip install .`, the newest versions that pyproject.toml allows. torch first, because a range would
+# bring CUDA (several GB); the newest one: make newest NEWEST_TORCH=torch. The examples come before the extras.
+NEWEST = $(VENV)-newest
+NEWEST_TORCH ?= torch==2.13.0
+NEWEST_TESTS = tests/model tests/processing tests/parity tests/training tests/cli
+NEWEST_PIP = $(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade
+newest: export OMP_NUM_THREADS := 1
+newest: export OMP_WAIT_POLICY := passive
+newest: peers browser
+	rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST_PIP) $(NEWEST_TORCH)
+	$(NEWEST_PIP) .
+	@sh examples/demo.sh $(NEWEST)/bin/fastvlm
+	$(NEWEST_PIP) --upgrade-strategy eager $(NEWEST_TORCH) '.[test,train,serve,eval]'
+	$(NEWEST)/bin/python -m pip list --format freeze | grep -iE "^(torch|transformers|tokenizers|huggingface.hub|pillow|typer|safetensors|accelerate|peft)="
+	$(NEWEST)/bin/python -m pytest tests/contracts/test_documents.py
+	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(NEWEST_TESTS) -m "not slow"
+
 # On a GPU machine nothing is installed: its own Python with torch, transformers and typer runs the tree as it is. Peers
 # are taken from $(PEERS) if `make peers` was called before the tree was copied there.
 GPU_PYTHON ?= python3
@@ -87,4 +106,4 @@ gpu-check:
 	$(GPU_PYTHON) -m fastvlm bench --device $(GPU_DEVICE) $(GPU_BENCH)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

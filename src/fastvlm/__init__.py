@@ -85,7 +85,15 @@ def __getattr__(name: str) -> Any:
     name = _SAME_AS.get(name, name)
     if name not in _HOME_OF:
         raise AttributeError(f"module 'fastvlm' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    except (ImportError, RuntimeError) as error:
+        from fastvlm.import_failures import explain_import_failure  # noqa: PLC0415 - only failures need it
+
+        explanation = explain_import_failure(error)
+        if explanation is None:
+            raise
+        raise explanation from error
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ __all__ = [
     "FastVlmError",
     "ImageTokenMismatchError",
     "ImageTooLargeError",
+    "InstallationError",
     "MeasurementError",
     "MissingExtraError",
     "NonFiniteError",
@@ -84,7 +85,7 @@ class BuildError(FastVlmError, RuntimeError):
     """Kernels that could not be built here: no compiler, a CPU that lacks what they need."""
 
 
-class NonFiniteError(FastVlmError, ArithmeticError):
+class NonFiniteError(FastVlmError, RuntimeError):
     """NaN or infinity in the model's numbers: damaged weights, or a dtype that is too narrow for them."""
 
 
@@ -94,6 +95,10 @@ class CheckpointError(FastVlmError, ValueError):
 
 class UsageError(FastVlmError, ValueError):
     """A command line or a request that asks for something that does not exist or does not go together."""
+
+
+class InstallationError(FastVlmError, ImportError):
+    """Installed packages that do not fit each other, such as torch and torchvision."""
 
 
 class MissingExtraError(FastVlmError, ImportError):

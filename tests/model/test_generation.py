@@ -1,5 +1,7 @@
 """`generate`: it ends, it encodes once, batches equal singles, what cannot fit is refused before it is computed."""
 
+import warnings
+
 import pytest
 import tiny
 import torch
@@ -10,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from fastvlm import FastVlmConfig, FastVlmForConditionalGeneration
 from fastvlm.errors import ContextLengthError, ImageTokenMismatchError
 from fastvlm.model.cache_name import CACHE_NAME
+from fastvlm.model.generation import _warn_of_emulated_bfloat16
 
 NO_IMAGE = {"bad_words_ids": [[tiny.IMAGE_ID]]}
 
@@ -297,3 +300,19 @@ def test_inputs_are_left_as_they_were(tiny_model):
     before = {name: tensor.clone() for name, tensor in inputs.items()}
     tiny_model.generate(**inputs, max_new_tokens=3, num_beams=2)
     assert all(torch.equal(before[name], inputs[name]) for name in before)
+
+
+@pytest.mark.parametrize(("dtype", "has_arithmetic"), [("bfloat16", False), ("bfloat16", True), ("float32", False)])
+def test_emulated_bfloat16_is_said_once(dtype, has_arithmetic, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_arithmetic)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    _warn_of_emulated_bfloat16.cache_clear()
+    model = tiny.model().to(getattr(torch, dtype))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model.generate(input_ids=torch.tensor([tiny.prompt("tt")]), max_new_tokens=1, **NO_IMAGE)
+    said = [one for one in caught if "bfloat16" in str(one.message)]
+    assert len(said) == (1 if dtype == "bfloat16" and not has_arithmetic else 0)
+    assert all("dtype=torch.float32" in str(one.message) for one in said)
+    _warn_of_emulated_bfloat16.cache_clear()

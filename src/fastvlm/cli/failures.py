@@ -15,6 +15,7 @@ import typer
 
 from fastvlm.cli.terminal import say
 from fastvlm.errors import AttentionError, ConfigError, ContextLengthError, FastVlmError, PromptError, UsageError
+from fastvlm.import_failures import explain_import_failure
 
 __all__ = ["BAD_USE", "COMMAND_LINE_ERROR", "FAILED", "GONE_READER", "INTERRUPTED", "report_failure"]
 
@@ -53,6 +54,9 @@ def _message(error: BaseException, *, is_debug: bool) -> str:
         return f"{message}{stop} Try: {command} --help"
     if isinstance(error, FastVlmError):
         return str(error)
+    explanation = explain_import_failure(error)
+    if explanation is not None:
+        return str(explanation)
     hint = "" if is_debug else " Run it again with --debug for the whole story."
     return f"{type(error).__name__}: {error}{hint}"
 

@@ -59,6 +59,6 @@ def non_finite_logits() -> NonFiniteError:
 def _error(what: str) -> NonFiniteError:
     return NonFiniteError(
         f"{what[0].upper()}{what[1:]} contain NaN or infinity, so there is no answer. Either the checkpoint's "
-        "weights are damaged (`fastvlm info --verify MODEL` compares its files with their checksums), or the dtype is too "
-        "narrow for them: float16 overflows above 65504, use bfloat16 or float32."
+        "weights are damaged (`fastvlm info --verify MODEL` compares its files with their checksums), or the dtype is "
+        "too narrow for them: float16 overflows above 65504, use bfloat16 or float32."
     )

@@ -1,0 +1,52 @@
+"""Import errors that another package's installation causes, explained.
+
+transformers imports torchvision wherever it is installed, though nothing in this package needs it. A torchvision made
+for another torch then makes every import of transformers' models fail with "operator torchvision::nms does not exist".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from fastvlm.errors import InstallationError
+
+__all__ = ["explain_import_failure"]
+
+_MARK = "torchvision::"
+_MINORS_APART = 15  # torch 2.9 goes with torchvision 0.24, 2.13 with 0.28
+
+
+def explain_import_failure(error: BaseException) -> InstallationError | None:
+    """What to tell the user if a torchvision that does not fit torch is behind `error`; None for any other error."""
+    if not any(_MARK in str(one) for one in _chain(error)):
+        return None
+    torch, torchvision = _version("torch"), _version("torchvision")
+    return InstallationError(
+        f"torchvision {torchvision} does not fit torch {torch}, so transformers' models cannot be imported. fastvlm "
+        f"does not need torchvision: run pip uninstall torchvision, or install the one for this torch: {_cure(torch)}"
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that led to it."""
+    seen: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in seen:
+        seen.append(following)
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a folder on the path, not installed
+        return "(of unknown version)"
+
+
+def _cure(torch: str) -> str:
+    major, minor = [*torch.split("+", maxsplit=1)[0].split("."), "", ""][:2]
+    if major != "2" or not minor.isdecimal():
+        return "see https://github.com/pytorch/vision#installation"
+    return f"pip install 'torchvision==0.{int(minor) + _MINORS_APART}.*'"
