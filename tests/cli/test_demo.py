@@ -3,6 +3,7 @@
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -20,7 +21,7 @@ def demo(tmp_path, table: str, command: str) -> subprocess.CompletedProcess:
 def test_each_line_of_the_table_is_asked(tmp_path):
     done = demo(
         tmp_path,
-        '# a remark\n\na.png\tHow many?\nb c.png\tWhat\'s "this" $HOME\\n?',
+        '# a remark\n\na.png\tHow many?\t5\nb c.png\tWhat\'s "this" $HOME\\n?',
         'cat >/dev/null; printf "[%s|%s|%s]\\n" "$1" "${2##*/}" "$3"',
     )
     assert done.returncode == 0 and done.stderr == ""
@@ -34,9 +35,15 @@ def test_a_failed_answer_fails_the_demo(tmp_path):
     assert done.returncode == 1 and "b.png" not in done.stdout
 
 
-def test_the_table_names_pictures_that_are_there():
-    table = EXAMPLES / "demo.tsv"
-    if table.exists():  # written with the pictures
-        rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip(" #")]
-        asked = [row for row in rows if not row[0].startswith("#")]
-        assert asked and all(len(row) == 2 and (EXAMPLES / row[0]).is_file() and row[1].strip() for row in asked)
+def test_the_shipped_checkpoint_answers_every_question_of_the_demo_right(tmp_path):
+    rows = [line.split("\t") for line in (EXAMPLES / "demo.tsv").read_text(encoding="utf-8").splitlines()]
+    asked = [row for row in rows if not row[0].startswith("#")]
+    assert len(asked) >= 6
+    command = tmp_path / "fastvlm"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fastvlm "$@"\n')
+    command.chmod(stat.S_IRWXU)
+    done = subprocess.run(["sh", EXAMPLES / "demo.sh", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    shown = "".join(f'$ fastvlm ask examples/{name} "{question}"\n{answer}\n\n' for name, question, answer in asked)
+    assert shown in done.stdout
+    assert "trained on drawings only" in done.stdout.partition("$ fastvlm")[0]

@@ -1,5 +1,6 @@
 """What the documents say is there: their Python runs, their paths, flags, make targets and names exist."""
 
+import doctest
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from server_process import Server
 
 import fastvlm
 
@@ -19,10 +21,17 @@ DOCUMENTS = sorted(
 PACKAGE = ROOT / "src/fastvlm"
 ROOMS = ("src", "docs", "tests", "examples", "recipes", "benchmarks", ".ci")
 RUN_BLOCKS = """
-import json, sys
+import contextlib, io, json, sys
+printed = []
 for number, code in enumerate(json.load(sys.stdin)):
-    exec(compile(code, f"block {number}", "exec"), {"__name__": "__main__"})
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, f"block {number}", "exec"), {"__name__": "__main__"})
+    printed.append(out.getvalue())
+print(json.dumps(printed))
 """
+ANSWERED = ("README.md", "docs/quickstart.md", "docs/serve.md")  # of every example the output is stated
+# A block of code and the block of its output, if that follows at once; "..." in an output stands for anything.
+BLOCKS = re.compile(r"^```(python|py|sh)\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", flags=re.DOTALL | re.MULTILINE)
 
 
 def code_spans(text: str) -> list[str]:
@@ -41,19 +50,86 @@ def documents_with(found) -> list:
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in DOCUMENTS if found(path.read_text())]
 
 
+def blocks(document: Path, *languages: str) -> list[tuple[str, str]]:
+    """(code, stated output or nothing) of the blocks in these languages."""
+    return [(code, output) for language, code, output in BLOCKS.findall(document.read_text()) if language in languages]
+
+
+def is_stated(stated: str, printed: str) -> bool:
+    return doctest.OutputChecker().check_output(stated, printed, doctest.ELLIPSIS)
+
+
 @pytest.mark.parametrize("document", documents_with(lambda text: "```python\n" in text))
-def test_python_blocks_run(document):
-    blocks = re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
+def test_python_blocks_print_what_is_stated(document):
+    examples = blocks(document, "python")
     finished = subprocess.run(
         [sys.executable, "-c", RUN_BLOCKS],
-        input=json.dumps(blocks),
+        input=json.dumps([code for code, _ in examples]),
         text=True,
         capture_output=True,
         cwd=ROOT,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert finished.stdout.strip()
+    all_printed = json.loads(finished.stdout.splitlines()[-1])
+    assert any(all_printed)
+    for (code, stated), printed in zip(examples, all_printed, strict=True):
+        assert not stated or is_stated(stated, printed), f"{code}\nprinted:\n{printed}\nstated:\n{stated}"
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_the_output_of_every_example_is_stated(name):
+    assert all(stated for _, stated in blocks(ROOT / name, "python", "py", "sh"))
+
+
+@pytest.mark.parametrize("document", documents_with(lambda text: "fastvlm ask" in text))
+def test_commands_about_the_example_images_print_what_is_stated(document, tmp_path):
+    """The answer stands behind the command: ``fastvlm ask examples/word.png "What does it say?"  # OAK``."""
+    command = tmp_path / "fastvlm"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fastvlm "$@"\n')
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for line in re.findall(r"^ {4}(.*fastvlm ask\b.*)", document.read_text(), flags=re.MULTILINE):
+        if "examples/" in line:
+            done = subprocess.run(
+                ["sh", "-c", line], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip() == line.rpartition("# ")[2], line
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = Server()
+    yield running
+    assert running.stop() == 0, running.lines
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/serve.md"])
+def test_curl_gets_the_stated_reply(name, server):
+    ((command, stated),) = blocks(ROOT / name, "sh")
+    there = command.replace("http://127.0.0.1:8000", server.url)
+    done = subprocess.run(["sh", "-c", there], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert is_stated(stated, done.stdout + "\n"), done.stdout
+
+
+@pytest.mark.parametrize("number", range(3), ids=["openai", "langchain", "llama_index"])
+def test_clients_get_the_stated_answer(number, server):
+    examples = blocks(ROOT / "docs/serve.md", "py")
+    client, stated = examples[number]
+    for module in re.findall(r"^(?:from|import) (\w+)", client, flags=re.MULTILINE):
+        pytest.importorskip(module)  # the two big client libraries are no dependency of the tests
+    code = client if number == 0 else f"{examples[0][0]}\nprint('---')\n{client}"
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("http://127.0.0.1:8000", server.url)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert is_stated(stated, done.stdout.rpartition("---\n")[2]), done.stdout
 
 
 @pytest.mark.parametrize("document", documents_with(lambda text: "](" in text))
