@@ -87,9 +87,72 @@ def test_size_fit_and_system_reach_the_processor(fastvlm, picture, parrot_folder
         return json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", *options).out)["usage"]
 
     assert usage("--image-size", "64x192")["image_tokens"] == 3
-    assert usage("--image-size", "256", "--image-fit", "stretch")["image_tokens"] == 16
+    assert usage("--image-size", "64", "--image-fit", "stretch")["image_tokens"] == 1
     short, long = usage("--system", "x"), usage("--system", "x" * 11)
     assert long["prompt_tokens"] - short["prompt_tokens"] == 10, "one token a letter"
+
+
+def test_more_pixels_than_the_checkpoint_was_made_for_warn_once(process, picture, parrot_folder):
+    outcome = process("ask", picture, picture, "What?", "-m", parrot_folder, "--image-size", "256")
+    assert (outcome.code, outcome.out) == (0, parrot.SENTENCE + "\n")
+    assert outcome.err.startswith("fastvlm: warning: --image-size is 256x256, and this checkpoint was made for 128x128")
+    assert outcome.err.count("\n") == 1
+    assert process("ask", picture, "What?", "-m", parrot_folder, "--image-size", "256", "--quiet").err == ""
+    assert process("ask", picture, "What?", "-m", parrot_folder, "--image-size", "128").err == ""
+
+
+def test_an_image_in_stdin_is_taken_without_a_dash(process, picture, parrot_folder):
+    outcome = process("ask", "What?", "-m", parrot_folder, "--json", stdin=picture.read_bytes())
+    assert json.loads(outcome.out)["usage"]["image_tokens"] == 4
+    broken = process("ask", "What?", "-m", parrot_folder, stdin=b"\x89PNG\0 no image")
+    assert broken.code == 1 and broken.error and broken.out == ""
+
+
+def test_an_image_that_comes_while_the_model_is_opened_is_taken(workplace, picture, parrot_folder, monkeypatch):
+    """Sent when ask has begun to open the model, which is later than its first look at stdin."""
+    code = f"""
+import os, sys
+reader, writer = os.pipe()
+os.dup2(reader, 0)
+import fastvlm.cli.ask as verb
+original = verb.open_answerer
+def slow(*arguments, **settings):
+    os.write(writer, open({str(picture)!r}, "rb").read())
+    os.close(writer)
+    return original(*arguments, **settings)
+verb.open_answerer = slow
+from fastvlm.cli.main import main
+sys.exit(main(["ask", "What?", "-m", {str(parrot_folder)!r}, "--json"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=plain_environment(), capture_output=True, check=True)
+    assert json.loads(done.stdout)["usage"]["image_tokens"] == 4
+
+
+def test_what_others_read_from_stdin_is_left_to_them(workplace, parrot_folder):
+    """Two questions in a file that a shell's loop reads, and the command inherits: neither is lost."""
+    loop = f'while read -r line; do echo "$line"; "{sys.executable}" -m fastvlm ask "$line" -m "{parrot_folder}"; done'
+    for source in ("printf 'One?\\nTwo?\\n' |", ""):
+        done = subprocess.run(
+            ["sh", "-c", f"{source} {loop}"],
+            input=b"One?\nTwo?\n", env=plain_environment(), capture_output=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.decode() == f"One?\n{parrot.SENTENCE}\nTwo?\n{parrot.SENTENCE}\n" and done.stderr == b""
+
+
+def test_a_pipe_that_never_sends_is_not_waited_for(workplace, parrot_folder):
+    reader, writer = os.pipe()
+    with start("ask", "What?", "-m", parrot_folder, stdin=reader, stdout=subprocess.PIPE) as running:
+        out, err = running.communicate(timeout=120)
+    os.close(reader)
+    os.close(writer)
+    assert (running.returncode, out.decode(), err) == (0, parrot.SENTENCE + "\n", b"")
+
+
+def test_names_are_taken_as_they_are_pasted(fastvlm, picture, parrot_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(picture.parent))
+    for name in ("~/red.png", picture.as_uri(), f"'{picture}'"):
+        outcome = fastvlm("ask", name, "What?", "-m", parrot_folder, "--json")
+        assert json.loads(outcome.out)["usage"]["image_tokens"] == 4, outcome.err
 
 
 def test_sampling_is_repeatable_by_its_seed(fastvlm, picture, parrot_folder):
@@ -137,6 +200,9 @@ def gallery(folder):
         (["ask", "q", "--temperature", "-1"], 2, "--temperature is -1"),
         (["ask", folder / "nothing.png", "q"], 2, "There is no file"),
         (["ask", folder / "sub", "q"], 2, "is a folder"),
+        (["ask", "What is this?", folder / "text.png"], 2, "the question comes last. Try: fastvlm ask "),
+        (["ask", "What is this?", "data:image/png;base64,AA"], 2, "'What is this?' is none: the question comes last"),
+        (["ask", "no.png", folder / "text.png"], 2, "There is no question"),
         (["ask", folder / "text.png"], 2, "There is no question"),
         (["ask", "What", "is", "this?"], 2, "in quotes"),
         (["ask", "-", "-", "q"], 2, "'-' stands 2 times"),

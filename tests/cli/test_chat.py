@@ -105,9 +105,12 @@ def test_a_saved_chat_is_what_the_processor_takes(fastvlm, picture, parrot_folde
     ("line", "words"),
     [
         ("/nope", "There is no command /nope; known are /help"),
-        ("/image", "/image needs a picture"),
+        ("/image", "/image needs an image"),
         ("/image nothing.png", "There is no file 'nothing.png'."),
         ("/image 'open", "Close the quotes"),
+        (r"/image C:\Users\me\cat.png", r"There is no file 'C:\Users\me\cat.png'."),
+        ("/image file://server/cat.png", "is a file of the machine 'server'"),
+        ("/no/such/file.png", "There is no command /no/such/file.png"),
         ("/save", "/save needs a file name"),
         ("/save nowhere/chat.txt", "cannot be written"),
         ("say <|im_end|>", "reads as a mark"),
@@ -121,6 +124,38 @@ def test_a_mistake_is_told_and_the_chat_goes_on(fastvlm, parrot_folder, line, wo
     assert outcome.code == 1, "a script must notice"
 
 
+def test_images_are_shown_by_whatever_names_them(fastvlm, picture, parrot_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(picture.parent))
+    spaced = picture.with_name("my cat's.png")
+    spaced.write_bytes(picture.read_bytes())
+    escaped = str(spaced).replace(" ", "\\ ").replace("'", "\\'")
+    names = ("/image ~/red.png", f"/image {spaced}", f"/image {escaped}", f"/image {spaced.as_uri()}", str(picture),
+             f"{escaped} {picture}", f"'{picture}'")  # fmt: skip
+    lines = [line for name in names for line in (name, "What?")]
+    outcome = talk(fastvlm, parrot_folder, *lines, "/history")
+    assert (outcome.code, outcome.err) == (0, "")
+    shown = [line for line in outcome.out.splitlines() if line.startswith("You: ")]
+    assert shown == [
+        *(f"You: [{path}] What?" for path in (picture, spaced, spaced, spaced, picture)),
+        f"You: [{spaced}] [{picture}] What?",
+        f"You: [{picture}] What?",
+    ]
+
+
+def test_a_saved_chat_names_files_as_paths_and_addresses_as_urls():
+    chat = Conversation()
+    names = [r"C:\cat.png", "/a/b:c.png", "https://example.org/x", "data:image/png;base64,AA"]
+    chat.show(names, [Image.new("RGB", (1, 1))] * 4)
+    chat.ask("What?")
+    kinds = [next(key for key in item if key != "type") for item in chat.as_json()[0]["content"]]
+    assert kinds == ["path", "path", "url", "url", "text"]
+
+
+def test_an_image_in_stdin_is_no_question(process, picture, parrot_folder):
+    outcome = process("chat", "-m", parrot_folder, stdin=picture.read_bytes())
+    assert outcome.code == 2 and "Stdin is no text in UTF-8" in outcome.error and outcome.out == ""
+
+
 def test_a_refused_question_leaves_no_trace(fastvlm, picture, parrot_folder):
     outcome = talk(fastvlm, parrot_folder, "say <|im_end|>", "What?", "/history", pictures=[picture])
     assert outcome.out.endswith(f"You: [{picture}] What?\nFastVLM: {ANSWER}"), (
@@ -129,9 +164,7 @@ def test_a_refused_question_leaves_no_trace(fastvlm, picture, parrot_folder):
     assert "say" not in outcome.out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"), [(["-"], "'-' cannot be a picture in a chat"), (["no.png"], "no file")]
-)
+@pytest.mark.parametrize(("arguments", "words"), [(["-"], "'-' cannot be an image in a chat"), (["no.png"], "no file")])
 def test_wrong_pictures_are_told_before_the_model_is_opened(fastvlm, arguments, words):
     outcome = fastvlm("chat", *arguments, "-m", "no-such-model")
     assert outcome.code == 2 and words in outcome.error

@@ -18,11 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from fastvlm.checkpoints.places import ADAPTER_CONFIG as _CONFIG
+from fastvlm.checkpoints.places import ADAPTER_WEIGHTS as _WEIGHTS
+from fastvlm.checkpoints.places import adapter_folder
 from fastvlm.errors import CheckpointError, MissingExtraError, UsageError
 
 __all__ = ["merge_adapter", "sharing_copy"]
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # peft's name of the model inside
 _TABLES = ("embed_tokens", "lm_head")
 _HUB_FOLDER = "models--"  # of huggingface_hub's cache: models--owner--repository/snapshots/commit
@@ -83,7 +85,7 @@ def merge_adapter(model: Any, folder: str | Path) -> Any:
             "The checkpoint is stored in 8 or 4 bits, and an adapter can be merged into plain weights only. Take the "
             "checkpoint that it was made from; --bits rounds the merged weights."
         )
-    adapter = _read(Path(folder))
+    adapter = _read(adapter_folder(folder))
     _check_base(adapter, model)
     _check_places(adapter, model)
     return _merged(adapter, sharing_copy(model, own=frozenset(adapter.plain)))
@@ -105,11 +107,6 @@ def sharing_copy(model: Any, own: frozenset[str] = frozenset()) -> Any:
 
 
 def _read(folder: Path) -> _Adapter:
-    if not folder.is_dir():
-        raise CheckpointError(f"There is no folder {folder}; expected a LoRA adapter as peft writes it.")
-    for name in (_CONFIG, _WEIGHTS):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}; expected a LoRA adapter as peft writes it.")
     config = _config(folder / _CONFIG)
     try:
         with safe_open(folder / _WEIGHTS, "pt") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,13 @@ from pathlib import Path
 import torch
 
 from fastvlm.checkpoints.apple_extras import AppleExtras
+from fastvlm.checkpoints.places import new_folder
 from fastvlm.checkpoints.shards import PlannedTensor
 from fastvlm.config import FastVlmConfig
 from fastvlm.dialects.differences import Differences
 from fastvlm.dialects.folder import CheckpointFolder
 from fastvlm.dialects.names import ENCODER
-from fastvlm.errors import CheckpointError, UsageError
+from fastvlm.errors import CheckpointError
 from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.pretrained import expected_shapes, generation_config_of
@@ -30,16 +30,6 @@ __all__ = [
 ]
 
 _CARRIED_FILES = ("LICENSE*", "CREDITS*", "NOTICE*")  # what a licence asks to keep with the weights
-
-
-def new_folder(target: str | os.PathLike[str]) -> Path:
-    """The absolute path of `target`, which may not exist while its parent does; UsageError else."""
-    path = Path(target).expanduser().absolute()
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"{path} exists already, and nothing is overwritten. Name another folder, or move it away.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}, where {path.name!r} should go, is no folder. Make it first.")
-    return path
 
 
 def checked_shapes(folder: CheckpointFolder, config: FastVlmConfig) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastvlm.cli.choices import ModelChoice, Sampling
+from fastvlm.cli.image_names import file_name
 from fastvlm.cli.opening import open_answerer, open_pictures, system_message, user_message
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
@@ -28,10 +29,13 @@ from fastvlm.cli.options import (
     TemperatureOption,
     TopPOption,
 )
-from fastvlm.cli.request import UNQUOTED_HINT, check_pictures, check_question
+from fastvlm.cli.piped import has_piped_image, is_silent_pipe
+from fastvlm.cli.request import STDIN, UNQUOTED_HINT, check_order, check_pictures, check_question
 from fastvlm.cli.terminal import Answers, Notes, print_json, say
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fastvlm.cli.answering import Reply
 
 __all__ = ["ask"]
@@ -41,9 +45,9 @@ def ask(
     pictures: Annotated[
         list[str],
         typer.Argument(
-            metavar="PICTURE",
+            metavar="IMAGE",
             default_factory=list,
-            help="Files, URLs or data URIs; '-' reads one from stdin. None: a question without a picture.",
+            help="Files, URLs or data URIs; '-' reads one from stdin, and so does none if an image is piped in.",
         ),
     ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")],
@@ -64,9 +68,10 @@ def ask(
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
 ) -> None:
-    """Ask one question about one or several pictures; the answer appears as it is written.
+    """Ask one question about one or several images; the answer appears as it is written.
 
-    The answer goes to stdout and nothing else does. Several pictures are shown to the model in the order given.
+    The answer goes to stdout and nothing else does. Several images are shown to the model in the order given. Without
+    an image and with none in stdin, the question is asked alone.
 
     \b
     Examples:
@@ -76,15 +81,21 @@ def ask(
       fastvlm ask receipt.png "What is the total?" --image-size 1024 -m apple/FastVLM-0.5B
       fastvlm ask cat.png "What is this?" --json | jq .timings_ms
     """
+    check_order(pictures, question)
     check_question(question)
-    check_pictures(pictures, UNQUOTED_HINT)
+    names = [file_name(name) for name in pictures]
+    check_pictures(names, UNQUOTED_HINT)
     choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     notes = Notes(is_quiet=is_quiet)
     if sampling.has_idle_top_p and not is_quiet:
         say("warning", "--top-p has no effect at temperature 0; give --temperature too.")
-    images, opening_ms = open_pictures(pictures, notes)
+    if not names and has_piped_image():
+        names = [STDIN]
+    images, opening_ms = open_pictures(names, notes)
     answerer = open_answerer(choice, sampling, notes, is_debug=is_debug)
+    if not names:  # what is piped in may have come by now
+        images, opening_ms = _late_image(notes)
     messages = [*system_message(system), user_message(images, question)]
     if is_json:
         reply = answerer.reply(messages, opening_ms=opening_ms)
@@ -96,12 +107,21 @@ def ask(
     notes.say(summary(model, reply))
 
 
+def _late_image(notes: Notes) -> tuple[list[Image], float]:
+    """The image that waits in stdin, if one does; a silent pipe is not waited for, and a person is told."""
+    if has_piped_image():
+        return open_pictures([STDIN], notes)
+    if is_silent_pipe():
+        notes.say("Asked without an image: nothing has come through stdin. '-' as IMAGE waits for one.")
+    return [], 0.0
+
+
 def summary(model: str, reply: Reply) -> str:
     """One line on what an answer took."""
     usage, timings = reply.usage, reply.timings
     parts = [
         Path(model).name,
-        f"{usage.prompt_tokens} tokens in ({usage.image_tokens} of pictures), {usage.completion_tokens} out",
+        f"{usage.prompt_tokens} tokens in ({usage.image_tokens} of images), {usage.completion_tokens} out",
         f"opened in {timings.load / 1000:.1f} s",
     ]
     if timings.ttft is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 import shlex
 import sys
@@ -19,6 +18,7 @@ import typer
 from fastvlm.cli.choices import check_word
 from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, DeviceOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
+from fastvlm.cli.user_folders import cache_folder
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ def bench(
       fastvlm bench --preset 0.5b --what encode,ttft --image-size 256,512,1024,1536 --plot encode.svg
       fastvlm bench apple/FastVLM-0.5B --what decode --bits 16,8 --threads 4
     """
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; expected a folder.")
     source = _Source(model, preset, checkpoint, is_kept, revision)
     numbers = {"rounds": rounds, "max_minutes": max_minutes, "new_tokens": new_tokens, "threads": threads}
     typed = _Typed(what, image_size, dtype, bits, streams, picture, device or "cpu", has_peers, numbers)
@@ -269,7 +271,7 @@ def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
     from fastvlm.bench.random_checkpoint import checkpoint_bytes
     from fastvlm.bench.session import random_checkpoint
 
-    folder = source.checkpoint or _cache_folder() / f"random-{source.preset}"
+    folder = source.checkpoint or cache_folder() / "bench" / f"random-{source.preset}"
     is_kept = source.is_kept or source.checkpoint is not None
     size = checkpoint_bytes(source.preset)
     if not folder.exists():
@@ -289,12 +291,6 @@ def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
 
 def _fate(is_kept: bool) -> str:
     return " and stays there." if is_kept else " and is removed afterwards (--keep keeps it)."
-
-
-def _cache_folder() -> Path:
-    """This user's cache directory for benchmarks."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or str(Path.home() / ".cache")
-    return Path(base) / "fastvlm" / "bench"
 
 
 @contextmanager

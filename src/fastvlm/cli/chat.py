@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +14,7 @@ import typer
 from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.conversation import Conversation, Turn
 from fastvlm.cli.failures import FAILED, report_failure
+from fastvlm.cli.image_names import file_name, split_names
 from fastvlm.cli.opening import open_answerer, open_pictures
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["chat"]
 
 HELP = """\
-/image PATH...   show pictures with your next question (a file or URL)
+/image PATH...   show images with your next question (files or URLs); a file's path alone does the same
 /clear           forget everything said and shown so far
 /history         print the conversation
 /save FILE       write it to a new file; .json gives messages for programs
@@ -54,7 +55,7 @@ HELP = """\
 def chat(
     pictures: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PICTURE", help="Files, URLs or data URIs to begin with; /image shows more."),
+        typer.Argument(metavar="IMAGE", help="Files, URLs or data URIs to begin with; /image shows more."),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
@@ -72,7 +73,7 @@ def chat(
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
 ) -> None:
-    """Talk about pictures: several questions, each with what was said before in mind.
+    """Talk about images: several questions, each with what was said before in mind.
 
     Lines that begin with a slash are commands (/help lists them). Ctrl-C stops a reply, Ctrl-D leaves. When stdin is
     not a terminal, each of its lines is a turn and only the answers are printed; the exit code is 1 if a turn failed.
@@ -83,9 +84,9 @@ def chat(
       fastvlm chat                    # then: /image street.png
       printf 'How many?\\nWhich colours?\\n' | fastvlm chat shapes.png
     """
-    names = pictures or []
+    names = [file_name(name) for name in pictures or []]
     if STDIN in names:
-        raise UsageError("'-' cannot be a picture in a chat: stdin is where the questions come from. Pass a file.")
+        raise UsageError("'-' cannot be an image in a chat: stdin is where the questions come from. Pass a file.")
     check_pictures(names)
     choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
@@ -134,7 +135,9 @@ class Chat:
     def _take(self, line: str) -> None:
         """One line; a mistake in it is told, and the chat goes on."""
         try:
-            if line.startswith("/"):
+            if _are_files(line):  # as a terminal pastes what is dropped on it
+                self._image(line)
+            elif line.startswith("/"):
                 name, _, argument = line.partition(" ")
                 self._command(name)(argument.strip())
             else:
@@ -183,20 +186,17 @@ class Chat:
         self.answers.write(HELP + "\n")
 
     def _image(self, argument: str) -> None:
-        try:
-            names = shlex.split(argument)
-        except ValueError as error:
-            raise UsageError(f"/image cannot read {argument!r}: {error}. Close the quotes.") from error
+        names = split_names(argument)
         if not names:
-            raise UsageError("/image needs a picture: /image street.png")
+            raise UsageError("/image needs an image: /image street.png")
         check_pictures(names)
         self.conversation.show(names, open_pictures(names, self.notes)[0])
-        self.notes.say(f"{len(self.conversation.waiting)} picture(s) will be shown with your next question.")
+        self.notes.say(f"{len(self.conversation.waiting)} image(s) will be shown with your next question.")
 
     def _clear(self, _: str) -> None:
         self.conversation.clear()
         self.answerer.forget()
-        self.notes.say("Forgotten. /image shows a new picture.")
+        self.notes.say("Forgotten. /image shows a new image.")
 
     def _history(self, _: str) -> None:
         self.answers.write(self.conversation.transcript())
@@ -204,13 +204,30 @@ class Chat:
     def _save(self, argument: str) -> None:
         if not argument:
             raise UsageError("/save needs a file name: /save chat.txt")
-        self.conversation.save(Path(argument).expanduser())
-        self.notes.say(f"Saved to {argument}.")
+        file = Path(argument.strip("'\"")).expanduser()
+        self.conversation.save(file)
+        self.notes.say(f"Saved to {file}.")
+
+
+def _are_files(line: str) -> bool:
+    """True if `line` is nothing but paths of existing files, the first of them absolute or a file URL."""
+    if not line.startswith(("/", "~", "'/", '"/', "file:")) and not re.match(r"['\"]?[A-Za-z]:\\", line):
+        return False
+    try:
+        return all(Path(name).is_file() for name in split_names(line))
+    except (UsageError, OSError, ValueError):  # quotes of a sentence; too long for a name, a null byte
+        return False
 
 
 def _read_piped() -> str | None:
     """The next line of stdin, None at its end."""
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+        line.encode()
+    except UnicodeError as error:
+        raise UsageError(
+            "Stdin is no text in UTF-8; expected a question on each line. An image is an argument: fastvlm chat cat.png"
+        ) from error
     return line.strip() if line else None
 
 

@@ -6,6 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from fastvlm.checkpoints.places import adapter_folder
 from fastvlm.engine.types import BITS, TEMPERATURES, SamplingParams
 from fastvlm.errors import UsageError
 
@@ -31,6 +32,7 @@ class ModelChoice:
 
     Raises:
         UsageError: a word that is not known.
+        CheckpointError: `adapter` is no folder of an adapter.
     """
 
     name: str
@@ -51,6 +53,8 @@ class ModelChoice:
         if self.device is not None and not _DEVICE.fullmatch(self.device):
             raise UsageError(f"--device is {self.device!r}; expected cpu, cuda, mps or xpu, with a number: cuda:1.")
         parse_size(self.image_size)
+        if self.adapter is not None:
+            adapter_folder(self.adapter)
 
     @property
     def image_size_px(self) -> tuple[int, int] | None:

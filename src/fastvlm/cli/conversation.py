@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastvlm.cli.image_names import is_url
 from fastvlm.cli.opening import system_message, user_message
 from fastvlm.errors import UsageError
 from fastvlm.storage.whole_files import write_file
@@ -86,7 +87,7 @@ class Conversation:
             images = [item for item in message["content"] if item["type"] == "image"]
             for item, name in zip(images, turn.picture_names, strict=True):
                 del item["image"]
-                item["url" if ":" in name[:8] else "path"] = name
+                item["url" if is_url(name) else "path"] = name
         return messages
 
     def save(self, file: Path) -> None:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from fastvlm.checkpoints.places import checkpoint_path, new_folder
 from fastvlm.cli.choices import check_word
 from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, QuietOption, RevisionOption
-from fastvlm.cli.terminal import Notes, in_bytes, quiet_libraries
+from fastvlm.cli.terminal import Notes, in_bytes, quiet_libraries, quiet_warnings
 
 __all__ = ["convert"]
 
@@ -53,12 +54,13 @@ def convert(
     check_word("--to", to, LAYOUTS)
     if dtype is not None:
         check_word("--dtype", dtype, DTYPES)
+    new_folder(target)  # what is wrong is told before anything is imported or fetched
     notes = Notes(is_quiet=is_quiet)
+    quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
+    folder = checkpoint_path(source, revision=revision)
     with notes.waiting("Reading"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
         from fastvlm import checkpoints
-        from fastvlm.checkpoints.places import checkpoint_path
-    folder = checkpoint_path(source, revision=revision)
     with leaving_cleanly(), notes.counting(f"Writing {target}") as progress:
         report = checkpoints.convert(
             folder, target, to, dtype=dtype, max_shard_size=max_shard_size, fuse=is_fused, progress=progress

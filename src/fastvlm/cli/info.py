@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastvlm.cli.mini_notice import ABOUT, is_shipped
 from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, JsonOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
 
@@ -44,14 +45,15 @@ def info(
         from fastvlm.checkpoints.places import checkpoint_path
         from fastvlm.cli.checkpoint_facts import read_facts
     facts = read_facts(checkpoint_path(model, revision=revision))
+    about = ABOUT if is_shipped(facts.path) else None
     if is_json:
-        print_json({"model": model, **facts.as_dict()})
+        print_json({"model": model, **facts.as_dict(), "about": about})
     else:
-        typer.echo(page(model, facts))
+        typer.echo(page(model, facts, about))
 
 
-def page(model: str, facts: CheckpointFacts) -> str:
-    """The facts for people, as lines of a label and its value."""
+def page(model: str, facts: CheckpointFacts, about: str | None = None) -> str:
+    """The facts for people, as lines of a label and its value; `about` says what the model is good for."""
     pictures, counts = facts.pictures, facts.parameters
     size = f", the size of FastVLM-{facts.size.upper()}" if facts.size and facts.size != "mini" else ""
     files = f"{in_bytes(facts.file_bytes)} in {_several(facts.num_files, 'file')}"
@@ -80,6 +82,7 @@ def page(model: str, facts: CheckpointFacts) -> str:
         ("weights", f"{weights} (int8: the decoder's)"),
         *([] if facts.quantised is None else [("quantised", _rounding(facts.quantised))]),
         ("licence", facts.licence),
+        *([] if about is None else [("about", about)]),
     ]
     return "\n".join(_row(label, value) for label, value in rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -68,11 +69,13 @@ def _read_stdin() -> bytes:
 def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_debug: bool) -> Answerer:
     """The chosen model, ready to answer; the libraries are imported here, and the time for it is part of loading."""
     from fastvlm.checkpoints.places import checkpoint_path
+    from fastvlm.cli.mini_notice import tell_once
     from fastvlm.processing.light_tokenizer import light_tokenizer
 
     start_s = time.perf_counter()
     quiet_warnings(is_quiet=notes.is_quiet, is_debug=is_debug)
     folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
+    tell_once(folder, notes)
     with _nothing_collected(), ThreadPoolExecutor(1) as beside:
         tokenizer = beside.submit(light_tokenizer, folder)  # while this thread imports torch
         with notes.waiting("Starting"):
@@ -112,8 +115,22 @@ def _open_light(folder: Path, choice: ModelChoice, tokenizer: Callable[[], Light
 
     opened = None if choice.adapter or pick_device(choice.device).type != "cpu" else open_light(folder, tokenizer)
     if opened is not None:
-        opened[1].image_processor.choose(choice.image_size_px, choice.image_fit)
+        _choose(opened[1], choice)
     return opened
+
+
+def _choose(processor: Any, choice: ModelChoice) -> None:
+    """Size and fit of images as chosen, with a warning about more pixels than the checkpoint states."""
+    images = processor.image_processor
+    own = images.image_size
+    images.choose(choice.image_size_px, choice.image_fit)
+    size = images.image_size
+    if size[0] * size[1] > own[0] * own[1]:
+        warnings.warn(
+            f"--image-size is {size[0]}x{size[1]}, and this checkpoint was made for {own[0]}x{own[1]}: its answers may "
+            "be wrong. Leave --image-size out unless it was trained at several sizes.",
+            stacklevel=2,
+        )
 
 
 def engine_settings(model: Any, choice: ModelChoice) -> dict[str, Any]:
@@ -148,7 +165,7 @@ def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) ->
         from fastvlm.checkpoints.lora_folder import merge_adapter
 
         model = merge_adapter(model, choice.adapter)
-    processor.image_processor.choose(choice.image_size_px, choice.image_fit)
+    _choose(processor, choice)
     return model, processor
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from fastvlm.checkpoints.places import checkpoint_path, new_folder
 from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, RevisionOption
-from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
+from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries, quiet_warnings
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,14 +59,15 @@ def quantize(
     _check_number("--head-bits", head_bits, _BITS)
     _check_number("--group-size", group_size, _GROUP_SIZES)
     target = f"{Path(model).name}-int{bits}" if target is None else target
+    new_folder(target)  # what is wrong is told before anything is imported or fetched
     notes = Notes(is_quiet=is_quiet)
+    quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
+    folder = checkpoint_path(model, revision=revision)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.checkpoints.places import checkpoint_path
         from fastvlm.checkpoints.quantising import quantise
         from fastvlm.dialects.quantised_file import Bits, QuantisationOptions
     options = QuantisationOptions(cast("Bits", bits), group_size, cast("Bits", head_bits))
-    folder = checkpoint_path(model, revision=revision)
     with leaving_cleanly(), notes.counting(f"Rounding {model}") as progress:
         report = quantise(folder, target, options, progress=progress)
     if is_json:

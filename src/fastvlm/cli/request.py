@@ -1,22 +1,43 @@
-"""What was asked: the pictures and the question as typed, checked before anything heavy is loaded."""
+"""What was asked: the images and the question as typed, checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastvlm.cli.image_names import file_name, is_url
 from fastvlm.errors import UsageError
 
-__all__ = ["STDIN", "UNQUOTED_HINT", "check_pictures", "check_question"]
+__all__ = ["STDIN", "UNQUOTED_HINT", "check_order", "check_pictures", "check_question"]
 
 STDIN = "-"
-_URL = re.compile(r"(https?|data|file):\S*", re.IGNORECASE)
 _FILE_NAME = re.compile(r"\S*[^\s.]\.[A-Za-z]\w{2,3}")  # cat.png, photos/cat.webp: no question reads like that
 UNQUOTED_HINT = "If that is a part of the question: the question is one argument, in quotes, after the pictures."
+_SHOWN = 80  # characters of an argument that a message repeats
 _USAGE = 'Usage: fastvlm ask [PICTURE...] "QUESTION"'
+
+
+def check_order(pictures: Sequence[str], question: str) -> None:
+    """Raise UsageError, with the command as it should be, if the last argument is an image and another one is not."""
+    if not _is_image_name(question):
+        return
+    texts = [name for name in pictures if not _is_image_name(name)]
+    if len(texts) == 1 and not _FILE_NAME.fullmatch(texts[0]):
+        images = [name for name in (*pictures, question) if name is not texts[0]]
+        command = shlex.join(
+            ["fastvlm", "ask", *(name if len(name) <= _SHOWN else "data:..." for name in images), texts[0]]
+        )
+        raise UsageError(
+            f"{_shown(question)} is an image and {_shown(texts[0])} is none: the question comes last. Try: {command}"
+        )
+
+
+def _is_image_name(text: str) -> bool:
+    return text == STDIN or is_url(text) or _kind(file_name(text)) == "file"
 
 
 def check_question(question: str) -> None:
@@ -29,7 +50,7 @@ def check_question(question: str) -> None:
         raise UsageError(
             f"The question is not valid UTF-8 (character {error.start}). Check the terminal's encoding."
         ) from error
-    if question == STDIN or _URL.fullmatch(question) or _kind(question) == "file":
+    if _is_image_name(question):
         raise UsageError(f"There is no question, only {_shown(question)}: the last argument is the question. {_USAGE}")
     if _FILE_NAME.fullmatch(question):
         raise UsageError(f"There is no question, and no file {_shown(question)}. {_USAGE}")
@@ -47,7 +68,7 @@ def check_pictures(pictures: Sequence[str], hint: str = "") -> None:
             "'-' reads a picture from stdin, but stdin is the terminal. Try: fastvlm ask - \"...\" < cat.png"
         )
     for picture in pictures:
-        if picture != STDIN and not _URL.fullmatch(picture):
+        if picture != STDIN and not is_url(picture):
             _check_file(picture, hint)
 
 
@@ -68,5 +89,6 @@ def _kind(text: str) -> str | None:
     return "folder" if stat.S_ISDIR(mode) else "file"
 
 
-def _shown(text: str, limit: int = 80) -> str:
-    return repr(text if len(text) <= limit else f"{text[:limit]}...")
+def _shown(text: str) -> str:
+    """`text` in quotes, cut if it is long; backslashes as they were typed."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...").replace("\\\\", "\\")

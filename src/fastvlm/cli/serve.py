@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fastvlm.checkpoints.places import adapter_folder, checkpoint_path
 from fastvlm.cli import serve_options as options
 from fastvlm.cli.choices import ModelChoice
+from fastvlm.cli.mini_notice import tell_once
 from fastvlm.cli.options import DebugOption, QuietOption
 from fastvlm.cli.serve_engines import open_engines
-from fastvlm.cli.terminal import Notes, quiet_libraries, say
+from fastvlm.cli.terminal import Notes, quiet_libraries, quiet_warnings, say
 from fastvlm.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -125,23 +127,22 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
         settings.image_size,
         settings.bits,
     )
+    for adapter in settings.adapter_folders.values():
+        adapter_folder(adapter)  # what is wrong is told before anything is imported or fetched
+    quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
+    folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
+    tell_once(folder, notes)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.checkpoints.places import checkpoint_path
         from fastvlm.server.serving import serve as serve_until_stopped
         from fastvlm.web import page_folder
-    folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
-
-    def tell(url: str) -> None:
-        if not is_quiet:  # also without a terminal: a log that says where the server is
-            what = f"{url}  (API {url}/v1, docs {url}/docs)"
-            say("serving", f"{settings.served_name} at {what}")
-
+    tell = _silence if is_quiet else say  # also without a terminal: a log that says where the server is
     serve_until_stopped(
         settings,
-        lambda: open_engines(folder, choice, settings, _silence if is_quiet else say),
+        lambda: open_engines(folder, choice, settings, tell),
         page=page_folder() if settings.page else None,
-        on_listening=tell,
+        on_listening=lambda url: tell("opening", f"{choice.name}; {url} answers 503 until it is ready"),
+        on_ready=lambda url: tell("serving", f"{settings.served_name} at {url}  (API {url}/v1, docs {url}/docs)"),
     )
 
 

@@ -63,6 +63,7 @@ class Service:
         self.settings, self.metrics = settings, Metrics()
         self.status = "starting"
         self.failure: Exception | None = None
+        self.on_ready: Callable[[], None] = lambda: None  # called once, when requests begin to be answered
         self.started_at = int(time.time())
         self.kitchen: Kitchen | None = None
         self.receiving = Receiving(settings.max_receiving)
@@ -87,6 +88,8 @@ class Service:
                     await replica.door.generate(_WARM_UP, SamplingParams(max_new_tokens=_WARM_UP_TOKENS))
             self.metrics.watch({name: replicas.all for name, replicas in kitchen.models.items()})
             self._become("ready")
+            if self.is_ready:
+                self.on_ready()
         except Exception as error:  # noqa: BLE001 - whoever started the server raises it
             self.status, self.failure = "failed", error
             on_failure()

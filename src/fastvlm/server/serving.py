@@ -32,6 +32,7 @@ def serve(
     *,
     page: Path | None = None,
     on_listening: Callable[[str], None] = lambda _: None,
+    on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -39,7 +40,8 @@ def serve(
         settings: of the server.
         open_engines: opens the model, see :class:`Service`; requests are refused with 503 meanwhile.
         page: a folder whose files are shown at ``/``.
-        on_listening: called with the server's URL once clients can connect.
+        on_listening: called with the server's URL once clients can connect, which are refused with 503 at first.
+        on_ready: called with it once requests are answered.
 
     Raises:
         UsageError: the address cannot be listened on, or the system allows too few open files.
@@ -52,7 +54,9 @@ def serve(
         server = _Server(service)
         app = create_app(service, page=page, on_failure=server.leave)
         server.config.app = app
-        on_listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        service.on_ready = lambda: on_ready(url)
+        on_listening(url)
         # uvicorn raises the signal again after a clean end, for process managers; here the end is the answer.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])

@@ -1,0 +1,49 @@
+"""What the shipped checkpoint can and cannot do, as the command says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastvlm.checkpoints.places import SHIPPED, checkpoint_path
+from fastvlm.cli.terminal import Notes, say
+from fastvlm.cli.user_folders import cache_folder
+from fastvlm.errors import CheckpointError
+
+__all__ = ["ABOUT", "is_shipped", "tell_once"]
+
+_SHORT = (
+    "the shipped mini was trained on drawings, words, receipts and charts, for one question at a time; for photographs "
+    "and conversations use a published checkpoint: -m apple/FastVLM-0.5B. (Shown once; more: fastvlm info mini)"
+)
+ABOUT = (
+    "A small model that ships with fastvlm, so that everything can be tried without a download. It was trained from "
+    "scratch on drawings only. It names colors and shapes, counts to six, says when what is asked for is not there, "
+    "reads words of three to eight large letters and every second receipt total, and names 44 things drawn as emoji, "
+    "and garments. It answers one short English question about one image: it was not trained on photographs, "
+    "screenshots, documents, several images or conversations, and what it says about those means nothing. For them use "
+    "a published checkpoint: -m apple/FastVLM-0.5B. Scores: README.md in the folder."
+)
+_MARKER = "mini-notice-shown"
+
+
+def is_shipped(folder: Path) -> bool:
+    """True for the folder of the checkpoint that comes with the package."""
+    try:
+        return folder == checkpoint_path(SHIPPED)
+    except CheckpointError:
+        return False
+
+
+def tell_once(folder: Path, notes: Notes) -> None:
+    """Say what the model is if it is the shipped one: one line, to a terminal, the first time for this user."""
+    if not notes.is_shown or not is_shipped(folder):
+        return
+    try:
+        marker = cache_folder() / _MARKER
+        if marker.exists():
+            return
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except (OSError, RuntimeError):  # a read-only or missing home: it is said each time
+        pass
+    say("note", _SHORT)
