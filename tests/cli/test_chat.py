@@ -263,5 +263,5 @@ def test_at_a_terminal_an_answer_has_a_summary(workplace, picture, parrot_folder
     terminal.wait_for("Second line: 100 %.")
     summary = terminal.wait_for("tokens/s")
     assert terminal.leave() == 0
-    assert re.search(r"\d+ tokens in \(4 of pictures\), \d+ out · opened in .* s · first text after \d+ ms", summary)
+    assert re.search(r"\d+ tokens in \(4 of images\), \d+ out · opened in .* s · first text after \d+ ms", summary)
     assert "\x1b[2m" in summary, "faint"

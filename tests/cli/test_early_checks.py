@@ -34,7 +34,7 @@ def place(tmp_path):
         ("ask red.png What? --adapter empty", 1, "empty has no adapter_config.json"),
         ("ask red.png What? -m nowhere", 1, "There is no folder 'nowhere'"),
         ("ask What? red.png", 2, "the question comes last. Try: fastvlm ask red.png 'What?'"),
-        ("ask red.png What? file", 2, "There is no question"),
+        ("ask red.png file", 2, "There is no question"),
         ("chat red.png --adapter nowhere", 1, "There is no folder nowhere"),
         ("chat nothing.png", 2, "There is no file 'nothing.png'."),
         ("convert mini empty", 2, "exists already, and nothing is overwritten"),

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from server_process import ROOT
+from server_process import ROOT, data_uri, question
 
 PAGE = ROOT / "src" / "fastvlm" / "web" / "page"
 LIMIT_S = 120
@@ -67,19 +67,35 @@ def page(browser, server):
     assert errors == [], "the browser's console has errors"
 
 
+def test_every_example_on_the_page_gets_the_right_answer(server):
+    listed = re.search(r"const EXAMPLES = (\[.*?\n\]);", (PAGE / "main.js").read_text(encoding="utf-8"), re.DOTALL)
+    answers = {}
+    for name, text in json.loads(re.sub(r",\s*\]$", "]", listed[1])):
+        reply = server.chat(question(text, data_uri(PAGE / "examples" / name)))
+        answers[name] = reply.json()["choices"][0]["message"]["content"]
+    assert answers == {
+        "letter.png": "K",
+        "red_star.png": "It is a star.",
+        "five_shapes.png": "5",
+        "word.png": "OAK",
+        "objects.png": "A cloud and a banana.",
+        "shapes.png": "It is a cross.",
+    }
+
+
 def test_an_example_is_one_click_away_and_the_answer_streams_in(page):
     page.shot("welcome")
     [letter, *_] = page.all("#examples button")
     letter.click()
     [answer] = page.answered()
-    assert answer.strip()
+    assert answer.strip() == "K"
     assert re.fullmatch(r"first word after \d+ ms( · \d+ tokens/s)?( · cut.*)?", page.text(".turn.assistant .stats"))
     assert len(page.all(".turn.user img")) == 1 and not page.all("#examples button")[0].is_displayed()
-    page.type("What colour is it?")
+    page.type("What color is the letter?")
     from selenium.webdriver import Keys
 
     page.press(Keys.ENTER)
-    assert len(page.answered(2)) == 2
+    assert page.answered(2)[1].strip() == "red"
     page.shot("conversation")
 
 

@@ -8,9 +8,9 @@ const EXAMPLES = [
   ["letter.png", "What letter is this?"],
   ["red_star.png", "What shape is this?"],
   ["five_shapes.png", "How many shapes are there?"],
-  ["word.png", "What does the text say?"],
-  ["objects.png", "What is in the picture?"],
-  ["shapes.png", "What do you see?"],
+  ["word.png", "What does it say?"],
+  ["objects.png", "What do you see?"],
+  ["shapes.png", "What shape is orange?"],
 ];
 const PRESETS = [
   ["Describe", "Describe the picture."],
