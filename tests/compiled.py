@@ -34,7 +34,7 @@ is_emulated = "emulated" in MODES or not _has_amx
 is_possible = pytest.mark.skipif(
     not has_compiler or (is_emulated and "real" in MODES), reason="needs Linux on x86-64 and a C++ compiler"
 )
-is_fast = pytest.mark.skipif(is_emulated, reason="takes minutes in emulation; needs a CPU with AMX")
+is_fast = pytest.mark.skipif(is_emulated, reason="takes minutes in emulation: needs a CPU with AMX")
 
 _PLAIN = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
 _LEVELS = ("AVX512F", "AVX512BW", "AVX512DQ", "AVX512BF16", "AMX_TILE", "AMX_BF16", "AMX_INT8")

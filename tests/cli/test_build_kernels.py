@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from compiled import is_possible
+from compiled import is_fast
 
 from fastvlm.engine import native_build
 from fastvlm.engine.native_library import cache_path
@@ -16,7 +16,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
 
 
-@is_possible
+@is_fast
 def test_the_path_is_printed(fastvlm):
     outcome = fastvlm("build-kernels")
     assert (outcome.code, outcome.err) == (0, "")

@@ -109,7 +109,7 @@ def short():
 @pytest.fixture(autouse=True)
 def _compiled_kernels(request, monkeypatch):
     """Tests of compiled kernels have some on every CPU; all others have those of this machine."""
-    if request.module.__name__.startswith("test_native"):
+    if request.path.name.startswith("test_native"):
         compiled.prepare(monkeypatch)
 
 

@@ -6,12 +6,12 @@ import sys
 import warnings
 
 import pytest
-from compiled import is_possible
+from compiled import is_fast, is_possible
 
 from fastvlm.engine import native, native_build, native_library
 from fastvlm.engine.native import native_kernels
 from fastvlm.engine.native_build import build
-from fastvlm.engine.native_library import cache_path, installed_path, sealed
+from fastvlm.engine.native_library import NEEDED_FLAGS, cache_path, installed_path, sealed
 from fastvlm.errors import BuildError
 
 BUILD = "from fastvlm.engine.native_build import build; print(build().path)"
@@ -33,8 +33,9 @@ def cache(tmp_path, monkeypatch):
 def placed(library, content=None, path=None):
     """The library where engines look for it, perhaps with another content."""
     path = path or cache_path()
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, mode=0o700)
     path.write_bytes(library.read_bytes() if content is None else content)
+    path.chmod(0o600)
     return path
 
 
@@ -46,7 +47,7 @@ def test_what_installing_left_is_used_unless_the_user_built_another(cache, libra
     assert native_library.find_library() == cache_path()
 
 
-@is_possible
+@is_fast
 def test_engines_take_what_was_built_and_can_be_told_not_to(cache, monkeypatch):
     assert native_kernels() is None
     assert build().path.parent == cache / "fastvlm" / "kernels"
@@ -81,7 +82,98 @@ def test_a_damaged_library_is_named_once_and_not_used(cache, library, damage):
     assert results == [None, None] and len(warned) == 1 and str(path) in str(warned[0].message)
 
 
+def opened_to_all(path):
+    path.chmod(0o622)
+
+
+def folder_opened_to_the_group(path):
+    path.parent.chmod(0o770)
+
+
+def given_away(path):
+    os.chown(path, 12345, 12345)
+
+
+def folder_given_away(path):
+    os.chown(path.parent, 12345, 12345)
+
+
+def linked(path):
+    path.symlink_to(path.rename(path.with_name("elsewhere.so")))
+
+
+def folder_linked(path):
+    path.parent.symlink_to(path.parent.rename(path.parent.with_name("elsewhere")))
+
+
+def replaced_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 @is_possible
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (opened_to_all, r"can be written by other users \(mode 622\)"),
+        (folder_opened_to_the_group, r"can be written by other users \(mode 770\)"),
+        (given_away, r"belongs to another user \(id 12345\)"),
+        (folder_given_away, r"belongs to another user \(id 12345\)"),
+        (linked, "is no file, or a link to one"),
+        (folder_linked, "is no folder, or a link to one"),
+        (replaced_by_a_folder, "is no file"),
+    ],
+)
+def test_what_others_may_have_written_is_never_loaded(cache, library, monkeypatch, change, reason):
+    if "given_away" in change.__name__ and os.getuid() != 0:
+        pytest.skip("only root gives files away")
+    monkeypatch.setattr(native, "open_library", lambda path: pytest.fail(f"{path} was loaded"))
+    change(placed(library))
+    with pytest.warns(UserWarning, match=f"{reason}.*torch's kernels work instead.*fastvlm build-kernels"):
+        assert native_kernels() is None
+
+
+@is_possible
+def test_what_installing_left_is_used_as_the_package_beside_it_is(cache, library):
+    path = placed(library, path=installed_path())
+    path.chmod(0o664)
+    path.parent.chmod(0o775)  # as where users' own groups may write
+    assert native_kernels() is not None
+
+
+@is_possible
+def test_what_is_built_is_its_users_alone(cache):
+    cache_path().parent.mkdir(parents=True)
+    cache_path().parent.chmod(0o777)
+    cache_path().write_text("somebody else's")
+    before = os.umask(0)
+    try:
+        path = build().path
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777] == [0o700, 0o700]
+    assert native_library.distrust(path) is None and native_kernels() is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users' ids")
+def test_a_folder_that_is_not_ours_is_not_built_in(cache, tmp_path, monkeypatch):
+    for module in (native_library, native_build):
+        monkeypatch.setattr(module, "cpu_flags", lambda: NEEDED_FLAGS)
+    monkeypatch.setattr(native_build, "_compiler", lambda: "c++")
+    cache_path().parent.parent.mkdir(parents=True)
+    (tmp_path / "theirs").mkdir()
+    cache_path().parent.symlink_to(tmp_path / "theirs")
+    with pytest.raises(BuildError, match="is a link; expected a folder of this user"):
+        build()
+    assert list((tmp_path / "theirs").iterdir()) == []
+    cache_path().parent.unlink()
+    cache_path().parent.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(BuildError, match=r"belongs to user .*Remove it, or set XDG_CACHE_HOME"):
+        build()
+
+
+@is_fast
 def test_several_may_build_at_a_time(cache):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     running = [

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.native_address import address
-from fastvlm.engine.native_library import find_library, is_whole
+from fastvlm.engine.native_library import distrust, find_library, is_whole
 
 __all__ = [
     "MOST_ROWS",
@@ -240,6 +240,8 @@ class NativeDepthwise:
 def native_kernels() -> NativeKernels | None:
     """The kernels of this machine, or None: not built, another CPU, damaged, or switched off.
 
+    A library that other users may have written is not opened; a warning says so.
+
     They are for CPUs with products in tile registers: there the passes that they shorten take as long as the products.
     """
     if os.environ.get(SWITCH) == "0" or not cpu_kernels().has_bfloat16_tiles:
@@ -248,9 +250,11 @@ def native_kernels() -> NativeKernels | None:
     if path is None:
         return None
     try:
+        if reason := distrust(path):
+            raise ValueError(reason)
         kernels = open_library(path)
     except (OSError, AttributeError, ValueError) as error:
-        again = "Run: fastvlm build-kernels"
+        again = "To make it again: fastvlm build-kernels"
         warnings.warn(f"{path} cannot be used: {error}. torch's kernels work instead. {again}", stacklevel=2)
         return None
     is_usable = kernels.has_tiles and (kernels.has_threads or torch.get_num_threads() == 1)

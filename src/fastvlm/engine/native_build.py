@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -46,22 +47,40 @@ def build() -> BuiltLibrary:
 def compile_library(path: Path, *, is_tried: bool) -> BuiltLibrary:
     """Compile the kernels to `path`, whole or not at all; `is_tried` needs torch, and the CPU that they are for.
 
+    With `is_tried`, file and folder are made this user's alone (0700), as ``native_library.distrust`` demands.
+
     Raises:
         BuildError: as :func:`build`.
     """
     compiler = _compiler()
     try:
         path.parent.mkdir(mode=0o700 if is_tried else 0o777, parents=True, exist_ok=True)
+        if is_tried:
+            _claim(path.parent)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
             new = Path(folder) / path.name
             _compile(compiler, new)
             new.write_bytes(sealed(new.read_bytes()))
             if is_tried:
+                new.chmod(0o700)
                 _try(new)
             new.replace(path)
     except OSError as error:
         raise BuildError(f"{path} cannot be written: {error}. Set XDG_CACHE_HOME to a folder that can.") from error
     return BuiltLibrary(path, compiler, _version(compiler))
+
+
+def _claim(folder: Path) -> None:
+    """Let nobody but this user write in `folder`.
+
+    Raises:
+        BuildError: it is a link, or another user's.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        what = f"belongs to user {found.st_uid}" if stat.S_ISDIR(found.st_mode) else "is a link"
+        raise BuildError(f"{folder} {what}; expected a folder of this user. Remove it, or set XDG_CACHE_HOME.")
+    folder.chmod(0o700)
 
 
 def _compiler() -> str:

@@ -4,7 +4,8 @@ It is looked for in the user's cache directory, where ``fastvlm build-kernels`` 
 where installing puts it if there is a compiler (``hatch_build.py``). Its name is a hash of its sources and flags, so
 what an older fastvlm made is not looked at; whatever machine compiles it, it runs where :data:`NEEDED_FLAGS` are.
 
-A library carries the SHA-256 of itself at its end, so that half of one is never loaded.
+A library carries the SHA-256 of itself at its end, so that half of one is never loaded. Its name can be predicted, so
+it is loaded only if no other user can have put it there: see :func:`distrust`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "SOURCE_FOLDER",
     "cache_path",
     "cpu_flags",
+    "distrust",
     "find_library",
     "installed_path",
     "is_whole",
@@ -49,7 +53,8 @@ def find_library() -> Path | None:
     if not cpu_flags() >= NEEDED_FLAGS:
         return None
     name = library_name()  # once: all sources are read for it, at every start
-    return next((path for folder in (_cache_folder(), INSTALLED_FOLDER) if (path := folder / name).is_file()), None)
+    places = (folder / name for folder in (_cache_folder(), INSTALLED_FOLDER))
+    return next((path for path in places if os.path.lexists(path)), None)  # not `exists`: links are to be refused
 
 
 def cache_path() -> Path:
@@ -82,6 +87,32 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(found.partition(":")[2].split())
+
+
+def distrust(path: Path) -> str | None:
+    """Why the library at `path` may be somebody else's; None if it and its folder are this user's or root's alone.
+
+    Neither may be a link, or be written by others. Not asked of what installing left: who can write there can change
+    this module too. Nor on systems without users' ids.
+    """
+    if path.parent == INSTALLED_FOLDER or not hasattr(os, "getuid"):
+        return None
+    checked = (_distrusted(path.parent, stat.S_ISDIR, "folder"), _distrusted(path, stat.S_ISREG, "file"))
+    return next(filter(None, checked), None)
+
+
+def _distrusted(place: Path, is_kind: Callable[[int], bool], kind: str) -> str | None:
+    try:
+        found = place.lstat()
+    except OSError as error:
+        return f"{place} cannot be looked at: {error.strerror}"
+    if not is_kind(found.st_mode):
+        return f"{place} is no {kind}, or a link to one"
+    if found.st_uid not in (0, os.getuid()):
+        return f"{place} belongs to another user (id {found.st_uid})"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{place} can be written by other users (mode {stat.S_IMODE(found.st_mode):o})"
+    return None
 
 
 def sealed(library: bytes) -> bytes:
