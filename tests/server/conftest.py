@@ -31,6 +31,20 @@ def endless(endless_folder):
 
 
 @pytest.fixture(scope="session")
+def strict(endless_folder):
+    """A server with little patience for those who hold connections."""
+    most = 16
+    running = Server(
+        *("--name", "mini", "--max-connections", most, "--header-timeout", 4, "--max-receiving", 4),
+        model=endless_folder,
+    )
+    running.max_connections = most
+    yield running
+    assert running.stop() == 0, running.lines
+    assert "Traceback" not in "".join(running.lines)
+
+
+@pytest.fixture(scope="session")
 def offline():
     """The engine without a server, as the server makes it."""
     import fastvlm

@@ -23,6 +23,7 @@ def error_of(response, status):
     assert response.headers["content-type"] == "application/json"
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
+    assert "PictureLimits" not in error["message"], "a client cannot follow this advice"
     assert not re.search(r"Traceback|\.py\b|site-packages|/work|/home|/root|object at 0x", error["message"])
     return error
 

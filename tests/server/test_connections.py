@@ -7,24 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from server_process import Server, question
+from server_process import question
 
 from fastvlm.server.api_errors import ApiError
 from fastvlm.server.connections import Receiving, client_key
 
-CONNECTIONS = 16
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture(scope="module")
-def strict(endless_folder):
-    running = Server(
-        *("--name", "mini", "--max-connections", CONNECTIONS, "--header-timeout", 4, "--max-receiving", 4),
-        model=endless_folder,
-    )
-    yield running
-    assert running.stop() == 0, running.lines
-    assert "Traceback" not in "".join(running.lines)
 
 
 def connect(server, data=b""):
@@ -65,7 +53,7 @@ def test_a_crowd_of_half_headers_passes_without_a_flood_of_lines(strict):
     crowd = [connect(strict, HEAD) for _ in range(200)]
     statuses = [rest_of(connection)[9:12] for connection in crowd]
     assert set(statuses) <= {b"408", b"503", b""} and b"408" in statuses
-    assert len(statuses) - statuses.count(b"408") >= 200 - CONNECTIONS  # the others were turned away at once
+    assert len(statuses) - statuses.count(b"408") >= 200 - strict.max_connections  # the others were turned away at once
     assert strict.client.get("/health").status_code == 200
     assert len(strict.lines) - before < 20
 

@@ -7,6 +7,7 @@ there was one, the log hears what it was.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastvlm.errors import (
     FastVlmError,
     ImageTokenMismatchError,
     ImageTooLargeError,
+    NonFiniteError,
     PictureError,
     PromptError,
     UsageError,
@@ -35,6 +37,11 @@ _BAD_REQUEST: dict[type[FastVlmError], str] = {
     PromptError: "invalid_prompt",
     UsageError: "invalid_value",
 }
+_PYTHON_ADVICE = re.compile(r",? or (pass )?PictureLimits\([^)]*\)")  # what no client can follow
+_NON_FINITE = (
+    "The model computed NaN or infinity, so there is no answer: its weights are damaged, or its dtype is too narrow. "
+    "The server's log says more; tell whoever runs it."
+)
 RETRY_AFTER_S = 1  # a reply of the mini takes less; one of a larger model is worth asking for again
 
 
@@ -94,9 +101,12 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, EngineBusyError):
         return busy("The queue is full. Try again later.")
+    if isinstance(error, NonFiniteError):
+        logger.error("a request failed: %s", error)
+        return ApiError(500, _NON_FINITE, code="non_finite", kind="server_error", headers={"x-should-retry": "false"})
     for kind, code in _BAD_REQUEST.items():
         if isinstance(error, kind):
-            return invalid(str(error), code=code)
+            return invalid(_PYTHON_ADVICE.sub("", str(error)), code=code)
     logger.error("a request failed", exc_info=error)
     message = "The server failed to answer this request; its log says why."
     return ApiError(500, message, code="internal_error", kind="server_error")
