@@ -104,7 +104,8 @@ def _paths(model_name: str, *, has_keys: bool) -> dict[str, Any]:
 def _asking(summary: str, request: type[BaseModel], reply: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
     replies = {
         "application/json": {"schema": _reference(reply)},
-        "text/event-stream": {"schema": {"type": "string", "description": "With stream: data: {...} lines, [DONE]."}},
+        # No type: readers of OpenAPI 3.1 take it for the whole text, newer ones for a single event.
+        "text/event-stream": {"schema": {"description": "With stream: data: {...} lines, [DONE]."}},
     }
     return {
         "summary": summary,
