@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest newest browser gpu-check clean
+.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest newest browser sanitize gpu-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example pictures"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint|types|contracts|unit   one part of it"
 	@echo "make unit-oldest  model, processor and generation tests on the oldest supported transformers"
 	@echo "make newest       install as a user does, without constraints; the examples and main tests on the newest versions"
+	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
 
 $(BIN)/python:
@@ -93,6 +94,18 @@ newest: peers browser
 	$(NEWEST)/bin/python -m pip list --format freeze | grep -iE "^(torch|transformers|tokenizers|huggingface.hub|pillow|typer|safetensors|accelerate|peft)="
 	$(NEWEST)/bin/python -m pytest tests/contracts/test_documents.py
 	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(NEWEST_TESTS) -m "not slow"
+
+# g++'s. In emulation (tests/emulated) on every CPU, where each row of a tile and each masked lane is checked; on one with
+# AMX then also what is compiled for it. Python and torch leak on purpose, so leaks are not looked for.
+SANITIZED_TESTS = tests/engine/test_native.py tests/engine/test_native_[!b]*.py
+sanitize: export OMP_WAIT_POLICY := passive
+sanitize: export ASAN_OPTIONS := detect_leaks=0
+sanitize: export UBSAN_OPTIONS := print_stacktrace=1
+sanitize: install-test
+	@for kernels in emulated,sanitized $$(grep -qw amx_int8 /proc/cpuinfo && echo sanitized); do \
+	echo "kernels: $$kernels"; \
+	FASTVLM_TEST_KERNELS=$$kernels LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest -p no:faulthandler $(SANITIZED_TESTS) || exit 1; done
 
 # On a GPU machine nothing is installed: its own Python with torch, transformers and typer runs the tree as it is. Peers
 # are taken from $(PEERS) if `make peers` was called before the tree was copied there.
