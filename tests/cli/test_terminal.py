@@ -80,7 +80,7 @@ def test_notes_are_for_terminals(monkeypatch):
     threads = threading.active_count()
     with notes.waiting("Opening"), notes.counting("Writing") as progress:
         progress(1, 2)
-        until(lambda: threading.active_count() == threads)  # what shows them late has had its turn
+        until(lambda: threading.active_count() <= threads)  # what shows them late has had its turn
     assert pipe.getvalue() == ""
 
 
@@ -120,7 +120,7 @@ def test_waiting_ends_when_the_work_fails(monkeypatch):
 
     with pytest.raises(RuntimeError, match="inside"):
         work()
-    assert threading.active_count() == threads, "nobody is left who could go on showing it"
+    until(lambda: threading.active_count() <= threads)  # nobody is left who could go on showing it
 
 
 def test_our_warnings_are_lines_and_others_are_silent(capsys):
