@@ -17,6 +17,7 @@ CODES = {
     "FastVlmError": FAILED,
     "ImageTokenMismatchError": FAILED,
     "ImageTooLargeError": FAILED,
+    "InstallationError": FAILED,
     "MissingExtraError": FAILED,
     "NonFiniteError": FAILED,
     "PictureError": FAILED,

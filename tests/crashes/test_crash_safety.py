@@ -256,28 +256,33 @@ def test_nothing_is_half_written_at_any_change(verb, fault, faulty, sources, str
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_gets_a_name_is_on_the_disk(verb, straight):
-    """After the last write to a file it is synced, and only then it or its folder is renamed; then the parent is."""
+    check_order(straight[verb].changes, [f"out/{name}" for name in straight[verb].files])
+
+
+def check_order(changes: list[str], files: list[str]) -> None:
+    """A file is synced after its last write, only then it or its folder is renamed, and then the parent is synced."""
     unsynced: set[str] = set()
+    synced: set[str] = set()
     named: list[str] = []
-    for change in straight[verb].changes:
+    for number, change in enumerate(changes):
         what, path = change.split(" ", 1)
         if what in ("write", "ftruncate", "ftruncate64"):
             unsynced.add(path)
+            synced.discard(path)
         elif what in ("fsync", "fdatasync"):
             unsynced.discard(path)
-        elif what == "rename":
+            synced.add(path)
+        elif what == "rename" and not is_hidden(path.split(" -> ")[1]):  # what is hidden has no name yet
             source, target = path.split(" -> ")
-            moved = {file for file in unsynced if Path(file).is_relative_to(source)}
-            if not is_hidden(target):  # what is hidden has no name yet
-                assert not moved, change
-                named.append(target)
-            unsynced = (unsynced - moved) | {target + file.removeprefix(source) for file in moved}
+            # safetensors' own temporary files get their names by a system call that is not seen here.
+            open_ended = {f for f in unsynced if Path(f).is_relative_to(source) and ".tmp" not in f}
+            assert not open_ended, change
+            inside = [file for file in files if Path(file).is_relative_to(target)]
+            assert {source + file.removeprefix(target) for file in inside} <= synced, change
+            later = [c.removeprefix("fsync ").rstrip("/") for c in changes[number:] if c.startswith("fsync")]
+            assert str(Path(target).parent) in [place or "." for place in later], change
+            named.append(target)
     assert named
-    changes = straight[verb].changes
-    for target in named:
-        renamed = max(n for n, change in enumerate(changes) if change.endswith(f" -> {target}"))
-        parent = str(Path(target).parent)
-        assert any(c.startswith("fsync ") and c[6:].rstrip("/") in (parent, "") for c in changes[renamed:]), target
 
 
 @pytest.mark.parametrize("verb", VERBS)
