@@ -73,6 +73,10 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"the server did not start: {''.join(self.lines)}")
 
+    def until_told(self, words: str) -> None:
+        """Wait for a line on stderr that holds `words`."""
+        self._until(lambda: any(words in line for line in self.lines) or None)
+
     def chat(self, *messages: dict, **settings) -> httpx.Response:
         return self.client.post("/v1/chat/completions", json={"model": "mini", "messages": messages, **settings})
 

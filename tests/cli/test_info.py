@@ -115,3 +115,11 @@ def test_broken_checkpoints_are_one_line(fastvlm, tmp_path, content, words):
     (folder / "config.json").write_text(content)
     outcome = fastvlm("info", folder)
     assert outcome.code == 1 and words in outcome.error
+
+
+def test_of_the_shipped_checkpoint_it_says_what_it_was_trained_on(fastvlm, parrot_folder):
+    words = " ".join(fastvlm("info", "mini").out.split())
+    assert "trained from scratch on drawings only" in words and "-m apple/FastVLM-0.5B" in words
+    assert "one short English question about one image" in json.loads(fastvlm("info", "--json").out)["about"]
+    assert json.loads(fastvlm("info", parrot_folder, "--json").out)["about"] is None
+    assert "\nabout" not in fastvlm("info", parrot_folder).out

@@ -176,6 +176,9 @@ def test_before_the_model_is_open_the_server_says_so(endless_folder):
         refused = server.client.post("/v1/chat/completions", json=ENDLESS)
         assert refused.status_code in (503, 200)
     assert server.client.get("/health").status_code == 200
+    server.until_told("serving: mini at ")  # last: whoever waits for this line can ask at once
+    assert server.client.get("/ready").status_code == 200
+    assert [line.split()[1] for line in server.lines] == ["opening:", "serving:"]
     assert server.stop() == 0
 
 

@@ -12,8 +12,8 @@ from fastvlm.errors import CheckpointError
 __all__ = ["ABOUT", "is_shipped", "tell_once"]
 
 _SHORT = (
-    "the shipped mini was trained on drawings, words, receipts and charts, for one question at a time; for photographs "
-    "and conversations use a published checkpoint: -m apple/FastVLM-0.5B. (Shown once; more: fastvlm info mini)"
+    "the mini was trained on drawings, words, receipts and charts, for one question at a time; for photographs use "
+    "-m apple/FastVLM-0.5B. See: fastvlm info mini"
 )
 ABOUT = (
     "A small model that ships with fastvlm, so that everything can be tried without a download. It was trained from "
