@@ -171,4 +171,4 @@ def _with_alpha(image: Image.Image, stored: StoredSamples, name: str) -> Image.I
         highest = 2**stored.bits - 1
         image = image.copy()
         image.info["transparency"] = (transparent & highest) * 255 // highest
-    return image.convert("RGBA")
+    return image if image.mode == "RGBA" else image.convert("RGBA")

@@ -251,6 +251,10 @@ def _decoded_rgb(image: Image.Image, name: str) -> Image.Image:
         return to_rgb(_upright(image), stored, name)
     except PictureError:
         raise
+    except MemoryError as error:
+        raise ImageTooLargeError(
+            f"{name} needs more memory to decode than there is. Pass a smaller image, or another format."
+        ) from error
     except Exception as error:  # the decoders of a dozen formats raise a dozen kinds of errors on damaged data
         raise PictureError(
             f"{name} is damaged or truncated and cannot be decoded ({type(error).__name__}: {error}). Pass a whole one."

@@ -12,7 +12,7 @@ from PIL import Image
 from fastvlm import FastVlmConfig, num_visual_tokens
 from fastvlm.errors import ConfigError, PictureError
 from fastvlm.pictures import PictureLimits
-from fastvlm.processing import light_image_processor as module
+from fastvlm.processing import image_fitting as module
 from fastvlm.processing.image_processor import IMAGE_FITS, FastVlmImageProcessor, fit_picture, image_size_px
 
 BICUBIC = Image.Resampling.BICUBIC

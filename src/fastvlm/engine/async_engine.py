@@ -9,18 +9,22 @@ listener has a queue of its own that can take its whole reply: a slow one delays
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.prepared import PreparedPrompt
+from fastvlm.engine.ready_images import decode_images, encoded_images
 from fastvlm.engine.sampling import TokenGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import EngineBusyError, UsageError
+from fastvlm.processing.image_pool import ImagePool
 
 __all__ = ["AsyncEngine"]
 
@@ -41,10 +45,12 @@ class AsyncEngine:
 
     Args:
         engine: nobody else may use it meanwhile. Its `num_slots` and `max_waiting` say how many requests are let in.
+        image_pool: decodes images that come as bytes, in processes of its own; it stays open. Without one they are
+            decoded in the thread that prepares, one after the other.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, *, image_pool: ImagePool | None = None) -> None:
+        self.engine, self._image_pool = engine, image_pool
         self._room = asyncio.Semaphore(engine.num_slots + engine.max_waiting)
         self._commands: list[Callable[[], None]] = []
         self._listeners: dict[int, _Listener] = {}
@@ -82,7 +88,16 @@ class AsyncEngine:
     async def prepare(self, prompt: Any) -> PreparedPrompt:
         """:meth:`Engine.prepare` in this door's thread for it; what it gives may be streamed several times."""
         self._refuse_if_closed()
-        return await asyncio.get_running_loop().run_in_executor(self._preparer, self.engine.prepare, prompt)
+        ready = None
+        if self._image_pool is not None and (contents := encoded_images(prompt)):
+            image_processor = self.engine.processor.image_processor
+            ready = await decode_images(contents, image_processor, self._image_pool, self._known_images)
+            self._refuse_if_closed()
+        return await asyncio.get_running_loop().run_in_executor(self._preparer, self.engine.prepare, prompt, ready)
+
+    async def _known_images(self, contents: Iterable[bytes]) -> Mapping[bytes, Tensor]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._preparer, self.engine.known_images, contents)
 
     async def stream(
         self,

@@ -21,7 +21,7 @@ from fastvlm.engine.fixed_shapes import GraphedEncode
 from fastvlm.engine.image_cache import ImageCache
 from fastvlm.engine.linear import LinearFactory, plain_linear
 from fastvlm.engine.picture_embeds import Encode, picture_embeds
-from fastvlm.engine.picture_memo import PictureMemo
+from fastvlm.engine.picture_memo import PictureMemo, ReadyImages
 from fastvlm.engine.prepared import PreparedPrompt, prepare
 from fastvlm.engine.reply import Reply
 from fastvlm.engine.sampling import Sampler, TokenGuide, pick_tokens
@@ -157,9 +157,16 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ asking
 
-    def prepare(self, prompt: Any) -> PreparedPrompt:
-        """Messages or a processor's output as tensors (see :func:`fastvlm.engine.prepared.prepare`)."""
-        return prepare(prompt, self._pictures.over(self.processor), self.config)
+    def prepare(self, prompt: Any, ready: ReadyImages | None = None) -> PreparedPrompt:
+        """Messages or a processor's output as tensors (see :func:`fastvlm.engine.prepared.prepare`).
+
+        `ready` has images that were decoded elsewhere, by the bytes that they came in.
+        """
+        return prepare(prompt, self._pictures.over(self.processor, ready), self.config)
+
+    def known_images(self, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
+        """Those of `contents` (encoded images) whose pixels (3, H, W) are remembered and need not be made again."""
+        return self._pictures.known(self.processor, contents)
 
     def submit(self, prompt: Any, params: SamplingParams | None = None, *, guide: TokenGuide | None = None) -> int:
         """Queue a request; returns its number, which its events carry. `guide` says which tokens may come.

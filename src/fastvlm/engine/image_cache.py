@@ -52,6 +52,10 @@ class ImageCache:
         self._embeds.move_to_end(digest)
         return self._embeds[digest]
 
+    def peek(self, digest: str) -> Tensor | None:
+        """:meth:`get` that neither counts nor keeps."""
+        return self._embeds.get(digest)
+
     def put(self, digest: str, embeds: Tensor, *, is_own: bool = False) -> None:
         """Keep `embeds` (N, D), copied unless they have their memory to themselves (`is_own`).
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fastvlm.engine.image_cache import ImageCache, picture_digest
 from fastvlm.errors import PictureError
 from fastvlm.pictures import encoded_bytes
 
-__all__ = ["DIGESTS", "PictureMemo"]
+__all__ = ["DIGESTS", "PictureMemo", "ReadyImages"]
+
+# Encoded image -> its pixels (3, H, W) in [0, 1], or an RGB image of the model's height and width.
+ReadyImages: TypeAlias = Mapping[bytes, Image.Image | Tensor]
 
 DIGESTS = "picture_digests"  # beside `pixel_values`: what stands for each picture's content
 
@@ -38,20 +42,37 @@ class PictureMemo:
         """Forget all pictures."""
         self._pixels.clear()
 
-    def over(self, processor: Any) -> Any:
-        """`processor` with this memory in front of its image processor; the given one stays as it is."""
+    def over(self, processor: Any, ready: ReadyImages | None = None) -> Any:
+        """`processor` with this memory in front of its image processor; the given one stays as it is.
+
+        Args:
+            processor: a :class:`fastvlm.FastVlmProcessor`.
+            ready: images that need not be decoded here, by the bytes that they came in.
+        """
         if not hasattr(processor, "image_processor"):
             return processor
         remembering = copy.copy(processor)
-        remembering.image_processor = _Remembering(processor.image_processor, self._pixels)
+        remembering.image_processor = _Remembering(processor.image_processor, self._pixels, ready or {})
         return remembering
+
+    def known(self, processor: Any, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
+        """Those of `contents` (encoded images) whose pixels (3, H, W) are remembered."""
+        found = {content: self._pixels.peek(_digest(content, processor.image_processor)) for content in contents}
+        return {content: pixels for content, pixels in found.items() if pixels is not None}
+
+
+def _digest(content: bytes, image_processor: Any, settings: Mapping[str, Any] | None = None) -> str:
+    """What stands for an encoded image and the way in which it is made ready."""
+    changed = sorted((key, value) for key, value in (settings or {}).items() if key != "return_tensors")
+    how = (image_processor.image_size, image_processor.image_fit, image_processor.resample, changed)
+    return hashlib.sha256(content + repr(how).encode()).hexdigest()
 
 
 class _Remembering:
     """In place of an image processor: the same pixels, and :data:`DIGESTS` beside them."""
 
-    def __init__(self, inner: Any, known: ImageCache) -> None:
-        self._inner, self._known = inner, known
+    def __init__(self, inner: Any, known: ImageCache, ready: ReadyImages) -> None:
+        self._inner, self._known, self._ready = inner, known, ready
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -70,8 +91,7 @@ class _Remembering:
         if content is None:
             pixels = self._processed(source, settings)
             return pixels, picture_digest(pixels)
-        how = (self._inner.image_size, self._inner.image_fit, self._inner.resample, sorted(settings.items()))
-        digest = hashlib.sha256(content + repr(how).encode()).hexdigest()
+        digest = _digest(content, self._inner, settings)
         known = self._known.get(digest)
         if known is not None:
             return known, digest
@@ -81,6 +101,9 @@ class _Remembering:
 
     def _processed_bytes(self, source: Any, content: bytes, settings: Mapping[str, Any]) -> Tensor:
         """From the bytes that the digest is of, not from a file that may be another by now."""
+        ready = self._ready.get(content)
+        if ready is not None:
+            return ready if isinstance(ready, Tensor) else self._processed(ready, settings)
         try:
             return self._processed(content, settings)
         except PictureError:

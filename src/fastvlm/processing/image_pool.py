@@ -1,0 +1,232 @@
+"""Images decoded in processes of their own, so that none of them can stop, fill or crash the process that asks.
+
+Each worker decodes one image at a time, within a deadline (a wall clock's; the worker is killed) and a bound on its
+memory. A worker that dies takes its image along, and the next image starts another one. What comes back is the image
+as the model takes it, fitted by the same code as in this process and so equal bit for bit: 3 MB at 1024 pixels a side.
+
+A worker takes 0.2 s to start and 35 MB (an x86 machine of 2026, Python 3.11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+from PIL import Image
+
+from fastvlm.errors import ImageTooLargeError, PictureError, UsageError
+from fastvlm.pictures import PictureLimits
+from fastvlm.processing.image_worker import receive, send
+
+__all__ = ["Fitting", "ImagePool"]
+
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from fastvlm.processing.image_worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+# What a worker gets of the environment: where libraries and messages lie, and no keys. Few arenas: each one of glibc's
+# takes 64 MB of address space.
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")
+_SETTINGS = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+_START_S = 120.0  # a busy machine; without a limit a broken installation would hang the start
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How an image is fitted; see :func:`fastvlm.processing.image_fitting.fit_picture`. Sides in pixels."""
+
+    height: int
+    width: int
+    fit: str
+    resample: int
+
+
+class ImagePool:
+    """Worker processes that decode and fit images.
+
+    Args:
+        num_workers: images that are decoded at the same time.
+        timeout_s: seconds that one image may take.
+        memory_bytes: address space that one worker may have.
+    """
+
+    def __init__(self, num_workers: int, *, timeout_s: float, memory_bytes: int) -> None:
+        self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="fastvlm-images")
+        self._num_workers = num_workers
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
+        self._all: set[_Worker] = set()
+        self._is_open = True
+
+    def start(self) -> None:
+        """Start all workers now, so that the first image need not wait for one.
+
+        Raises:
+            UsageError: they do not start, or not with this little memory.
+        """
+        workers = [self._threads.submit(self._worker) for _ in range(self._num_workers)]
+        for worker in [future.result() for future in workers]:
+            self._put_back(worker)
+
+    async def fit(self, content: bytes, fitting: Fitting, limits: PictureLimits) -> Image.Image:
+        """The image that `content` (a file's bytes) holds, fitted: RGB of exactly the height and width of `fitting`.
+
+        Images wait for a worker in the order in which they come. Who is cancelled while waiting leaves the queue.
+
+        Raises:
+            ImageTooLargeError: over the limits, too much memory, too slow.
+            PictureError: no image, a damaged one, or one that ended its worker.
+            UsageError: the pool is closed.
+        """
+        return await asyncio.wrap_future(self._threads.submit(self._fit, content, fitting, limits))
+
+    def close(self) -> None:
+        """End all workers, also those that are at work: their images raise UsageError."""
+        with self._lock:
+            self._is_open = False
+            workers = list(self._all)
+        for worker in workers:
+            worker.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.wait()
+
+    def _fit(self, content: bytes, fitting: Fitting, limits: PictureLimits) -> Image.Image:
+        worker = self._worker()
+        job = {**asdict(fitting), "limits": asdict(limits)}
+        try:
+            reply, pixels = worker.ask(job, content, self._timeout_s)
+        except (OSError, EOFError, ValueError) as error:
+            self._drop(worker)
+            raise self._why_it_died(worker, len(content)) from error
+        self._put_back(worker)
+        if "error" in reply:
+            kind = ImageTooLargeError if reply.get("is_too_large") else PictureError
+            raise kind(str(reply["error"]))
+        return Image.frombytes("RGB", (fitting.width, fitting.height), pixels)
+
+    def _worker(self) -> _Worker:
+        """An idle worker, or a new one."""
+        self._refuse_if_closed()
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        worker = _Worker(self._memory_bytes)
+        with self._lock:
+            self._all.add(worker)
+        try:
+            worker.until_ready(self._memory_bytes)
+            self._refuse_if_closed()  # it was closed meanwhile, and did not know of this worker
+        except BaseException:
+            self._drop(worker)
+            raise
+        return worker
+
+    def _put_back(self, worker: _Worker) -> None:
+        with self._lock:
+            self._idle.append(worker)
+
+    def _drop(self, worker: _Worker) -> None:
+        worker.kill()
+        worker.wait()
+        with self._lock:
+            self._all.discard(worker)
+
+    def _refuse_if_closed(self) -> None:
+        if not self._is_open:
+            raise UsageError("The image decoders are closed.")
+
+    def _why_it_died(self, worker: _Worker, num_bytes: int) -> Exception:
+        self._refuse_if_closed()
+        if worker.is_out_of_time:
+            return ImageTooLargeError(
+                f"{num_bytes} bytes took longer than {self._timeout_s:g} s to decode, which is the limit. Pass a "
+                "smaller image, or another format."
+            )
+        return PictureError(
+            f"{num_bytes} bytes ended the process that decoded them ({worker.end}): a damaged image, or one that needs "
+            "too much memory. Save it anew, as PNG."
+        )
+
+
+class _Worker:
+    """One process, seen from outside."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        # -I: nothing of the current folder or of the user's; the paths are this process's own.
+        arguments = [json.dumps(sys.path), str(os.getpid()), str(memory_bytes)]
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter and a fixed program
+            [sys.executable, "-I", "-c", _PROGRAM, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**environment, **_SETTINGS},
+        )
+        self.is_out_of_time = False
+
+    def until_ready(self, memory_bytes: int) -> None:
+        """Wait for the first sign of life. Raises UsageError with what the process said instead."""
+        try:
+            with self._deadline(_START_S):
+                receive(self._file(self._process.stdout))
+        except (EOFError, ValueError) as error:
+            said = self._file(self._process.stderr).read().decode("utf-8", "replace").strip().splitlines()
+            raise UsageError(
+                f"The process that decodes images does not start ({said[-1] if said else self.end}); it may have "
+                f"{memory_bytes} bytes of memory."
+            ) from error
+
+    def ask(self, job: dict[str, Any], content: bytes, timeout_s: float) -> tuple[dict[str, Any], bytes]:
+        """The reply to one job.
+
+        Raises:
+            OSError, EOFError, ValueError: the process died, or was killed at its deadline.
+        """
+        with self._deadline(timeout_s):
+            send(self._file(self._process.stdin), job, content)
+            return receive(self._file(self._process.stdout))
+
+    @contextlib.contextmanager
+    def _deadline(self, timeout_s: float) -> Any:
+        timer = threading.Timer(timeout_s, self._time_is_up)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _time_is_up(self) -> None:
+        self.is_out_of_time = True
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Until it has ended; nothing of it is left."""
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError):  # what could not be written
+                self._file(file).close()
+
+    @property
+    def end(self) -> str:
+        """How it ended, for error texts."""
+        code = self._process.wait()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    @staticmethod
+    def _file(file: IO[bytes] | None) -> Any:
+        assert file is not None  # noqa: S101 - all three are pipes
+        return file

@@ -1,0 +1,105 @@
+"""The process that decodes images for :class:`fastvlm.processing.image_pool.ImagePool`: one image after the other.
+
+It imports neither torch nor transformers (see the pool's figures). It reads jobs from stdin and writes replies to
+stdout, and ends when stdin ends; on Linux also as soon as its parent does, in the middle of an image. A decoder that is
+made to misbehave finds little here: no environment of the parent's, no files to write, bounded memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import struct
+import sys
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from fastvlm.errors import ImageTooLargeError, PictureError
+from fastvlm.pictures import PictureLimits, open_picture
+from fastvlm.processing.image_fitting import fit_picture
+
+__all__ = ["main", "receive", "send"]
+
+_LENGTHS = struct.Struct(">IQ")  # of the header (JSON) and of the bytes that follow it
+_PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+
+
+def send(file: BinaryIO, header: dict[str, Any], payload: bytes = b"") -> None:
+    """Write one message: a header and bytes. Raises OSError where nobody reads."""
+    text = json.dumps(header).encode()
+    file.write(_LENGTHS.pack(len(text), len(payload)) + text)
+    file.write(payload)
+    file.flush()
+
+
+def receive(file: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    """Read one message, as :func:`send` writes it. Raises EOFError where there is none, or only a part."""
+    text_length, length = _LENGTHS.unpack(_exactly(file, _LENGTHS.size))
+    header: dict[str, Any] = json.loads(_exactly(file, text_length))
+    return header, _exactly(file, length)
+
+
+def _exactly(file: BinaryIO, length: int) -> bytes:
+    data = file.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
+
+
+def main(parent_id: int, memory_bytes: int) -> None:
+    """Answer jobs until there are no more.
+
+    Args:
+        parent_id: the parent's process id.
+        memory_bytes: of address space; more is a MemoryError, and so a refused image.
+    """
+    _end_with(parent_id)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    jobs, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    Image.init()  # all readers now: not within the first job's time, nor within its memory
+    import numpy  # noqa: F401, PLC0415 - the same for images of 16 bits
+
+    _limit(memory_bytes)
+    send(replies, {"is_ready": True})
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):  # what libraries print would break the replies, or fill the parent's log
+        os.dup2(nowhere, descriptor)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent wants no more
+        while True:
+            send(replies, *_answer(*receive(jobs)))
+
+
+def _end_with(parent_id: int) -> None:
+    """Die when the parent does, also in the middle of a decoder's C code."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_id:  # it was over before that
+            raise SystemExit
+
+
+def _limit(memory_bytes: int) -> None:
+    """Bound the address space (all memory that a decoder can ask for, touched or not), files and core dumps."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return
+    for kind, most in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(kind)[1]
+        bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (bound, bound))
+
+
+def _answer(job: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The reply to a job, see :meth:`ImagePool.fit`: the pixels, or the error."""
+    try:
+        image = open_picture(content, limits=PictureLimits(**job["limits"]))
+        fitted = fit_picture(image, job["height"], job["width"], fit=job["fit"], resample=job["resample"])
+        return {}, fitted.tobytes()
+    except MemoryError:
+        return {"error": "The image needs more memory than its decoder may have.", "is_too_large": True}, b""
+    except PictureError as error:
+        return {"error": str(error), "is_too_large": isinstance(error, ImageTooLargeError)}, b""
