@@ -94,6 +94,11 @@ class Server:
             assert time.monotonic() < end_s, "slots are still taken"
             time.sleep(0.02)
 
+    def children(self) -> list[int]:
+        """Ids of the processes that it started: its image decoders (Linux)."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return sorted(int(child) for task in tasks for child in task.read_text().split())
+
     def stop(self, limit_s: float = 120) -> int:
         """SIGTERM; the exit code."""
         if self.process.poll() is None:

@@ -24,7 +24,10 @@ __all__ = [
     "HeaderSeconds",
     "Host",
     "ImageCacheBytes",
+    "ImageMemoryBytes",
+    "ImageSeconds",
     "ImageSize",
+    "ImageWorkers",
     "MaxBodyBytes",
     "MaxChoices",
     "MaxConnections",
@@ -149,6 +152,16 @@ MaxPictureBytes = Annotated[
 ]
 MaxPicturePixels = Annotated[
     int | None, _option(_PICTURES, "--max-picture-pixels", metavar="N", text="Width x height.  [default: 40000000]")
+]
+ImageWorkers = Annotated[
+    int | None, _option(_PICTURES, "--image-workers", metavar="N", text="Processes that decode.  [default: 2]")
+]
+ImageSeconds = Annotated[
+    float | None, _option(_PICTURES, "--image-timeout", metavar="SECONDS", text="For decoding one.  [default: 20]")
+]
+ImageMemoryBytes = Annotated[
+    int | None,
+    _option(_PICTURES, "--image-memory-bytes", metavar="N", text="Of a decoding process.  [default: 1610612736]"),
 ]
 MaxBodyBytes = Annotated[
     int | None, _option(_LIMITS, "--max-body-bytes", metavar="N", text="Of one request.  [default: 20971520]")

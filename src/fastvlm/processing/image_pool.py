@@ -87,6 +87,7 @@ class ImagePool:
             PictureError: no image, a damaged one, or one that ended its worker.
             UsageError: the pool is closed.
         """
+        self._refuse_if_closed()
         return await asyncio.wrap_future(self._threads.submit(self._fit, content, fitting, limits))
 
     def close(self) -> None:

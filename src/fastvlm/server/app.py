@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.pictures import PictureLimits
+from fastvlm.processing.image_pool import ImagePool
 from fastvlm.server.api_errors import ApiError, as_api_error, error_response, no_such_model, unready
 from fastvlm.server.asking import Kitchen, answer_chat, answer_completion
 from fastvlm.server.attended import HangUp, TimeIsUp, attend
@@ -68,6 +69,9 @@ class Service:
         self.kitchen: Kitchen | None = None
         self.receiving = Receiving(settings.max_receiving)
         self._open_engines = open_engines
+        self._image_pool = ImagePool(
+            settings.image_workers, timeout_s=settings.image_timeout_s, memory_bytes=settings.image_memory_bytes
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -77,6 +81,7 @@ class Service:
     async def start(self, on_failure: Callable[[], None]) -> None:
         """Open the model, answer one question with each engine, be ready. A failure is kept, and told."""
         try:
+            await asyncio.to_thread(self._image_pool.start)
             engines = await asyncio.to_thread(self._open_engines)
             kitchen = await asyncio.to_thread(self._kitchen, engines)
             for replicas in kitchen.models.values():
@@ -108,7 +113,7 @@ class Service:
         max_prompt_tokens = min(engine.context - 1, settings.max_prompt_tokens or engine.context)
         return Kitchen(
             settings=settings,
-            models={name: Replicas(several) for name, several in engines.items()},
+            models={name: Replicas(several, self._image_pool) for name, several in engines.items()},
             guides=guides,
             names=TokenNames(guides.tokens, tokenizer, end_ids),
             remote=RemotePictures(
@@ -126,6 +131,7 @@ class Service:
     async def close(self) -> None:
         """End what still runs."""
         self.stop()
+        await asyncio.to_thread(self._image_pool.close)
         if self.kitchen is not None:
             for replicas in self.kitchen.models.values():
                 await replicas.close()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from fastvlm.engine.async_engine import AsyncEngine
 from fastvlm.engine.engine import Engine
+from fastvlm.processing.image_pool import ImagePool
 from fastvlm.server.api_errors import busy
 
 __all__ = ["Replica", "Replicas"]
@@ -18,8 +19,8 @@ _REMEMBERED = 4096  # conversations whose replica is known; a few hundred KB
 class Replica:
     """An engine behind its door, and the replies that it owes."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.door = engine, AsyncEngine(engine)
+    def __init__(self, engine: Engine, image_pool: ImagePool | None = None) -> None:
+        self.engine, self.door = engine, AsyncEngine(engine, image_pool=image_pool)
         self.num_owed = 0
 
     @property
@@ -33,10 +34,11 @@ class Replicas:
 
     Args:
         engines: of the same model.
+        image_pool: decodes their images; None to do it in this process.
     """
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
-        self.all = [Replica(engine) for engine in engines]
+    def __init__(self, engines: Sequence[Engine], image_pool: ImagePool | None = None) -> None:
+        self.all = [Replica(engine, image_pool) for engine in engines]
         self._served: OrderedDict[str, Replica] = OrderedDict()
 
     async def open(self) -> None:

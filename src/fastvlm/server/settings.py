@@ -14,6 +14,7 @@ __all__ = ["ServeSettings", "is_loopback"]
 
 _HOST = re.compile(r"(\*|(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.?)(:\d{1,5})?")
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
+_MIN_IMAGE_MEMORY_BYTES = 2**28
 _MIN_KEY_LENGTH = 16  # characters; 16 random letters and digits hold 95 bits
 
 
@@ -42,6 +43,9 @@ class ServeSettings:
         max_body_bytes: of one request.
         max_picture_bytes, max_picture_pixels: of one picture, encoded, and its width x height.
         max_pictures: in one request.
+        image_workers: processes that decode images, one each at a time; requests without images never wait for them.
+        image_timeout_s: seconds that decoding one image may take.
+        image_memory_bytes: address space of one such process. 40 million pixels take up to 1.2 GB (WebP with alpha).
         max_prompt_tokens: of one request, those of pictures included; None for what the context leaves.
         max_output_tokens: of one reply; also what a request gets that names no limit.
         max_choices: replies to one request (`n`).
@@ -85,6 +89,9 @@ class ServeSettings:
     max_picture_bytes: int = 15 * 2**20
     max_picture_pixels: int = 40_000_000
     max_pictures: int = 8
+    image_workers: int = 2
+    image_timeout_s: float = 20.0
+    image_memory_bytes: int = 3 * 2**29
     max_prompt_tokens: int | None = None
     max_output_tokens: int = 1024
     max_choices: int = 8
@@ -103,6 +110,8 @@ class ServeSettings:
             self._check_number(field.name, getattr(self, field.name))
         _check("port", self.port, self.port <= 65535, "0 to 65535")
         _check("bits", self.bits, self.bits in BITS, "16, 8 or 4")
+        least = f"{_MIN_IMAGE_MEMORY_BYTES} or more: libraries alone take half of it"
+        _check("image_memory_bytes", self.image_memory_bytes, self.image_memory_bytes >= _MIN_IMAGE_MEMORY_BYTES, least)
         self._check_adapters()
         for host in self.remote_hosts:
             _check("remote_hosts", host, _HOST.fullmatch(host) is not None, "a host such as images.example.org")
