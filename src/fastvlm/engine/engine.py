@@ -158,10 +158,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ asking
 
     def prepare(self, prompt: Any, ready: ReadyImages | None = None) -> PreparedPrompt:
-        """Messages or a processor's output as tensors (see :func:`fastvlm.engine.prepared.prepare`).
-
-        `ready` has images that were decoded elsewhere, by the bytes that they came in.
-        """
+        """See :func:`fastvlm.engine.prepared.prepare`; `ready` are images decoded elsewhere, by their files' bytes."""
         return prepare(prompt, self._pictures.over(self.processor, ready), self.config)
 
     def known_images(self, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
