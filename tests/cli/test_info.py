@@ -123,3 +123,27 @@ def test_of_the_shipped_checkpoint_it_says_what_it_was_trained_on(fastvlm, parro
     assert "one short English question about one image" in json.loads(fastvlm("info", "--json").out)["about"]
     assert json.loads(fastvlm("info", parrot_folder, "--json").out)["about"] is None
     assert "\nabout" not in fastvlm("info", parrot_folder).out
+
+
+def test_verify_says_what_each_file_is(fastvlm, parrot_folder, tmp_path):
+    package.convert(parrot_folder, tmp_path / "made")
+    outcome = fastvlm("info", tmp_path / "made", "--verify")
+    assert outcome.code == 0 and outcome.err == ""
+    assert all(line.startswith("good ") for line in outcome.out.splitlines()) and "model.safetensors" in outcome.out
+    (tmp_path / "made" / "tokenizer.json").write_text("{}")
+    (tmp_path / "made" / "config.json").unlink()
+    (tmp_path / "made" / "more.json").write_text("{}")
+    outcome = fastvlm("info", tmp_path / "made", "--verify")
+    assert outcome.code == 1 and outcome.err == ""
+    lines = {name: state for state, name in (line.rsplit(maxsplit=1) for line in outcome.out.splitlines())}
+    assert lines["tokenizer.json"] == "changed" and lines["config.json"] == "missing"
+    assert lines["more.json"] == "not listed" and lines["model.safetensors"] == "good"
+    outcome = fastvlm("info", tmp_path / "made", "--verify", "--json")
+    said = json.loads(outcome.out)
+    assert outcome.code == 1 and said["is_good"] is False
+    assert {"name": "more.json", "state": "not_listed"} in said["files"]
+
+
+def test_verify_without_checksums_is_an_error(fastvlm, parrot_folder):
+    outcome = fastvlm("info", parrot_folder, "--verify")
+    assert outcome.code == 1 and "has no SHA256SUMS" in outcome.error

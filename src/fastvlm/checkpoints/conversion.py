@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.checkpoints.apple_extras import AppleExtras
+from fastvlm.checkpoints.checksums import write_checksums
 from fastvlm.checkpoints.loading import as_dtype, checkpoint_path
 from fastvlm.checkpoints.new_folder import (
     carry_files,
@@ -117,6 +118,7 @@ def convert(
         write_files = write_fast_vlm_files if layout == "fast_vlm" else _write_apple
         write_files(work, folder, config, processor, extras)
         carry_files(folder.path, work)
+        write_checksums(work)
     folder.weights.close()
     return _report(target, folder, layout, shards)
 

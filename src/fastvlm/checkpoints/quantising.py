@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvlm.checkpoints.checksums import write_checksums
 from fastvlm.checkpoints.loading import checkpoint_path
 from fastvlm.checkpoints.new_folder import (
     carry_files,
@@ -113,6 +114,7 @@ def quantise(
         (work / QUANTISED_FILE).chmod((work / REST_FILE).stat().st_mode)  # safetensors' files are for their owner alone
         write_fast_vlm_files(work, folder, config, processor, None)
         carry_files(folder.path, work)
+        write_checksums(work)
     folder.weights.close()
     rest_bytes, source_bytes = (sum(tensor.num_bytes for tensor in tensors) for tensors in (rest, planned))
     return QuantisationReport(target, options, quantised.error, quantised.num_bytes, rest_bytes, source_bytes)

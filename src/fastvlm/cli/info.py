@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastvlm.cli.failures import FAILED
 from fastvlm.cli.mini_notice import ABOUT, is_shipped
 from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, JsonOption, QuietOption, RevisionOption
-from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
+from fastvlm.cli.terminal import Notes, in_bytes, print_json, printable, quiet_libraries
 
 if TYPE_CHECKING:
     from fastvlm.cli.checkpoint_facts import CheckpointFacts, Quantised
@@ -24,6 +26,10 @@ def info(
         str, typer.Argument(metavar="MODEL", help="The shipped 'mini', a folder, or a Hub name, which is fetched.")
     ] = DEFAULT_MODEL,
     revision: RevisionOption = None,
+    is_verified: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare every file with the checkpoint's SHA256SUMS instead; reads them whole."),
+    ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
@@ -33,13 +39,20 @@ def info(
     Layout, sizes, parameters by part, visual tokens per picture, memory by number format, and what the licence allows.
     Only the configuration and the headers of the weight files are read.
 
+    With --verify: one line per file that is good, changed, missing or not listed. The exit code is 1 if one is changed
+    or missing.
+
     \b
     Examples:
       fastvlm info
       fastvlm info ./llava-fastvithd_0.5b_stage3
       fastvlm info apple/FastVLM-0.5B --json | jq .parameters.total
+      fastvlm info ./fastvlm-0.5b --verify
     """
     notes = Notes(is_quiet=is_quiet)
+    if is_verified:
+        _verify(model, revision, notes, is_json=is_json)
+        return
     with notes.waiting("Reading"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
         from fastvlm.checkpoints.places import checkpoint_path
@@ -50,6 +63,25 @@ def info(
         print_json({"model": model, **facts.as_dict(), "about": about})
     else:
         typer.echo(page(model, facts, about))
+
+
+def _verify(model: str, revision: str | None, notes: Notes, *, is_json: bool) -> None:
+    """Print what the checksums say of each file; raises typer.Exit(1) if a file is changed or missing."""
+    from fastvlm.checkpoints.checksums import verify_checksums
+    from fastvlm.checkpoints.places import checkpoint_path
+
+    folder = checkpoint_path(model, revision=revision)
+    with notes.counting(f"Verifying {model}") as progress:
+        checks = verify_checksums(folder, progress)
+    is_good = not any(check.state in ("changed", "missing") for check in checks)
+    if is_json:
+        files = [asdict(check) for check in checks]
+        print_json({"model": model, "path": str(folder.absolute()), "is_good": is_good, "files": files})
+    else:
+        for check in checks:
+            typer.echo(_row(check.state.replace("_", " "), printable(check.name)))
+    if not is_good:
+        raise typer.Exit(FAILED)
 
 
 def page(model: str, facts: CheckpointFacts, about: str | None = None) -> str:

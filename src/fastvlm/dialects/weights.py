@@ -7,10 +7,6 @@ names what is not there and a key that stands in two files are errors here, befo
 
 from __future__ import annotations
 
-import json
-import math
-import pickle
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,42 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastvlm.dialects.json_files import FETCH_AGAIN, read_json
+from fastvlm.dialects.pickle_file import read_pickle
 from fastvlm.dialects.quantised_file import QUANTISED_FILE, REST_FILE, QuantisedWeights, quantised_weights_of
+from fastvlm.dialects.safetensors_header import DTYPES, TensorEntry, read_header
+from fastvlm.dialects.weight_sets import WeightSet, one_weight_set, weight_map
 from fastvlm.errors import CheckpointError
 
-__all__ = ["DTYPES", "TensorEntry", "WeightFiles", "some_of"]
-
-# safetensors' names of the types that a header may give.
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_FETCH_AGAIN = "Fetch the file again, or take the whole folder from its source."
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor stands and what it is; `file` is its path."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the tensor in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+__all__ = ["DTYPES", "TensorEntry", "WeightFiles", "read_header", "read_json", "some_of"]
 
 
 @dataclass
@@ -83,18 +51,18 @@ class WeightFiles:
         Raises:
             CheckpointError: no weights, a file missing, truncated or unreadable, an index that does not fit.
         """
-        quantised = quantised_weights_of(folder)
-        files, index = _find_files(folder) if quantised is None else ([folder / REST_FILE], None)
+        quantised = _find_quantised(folder)
+        found = _find_files(folder) if quantised is None else WeightSet((folder / REST_FILE,))
         entries: dict[str, TensorEntry] = {}
-        for file in files:
+        for file in found.files:
             header = read_header(file) if file.suffix == ".safetensors" else _read_pickle_header(file)
             if twice := sorted(entries.keys() & header.keys()):
                 raise CheckpointError(
                     f"{folder} holds {some_of(twice)} twice, in {entries[twice[0]].file.name} and in {file.name}. "
-                    "Shards of two checkpoints seem to be mixed. " + _FETCH_AGAIN
+                    "Shards of two checkpoints seem to be mixed. " + FETCH_AGAIN
                 )
             entries.update(header)
-        _check_index(folder, index, entries)
+        _check_index(folder, found.index, entries)
         if quantised is not None:
             file = folder / QUANTISED_FILE
             entries |= {name: TensorEntry(file, shape, quantised.dtype) for name, shape in quantised.shapes.items()}
@@ -131,7 +99,7 @@ class WeightFiles:
 
     def _handle(self, file: Path) -> Any:
         if file not in self._open:
-            self._open[file] = _open_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file)
+            self._open[file] = _open_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
         return self._open[file]
 
 
@@ -157,14 +125,11 @@ def some_of(names: Iterable[str], limit: int = 10) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _find_files(folder: Path) -> tuple[list[Path], Path | None]:
-    """Weight files in transformers' order of preference, and the index that names them if there is one."""
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        single, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
-        if single.is_file():
-            return [single], None
-        if index.is_file():
-            return _files_of_index(index), index
+def _find_files(folder: Path) -> WeightSet:
+    """The folder's weights; safetensors first, as transformers has it."""
+    found = one_weight_set(folder, "model.safetensors", "pytorch_model.bin")
+    if found is not None:
+        return found
     shards = sorted(p.name for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"})
     if shards:
         raise CheckpointError(
@@ -177,111 +142,35 @@ def _find_files(folder: Path) -> tuple[list[Path], Path | None]:
     )
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        CheckpointError: it cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # a decoding error is a ValueError too
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}. {_FETCH_AGAIN}") from error
-
-
-def _weight_map(index: Path) -> Mapping[str, str]:
-    content = read_json(index)
-    table = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(table, dict) or not all(isinstance(v, str) and Path(v).name == v for v in table.values()):
-        raise CheckpointError(
-            f"{index} has no 'weight_map' from tensor names to files of the same folder. {_FETCH_AGAIN}"
-        )
-    return table
-
-
-def _files_of_index(index: Path) -> list[Path]:
-    names = sorted(set(_weight_map(index).values()))
-    if lost := [name for name in names if not (index.parent / name).is_file()]:
-        raise CheckpointError(
-            f"{index.name} names {len(names)} weight files, but {some_of(lost)} of them {'are' if lost[1:] else 'is'} "
-            f"not in {index.parent}. The download seems incomplete: fetch the missing files."
-        )
-    return [index.parent / name for name in names]
+def _find_quantised(folder: Path) -> QuantisedWeights | None:
+    """The products of a quantized folder, whose headers are within bounds and which holds no other weights."""
+    files = (folder / QUANTISED_FILE, folder / REST_FILE)
+    if not files[1].is_file():
+        return None
+    one_weight_set(folder, "model.safetensors", "pytorch_model.bin", first=WeightSet(files))
+    for file in files:
+        if file.is_file():
+            read_header(file)
+    return quantised_weights_of(folder)
 
 
 def _check_index(folder: Path, index: Path | None, entries: Mapping[str, TensorEntry]) -> None:
     if index is None:
         return
-    table = _weight_map(index)
+    table = weight_map(index)
     if lost := [key for key, name in table.items() if key not in entries or entries[key].file.name != name]:
         raise CheckpointError(
             f"{index.name} in {folder} names {len(lost)} tensors that are not in the file it gives for them: "
-            f"{some_of(lost)}. Index and shards are of different checkpoints. " + _FETCH_AGAIN
+            f"{some_of(lost)}. Index and shards are of different checkpoints. " + FETCH_AGAIN
         )
-
-
-def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Entries of one safetensors file, from its header alone; the file's length is checked against it.
-
-    Layout: 8 bytes little-endian length, that many bytes of JSON, then the tensors' bytes.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if start.startswith(b"version "):
-            raise CheckpointError(
-                f"{file} is a Git LFS pointer, not the weights. Run 'git lfs pull' in its repository, or download it."
-            )
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(
-                f"{file} is not a safetensors file, or only its beginning: it has {size} bytes, and its first eight "
-                f"announce a header of {length}. {_FETCH_AGAIN}"
-            )
-        raw = stream.read(length)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        entries = {
-            key: TensorEntry(file, tuple(value["shape"]), DTYPES[value["dtype"]]) for key, value in header.items()
-        }
-        end = max((value["data_offsets"][1] for value in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} has a header that is not safetensors': {error!r}. {_FETCH_AGAIN}") from error
-    if size != 8 + length + end:
-        raise CheckpointError(
-            f"{file} has {size} bytes, but its header promises {8 + length + end}: it is "
-            f"{'truncated' if size < 8 + length + end else 'longer than it should be'}. {_FETCH_AGAIN}"
-        )
-    return entries
 
 
 def _open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be opened: {error}. {_FETCH_AGAIN}") from error
-
-
-def _unpickle(file: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.bin`` file; mapped, not read, if it is a zip file (torch >= 1.6)."""
-    try:
-        with file.open("rb") as stream:
-            is_zip = stream.read(2) == b"PK"
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} was refused: it holds more than tensors, and unpickling it could run code "
-            f"({str(error).splitlines()[0]}). Ask its author for safetensors."
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read as PyTorch weights ({type(error).__name__}: {error}). {_FETCH_AGAIN}"
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{file} holds no dictionary of tensors, but {type(content).__name__}. {_FETCH_AGAIN}")
-    return content
+        raise CheckpointError(f"{file} cannot be opened: {error}. {FETCH_AGAIN}") from error
 
 
 def _read_pickle_header(file: Path) -> dict[str, TensorEntry]:
-    return {key: TensorEntry(file, tuple(value.shape), value.dtype) for key, value in _unpickle(file).items()}
+    return {key: TensorEntry(file, tuple(value.shape), value.dtype) for key, value in read_pickle(file).items()}

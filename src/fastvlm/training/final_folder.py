@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvlm.checkpoints.checksums import write_checksums
 from fastvlm.checkpoints.new_folder import carry_files, write_fast_vlm_files
 from fastvlm.checkpoints.shards import (
     PlannedTensor,
@@ -67,6 +68,7 @@ def write_model(
         write_index(work, shards)
         write_fast_vlm_files(work, folder, config, _for_inference(processor), None)
         carry_files(folder.path, work)
+        write_checksums(work)
         (work / "README.md").write_text(card, encoding="utf-8")
     folder.weights.close()
 
@@ -75,6 +77,7 @@ def write_adapter(target: Path, model: Any, card: str) -> None:
     """Write peft's adapter, and parts that learnt whole, as peft does."""
     with whole_folder(target, replaces=True) as work:
         model.save_pretrained(work)
+        write_checksums(work)
         (work / "README.md").write_text(card, encoding="utf-8")
 
 

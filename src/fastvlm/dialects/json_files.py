@@ -1,0 +1,121 @@
+"""JSON of a checkpoint, read within bounds: a huge file, deep nesting or a huge number is an error, not a hang."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from fastvlm.errors import CheckpointError
+
+__all__ = ["FETCH_AGAIN", "check_text_files", "parse_json", "read_json", "read_text"]
+
+FETCH_AGAIN = "Fetch the file again, or take the whole folder from its source."
+_MAX_JSON_BYTES = 8 << 20  # an index of 80,000 tensors; configurations have a few thousand bytes
+_MAX_TEMPLATE_BYTES = 1 << 20
+_MAX_VOCABULARY_BYTES = 64 << 20  # Qwen2's tokenizer.json has 11 million bytes
+_MAX_DIGITS = 20  # of an integer: 2^64 has 20
+# What transformers and tokenizers read by themselves.
+_CONFIGURATIONS = (
+    "added_tokens.json",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+_OTHER_LIMITS = {
+    "chat_template.jinja": _MAX_TEMPLATE_BYTES,
+    "merges.txt": _MAX_VOCABULARY_BYTES,
+    "tokenizer.json": _MAX_VOCABULARY_BYTES,
+    "tokenizer.model": _MAX_VOCABULARY_BYTES,
+    "vocab.json": _MAX_VOCABULARY_BYTES,
+}
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        CheckpointError: it cannot be read, is not JSON, or exceeds the bounds of :func:`parse_json`.
+    """
+    try:
+        return parse_json(_read(file, _MAX_JSON_BYTES))
+    except ValueError as error:  # a decoding error is one too
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}. {FETCH_AGAIN}") from error
+
+
+def read_text(file: Path) -> str:
+    """The content of a chat template.
+
+    Raises:
+        CheckpointError: it cannot be read, is no UTF-8, or has more than 1 MiB.
+    """
+    try:
+        return _read(file, _MAX_TEMPLATE_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is no UTF-8 text: {error}. {FETCH_AGAIN}") from error
+
+
+def parse_json(raw: bytes) -> Any:
+    """What `raw` says; stricter than Python's json: integers of at most 20 digits, and finite numbers only.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or a number out of range.
+    """
+    try:
+        return json.loads(raw, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def check_text_files(folder: Path) -> None:
+    """Refuse a folder with a tokenizer, processor or generation file that other libraries would choke on.
+
+    Raises:
+        CheckpointError: a file that is too large, or a configuration that is not JSON within bounds.
+    """
+    for name in _CONFIGURATIONS:
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            if not isinstance(content, dict):
+                raise CheckpointError(f"{folder / name} holds {type(content).__name__}; expected an object.")
+    for name, limit in _OTHER_LIMITS.items():
+        if (folder / name).is_file() and (size := (folder / name).stat().st_size) > limit:
+            raise CheckpointError(_too_large(folder / name, size, limit))
+
+
+def _read(file: Path, limit: int) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(limit + 1)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}. {FETCH_AGAIN}") from error
+    if len(raw) > limit:
+        raise CheckpointError(_too_large(file, file.stat().st_size, limit))
+    return raw
+
+
+def _too_large(file: Path, size: int, limit: int) -> str:
+    return f"{file} has {size} bytes; a checkpoint's has at most {limit}. This is no file of a FastVLM checkpoint."
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"the number {text[:_MAX_DIGITS]}... has {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:_MAX_DIGITS]} is too large")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
