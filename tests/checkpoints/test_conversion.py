@@ -143,6 +143,7 @@ def test_what_is_written_beside_the_weights(tmp_path, apple):
     report = fastvlm.convert(apple, tmp_path / "ours")
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == [
         "LICENSE_MODEL",
+        "SHA256SUMS",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",

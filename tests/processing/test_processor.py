@@ -373,10 +373,9 @@ def test_a_template_of_ones_own_survives(tmp_path):
         None,
         CHAT_TEMPLATES["transformers"],
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] }}{% endfor %}",  # Qwen2's: text only
-        "{{ raise_exception('other messages') }}",
-        "{% broken",
+        "{% set first = messages[0]['content'] %}{% if first is not string %}{{ raise_exception('') }}{% endif %}",
     ],
-    ids=["none", "transformers", "text-only", "raising", "broken"],
+    ids=["none", "transformers", "text-only", "text-only by its own word"],
 )
 def test_a_plain_checkpoints_template_gives_way_to_the_trained_one(tmp_path, stored):
     make().save_pretrained(tmp_path)
@@ -384,6 +383,14 @@ def test_a_plain_checkpoints_template_gives_way_to_the_trained_one(tmp_path, sto
     if stored is not None:
         (tmp_path / "chat_template.jinja").write_text(stored)
     assert FastVlmProcessor.from_pretrained(tmp_path).chat_template == CHAT_TEMPLATES["default"]
+
+
+@pytest.mark.parametrize("stored", ["{{ raise_exception('other messages') }}", "{% broken"])
+def test_a_broken_template_is_an_error_that_names_the_folder(tmp_path, stored):
+    make().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(stored)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} \(chat_template\.jinja.*cannot be used"):
+        FastVlmProcessor.from_pretrained(tmp_path)
 
 
 def test_a_plain_transformers_folder(tmp_path):

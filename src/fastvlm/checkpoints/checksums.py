@@ -26,6 +26,7 @@ Progress = Callable[[int, int], None]
 
 _NOT_COVERED = frozenset({CHECKSUM_FILE, "README.md"})  # the card is text for people, who may edit it
 _LINE = re.compile(r"(?P<escaped>\\)?(?P<digest>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
+_ESCAPES = {"n": "\n", "r": "\r"}
 _CHUNK_BYTES = 1 << 20
 _MAX_SUMS_BYTES = 1 << 20
 
@@ -47,7 +48,7 @@ class FileCheck:
 def write_checksums(folder: Path) -> None:
     """Write ``SHA256SUMS`` into `folder`, over every file in it and its subfolders but its card (``README.md``)."""
     lines = [_line(name, _digest(folder / name)) for name in _covered_files(folder)]
-    (folder / CHECKSUM_FILE).write_bytes("".join(lines).encode())
+    (folder / CHECKSUM_FILE).write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def verify_checksums(folder: Path, progress: Progress | None = None) -> list[FileCheck]:
@@ -107,8 +108,8 @@ def _digest(file: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str
 
 
 def _line(name: str, digest: str) -> str:
-    """A line of sha256sum; it marks names with a newline or a backslash by a backslash in front, and escapes them."""
-    escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
+    """A line of sha256sum; a backslash in front says that line ends and backslashes in the name are escaped."""
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
 
 
@@ -126,7 +127,7 @@ def _listed(file: Path) -> dict[str, str]:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error
     if len(raw) > _MAX_SUMS_BYTES:
         raise CheckpointError(f"{file} is larger than {_MAX_SUMS_BYTES} bytes; it is no list of a checkpoint's files.")
-    lines = raw.decode("utf-8", "replace").splitlines()
+    lines = raw.decode("utf-8", "surrogateescape").replace("\r\n", "\n").split("\n")
     listed = dict(_parsed(file, number, line) for number, line in enumerate(lines, start=1) if line)
     if not listed:
         raise CheckpointError(f"{file} is empty. Fetch it again from the checkpoint's source.")
@@ -139,7 +140,7 @@ def _parsed(file: Path, number: int, line: str) -> tuple[str, str]:
         raise CheckpointError(f"{file}, line {number}, is not in sha256sum's format ('DIGEST  NAME'): {line[:80]!r}.")
     name = found["name"]
     if found["escaped"]:
-        name = re.sub(r"\\(.)", lambda pair: "\n" if pair[1] == "n" else pair[1], name)
+        name = re.sub(r"\\(.)", lambda pair: _ESCAPES.get(pair[1], pair[1]), name)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise CheckpointError(f"{file}, line {number}, names {name!r}, which is outside the folder.")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
+from fastvlm.dialects.json_files import check_text_files, read_text
 from fastvlm.dialects.names import ENCODER
 from fastvlm.dialects.weights import read_json
 from fastvlm.errors import CheckpointError
@@ -51,6 +52,7 @@ def open_light(
     if any((folder / name).exists() for name in _NOT_PLAIN_FILES):
         return None
     try:
+        check_text_files(folder)
         found = inspect_folder(folder)
         config = None if "quantization_config" in found.raw_config else light_config(found.config)
         model = None if config is None or found.is_bare else _model(found, config)
@@ -61,7 +63,7 @@ def open_light(
     if config is None or model is None or image_processor is None or settings is None or opened is None:
         return None
     processor = LightProcessor(
-        image_processor, opened, image_token_id=config.image_token_index, **stored_settings(settings)
+        image_processor, opened, image_token_id=config.image_token_index, **stored_settings(settings, source=folder)
     )
     return model, processor
 
@@ -110,7 +112,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     if not isinstance(stored, dict) or any(key in stored for key in _NOT_PLAIN_KEYS):
         return None
     if stored.get("chat_template") is None and template.is_file():
-        stored["chat_template"] = template.read_text(encoding="utf-8")
+        stored["chat_template"] = read_text(template)
     return stored
 
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from fastvlm.config import FastVlmConfig
-from fastvlm.dialects.weights import read_json
+from fastvlm.dialects.json_files import check_text_files, read_json
 from fastvlm.errors import CheckpointError, FastVlmError
 from fastvlm.processing.processor import FastVlmProcessor
 
@@ -30,6 +30,7 @@ def load_processor(folder: Path, config: FastVlmConfig) -> FastVlmProcessor:
             f"{folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). The model alone opens with "
             "FastVlmForConditionalGeneration.from_pretrained(folder)."
         )
+    check_text_files(folder)
     try:
         return _open(folder, config)
     except FastVlmError:

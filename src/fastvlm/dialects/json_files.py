@@ -15,7 +15,7 @@ FETCH_AGAIN = "Fetch the file again, or take the whole folder from its source."
 _MAX_JSON_BYTES = 8 << 20  # an index of 80,000 tensors; configurations have a few thousand bytes
 _MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_VOCABULARY_BYTES = 64 << 20  # Qwen2's tokenizer.json has 11 million bytes
-_MAX_DIGITS = 20  # of an integer: 2^64 has 20
+_MAX_DIGITS = 40  # of an integer: transformers writes 10^30 for "no limit" of a tokenizer
 # What transformers and tokenizers read by themselves.
 _CONFIGURATIONS = (
     "added_tokens.json",
@@ -62,7 +62,7 @@ def read_text(file: Path) -> str:
 
 
 def parse_json(raw: bytes) -> Any:
-    """What `raw` says; stricter than Python's json: integers of at most 20 digits, and finite numbers only.
+    """What `raw` says; stricter than Python's json: integers of at most 40 digits, and finite numbers only.
 
     Raises:
         ValueError: not JSON, nested too deeply, or a number out of range.

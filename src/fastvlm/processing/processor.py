@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, Qwen2Config
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
 
+from fastvlm.dialects.json_files import check_text_files
 from fastvlm.errors import PromptError
 from fastvlm.processing.image_processor import FastVlmImageProcessor
 from fastvlm.processing.light_image_processor import LightImageProcessor
@@ -106,12 +107,15 @@ class FastVlmProcessor(LightProcessor, ProcessorMixin):  # type: ignore[misc]  #
                 code is never run.
 
         Raises:
-            CheckpointError: a path to a folder that does not exist.
+            CheckpointError: a path to a folder that does not exist, a file beyond the bounds of a checkpoint's, a
+                chat template that is broken.
             ConfigError: files of another model.
             OSError: no tokenizer or image processor there (transformers' own error).
         """
         refuse_missing_folder(pretrained_model_name_or_path)
         hub = hub_settings(hub_kwargs)
+        if (folder := Path(pretrained_model_name_or_path, hub.get("subfolder", ""))).is_dir():
+            check_text_files(folder)
         processor_dict, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
         settings = {"image_size": image_size, "image_fit": image_fit, "patch_size": processor_dict.get("patch_size")}
         given = {key: value for key, value in settings.items() if value is not None}
@@ -124,5 +128,10 @@ class FastVlmProcessor(LightProcessor, ProcessorMixin):  # type: ignore[misc]  #
         hub.pop("config", None)
         if image_token_id is None:
             image_token_id = configured_image_token_id(pretrained_model_name_or_path, hub)
-        stored = stored_settings(processor_dict, chat_template=chat_template, padding_side=padding_side)
+        stored = stored_settings(
+            processor_dict,
+            chat_template=chat_template,
+            padding_side=padding_side,
+            source=pretrained_model_name_or_path,
+        )
         return cls(image_processor, tokenizer, image_token_id=image_token_id, **stored)

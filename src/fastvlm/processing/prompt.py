@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastvlm.data_uri import is_data_uri
 from fastvlm.errors import ImageTokenMismatchError, PromptError
+from fastvlm.processing.templates import render_template
 
 __all__ = [
     "CHAT_TEMPLATES",
@@ -232,7 +233,7 @@ def render(
 
     Raises:
         PromptError: both flags; an answer asked for after the assistant's own turn; a template that would move a
-            picture before its text.
+            picture before its text, that fails, or that exceeds the limits of :func:`render_template`.
     """
     template = CHAT_TEMPLATES.get(chat_template, chat_template)
     last_role = conversation.messages[-1]["role"]
@@ -254,13 +255,10 @@ def render(
 
 
 def _rendered(template: str, conversation: Conversation, **variables: Any) -> str:
-    """What `template` makes of checked messages; our own templates need nothing of transformers' renderer."""
+    """What `template` makes of checked messages; templates of others are run within limits."""
     if template in CHAT_TEMPLATES.values():
         return _own_template(template).render(messages=conversation.messages, **variables)
-    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415  # imports for a second
-
-    [text], _ = render_jinja_template(conversations=[conversation.messages], chat_template=template, **variables)
-    return str(text)
+    return render_template(template, conversation.messages, variables)
 
 
 @cache

@@ -10,8 +10,9 @@ from typing import Any
 from tokenizers import AddedToken
 
 from fastvlm.dialects.apple_config import apple_pictures, placeholder_id
-from fastvlm.errors import CheckpointError, ConfigError
+from fastvlm.errors import CheckpointError, ConfigError, PromptError
 from fastvlm.processing.prompt import CHAT_TEMPLATES, IMAGE_TOKEN, TRANSFORMERS_TEMPLATE, read_conversation, render
+from fastvlm.processing.templates import TemplateLimitError, render_template
 
 __all__ = [
     "add_image_token",
@@ -36,6 +37,7 @@ _PROBE = [
     {"role": "assistant", "content": "b"},
     {"role": "user", "content": "c"},
 ]
+_TEXT_PROBE = (("user", "a"), ("assistant", "b"), ("user", "c"))
 
 
 def add_image_token(tokenizer: Any, *, image_token: str = IMAGE_TOKEN, expected_id: int | None = None) -> int:
@@ -79,38 +81,66 @@ def refuse_missing_folder(name_or_path: Any) -> None:
 
 
 def stored_settings(
-    processor_dict: Mapping[str, Any], *, chat_template: str | None = None, padding_side: str | None = None
+    processor_dict: Mapping[str, Any],
+    *,
+    chat_template: str | None = None,
+    padding_side: str | None = None,
+    source: object = "the processor",
 ) -> dict[str, Any]:
-    """A processor's arguments from its file's dictionary; `chat_template` and `padding_side` win over the file's."""
+    """A processor's arguments from its file's dictionary; `chat_template` and `padding_side` win over the file's.
+
+    `source` is named in errors: the folder or the Hub's name.
+    """
     return {
         "image_token": processor_dict.get("image_token", IMAGE_TOKEN),
         "num_additional_image_tokens": processor_dict.get("num_additional_image_tokens", 0),
         "vision_feature_select_strategy": processor_dict.get("vision_feature_select_strategy"),
-        "chat_template": chat_template or stored_template(processor_dict),
+        "chat_template": chat_template or stored_template(processor_dict, source=source),
         "padding_side": padding_side or processor_dict.get("padding_side", "left"),
     }
 
 
-def stored_template(processor_dict: Mapping[str, Any]) -> str | None:
+def stored_template(processor_dict: Mapping[str, Any], *, source: object = "the processor") -> str | None:
     """A folder's own chat template, or None where ours takes its place.
 
     Ours does where the folder has none, has the text-only one of the decoder (without ``<image>``), or transformers'
     for FastVLM, which puts newlines where the model was not trained with them.
+
+    Raises:
+        CheckpointError: the template is broken, or exceeds its limits of time, memory or output.
     """
     stored = processor_dict.get("chat_template")
     stored = stored.get("default") if isinstance(stored, Mapping) else stored
-    if not isinstance(stored, str):
+    if stored is None:
         return None
+    if not isinstance(stored, str):
+        raise CheckpointError(f"The chat template of {source} is {type(stored).__name__}; expected a text.")
     if stored in CHAT_TEMPLATES.values():
         return None if stored == TRANSFORMERS_TEMPLATE else stored
     probe = read_conversation(_PROBE)
     try:
         rendered = render(probe, chat_template=stored)
-    except Exception:  # noqa: BLE001 - Jinja raises whatever a template for other messages stumbles over
-        return None
+    except PromptError as error:
+        if not isinstance(error, TemplateLimitError) and _is_text_only(stored):
+            return None
+        raise CheckpointError(
+            f"The chat template of {source} (chat_template.jinja, or chat_template in processor_config.json) cannot be "
+            f"used. {error} Repair the file, or pass chat_template='default' for the template that the model was "
+            "trained with."
+        ) from error
     if IMAGE_TOKEN not in rendered or rendered == render(probe, chat_template=TRANSFORMERS_TEMPLATE):
         return None
     return stored
+
+
+def _is_text_only(template: str) -> bool:
+    """Whether `template` renders messages whose contents are strings; many decoders' cannot render lists of items."""
+    messages = [{"role": role, "content": content} for role, content in _TEXT_PROBE]
+    try:
+        render_template(template, messages, {"add_generation_prompt": False})
+    except PromptError:
+        return False
+    return True
 
 
 def apple_settings(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
