@@ -8,13 +8,16 @@ Source of decoder sizes and file keys: transformers 5.23 ``models/fast_vlm`` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.activations import ACT2FN
 
+from fastvlm.config_limits import check_decoder_numbers, check_dtype, check_number, without_code_choices
 from fastvlm.dialects.apple_config import from_apple_config
 from fastvlm.dialects.folder import config_of_folder
 from fastvlm.encoder_config import (
@@ -27,7 +30,7 @@ from fastvlm.encoder_config import (
     num_visual_tokens,
     refuse_unknown,
 )
-from fastvlm.errors import ConfigError
+from fastvlm.errors import ConfigError, FastVlmError
 from fastvlm.light_config import IMAGE_TOKEN_INDEX, WholeShape
 
 __all__ = [
@@ -113,6 +116,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# Of any decoder; others than Qwen2 may lack some or call them otherwise.
+_DECODER_NUMBERS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 _FIELD_TYPES: dict[str, type] = {
     "image_token_index": int,
     "image_seq_length": int,
@@ -156,6 +161,8 @@ class FastViTHDConfig(EncoderShape, PretrainedConfig):  # type: ignore[misc]  # 
     def __post_init__(self, **kwargs: Any) -> None:
         shorthand = {key: kwargs.pop(key) for key in list(kwargs) if key in PUBLISHED_MODEL_ARGS}
         refuse_unknown("FastViTHDConfig", kwargs, self._known_keys())
+        check_dtype("FastViTHDConfig", kwargs.get("torch_dtype", self.dtype))
+        check_number("FastViTHDConfig", "initializer_range", self.initializer_range, 0, 100, (int, float))
         self.settle(self.hidden_size, self.model_args, shorthand)
         super().__post_init__(**kwargs)
 
@@ -213,6 +220,9 @@ class FastVlmConfig(WholeShape, PretrainedConfig):  # type: ignore[misc]  # tran
         if "image_token_id" in kwargs:
             self.image_token_index = kwargs.pop("image_token_id")
         refuse_unknown("FastVlmConfig", kwargs, set(type(self).__dataclass_fields__) | BASE_KEYS | CARRIED_KEYS)
+        check_dtype("FastVlmConfig", self.dtype)
+        check_dtype("FastVlmConfig", kwargs.get("torch_dtype"))
+        check_type("FastVlmConfig", "tie_word_embeddings", self.tie_word_embeddings, bool)
         self.vision_config = self._vision(self.vision_config)
         self.text_config = self._text(self.text_config)
         # A file may say "tied" in either place (transformers 5.23 reads it the same way).
@@ -241,22 +251,31 @@ class FastVlmConfig(WholeShape, PretrainedConfig):  # type: ignore[misc]  # tran
         check_type("FastVlmConfig", "text_config", value, (dict, type(None)))
         fields = dict(PRESETS["7b"]["text_config"] if value is None else value)
         model_type = fields.pop("model_type", "qwen2")
-        if model_type not in CONFIG_MAPPING:
+        if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise ConfigError(
                 f"text_config.model_type is {model_type!r}, which this transformers ({transformers.__version__}) does "
                 "not know. Published FastVLM decoders are 'qwen2'."
             )
-        return AutoConfig.for_model(model_type, **fields)
+        check_decoder_numbers(fields)
+        check_dtype("text_config", fields.get("dtype", fields.get("torch_dtype")))
+        with _as_config_errors("text_config"):
+            return AutoConfig.for_model(model_type, **fields)
 
     def _check(self) -> None:
         for name, kind in _FIELD_TYPES.items():
             check_type("FastVlmConfig", name, getattr(self, name), kind)
+        check_number("FastVlmConfig", "image_seq_length", self.image_seq_length, 1, 1 << 16)
+        if self.projector_hidden_act not in ACT2FN:
+            raise ConfigError(
+                f"projector_hidden_act is {self.projector_hidden_act!r}, which transformers does not know."
+            )
+        check_decoder_numbers({name: getattr(self.text_config, name, None) for name in _DECODER_NUMBERS})
         if self.vision_feature_select_strategy != "full":
             raise ConfigError(
                 f"Unexpected select feature strategy: {self.vision_feature_select_strategy}. "
                 "Only 'full' is supported in FastVLM."
             )
-        if self.vision_feature_layer not in (-1,):
+        if type(self.vision_feature_layer) is not int or self.vision_feature_layer != -1:
             raise ConfigError(
                 f"Unexpected vision feature layer: {self.vision_feature_layer}. Only -1 is supported in FastVLM."
             )
@@ -283,4 +302,22 @@ class FastVlmConfig(WholeShape, PretrainedConfig):  # type: ignore[misc]  # tran
         config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if found is None and config.get("model_type") == "llava_qwen2":
             found = from_apple_config(config)
-        return found or config, unused
+        return found or without_code_choices(config)[0], unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers'; whatever is wrong with the dictionary is a ConfigError."""
+        with _as_config_errors("The configuration"):
+            return super().from_dict(config_dict, **kwargs)
+
+
+@contextmanager
+def _as_config_errors(what: str) -> Iterator[None]:
+    """Errors from inside transformers, which has many kinds of them, as ours."""
+    try:
+        yield
+    except FastVlmError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"{what} cannot be read: {' '.join(lines)[:500]} ({type(error).__name__}).") from error

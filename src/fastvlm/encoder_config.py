@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastvlm.config_limits import check_number
 from fastvlm.errors import ConfigError
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 STEM_STRIDE = 4  # two of the stem's three convolutions have stride 2
+LARGEST_KERNEL = 63
+MOST_STAGES, MOST_BLOCKS, LARGEST_WIDTH, LARGEST_RATIO = 16, 512, 1 << 16, 64
 ATTENTION_HEAD_DIM = 32  # fixed in FastViT's attention blocks
 
 # timm's arguments of `fastvit_mci3`, that is, the published encoder. A checkpoint's `model_args` override them.
@@ -134,7 +137,7 @@ def _kernel_pair(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
     pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
-    if len(pair) != 2 or not all(isinstance(k, int) and k > 0 and k % 2 for k in pair):
+    if len(pair) != 2 or not all(type(k) is int and 0 < k <= LARGEST_KERNEL and k % 2 for k in pair):
         raise ConfigError(f"pos_embs takes null, an odd kernel size or a pair of them; got {value!r}.")
     return (pair[0], pair[1])
 
@@ -172,7 +175,7 @@ class EncoderShape:
         }
         self._check()
         derived = int(self.stages[-1].channels * self._arg("cls_ratio"))
-        if hidden_size not in (None, derived):
+        if hidden_size is not None and (type(hidden_size) is not int or hidden_size != derived):
             raise ConfigError(
                 f"FastViTHDConfig.hidden_size is {hidden_size}, but embed_dims {self._arg('embed_dims')} give a "
                 f"feature map of {derived} channels. Leave hidden_size out, or change embed_dims."
@@ -198,8 +201,8 @@ class EncoderShape:
         for name in PER_STAGE_ARGS:
             check_type(owner, name, self._arg(name), (list, tuple))
         num_stages = len(self._arg("layers"))
-        if num_stages == 0:
-            raise ConfigError(f"{owner}.layers is empty; an encoder has at least one stage.")
+        if not 0 < num_stages <= MOST_STAGES:
+            raise ConfigError(f"{owner}.layers has {num_stages} stages; expected 1 to {MOST_STAGES}.")
         for name, kind in PER_STAGE_ARGS.items():
             values = self._arg(name)
             if len(values) < num_stages:
@@ -215,14 +218,16 @@ class EncoderShape:
         owner = "FastViTHDConfig.model_args"
         for name, smallest in (("repmixer_kernel_size", 1), ("down_patch_size", 3)):
             size = self._arg(name)
-            if not isinstance(size, int) or size < smallest or size % 2 == 0:
-                raise ConfigError(f"{owner}.{name} is {size!r}; expected an odd number of at least {smallest}.")
+            if type(size) is not int or not smallest <= size <= LARGEST_KERNEL or size % 2 == 0:
+                raise ConfigError(
+                    f"{owner}.{name} is {size!r}; expected an odd number from {smallest} to {LARGEST_KERNEL}."
+                )
         for name in ("lkc_use_act", "stem_use_scale_branch", "inference_mode"):
             check_type(owner, name, self._arg(name), bool)
-        check_type(owner, "layer_scale_init_value", self._arg("layer_scale_init_value"), (int, float))
+        check_number(owner, "layer_scale_init_value", self._arg("layer_scale_init_value"), -1e3, 1e3, (int, float))
         ratio = self._arg("cls_ratio")
-        check_type(owner, "cls_ratio", ratio, (int, float))
-        if ratio < 1 or int(ratio) != ratio:
+        check_number(owner, "cls_ratio", ratio, 1, LARGEST_RATIO, (int, float))
+        if int(ratio) != ratio:
             raise ConfigError(
                 f"{owner}.cls_ratio is {ratio!r}; the grouped last convolution needs a whole multiple, at least 1."
             )
@@ -230,11 +235,12 @@ class EncoderShape:
     @staticmethod
     def _check_stage(stage: StageConfig) -> None:
         where = f"stage {stage.index} of the encoder"
-        if stage.depth < 0 or stage.channels < 1:
+        if not (0 <= stage.depth <= MOST_BLOCKS and 1 <= stage.channels <= LARGEST_WIDTH):
             raise ConfigError(
-                f"{where} has depth {stage.depth} and width {stage.channels}; expected a depth of at least 0 and a "
-                "width of at least 1."
+                f"{where} has depth {stage.depth} and width {stage.channels}; expected a depth from 0 to "
+                f"{MOST_BLOCKS} and a width from 1 to {LARGEST_WIDTH}."
             )
+        check_number(where, "mlp_ratio", stage.mlp_ratio, 0, LARGEST_RATIO, (int, float))
         if not int(stage.channels * stage.mlp_ratio) >= 1:
             raise ConfigError(
                 f"{where} has the FFN ratio {stage.mlp_ratio}, so its FFN has no channels; expected a positive number."

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastvlm.config_limits import check_decoder_numbers
 from fastvlm.encoder_config import BASE_KEYS, CARRIED_KEYS, CARRIED_VISION_KEYS, EncoderShape, num_visual_tokens
 from fastvlm.errors import ConfigError
 
@@ -179,6 +180,10 @@ def _encoder(stored: Any) -> LightEncoderConfig | None:
 
 def _decoder(stored: Any) -> LightDecoderConfig | None:
     if not isinstance(stored, Mapping) or stored.get("model_type", "qwen2") != "qwen2":
+        return None
+    try:
+        check_decoder_numbers(stored)
+    except ConfigError:
         return None
     sizes: dict[str, Any] = {name: stored.get(name) for name in _DECODER_SIZES}
     epsilon, theta = stored.get("rms_norm_eps"), _rope_theta(stored)

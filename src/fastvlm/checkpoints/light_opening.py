@@ -15,9 +15,10 @@ import torch
 
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
 from fastvlm.dialects.json_files import check_text_files, read_text
+from fastvlm.dialects.mapped_files import MappedFiles
 from fastvlm.dialects.names import ENCODER
 from fastvlm.dialects.weights import read_json
-from fastvlm.errors import CheckpointError
+from fastvlm.errors import CheckpointError, ConfigError
 from fastvlm.light_config import LightConfig, light_config
 from fastvlm.model.light import LightFastVlm, LightGenerationConfig
 from fastvlm.processing.light_image_processor import LightImageProcessor
@@ -57,7 +58,7 @@ def open_light(
         config = None if "quantization_config" in found.raw_config else light_config(found.config)
         model = None if config is None or found.is_bare else _model(found, config)
         image_processor, settings = _pictures(found), _settings(folder)
-    except CheckpointError:
+    except (CheckpointError, ConfigError):
         return None
     opened = tokenizer()
     if config is None or model is None or image_processor is None or settings is None or opened is None:
@@ -87,6 +88,7 @@ def _model(found: CheckpointFolder, config: LightConfig) -> LightFastVlm | None:
     except RuntimeError:  # torch's for a state dict with other names or shapes
         return None
     model.stored_products = found.weights.quantised
+    model.mapped_files = MappedFiles(found.weights.files)
     return model
 
 

@@ -17,6 +17,7 @@ from fastvlm.errors import CheckpointError
 __all__ = ["ApplePictures", "apple_pictures", "from_apple_config", "placeholder_id", "to_apple_config"]
 
 _PLACEHOLDER_ID = 151646  # the first id after Qwen2's own tokens: a row that the table has and no text uses
+_LARGEST_ID = 1 << 22
 _STOP_IDS = [151645, 151643]  # `<|im_end|>`, `<|endoftext|>`
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _TEXT_KEYS = (
@@ -70,7 +71,7 @@ def apple_pictures(config: Mapping[str, Any]) -> ApplePictures:
         CheckpointError: another tower than ``mobileclip_l_<pixels>``, or an aspect mode that cuts into tiles.
     """
     tower, aspect = config.get("mm_vision_tower"), config.get("image_aspect_ratio", "pad")
-    found = re.fullmatch(r"mobileclip_l_(\d+)", str(tower).rsplit("/", 1)[-1])
+    found = re.fullmatch(r"mobileclip_l_([0-9]{1,6})", str(tower).rsplit("/", 1)[-1])
     if found is None or int(found[1]) == 0:
         raise CheckpointError(
             f"config.json has mm_vision_tower {tower!r}; FastVLM's encoder is 'mobileclip_l_<pixels>'. This is another "
@@ -131,9 +132,17 @@ def from_apple_config(
 
 
 def placeholder_id(config: Mapping[str, Any]) -> int:
-    """Id of the ``<image>`` placeholder: what Apple's exporter wrote, else the first id after Qwen2's own tokens."""
+    """Id of the ``<image>`` placeholder: what Apple's exporter wrote, else the first id after Qwen2's own tokens.
+
+    Raises:
+        CheckpointError: an id beyond every vocabulary, for which rows would be added.
+    """
     given = config.get("image_token_index")
-    return given if isinstance(given, int) and given >= 0 else _PLACEHOLDER_ID  # -200 marks text, it is no id
+    if type(given) is int and given > _LARGEST_ID:
+        raise CheckpointError(
+            f"config.json has image_token_index {given}; no vocabulary has more than {_LARGEST_ID} rows."
+        )
+    return given if type(given) is int and given >= 0 else _PLACEHOLDER_ID  # -200 marks text, it is no id
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import torch
 
+from fastvlm.config_limits import without_code_choices
 from fastvlm.dialects.apple_config import from_apple_config, placeholder_id
 from fastvlm.dialects.encoder import encoder_arguments, encoder_form
 from fastvlm.dialects.names import EMBEDDING, ENCODER, HEAD, is_apple, names_from_apple, names_from_fast_vlm
-from fastvlm.dialects.weights import WeightFiles, read_json
+from fastvlm.dialects.weights import WeightFiles, read_json, some_of
 from fastvlm.errors import CheckpointError
 
 __all__ = ["CheckpointFolder", "Dialect", "config_of_folder", "inspect_folder"]
@@ -26,6 +27,7 @@ Dialect = Literal["fast_vlm", "llava_qwen2"]
 _DIALECTS: tuple[Dialect, ...] = ("fast_vlm", "llava_qwen2")
 _ROW_MULTIPLE = 64  # tables are padded to a multiple of this, as transformers' conversion does
 _COMPARED_ROWS = 8192  # rows of head and table that are held in memory at once when they are compared
+_PARTS = ("text_config", "vision_config", "quantization_config", "rope_parameters", "rope_scaling")
 _BARE_EMBEDDING = "language_model.embed_tokens.weight"
 
 
@@ -157,12 +159,31 @@ def _read_config(path: Path) -> dict[str, Any]:
     content = read_json(path / "config.json")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path / 'config.json'} holds {type(content).__name__}; expected an object.")
-    return content
+    _check_parts(path, content)
+    kept, ignored = without_code_choices(content)
+    if ignored:
+        warnings.warn(
+            f"{path / 'config.json'} chooses {some_of(ignored)}, which is ignored: which code computes is for the "
+            "caller to say (attn_implementation=...).",
+            stacklevel=2,
+        )
+    return kept
+
+
+def _check_parts(path: Path, content: dict[str, Any]) -> None:
+    """Raise unless the parts of a configuration that are looked into are objects, or null."""
+    vision = content.get("vision_config")
+    parts = {name: content.get(name) for name in _PARTS}
+    parts["vision_config.model_args"] = vision.get("model_args") if isinstance(vision, dict) else None
+    for name, part in parts.items():
+        if part is not None and not isinstance(part, dict):
+            raise CheckpointError(f"{path / 'config.json'} has {name} {str(part)[:60]!r}; expected an object.")
 
 
 def _no_config(path: Path) -> str:
     if (path / "adapter_config.json").is_file():
-        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        stored = read_json(path / "adapter_config.json")
+        base = stored.get("base_model_name_or_path") if isinstance(stored, dict) else None
         return (
             f"{path} is a PEFT adapter (LoRA), not a model: load its base model ({base!r}) and then call "
             "model.load_adapter(folder)."

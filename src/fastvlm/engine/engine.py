@@ -108,6 +108,7 @@ class Engine:
             has_fixed_shapes=has_fixed_shapes,
             dtype=dtype,
         )
+        self._files = model.mapped_files if self._decoder.device.type == "cpu" else None
         chunk_tokens = _CHUNK_TOKENS if self._decoder.device.type == "cpu" else None
         self._scheduler = Scheduler(num_slots, max_waiting, admission_ratio=admission_ratio, chunk_tokens=chunk_tokens)
         if has_fixed_shapes:
@@ -249,7 +250,12 @@ class Engine:
 
         Returns:
             The events of this step, one for each token, and those of requests that were cancelled before it.
+
+        Raises:
+            CheckpointError: the weights are mapped from a file that was written to since.
         """
+        if self._replies and self._files is not None:
+            self._files.check()
         events, self._outbox = self._outbox, []
         begun_s = self._clock()
         running = [self._replies[request_id] for request_id in self._scheduler.decoding]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastvlm.dialects.mapped_files import MappedFiles
 from fastvlm.light_config import LightConfig, LightDecoderConfig
 from fastvlm.model.context_length import refuse_overlong
 from fastvlm.model.fastvithd import FastViTHD
@@ -35,10 +36,11 @@ class LightFastVlm(nn.Module):
         generation_config: end tokens beside the decoder's own.
 
     Attributes:
-        stored_products: as :class:`fastvlm.model.pretrained.DialectLoading` has it.
+        stored_products, mapped_files: as :class:`fastvlm.model.pretrained.DialectLoading` has them.
     """
 
     stored_products: Any = None
+    mapped_files: MappedFiles | None = None
 
     def __init__(
         self, config: LightConfig, tensors: dict[str, Tensor], generation_config: LightGenerationConfig

@@ -14,8 +14,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 
 from fastvlm.config import FastVlmConfig
+from fastvlm.config_limits import check_dtype
 from fastvlm.dialects.differences import Differences
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
+from fastvlm.dialects.mapped_files import MappedFiles
 from fastvlm.dialects.quantised_file import QuantisedWeights
 from fastvlm.dialects.source import local_folder
 from fastvlm.errors import CheckpointError
@@ -33,6 +35,7 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
 
     config_class = FastVlmConfig
     stored_products: QuantisedWeights | None = None  # those that were left out on loading; an engine computes with them
+    mapped_files: MappedFiles | None = None  # that the weights may be mapped from
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
@@ -67,6 +70,7 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
         model = cls._load(folder, config, model_args, kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.config.name_or_path = str(name)
+        loaded.mapped_files = MappedFiles(folder.weights.files)
         loaded.stored_products = folder.weights.quantised if folder.weights.left_out_dtype is not None else None
         return model
 
@@ -116,7 +120,8 @@ def _dtype_of(kwargs: dict[str, Any], folder: CheckpointFolder) -> torch.dtype:
     asked = kwargs.pop("dtype", older)
     if asked in (None, "auto"):
         return folder.dtype
-    return getattr(torch, asked) if isinstance(asked, str) else asked  # type: ignore[no-any-return]
+    check_dtype("from_pretrained", asked)
+    return getattr(torch, asked.removeprefix("torch.")) if isinstance(asked, str) else asked  # type: ignore[no-any-return]
 
 
 def _name_in(owner: type[PreTrainedModel], key: str) -> str | None:
