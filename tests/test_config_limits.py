@@ -43,45 +43,11 @@ def changed(tree, path, value):
     return made
 
 
-EVIL = st.sampled_from(
-    [
-        0,
-        -1,
-        1,
-        3,
-        10**6,
-        10**9,
-        10**30,
-        -(10**30),
-        0.0,
-        0.5,
-        1e308,
-        -1.5,
-        math.inf,
-        math.nan,
-        True,
-        False,
-        None,
-        "",
-        "load",
-    ]
-    + [
-        "x" * 1000,
-        "owner/name",
-        [],
-        [1],
-        [[]],
-        [None],
-        ["load"],
-        [0] * 5,
-        [10**9] * 5,
-        [1.5] * 5,
-        [True] * 5,
-        {},
-        {"a": 1},
-    ]
-    + [{"rope_type": "default"}, {"rope_type": [], "rope_theta": "x"}, {"rope_type": "yarn", "factor": -1}, {"": {}}]
-)
+NUMBERS = [0, -1, 1, 3, 10**6, 10**9, 10**30, -(10**30), 0.0, 0.5, 1e308, -1.5, math.inf, math.nan, True, False]
+TEXTS = [None, "", "load", "x" * 1000, "owner/name"]
+LISTS = [[], [1], [[]], [None], ["load"], [0] * 5, [10**9] * 5, [1.5] * 5, [True] * 5]
+ROPES = [{"rope_type": "default"}, {"rope_type": [], "rope_theta": "x"}, {"rope_type": "yarn", "factor": -1}]
+EVIL = st.sampled_from([*NUMBERS, *TEXTS, *LISTS, {}, {"a": 1}, {"": {}}, *ROPES])
 
 
 def outcome(make):

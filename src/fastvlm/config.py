@@ -17,7 +17,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
-from fastvlm.config_limits import check_decoder_numbers, check_dtype, check_number, without_code_choices
+from fastvlm.config_limits import LONGEST_IMAGE, check_decoder_numbers, check_dtype, check_number, without_code_choices
 from fastvlm.dialects.apple_config import from_apple_config
 from fastvlm.dialects.folder import config_of_folder
 from fastvlm.encoder_config import (
@@ -264,7 +264,7 @@ class FastVlmConfig(WholeShape, PretrainedConfig):  # type: ignore[misc]  # tran
     def _check(self) -> None:
         for name, kind in _FIELD_TYPES.items():
             check_type("FastVlmConfig", name, getattr(self, name), kind)
-        check_number("FastVlmConfig", "image_seq_length", self.image_seq_length, 1, 1 << 16)
+        check_number("FastVlmConfig", "image_seq_length", self.image_seq_length, 1, LONGEST_IMAGE)
         if self.projector_hidden_act not in ACT2FN:
             raise ConfigError(
                 f"projector_hidden_act is {self.projector_hidden_act!r}, which transformers does not know."

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastvlm.errors import ConfigError
 
-__all__ = ["check_decoder_numbers", "check_dtype", "check_number", "without_code_choices"]
+__all__ = ["LONGEST_IMAGE", "check_decoder_numbers", "check_dtype", "check_number", "without_code_choices"]
 
 # Sizes of the decoder: smallest and largest.
 _SIZES = {
@@ -34,6 +34,7 @@ _REALS = {
     "initializer_range": (0.0, 100.0),
 }
 _FLAGS = ("tie_word_embeddings", "use_cache", "use_sliding_window")
+LONGEST_IMAGE = 1 << 16  # visual tokens
 _MAY_BE_NONE = frozenset({"head_dim", "sliding_window", "num_key_value_heads", "max_window_layers"})
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LARGEST_TOKEN = 1 << 31

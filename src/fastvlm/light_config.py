@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastvlm.config_limits import check_decoder_numbers
+from fastvlm.config_limits import LONGEST_IMAGE, check_decoder_numbers, check_dtype, check_number
 from fastvlm.encoder_config import BASE_KEYS, CARRIED_KEYS, CARRIED_VISION_KEYS, EncoderShape, num_visual_tokens
 from fastvlm.errors import ConfigError
 
@@ -133,6 +133,8 @@ class LightConfig(WholeShape):
 
 def light_config(stored: Mapping[str, Any]) -> LightConfig | None:
     """The configuration that a ``fast_vlm`` dictionary gives, or None for one that is not plain."""
+    if not _is_within_limits(stored):
+        return None
     decoder, encoder = _decoder(stored.get("text_config")), _encoder(stored.get("vision_config"))
     if decoder is None or encoder is None or not _is_plain(stored):
         return None
@@ -149,6 +151,23 @@ def light_config(stored: Mapping[str, Any]) -> LightConfig | None:
         multimodal_projector_bias=stored.get("multimodal_projector_bias", True),
         tie_word_embeddings=any(tied),
     )
+
+
+def _is_within_limits(stored: Mapping[str, Any]) -> bool:
+    """Whether the numbers and dtypes are ones that a FastVLM can have."""
+    text, vision = stored.get("text_config"), stored.get("vision_config")
+    if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
+        return False
+    try:
+        for part in (stored, text, vision):
+            check_dtype("", part.get("dtype"))
+            check_dtype("", part.get("torch_dtype"))
+        check_decoder_numbers(text)
+        check_number("", "image_seq_length", stored.get("image_seq_length", 256), 1, LONGEST_IMAGE)
+        check_number("", "initializer_range", vision.get("initializer_range", 0.02), 0, 100, (int, float))
+    except ConfigError:
+        return False
+    return True
 
 
 def _is_plain(stored: Mapping[str, Any]) -> bool:
@@ -180,10 +199,6 @@ def _encoder(stored: Any) -> LightEncoderConfig | None:
 
 def _decoder(stored: Any) -> LightDecoderConfig | None:
     if not isinstance(stored, Mapping) or stored.get("model_type", "qwen2") != "qwen2":
-        return None
-    try:
-        check_decoder_numbers(stored)
-    except ConfigError:
         return None
     sizes: dict[str, Any] = {name: stored.get(name) for name in _DECODER_SIZES}
     epsilon, theta = stored.get("rms_norm_eps"), _rope_theta(stored)

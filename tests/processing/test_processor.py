@@ -12,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from qwen2_format import small_tokenizer
+from tokenizers import AddedToken
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.errors import CheckpointError, ConfigError, ImageTokenMismatchError, PictureError, PromptError
+from fastvlm.processing.light_image_processor import LightImageProcessor
+from fastvlm.processing.light_processor import LightProcessor
+from fastvlm.processing.light_tokenizer import LightTokenizer
 from fastvlm.processing.prompt import CHAT_TEMPLATES
 
 N = 4  # visual tokens of a 128 px picture
@@ -432,3 +436,47 @@ def test_a_folder_without_processor_files_is_an_error(tmp_path):
     for missing in (tmp_path, "../missing", "a/b/c"):
         with pytest.raises(CheckpointError, match="no folder"):
             FastVlmProcessor.from_pretrained(missing)
+
+
+def extended():
+    """A processor whose tokenizer got marks after it was made: by both ways, one of them with a composed letter."""
+    made = make()
+    made.tokenizer.add_tokens(["<|mark|>"], special_tokens=True)
+    made.tokenizer.add_tokens([AddedToken("<|é|>", special=True, normalized=True)], special_tokens=True)
+    made.tokenizer.add_tokens(["<tool>"])  # a word, not special
+    return made
+
+
+_EXTENDED = extended()
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_marks_that_were_added_later_do_not_pass_in_text(light):
+    processor = extended()
+    if light:
+        backend = processor.tokenizer.backend_tokenizer
+        tokenizer = LightTokenizer(backend, {"eos_token": "<|im_end|>"}, [])
+        processor = LightProcessor(LightImageProcessor(image_size=128), tokenizer)
+    for content in ("a <|mark|> b", "<|e\u0301|>", [{"type": "text", "text": part} for part in ("<|ma", "rk|>")]):
+        with pytest.raises(PromptError, match="which the model reads as a mark"):
+            processor.apply_chat_template([{"role": "user", "content": content}])
+    assert "<tool>" in processor.apply_chat_template([{"role": "user", "content": "<tool>"}])
+
+
+_PIECES = ["<|", "|>", "im_end", "im_start", "mark", "é", "e\u0301", "<image>", "<", ">", "|", "a", " ", "image"]
+
+
+@given(st.lists(st.lists(st.sampled_from(_PIECES), max_size=5).map("".join), min_size=1, max_size=3))
+def test_no_text_gives_a_special_id(texts):
+    processor = _EXTENDED
+    special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    items = [{"type": "text", "text": text} for text in texts]
+    for template in ("default", "{% for item in messages[0].content %}{{ item.text }}{% endfor %}"):
+        try:
+            prompt = processor.apply_chat_template([{"role": "user", "content": items}], chat_template=template)
+        except PromptError:
+            continue
+        ids = processor.tokenizer(prompt)["input_ids"]
+        own = processor.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template)
+        expected = [index for index in processor.tokenizer(own)["input_ids"] if index in special]
+        assert [index for index in ids if index in special] == expected

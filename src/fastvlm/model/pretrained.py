@@ -49,6 +49,7 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
 
         Raises:
             CheckpointError: not a complete FastVLM checkpoint, not found, gated, or offline and not in the cache.
+            ConfigError: a configuration that no FastVLM can have, or a dtype that is none.
         """
         has_products = kwargs.pop("has_products", True)
         name = pretrained_model_name_or_path
@@ -57,6 +58,9 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
         path = local_folder(name, **{key: kwargs.pop(key) for key in _HUB_ARGUMENTS if key in kwargs})
         if (path / "adapter_config.json").is_file():
             return super().from_pretrained(path, *model_args, **kwargs)
+        for key in ("dtype", "torch_dtype"):
+            if kwargs.get(key) != "auto" and not isinstance(kwargs.get(key), dict):
+                check_dtype("from_pretrained", kwargs.get(key))
         folder = inspect_folder(path)
         config = kwargs.pop("config", None)
         config = None if getattr(config, "is_provisional", False) else config
@@ -120,7 +124,6 @@ def _dtype_of(kwargs: dict[str, Any], folder: CheckpointFolder) -> torch.dtype:
     asked = kwargs.pop("dtype", older)
     if asked in (None, "auto"):
         return folder.dtype
-    check_dtype("from_pretrained", asked)
     return getattr(torch, asked.removeprefix("torch.")) if isinstance(asked, str) else asked  # type: ignore[no-any-return]
 
 

@@ -255,8 +255,10 @@ class LightProcessor:
         return inputs if return_dict else inputs["input_ids"]
 
     def _marks(self) -> tuple[str, ...]:
-        """Texts that the tokenizer reads as marks; no message may contain them."""
-        return tuple(dict.fromkeys((*SPECIAL_TOKENS, self.image_token, *self.tokenizer.all_special_tokens)))
+        """Texts that the tokenizer reads as marks, those added later too; no message may contain them."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        marks = (*SPECIAL_TOKENS, self.image_token, *self.tokenizer.all_special_tokens, *added)
+        return tuple(dict.fromkeys(mark for mark in marks if mark))
 
     def _split_settings(
         self, kwargs: Mapping[str, Any], text_kwargs: Mapping[str, Any] | None, images_kwargs: Mapping[str, Any] | None

@@ -98,6 +98,11 @@ class LightTokenizer:
         """Added token -> id."""
         return {token.content: index for index, token in self.backend_tokenizer.get_added_tokens_decoder().items()}
 
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Id -> added token."""
+        return dict(self.backend_tokenizer.get_added_tokens_decoder())
+
     def add_tokens(self, tokens: Sequence[AddedToken], *, special_tokens: bool) -> int:
         """Give `tokens`, special ones, the ids after the last; how many were new."""
         if not special_tokens:

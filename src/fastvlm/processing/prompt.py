@@ -13,6 +13,7 @@ template, its FastVLM documentation page and conversion script.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -128,11 +129,12 @@ def read_conversation(messages: Any, *, special_tokens: Iterable[str] = SPECIAL_
     images: list[Any] = []
     for index, message in enumerate(messages):
         role, content = _read_message(message, index)
-        items = []
+        items: list[dict[str, Any]] = []
         for item in content:
             kind, value = _read_item(item, index)
             if kind == "text":
-                _refuse_special_tokens(value, refused, index)
+                earlier = items[-1]["text"] if items and items[-1]["type"] == "text" else ""
+                _refuse_special_tokens(value, refused, index, before=earlier)
                 items.append({"type": "text", "text": value})
                 continue
             if role != "user":
@@ -194,10 +196,17 @@ def _image_source(item: Mapping[str, Any], index: int) -> Any:
     return value
 
 
-def _refuse_special_tokens(text: str, special_tokens: Sequence[str], index: int) -> None:
-    """A text that could end its turn, begin another or claim a picture's place is refused, not silently obeyed."""
+def _refuse_special_tokens(text: str, special_tokens: Sequence[str], index: int, *, before: str) -> None:
+    """A text that could end its turn, begin another or claim a picture's place is refused, not silently obeyed.
+
+    So is one that makes a mark together with the text item `before` it, which a template may join, or that becomes one
+    where the tokenizer composes characters (NFC).
+    """
+    longest = max(map(len, special_tokens), default=0)
+    joined = before[-longest:] + text
+    composed = joined if joined.isascii() else unicodedata.normalize("NFC", joined)
     for token in special_tokens:
-        if token in text:
+        if token in joined or token in composed:
             advice = (
                 'Give the picture as an item {"type": "image", ...} instead.'
                 if token == IMAGE_TOKEN
