@@ -66,7 +66,9 @@ def test_text_only_assistant_and_system_turns_have_no_extra_newline():
         ([IMAGE, IMAGE, text("a")], "<image><image>\na"),
         ([text("a"), text("b")], "a\nb"),
         ([IMAGE, text("a"), text("b")], "<image>\na\nb"),
-        ([text("a"), IMAGE], "a\n<image>"),
+        ([text("a"), IMAGE], "<image>\na"),
+        ([text("a"), text("b"), IMAGE, IMAGE], "<image><image>\na\nb"),
+        ([IMAGE, text("a"), IMAGE], "<image>\na\n<image>"),
         ([text("a"), IMAGE, IMAGE, text("b"), IMAGE], "a\n<image><image>\nb\n<image>"),
         ([text("")], ""),
         ([text(" spaces \n kept\t")], " spaces \n kept\t"),
@@ -74,7 +76,7 @@ def test_text_only_assistant_and_system_turns_have_no_extra_newline():
         ([text("né 你好 🙂")], "né 你好 🙂"),
     ],
 )
-def test_items_are_rendered_in_the_order_given(items, content):
+def test_items_keep_their_order_but_for_images_at_the_end(items, content):
     assert prompt([user(*items)]) == f"{SYSTEM}<|im_start|>user\n{content}<|im_end|>\n"
 
 
@@ -128,8 +130,8 @@ def test_both_templates_agree_on_picture_first_turns(turns, add_generation_promp
         max_size=4,
     )
 )
-def test_nothing_is_lost_and_nothing_moves(turns):
-    """Every text and picture stands in the prompt, in order, whatever the conversation."""
+def test_nothing_is_lost_and_only_images_at_the_end_move(turns):
+    """Every text and image stands in the prompt, in order, whatever the conversation."""
     messages = []
     for role, parts in turns:
         kept = [part for part in parts if part is not None or role == "user"] or ["."]
@@ -138,7 +140,9 @@ def test_nothing_is_lost_and_nothing_moves(turns):
         return
     rendered, position = prompt(messages), 0
     for message in messages:
-        for item in message["content"]:
+        kinds = [item["type"] for item in message["content"]]
+        ends_with_images = "text" in kinds and kinds == sorted(kinds, reverse=True)
+        for item in sorted(message["content"], key=lambda i: i["type"]) if ends_with_images else message["content"]:
             wanted = "<image>" if item["type"] == "image" else item["text"]
             position = rendered.index(wanted, position) + len(wanted)
     assert rendered.count("<|im_end|>") == len(messages) + 1
@@ -170,8 +174,19 @@ def test_a_template_of_ones_own_gets_messages_and_variables():
 
 
 def test_transformers_template_refuses_to_move_a_picture():
-    with pytest.raises(PromptError, match="text before a picture"):
-        prompt([user(text("a"), IMAGE)], chat_template="transformers")
+    with pytest.raises(PromptError, match="a picture between texts"):
+        prompt([user(text("a"), IMAGE, text("b"))], chat_template="transformers")
+
+
+def test_images_at_the_end_are_where_transformers_template_has_them():
+    messages = [user(text("a"), IMAGE)]
+    assert prompt(messages) == prompt(messages, chat_template="transformers") == prompt([user(IMAGE, text("a"))])
+    assert messages == [user(text("a"), IMAGE)]
+
+
+def test_a_template_of_ones_own_gets_the_order_given():
+    template = "{% for item in messages[0].content %}{{ item.type }} {% endfor %}"
+    assert prompt([user(text("a"), IMAGE)], chat_template=template) == "text image "
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused

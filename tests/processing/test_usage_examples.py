@@ -210,7 +210,7 @@ def test_batched_replies_equal_single_ones(folder, web):
 
 
 def test_the_docstring_example(folder, web):
-    """The docstring puts the text before the picture; transformers moves it, we keep the order given."""
+    """The docstring puts the text before the image; it goes to the front, here as in transformers."""
     # ----------------------------------------------------------------------------------------------------------
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -230,5 +230,5 @@ def test_the_docstring_example(folder, web):
     generated_ids = model.generate(**inputs, max_new_tokens=15)
     replies = processor.batch_decode(generated_ids, skip_special_tokens=True)[0]
     # ----------------------------------------------------------------------------------------------------------
-    assert "user\nWhat are these?\n<image><|im_end|>" in prompt
+    assert "user\n<image>\nWhat are these?<|im_end|>" in prompt
     assert "What are these?" in replies

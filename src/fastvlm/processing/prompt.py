@@ -6,6 +6,8 @@ turn becomes ``<|im_start|>ROLE\\nCONTENT<|im_end|>\\n``; a conversation without
 
 Items are rendered in the order given, with a newline between two neighbours, none between two pictures. So a picture
 before its question gives ``<image>\\nQUESTION``: the bytes of Apple's ``qwen_2`` conversation and of transformers.
+Images that end a message after texts go to its front, where every message that the model was trained on has them: after
+an image alone the model has learnt no answer, and often gives an empty one. Images between texts stay where they are.
 
 Sources: apple/ml-fastvlm at 592b4ad, ``llava/conversation.py`` (``conv_qwen_2``) and ``predict.py``; transformers'
 template, its FastVLM documentation page and conversion script.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -253,6 +255,8 @@ def render(
             "The last message is the assistant's, and add_generation_prompt asks for another one. End with a user "
             "message, or pass continue_final_message=True."
         )
+    if template in CHAT_TEMPLATES.values():
+        conversation = _images_first(conversation)
     if template == TRANSFORMERS_TEMPLATE:
         _refuse_reordering(conversation)
     text = _rendered(template, conversation, add_generation_prompt=add_generation_prompt, **variables)
@@ -276,12 +280,23 @@ def _own_template(template: str) -> Template:
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
 
 
+def _images_first(conversation: Conversation) -> Conversation:
+    """Messages of texts and then images, with their images first, as Apple's and transformers' code have them."""
+    messages = []
+    for message in conversation.messages:
+        items = message["content"]
+        moved = sorted(items, key=lambda item: item["type"] != "image")  # stable: texts and images keep their order
+        is_moved = items == sorted(items, key=lambda item: item["type"] == "image")
+        messages.append({**message, "content": moved} if is_moved else message)
+    return replace(conversation, messages=messages)
+
+
 def _refuse_reordering(conversation: Conversation) -> None:
     for index, message in enumerate(conversation.messages):
         kinds = [item["type"] for item in message["content"]]
         if kinds != sorted(kinds):  # "image" < "text"
             raise PromptError(
-                f"Message {index} has a text before a picture; transformers' template would move the picture to the "
+                f"Message {index} has a picture between texts; transformers' template would move the picture to the "
                 "front. Put pictures first, or use the default template, which keeps the order."
             )
 
