@@ -64,7 +64,7 @@ def outcome(make):
 @example(("text_config", "num_hidden_layers"), 10**9)
 @example(("dtype",), "load")
 @example(("vision_config", "model_args"), {"layers": [10**9]})
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_both_doors_take_a_changed_config_or_say_what_is_wrong(path, value):
     stored = changed(OURS, path, value)
     whole = outcome(lambda: FastVlmConfig.from_dict(copy.deepcopy(stored)))
@@ -81,14 +81,14 @@ def test_both_doors_take_a_changed_config_or_say_what_is_wrong(path, value):
 @example("rope_scaling", [])
 @example("image_token_index", 10**9)
 @example("mm_vision_tower", "mobileclip_l_" + "9" * 5000)
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_apples_config_with_something_changed(key, value):
     made = outcome(lambda: FastVlmConfig.from_dict(from_apple_config({**APPLE, key: value})))
     assert made is None or made.text_config.vocab_size <= 1 << 22
 
 
 @given(st.sampled_from(sorted(places(OURS))), EVIL)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_folders_with_a_changed_config(tmp_path_factory, path, value):
     folder = tmp_path_factory.mktemp("checkpoint")

@@ -72,6 +72,8 @@ def check_decoder_numbers(text: Mapping[str, Any], owner: str = "text_config") -
             raise ConfigError(f"{owner}.{name} is {_shown(given[name])}; expected true or false.")
     _check_tokens(given, owner)
     _check_heads(given, owner)
+    for name in ("rope_parameters", "rope_scaling"):
+        _check_positions(given.get(name), f"{owner}.{name}")
 
 
 def _check_tokens(given: Mapping[str, Any], owner: str) -> None:
@@ -80,6 +82,20 @@ def _check_tokens(given: Mapping[str, Any], owner: str) -> None:
         for token in value if isinstance(value, (list, tuple)) else [value]:
             if token is not None:
                 check_number(owner, name, token, -1, _LARGEST_TOKEN)
+
+
+def _check_positions(positions: Any, owner: str) -> None:
+    if positions is None:
+        return
+    if not isinstance(positions, Mapping):
+        raise ConfigError(f"{owner} is {_shown(positions)}; expected an object.")
+    kind = positions.get("rope_type", positions.get("type", "default"))
+    if not isinstance(kind, str):
+        raise ConfigError(f"{owner}.rope_type is {_shown(kind)}; expected a name, such as 'default'.")
+    if "rope_theta" in positions:
+        check_number(owner, "rope_theta", positions["rope_theta"], *_REALS["rope_theta"], (int, float))
+    if "factor" in positions:
+        check_number(owner, "factor", positions["factor"], 1e-3, 1e6, (int, float))
 
 
 def _check_heads(given: Mapping[str, Any], owner: str) -> None:

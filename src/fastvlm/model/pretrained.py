@@ -20,7 +20,7 @@ from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
 from fastvlm.dialects.mapped_files import MappedFiles
 from fastvlm.dialects.quantised_file import QuantisedWeights
 from fastvlm.dialects.source import local_folder
-from fastvlm.errors import CheckpointError
+from fastvlm.errors import CheckpointError, ConfigError, FastVlmError
 
 __all__ = ["DialectLoading", "expected_shapes", "generation_config_of"]
 
@@ -135,9 +135,21 @@ def _name_in(owner: type[PreTrainedModel], key: str) -> str | None:
 
 
 def expected_shapes(owner: type[PreTrainedModel], config: FastVlmConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that a file for `owner` with `config` holds; nothing is allocated."""
-    with torch.device("meta"), init.no_init_weights():
-        model = owner(config)
+    """Name -> shape of every tensor that a file for `owner` with `config` holds; nothing is allocated.
+
+    Raises:
+        ConfigError: no model can be built from `config`.
+    """
+    try:
+        with torch.device("meta"), init.no_init_weights():
+            model = owner(config)
+    except FastVlmError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"No model can be built from this configuration: {str(error)[:300] or 'unknown'} ({type(error).__name__}). "
+            "Compare its config.json with that of a published checkpoint."
+        ) from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for tied in model.all_tied_weights_keys:
         shapes.pop(tied, None)
