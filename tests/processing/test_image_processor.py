@@ -339,3 +339,9 @@ def test_size_and_fit_can_be_chosen_later():
         with pytest.raises(ConfigError):
             processor.choose(**wrong)
     assert (processor.image_size, processor.image_fit) == ((128, 192), "crop")
+
+
+@pytest.mark.parametrize("size", [1_000_000, (64, 64_000), 10**30])
+def test_sides_are_bounded(size):
+    with pytest.raises(ConfigError, match="a side has at most 4096 px"):
+        FastVlmImageProcessor(image_size=size)

@@ -45,6 +45,9 @@ _CALL_KEYS = frozenset({*FIXED_KEYS, "size", "crop_size"})
 _OWN_KEYS = frozenset({"image_size", "image_fit", "patch_size"})
 
 
+LARGEST_SIDE_PX = 4096  # a square of it is 4096 visual tokens and 200 MB of pixels
+
+
 def image_size_px(value: Any, patch_size: int = DEFAULT_PATCH_SIZE_PX) -> tuple[int, int]:
     """(height, width) in pixels from an int (a square), a pair, or a ``{"height", "width"}`` dictionary.
 
@@ -57,6 +60,8 @@ def image_size_px(value: Any, patch_size: int = DEFAULT_PATCH_SIZE_PX) -> tuple[
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
     if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in pair):
         raise ConfigError(f"image_size is {value!r}; expected an int, or a pair (height, width), in pixels.")
+    if max(pair) > LARGEST_SIDE_PX:
+        raise ConfigError(f"image_size is {str(value)[:60]}; a side has at most {LARGEST_SIDE_PX} px.")
     for side in pair:
         if side < 1 or side % patch_size:
             below = max(side // patch_size, 1) * patch_size
