@@ -40,7 +40,7 @@ def read_letter(reply: str, choices: Sequence[str]) -> str | None:
         found = pattern.match(text)
         if found and found[1].upper() in letters:
             return found[1].upper()
-    bracketed = [letter.upper() for letter in _BRACKETED.findall(text) if letter.upper() in letters]
+    bracketed: list[str] = [letter.upper() for letter in _BRACKETED.findall(text) if letter.upper() in letters]
     if bracketed:
         return bracketed[-1]
     announced = [letter for found in _ANNOUNCED.finditer(text) if (letter := _announced(text[found.end() :], choices))]
