@@ -28,14 +28,7 @@ from fastvlm.engine.sampling import Sampler, TokenGuide, pick_tokens
 from fastvlm.engine.scheduler import Admission, Scheduler
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import ContextLengthError, UsageError
-from fastvlm.model.finite import (
-    EMBEDDINGS,
-    HIDDEN,
-    IMAGE_FEATURES,
-    check_finite,
-    non_finite_logits,
-    rows_with_finite_logits,
-)
+from fastvlm.model import finite
 from fastvlm.model.joint import join_image_and_text
 
 __all__ = ["ADMISSION_RATIO", "Engine"]
@@ -277,15 +270,11 @@ class Engine:
         return logits
 
     def _say(self, replies: Sequence[Reply], logits: Tensor) -> list[TokenEvent]:
-        """Pick the next token of each reply from its row of `logits` (B, V); those that end make room.
-
-        A reply whose logits are NaN or infinite ends with NonFiniteError; the others go on.
-        """
-        is_finite = rows_with_finite_logits(logits)
-        events = [
-            reply.broken_off(non_finite_logits()) for reply, good in zip(replies, is_finite, strict=True) if not good
-        ]
-        if events:
+        """Pick the next token of each reply from its row of `logits` (B, V); NaN ends it with NonFiniteError."""
+        is_finite = finite.rows_with_finite_logits(logits)
+        broken = [reply for reply, good in zip(replies, is_finite, strict=True) if not good]
+        events = [reply.broken_off(finite.non_finite_logits()) for reply in broken]
+        if broken:
             logits = logits[torch.tensor(is_finite, device=logits.device)]
             replies = list(compress(replies, is_finite))
         picked = pick_tokens(logits, [reply.sampler for reply in replies])
@@ -340,16 +329,16 @@ class Engine:
         image_embeds = yield from picture_embeds(prompt, first_picture, self._encode, self._images)
         reply.encoded()
         if image_embeds is not None:
-            check_finite(image_embeds, IMAGE_FEATURES)
+            finite.check_finite(image_embeds, finite.IMAGE_FEATURES)
         embeds = self._inputs_embeds(prompt, begin, image_embeds)[start - begin :]
-        check_finite(embeds, EMBEDDINGS)
+        finite.check_finite(embeds, finite.EMBEDDINGS)
         while True:
             chunk = embeds[: self._scheduler.next_chunk(len(embeds))]
             hidden = self._decoder.fill(chunk, admission.slot, start)
             self._scheduler.computed(reply.request_id, keys[start : start + len(chunk)])
             start, embeds = start + len(chunk), embeds[len(chunk) :]
             if not len(embeds):
-                check_finite(hidden, HIDDEN)
+                finite.check_finite(hidden, finite.HIDDEN)
                 return self._decoder.logits(hidden)[0]
             yield
 
