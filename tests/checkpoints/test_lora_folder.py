@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import peft
 import pytest
@@ -9,11 +10,16 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from fastvlm.checkpoints.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.checkpoints.lora_folder import merge_adapter, sharing_copy
 from fastvlm.errors import CheckpointError, MissingExtraError, UsageError
 
 # peft asks for gradient checkpointing by the name that transformers 5.23 has given up.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient.checkpointing.*")
+# Its adapters have no digest of their base; what is warned of then has a test of its own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient.checkpointing.*"),
+    pytest.mark.filterwarnings("ignore:.*no digest of its base.*:UserWarning"),
+]
 
 DECODER = r".*language_model.*\.(q_proj|v_proj|down_proj)"
 EVERYWHERE = r".*(language_model.*(q_proj|up_proj)|multi_modal_projector\.linear_[12]|vision_tower.*mlp\.fc1)"
@@ -126,6 +132,52 @@ def test_the_base_is_known_by_its_name(tiny_model, tmp_path, name, is_right):
         merge_adapter(tiny_model, tmp_path)
         return
     with pytest.raises(CheckpointError, match=r"was made for the model .*'apple/FastVLM-0.5B'.*be null"):
+        merge_adapter(tiny_model, tmp_path)
+
+
+def write_digest(folder, model):
+    (folder / DIGEST_FILE).write_text(BaseDigest.of_model(model, is_exact=True).as_text())
+
+
+def test_other_weights_under_the_same_name_are_refused(tiny_model, tmp_path):
+    adapter(tiny_model, tmp_path)
+    write_digest(tmp_path, tiny_model)
+    merge_adapter(tiny_model, tmp_path)
+    other = sharing_copy(tiny_model)
+    other.model.multi_modal_projector.linear_2.weight.data = torch.zeros_like(
+        other.model.multi_modal_projector.linear_2.weight
+    )
+    with pytest.raises(CheckpointError, match=r"was made for other weights than those of .* does not match"):
+        merge_adapter(other, tmp_path)
+    (tmp_path / DIGEST_FILE).unlink()
+    merge_adapter(other, tmp_path)
+
+
+def test_the_same_weights_under_another_name_are_taken(tiny_model, tmp_path):
+    tiny_model.config.name_or_path = "/data/renamed"
+    adapter(tiny_model, tmp_path)
+    edit(tmp_path, base_model_name_or_path="apple/FastVLM-0.5B")
+    write_digest(tmp_path, tiny_model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", ".*gradient.checkpointing.*")
+        merge_adapter(tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"bfloat16": 3, "float16": null}'])
+def test_a_broken_digest_is_one_line(tiny_model, tmp_path, text):
+    adapter(tiny_model, tmp_path)
+    (tmp_path / DIGEST_FILE).write_text(text)
+    with pytest.raises(CheckpointError, match="no digest of weights"):
+        merge_adapter(tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, '{"bfloat16": null, "float16": "00"}'])
+def test_an_adapter_that_cannot_be_compared_is_warned_of(tiny_model, tmp_path, text):
+    adapter(tiny_model, tmp_path)
+    if text is not None:
+        (tmp_path / DIGEST_FILE).write_text(text)
+    with pytest.warns(UserWarning, match="no digest of its base's weights"):
         merge_adapter(tiny_model, tmp_path)
 
 

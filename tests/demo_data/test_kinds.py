@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from fastvlm.demo_data import fonts, kinds, words
 from fastvlm.demo_data.canvas import SIZE
-from fastvlm.demo_data.kinds import DRAWERS, MIX, draw_sample, has_fonts, kind_of, lacking
+from fastvlm.demo_data.kinds import DRAWERS, MIX, NEXT_KINDS, draw_sample, has_fonts, kind_of, lacking
 from fastvlm.demo_data.scene_questions import MOST_TURNS, conversation
 from fastvlm.demo_data.vocabulary import HELD_OUT_PAIRS
 from fastvlm.demo_data.word_lists import HELD_OUT_WORDS, HELD_OUT_WORDS_6_8, LONGER_TRAIN_WORDS, TRAIN_WORDS
 
-ALWAYS = ["shapes", "letter", "word", "grid", "lines", "receipt", "chart"]
+ALWAYS = ["shapes", "letter", "word", "grid", "lines", "receipt", "chart", *NEXT_KINDS]
 
 
 @pytest.mark.usefixtures("garments", "icons")
@@ -30,7 +30,7 @@ def test_a_sample_follows_from_its_number(kind, split):
 
 
 def test_the_mix_names_what_can_be_drawn():
-    assert set(MIX) == set(DRAWERS) and sum(MIX.values()) == 100
+    assert {*MIX, *NEXT_KINDS} == set(DRAWERS) and not set(MIX) & set(NEXT_KINDS) and sum(MIX.values()) == 100
 
 
 def test_shares_are_kept_and_known_without_drawing():
@@ -41,7 +41,7 @@ def test_shares_are_kept_and_known_without_drawing():
 
 
 @settings(max_examples=60)
-@given(seed=st.integers(0, 2**32), kind=st.sampled_from(["word", "lines", "receipt", "chart"]))
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from(["word", "small", "lines", "receipt", "chart"]))
 def test_training_never_writes_a_held_out_word(seed, kind):
     scene = DRAWERS[kind](Random(seed), "train")
     written = {word for line in scene.lines for word in re.findall("[a-z]+", line.text.casefold())}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import fastvlm
 from fastvlm.checkpoints.lora_folder import merge_adapter
-from fastvlm.errors import CheckpointError
+from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.training.recipe import LoraEntry
 from fastvlm.training.start import open_start
 from fastvlm.training.training_run import TrainingRun
@@ -112,6 +113,37 @@ def test_adapters_go_on_to_the_last_bit(small_model, small_data, tmp_path):
     gone_on = TrainingRun(recipe, tmp_path / "run").train(is_resumed=True)
     name = "adapter_model.safetensors"
     assert (gone_on.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
+
+
+def another_base(small_model, folder):
+    """A folder of the same name with the same sizes and other weights."""
+    model, processor = opened(small_model)
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_1.weight.add_(0.1)
+    model.save_pretrained(folder / small_model.name)
+    processor.save_pretrained(folder / small_model.name)
+    return folder / small_model.name
+
+
+def test_an_adapter_knows_the_weights_that_it_was_made_for(small_model, small_data, tmp_path):
+    outcome = TrainingRun(lora_recipe(small_model, small_data, max_steps=1), tmp_path / "run").train()
+    other, _ = opened(another_base(small_model, tmp_path))
+    with pytest.raises(CheckpointError, match="was made for other weights"):
+        merge_adapter(other, outcome.adapter)
+    renamed = shutil.copytree(small_model, tmp_path / "renamed")
+    for dtype in ("float32", "bfloat16", "float16"):
+        merge_adapter(fastvlm.load(renamed, device="cpu", dtype=dtype)[0], outcome.adapter)
+
+
+def test_adapters_do_not_go_on_beside_other_weights(small_model, small_data, tmp_path):
+    base = shutil.copytree(small_model, tmp_path / "base")
+    recipe = lora_recipe(base, small_data, max_steps=2)
+    TrainingRun(recipe, tmp_path / "run").train()
+    changed = another_base(small_model, tmp_path / "new")
+    shutil.rmtree(base)
+    shutil.copytree(changed, base)
+    with pytest.raises(UsageError, match=r"began on other weights .* base_digest\.json does not match"):
+        TrainingRun(recipe, tmp_path / "run").train(is_resumed=True)
 
 
 def test_what_is_no_adapter_is_refused(small_model, small_data, tmp_path):

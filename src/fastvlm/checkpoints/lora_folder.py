@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from fastvlm.checkpoints.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.checkpoints.places import ADAPTER_CONFIG as _CONFIG
 from fastvlm.checkpoints.places import ADAPTER_WEIGHTS as _WEIGHTS
 from fastvlm.checkpoints.places import adapter_folder
@@ -74,6 +75,8 @@ def merge_adapter(model: Any, folder: str | Path) -> Any:
     Returns:
         A model in eval mode. Parameters that the adapter does not change are the same memory as those of `model`;
         changed ones are weight + scaling * B A, in the dtype of the weight.
+
+    Warns if the adapter's folder does not say by a digest which weights it was made for.
 
     Raises:
         CheckpointError: no adapter, not a LoRA one, or made for another model.
@@ -139,13 +142,27 @@ def _module(name: str) -> str:
 
 
 def _check_base(adapter: _Adapter, model: Any) -> None:
-    """Refuse an adapter that names another model; one that names none is taken by its shapes alone."""
+    """Refuse an adapter that was made for other weights, or where that is not known, for a model of another name."""
+    digest = BaseDigest.read(adapter.folder / DIGEST_FILE)
+    is_same = None if digest is None else digest.agrees_with(model)
     made_for, here = (_plain(name) for name in (adapter.config.get("base_model_name_or_path"), _name(model)))
+    if is_same is False:
+        raise CheckpointError(
+            f"{adapter.folder} was made for other weights than those of {here!r}: its {DIGEST_FILE} (of "
+            f"{made_for!r}) does not match. Open that base; without the file only name and shapes are compared."
+        )
+    if is_same:
+        return
     if made_for and here and made_for.rpartition("/")[2].lower() != here.rpartition("/")[2].lower():
         raise CheckpointError(
             f"{adapter.folder} was made for the model {made_for!r}, and this one is {here!r}. If they are the same, "
             f"let base_model_name_or_path in its {_CONFIG} be null."
         )
+    warnings.warn(
+        f"{adapter.folder} has no digest of its base's weights that can be compared (a {DIGEST_FILE}, as fastvlm train "
+        f"writes it): it is taken for {here!r} by name and shapes alone.",
+        stacklevel=3,
+    )
 
 
 def _name(model: Any) -> str | None:

@@ -36,7 +36,8 @@ def demo_data(
         typer.Option(
             "--mix",
             metavar="KIND=SHARE,...",
-            help="Of shapes, letter, word, grid, lines, emoji, receipt, chart, fashion, easy; the mini's if not given.",
+            help="Of shapes, letter, word, grid, lines, emoji, receipt, chart, fashion, easy, small, plain; the mini's "
+            "if not given.",
         ),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", metavar="N", help="Drawing processes.")] = 2,

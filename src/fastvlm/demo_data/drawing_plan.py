@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastvlm.demo_data.fonts import Split
-from fastvlm.demo_data.kinds import MIX, kind_of
+from fastvlm.demo_data.kinds import DRAWERS, kind_of
 from fastvlm.errors import UsageError
 from fastvlm.storage.locks import LOCK_NAME
 from fastvlm.storage.whole_files import write_file
@@ -63,10 +63,10 @@ def parse_mix(text: str) -> dict[str, int]:
     mix: dict[str, int] = {}
     for part in text.split(","):
         kind, _, share = part.strip().partition("=")
-        if kind not in MIX:
-            near = difflib.get_close_matches(kind, MIX, n=1)
+        if kind not in DRAWERS:
+            near = difflib.get_close_matches(kind, DRAWERS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"--mix names {kind!r}; expected kinds of {', '.join(MIX)}.{hint}")
+            raise UsageError(f"--mix names {kind!r}; expected kinds of {', '.join(DRAWERS)}.{hint}")
         if not share.isdecimal() or int(share) < 1:
             raise UsageError(f"--mix gives {kind} {share!r}; expected a whole number above 0: {kind}=20.")
         mix[kind] = int(share)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvlm.checkpoints.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.checkpoints.checksums import write_checksums
 from fastvlm.checkpoints.new_folder import carry_files, write_fast_vlm_files
 from fastvlm.checkpoints.shards import (
@@ -73,10 +74,12 @@ def write_model(
     folder.weights.close()
 
 
-def write_adapter(target: Path, model: Any, card: str) -> None:
-    """Write peft's adapter, and parts that learnt whole, as peft does."""
+def write_adapter(target: Path, model: Any, card: str, base_digest: BaseDigest | None) -> None:
+    """Write peft's adapter, and parts that learnt whole, as peft does; beside it the digest of its base's weights."""
     with whole_folder(target, replaces=True) as work:
         model.save_pretrained(work)
+        if base_digest is not None:
+            (work / DIGEST_FILE).write_text(base_digest.as_text(), encoding="utf-8")
         write_checksums(work)
         (work / "README.md").write_text(card, encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 recipe.yaml      what was asked for, all keys
 data.json        how many samples it has seen, and a digest of them
+base_digest.json of the weights under adapters
 log.jsonl        one line every few steps
 checkpoint-N/    weights, optimiser, schedule, random numbers after step N; the newest two
 curves.svg       loss and rates, at the end
@@ -20,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from fastvlm.checkpoints.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.errors import UsageError
 from fastvlm.storage.locks import exclusive_folder
 from fastvlm.storage.whole_files import write_file
@@ -46,6 +48,7 @@ class RunFiles:
         self.folder = folder.expanduser().absolute()
         self.recipe, self.log = self.folder / "recipe.yaml", self.folder / "log.jsonl"
         self.data = self.folder / "data.json"
+        self.base = self.folder / DIGEST_FILE
         self.curves = self.folder / "curves.svg"
         self.model, self.adapter = self.folder / "model", self.folder / "adapter"
         self.scratch = self.folder / SCRATCH
@@ -120,6 +123,21 @@ class RunFiles:
     def write_data(self, digests: Mapping[str, Any]) -> None:
         """Digests of the samples, by name."""
         write_file(self.data, json.dumps(digests) + "\n")
+
+    def claim_base(self, digest: BaseDigest, *, is_gone_on: bool) -> None:
+        """Write down which weights the adapters belong to; a run that goes on must find the same.
+
+        Raises:
+            UsageError: the run began on other weights.
+        """
+        before = BaseDigest.read(self.base) if is_gone_on else None
+        if before is not None and not before.same_as(digest):
+            raise UsageError(
+                f"The run in {self.folder} began on other weights than the recipe's model has now: {self.base.name} "
+                "does not match. Bring the earlier weights back, or begin elsewhere with --out."
+            )
+        if before is None:
+            _write_whole(self.base, digest.as_text())
 
     def _cut_log(self, step: int) -> None:
         """Take out lines of steps after `step`, which will be made again, and a last line that is not whole."""

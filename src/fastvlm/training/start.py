@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastvlm.checkpoints.base_digest import BaseDigest
 from fastvlm.checkpoints.loading import checkpoint_path, load
 from fastvlm.checkpoints.processor_files import load_processor
 from fastvlm.config import FastVlmConfig
@@ -30,11 +31,14 @@ class Start:
         model: what is trained: a FastVLM, or peft's wrapper around one.
         plain: the FastVLM itself.
         folder: the checkpoint's local folder.
+        base_digest: of the weights under adapters; None without adapters, and where the checkpoint has 8 or 4 bits,
+            whose weights depend on the dtype that they are opened in.
     """
 
     model: Any
     plain: FastVlmForConditionalGeneration
     folder: Path
+    base_digest: BaseDigest | None = None
 
 
 def arithmetic_dtype(recipe: Recipe) -> torch.dtype:
@@ -77,6 +81,7 @@ def open_start(recipe: Recipe) -> Start:
     plain.config.name_or_path = recipe.model
     if not torch.cuda.is_available() or recipe.grounding is not None:  # which reads the attention itself
         plain.model.language_model.set_attn_implementation("eager")  # SDPA's backward on a CPU takes half as long again
+    digest = None if recipe.lora is None else _base_digest(plain, folder, dtype)
     set_trainable(plain, recipe)
     if recipe.base_bits != 16:
         round_base(plain, recipe.base_bits, dtype)
@@ -84,7 +89,14 @@ def open_start(recipe: Recipe) -> Start:
     if recipe.gradient_checkpointing:
         enable = getattr(plain, "activation_checkpointing_enable", None) or plain.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return Start(model, plain, folder)
+    return Start(model, plain, folder, digest)
+
+
+def _base_digest(plain: FastVlmForConditionalGeneration, folder: Path, dtype: torch.dtype) -> BaseDigest | None:
+    stored = inspect_folder(folder)
+    if stored.weights.quantised is not None:
+        return None
+    return BaseDigest.of_model(plain, is_exact=dtype in (torch.float32, stored.dtype))
 
 
 def _at_random(folder: Path) -> FastVlmForConditionalGeneration:

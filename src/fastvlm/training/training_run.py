@@ -172,6 +172,8 @@ class TrainingRun:
             last = self._claim(arguments, held, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
             self._compare_data(arguments, learnt, aside, is_gone_on=last is not None, allows_change=allows_changed_data)
             start = open_start(self.recipe)
+            if start.base_digest is not None and arguments.process_index == 0:
+                self.files.claim_base(start.base_digest, is_gone_on=last is not None)
             trainer = self._trainer(start, processor, arguments, learnt, aside)
             self._watch(trainer, interruption, last)
             self._make_steps(trainer, interruption, last)
@@ -308,7 +310,8 @@ class TrainingRun:
         draw_curves(log, self.files.curves, f"{self.recipe.name}: {trainer.state.global_step:,} steps")
         facts = self._facts(trainer, start, num_samples, log)
         if self.recipe.lora is not None:
-            write_adapter(self.files.adapter, trainer.model, model_card(self.recipe, facts, is_adapter=True))
+            card = model_card(self.recipe, facts, is_adapter=True)
+            write_adapter(self.files.adapter, trainer.model, card, start.base_digest)
             weights = self._merged() if self.recipe.lora.merge else {}
         if weights:
             write_model(
