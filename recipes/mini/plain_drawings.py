@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 
@@ -76,10 +77,14 @@ def capital_height_px(font: Font) -> int:
     return round(bottom - top)
 
 
+@lru_cache(maxsize=8)
+def _words(length: int) -> tuple[str, ...]:
+    return tuple(sorted(word for word in HELD_OUT_WORDS if len(word) == length))
+
+
 def _word(rng: Random, lengths: Sequence[int]) -> str:
     """A word that training never shows: in small letters, capitalized, or in capitals, equally often."""
-    length = rng.choice(list(lengths))
-    word = rng.choice(sorted(word for word in HELD_OUT_WORDS if len(word) == length))
+    word = rng.choice(_words(rng.choice(list(lengths))))
     return rng.choice((word, word.capitalize(), word.upper()))
 
 

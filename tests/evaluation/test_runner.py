@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastvlm.engine.types import Completion, Timings, TokenEvent, Usage
-from fastvlm.errors import PictureError, PromptError
+from fastvlm.errors import NonFiniteError, PictureError, PromptError
 from fastvlm.evaluation.questions import GREY, Question, messages_of, seen_grey
 from fastvlm.evaluation.runner import Asking, ask_all
 
@@ -140,3 +140,14 @@ def test_a_blind_question_shows_grey_and_opens_nothing():
     assert grey.getextrema() == tuple((value, value) for value in GREY) and text == "Which?"
     with pytest.raises(PictureError):
         messages_of(Question("1", "t", "Which?", ("nowhere.png",), ("x",)))
+
+
+def test_logits_that_are_no_numbers_end_the_run_and_are_no_wrong_reply():
+    engine = Echo(num_slots=1)
+    engine.ended = lambda request_id, word: TokenEvent(
+        request_id, None, finish_reason="error", error=NonFiniteError("The logits contain NaN.")
+    )
+    said = []
+    with pytest.raises(NonFiniteError, match="contain NaN"):
+        ask_all(engine, asked("one", "two"), Asking(), lambda question, prediction: said.append(prediction))
+    assert said == []

@@ -137,7 +137,7 @@ class RunFiles:
                 "does not match. Bring the earlier weights back, or begin elsewhere with --out."
             )
         if before is None:
-            _write_whole(self.base, digest.as_text())
+            write_file(self.base, digest.as_text())
 
     def _cut_log(self, step: int) -> None:
         """Take out lines of steps after `step`, which will be made again, and a last line that is not whole."""
