@@ -252,7 +252,7 @@ def test_folders_that_hold_no_adapter_are_told(tiny_model, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors"):
         merge_adapter(tiny_model, tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="is no JSON"):
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         merge_adapter(tiny_model, tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -288,3 +288,11 @@ def test_the_folder_is_left_as_it_is(tiny_model, tmp_path):
     merge_adapter(tiny_model, tmp_path / "a")
     files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("a", "b")]
     assert files[0] == files[1]
+
+
+def test_a_second_set_of_matrices_is_told(tmp_path):
+    model = tiny.model()
+    adapter(model, tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"an older copy")
+    with pytest.warns(UserWarning, match="holds two complete sets of weights: adapter_model.safetensors, and"):
+        merge_adapter(model, tmp_path)

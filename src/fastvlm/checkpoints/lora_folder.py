@@ -7,7 +7,6 @@ places it changes, ranks and shapes. Merging itself is peft's.
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +21,13 @@ from fastvlm.checkpoints.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.checkpoints.places import ADAPTER_CONFIG as _CONFIG
 from fastvlm.checkpoints.places import ADAPTER_WEIGHTS as _WEIGHTS
 from fastvlm.checkpoints.places import adapter_folder
+from fastvlm.dialects.json_files import read_json
+from fastvlm.dialects.weight_sets import one_weight_set
 from fastvlm.errors import CheckpointError, MissingExtraError, UsageError
 
 __all__ = ["merge_adapter", "sharing_copy"]
 
+_PICKLED = "adapter_model.bin"  # peft's older format
 _PREFIX = "base_model.model."  # peft's name of the model inside
 _TABLES = ("embed_tokens", "lm_head")
 _HUB_FOLDER = "models--"  # of huggingface_hub's cache: models--owner--repository/snapshots/commit
@@ -111,6 +113,7 @@ def sharing_copy(model: Any, own: frozenset[str] = frozenset()) -> Any:
 
 def _read(folder: Path) -> _Adapter:
     config = _config(folder / _CONFIG)
+    one_weight_set(folder, _WEIGHTS, _PICKLED)  # warns of a second set, which is not read
     try:
         with safe_open(folder / _WEIGHTS, "pt") as file:
             shapes = {name.removeprefix(_PREFIX): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -120,10 +123,7 @@ def _read(folder: Path) -> _Adapter:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is no JSON ({error}). Fetch the file again.") from error
+    config = read_json(file)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise CheckpointError(f"{file} has peft_type {kind!r}; only adapters of the type 'LORA' can be merged here.")
