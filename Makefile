@@ -75,7 +75,7 @@ $(OLDEST)/.installed-test: pyproject.toml constraints.txt
 	touch $@
 
 unit-oldest: $(OLDEST)/.installed-test peers
-	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/model tests/processing -m "not slow"
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/model tests/processing -m "not slow and not exhaustive"
 
 # What a user gets: `pip install .`, the newest versions that pyproject.toml allows. torch first, because a range would
 # bring CUDA (several GB); the newest one: make newest NEWEST_TORCH=torch. The examples come before the extras.
@@ -93,7 +93,7 @@ newest: peers browser
 	$(NEWEST_PIP) --upgrade-strategy eager $(NEWEST_TORCH) '.[test,train,serve,eval]'
 	$(NEWEST)/bin/python -m pip list --format freeze | grep -iE "^(torch|transformers|tokenizers|huggingface.hub|pillow|typer|safetensors|accelerate|peft)="
 	$(NEWEST)/bin/python -m pytest tests/contracts/test_documents.py
-	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(NEWEST_TESTS) -m "not slow"
+	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(NEWEST_TESTS) -m "not slow and not exhaustive"
 
 # g++'s. In emulation (tests/emulated) on every CPU, where each row of a tile and each masked lane is checked; on one with
 # AMX then also what is compiled for it. Python and torch leak on purpose, so leaks are not looked for.

@@ -3,7 +3,7 @@
 In the manner of SQLite's crash tests: the changes (creating, writing, syncing, renaming, removing) are counted, and the
 command runs once for each of them with a fault there. Afterwards what it writes is whole (the old or the new) or not
 there, what it reads is as it was, an error was told in one line, and the same command again succeeds and leaves nothing
-behind. A few of the points are tried in each run of the tests, all of them with ``-m slow``.
+behind. A few of the points are tried in each run of the tests, all of them with ``-m exhaustive``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Verb:
         files: of those which are compared after the last run; all if None.
         again: added when the command is run again.
         is_kept: the target may be there, unfinished, and the same command goes on with it.
-        num_points: that are tried without ``-m slow``.
+        num_points: that are tried without ``-m exhaustive``.
     """
 
     arguments: Callable[[Path, Path], list[str]]
@@ -246,7 +246,7 @@ def test_nothing_is_half_written_wherever_it_fails(verb, fault, faulty, sources,
     check_points(verb, fault, VERBS[verb].num_points, faulty, sources, straight, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("verb", VERBS)
