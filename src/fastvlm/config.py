@@ -267,7 +267,8 @@ class FastVlmConfig(WholeShape, PretrainedConfig):  # type: ignore[misc]  # tran
         check_number("FastVlmConfig", "image_seq_length", self.image_seq_length, 1, LONGEST_IMAGE)
         if self.projector_hidden_act not in ACT2FN:
             raise ConfigError(
-                f"projector_hidden_act is {self.projector_hidden_act!r}, which transformers does not know."
+                f"projector_hidden_act is {self.projector_hidden_act!r}, which transformers does not know. "
+                "Published checkpoints have 'gelu'."
             )
         check_decoder_numbers({name: getattr(self.text_config, name, None) for name in _DECODER_NUMBERS})
         if self.vision_feature_select_strategy != "full":

@@ -222,8 +222,7 @@ def _has_full_attention(stored: Mapping[str, Any], sizes: Mapping[str, Any]) -> 
     return (
         stored.get("hidden_act", "silu") == "silu"
         and not stored.get("use_sliding_window", False)
-        and set(stored.get("layer_types") or ["full_attention"]) == {"full_attention"}
-        and len(stored.get("layer_types") or range(sizes["num_hidden_layers"])) == sizes["num_hidden_layers"]
+        and stored.get("layer_types") in (None, [], ["full_attention"] * sizes["num_hidden_layers"])
         and stored.get("head_dim", width) in (None, width)
         and heads % sizes["num_key_value_heads"] == 0
         and "quantization_config" not in stored

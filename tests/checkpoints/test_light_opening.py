@@ -326,12 +326,12 @@ def test_what_is_not_plain_is_not_opened_here(tmp_path, plain_folder, change):
     assert light(copy) is None
 
 
-def test_another_models_processor_is_the_same_error(tmp_path, plain_folder):
+def test_another_models_processor_is_an_error(tmp_path, plain_folder):
     copy = shutil.copytree(plain_folder, tmp_path / "copy")
     edit(copy / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
-    for opens in (light, fastvlm.load):
-        with pytest.raises(ConfigError, match="image_mean"):
-            opens(copy)
+    assert light(copy) is None  # transformers' opening follows, which says why
+    with pytest.raises(ConfigError, match="image_mean"):
+        fastvlm.load(copy)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -212,9 +212,9 @@ def test_a_folder_that_cannot_be_written_to_is_told(fastvlm, parrot_folder, tmp_
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("fastvlm.checkpoints.new_folder.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("fastvlm.storage.locks._acquired", refuse)
     outcome = fastvlm("quantize", parrot_folder, tmp_path / "x")
-    assert outcome.code == 2 and "cannot be written to: Permission denied" in outcome.error
+    assert outcome.code == 2 and "cannot be written: Permission denied" in outcome.error
 
 
 def test_a_source_that_is_read_only_is_read(process, parrot_folder, tmp_path):

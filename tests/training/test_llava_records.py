@@ -19,6 +19,13 @@ def rendered(items):
     return text.split("<|im_start|>user\n")[1].removesuffix("<|im_end|>\n")
 
 
+def images_first(text):
+    """`text` with its images at its front, without white space there, if all of them stand at its end."""
+    begin, mark, rest = text.partition("<image>")
+    moves = mark and not rest.replace("<image>", "").strip()
+    return "<image>" * text.count("<image>") + begin.lstrip() if moves else text
+
+
 @given(text=PIECES)
 def test_only_white_space_beside_a_picture_changes(text):
     found = rendered(split_at_pictures(text))
@@ -26,7 +33,7 @@ def test_only_white_space_beside_a_picture_changes(text):
         assert found == text
         return
     assert found.count("<image>") == text.count("<image>")
-    assert re.sub(r"\s*(<image>)\s*", r"\1", found) == re.sub(r"\s*(<image>)\s*", r"\1", text)
+    assert re.sub(r"\s*(<image>)\s*", r"\1", found) == images_first(re.sub(r"\s*(<image>)\s*", r"\1", text))
     beside = re.findall(r"(\s*)<image>(\s*)", found)
     assert {space for pair in beside for space in pair} <= {"", "\n"}
 

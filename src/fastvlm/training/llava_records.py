@@ -38,14 +38,15 @@ def llava_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
 def split_at_pictures(text: str) -> list[dict[str, Any]]:
     """Items of a user's text: an image item where ``<image>`` stands.
 
-    The chat template puts one line break between a picture and a text, whatever stood there; so white space beside
-    ``<image>`` goes, and a text of nothing else is none.
+    The chat template puts one line break between an image and a text, whatever stood there, and moves images that end
+    the text to its front; so white space beside ``<image>`` goes, and a text of nothing else is none.
     """
     parts = text.split(IMAGE_TOKEN)
     last = len(parts) - 1
+    has_image_before = bool(last) and not "".join(parts[1:]).strip()  # images that end the text are moved there
     items: list[dict[str, Any]] = []
     for place, part in enumerate(parts):
-        part = part.lstrip() if place else part  # noqa: PLW2901
+        part = part.lstrip() if place or has_image_before else part  # noqa: PLW2901
         part = part.rstrip() if place < last else part  # noqa: PLW2901
         if part or not last:
             items.append({"type": "text", "text": part})
