@@ -5,13 +5,14 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest newest browser sanitize gpu-check clean
+.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest slow newest browser sanitize gpu-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example pictures"
 	@echo "make test         install, lint, types, import contracts, all tests: what CI runs"
 	@echo "make lint|types|contracts|unit   one part of it"
 	@echo "make unit-oldest  model, processor and generation tests on the oldest supported transformers"
+	@echo "make slow         tests that take minutes each, which make test leaves out"
 	@echo "make newest       install as a user does, without constraints; the examples and main tests on the newest versions"
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
@@ -63,7 +64,11 @@ SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile
 unit unit-oldest: export OMP_WAIT_POLICY := passive
 
 unit: install-test browser
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not exhaustive"
+
+# Minutes each: an adapter that learns, checkpoints of the published sizes, compilation. Before a release.
+slow: install-test
+	$(BIN)/python -m pytest -m slow
 
 test: lint types contracts unit unit-oldest
 
