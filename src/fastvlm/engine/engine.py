@@ -271,6 +271,7 @@ class Engine:
 
     def _say(self, replies: Sequence[Reply], logits: Tensor) -> list[TokenEvent]:
         """Pick the next token of each reply from its row of `logits` (B, V); NaN ends it with NonFiniteError."""
+        logits = logits.float()  # once, for the check and for picking
         is_finite = finite.rows_with_finite_logits(logits)
         broken = [reply for reply, good in zip(replies, is_finite, strict=True) if not good]
         events = [reply.broken_off(finite.non_finite_logits()) for reply in broken]
