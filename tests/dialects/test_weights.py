@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastvlm.dialects.weights import WeightFiles, read_header, some_of
+from fastvlm.dialects.safetensors_header import read_header
+from fastvlm.dialects.weights import WeightFiles, some_of
 from fastvlm.errors import CheckpointError
 
 

@@ -26,8 +26,8 @@ from fastvlm.checkpoints.processor_files import load_processor
 from fastvlm.checkpoints.shards import PlannedTensor, split_into_shards, write_index, write_safetensors
 from fastvlm.config import FastVlmConfig
 from fastvlm.dialects.folder import inspect_folder
+from fastvlm.dialects.json_files import read_json
 from fastvlm.dialects.names import EMBEDDING, HEAD
-from fastvlm.dialects.weights import read_json
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.model.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.pretrained import expected_shapes

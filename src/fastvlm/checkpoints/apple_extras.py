@@ -17,8 +17,9 @@ from safetensors import safe_open
 
 from fastvlm.checkpoints.shards import PlannedTensor, write_safetensors
 from fastvlm.dialects.folder import CheckpointFolder
+from fastvlm.dialects.json_files import read_json
 from fastvlm.dialects.names import EMBEDDING
-from fastvlm.dialects.weights import read_header, read_json
+from fastvlm.dialects.safetensors_header import read_header
 
 __all__ = ["AppleExtras"]
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
-from fastvlm.dialects.json_files import check_text_files, read_text
+from fastvlm.dialects.json_files import check_text_files, read_json, read_text
 from fastvlm.dialects.mapped_files import MappedFiles
 from fastvlm.dialects.names import ENCODER
-from fastvlm.dialects.weights import read_json
 from fastvlm.errors import CheckpointError, ConfigError
 from fastvlm.light_config import LightConfig, light_config
 from fastvlm.model.light import LightFastVlm, LightGenerationConfig

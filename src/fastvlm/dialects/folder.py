@@ -17,8 +17,9 @@ import torch
 from fastvlm.config_limits import without_code_choices
 from fastvlm.dialects.apple_config import from_apple_config, placeholder_id
 from fastvlm.dialects.encoder import encoder_arguments, encoder_form
+from fastvlm.dialects.json_files import read_json
 from fastvlm.dialects.names import EMBEDDING, ENCODER, HEAD, is_apple, names_from_apple, names_from_fast_vlm
-from fastvlm.dialects.weights import WeightFiles, read_json, some_of
+from fastvlm.dialects.weights import WeightFiles, some_of
 from fastvlm.errors import CheckpointError
 
 __all__ = ["CheckpointFolder", "Dialect", "config_of_folder", "inspect_folder"]

@@ -16,14 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastvlm.dialects.json_files import FETCH_AGAIN, read_json
+from fastvlm.dialects.json_files import FETCH_AGAIN
 from fastvlm.dialects.pickle_file import read_pickle
 from fastvlm.dialects.quantised_file import QUANTISED_FILE, REST_FILE, QuantisedWeights, quantised_weights_of
 from fastvlm.dialects.safetensors_header import DTYPES, TensorEntry, read_header
 from fastvlm.dialects.weight_sets import WeightSet, one_weight_set, weight_map
 from fastvlm.errors import CheckpointError
 
-__all__ = ["DTYPES", "TensorEntry", "WeightFiles", "read_header", "read_json", "some_of"]
+__all__ = ["DTYPES", "TensorEntry", "WeightFiles", "some_of"]
 
 
 @dataclass

@@ -42,7 +42,7 @@ def rows_with_finite_logits(logits: Tensor) -> Sequence[bool]:
         ends = torch.from_numpy(rows.min(-1)), torch.from_numpy(rows.max(-1))
     else:
         ends = torch.aminmax(logits, dim=-1)
-    return (ends[0].isfinite() & ends[1].isfinite()).tolist()  # type: ignore[no-any-return]
+    return (ends[0].isfinite() & ends[1].isfinite()).tolist()
 
 
 def check_scores(scores: Tensor) -> None:
