@@ -26,8 +26,8 @@ stderr, and only if that is a terminal. `NO_COLOR` is respected.
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | the work failed: a damaged picture or checkpoint, no network, a bug (`--debug` shows where) |
-| 2 | bad use: an unknown flag, a missing picture file, an impossible size, a prompt longer than the context |
+| 1 | the work failed: a damaged image or checkpoint, no network, a bug (`--debug` shows where) |
+| 2 | bad use: an unknown flag, a missing image file, an impossible size, a prompt longer than the context |
 | 130 | stopped by Ctrl-C |
 | 141 | the reader of the output went away, as in `fastvlm ask ... \\| head -c 1` |
 
@@ -52,11 +52,11 @@ One object on one line:
 
 | key | from, to |
 | --- | --- |
-| `preprocess` | from picture bytes to tensors; with a URL, from the request |
+| `preprocess` | from image bytes to tensors; with a URL, from the request |
 | `encode` | encoder and projector |
 | `prefill` | the decoder's first pass, to the first token |
-| `ttft` | from picture bytes to the first text that can be shown; null if there is none |
-| `total` | from picture bytes to the last token |
+| `ttft` | from image bytes to the first text that can be shown; null if there is none |
+| `total` | from image bytes to the last token |
 """
 BENCH_JSON = """\
 ## `bench --json`
@@ -66,7 +66,7 @@ The last line that `bench` prints, with `--json` the only one: one object.
 | key | content |
 | --- | --- |
 | `model` | `name`, `is_random`, `parameters` |
-| `settings`, `command`, `picture_px` | what was asked for |
+| `settings`, `command`, `image_px` | what was asked for |
 | `environment` | CPU, cores, instruction sets, memory, versions, commit, load average before the run |
 | `rounds`, `seconds` | rounds that were made, and what the whole took |
 | `measures` | a list: `measure`, `contestant`, `case`, `unit`, `median`, `quartiles`, `range`, `samples`, `parts` |

@@ -273,7 +273,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def inputs_for(model) -> dict[str, Tensor]:
-    """A prompt with one picture for `model`."""
+    """A prompt with one image for `model`."""
     image_id = model.config.image_token_index
     ids = [image_id if token == tiny.IMAGE_ID else token for token in tiny.prompt("ttittt")]
-    return {"input_ids": torch.tensor([ids]), "pixel_values": tiny.pictures(1)}
+    return {"input_ids": torch.tensor([ids]), "pixel_values": tiny.images(1)}

@@ -46,5 +46,5 @@ def tiny_config() -> FastVlmConfig:
 
 @pytest.fixture
 def tiny_model() -> FastVlmForConditionalGeneration:
-    """A model of `tiny_config` in eval mode, seeded, with weights that let pictures matter."""
+    """A model of `tiny_config` in eval mode, seeded, with weights that let images matter."""
     return tiny.model()

@@ -20,7 +20,7 @@ from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PICTURES = ("red_star", "five_shapes", "letter", "word")
+IMAGES = ("red_star", "five_shapes", "letter", "word")
 GREEDY = SamplingParams(max_new_tokens=12)
 
 
@@ -30,9 +30,9 @@ def open_engine(device, dtype=torch.float32):
     return model, processor, Engine(model, processor, num_slots=3, has_fixed_shapes=True)
 
 
-def question(picture, text="What do you see?"):
+def question(image, text="What do you see?"):
     """One user's turn."""
-    content = [{"type": "image", "path": str(EXAMPLES / f"{picture}.png")}, {"type": "text", "text": text}]
+    content = [{"type": "image", "path": str(EXAMPLES / f"{image}.png")}, {"type": "text", "text": text}]
     return [{"role": "user", "content": content}]
 
 
@@ -53,9 +53,9 @@ def without_end(model, ids):
 def check_one_after_the_other(device):
     """Greedy replies in float32, token for token, and that they came from captured graphs on a GPU."""
     model, processor, engine = open_engine(device)
-    for picture in PICTURES:
-        reply = engine.generate(question(picture), GREEDY)
-        assert without_end(model, reply.token_ids) == generated(model, processor, question(picture)), picture
+    for image in IMAGES:
+        reply = engine.generate(question(image), GREEDY)
+        assert without_end(model, reply.token_ids) == generated(model, processor, question(image)), image
     captured = engine._decoder.fixed.num_captured
     assert (captured > 0) == (torch.device(device).type == "cuda"), f"{captured} graphs were captured"
 
@@ -63,10 +63,10 @@ def check_one_after_the_other(device):
 def check_side_by_side(device):
     """The same for requests that run together, of which one joins late."""
     model, processor, engine = open_engine(device)
-    expected = [generated(model, processor, question(picture)) for picture in PICTURES]
-    ids = [engine.submit(question(picture), GREEDY) for picture in PICTURES[:2]]
+    expected = [generated(model, processor, question(image)) for image in IMAGES]
+    ids = [engine.submit(question(image), GREEDY) for image in IMAGES[:2]]
     events = engine.step() + engine.step()
-    ids += [engine.submit(question(picture), GREEDY) for picture in PICTURES[2:]]
+    ids += [engine.submit(question(image), GREEDY) for image in IMAGES[2:]]
     while engine.has_work:
         events += engine.step()
     done = {event.request_id: event.completion for event in events if event.completion is not None}
@@ -74,7 +74,7 @@ def check_side_by_side(device):
 
 
 def check_second_question(device):
-    """A second question about the same picture, over what the first left in the cache."""
+    """A second question about the same image, over what the first left in the cache."""
     model, processor, engine = open_engine(device)
     engine.generate(question("five_shapes"), GREEDY)
     messages = question("five_shapes", "How many shapes are there?")
@@ -84,7 +84,7 @@ def check_second_question(device):
 
 
 def check_features(device):
-    """Visual tokens in float32, of two shapes of pictures in turn."""
+    """Visual tokens in float32, of two shapes of images in turn."""
     model, _, engine = open_engine(device)
     for side in (256, 128, 256):
         pixels = torch.rand(2, 3, side, side)

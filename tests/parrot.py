@@ -1,4 +1,4 @@
-"""A checkpoint whose every answer is known: it looks at pictures like any other, and then says its sentence.
+"""A checkpoint whose every answer is known: it looks at images like any other, and then says its sentence.
 
 The decoder is rigged to be a chain: embeddings are unit vectors, attention and feed-forward add nothing, and the head
 holds one successor for each token. A prompt ends with a newline, so the newline's successor begins the sentence. The

@@ -7,7 +7,7 @@ from transformers import Qwen2Tokenizer
 
 TEXTS = [
     "What is shown in this image? How many circles are there? You are a helpful assistant.",
-    "system user assistant The picture shows a red square and a blue triangle. Describe the image.",
+    "system user assistant The image shows a red square and a blue triangle. Describe the image.",
 ]
 
 

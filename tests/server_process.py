@@ -28,8 +28,8 @@ def example(name: str) -> str:
 
 
 def question(text: str, *urls: str, role: str = "user") -> dict:
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return {"role": role, "content": [*pictures, {"type": "text", "text": text}]}
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"role": role, "content": [*images, {"type": "text", "text": text}]}
 
 
 class Server:

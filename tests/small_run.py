@@ -18,7 +18,7 @@ from fastvlm import FastVlmForConditionalGeneration, FastVlmImageProcessor, Fast
 from fastvlm.training.recipe import Recipe
 from fastvlm.training.training_run import Outcome, TrainingRun
 
-COLOURS = ("red", "green", "blue", "white", "black", "yellow", "orange", "purple")
+COLORS = ("red", "green", "blue", "white", "black", "yellow", "orange", "purple")
 RATES = {"encoder": 2e-3, "projector": 1e-2, "decoder": 1e-2}
 
 
@@ -35,19 +35,19 @@ def checkpoint(folder: Path, **vision: Any) -> Path:
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(0.2)  # calm enough to be trained
     model.save_pretrained(folder)
-    pictures = FastVlmImageProcessor(image_size=tiny.SIZE_PX)
-    FastVlmProcessor(pictures, tokenizer, image_token_id=image_id).save_pretrained(folder)
+    images = FastVlmImageProcessor(image_size=tiny.SIZE_PX)
+    FastVlmProcessor(images, tokenizer, image_token_id=image_id).save_pretrained(folder)
     return folder
 
 
 def samples(folder: Path, count: int = 24, *, text_only: int = 4) -> Path:
-    """A LLaVA file: `count` coloured pictures, one sample with two of them, and some without any."""
+    """A LLaVA file: `count` colored images, one sample with two of them, and some without any."""
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number in range(count):
-        colour = COLOURS[number % len(COLOURS)]
-        Image.new("RGB", (40 + number, 60), colour).save(folder / f"{number}.png")
-        answer = f"The picture shows a {colour} square." + " Describe the image." * (number % 3)
+        color = COLORS[number % len(COLORS)]
+        Image.new("RGB", (40 + number, 60), color).save(folder / f"{number}.png")
+        answer = f"The image shows a {color} square." + " Describe the image." * (number % 3)
         records.append(record([f"{number}.png"], "<image>\nWhat is shown?", answer))
     records.append(record(["0.png", "1.png"], "<image>\n<image>\nHow many?", "red green"))
     records += [record([], f"How many are {number}?", f"{number} circles") for number in range(text_only)]
@@ -56,9 +56,9 @@ def samples(folder: Path, count: int = 24, *, text_only: int = 4) -> Path:
     return file
 
 
-def record(pictures: list[str], question: str, answer: str) -> dict[str, Any]:
+def record(images: list[str], question: str, answer: str) -> dict[str, Any]:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {**({"image": pictures} if pictures else {}), "conversations": turns}
+    return {**({"image": images} if images else {}), "conversations": turns}
 
 
 def recipe(model: Path, data: Path, **changes: Any) -> Recipe:
@@ -66,7 +66,7 @@ def recipe(model: Path, data: Path, **changes: Any) -> Recipe:
     settings: dict[str, Any] = {
         "name": "small",
         "model": str(model),
-        "data": [{"path": str(data), "pictures_in": str(data.parent)}],
+        "data": [{"path": str(data), "images_in": str(data.parent)}],
         "parts": RATES,
         "batch_size": 4,
         "micro_batch_size": 4,

@@ -120,7 +120,7 @@ def test_a_different_decoder_can_stand_in():
     )
     model = FastVlmForConditionalGeneration(config).eval()
     ids = torch.tensor([[1, 49, 2]])
-    assert model(input_ids=ids, pixel_values=tiny.pictures(1, 64, 64)).logits.shape == (1, 3, 50)
+    assert model(input_ids=ids, pixel_values=tiny.images(1, 64, 64)).logits.shape == (1, 3, 50)
 
 
 # A changed width changes what hangs on it.
@@ -173,7 +173,7 @@ def test_arguments_may_be_keywords_tuples_or_model_args():
 IMPOSSIBLE_ENCODERS = [
     ({"layer": [1]}, r"unknown key 'layer'\. Did you mean 'layers'\?"),
     ({"model_args": {"embed_dim": [8]}}, r"model_args got the unknown key 'embed_dim'\. Did you mean 'embed_dims'\?"),
-    ({"colour": "red"}, r"unknown key 'colour'\. Known keys:"),
+    ({"colour": "red"}, r"unknown key 'color'\. Known keys:"),
     ({"architecture": "resnet50"}, r"'resnet50'; FastVLM's encoder is 'fastvit_mci3'"),
     ({"layers": []}, r"layers has 0 stages"),
     ({"layers": [1] * 6}, r"embed_dims has 5 entries for 6 stages"),

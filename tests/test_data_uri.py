@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm.data_uri import is_data_uri, read_data_uri
-from fastvlm.errors import ImageTooLargeError, PictureError
+from fastvlm.errors import ImageError, ImageTooLargeError
 
 DATA = bytes(range(256)) * 3  # with + and / in base64
 
@@ -61,7 +61,7 @@ def test_percent_decoding_is_that_of_the_standard_library(text):
     ],
 )
 def test_what_is_no_data_uri_is_refused(uri, says):
-    with pytest.raises(PictureError, match=says):
+    with pytest.raises(ImageError, match=says):
         read(uri)
 
 

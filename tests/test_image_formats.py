@@ -7,9 +7,9 @@ import sys
 import pytest
 from PIL import Image, features
 
-from fastvlm.errors import PictureError
+from fastvlm.errors import ImageError
 from fastvlm.image_formats import FORMATS, readable_formats
-from fastvlm.pictures import PictureLimits, open_picture
+from fastvlm.images import ImageLimits, open_image
 
 RED = (200, 30, 40)
 FTYP = b"\0\0\0\x1cftyp"
@@ -24,7 +24,7 @@ def heic(size=(64, 48)):
 
 def test_a_heic_image_is_read_and_nothing_is_registered():
     before = set(Image.OPEN)
-    image = open_picture(heic())
+    image = open_image(heic())
     assert image.size == (64, 48)
     assert all(abs(a - b) <= 4 for a, b in zip(image.getpixel((9, 9)), RED, strict=True))
     Image.init()
@@ -33,22 +33,22 @@ def test_a_heic_image_is_read_and_nothing_is_registered():
 
 
 def test_the_pixels_of_a_heic_image_are_limited():
-    with pytest.raises(PictureError, match="limit is 3071"):
-        open_picture(heic(), limits=PictureLimits(max_pixels=3071))
+    with pytest.raises(ImageError, match="limit is 3071"):
+        open_image(heic(), limits=ImageLimits(max_pixels=3071))
 
 
 def test_a_damaged_heic_image_is_refused():
     data = heic()
     for share in (0.1, 0.5, 0.9):
-        with pytest.raises(PictureError):
-            open_picture(data[: int(len(data) * share)])
+        with pytest.raises(ImageError):
+            open_image(data[: int(len(data) * share)])
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 def test_an_avif_image_is_read():
     file = io.BytesIO()
     Image.new("RGB", (32, 32), RED).save(file, "AVIF", quality=90)
-    assert all(abs(a - b) <= 4 for a, b in zip(open_picture(file.getvalue()).getpixel((9, 9)), RED, strict=True))
+    assert all(abs(a - b) <= 4 for a, b in zip(open_image(file.getvalue()).getpixel((9, 9)), RED, strict=True))
     assert "AVIF" in readable_formats()
 
 
@@ -71,10 +71,10 @@ def test_what_is_not_installed_is_named_and_not_listed(brand, hidden, says):
         f"sys.modules[{hidden!r}] = None\n"
         "find = util.find_spec\n"
         f"util.find_spec = lambda name, *rest: None if name == {hidden!r} else find(name, *rest)\n"
-        "from fastvlm.pictures import open_picture\n"
+        "from fastvlm.images import open_image\n"
         f"for data in ({FTYP + brand + bytes(16)!r}, b'nothing known'):\n"
         "    try:\n"
-        "        open_picture(data)\n"
+        "        open_image(data)\n"
         "    except ValueError as error:\n"
         "        print(error)\n"
     )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastvlm.errors import ImageTooLargeError
 from fastvlm.image_headers import check_structure, is_sane_directory
-from fastvlm.pictures import PictureLimits, open_picture
+from fastvlm.images import ImageLimits, open_image
 
 
 def encoded(image, format_name, **options):
@@ -29,13 +29,13 @@ def jpeg_of_scans(count):
 
 
 def test_scans_of_a_jpeg_are_counted_before_it_is_decoded():
-    assert open_picture(jpeg_of_scans(32)).size == (16, 16)
+    assert open_image(jpeg_of_scans(32)).size == (16, 16)
     for count in (33, 400, 5000):
         with pytest.raises(ImageTooLargeError, match="more than 32 scans"):
-            open_picture(jpeg_of_scans(count))
+            open_image(jpeg_of_scans(count))
     with Image.open(io.BytesIO(jpeg_of_scans(400))) as lazy, pytest.raises(ImageTooLargeError, match="scans"):
-        open_picture(lazy)
-    assert open_picture(jpeg_of_scans(40), limits=PictureLimits(max_scans=40)).size == (16, 16)
+        open_image(lazy)
+    assert open_image(jpeg_of_scans(40), limits=ImageLimits(max_scans=40)).size == (16, 16)
 
 
 def test_bytes_that_only_look_like_scans_are_none():
@@ -43,33 +43,33 @@ def test_bytes_that_only_look_like_scans_are_none():
     data = encoded(Image.new("RGB", (16, 16)), "JPEG")
     comment = b"\xff\xfe" + struct.pack(">H", 2 + 2000) + b"\xff\xda" * 1000
     for many in (data[:2] + comment + data[2:], data + b"\xff\xda" * 1000):
-        assert open_picture(many).size == (16, 16)
+        assert open_image(many).size == (16, 16)
 
 
 def test_filling_before_a_marker_hides_no_scan():
     data = jpeg_of_scans(100).replace(b"\xff\xda", b"\xff\xff\xff\xda")
     with pytest.raises(ImageTooLargeError, match="scans"):
-        open_picture(data)
+        open_image(data)
 
 
 def test_scans_of_a_jpeg_in_a_tiff_are_counted():
     inner = jpeg_of_scans(100)
     data = tiff(inner, width=16, height=16, bits=(8,) * 3, photometric=6, tags={259: (3, [7])})
     with pytest.raises(ImageTooLargeError, match="scans"):
-        open_picture(data)
+        open_image(data)
 
 
 def test_strips_of_a_tiff_that_share_a_jpeg_are_refused():
     inner = encoded(Image.new("RGB", (16, 16)), "JPEG")
     tags = {259: (3, [7]), 273: (4, [8] * 16), 278: (4, [1]), 279: (4, [len(inner)] * 16)}
     with pytest.raises(ImageTooLargeError, match="overlap"):
-        open_picture(tiff(inner, width=16, height=16, bits=(8,) * 3, photometric=6, tags=tags))
+        open_image(tiff(inner, width=16, height=16, bits=(8,) * 3, photometric=6, tags=tags))
 
 
 def test_huge_tiles_of_a_small_tiff_are_refused():
     tags = {322: (4, [65536]), 323: (4, [65536]), 324: (4, [8]), 325: (4, [1]), 259: (3, [8])}
     with pytest.raises(ImageTooLargeError, match="tiles of 65536 x 65536"):
-        open_picture(tiff(b"\0", width=1, bits=(8,), photometric=1, tags=tags))
+        open_image(tiff(b"\0", width=1, bits=(8,), photometric=1, tags=tags))
 
 
 def icon(inner, width=16, height=16):
@@ -77,12 +77,12 @@ def icon(inner, width=16, height=16):
 
 
 def test_an_icon_cannot_hide_a_larger_image():
-    assert open_picture(icon(encoded(Image.new("RGBA", (16, 16), (1, 2, 3, 255)), "PNG"))).getpixel((3, 3)) == (1, 2, 3)
+    assert open_image(icon(encoded(Image.new("RGBA", (16, 16), (1, 2, 3, 255)), "PNG"))).getpixel((3, 3)) == (1, 2, 3)
     large_png = png(RGB, 8, [0, 0, 0], width=1, size=(16_000, 10_000))
     large_bitmap = struct.pack("<IiiHHIIiiII", 40, 16_000, 20_000, 1, 32, 0, 0, 0, 0, 0, 0)
     for inner in (large_png, large_bitmap):
         with pytest.raises(ImageTooLargeError, match="16000 x 10000 = 160000000 pixels inside"):
-            open_picture(icon(inner))
+            open_image(icon(inner))
 
 
 def overlapping_directory(num_entries, length, order="<"):
@@ -99,11 +99,11 @@ def test_directories_that_are_read_many_times_over_are_refused(order):
     assert not is_sane_directory(bomb)
     assert is_sane_directory(overlapping_directory(1, 30_000, order))
     with pytest.raises(ImageTooLargeError, match="overlap"):
-        open_picture(bomb)
+        open_image(bomb)
     small = encoded(Image.new("RGB", (4, 4), (9, 9, 9)), "JPEG")
     exif = b"Exif\0\0" + bomb[:60_000]
     with pytest.raises(ImageTooLargeError, match="overlap"):
-        open_picture(small[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + small[2:])
+        open_image(small[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + small[2:])
 
 
 def test_a_big_tiff_is_judged_by_its_own_layout():
@@ -117,7 +117,7 @@ def test_a_big_tiff_is_judged_by_its_own_layout():
 def test_exif_of_a_png_that_is_a_bomb_turns_nothing():
     """The image is whole; what cannot be read about it does not refuse it."""
     data = png(RGB, 8, [1, 2, 3], width=1, extra=png_chunk(b"eXIf", overlapping_directory(5000, 100_000)))
-    assert open_picture(data).getpixel((0, 0)) == (1, 2, 3)
+    assert open_image(data).getpixel((0, 0)) == (1, 2, 3)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"\xff\xd8", b"\0\0\1\0", b"II*\0", b"MM\0*", b"II+\0", b""]))

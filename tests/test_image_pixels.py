@@ -12,8 +12,8 @@ import pytest
 from image_bytes import GRAY, GRAY_ALPHA, PALETTE, RGB, RGBA, packed, png, pnm, tiff
 from PIL import Image
 
-from fastvlm.errors import PictureError
-from fastvlm.pictures import open_picture
+from fastvlm.errors import ImageError
+from fastvlm.images import open_image
 
 
 def gray(*values):
@@ -21,7 +21,7 @@ def gray(*values):
 
 
 def row(source):
-    image = open_picture(source)
+    image = open_image(source)
     assert image.mode == "RGB" and image.height == 1
     return [image.getpixel((x, 0)) for x in range(image.width)]
 
@@ -175,23 +175,23 @@ def test_pixels_of_files(cell):
 @pytest.mark.parametrize("cell", TIFF_ERRORS)
 def test_samples_whose_meaning_is_not_known_are_refused(cell):
     data, says = TIFF_ERRORS[cell]
-    with pytest.raises(PictureError, match=says):
-        open_picture(data)
+    with pytest.raises(ImageError, match=says):
+        open_image(data)
 
 
 @pytest.mark.parametrize("color", [(1, 2, 3), (0, 0, 0), (65535, 65535, 65535)])
 def test_a_transparent_color_of_16_bits_in_rgb_is_refused(color):
     """Pillow keeps 8 of the 16 bits: the color cannot be compared."""
     data = png(RGB, 16, [1, 2, 3], width=1, trns=u16(*color))
-    with pytest.raises(PictureError, match="transparent color"):
-        open_picture(data)
+    with pytest.raises(ImageError, match="transparent color"):
+        open_image(data)
 
 
 def test_a_decoded_image_with_a_transparent_color_of_16_bits_is_refused():
     image = Image.new("RGB", (1, 1))
     image.info["transparency"] = (0, 0, 65535)
-    with pytest.raises(PictureError, match="transparent color"):
-        open_picture(image)
+    with pytest.raises(ImageError, match="transparent color"):
+        open_image(image)
 
 
 @pytest.mark.parametrize("maxval", [1, 3, 100, 254, 255, 256, 1023, 4095, 65534, 65535])
@@ -258,8 +258,8 @@ def test_pixels_of_pil_images(mode):
 @pytest.mark.parametrize("mode", ["I", "F"])
 @pytest.mark.parametrize("value", [0, 200, 70_000])
 def test_pil_modes_without_a_range_are_refused(mode, value):
-    with pytest.raises(PictureError, match="range is not stated"):
-        open_picture(Image.new(mode, (1, 1), value))
+    with pytest.raises(ImageError, match="range is not stated"):
+        open_image(Image.new(mode, (1, 1), value))
 
 
 def test_a_red_of_lab_is_red():
@@ -281,7 +281,7 @@ def jpeg(image, *, has_adobe_marker=True):
 def test_cmyk_jpegs_hold_inverted_inks(has_adobe_marker):
     """255 - ink is what Adobe's programs write and what Pillow and Skia read, with their marker and without it."""
     data = jpeg(Image.new("CMYK", (8, 8), (0, 51, 255, 51)), has_adobe_marker=has_adobe_marker)
-    close([open_picture(data).getpixel((3, 3))], [(204, 163, 0)], tolerance=2)
+    close([open_image(data).getpixel((3, 3))], [(204, 163, 0)], tolerance=2)
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])

@@ -13,7 +13,7 @@ IMAGE_ID = 100
 PAD_ID = 0
 END_ID = 1  # what `<|im_end|>` is to a Qwen2 vocabulary
 FIRST_TEXT_ID = 2
-SIZE_PX = 128  # a side of the usual picture: 2 x 2 visual tokens
+SIZE_PX = 128  # a side of the usual image: 2 x 2 visual tokens
 VISION_ARGS = {"layers": [1, 1, 1, 1, 1], "embed_dims": [8, 16, 32, 64, 128]}
 
 
@@ -61,7 +61,7 @@ def model(**settings) -> FastVlmForConditionalGeneration:
 
 
 def loud(module: nn.Module, seed: int = 0) -> nn.Module:
-    """`module` with weights that make every part matter: as initialised, layer scales of 1e-5 hide the blocks."""
+    """`module` with weights that make every part matter: as initialized, layer scales of 1e-5 hide the blocks."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -83,8 +83,8 @@ def loud(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def pictures(count: int, height_px: int = SIZE_PX, width_px: int = SIZE_PX, seed: int = 1) -> Tensor:
-    """(count, 3, height, width) in [0, 1]: coarse patches of colour under noise, so that pictures differ."""
+def images(count: int, height_px: int = SIZE_PX, width_px: int = SIZE_PX, seed: int = 1) -> Tensor:
+    """(count, 3, height, width) in [0, 1]: coarse patches of color under noise, so that images differ."""
     generator = torch.Generator().manual_seed(seed)
     patches = torch.rand(count, 3, 4, 4, generator=generator)
     noise = torch.rand(count, 3, height_px, width_px, generator=generator)
@@ -92,7 +92,7 @@ def pictures(count: int, height_px: int = SIZE_PX, width_px: int = SIZE_PX, seed
 
 
 def prompt(layout: str, tokens_each: int = 4, seed: int = 2) -> list[int]:
-    """Ids of a prompt: each "i" is a picture's placeholders, each "t" a random text token."""
+    """Ids of a prompt: each "i" is an image's placeholders, each "t" a random text token."""
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     for letter in layout:

@@ -1,4 +1,4 @@
-"""What the tests of training data share: a small processor, pictures and records."""
+"""What the tests of training data share: a small processor, images and records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import Qwen2Tokenizer
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.processing.prompt import SPECIAL_TOKENS
 
-N = 4  # visual tokens of a 128 px picture
+N = 4  # visual tokens of a 128 px image
 
 
 def processor(**options) -> FastVlmProcessor:
@@ -40,20 +40,20 @@ def line_joining_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def grey(level: int, size_px: tuple[int, int] = (10, 10)) -> Image.Image:
-    """A picture that is recognised in `pixel_values` by its level."""
+def gray(level: int, size_px: tuple[int, int] = (10, 10)) -> Image.Image:
+    """An image that is recognized in `pixel_values` by its level."""
     return Image.new("RGB", size_px, (level,) * 3)
 
 
 def png(level: int) -> bytes:
-    """A grey picture's file."""
+    """A gray image's file."""
     file = io.BytesIO()
-    grey(level).save(file, "PNG")
+    gray(level).save(file, "PNG")
     return file.getvalue()
 
 
-def save_pictures(folder: Path, *levels: int) -> None:
-    """``7.png`` is grey of level 7."""
+def save_images(folder: Path, *levels: int) -> None:
+    """``7.png`` is gray of level 7."""
     folder.mkdir(parents=True, exist_ok=True)
     for level in levels:
         (folder / f"{level}.png").write_bytes(png(level))
@@ -89,5 +89,5 @@ def write_tar(path: Path, members: dict[str, bytes | str], mode: str = "w") -> P
 
 
 def levels(row: dict[str, Any]) -> list[int]:
-    """The grey levels of a row's pictures."""
-    return [round(float(picture[0, 64, 64]) * 255) for picture in row.get("pixel_values", [])]
+    """The gray levels of a row's images."""
+    return [round(float(image[0, 64, 64]) * 255) for image in row.get("pixel_values", [])]

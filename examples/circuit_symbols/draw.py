@@ -3,8 +3,8 @@
     python examples/circuit_symbols/draw.py circuits
 
 writes ``circuits/train.jsonl`` (conversations in LLaVA's format, for `fastvlm train`), ``circuits/questions.jsonl``
-(for `fastvlm eval --task plain`) and the pictures of both. The held-out pictures have ink, paper and line widths that
-no training picture has. The same seed draws the same pictures.
+(for `fastvlm eval --task plain`) and the images of both. The held-out images have ink, paper and line widths that
+no training image has. The same seed draws the same images.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ SYMBOLS: dict[str, Callable[[], list[Line]]] = {
 
 def draw(rng: Random, name: str, style: dict[str, list]) -> Image.Image:
     """The symbol `name` somewhere on a sheet, turned and scaled by chance."""
-    picture = Image.new("RGB", (SIZE, SIZE), rng.choice(style["paper"]))
-    pen, ink, width = ImageDraw.Draw(picture), rng.choice(style["ink"]), rng.choice(style["width"])
+    image = Image.new("RGB", (SIZE, SIZE), rng.choice(style["paper"]))
+    pen, ink, width = ImageDraw.Draw(image), rng.choice(style["ink"]), rng.choice(style["width"])
     scale, turn = rng.uniform(60, 110), math.radians(rng.choice((0, 90, 180, 270)) + rng.uniform(-12, 12))
     x, y = (SIZE / 2 + rng.uniform(-1, 1) * (SIZE / 2 - scale) * 0.8 for _ in range(2))
     cos, sin = scale * math.cos(turn), scale * math.sin(turn)
     for line in SYMBOLS[name]():
         pen.line([(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in line], ink, width, joint="curve")
-    return picture
+    return image
 
 
 def answer_of(name: str) -> str:
@@ -107,7 +107,7 @@ def answer_of(name: str) -> str:
 
 
 def write(folder: Path, num_training: int, num_held_out: int, seed: int) -> None:
-    """Both parts, with their pictures."""
+    """Both parts, with their images."""
     for part, count, style in (("train", num_training, SEEN), ("heldout", num_held_out, UNSEEN)):
         (folder / part).mkdir(parents=True, exist_ok=True)
         rng, lines = Random(f"{seed}:{part}"), []
@@ -127,8 +127,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--training", type=int, default=800, metavar="N", help="training pictures")
-    parser.add_argument("--held-out", type=int, default=160, metavar="N", help="pictures to ask about")
+    parser.add_argument("--training", type=int, default=800, metavar="N", help="training images")
+    parser.add_argument("--held-out", type=int, default=160, metavar="N", help="images to ask about")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     write(args.folder, args.training, args.held_out, args.seed)

@@ -3,7 +3,7 @@
     python examples/circuit_symbols/measure.py work
 
 Everything lies in ``work`` afterwards; a second call goes on where drawing and training were stopped. What is measured
-besides the circuit symbols is drawn by `fastvlm demo-data --split heldout`: as many pictures of each kind that this
+besides the circuit symbols is drawn by `fastvlm demo-data --split heldout`: as many images of each kind that this
 machine can draw, with fonts, words, layouts and styles that neither the model nor the rehearsal has seen. Before and
 after are asked the same questions, so the interval of the difference is that of pairs.
 """
@@ -27,11 +27,11 @@ from draw import write
 from PIL import Image
 
 from fastvlm.demo_data.kinds import MIX, lacking
-from fastvlm.evaluation.text_match import normalised
+from fastvlm.evaluation.text_match import normalized
 
 RECIPE = Path(__file__).with_name("recipe.yaml").resolve()
 SYMBOLS = "circuit_symbols"  # the test's name in draw.py
-QUESTIONS_A_PICTURE = 2
+QUESTIONS_PER_IMAGE = 2
 MOST_WORDS = 4  # of an answer: a longer one is rarely right to the letter, before or after
 Z_95 = 1.96
 
@@ -56,15 +56,15 @@ def tell(text: str) -> None:
 
 def draw_old_kinds(folder: Path, num_rehearsed: int, num_asked: int) -> None:
     """What is learnt again, in the shares that the model learnt it in; and what is asked, in equal shares."""
-    fastvlm(folder, "demo-data", "rehearsal", "--pictures", num_rehearsed, "--seed", 3)
+    fastvlm(folder, "demo-data", "rehearsal", "--images", num_rehearsed, "--seed", 3)
     absent = lacking("test")
     kinds = ",".join(f"{kind}=1" for kind in MIX if kind not in absent)
-    drawn = ("demo-data", "held-out", "--split", "heldout", "--pictures", num_asked, "--seed", 4, "--mix", kinds)
+    drawn = ("demo-data", "held-out", "--split", "heldout", "--images", num_asked, "--seed", 4, "--mix", kinds)
     fastvlm(folder, *drawn)
 
 
 def records_in(shards: Path) -> Iterator[tuple[dict, Image.Image]]:
-    """Each record of a folder of shards with its picture."""
+    """Each record of a folder of shards with its image."""
     for shard in sorted(shards.glob("*.tar")):
         with tarfile.open(shard) as tar:
             members = {member.name: tar.extractfile(member).read() for member in tar}
@@ -86,13 +86,13 @@ def write_questions(folder: Path) -> None:
     for line in (folder / "circuits" / "questions.jsonl").read_text(encoding="utf-8").splitlines():
         question = json.loads(line)
         lines.append({**question, "image": f"circuits/{question['image']}"})
-    (folder / "pictures").mkdir(exist_ok=True)
-    for record, picture in records_in(folder / "held-out"):
+    (folder / "images").mkdir(exist_ok=True)
+    for record, image in records_in(folder / "held-out"):
         turns = short_turns(record)
-        image = f"pictures/{record['id']}.png"
-        picture.save(folder / image)
-        for question, answer in rng.sample(turns, min(len(turns), QUESTIONS_A_PICTURE)):
-            lines.append({"image": image, "question": question, "answers": [answer], "test": record["kind"]})
+        name = f"images/{record['id']}.png"
+        image.save(folder / name)
+        for question, answer in rng.sample(turns, min(len(turns), QUESTIONS_PER_IMAGE)):
+            lines.append({"image": name, "question": question, "answers": [answer], "test": record["kind"]})
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
@@ -104,7 +104,7 @@ def scores_of(folder: Path) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
         one = json.loads(line)
-        right = normalised(one["reply"]) in map(normalised, one["answers"])
+        right = normalized(one["reply"]) in map(normalized, one["answers"])
         found.setdefault(one["test"], {})[one["id"]] = float(right)
     return found
 
@@ -152,10 +152,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="mini", metavar="MODEL", help="what is fine-tuned")
-    parser.add_argument("--training", type=int, default=800, metavar="N", help="pictures of symbols to learn from")
-    parser.add_argument("--rehearsal", type=int, default=4000, metavar="N", help="old pictures to learn with them")
-    parser.add_argument("--asked", type=int, default=200, metavar="N", help="pictures of symbols to ask about")
-    parser.add_argument("--held-out", type=int, default=1200, metavar="N", help="other pictures to ask about")
+    parser.add_argument("--training", type=int, default=800, metavar="N", help="images of symbols to learn from")
+    parser.add_argument("--rehearsal", type=int, default=4000, metavar="N", help="old images to learn with them")
+    parser.add_argument("--asked", type=int, default=200, metavar="N", help="images of symbols to ask about")
+    parser.add_argument("--held-out", type=int, default=1200, metavar="N", help="other images to ask about")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe")
     args = parser.parse_args()
     model = str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model

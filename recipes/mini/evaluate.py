@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from recipes.mini.benchmark import TESTS, Item, grey, make_items
-from recipes.mini.scoring import Score, character_error_rate, majority, normalised, score
+from recipes.mini.scoring import Score, character_error_rate, majority, normalized, score
 
 import fastvlm
 
@@ -92,7 +92,7 @@ def evaluate(asked: Ask, name: str, count: int) -> dict[str, Any]:
     if name in READING:
         row["character_error_rate"] = character_error_rate(answers, [good[0] for good in accepted])
     if name in ANSWERABLE:
-        row["false_refusals"] = sum(normalised(answer).startswith(REFUSAL) for answer in answers) / len(answers)
+        row["false_refusals"] = sum(normalized(answer).startswith(REFUSAL) for answer in answers) / len(answers)
     row["wrong"] = [
         [good[0], answer] for good, answer in zip(accepted, answers, strict=True) if not _same(answer, good)
     ][:8]

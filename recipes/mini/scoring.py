@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastvlm.evaluation.text_match import edit_distance, normalised
+from fastvlm.evaluation.text_match import edit_distance, normalized
 from fastvlm.evaluation.wilson import Z_95, wilson_interval
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:
     """Normalised exact match with any of the accepted answers."""
-    return normalised(answer) in {normalised(one) for one in accepted}
+    return normalized(answer) in {normalized(one) for one in accepted}
 
 
 def character_error_rate(answers: Sequence[str], truths: Sequence[str]) -> float:
@@ -47,5 +47,5 @@ def score(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> Score:
 
 def majority(accepted: Sequence[Sequence[str]]) -> Score:
     """What the single most frequent answer, given always, would score."""
-    commonest = Counter(normalised(good[0]) for good in accepted).most_common(1)[0][0]
+    commonest = Counter(normalized(good[0]) for good in accepted).most_common(1)[0][0]
     return score([commonest] * len(accepted), accepted)

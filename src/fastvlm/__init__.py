@@ -1,4 +1,4 @@
-"""FastVLM: ask questions about pictures, fast.
+"""FastVLM: ask questions about images, fast.
 
 Names are loaded when they are used: ``import fastvlm`` loads neither torch nor transformers, registers nothing and
 looks at nothing.
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from fastvlm.engine.engine import Engine
     from fastvlm.engine.fast import fast_engine
     from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
+    from fastvlm.images import open_image
     from fastvlm.model.fastvithd import FastViTHD
     from fastvlm.model.modeling import FastVlmForConditionalGeneration, FastVlmModel, FastVlmPreTrainedModel
     from fastvlm.model.modeling import FastVlmForConditionalGeneration as AutoModelForImageTextToText
-    from fastvlm.pictures import open_picture
     from fastvlm.processing.image_processor import FastVlmImageProcessor
     from fastvlm.processing.processor import FastVlmProcessor
     from fastvlm.processing.processor import FastVlmProcessor as AutoProcessor
@@ -51,7 +51,7 @@ _HOME_OF = {
     "fast_engine": "fastvlm.engine.fast",
     "load": "fastvlm.checkpoints",
     "num_visual_tokens": "fastvlm.config",
-    "open_picture": "fastvlm.pictures",
+    "open_image": "fastvlm.images",
     "register": "fastvlm.checkpoints",
 }
 
@@ -76,7 +76,7 @@ __all__ = [
     "fast_engine",
     "load",
     "num_visual_tokens",
-    "open_picture",
+    "open_image",
     "register",
 ]
 

@@ -188,7 +188,7 @@ class FastVlmConfig(WholeShape, PretrainedConfig):  # type: ignore[misc]  # tran
         text_config: the decoder's config (Qwen2 as published; any causal decoder of transformers by its
             `model_type`) or its dictionary, taken as it stands; None for the published 7B decoder.
         image_token_index: id of the ``<image>`` placeholder (`image_token_id` is the same).
-        image_seq_length: visual tokens a picture at the checkpoint's own resolution; informational.
+        image_seq_length: visual tokens an image at the checkpoint's own resolution; informational.
         projector_hidden_act: activation between the projector's two layers.
         vision_feature_select_strategy, vision_feature_layer: only ``"full"`` and ``-1`` exist in FastVLM.
         multimodal_projector_bias: whether the projector's layers have biases.

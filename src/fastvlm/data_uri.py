@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from fastvlm.errors import ImageTooLargeError, PictureError
+from fastvlm.errors import ImageError, ImageTooLargeError
 
 __all__ = ["is_data_uri", "read_data_uri"]
 
@@ -31,11 +31,11 @@ def read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
 
     Raises:
         ImageTooLargeError: more bytes than `max_bytes`; found before anything is decoded where the length shows it.
-        PictureError: no comma; base64 that is not valid.
+        ImageError: no comma; base64 that is not valid.
     """
     header, comma, payload = uri.partition(",")
     if not comma:
-        raise PictureError(f"{name} has no comma. Expected data:image/png;base64,<payload>.")
+        raise ImageError(f"{name} has no comma. Expected data:image/png;base64,<payload>.")
     is_base64 = "base64" in [parameter.strip().lower() for parameter in header.split(";")[1:]]
     _check_length(len(payload), _MAX_CHARS_PER_BYTE * max_bytes, name, max_bytes)
     data = _percent_decoded(payload.encode("utf-8", "replace"))
@@ -58,7 +58,7 @@ def _base64_decoded(data: bytes, name: str) -> bytes:
     try:
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PictureError(f"{name} is no valid base64: {error}. Was it cut?") from error
+        raise ImageError(f"{name} is no valid base64: {error}. Was it cut?") from error
 
 
 def _percent_decoded(data: bytes) -> bytes:

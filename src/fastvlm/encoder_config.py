@@ -90,7 +90,7 @@ BASE_KEYS = {
 
 
 def num_visual_tokens(height_px: int, width_px: int, stride_px: int = 64) -> int:
-    """Visual tokens of one picture of `height_px` x `width_px` pixels: ``ceil(H / stride) * ceil(W / stride)``.
+    """Visual tokens of one image of `height_px` x `width_px` pixels: ``ceil(H / stride) * ceil(W / stride)``.
 
     Every stride-2 convolution maps n to ceil(n / 2), so six of them map n to ceil(n / 64): 1024 px give 256 tokens.
     The processor (placeholders) and the model (features) both ask this function.

@@ -15,13 +15,13 @@ __all__ = [
     "DataError",
     "EngineBusyError",
     "FastVlmError",
+    "ImageError",
     "ImageTokenMismatchError",
     "ImageTooLargeError",
     "InstallationError",
     "MeasurementError",
     "MissingExtraError",
     "NonFiniteError",
-    "PictureError",
     "PromptError",
     "StorageError",
     "TrainingError",
@@ -37,20 +37,20 @@ class ConfigError(FastVlmError, ValueError):
     """A configuration that no FastVLM can have: an unknown key, a width that does not fit, a wrong name."""
 
 
-class PictureError(FastVlmError, ValueError):
-    """Something that should hold a picture and does not, or that is larger than the limits allow."""
+class ImageError(FastVlmError, ValueError):
+    """Something that should hold an image and does not, or that is larger than the limits allow."""
 
 
-class ImageTooLargeError(PictureError):
+class ImageTooLargeError(ImageError):
     """An image with more bytes or pixels, or more work to decode, than the limits allow."""
 
 
 class PromptError(FastVlmError, ValueError):
-    """Messages or text that cannot be rendered: a picture without a place, an unknown item type, a plain string."""
+    """Messages or text that cannot be rendered: an image without a place, an unknown item type, a plain string."""
 
 
 class ImageTokenMismatchError(FastVlmError, ValueError):
-    """Placeholders in the text and visual tokens from the pictures do not match."""
+    """Placeholders in the text and visual tokens from the images do not match."""
 
 
 class ContextLengthError(FastVlmError, ValueError):

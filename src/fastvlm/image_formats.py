@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from fastvlm.errors import PictureError
+from fastvlm.errors import ImageError
 
 __all__ = ["FORMATS", "identify", "readable_formats"]
 
@@ -45,7 +45,7 @@ def identify(data: bytes, name: str) -> Image.Image:
     This is ``Image.open`` without its size check: that one follows a global of Pillow's and warns, ours is an argument.
 
     Raises:
-        PictureError: no format that is known or can be read here, or a damaged header; `name` is how it calls the file.
+        ImageError: no format that is known or can be read here, or a damaged header; `name` is how it calls the file.
     """
     reasons: dict[str, Exception] = {}
     for register_readers in (Image.preinit, Image.init):  # the common formats, then all of them
@@ -60,7 +60,7 @@ def identify(data: bytes, name: str) -> Image.Image:
                 reasons[format_name] = error
             else:
                 return image
-    raise PictureError(f"{name} is no picture that can be opened ({_reason(data, reasons)}).")
+    raise ImageError(f"{name} is no image that can be opened ({_reason(data, reasons)}).")
 
 
 def _reader(format_name: str, data: bytes) -> Any | None:

@@ -71,7 +71,7 @@ def _check_jpeg(data: bytes, name: str, max_scans: int) -> None:
     if num_scans > max_scans:
         raise ImageTooLargeError(
             f"{name} is a JPEG of more than {max_scans} scans, which is the limit (common ones have 1 to 12). Save it "
-            "as a baseline JPEG, or pass PictureLimits(max_scans=...)."
+            "as a baseline JPEG, or pass ImageLimits(max_scans=...)."
         )
     if not is_sane_directory(exif):
         raise _overlapping(name)
@@ -102,7 +102,7 @@ def _check_ico(data: bytes, name: str, max_pixels: int) -> None:
         if width * height > max_pixels:
             raise ImageTooLargeError(
                 f"{name} is an icon with {width} x {height} = {width * height} pixels inside; the limit is "
-                f"{max_pixels}. Pass a smaller image, or PictureLimits(max_pixels=...)."
+                f"{max_pixels}. Pass a smaller image, or ImageLimits(max_pixels=...)."
             )
 
 

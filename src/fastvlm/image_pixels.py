@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from fastvlm.errors import PictureError
+from fastvlm.errors import ImageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,13 +53,13 @@ def stored_samples(image: Image.Image, name: str) -> StoredSamples:
     """What the file of an image that has not been decoded says about its samples.
 
     Raises:
-        PictureError: samples that Pillow would decode to other values than the file's.
+        ImageError: samples that Pillow would decode to other values than the file's.
     """
     if image.format == "TIFF":
         return _tiff_samples(getattr(image, "tag_v2", {}), name)
     bits = _png_bits(image) if image.format == "PNG" else None
     if bits == 16 and image.mode == "RGB" and "transparency" in image.info:
-        raise PictureError(
+        raise ImageError(
             f"{name} has 16 bits a channel and a transparent color (tRNS), of which 8 bits would be compared. Save it "
             "with 8 bits a channel, or with an alpha channel."
         )
@@ -89,7 +89,7 @@ def _tiff_samples(tags: Any, name: str) -> StoredSamples:
     elif tags.get(_PLANAR) == _SEPARATE_PLANES and bits != 8:
         problem = f"has separate planes of {bits} bits"
     if problem is not None:
-        raise PictureError(f"{name} is a TIFF file that {problem}, which is not supported. Save it as PNG.")
+        raise ImageError(f"{name} is a TIFF file that {problem}, which is not supported. Save it as PNG.")
     return StoredSamples(bits, is_white_zero=photometric == _WHITE_IS_ZERO)
 
 
@@ -108,12 +108,12 @@ def to_rgb(image: Image.Image, stored: StoredSamples, name: str) -> Image.Image:
         name: how error texts call it.
 
     Raises:
-        PictureError: a mode whose range of values is not known.
+        ImageError: a mode whose range of values is not known.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in _UNKNOWN_RANGES and not (image.mode == "I" and stored.is_sixteen_bit):
-        raise PictureError(f"{name} {_UNKNOWN_RANGES[image.mode]}")
+        raise ImageError(f"{name} {_UNKNOWN_RANGES[image.mode]}")
     if image.mode.startswith("I"):
         return _gray_of_sixteen_bits(image, stored).convert("RGB")
     if image.mode == "LAB":
@@ -166,7 +166,7 @@ def _with_alpha(image: Image.Image, stored: StoredSamples, name: str) -> Image.I
     """RGBA; a transparent color that is written in other bits than Pillow's pixels is made theirs."""
     transparent = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
-        raise PictureError(f"{name} has a transparent color of 16 bits and pixels of 8. Give it an alpha channel.")
+        raise ImageError(f"{name} has a transparent color of 16 bits and pixels of 8. Give it an alpha channel.")
     if image.mode == "L" and isinstance(transparent, int) and stored.bits is not None and stored.bits < 8:
         highest = 2**stored.bits - 1
         image = image.copy()

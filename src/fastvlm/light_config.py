@@ -76,7 +76,7 @@ class WholeShape:
         return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     def num_visual_tokens(self, height_px: int, width_px: int) -> int:
-        """Visual tokens of one picture of this size with this encoder (see :func:`num_visual_tokens`)."""
+        """Visual tokens of one image of this size with this encoder (see :func:`num_visual_tokens`)."""
         return num_visual_tokens(height_px, width_px, self.vision_config.stride_px)
 
 

@@ -51,7 +51,7 @@ def race() -> Race:
 
 
 def result(**settings) -> dict:
-    options = BenchOptions("folder", "picture.jpg", has_peers=True, **settings)
+    options = BenchOptions("folder", "image.jpg", has_peers=True, **settings)
     about = {"name": "random 0.5b", "is_random": True, "parameters": 620_000_000}
     found = result_of(options, FastVlmConfig.preset("0.5b"), race(), CARD)
     return {"model": about, **found, "command": "fastvlm bench --preset 0.5b --peers"}

@@ -27,7 +27,7 @@ class Eager(EncoderContestant):
 
     packages = ("torch",)
 
-    def compiled(self, traced, picture):
+    def compiled(self, traced, image):
         return lambda array: traced(torch.from_numpy(array))
 
 

@@ -22,10 +22,10 @@ COMMANDS = [
     {"do": "open"},
     {"do": "encode", "side_px": 128},
     {"do": "prefill", "num_tokens": 40},
-    {"do": "ttft", "picture": "PICTURE", "side_px": 128},
+    {"do": "ttft", "image": "IMAGE", "side_px": 128},
     {"do": "decode", "num_tokens": 12, "prompt_tokens": 40},
     {"do": "throughput", "num_streams": 3, "num_tokens": 8, "prompt_tokens": 40},
-    {"do": "second_question", "picture": "PICTURE", "side_px": 128},
+    {"do": "second_question", "image": "IMAGE", "side_px": 128},
     {"do": "memory"},
 ]
 
@@ -56,10 +56,10 @@ def test_stamps_take_what_generate_says():
 
 
 def test_pixels_are_the_same_each_time_and_in_range():
-    picture = pixels(128)
-    assert picture.shape == (1, 3, 128, 128) and picture.dtype == torch.float32
-    assert 0 <= float(picture.min()) < float(picture.max()) <= 1
-    assert torch.equal(picture, pixels(128))
+    image = pixels(128)
+    assert image.shape == (1, 3, 128, 128) and image.dtype == torch.float32
+    assert 0 <= float(image.min()) < float(image.max()) <= 1
+    assert torch.equal(image, pixels(128))
 
 
 def test_a_sketch_is_a_part_of_the_tensor():
@@ -71,9 +71,9 @@ def test_a_sketch_is_a_part_of_the_tensor():
 @pytest.fixture(scope="module")
 def answers(endless, tmp_path_factory):
     """What a real worker of each kind says to COMMANDS."""
-    picture = tmp_path_factory.mktemp("picture") / "photo.jpg"
-    picture.write_bytes(photo_jpeg(128, 128))
-    lines = [json.dumps({k: str(picture) if v == "PICTURE" else v for k, v in c.items()}) for c in COMMANDS]
+    image = tmp_path_factory.mktemp("image") / "photo.jpg"
+    image.write_bytes(photo_jpeg(128, 128))
+    lines = [json.dumps({k: str(image) if v == "IMAGE" else v for k, v in c.items()}) for c in COMMANDS]
     options = json.dumps({"folder": str(endless), "dtype": "float32", "threads": 1})
     workers = {
         kind: subprocess.Popen(

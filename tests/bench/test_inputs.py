@@ -9,19 +9,19 @@ from PIL import Image
 from fastvlm.bench.inputs import long_question, photo_jpeg
 
 
-def test_the_picture_is_a_jpeg_of_that_size_and_always_the_same():
+def test_the_image_is_a_jpeg_of_that_size_and_always_the_same():
     data = photo_jpeg(320, 200)
-    picture = Image.open(io.BytesIO(data))
-    assert (picture.format, picture.size, picture.mode) == ("JPEG", (320, 200), "RGB")
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.size, image.mode) == ("JPEG", (320, 200), "RGB")
     assert data == photo_jpeg(320, 200)
     assert data != photo_jpeg(320, 200, seed=1)
 
 
-def test_the_picture_has_the_entropy_of_a_photograph():
+def test_the_image_has_the_entropy_of_a_photograph():
     bits_per_pixel = 8 * len(photo_jpeg(640, 480)) / (640 * 480)
     assert 1 < bits_per_pixel < 6
-    colours = Image.open(io.BytesIO(photo_jpeg(640, 480))).getextrema()
-    assert all(high - low > 60 for low, high in colours)
+    colors = Image.open(io.BytesIO(photo_jpeg(640, 480))).getextrema()
+    assert all(high - low > 60 for low, high in colors)
 
 
 @settings(deadline=None)

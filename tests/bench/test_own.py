@@ -1,4 +1,4 @@
-"""Our own contestant with quantised weights, in this process."""
+"""Our own contestant with quantized weights, in this process."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from fastvlm.bench.own import OwnContestant
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    file = tmp_path_factory.mktemp("picture") / "photo.jpg"
+def image(tmp_path_factory):
+    file = tmp_path_factory.mktemp("image") / "photo.jpg"
     file.write_bytes(photo_jpeg(128, 128))
     return str(file)
 
@@ -28,16 +28,16 @@ def test_more_streams_than_slots_are_too_short_to_measure(endless):
         contestant.throughput(3, 3, 40)
 
 
-def test_nothing_is_known_of_the_picture_at_a_first_question(endless, picture):
+def test_nothing_is_known_of_the_image_at_a_first_question(endless, image):
     contestant = OwnContestant(str(endless), "float32")
     contestant.open()
     encoded = []
     encode = contestant.engine._encode
     contestant.engine._encode = lambda pixels: encoded.append(pixels.shape) or encode(pixels)
     for _ in range(2):
-        contestant.ttft(picture, 128)
+        contestant.ttft(image, 128)
     assert len(encoded) == 2
-    contestant.second_question(picture, 128)
+    contestant.second_question(image, 128)
     assert len(encoded) == 3, "the second question encodes nothing"
-    contestant.ttft(picture, 192)
+    contestant.ttft(image, 192)
     assert encoded[-1][-2:] == (192, 192)

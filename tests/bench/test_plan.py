@@ -9,7 +9,7 @@ from fastvlm.errors import UsageError
 
 
 def options(**settings):
-    return BenchOptions("folder", "picture.jpg", **settings)
+    return BenchOptions("folder", "image.jpg", **settings)
 
 
 @pytest.mark.parametrize(

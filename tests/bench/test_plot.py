@@ -1,4 +1,4 @@
-"""The picture: a bar for every measurement, nothing outside, the same in SVG and PNG."""
+"""The image: a bar for every measurement, nothing outside, the same in SVG and PNG."""
 
 import itertools
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_bars_are_as_long_as_what_they_show():
     shapes, _ = drawing(result())
     ours, theirs = [shape for shape in shapes if isinstance(shape, Bar)][:2]
     assert theirs.width / ours.width == pytest.approx(3.3 / 0.6)
-    assert ours.colour != theirs.colour
+    assert ours.color != theirs.color
 
 
 def test_nothing_stands_outside_or_on_top_of_another():
@@ -51,9 +51,9 @@ def test_svg_is_valid_and_escaped(tmp_path):
 
 def test_png_is_drawn(tmp_path):
     save_plot(result(), tmp_path / "bars.PNG")
-    picture = Image.open(tmp_path / "bars.PNG")
-    assert picture.size == (2 * 860, 2 * drawing(result())[1])
-    assert len(picture.getcolors(maxcolors=10**6)) > 3
+    image = Image.open(tmp_path / "bars.PNG")
+    assert image.size == (2 * 860, 2 * drawing(result())[1])
+    assert len(image.getcolors(maxcolors=10**6)) > 3
 
 
 def test_other_endings_are_refused(tmp_path):

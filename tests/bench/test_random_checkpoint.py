@@ -28,8 +28,8 @@ def opened(folder):
 def test_it_opens_and_answers_with_visible_text_that_does_not_end(opened):
     model, processor = opened
     assert model.dtype == torch.bfloat16 and processor.image_processor.image_size == (512, 512)
-    picture = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-    messages = [{"role": "user", "content": [{"type": "image", "image": picture[0]}, {"type": "text", "text": "Hi"}]}]
+    image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    messages = [{"role": "user", "content": [{"type": "image", "image": image[0]}, {"type": "text", "text": "Hi"}]}]
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )

@@ -16,7 +16,7 @@ def fake_probe(monkeypatch, fake):
 
 
 def race(*contestants, what=("encode", "decode"), rounds=2, max_s=600.0, step_s=30.0, on=lambda *_: None):
-    options = BenchOptions("folder", "picture.jpg", what=what)
+    options = BenchOptions("folder", "image.jpg", what=what)
     return run(contestants, steps(options, list(contestants)), Limits(rounds, max_s, 30.0, step_s), on)
 
 
@@ -55,7 +55,7 @@ def test_who_dies_or_hangs_is_left_out_and_the_rest_goes_on(fake):
 
 
 def run_with_short_limit(*contestants):
-    options = BenchOptions("folder", "picture.jpg", what=("encode", "decode"))
+    options = BenchOptions("folder", "image.jpg", what=("encode", "decode"))
     return run(contestants, steps(options, list(contestants)), Limits(2, 600.0, 2.0, 2.0), lambda *_: None)
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import fastvlm
 from fastvlm.checkpoints.checksums import CHECKSUM_FILE, verify_checksums, write_checksums
 from fastvlm.checkpoints.places import checkpoint_path
-from fastvlm.checkpoints.quantising import quantise
-from fastvlm.dialects.quantised_file import QUANTISED_FILE, QuantisationOptions
+from fastvlm.checkpoints.quantizing import quantize
+from fastvlm.dialects.quantized_file import QUANTIZED_FILE, QuantizationOptions
 from fastvlm.errors import CheckpointError
 
 
@@ -121,13 +121,13 @@ def test_convert_writes_them_and_the_folder_opens(tmp_path, parrot_folder, layou
 
 
 def test_a_flipped_bit_in_quantized_weights_is_found(tmp_path, parrot_folder):
-    quantise(parrot_folder, tmp_path / "made", QuantisationOptions())
+    quantize(parrot_folder, tmp_path / "made", QuantizationOptions())
     assert set(states(tmp_path / "made").values()) == {"good"}
-    file = tmp_path / "made" / QUANTISED_FILE
+    file = tmp_path / "made" / QUANTIZED_FILE
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert {name for name, state in states(tmp_path / "made").items() if state != "good"} == {QUANTISED_FILE}
+    assert {name for name, state in states(tmp_path / "made").items() if state != "good"} == {QUANTIZED_FILE}
 
 
 def test_the_shipped_checkpoint_verifies():

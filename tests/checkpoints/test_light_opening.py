@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 import fastvlm
 from fastvlm.checkpoints.light_opening import open_light
 from fastvlm.checkpoints.places import checkpoint_path
-from fastvlm.checkpoints.quantising import quantise
+from fastvlm.checkpoints.quantizing import quantize
 from fastvlm.config import PRESETS, FastVlmConfig
-from fastvlm.dialects.quantised_file import QuantisationOptions
+from fastvlm.dialects.quantized_file import QuantizationOptions
 from fastvlm.engine.engine import _stop_ids
 from fastvlm.engine.fast import fast_engine
 from fastvlm.engine.types import SamplingParams
@@ -29,7 +29,7 @@ from fastvlm.processing.prompt import CHAT_TEMPLATES
 
 CONVERSATIONS = [
     [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}],
-    [{"role": "user", "content": "No picture, ünïcode 你好 🙂 and  two  spaces"}],
+    [{"role": "user", "content": "No image, ünïcode 你好 🙂 and  two  spaces"}],
     [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b\n\n\tc"}]},
@@ -88,9 +88,9 @@ def write(folder, layout):
         opened.save_pretrained(folder / "sharded", max_shard_size="100KB")
         processor.save_pretrained(folder / "sharded")
         return folder / "sharded"
-    if "quantised" in words:
-        quantise(folder / "ours", folder / "quantised", QuantisationOptions(bits=8))
-        return folder / "quantised"
+    if "quantized" in words:
+        quantize(folder / "ours", folder / "quantized", QuantizationOptions(bits=8))
+        return folder / "quantized"
     return folder / "ours"
 
 
@@ -101,8 +101,8 @@ LAYOUTS = [
     "ours branches",
     "ours float16",
     "ours sharded",
-    "ours quantised",
-    "ours tied quantised",
+    "ours quantized",
+    "ours tied quantized",
     "apple",
     "apple tied",
     "apple branches",
@@ -166,12 +166,12 @@ def test_positions_are_the_same(both, dtype):
 
 
 def filled(conversation):
-    """The conversation with a picture in every place."""
-    picture = Image.linear_gradient("L").convert("RGB").resize((90, 60))
+    """The conversation with an image in every place."""
+    image = Image.linear_gradient("L").convert("RGB").resize((90, 60))
     turns = []
     for turn in conversation:
         items = turn["content"] if isinstance(turn["content"], list) else [{"type": "text", "text": turn["content"]}]
-        turns.append({**turn, "content": [{**i, "image": picture} if i["type"] == "image" else i for i in items]})
+        turns.append({**turn, "content": [{**i, "image": image} if i["type"] == "image" else i for i in items]})
     return turns
 
 
@@ -195,7 +195,7 @@ def test_processors_have_the_same_settings(both):
     names = "image_token image_token_id padding_side patch_size chat_template stop_token_ids"
     for name in names.split():
         assert getattr(mine, name) == getattr(theirs, name), name
-    for name in ("image_size", "image_fit", "patch_size", "resample", "picture_limits"):
+    for name in ("image_size", "image_fit", "patch_size", "resample", "image_limits"):
         assert getattr(mine.image_processor, name) == getattr(theirs.image_processor, name), name
     assert mine._marks() == theirs._marks()
     assert mine.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
@@ -271,7 +271,7 @@ NOT_PLAIN = {
     "two dtypes": mix_dtypes,
     "another dtype asked for": config(dtype="bfloat16"),
     "adapter": file("adapter_config.json"),
-    "quantised by transformers": config(quantization_config={"quant_method": "bitsandbytes"}),
+    "quantized by transformers": config(quantization_config={"quant_method": "bitsandbytes"}),
     "unknown key": config(unheard_of=1),
     "end token beside the decoder's": config(eos_token_id=5),
     "another activation": config(projector_hidden_act="relu"),
@@ -286,8 +286,8 @@ NOT_PLAIN = {
     "impossible encoder": config(vision_config__model_args={"layers": []}),
     "odd end tokens": file("generation_config.json", '{"eos_token_id": "x"}'),
     "old template file": file("chat_template.json", '{"chat_template": "x"}'),
-    "nested picture settings": lambda folder: edit(folder / "processor_config.json", image_processor={}),
-    "no picture settings": lambda folder: (folder / "preprocessor_config.json").unlink(),
+    "nested image settings": lambda folder: edit(folder / "processor_config.json", image_processor={}),
+    "no image settings": lambda folder: (folder / "preprocessor_config.json").unlink(),
     "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
     "broken tokenizer": file("tokenizer.json"),
     "another tokenizer": settings(tokenizer_class="LlamaTokenizer"),
@@ -298,7 +298,7 @@ NOT_PLAIN = {
     "other cuts": tokens(
         pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     ),
-    "no normalisation": tokens(normalizer=None),
+    "no normalization": tokens(normalizer=None),
     "padding in the file": tokens(
         padding={
             "strategy": "BatchLongest",

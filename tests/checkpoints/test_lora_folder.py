@@ -40,7 +40,7 @@ def adapter(model, folder, *, targets=DECODER, seed=3, **settings):
 
 @torch.no_grad()
 def logits(model):
-    inputs = {**tiny.batch([tiny.prompt("titt")]), "pixel_values": tiny.pictures(1)}
+    inputs = {**tiny.batch([tiny.prompt("titt")]), "pixel_values": tiny.images(1)}
     return model(**inputs).logits
 
 

@@ -43,8 +43,8 @@ def endless_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    folder = tmp_path / "pictures"
+def image(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (90, 60), "red").save(folder / "red.png")
     return folder / "red.png"
@@ -62,7 +62,7 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fastvlm(workplace, monkeypatch, capsys):
-    """Run the command in this process: ``fastvlm("ask", picture, "...")``."""
+    """Run the command in this process: ``fastvlm("ask", image, "...")``."""
     from fastvlm.cli.main import main
 
     def run(*arguments, stdin: bytes = b"") -> Outcome:

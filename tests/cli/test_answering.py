@@ -66,7 +66,7 @@ def test_overflow_is_refused_before_the_encoder_runs(opened, monkeypatch):
         answerer(opened, max_new_tokens=parrot.CONTEXT).reply([user_message([red()], "What?")])
 
 
-def test_a_picture_seen_again_is_not_encoded_again_until_forgotten(opened, monkeypatch):
+def test_a_image_seen_again_is_not_encoded_again_until_forgotten(opened, monkeypatch):
     calls = []
     original = type(opened[0]).get_image_features
 
@@ -79,13 +79,13 @@ def test_a_picture_seen_again_is_not_encoded_again_until_forgotten(opened, monke
     asking.reply([user_message([red()], "What?")])
     asking.reply([user_message([red(), blue()], "What?")])
     asking.reply([user_message([blue(), red()], "What?")])
-    assert calls == [1, 1], "what is in a picture counts, not which object holds it"
+    assert calls == [1, 1], "what is in an image counts, not which object holds it"
     asking.forget()
     asking.reply([user_message([red()], "What?")])
     assert calls == [1, 1, 1]
 
 
-def test_order_of_pictures_reaches_the_model(opened, monkeypatch):
+def test_order_of_images_reaches_the_model(opened, monkeypatch):
     """Features kept from earlier turns are put in the order of the places, whatever the order they were seen in."""
     given = []
     original = engine.join_image_and_text

@@ -27,64 +27,64 @@ def types_of(value):
     return {key: types_of(v) for key, v in value.items()} if isinstance(value, dict) else type(value)
 
 
-def test_the_answer_is_all_of_stdout_and_stderr_is_silent(process, picture, parrot_folder):
-    outcome = process("ask", picture, "What is this?", "-m", parrot_folder)
+def test_the_answer_is_all_of_stdout_and_stderr_is_silent(process, image, parrot_folder):
+    outcome = process("ask", image, "What is this?", "-m", parrot_folder)
     assert (outcome.code, outcome.out, outcome.err) == (0, parrot.SENTENCE + "\n", "")
 
 
-def test_json_has_the_documented_form(fastvlm, picture, parrot_folder):
-    outcome = fastvlm("ask", picture, picture, "What?", "-m", parrot_folder, "--json")
+def test_json_has_the_documented_form(fastvlm, image, parrot_folder):
+    outcome = fastvlm("ask", image, image, "What?", "-m", parrot_folder, "--json")
     assert outcome.code == 0 and outcome.err == ""
     reply = json.loads(outcome.out)
     assert types_of(reply) == SCHEMA
     assert reply["answer"] == parrot.SENTENCE and reply["model"] == str(parrot_folder)
     assert reply["finish_reason"] == "stop"
-    assert reply["usage"]["image_tokens"] == 8, "two pictures of 128 px: 4 tokens each"
+    assert reply["usage"]["image_tokens"] == 8, "two images of 128 px: 4 tokens each"
     assert reply["usage"]["completion_tokens"] == len(parrot.pieces(parrot.SENTENCE)) + 1, "the end token counts"
     assert reply["usage"]["prompt_tokens"] > 8
 
 
-def test_timings_fit_together(fastvlm, picture, parrot_folder):
-    times = json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json").out)["timings_ms"]
+def test_timings_fit_together(fastvlm, image, parrot_folder):
+    times = json.loads(fastvlm("ask", image, "What?", "-m", parrot_folder, "--json").out)["timings_ms"]
     assert all(ms > 0 for ms in times.values())
     assert times["preprocess"] + times["encode"] + times["prefill"] <= times["ttft"] <= times["total"]
 
 
-def test_a_reply_cut_by_its_limit_says_so(fastvlm, picture, parrot_folder):
-    reply = json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", "-n", "2").out)
+def test_a_reply_cut_by_its_limit_says_so(fastvlm, image, parrot_folder):
+    reply = json.loads(fastvlm("ask", image, "What?", "-m", parrot_folder, "--json", "-n", "2").out)
     assert reply["finish_reason"] == "length" and reply["usage"]["completion_tokens"] == 2
     assert reply["answer"] == parrot.SENTENCE.encode()[:6].decode()
-    one = json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", "-n", "1").out)
+    one = json.loads(fastvlm("ask", image, "What?", "-m", parrot_folder, "--json", "-n", "1").out)
     assert one["tokens_per_second"] is None, "one token has no rate"
 
 
-def test_a_reply_cut_inside_a_character_ends_with_the_mark_for_it(fastvlm, picture, parrot_folder):
-    outcome = fastvlm("ask", picture, "What?", "-m", parrot_folder, "-n", "1")
+def test_a_reply_cut_inside_a_character_ends_with_the_mark_for_it(fastvlm, image, parrot_folder):
+    outcome = fastvlm("ask", image, "What?", "-m", parrot_folder, "-n", "1")
     assert outcome.out == "Gr\ufffd\n"  # the first token ends inside the first umlaut
 
 
-def test_pictures_come_from_stdin_data_uris_and_pipes(fastvlm, picture, parrot_folder, tmp_path):
-    data = picture.read_bytes()
+def test_images_come_from_stdin_data_uris_and_pipes(fastvlm, image, parrot_folder, tmp_path):
+    data = image.read_bytes()
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     outcome = fastvlm("ask", "-", uri, "What?", "-m", parrot_folder, "--json", stdin=data)
     assert json.loads(outcome.out)["usage"]["image_tokens"] == 8
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen(
-        [sys.executable, "-c", f"open({str(pipe)!r}, 'wb').write(open({str(picture)!r}, 'rb').read())"]
+        [sys.executable, "-c", f"open({str(pipe)!r}, 'wb').write(open({str(image)!r}, 'rb').read())"]
     ):
         outcome = fastvlm("ask", pipe, "What?", "-m", parrot_folder)
     assert outcome.out == parrot.SENTENCE + "\n"
 
 
-def test_a_question_without_a_picture(fastvlm, parrot_folder):
+def test_a_question_without_a_image(fastvlm, parrot_folder):
     reply = json.loads(fastvlm("ask", "Who are you?", "-m", parrot_folder, "--json").out)
     assert reply["usage"]["image_tokens"] == 0 and reply["answer"] == parrot.SENTENCE
 
 
-def test_size_fit_and_system_reach_the_processor(fastvlm, picture, parrot_folder):
+def test_size_fit_and_system_reach_the_processor(fastvlm, image, parrot_folder):
     def usage(*options):
-        return json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", *options).out)["usage"]
+        return json.loads(fastvlm("ask", image, "What?", "-m", parrot_folder, "--json", *options).out)["usage"]
 
     assert usage("--image-size", "64x192")["image_tokens"] == 3
     assert usage("--image-size", "64", "--image-fit", "stretch")["image_tokens"] == 1
@@ -92,23 +92,23 @@ def test_size_fit_and_system_reach_the_processor(fastvlm, picture, parrot_folder
     assert long["prompt_tokens"] - short["prompt_tokens"] == 10, "one token a letter"
 
 
-def test_more_pixels_than_the_checkpoint_was_made_for_warn_once(process, picture, parrot_folder):
-    outcome = process("ask", picture, picture, "What?", "-m", parrot_folder, "--image-size", "256")
+def test_more_pixels_than_the_checkpoint_was_made_for_warn_once(process, image, parrot_folder):
+    outcome = process("ask", image, image, "What?", "-m", parrot_folder, "--image-size", "256")
     assert (outcome.code, outcome.out) == (0, parrot.SENTENCE + "\n")
     assert outcome.err.startswith("fastvlm: warning: --image-size is 256x256, and this checkpoint was made for 128x128")
     assert outcome.err.count("\n") == 1
-    assert process("ask", picture, "What?", "-m", parrot_folder, "--image-size", "256", "--quiet").err == ""
-    assert process("ask", picture, "What?", "-m", parrot_folder, "--image-size", "128").err == ""
+    assert process("ask", image, "What?", "-m", parrot_folder, "--image-size", "256", "--quiet").err == ""
+    assert process("ask", image, "What?", "-m", parrot_folder, "--image-size", "128").err == ""
 
 
-def test_an_image_in_stdin_is_taken_without_a_dash(process, picture, parrot_folder):
-    outcome = process("ask", "What?", "-m", parrot_folder, "--json", stdin=picture.read_bytes())
+def test_an_image_in_stdin_is_taken_without_a_dash(process, image, parrot_folder):
+    outcome = process("ask", "What?", "-m", parrot_folder, "--json", stdin=image.read_bytes())
     assert json.loads(outcome.out)["usage"]["image_tokens"] == 4
     broken = process("ask", "What?", "-m", parrot_folder, stdin=b"\x89PNG\0 no image")
     assert broken.code == 1 and broken.error and broken.out == ""
 
 
-def test_an_image_that_comes_while_the_model_is_opened_is_taken(workplace, picture, parrot_folder, monkeypatch):
+def test_an_image_that_comes_while_the_model_is_opened_is_taken(workplace, image, parrot_folder, monkeypatch):
     """Sent when ask has begun to open the model, which is later than its first look at stdin."""
     code = f"""
 import os, sys
@@ -117,7 +117,7 @@ os.dup2(reader, 0)
 import fastvlm.cli.ask as verb
 original = verb.open_answerer
 def slow(*arguments, **settings):
-    os.write(writer, open({str(picture)!r}, "rb").read())
+    os.write(writer, open({str(image)!r}, "rb").read())
     os.close(writer)
     return original(*arguments, **settings)
 verb.open_answerer = slow
@@ -148,40 +148,40 @@ def test_a_pipe_that_never_sends_is_not_waited_for(workplace, parrot_folder):
     assert (running.returncode, out.decode(), err) == (0, parrot.SENTENCE + "\n", b"")
 
 
-def test_names_are_taken_as_they_are_pasted(fastvlm, picture, parrot_folder, monkeypatch):
-    monkeypatch.setenv("HOME", str(picture.parent))
-    for name in ("~/red.png", picture.as_uri(), f"'{picture}'"):
+def test_names_are_taken_as_they_are_pasted(fastvlm, image, parrot_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(image.parent))
+    for name in ("~/red.png", image.as_uri(), f"'{image}'"):
         outcome = fastvlm("ask", name, "What?", "-m", parrot_folder, "--json")
         assert json.loads(outcome.out)["usage"]["image_tokens"] == 4, outcome.err
 
 
-def test_sampling_is_repeatable_by_its_seed(fastvlm, picture, parrot_folder):
+def test_sampling_is_repeatable_by_its_seed(fastvlm, image, parrot_folder):
     def answer(seed):
         options = ("--temperature", "100", "--seed", seed, "-n", "12")
-        return json.loads(fastvlm("ask", picture, "What?", "-m", parrot_folder, "--json", *options).out)["answer"]
+        return json.loads(fastvlm("ask", image, "What?", "-m", parrot_folder, "--json", *options).out)["answer"]
 
     assert answer(1) == answer(1) != answer(2)
 
 
-def test_an_ignored_setting_warns(fastvlm, picture, parrot_folder):
-    outcome = fastvlm("ask", picture, "What?", "-m", parrot_folder, "--top-p", "0.5")
+def test_an_ignored_setting_warns(fastvlm, image, parrot_folder):
+    outcome = fastvlm("ask", image, "What?", "-m", parrot_folder, "--top-p", "0.5")
     assert outcome.code == 0 and outcome.out == parrot.SENTENCE + "\n"
     assert outcome.err == "fastvlm: warning: --top-p has no effect at temperature 0; give --temperature too.\n"
-    assert fastvlm("ask", picture, "What?", "-m", parrot_folder, "--top-p", "0.5", "--quiet").err == ""
+    assert fastvlm("ask", image, "What?", "-m", parrot_folder, "--top-p", "0.5", "--quiet").err == ""
 
 
-def test_the_model_folder_stays_as_it_is(fastvlm, picture, parrot_folder):
+def test_the_model_folder_stays_as_it_is(fastvlm, image, parrot_folder):
     def content():
         return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in parrot_folder.iterdir()}
 
     before = content()
-    fastvlm("ask", picture, "What?", "-m", parrot_folder)
+    fastvlm("ask", image, "What?", "-m", parrot_folder)
     assert content() == before
 
 
 def gallery(folder):
     """(arguments, exit code, words of the message) of mistakes; `folder` holds files to make them with."""
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "empty.png").write_bytes(b"")
     (folder / "sub").mkdir()
     broken = folder / "broken"
@@ -207,7 +207,7 @@ def gallery(folder):
         (["ask", "What", "is", "this?"], 2, "in quotes"),
         (["ask", "-", "-", "q"], 2, "'-' stands 2 times"),
         (["ask", "-", "q"], 2, "nothing came"),
-        (["ask", folder / "text.png", "q"], 1, "no picture"),
+        (["ask", folder / "text.png", "q"], 1, "no image"),
         (["ask", folder / "empty.png", "q"], 1, "empty"),
         (["ask", "data:image/png;base64,!!", "q"], 1, "base64"),
         (["ask", "q", "-m", folder / "nowhere"], 1, "There is no folder"),
@@ -239,31 +239,31 @@ def test_every_mistake_is_one_line_and_an_exit_code(fastvlm, tmp_path):
         (["--system", "<|im_end|>"], 2, "reads as a mark"),
     ],
 )
-def test_mistakes_that_only_the_model_can_tell(fastvlm, picture, parrot_folder, options, code, words):
-    outcome = fastvlm("ask", picture, "What?", "-m", parrot_folder, *options)
+def test_mistakes_that_only_the_model_can_tell(fastvlm, image, parrot_folder, options, code, words):
+    outcome = fastvlm("ask", image, "What?", "-m", parrot_folder, *options)
     assert outcome.code == code and words in outcome.error and outcome.out == ""
 
 
-def test_a_cut_off_weight_file_is_told(fastvlm, picture, parrot_folder, tmp_path):
+def test_a_cut_off_weight_file_is_told(fastvlm, image, parrot_folder, tmp_path):
     copy = tmp_path / "cut"
     copy.mkdir()
     for file in parrot_folder.iterdir():
         data = file.read_bytes()
         (copy / file.name).write_bytes(data[:-1000] if file.suffix == ".safetensors" else data)
-    outcome = fastvlm("ask", picture, "What?", "-m", copy)
+    outcome = fastvlm("ask", image, "What?", "-m", copy)
     assert outcome.code == 1 and "truncated" in outcome.error
 
 
-def test_a_bug_is_one_line_too_and_debug_shows_where(fastvlm, picture, monkeypatch):
+def test_a_bug_is_one_line_too_and_debug_shows_where(fastvlm, image, monkeypatch):
     def load(*_, **__):
         raise ZeroDivisionError("of all things")
 
     monkeypatch.setattr("fastvlm.checkpoints.load", load)
-    monkeypatch.setattr("fastvlm.checkpoints.places.checkpoint_path", lambda *_, **__: picture.parent)
-    outcome = fastvlm("ask", picture, "What?")
+    monkeypatch.setattr("fastvlm.checkpoints.places.checkpoint_path", lambda *_, **__: image.parent)
+    outcome = fastvlm("ask", image, "What?")
     assert outcome.code == 1
     assert outcome.error == "ZeroDivisionError: of all things Run it again with --debug for the whole story."
-    shown = fastvlm("ask", picture, "What?", "--debug")
+    shown = fastvlm("ask", image, "What?", "--debug")
     assert shown.code == 1 and "Traceback" in shown.err and "of all things" in shown.err
 
 
@@ -273,16 +273,16 @@ def start(*arguments, **pipes):
     return subprocess.Popen(command, env=plain_environment(), **pipes)
 
 
-def test_a_reader_that_goes_away_is_no_error(workplace, picture, endless_folder):
-    with start("ask", picture, "What?", "-m", endless_folder, "-n", "4000", stdout=subprocess.PIPE) as running:
+def test_a_reader_that_goes_away_is_no_error(workplace, image, endless_folder):
+    with start("ask", image, "What?", "-m", endless_folder, "-n", "4000", stdout=subprocess.PIPE) as running:
         assert running.stdout.read(1) == b"G"
         running.stdout.close()
         assert running.wait(timeout=240) == 141
         assert running.stderr.read() == b""
 
 
-def test_text_streams_and_ctrl_c_stops_without_a_traceback(workplace, picture, endless_folder):
-    with start("ask", picture, "What?", "-m", endless_folder, "-n", "4000", stdout=subprocess.PIPE) as running:
+def test_text_streams_and_ctrl_c_stops_without_a_traceback(workplace, image, endless_folder):
+    with start("ask", image, "What?", "-m", endless_folder, "-n", "4000", stdout=subprocess.PIPE) as running:
         assert running.stdout.read(2) == b"Gr", "text appears while the reply goes on"
         assert running.poll() is None
         running.send_signal(signal.SIGINT)
@@ -292,8 +292,8 @@ def test_text_streams_and_ctrl_c_stops_without_a_traceback(workplace, picture, e
         (b"Gr" + rest).decode()  # whole characters only
 
 
-def test_a_terminal_without_unicode_gets_question_marks(process, picture, parrot_folder):
-    outcome = process("ask", picture, "What?", "-m", parrot_folder, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+def test_a_terminal_without_unicode_gets_question_marks(process, image, parrot_folder):
+    outcome = process("ask", image, "What?", "-m", parrot_folder, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert outcome.code == 0 and outcome.err == ""
     assert outcome.out == parrot.SENTENCE.encode("ascii", "replace").decode() + "\n"
 

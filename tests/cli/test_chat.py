@@ -23,13 +23,13 @@ from fastvlm.errors import UsageError
 ANSWER = parrot.SENTENCE + "\n"
 
 
-def talk(fastvlm, folder, *lines, pictures=(), options=()):
+def talk(fastvlm, folder, *lines, images=(), options=()):
     stdin = "".join(f"{line}\n" for line in lines).encode()
-    return fastvlm("chat", *pictures, "-m", folder, *options, stdin=stdin)
+    return fastvlm("chat", *images, "-m", folder, *options, stdin=stdin)
 
 
-def test_each_line_is_a_turn_and_only_answers_are_printed(fastvlm, picture, parrot_folder):
-    outcome = talk(fastvlm, parrot_folder, "What is this?", "", "And that?", pictures=[picture])
+def test_each_line_is_a_turn_and_only_answers_are_printed(fastvlm, image, parrot_folder):
+    outcome = talk(fastvlm, parrot_folder, "What is this?", "", "And that?", images=[image])
     assert (outcome.code, outcome.out, outcome.err) == (0, ANSWER * 2, "")
 
 
@@ -37,7 +37,7 @@ def test_a_last_line_without_newline_is_a_turn_too(fastvlm, parrot_folder):
     assert fastvlm("chat", "-m", parrot_folder, stdin=b"Hi?").out == ANSWER
 
 
-def test_the_model_sees_what_was_said_before(fastvlm, picture, parrot_folder, monkeypatch):
+def test_the_model_sees_what_was_said_before(fastvlm, image, parrot_folder, monkeypatch):
     from fastvlm.cli.answering import Answerer
 
     seen = []
@@ -48,12 +48,12 @@ def test_the_model_sees_what_was_said_before(fastvlm, picture, parrot_folder, mo
         return original(self, messages, *arguments, **settings)
 
     monkeypatch.setattr(Answerer, "reply", spy)
-    talk(fastvlm, parrot_folder, "One?", "Two?", pictures=[picture], options=["--system", "Be brief."])
+    talk(fastvlm, parrot_folder, "One?", "Two?", images=[image], options=["--system", "Be brief."])
     first = [("system", ["text"]), ("user", ["image", "text"])]
     assert seen == [first, [*first, ("assistant", ["text"]), ("user", ["text"])]]
 
 
-def test_each_picture_is_encoded_once_in_a_chat(fastvlm, picture, parrot_folder, monkeypatch):
+def test_each_image_is_encoded_once_in_a_chat(fastvlm, image, parrot_folder, monkeypatch):
     from fastvlm.engine.vision import FastImageEmbedder
 
     encoded = []
@@ -64,34 +64,34 @@ def test_each_picture_is_encoded_once_in_a_chat(fastvlm, picture, parrot_folder,
         return original(self, pixel_values)
 
     monkeypatch.setattr(FastImageEmbedder, "slices", spy)
-    other = picture.with_name("blue.png")
+    other = image.with_name("blue.png")
     Image.new("RGB", (60, 90), "blue").save(other)
-    lines = ("One?", "Two?", f"/image '{other}'", "Three?", f"/image '{picture}'", "Four?")
-    outcome = talk(fastvlm, parrot_folder, *lines, pictures=[picture])
+    lines = ("One?", "Two?", f"/image '{other}'", "Three?", f"/image '{image}'", "Four?")
+    outcome = talk(fastvlm, parrot_folder, *lines, images=[image])
     assert outcome.out == ANSWER * 4
-    assert encoded == [1, 1], "the first picture with the first question, the second with the third"
+    assert encoded == [1, 1], "the first image with the first question, the second with the third"
 
 
-def test_commands(fastvlm, picture, parrot_folder, workplace):
+def test_commands(fastvlm, image, parrot_folder, workplace):
     outcome = talk(
-        fastvlm, parrot_folder, "/help", f"/image {picture}", "What?", "/history", "/save chat.json", "/save chat.txt",
+        fastvlm, parrot_folder, "/help", f"/image {image}", "What?", "/history", "/save chat.json", "/save chat.txt",
         "/clear", "/history", "/exit", "never asked",
     )  # fmt: skip
     assert outcome.code == 0 and outcome.err == ""
     assert "/image PATH" in outcome.out and outcome.out.count(ANSWER) == 2, "the answer, and the history"
-    assert f"You: [{picture}] What?\nFastVLM: {parrot.SENTENCE}" in outcome.out
+    assert f"You: [{image}] What?\nFastVLM: {parrot.SENTENCE}" in outcome.out
     messages = json.loads((workplace / "chat.json").read_text(encoding="utf-8"))
-    assert messages[0]["content"] == [{"type": "image", "path": str(picture)}, {"type": "text", "text": "What?"}]
+    assert messages[0]["content"] == [{"type": "image", "path": str(image)}, {"type": "text", "text": "What?"}]
     assert messages[1] == {"role": "assistant", "content": [{"type": "text", "text": parrot.SENTENCE}]}
-    assert (workplace / "chat.txt").read_text(encoding="utf-8").startswith(f"You: [{picture}] What?")
+    assert (workplace / "chat.txt").read_text(encoding="utf-8").startswith(f"You: [{image}] What?")
     for name in ("chat.json", "chat.txt"):
         (workplace / name).unlink()
 
 
-def test_a_saved_chat_is_what_the_processor_takes(fastvlm, picture, parrot_folder, workplace):
+def test_a_saved_chat_is_what_the_processor_takes(fastvlm, image, parrot_folder, workplace):
     from fastvlm import FastVlmProcessor
 
-    talk(fastvlm, parrot_folder, "What?", "/save chat.json", pictures=[picture])
+    talk(fastvlm, parrot_folder, "What?", "/save chat.json", images=[image])
     file = workplace / "chat.json"
     messages = json.loads(file.read_text(encoding="utf-8"))
     file.unlink()
@@ -124,21 +124,21 @@ def test_a_mistake_is_told_and_the_chat_goes_on(fastvlm, parrot_folder, line, wo
     assert outcome.code == 1, "a script must notice"
 
 
-def test_images_are_shown_by_whatever_names_them(fastvlm, picture, parrot_folder, monkeypatch):
-    monkeypatch.setenv("HOME", str(picture.parent))
-    spaced = picture.with_name("my cat's.png")
-    spaced.write_bytes(picture.read_bytes())
+def test_images_are_shown_by_whatever_names_them(fastvlm, image, parrot_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(image.parent))
+    spaced = image.with_name("my cat's.png")
+    spaced.write_bytes(image.read_bytes())
     escaped = str(spaced).replace(" ", "\\ ").replace("'", "\\'")
-    names = ("/image ~/red.png", f"/image {spaced}", f"/image {escaped}", f"/image {spaced.as_uri()}", str(picture),
-             f"{escaped} {picture}", f"'{picture}'")  # fmt: skip
+    names = ("/image ~/red.png", f"/image {spaced}", f"/image {escaped}", f"/image {spaced.as_uri()}", str(image),
+             f"{escaped} {image}", f"'{image}'")  # fmt: skip
     lines = [line for name in names for line in (name, "What?")]
     outcome = talk(fastvlm, parrot_folder, *lines, "/history")
     assert (outcome.code, outcome.err) == (0, "")
     shown = [line for line in outcome.out.splitlines() if line.startswith("You: ")]
     assert shown == [
-        *(f"You: [{path}] What?" for path in (picture, spaced, spaced, spaced, picture)),
-        f"You: [{spaced}] [{picture}] What?",
-        f"You: [{picture}] What?",
+        *(f"You: [{path}] What?" for path in (image, spaced, spaced, spaced, image)),
+        f"You: [{spaced}] [{image}] What?",
+        f"You: [{image}] What?",
     ]
 
 
@@ -151,21 +151,19 @@ def test_a_saved_chat_names_files_as_paths_and_addresses_as_urls():
     assert kinds == ["path", "path", "url", "url", "text"]
 
 
-def test_an_image_in_stdin_is_no_question(process, picture, parrot_folder):
-    outcome = process("chat", "-m", parrot_folder, stdin=picture.read_bytes())
+def test_an_image_in_stdin_is_no_question(process, image, parrot_folder):
+    outcome = process("chat", "-m", parrot_folder, stdin=image.read_bytes())
     assert outcome.code == 2 and "Stdin is no text in UTF-8" in outcome.error and outcome.out == ""
 
 
-def test_a_refused_question_leaves_no_trace(fastvlm, picture, parrot_folder):
-    outcome = talk(fastvlm, parrot_folder, "say <|im_end|>", "What?", "/history", pictures=[picture])
-    assert outcome.out.endswith(f"You: [{picture}] What?\nFastVLM: {ANSWER}"), (
-        "the picture waited for the next question"
-    )
+def test_a_refused_question_leaves_no_trace(fastvlm, image, parrot_folder):
+    outcome = talk(fastvlm, parrot_folder, "say <|im_end|>", "What?", "/history", images=[image])
+    assert outcome.out.endswith(f"You: [{image}] What?\nFastVLM: {ANSWER}"), "the image waited for the next question"
     assert "say" not in outcome.out
 
 
 @pytest.mark.parametrize(("arguments", "words"), [(["-"], "'-' cannot be an image in a chat"), (["no.png"], "no file")])
-def test_wrong_pictures_are_told_before_the_model_is_opened(fastvlm, arguments, words):
+def test_wrong_images_are_told_before_the_model_is_opened(fastvlm, arguments, words):
     outcome = fastvlm("chat", *arguments, "-m", "no-such-model")
     assert outcome.code == 2 and words in outcome.error
 
@@ -238,8 +236,8 @@ class Terminal:
         return code
 
 
-def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(workplace, picture, endless_folder):
-    terminal = Terminal("chat", picture, "-m", endless_folder, "-n", "3900", NO_COLOR="1")
+def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(workplace, image, endless_folder):
+    terminal = Terminal("chat", image, "-m", endless_folder, "-n", "3900", NO_COLOR="1")
     terminal.wait_for("Ctrl-D leaves")
     terminal.wait_for("> ")
     terminal.type("What is this?\n")
@@ -258,8 +256,8 @@ def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(workplace, pictu
     assert not re.search(r"\x1b\[[0-9;]*m", terminal.seen), "NO_COLOR is respected"
 
 
-def test_at_a_terminal_an_answer_has_a_summary(workplace, picture, parrot_folder):
-    terminal = Terminal("ask", picture, "What?", "-m", parrot_folder)
+def test_at_a_terminal_an_answer_has_a_summary(workplace, image, parrot_folder):
+    terminal = Terminal("ask", image, "What?", "-m", parrot_folder)
     terminal.wait_for("Second line: 100 %.")
     summary = terminal.wait_for("tokens/s")
     assert terminal.leave() == 0

@@ -12,12 +12,12 @@ def tensors(folder):
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
 
 
-def test_there_and_back(fastvlm, parrot_folder, picture, tmp_path):
+def test_there_and_back(fastvlm, parrot_folder, image, tmp_path):
     apple, back = tmp_path / "apple", tmp_path / "back"
     outcome = fastvlm("convert", parrot_folder, apple, "--to", "llava_qwen2")
     assert (outcome.code, outcome.out, outcome.err) == (0, f"{apple}\n", "")
     assert json.loads((apple / "config.json").read_text())["model_type"] == "llava_qwen2"
-    assert fastvlm("ask", picture, "What?", "-m", apple).out == parrot.SENTENCE + "\n"
+    assert fastvlm("ask", image, "What?", "-m", apple).out == parrot.SENTENCE + "\n"
     assert json.loads(fastvlm("info", apple, "--json").out)["dialect"] == "llava_qwen2"
     assert fastvlm("convert", apple, back).code == 0
     before, after = tensors(parrot_folder), tensors(back)

@@ -14,14 +14,14 @@ KEPT = ["blind.jsonl", "predictions.jsonl", "run.json", "summary.json", "worst.h
 
 
 @pytest.fixture
-def questions(tmp_path, picture):
+def questions(tmp_path, image):
     """Three questions in two tests; the parrot answers one of them."""
     rows = [
-        {"image": picture.name, "question": "What?", "answers": [parrot.SENTENCE], "test": "known"},
-        {"image": picture.name, "question": "What else?", "answers": ["a cat"], "test": "known"},
+        {"image": image.name, "question": "What?", "answers": [parrot.SENTENCE], "test": "known"},
+        {"image": image.name, "question": "What else?", "answers": ["a cat"], "test": "known"},
         {"question": "And?", "answers": ["a dog", "a cat"], "test": "unknown"},
     ]
-    file = picture.parent / "mine.jsonl"
+    file = image.parent / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -154,9 +154,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT between processes")
-def test_ctrl_c_keeps_whole_replies_and_the_next_run_goes_on(endless_folder, picture, tmp_path):
+def test_ctrl_c_keeps_whole_replies_and_the_next_run_goes_on(endless_folder, image, tmp_path):
     rows = [{"image": "red.png", "question": f"{number}?", "answers": ["x"]} for number in range(40)]
-    file = picture.parent / "many.jsonl"
+    file = image.parent / "many.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fastvlm", "eval", "--task", "plain", "--data", file, "--model", endless_folder]
@@ -174,12 +174,12 @@ def test_ctrl_c_keeps_whole_replies_and_the_next_run_goes_on(endless_folder, pic
     assert result["resumed"] == len(kept) and result["n"] == {"plain": 40} and result["cut_off"] == 40
 
 
-def test_a_task_in_parts_has_a_row_for_all_of_them(fastvlm, parrot_folder, picture, tmp_path):
+def test_a_task_in_parts_has_a_row_for_all_of_them(fastvlm, parrot_folder, image, tmp_path):
     row = {"image": "red.png", "text": "Is there a cat?"}
     for part, labels in (("random", ["yes", "no"]), ("popular", ["yes", "yes"])):
         rows = [{**row, "question_id": number, "label": label} for number, label in enumerate(labels)]
         (tmp_path / f"coco_pope_{part}.json").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    arguments = ("eval", "--task", "pope", "--data", tmp_path, "--images", picture.parent, "-m", parrot_folder, *SHORT)
+    arguments = ("eval", "--task", "pope", "--data", tmp_path, "--images", image.parent, "-m", parrot_folder, *SHORT)
     result = json.loads(fastvlm(*arguments, "--json").out)
     assert result["scores"] == {"pope_popular": 1.0, "pope_random": 0.6667, "pope": 0.8333}, "a parrot never says no"
     assert result["n"]["pope"] == 4 and result["figures"]["pope_random"]["precision"] == 0.5
@@ -203,12 +203,12 @@ def test_half_a_line_of_an_earlier_run_is_told(fastvlm, parrot_folder, questions
     assert outcome.code == 0 and "left half a line" in outcome.err and json.loads(outcome.out)["resumed"] == 2
 
 
-def test_check_counts_what_is_left_out(fastvlm, picture, tmp_path):
+def test_check_counts_what_is_left_out(fastvlm, image, tmp_path):
     options = {f"choice_{letter}": letter for letter in "abcd"}
     row = {**options, "answer": "A", "data_type": "image", "data_id": "red.png", "question": "?", "question_id": "1"}
     content = {"questions": [row, {**row, "data_type": "video", "question_id": "2"}]}
     (tmp_path / "SEED-Bench.json").write_text(json.dumps(content))
-    data = ("--data", tmp_path / "SEED-Bench.json", "--images", picture.parent)
+    data = ("--data", tmp_path / "SEED-Bench.json", "--images", image.parent)
     outcome = fastvlm("eval", "--task", "seed", *data, "--check")
     assert outcome.code == 0 and outcome.out.startswith("seed: 1 questions\nleft out: 1 about a video\n")
 

@@ -20,7 +20,7 @@ CODES = {
     "InstallationError": FAILED,
     "MissingExtraError": FAILED,
     "NonFiniteError": FAILED,
-    "PictureError": FAILED,
+    "ImageError": FAILED,
     "PromptError": BAD_USE,
     "StorageError": FAILED,
     "TrainingError": FAILED,

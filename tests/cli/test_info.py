@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastvlm as package
-from fastvlm.cli.checkpoint_facts import Parameters, count_parameters, licence_note, read_facts
+from fastvlm.cli.checkpoint_facts import Parameters, count_parameters, license_note, read_facts
 from fastvlm.config import PRESETS
 from fastvlm.model.cache_name import CACHE_NAME
 
@@ -27,8 +27,8 @@ def test_facts_are_those_of_the_open_model(fastvlm, parrot_folder):
     assert facts["vocabulary_rows"] == model.get_input_embeddings().num_embeddings
     assert facts["context_tokens"] == model.config.text_config.max_position_embeddings
     size = processor.image_processor.image_size
-    assert (facts["pictures"]["height_px"], facts["pictures"]["width_px"]) == size
-    assert facts["pictures"]["visual_tokens"] == model.config.num_visual_tokens(*size)
+    assert (facts["images"]["height_px"], facts["images"]["width_px"]) == size
+    assert facts["images"]["visual_tokens"] == model.config.num_visual_tokens(*size)
     assert facts["file_bytes"] == (parrot_folder / "model.safetensors").stat().st_size
     assert (facts["dialect"], facts["encoder_form"], facts["dtype"]) == ("fast_vlm", "fused", "float32")
     assert facts["is_head_tied"] is False and facts["size"] is None
@@ -76,7 +76,7 @@ def test_the_page_for_people(fastvlm, parrot_folder):
         "fast_vlm, float32",
         "FastViTHD, fused",
         "128 x 128 px (pad): 4 tokens each",
-        "licence",
+        "license",
         "apart from",
     ):
         assert words in outcome.out
@@ -85,14 +85,14 @@ def test_the_page_for_people(fastvlm, parrot_folder):
 
 @pytest.mark.parametrize("size", sorted(set(PRESETS) - {"mini"}))
 def test_apples_sizes_carry_apples_licence(tmp_path, size):
-    assert "research only" in licence_note(tmp_path, size) and "AMLR" in licence_note(tmp_path, size)
+    assert "research only" in license_note(tmp_path, size) and "AMLR" in license_note(tmp_path, size)
 
 
 def test_a_licence_file_is_named(tmp_path):
-    assert "No licence is stated" in licence_note(tmp_path, None)
+    assert "No license is stated" in license_note(tmp_path, None)
     (tmp_path / "LICENSE").write_text("\n  Apache License 2.0\nmore\n")
-    assert licence_note(tmp_path, "mini") == "Apache License 2.0 (see LICENSE in the folder)."
-    assert "research only" in licence_note(tmp_path, "7b") and "Apache" in licence_note(tmp_path, "7b")
+    assert license_note(tmp_path, "mini") == "Apache License 2.0 (see LICENSE in the folder)."
+    assert "research only" in license_note(tmp_path, "7b") and "Apache" in license_note(tmp_path, "7b")
 
 
 def test_no_tensor_is_loaded_and_nothing_is_written(fastvlm, parrot_folder, monkeypatch):

@@ -94,3 +94,11 @@ def test_typing_mistakes_are_one_line_and_exit_code_two(fastvlm, arguments, word
     outcome = fastvlm(*arguments)
     assert outcome.code == 2 and words in outcome.error and outcome.out == ""
     assert outcome.error.endswith("--help")
+
+
+def test_flags_of_version_0_1_are_understood(workplace):
+    outcome = subprocess.run(
+        [sys.executable, "-m", "fastvlm", "serve", "--max-pictures=-1", "--model", "nowhere"],
+        env=plain_environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert "max_images is -1" in outcome.stderr

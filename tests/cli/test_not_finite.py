@@ -19,13 +19,13 @@ def damaged_folder(request, tmp_path_factory, parrot_folder):
 
 
 @pytest.mark.parametrize("options", [(), ("--json",), ("--dtype", "float32")])
-def test_ask_gives_no_answer(fastvlm, picture, damaged_folder, options):
-    outcome = fastvlm("ask", picture, "What?", "-m", damaged_folder, *options)
+def test_ask_gives_no_answer(fastvlm, image, damaged_folder, options):
+    outcome = fastvlm("ask", image, "What?", "-m", damaged_folder, *options)
     assert outcome.code == 1 and outcome.out.strip() == ""
     assert "NaN" in outcome.error
 
 
-def test_chat_tells_of_each_question_and_fails(fastvlm, picture, damaged_folder):
-    outcome = fastvlm("chat", picture, "-m", damaged_folder, stdin=b"What?\n/history\n")
+def test_chat_tells_of_each_question_and_fails(fastvlm, image, damaged_folder):
+    outcome = fastvlm("chat", image, "-m", damaged_folder, stdin=b"What?\n/history\n")
     assert outcome.code == 1 and outcome.out.strip() == ""
     assert "NaN" in outcome.error

@@ -14,11 +14,11 @@ import torch
 from cli_process import hear_ctrl_c, plain_environment
 
 import fastvlm as package
-from fastvlm.dialects.quantised_file import QUANTISED_FILE, REST_FILE
+from fastvlm.dialects.quantized_file import QUANTIZED_FILE, REST_FILE
 from fastvlm.engine.fast import fast_engine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-FILES = {"config.json", "tokenizer.json", "preprocessor_config.json", QUANTISED_FILE, REST_FILE}
+FILES = {"config.json", "tokenizer.json", "preprocessor_config.json", QUANTIZED_FILE, REST_FILE}
 
 
 def content(folder):
@@ -37,11 +37,11 @@ def rounded(request, tmp_path_factory, parrot_folder):
     return target, int(bits), int(head_bits)
 
 
-def test_the_folder_opens_like_any_other(process, rounded, picture):
+def test_the_folder_opens_like_any_other(process, rounded, image):
     folder = rounded[0]
     assert set(content(folder)) >= FILES and "model.safetensors" not in content(folder)
     before = content(folder)
-    outcome = process("ask", picture, "What?", "-m", folder)
+    outcome = process("ask", image, "What?", "-m", folder)
     assert (outcome.code, outcome.out, outcome.err) == (0, parrot.SENTENCE + "\n", "")
     assert content(folder) == before
 
@@ -93,21 +93,21 @@ def test_products_take_no_memory_of_the_model(rounded):
     assert not layer.self_attn.q_proj.weight.numel() and not model.lm_head.weight.numel()
 
 
-def test_other_bits_than_stored_are_refused(fastvlm, rounded, picture):
+def test_other_bits_than_stored_are_refused(fastvlm, rounded, image):
     folder, bits, _ = rounded
-    assert fastvlm("ask", picture, "What?", "-m", folder, "--bits", bits).out == parrot.SENTENCE + "\n"
-    outcome = fastvlm("ask", picture, "What?", "-m", folder, "--bits", 12 - bits)
+    assert fastvlm("ask", image, "What?", "-m", folder, "--bits", bits).out == parrot.SENTENCE + "\n"
+    outcome = fastvlm("ask", image, "What?", "-m", folder, "--bits", 12 - bits)
     assert outcome.code == 2 and f"stored in {bits}" in outcome.error
 
 
 def test_info_tells(fastvlm, rounded, parrot_folder):
     folder, bits, head_bits = rounded
     facts = json.loads(fastvlm("info", folder, "--json").out)
-    told = facts["quantised"]
+    told = facts["quantized"]
     assert (told["bits"], told["head_bits"], told["group_size"]) == (bits, head_bits, 32)
     assert 0 < told["mean_error"] < 0.15 and facts["num_files"] == 2
     before = json.loads(fastvlm("info", parrot_folder, "--json").out)
-    assert facts["parameters"] == before["parameters"] and before["quantised"] is None
+    assert facts["parameters"] == before["parameters"] and before["quantized"] is None
     assert f"decoder in {bits} bits, head in {head_bits}" in fastvlm("info", folder).out
 
 
@@ -124,11 +124,11 @@ def test_json_and_the_name_that_is_chosen(fastvlm, parrot_folder, workplace):
     folder = workplace / "parrot-int4"
     assert outcome.err == "" and report["path"] == str(folder)
     assert report["options"] == {"bits": 4, "group_size": 64, "head_bits": 8}
-    assert report["quantised_bytes"] < report["source_bytes"] and report["error"]["mean"] > 0
+    assert report["quantized_bytes"] < report["source_bytes"] and report["error"]["mean"] > 0
     shutil.rmtree(folder)
 
 
-def test_a_tied_head_keeps_its_table(fastvlm, tmp_path, picture):
+def test_a_tied_head_keeps_its_table(fastvlm, tmp_path, image):
     target = tmp_path / "mini8"
     assert fastvlm("quantize", "mini", target).code == 0
     assert json.loads(fastvlm("info", target, "--json").out)["is_head_tied"] is True
@@ -153,8 +153,8 @@ def test_impossible_options(fastvlm, parrot_folder, tmp_path, options, words):
     assert not (tmp_path / "x").exists()
 
 
-def test_opening_in_other_bits_is_refused(fastvlm, picture):
-    outcome = fastvlm("ask", picture, "What?", "--bits", "2")
+def test_opening_in_other_bits_is_refused(fastvlm, image):
+    outcome = fastvlm("ask", image, "What?", "--bits", "2")
     assert outcome.code == 2 and "--bits is 2; expected 16, 8 or 4" in outcome.error
 
 
@@ -169,13 +169,13 @@ def test_nothing_is_overwritten_and_nothing_rounded_twice(fastvlm, parrot_folder
 
 STOPPED = """
 import os, sys, threading
-from fastvlm.checkpoints import quantising
-save = quantising.save_quantised
-def save_and_wait(quantised, file):
-    save(quantised, file)
+from fastvlm.checkpoints import quantizing
+save = quantizing.save_quantized
+def save_and_wait(quantized, file):
+    save(quantized, file)
     os.kill(os.getpid(), int(sys.argv[1]))
     threading.Event().wait()
-quantising.save_quantised = save_and_wait
+quantizing.save_quantized = save_and_wait
 from fastvlm.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_nothing(fastvlm, parrot_folder, tmp_path, monkeypatc
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastvlm.checkpoints.quantising.write_safetensors", fail)
+    monkeypatch.setattr("fastvlm.checkpoints.quantizing.write_safetensors", fail)
     outcome = fastvlm("quantize", parrot_folder, tmp_path / "full")
     assert outcome.code == 1 and "No space left on device" in outcome.error
     assert not [path for path in tmp_path.iterdir() if "full" in path.name]
@@ -227,7 +227,7 @@ def test_a_source_that_is_read_only_is_read(process, parrot_folder, tmp_path):
     assert content(source) == before
     source.chmod(0o755)
     modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "target").iterdir()}
-    assert modes[QUANTISED_FILE] == modes[REST_FILE] == 0o666 & ~_umask()
+    assert modes[QUANTIZED_FILE] == modes[REST_FILE] == 0o666 & ~_umask()
 
 
 def _umask():
@@ -242,28 +242,28 @@ def broken(rounded, tmp_path):
     return shutil.copytree(rounded[0], tmp_path / "broken")
 
 
-@pytest.mark.parametrize("name", [QUANTISED_FILE, REST_FILE])
+@pytest.mark.parametrize("name", [QUANTIZED_FILE, REST_FILE])
 @pytest.mark.parametrize("verb", ["ask", "info"])
-def test_a_file_that_is_cut_off(fastvlm, broken, picture, name, verb):
+def test_a_file_that_is_cut_off(fastvlm, broken, image, name, verb):
     with (broken / name).open("rb+") as stream:
         stream.truncate((broken / name).stat().st_size - 1000)
-    arguments = ("ask", picture, "What?", "-m", broken) if verb == "ask" else ("info", broken)
+    arguments = ("ask", image, "What?", "-m", broken) if verb == "ask" else ("info", broken)
     outcome = fastvlm(*arguments)
     assert outcome.code == 1 and name in outcome.error and "gain" in outcome.error
 
 
 def test_a_file_that_is_missing(fastvlm, broken):
-    (broken / QUANTISED_FILE).unlink()
+    (broken / QUANTIZED_FILE).unlink()
     outcome = fastvlm("info", broken)
-    assert outcome.code == 1 and QUANTISED_FILE in outcome.error
+    assert outcome.code == 1 and QUANTIZED_FILE in outcome.error
     (broken / REST_FILE).unlink()
     outcome = fastvlm("info", broken)
     assert outcome.code == 1 and "holds no weights" in outcome.error
 
 
-def test_another_models_file_is_refused(fastvlm, broken, picture, tmp_path):
+def test_another_models_file_is_refused(fastvlm, broken, image, tmp_path):
     other = tmp_path / "other"
     assert fastvlm("quantize", "mini", other).code == 0
-    shutil.copy(other / QUANTISED_FILE, broken / QUANTISED_FILE)
-    outcome = fastvlm("ask", picture, "What?", "-m", broken)
+    shutil.copy(other / QUANTIZED_FILE, broken / QUANTIZED_FILE)
+    outcome = fastvlm("ask", image, "What?", "-m", broken)
     assert outcome.code == 1 and "different checkpoints" in outcome.error

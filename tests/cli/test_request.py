@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.cli.request import UNQUOTED_HINT, check_pictures, check_question
+from fastvlm.cli.request import UNQUOTED_HINT, check_images, check_question
 from fastvlm.errors import UsageError
 
 
@@ -73,35 +73,35 @@ def test_any_question_is_taken_or_refused_with_a_usage_error(question):
         check_question(question)
 
 
-def test_files_urls_and_pipes_may_be_pictures(folder):
+def test_files_urls_and_pipes_may_be_images(folder):
     os.mkfifo(folder / "pipe")
-    check_pictures(["cat.png", str(folder / "cat.png"), "pipe", "https://example.org/x", "data:,x"])
+    check_images(["cat.png", str(folder / "cat.png"), "pipe", "https://example.org/x", "data:,x"])
 
 
-def test_a_missing_picture_is_told_with_the_hint(folder):
+def test_a_missing_image_is_told_with_the_hint(folder):
     with pytest.raises(UsageError, match=r"There is no file 'What'\. If that is a part of the question"):
-        check_pictures(["cat.png", "What"], UNQUOTED_HINT)
+        check_images(["cat.png", "What"], UNQUOTED_HINT)
     with pytest.raises(UsageError, match=r"There is no file 'What'\.$"):
-        check_pictures(["What"])
+        check_images(["What"])
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody-of-that-name/x"])
 def test_names_that_no_file_system_takes_are_missing_files(folder, name):
     with pytest.raises(UsageError, match="There is no file"):
-        check_pictures([name])
+        check_images([name])
 
 
 def test_a_folder_is_told(folder):
-    with pytest.raises(UsageError, match=r"'sub/' is a folder; expected a picture file\. Try: sub/\*\.png"):
-        check_pictures(["sub/"])
+    with pytest.raises(UsageError, match=r"'sub/' is a folder; expected an image file\. Try: sub/\*\.png"):
+        check_images(["sub/"])
 
 
 def test_stdin_twice_is_told(folder):
     with pytest.raises(UsageError, match="'-' stands 2 times"):
-        check_pictures(["-", "cat.png", "-"])
+        check_images(["-", "cat.png", "-"])
 
 
 def test_stdin_that_is_a_terminal_is_told(folder, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     with pytest.raises(UsageError, match="stdin is the terminal"):
-        check_pictures(["-"])
+        check_images(["-"])

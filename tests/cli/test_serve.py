@@ -14,7 +14,7 @@ from fastvlm.server.settings import ServeSettings
 def test_help_groups_its_options_and_names_only_what_exists(fastvlm):
     page = fastvlm("serve", "--help").out
     titles = re.findall(r"^(\w+):$", page, re.MULTILINE)
-    assert titles == ["Model", "Network", "Pictures", "Limits", "Options"]
+    assert titles == ["Model", "Network", "Images", "Limits", "Options"]
     flags = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", page.partition("Model:\n")[2]))
     examples = page.partition("Examples:\n")[2].partition("\n\n")[0]
     assert set(re.findall(r" (--?[a-z][a-z-]*)", examples)) <= flags
@@ -28,9 +28,9 @@ def test_defaults_in_the_help_are_the_settings_own(fastvlm):
         "--slots N": settings.slots,
         "--admission-ratio N": f"{settings.admission_ratio:g}",
         "--max-body-bytes N": settings.max_body_bytes,
-        "--max-picture-bytes N": settings.max_picture_bytes,
-        "--max-picture-pixels N": settings.max_picture_pixels,
-        "--max-pictures N": settings.max_pictures,
+        "--max-image-bytes N": settings.max_image_bytes,
+        "--max-image-pixels N": settings.max_image_pixels,
+        "--max-images N": settings.max_images,
         "--max-output-tokens N": settings.max_output_tokens,
         "--max-choices N": settings.max_choices,
         "--max-waiting N": settings.max_waiting,
@@ -39,7 +39,7 @@ def test_defaults_in_the_help_are_the_settings_own(fastvlm):
         "--shutdown-grace SECONDS": f"{settings.shutdown_grace_s:g}",
         "--remote-timeout SECONDS": f"{settings.remote_timeout_s:g}",
         "--image-cache-bytes N": settings.image_cache_bytes,
-        "--picture-memo-bytes N": settings.picture_memo_bytes,
+        "--pixel-cache-bytes N": settings.pixel_cache_bytes,
     }.items():
         assert re.search(rf"{flag} [^[]*\[default: {value}\]", page), flag
 

@@ -84,7 +84,7 @@ def test_notes_are_for_terminals(monkeypatch):
     assert pipe.getvalue() == ""
 
 
-def test_no_colour_where_none_is_wanted(monkeypatch):
+def test_no_color_where_none_is_wanted(monkeypatch):
     screen = terminal_in(monkeypatch)
     Notes().say("faint")
     assert "\x1b[2m" in screen.getvalue()

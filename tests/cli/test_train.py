@@ -53,22 +53,22 @@ def test_recipes_are_listed(fastvlm):
 
 # transformers 5.23 renames gradient to activation checkpointing; peft asks by the old name.
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning")
-def test_a_run_prints_its_folder_and_an_adapter_can_be_asked(fastvlm, written, tmp_path, picture, model):
+def test_a_run_prints_its_folder_and_an_adapter_can_be_asked(fastvlm, written, tmp_path, image, model):
     done = fastvlm("train", written, "--out", tmp_path / "run")
     assert (done.code, done.err) == (0, "")
     assert done.out == f"{tmp_path / 'run' / 'model'}\n"
-    assert fastvlm("ask", picture, "What is shown?", "-m", done.out.strip(), "-n", "3").code == 0
+    assert fastvlm("ask", image, "What is shown?", "-m", done.out.strip(), "-n", "3").code == 0
     lora = ("--set", "lora.r=2", "--set", "parts.projector=frozen", "--max-steps", "1")
     done = fastvlm("train", written, "--out", tmp_path / "lora", *lora, "--json")
     assert done.code == 0, done.err
     facts = json.loads(done.out)
     assert facts["model"] is None and facts["step"] == facts["num_steps"] == 1
-    asked = fastvlm("ask", picture, "What is shown?", "-m", model, "--adapter", facts["adapter"], "-n", "3")
+    asked = fastvlm("ask", image, "What is shown?", "-m", model, "--adapter", facts["adapter"], "-n", "3")
     assert asked.code == 0, asked.err
-    chatted = fastvlm("chat", picture, "-m", model, "--adapter", facts["adapter"], "-n", "3", stdin=b"What is shown?")
+    chatted = fastvlm("chat", image, "-m", model, "--adapter", facts["adapter"], "-n", "3", stdin=b"What is shown?")
     assert (chatted.code, chatted.out, chatted.err) == (0, asked.out, "")
     for verb in ("ask", "chat"):
-        plain = [picture, *(["What?"] if verb == "ask" else []), "-m", model]
+        plain = [image, *(["What?"] if verb == "ask" else []), "-m", model]
         refused = fastvlm(verb, *plain, "--adapter", tmp_path)
         assert refused.code == 1 and "has no adapter_config.json" in refused.error
 
@@ -167,7 +167,7 @@ def test_changed_data_is_refused(fastvlm, model, tmp_path):
         (("lorra",), "Did you mean 'lora'?"),
         (("mini",), "give --data"),
         (("mini", "--check"), "give --data"),
-        (("mini", "--pictures-in", "x"), "give --data too"),
+        (("mini", "--images-in", "x"), "give --data too"),
         (("mini", "--ignore", "x"), "give --data too"),
         (("mini", "--allow-changed-data"), "give --resume too"),
         (("mini", "--set", "batch_size"), "expected KEY=VALUE"),
@@ -206,7 +206,7 @@ ASKED = [  # the last answer is not what the mini says
 
 @pytest.fixture
 def questions(tmp_path):
-    """A file of them, with pictures that are elsewhere."""
+    """A file of them, with images that are elsewhere."""
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in ASKED))
     return file

@@ -115,7 +115,7 @@ VERBS = {
     "quantize": Verb(lambda sources, out: ["quantize", str(sources / "small"), str(out), "--bits", "8"], is_whole),
     "demo-data": Verb(
         lambda _, out: [
-            *("demo-data", str(out), "--pictures", "4", "--shards-of", "2", "--workers", "1", "--mix", "shapes=1")
+            *("demo-data", str(out), "--images", "4", "--shards-of", "2", "--workers", "1", "--mix", "shapes=1")
         ],
         has_whole_shards,
         is_kept=True,

@@ -28,7 +28,7 @@ def test_an_encoder_made_from_what_the_shapes_tell_has_these_shapes(config):
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
-def test_the_published_encoder_is_recognised(is_fused):
+def test_the_published_encoder_is_recognized(is_fused):
     published = FastViTHDConfig(model_args={"inference_mode": is_fused})
     shapes = shapes_of(published)
     assert encoder_form(shapes) is is_fused

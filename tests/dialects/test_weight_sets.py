@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastvlm.dialects.quantised_file import QUANTISED_FILE, REST_FILE
+from fastvlm.dialects.quantized_file import QUANTIZED_FILE, REST_FILE
 from fastvlm.dialects.weights import WeightFiles
 from fastvlm.errors import CheckpointError
 
@@ -63,9 +63,9 @@ def test_pickles_beside_safetensors_are_a_warning(tmp_path, taken, other):
 
 def test_a_quantized_folder_with_plain_weights_is_an_error(tmp_path):
     write(tmp_path, "safetensors")
-    for name in (QUANTISED_FILE, REST_FILE):
+    for name in (QUANTIZED_FILE, REST_FILE):
         shutil.copyfile(tmp_path / "model.safetensors", tmp_path / name)
-    with pytest.raises(CheckpointError, match=f"two complete sets of weights: {QUANTISED_FILE} and {REST_FILE}, and"):
+    with pytest.raises(CheckpointError, match=f"two complete sets of weights: {QUANTIZED_FILE} and {REST_FILE}, and"):
         WeightFiles.of(tmp_path)
 
 

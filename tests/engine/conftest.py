@@ -22,11 +22,11 @@ class Letters:
 class Sides:
     """One question on both sides: `inputs` for the engine and for `generate`."""
 
-    def __init__(self, layout, *, seed=2, pictures=None):
+    def __init__(self, layout, *, seed=2, images=None):
         self.ids = tiny.prompt(layout, seed=seed)
         self.inputs = {"input_ids": torch.tensor([self.ids])}
-        if pictures is not None:
-            self.inputs["pixel_values"] = pictures
+        if images is not None:
+            self.inputs["pixel_values"] = images
 
     def generated(self, model, max_new_tokens=12):
         """The reply of `generate`, the reference."""
@@ -35,7 +35,7 @@ class Sides:
 
 
 class Encoder:
-    """The model's encoder, counting pictures."""
+    """The model's encoder, counting images."""
 
     def __init__(self, model):
         self.model, self.calls = model, []
@@ -72,13 +72,13 @@ def engine(make_engine):
 
 @pytest.fixture
 def question():
-    """``question("titt", seed=3)``, with the pictures that its layout needs."""
+    """``question("titt", seed=3)``, with the images that its layout needs."""
 
-    def make(layout, *, seed=2, picture_seed=1, pictures=None):
+    def make(layout, *, seed=2, image_seed=1, images=None):
         count = layout.count("i")
-        if pictures is None and count:
-            pictures = tiny.pictures(count, seed=picture_seed)
-        return Sides(layout, seed=seed, pictures=pictures)
+        if images is None and count:
+            images = tiny.images(count, seed=image_seed)
+        return Sides(layout, seed=seed, images=images)
 
     return make
 

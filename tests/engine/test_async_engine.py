@@ -194,13 +194,13 @@ def test_mistakes_are_raised_where_they_were_made(engine, encoder, question, sho
             with pytest.raises(ContextLengthError, match="context is 256"):
                 await door.generate(question("tt").inputs, SamplingParams(max_new_tokens=300))
             with pytest.raises(ImageTokenMismatchError):
-                await door.generate({**question("titt").inputs, "pixel_values": tiny.pictures(2)}, short)
+                await door.generate({**question("titt").inputs, "pixel_values": tiny.images(2)}, short)
             assert (await fine).token_ids
 
     run(scene)
 
 
-def test_a_failing_picture_fails_alone(make_engine, model, question, short):
+def test_a_failing_image_fails_alone(make_engine, model, question, short):
     def fail(pixel_values):
         raise MemoryError("too much")
 
@@ -296,4 +296,4 @@ def test_what_is_prepared_once_is_streamed_several_times_each_with_its_guide(end
             return [await door.generate(prompt, params, guide=guide) for guide in guides]
 
     assert [reply.token_ids for reply in run(scene)] == [(3,) * 5, (4,) * 5]
-    assert engine.picture_hits == (0, 1), "the second stream reuses the first one's prefix, picture and all"
+    assert engine.image_hits == (0, 1), "the second stream reuses the first one's prefix, image and all"

@@ -199,7 +199,7 @@ def test_weights_that_are_taken_are_held_by_the_products_alone(is_tied):
     model = tiny.model(text={"tie_word_embeddings": is_tied})
     theirs = expected(model, PROMPTS[1])[-1]
     with torch.no_grad():
-        features = model.get_image_features(tiny.pictures(1)).pooler_output
+        features = model.get_image_features(tiny.images(1)).pooler_output
     packed = []
 
     def copied(weight, bias):
@@ -214,7 +214,7 @@ def test_weights_that_are_taken_are_held_by_the_products_alone(is_tied):
     assert model.get_input_embeddings().weight.shape == (tiny.VOCAB, 32)
     assert (model.lm_head.weight.numel() == 0) == (not is_tied), "the embeddings are still needed"
     with torch.no_grad():
-        assert torch.equal(model.get_image_features(tiny.pictures(1)).pooler_output, features)
+        assert torch.equal(model.get_image_features(tiny.images(1)).pooler_output, features)
 
 
 class Adapted(nn.Linear):

@@ -27,8 +27,8 @@ def test_alone(layout, engine, model, question, short):
 
 
 def test_together(engine, model, question, short, drain):
-    """More requests than slots, of different lengths, with different numbers of pictures."""
-    asked = [question(layout, seed=n, picture_seed=n) for n, layout in enumerate(LAYOUTS)]
+    """More requests than slots, of different lengths, with different numbers of images."""
+    asked = [question(layout, seed=n, image_seed=n) for n, layout in enumerate(LAYOUTS)]
     requests = [engine.submit(one.inputs, short) for one in asked]
     tokens, last = drain(engine)
     assert [tokens[request] for request in requests] == [one.generated(model) for one in asked]
@@ -37,7 +37,7 @@ def test_together(engine, model, question, short, drain):
 
 @pytest.mark.parametrize("steps_before", [1, 2, 5])
 def test_joined_late(steps_before, engine, model, question, short, drain):
-    first, second = question("tittt", seed=3), question("ttti", seed=4, picture_seed=9)
+    first, second = question("tittt", seed=3), question("ttti", seed=4, image_seed=9)
     one = engine.submit(first.inputs, short)
     early = [event for _ in range(steps_before) for event in engine.step()]
     assert len(early) == steps_before, "one token a step"
@@ -80,13 +80,13 @@ def test_a_waiting_one_is_cancelled_too(make_engine, question, short, drain):
     assert last[waiting].completion.token_ids == () and last[waiting].completion.timings.ttft is None
 
 
-# ------------------------------------------------------------------------------------------ prefixes and pictures
+# ------------------------------------------------------------------------------------------ prefixes and images
 
 
-def test_a_second_question_about_a_picture_computes_only_what_is_new(engine, encoder, model, short):
-    picture, ids = tiny.pictures(1), tiny.prompt("ti")
+def test_a_second_question_about_a_image_computes_only_what_is_new(engine, encoder, model, short):
+    image, ids = tiny.images(1), tiny.prompt("ti")
     for number, tail in enumerate((tiny.prompt("ttt", seed=5), tiny.prompt("tttt", seed=6))):
-        inputs = {"input_ids": torch.tensor([[*ids, *tail]]), "pixel_values": picture.clone()}
+        inputs = {"input_ids": torch.tensor([[*ids, *tail]]), "pixel_values": image.clone()}
         reply = engine.generate(inputs, short)
         expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, len(ids) + len(tail) :]
         assert reply.token_ids == tuple(expected.tolist())
@@ -97,9 +97,9 @@ def test_a_second_question_about_a_picture_computes_only_what_is_new(engine, enc
 
 @pytest.mark.parametrize("num_slots", [1, 2])
 def test_a_conversation_goes_on(num_slots, make_engine, model, encoder, short):
-    engine, picture, ids = make_engine(num_slots=num_slots), tiny.pictures(1), tiny.prompt("titt")
+    engine, image, ids = make_engine(num_slots=num_slots), tiny.images(1), tiny.prompt("titt")
     for turn in range(3):
-        inputs = {"input_ids": torch.tensor([ids]), "pixel_values": picture}
+        inputs = {"input_ids": torch.tensor([ids]), "pixel_values": image}
         reply = engine.generate(inputs, short)
         expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, len(ids) :]
         assert reply.token_ids == tuple(expected.tolist())
@@ -110,9 +110,9 @@ def test_a_conversation_goes_on(num_slots, make_engine, model, encoder, short):
 
 
 def test_a_prefix_of_a_running_request_is_taken_over(engine, model, question, short, drain):
-    picture, head = tiny.pictures(1), tiny.prompt("tit", seed=8)
+    image, head = tiny.images(1), tiny.prompt("tit", seed=8)
     prompts = [[*head, *tiny.prompt("tt", seed=seed)] for seed in (1, 2)]
-    inputs = [{"input_ids": torch.tensor([ids]), "pixel_values": picture} for ids in prompts]
+    inputs = [{"input_ids": torch.tensor([ids]), "pixel_values": image} for ids in prompts]
     requests = [engine.submit(one, short) for one in inputs]
     tokens, last = drain(engine)
     for request, one, ids in zip(requests, inputs, prompts, strict=True):
@@ -122,7 +122,7 @@ def test_a_prefix_of_a_running_request_is_taken_over(engine, model, question, sh
 
 
 def test_the_same_prompt_again(engine, model, encoder, question, short):
-    """All but the last token is there; that one may be a picture's, whose embeds are then needed again."""
+    """All but the last token is there; that one may be an image's, whose embeds are then needed again."""
     for layout in ("tit", "tti", "itti"):
         asked = question(layout)
         replies = [engine.generate(asked.inputs, short) for _ in range(2)]
@@ -130,20 +130,20 @@ def test_the_same_prompt_again(engine, model, encoder, question, short):
         assert replies[1].usage.cached_prompt_tokens == len(asked.ids) - 1
 
 
-def test_the_same_place_with_another_picture_is_encoded_and_computed(engine, model, encoder, question, short):
-    first, second = question("titt", picture_seed=1), question("titt", picture_seed=2)
+def test_the_same_place_with_another_image_is_encoded_and_computed(engine, model, encoder, question, short):
+    first, second = question("titt", image_seed=1), question("titt", image_seed=2)
     assert engine.generate(first.inputs, short).token_ids == first.generated(model)
     reply = engine.generate(second.inputs, short)
     assert reply.token_ids == second.generated(model) != first.generated(model)
-    assert reply.usage.cached_prompt_tokens == 1, "the token before the picture"
+    assert reply.usage.cached_prompt_tokens == 1, "the token before the image"
     assert encoder.calls == [1, 1]
 
 
-def test_pictures_are_known_wherever_they_stand(engine, model, encoder, short):
-    one, two, three = tiny.pictures(3)
-    for pictures in ([one, two], [two, one], [one, one, three], [three]):
-        inputs = {"input_ids": torch.tensor([tiny.prompt("t" + "it" * len(pictures))])}
-        inputs["pixel_values"] = torch.stack(pictures)
+def test_images_are_known_wherever_they_stand(engine, model, encoder, short):
+    one, two, three = tiny.images(3)
+    for images in ([one, two], [two, one], [one, one, three], [three]):
+        inputs = {"input_ids": torch.tensor([tiny.prompt("t" + "it" * len(images))])}
+        inputs["pixel_values"] = torch.stack(images)
         expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert engine.generate(inputs, short).token_ids == tuple(expected.tolist())
     assert encoder.calls == [2, 1], "the third when it first came"
@@ -157,7 +157,7 @@ def test_forgetting(engine, encoder, question, short):
     assert encoder.calls == [1, 1]
 
 
-def test_without_memory_for_pictures_it_works_too(make_engine, model, question, short):
+def test_without_memory_for_images_it_works_too(make_engine, model, question, short):
     engine, asked = make_engine(image_cache_bytes=0), question("iti")
     assert engine.generate(asked.inputs, short).token_ids == asked.generated(model)
 

@@ -102,10 +102,10 @@ def test_a_queue_has_an_end(make_engine, question, short):
     assert engine.num_running == 1 and engine.num_waiting == 2
 
 
-def test_pictures_without_a_place_are_told_with_both_counts(engine, question):
+def test_images_without_a_place_are_told_with_both_counts(engine, question):
     inputs = question("titt").inputs
-    for pictures in (None, tiny.pictures(2), tiny.pictures(1, 192, 128)):
-        wrong = {"input_ids": inputs["input_ids"]} if pictures is None else {**inputs, "pixel_values": pictures}
+    for images in (None, tiny.images(2), tiny.images(1, 192, 128)):
+        wrong = {"input_ids": inputs["input_ids"]} if images is None else {**inputs, "pixel_values": images}
         with pytest.raises(ImageTokenMismatchError, match="4"):
             engine.submit(wrong)
 
@@ -129,7 +129,7 @@ def test_padding_is_left_out(engine, model, question, short):
 
 def test_a_failure_while_one_begins_is_its_own(make_engine, model, question, short, drain):
     def fail(pixel_values):
-        raise MemoryError("the picture is too much")
+        raise MemoryError("the image is too much")
 
     engine = make_engine(encode=fail)
     fine, wrong = question("ttt"), question("titt")
@@ -182,8 +182,8 @@ def parrot_engine():
     return Engine(model, FastVlmProcessor(FastVlmImageProcessor(image_size=parrot.SIZE_PX), words), num_slots=2)
 
 
-def messages(*pictures, text="What is this?"):
-    items = [{"type": "image", "image": picture} for picture in pictures]
+def messages(*images, text="What is this?"):
+    items = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*items, {"type": "text", "text": text}]}]
 
 
@@ -197,9 +197,9 @@ def test_messages_become_text_in_whole_characters(parrot_engine):
 
 def test_usage_and_timings_fit_together(parrot_engine):
     parrot_engine.forget()
-    picture = Image.new("RGB", (9, 9), "blue")
-    first = parrot_engine.generate(messages(picture))
-    second = parrot_engine.generate(messages(picture, text="What is that?"))
+    image = Image.new("RGB", (9, 9), "blue")
+    first = parrot_engine.generate(messages(image))
+    second = parrot_engine.generate(messages(image, text="What is that?"))
     assert second.usage.prompt_tokens == first.usage.prompt_tokens
     assert first.usage.cached_prompt_tokens == 0 and second.usage.cached_prompt_tokens > first.usage.image_tokens
     assert first.usage.completion_tokens == len(first.token_ids)

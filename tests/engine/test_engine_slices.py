@@ -110,7 +110,7 @@ def test_a_reply_goes_on_while_another_starts(layout, finest, encode, model, que
 
 def test_two_that_come_together_start_one_after_the_other(finest, model, question, short):
     running = Running(finest(), question("ttttt", seed=3))
-    asked = [question("titt", seed=4, picture_seed=4), question("itti", seed=5, picture_seed=5)]
+    asked = [question("titt", seed=4, image_seed=4), question("itti", seed=5, image_seed=5)]
     requests = [running.engine.submit(one.inputs, short) for one in asked]
     tokens, order = {request: [] for request in requests}, []
     while any(len(said) < 12 for said in tokens.values()):
@@ -123,17 +123,17 @@ def test_two_that_come_together_start_one_after_the_other(finest, model, questio
 
 
 def test_of_a_beginning_that_is_there_nothing_is_computed(finest, encode, model, question, short):
-    """That of a running reply, and of one that has ended; the last prompt ends with the picture itself."""
-    engine, picture, head = finest(num_slots=2), tiny.pictures(1), tiny.prompt("tttit", seed=8)
+    """That of a running reply, and of one that has ended; the last prompt ends with the image itself."""
+    engine, image, head = finest(num_slots=2), tiny.images(1), tiny.prompt("tttit", seed=8)
 
-    def about_the_picture(ids):
+    def about_the_image(ids):
         asked = question("t")
-        asked.ids, asked.inputs = ids, {"input_ids": torch.tensor([ids]), "pixel_values": picture}
+        asked.ids, asked.inputs = ids, {"input_ids": torch.tensor([ids]), "pixel_values": image}
         return asked
 
-    running = Running(engine, about_the_picture([*head, 9, 10]))
+    running = Running(engine, about_the_image([*head, 9, 10]))
     for ids, num_chunks in (([*head, *range(20, 27)], 3), ([*head, *range(30, 34)], 2), (head[:-1], 1)):
-        asked = about_the_picture(ids)
+        asked = about_the_image(ids)
         tokens, steps = running.until(engine.submit(asked.inputs, short))
         assert same(tokens, asked, model) and steps == num_chunks
     assert encode.begun == 1
@@ -141,7 +141,7 @@ def test_of_a_beginning_that_is_there_nothing_is_computed(finest, encode, model,
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20, "encoded", "first chunk"])
-def test_who_is_cancelled_while_starting_frees_slot_and_picture(steps, finest, encode, model, question, short):
+def test_who_is_cancelled_while_starting_frees_slot_and_image(steps, finest, encode, model, question, short):
     engine = finest(num_slots=2)
     running = Running(engine, question("ttttt", seed=3))
     asked = question("ttttitttt", seed=4)
@@ -157,7 +157,7 @@ def test_who_is_cancelled_while_starting_frees_slot_and_picture(steps, finest, e
     assert engine.num_running == 2
     assert engine.cancel(request) and not engine.cancel(request)
     assert engine.num_running == 1, "the slot is free at once"
-    assert len(engine._images) == (0 if isinstance(steps, int) else 1), "half a picture is kept"
+    assert len(engine._images) == (0 if isinstance(steps, int) else 1), "half an image is kept"
     assert [(event.request_id, event.finish_reason) for event in running.step()] == [(request, "cancelled")]
     begun = encode.begun
     again = engine.submit(asked.inputs, short)
@@ -221,7 +221,7 @@ def test_without_slices_it_starts_in_one_step_beside_others_too(finest, model, q
     assert steps == 1 and same(tokens, asked, model)
 
 
-def test_with_fixed_shapes_pictures_are_encoded_whole(finest, encode, model, question, short):
+def test_with_fixed_shapes_images_are_encoded_whole(finest, encode, model, question, short):
     """As a graph on a GPU is: there is no leaving it."""
     running = Running(finest(has_fixed_shapes=True), question("ttttt", seed=3))
     asked = question("ttttitttt", seed=4)

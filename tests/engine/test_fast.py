@@ -26,15 +26,15 @@ def mini(dtype="float32"):
     return fastvlm.load("mini", device="cpu", dtype=dtype)
 
 
-def question(text="What shape is this?", picture="examples/red_star.png"):
-    content = [{"type": "image", "path": picture}, {"type": "text", "text": text}]
+def question(text="What shape is this?", image="examples/red_star.png"):
+    content = [{"type": "image", "path": image}, {"type": "text", "text": text}]
     return [{"role": "user", "content": content}]
 
 
-@pytest.mark.parametrize("picture", ["red_star", "five_shapes", "letter", "word"])
-def test_in_float32_the_fast_engine_answers_as_generate(picture):
+@pytest.mark.parametrize("image", ["red_star", "five_shapes", "letter", "word"])
+def test_in_float32_the_fast_engine_answers_as_generate(image):
     model, processor = mini()
-    messages = question("What do you see?", f"examples/{picture}.png")
+    messages = question("What do you see?", f"examples/{image}.png")
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -165,7 +165,7 @@ def test_layers_of_another_kind_are_turned_too():
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("float16", None), ("float16", "float16"), ("bfloat16", "float16")])
-def test_in_float16_pictures_are_still_computed_in_float32(stored, dtype):
+def test_in_float16_images_are_still_computed_in_float32(stored, dtype):
     """The published encoders' numbers come close to the largest of float16."""
     engine = fast_engine(*mini(stored), dtype=None if dtype is None else getattr(torch, dtype))
     pixels = engine.processor.image_processor([Image.new("RGB", (64, 64), "red")], return_tensors="pt")["pixel_values"]

@@ -45,17 +45,17 @@ def test_steps_are_kept_by_rows_and_length():
     assert len(decode._steps) == 2 and decode.num_captured == 0
 
 
-def test_encoded_pictures_are_tensors_of_their_own_and_few_shapes_are_kept():
+def test_encoded_images_are_tensors_of_their_own_and_few_shapes_are_kept():
     encode = GraphedEncode(lambda pixels: pixels.flatten(2).transpose(1, 2), CPU)
-    pictures = [torch.rand(1, 3, side, 2) for side in range(1, 9)]
-    embeds = [encode(picture) for picture in pictures] + [encode(torch.zeros(1, 3, 1, 2))]
-    for picture, own in zip(pictures, embeds, strict=False):
-        assert torch.equal(own, picture.flatten(2).transpose(1, 2))
-    assert len(encode._kept) == fixed_shapes._KEPT_PICTURE_SHAPES
+    images = [torch.rand(1, 3, side, 2) for side in range(1, 9)]
+    embeds = [encode(image) for image in images] + [encode(torch.zeros(1, 3, 1, 2))]
+    for image, own in zip(images, embeds, strict=False):
+        assert torch.equal(own, image.flatten(2).transpose(1, 2))
+    assert len(encode._kept) == fixed_shapes._KEPT_IMAGE_SHAPES
 
 
 def test_the_engine_says_what_generate_says(model, make_engine, question, drain, short):
-    """Alone, side by side, joined late, with pictures, over a prefix; nothing is taken from an overwritten buffer."""
+    """Alone, side by side, joined late, with images, over a prefix; nothing is taken from an overwritten buffer."""
     engine = make_engine(has_fixed_shapes=True)
     sides = [question("titt", seed=3), question("ttttt", seed=4), question("tiitt", seed=5), question("titt", seed=3)]
     expected = [side.generated(model) for side in sides]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from linears import NO_KERNELS, layer, relative_gap
 
 from fastvlm.engine import int4
-from fastvlm.engine.int4 import GROUP_SIZES, Int4Linear, int4_factory, int4_linear, pack_int4, quantise_int4
+from fastvlm.engine.int4 import GROUP_SIZES, Int4Linear, int4_factory, int4_linear, pack_int4, quantize_int4
 from fastvlm.engine.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
 from fastvlm.engine.linear import PlainLinear
 
@@ -26,10 +26,10 @@ def test_the_layout_is_that_of_torchs_kernel(outputs, inputs):
 
 @pytest.mark.parametrize("outputs", [1, 64, 70, 200])
 def test_laying_a_weight_out_for_another_cpu_changes_no_value(outputs):
-    stored = quantise_int4(layer(1, 128, outputs)[1], 64)
+    stored = quantize_int4(layer(1, 128, outputs)[1], 64)
     other = stored.in_blocks(32)
     assert stored.in_blocks(64) is stored and not torch.equal(other.packed, stored.packed)
-    assert torch.equal(other.dequantise(), stored.dequantise())
+    assert torch.equal(other.dequantize(), stored.dequantize())
     assert torch.equal(other.in_blocks(64).packed, stored.packed)
 
 
@@ -38,24 +38,24 @@ def test_laying_a_weight_out_for_another_cpu_changes_no_value(outputs):
 def test_a_weight_is_at_most_half_a_step_off(shape, group_size, offset):
     _, inputs, outputs = shape
     weight = torch.randn(outputs, inputs) + offset
-    rounded = quantise_int4(weight, group_size)
+    rounded = quantize_int4(weight, group_size)
     assert (rounded.group_size, rounded.in_features, rounded.out_features) == (group_size, inputs, outputs)
     scales, zeros = rounded.scales_and_zeros[:, :outputs].float().unbind(-1)
     # Half a step; then scale (over 8 steps) and zero rounded to bfloat16, and the weight itself, 2 ** -9 each.
     bound = 0.5 * scales + (8 * scales + zeros.abs()) * 2**-8 + weight.abs().max() * 2**-8
-    error = (rounded.dequantise().float() - weight).abs().reshape(outputs, -1, group_size).amax(-1).T
+    error = (rounded.dequantize().float() - weight).abs().reshape(outputs, -1, group_size).amax(-1).T
     assert (error <= bound).all()
 
 
 def test_what_has_16_values_is_kept():
     values = torch.arange(16.0).repeat(64, 4)
-    assert torch.equal(quantise_int4(values, 32).dequantise().float(), values)
+    assert torch.equal(quantize_int4(values, 32).dequantize().float(), values)
 
 
 def test_constant_groups_are_kept():
     for constant in (0.0, 1.0, -2.5):
         assert torch.equal(
-            quantise_int4(torch.full((3, 64), constant)).dequantise().float(), torch.full((3, 64), constant)
+            quantize_int4(torch.full((3, 64), constant)).dequantize().float(), torch.full((3, 64), constant)
         )
 
 
@@ -66,7 +66,7 @@ def test_equals_the_product_with_the_rounded_weight(shape, group_size, has_bias)
     bias = bias if has_bias else None
     for dtype in (torch.float32, torch.bfloat16):
         result = int4_linear(weight, bias, group_size)(x.to(dtype))
-        expected = F.linear(x.to(torch.bfloat16).float(), quantise_int4(weight, group_size).dequantise().float(), bias)
+        expected = F.linear(x.to(torch.bfloat16).float(), quantize_int4(weight, group_size).dequantize().float(), bias)
         assert result.dtype == dtype and result.shape == expected.shape
         assert relative_gap(result, expected) < 0.02  # bfloat16, and there may be two outputs alone
 

@@ -13,8 +13,8 @@ from fastvlm.engine.int8 import (
     Int8WeightOnlyLinear,
     int8_linear,
     int8_weight_only_linear,
-    quantise_int8,
-    quantise_rows,
+    quantize_int8,
+    quantize_rows,
 )
 from fastvlm.engine.linear import PlainLinear
 
@@ -27,16 +27,16 @@ SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 130), st.integers(1, 130))
 @given(shape=SHAPES, seed=st.integers(0, 9))
 def test_a_weight_is_at_most_half_a_step_off(shape, seed):
     _, weight, _ = layer(*shape, seed=seed)
-    rounded = quantise_int8(weight)
+    rounded = quantize_int8(weight)
     assert rounded.values.dtype == torch.int8 and rounded.values.abs().max() == 127
-    error = (rounded.dequantise() - weight).abs()
+    error = (rounded.dequantize() - weight).abs()
     assert (error <= rounded.scales[:, None] * 0.5001).all()
 
 
 def test_rows_of_zeros_stay_zero():
     weight = torch.zeros(3, 16)
     weight[1] = 1e-30
-    assert quantise_int8(weight).dequantise()[[0, 2]].abs().max() == 0
+    assert quantize_int8(weight).dequantize()[[0, 2]].abs().max() == 0
     for make in MAKERS:
         x = torch.zeros(2, 16)
         bias = torch.tensor([1.0, 2.0, 3.0])
@@ -45,7 +45,7 @@ def test_rows_of_zeros_stay_zero():
 
 def restored(x, num_terms=2):
     """`x` as its terms have it, float64."""
-    terms, scales = quantise_rows(x, num_terms)
+    terms, scales = quantize_rows(x, num_terms)
     assert terms.dtype == torch.uint8 and scales.dtype == torch.float32
     first, *second = (terms.double() - 128).chunk(num_terms)
     return (first + second[0] / 254 if second else first) * scales
@@ -64,10 +64,10 @@ def test_activations_are_at_most_half_a_step_of_the_last_term_off(shape, dtype, 
 def test_one_bfloat16_row_is_rounded_as_finely_as_many(num_terms):
     """A sum in bfloat16 would lose the second term, and half of the first."""
     x, weight, _ = layer(16, 896, 1152)
-    x, rounded = x.bfloat16(), quantise_int8(weight)
+    x, rounded = x.bfloat16(), quantize_int8(weight)
     made = Int8DynamicLinear(rounded, None, num_terms)
     alone = torch.cat([made(row[None]) for row in x])
-    exact = F.linear(restored(x, num_terms), rounded.dequantise().double())
+    exact = F.linear(restored(x, num_terms), rounded.dequantize().double())
     assert relative_gap(alone, exact) < 2**-8
 
 
@@ -77,9 +77,9 @@ def test_one_bfloat16_row_is_rounded_as_finely_as_many(num_terms):
 def test_dynamic_equals_the_product_of_what_was_rounded(shape, has_bias, num_terms):
     x, weight, bias = layer(*shape)
     bias = bias if has_bias else None
-    rounded = quantise_int8(weight)
+    rounded = quantize_int8(weight)
     bias64 = None if bias is None else bias.double()
-    expected = F.linear(restored(x, num_terms), rounded.dequantise().double(), bias64)
+    expected = F.linear(restored(x, num_terms), rounded.dequantize().double(), bias64)
     assert relative_gap(Int8DynamicLinear(rounded, bias, num_terms)(x), expected) < 1e-4
 
 
@@ -88,7 +88,7 @@ def test_dynamic_equals_the_product_of_what_was_rounded(shape, has_bias, num_ter
 def test_results_are_near_those_of_the_rounded_weight(shape, has_bias, dtype):
     x, weight, bias = layer(*shape)
     x, bias = x.to(dtype), bias if has_bias else None
-    exact = F.linear(x.double(), quantise_int8(weight).dequantise().double(), None if bias is None else bias.double())
+    exact = F.linear(x.double(), quantize_int8(weight).dequantize().double(), None if bias is None else bias.double())
     largest = x.float().norm(dim=-1, keepdim=True) * weight.norm(dim=-1) + bias.abs().max() if has_bias else None
     for make, bound in ((int8_linear, 0.03), (int8_weight_only_linear, 0.01)):
         result = make(weight, bias)(x)
@@ -117,7 +117,7 @@ def test_any_number_of_leading_dimensions(make, shape):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_a_row_does_not_depend_on_its_neighbours(make):
+def test_a_row_does_not_depend_on_its_neighbors(make):
     x, weight, bias = layer(5, 64, 48)
     x[1] *= 1e4  # such as the first token's in Qwen2
     made = make(weight, bias)
@@ -131,7 +131,7 @@ def test_in_attention_an_outlier_does_not_drown_its_row():
     x, weight, bias = layer(2, 896, 1152)
     x[:, 7] = 300.0
     weight[:, 7] = 0.0
-    weight = quantise_int8(weight).dequantise()
+    weight = quantize_int8(weight).dequantize()
     for rows in (x, x[:1]):
         assert relative_gap(int8_linear(weight, bias)(rows), F.linear(rows, weight, bias)) < 0.01
 
@@ -152,7 +152,7 @@ def test_few_and_many_rows_of_the_weight_only_kernel_agree(monkeypatch, dtype, i
 def test_where_bfloat16_is_emulated_many_rows_are_multiplied_in_float32(monkeypatch):
     monkeypatch.setattr(int8, "cpu_kernels", lambda: NO_KERNELS)
     x, weight, bias = layer(int8.MANY_ROWS + 5, 64, 48)
-    expected = F.linear(x, quantise_int8(weight).dequantise(), bias)
+    expected = F.linear(x, quantize_int8(weight).dequantize(), bias)
     assert relative_gap(int8_weight_only_linear(weight, bias)(x), expected) < 1e-5
 
 

@@ -64,7 +64,7 @@ def test_what_was_written_since_is_never_lost(mapped, place):
     assert mapped[place] == 77.0
 
 
-def test_a_neighbour_that_was_written_to_is_not_lost(row):
+def test_a_neighbor_that_was_written_to_is_not_lost(row):
     """It shares a page with what is given back."""
     first, mapped, last = row
     assert first.data_ptr() + first.nbytes == mapped.data_ptr() and mapped.data_ptr() % 4096

@@ -74,7 +74,7 @@ def test_depthwise_convolutions_of_any_shape(kernels, shape, size, has_bias, see
 
 
 @is_possible
-def test_what_is_no_number_stays_in_its_neighbourhood_and_channel(kernels):
+def test_what_is_no_number_stays_in_its_neighborhood_and_channel(kernels):
     x, weight = torch.zeros(1, 20, 20, 33, dtype=BFLOAT16), torch.ones(33, 1, 7, 7, dtype=BFLOAT16)
     x[0, 10, 10, 32] = torch.nan
     is_spoilt = NativeDepthwise(kernels, weight, None)(x).isnan()
@@ -99,7 +99,7 @@ def test_what_they_do_not_take_is_refused_and_left_to_torch(kernels, x, monkeypa
 @is_possible
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 65, 130), (1, 256, 192)])
 def test_features_are_the_same_with_them(kernels, monkeypatch, size):
-    plain, picture = tiny.loud(FastViTHD(tiny.vision_config())).eval(), tiny.pictures(*size)
+    plain, image = tiny.loud(FastViTHD(tiny.vision_config())).eval(), tiny.images(*size)
     for module in (vision, linear, tile_linear):
         monkeypatch.setattr(module, "native_kernels", lambda: kernels)
     fast = vision.FastEncoder(plain, BFLOAT16)
@@ -108,7 +108,7 @@ def test_features_are_the_same_with_them(kernels, monkeypatch, size):
     widths = {ffn.widen.dense().shape[1]: isinstance(ffn.widen, tile_linear.TileLinear) for ffn in ffns}
     assert widths == {width: width % 32 == 0 for width in widths} and any(widths.values())
     with torch.no_grad():
-        assert relative_gap(fast(picture), plain(picture)) < 2e-2
+        assert relative_gap(fast(image), plain(image)) < 2e-2
 
 
 def layer(generator, outputs, inputs):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from compiled import is_possible
 
-from fastvlm.dialects.rounding import Int4Weight, Int8Weight, quantise_int4, quantise_int8
+from fastvlm.dialects.rounding import Int4Weight, Int8Weight, quantize_int4, quantize_int8
 from fastvlm.engine.kv_cache import KeyValueCache
 from fastvlm.engine.native import in_panels
 from fastvlm.engine.native_address import address
@@ -87,7 +87,7 @@ def shortened(weight, **tensors):
     return fake
 
 
-INT8, INT4 = quantise_int8(torch.ones(70, 96)), quantise_int4(torch.ones(70, 96))
+INT8, INT4 = quantize_int8(torch.ones(70, 96)), quantize_int4(torch.ones(70, 96))
 
 
 @is_possible
@@ -101,7 +101,7 @@ INT8, INT4 = quantise_int8(torch.ones(70, 96)), quantise_int4(torch.ones(70, 96)
         [shortened(INT4, scales_and_zeros=INT4.scales_and_zeros[:, :64])],
         [shortened(INT4, block=32)],
         [INT8, zeros(70, 96)],
-        [INT8, quantise_int8(torch.ones(70, 64))],
+        [INT8, quantize_int8(torch.ones(70, 64))],
         [zeros(70, 96).float()],
         [zeros(96, 70).T],
     ],

@@ -10,16 +10,16 @@ from compiled import is_fast, is_possible
 
 import fastvlm
 from fastvlm.checkpoints.lora_folder import sharing_copy
-from fastvlm.checkpoints.quantising import round_products
-from fastvlm.dialects.quantised_file import QuantisationOptions
-from fastvlm.dialects.rounding import quantise_int4
+from fastvlm.checkpoints.quantizing import round_products
+from fastvlm.dialects.quantized_file import QuantizationOptions
+from fastvlm.dialects.rounding import quantize_int4
 from fastvlm.engine import fast, native, native_linear
 from fastvlm.engine.decoder import Decoder
 from fastvlm.engine.fast import SharedWeights, fast_engine
 from fastvlm.engine.linear import packed_linear
 from fastvlm.engine.native_decoder import passes_are_right
 from fastvlm.engine.native_linear import NativeFactory, NativeLinear, products_are_right
-from fastvlm.engine.quantised import stored_linears
+from fastvlm.engine.quantized import stored_linears
 from fastvlm.engine.types import SamplingParams
 
 pytestmark = is_possible
@@ -151,9 +151,9 @@ def test_four_bits_where_gate_and_up_are_one_weight(rows):
     class Joined:  # no `of_parts`
         def __call__(self, weight, bias):
             is_head = len(weight) == tiny.VOCAB
-            return NativeLinear(natives.built(), [weight if is_head else quantise_int4(weight)], [bias])
+            return NativeLinear(natives.built(), [weight if is_head else quantize_int4(weight)], [bias])
 
-    native, plain = (Decoder(half, 1, 128, make) for make in (Joined(), NativeFactory(quantise_int4)))
+    native, plain = (Decoder(half, 1, 128, make) for make in (Joined(), NativeFactory(quantize_int4)))
     assert native._native is not None and plain._native is not None
     ids = ids_of(rows)
     assert gap(native.prefill(native.embed(ids), 0), exact("wide_heads", ids)) < 0.3
@@ -216,10 +216,10 @@ def test_engines_that_share_weights_share_products(bits):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_stored_weights_are_used_where_they_lie(bits):
     half = tiny.model(text={"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}).to(BFLOAT16)
-    quantised = round_products(half.state_dict().__getitem__, 2, QuantisationOptions(bits), has_tied_head=False)
-    native, plain = (Decoder(half, 1, 64, stored_linears(quantised, dtype)) for dtype in (BFLOAT16, None))
+    quantized = round_products(half.state_dict().__getitem__, 2, QuantizationOptions(bits), has_tied_head=False)
+    native, plain = (Decoder(half, 1, 64, stored_linears(quantized, dtype)) for dtype in (BFLOAT16, None))
     assert native._native is not None and plain._native is None
-    values = {next(iter(weight.tensors.values())).data_ptr() for weight in quantised.weights}
+    values = {next(iter(weight.tensors.values())).data_ptr() for weight in quantized.weights}
     assert {layer.gate_up.product.parts[0].values for layer in native._layers} <= values
     for ids in (ids_of(1), ids_of(7), ids_of(50)):
         ours, theirs = (each.prefill(each.embed(ids), 0) for each in (native, plain))

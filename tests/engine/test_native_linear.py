@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linears import layer, relative_gap
 
-from fastvlm.dialects.rounding import Int8Weight, quantise_int4, quantise_int8
+from fastvlm.dialects.rounding import Int8Weight, quantize_int4, quantize_int8
 from fastvlm.engine import native_linear
 from fastvlm.engine.native_linear import NativeFactory, NativeLinear, has_native_linears
 from fastvlm.errors import CheckpointError, ConfigError
@@ -16,7 +16,7 @@ from fastvlm.errors import CheckpointError, ConfigError
 pytestmark = is_possible
 
 BFLOAT16 = torch.bfloat16
-FORMS = {16: lambda weight: weight, 8: quantise_int8, 4: quantise_int4}
+FORMS = {16: lambda weight: weight, 8: quantize_int8, 4: quantize_int4}
 # Rounding the result takes 0.0017; with 4 bits the weight is rounded to bfloat16 too, or one row to two 8-bit terms.
 LARGEST_GAPS = {16: 2.5e-3, 8: 2.5e-3, 4: 3.5e-3}
 
@@ -30,7 +30,7 @@ def kernels(monkeypatch):
 
 def plain(form):
     """The weight that `form` stands for, float64."""
-    return (form if isinstance(form, torch.Tensor) else form.dequantise()).double()
+    return (form if isinstance(form, torch.Tensor) else form.dequantize()).double()
 
 
 def made(bits, sizes, inputs, seed=0):
@@ -82,14 +82,14 @@ def test_errors_are_those_of_rounding(bits, rows, inputs, sizes):
 @pytest.mark.parametrize("rows", [1, 3, 40])
 def test_groups_of_any_size(group_size, rows):
     x, weight, bias = layer(rows, 384, 200, BFLOAT16)
-    form = quantise_int4(weight, group_size)
+    form = quantize_int4(weight, group_size)
     result = NativeLinear(natives.built(), [form], [bias])(x)
     assert relative_gap(result, x.double() @ plain(form).T + bias.double()) < LARGEST_GAPS[4]
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("rows", [2, 8, 17, 32, 33, 64, 300])
-def test_a_row_does_not_depend_on_its_neighbours(bits, rows):
+def test_a_row_does_not_depend_on_its_neighbors(bits, rows):
     """The same bits, if as many rows are multiplied; alone, or beside more than 32, the last one may differ."""
     x = layer(rows, 416, 1, BFLOAT16, seed=5)[0]
     product, _ = made(bits, (100, 33), 416)
@@ -166,7 +166,7 @@ def test_what_the_kernels_do_not_take_is_told(monkeypatch):
     assert native_linear.native_linear([weight], [None]) is None
     with pytest.raises(CheckpointError, match="with gaps"):
         Int8Weight(torch.zeros(64, 64, dtype=torch.int8).T[::2], torch.ones(32))
-    assert native_linear.native_linear([quantise_int4(weight).in_blocks(32)], [None]) is None
+    assert native_linear.native_linear([quantize_int4(weight).in_blocks(32)], [None]) is None
     with pytest.raises(ConfigError, match="FASTVLM_NATIVE_KERNELS=0"):
         NativeFactory(lambda w: w)(weight, None)
     assert has_native_linears(BFLOAT16) and not has_native_linears(torch.float32)

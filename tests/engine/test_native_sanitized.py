@@ -13,9 +13,9 @@ SHORT_SCALES = """
 import ctypes, sys, torch
 from fastvlm.engine.native import NativeKernels
 from fastvlm.engine.native_linear import NativeLinear
-from fastvlm.dialects.rounding import quantise_int8
+from fastvlm.dialects.rounding import quantize_int8
 kernels = NativeKernels(ctypes.CDLL(sys.argv[1]))
-layer = NativeLinear(kernels, [quantise_int8(torch.ones(448, 64))], [None])
+layer = NativeLinear(kernels, [quantize_int8(torch.ones(448, 64))], [None])
 short = torch.ones(1)
 if sys.argv[2] == "short":
     layer.product.parts[0].scales = short.data_ptr()

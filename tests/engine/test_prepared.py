@@ -12,15 +12,15 @@ from fastvlm.errors import UsageError
 CONFIG = tiny.config()
 
 
-def prepared(layout, pictures=None):
+def prepared(layout, images=None):
     count = layout.count("i")
     inputs = {"input_ids": torch.tensor([tiny.prompt(layout)])}
     if count:
-        inputs["pixel_values"] = tiny.pictures(count) if pictures is None else pictures
+        inputs["pixel_values"] = tiny.images(count) if images is None else images
     return prepare(inputs, None, CONFIG)
 
 
-def test_keys_are_ids_with_digests_for_pictures():
+def test_keys_are_ids_with_digests_for_images():
     prompt = prepared("titi")
     first, second = prompt.digests
     ids = prompt.token_ids
@@ -35,14 +35,14 @@ def test_text_alone():
 
 
 @given(st.text("ti", min_size=1, max_size=6), st.data())
-def test_a_cut_never_goes_through_a_picture(layout, data):
+def test_a_cut_never_goes_through_a_image(layout, data):
     prompt = prepared(layout)
     start = data.draw(st.integers(0, len(prompt.token_ids) - 1))
     begin, first = prompt.cut(start)
     assert begin <= start < begin + 4
     left = sum(token == tiny.IMAGE_ID for token in prompt.token_ids[begin:])
     assert left == 4 * (len(prompt.digests) - first)
-    assert begin == start or prompt.token_ids[start] == tiny.IMAGE_ID, "cut back although no picture was in the way"
+    assert begin == start or prompt.token_ids[start] == tiny.IMAGE_ID, "cut back although no image was in the way"
 
 
 def test_a_prepared_prompt_is_taken_as_it_is():

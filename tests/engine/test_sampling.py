@@ -139,7 +139,7 @@ def test_tokens_that_are_ruled_out_are_never_drawn():
     assert {sampler.pick(logits).token_id for _ in range(200)} == allowed
 
 
-def test_picked_tokens_are_penalised_from_then_on():
+def test_picked_tokens_are_penalized_from_then_on():
     sampler = Sampler(SamplingParams(repetition_penalty=2.0), [3])
     logits = torch.tensor([0.0, 1.0, 1.9, 1.8])
     assert [sampler.pick(logits).token_id for _ in range(3)] == [2, 1, 2], "2 counts 0.95 once picked, 3 0.9 at once"

@@ -10,8 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from fastvlm.engine.scheduler import Admission, Scheduler, common_prefix
 from fastvlm.errors import EngineBusyError, UsageError
 
-# Few different tokens and pictures, so that prompts share beginnings.
-KEYS = st.lists(st.sampled_from([1, 2, "picture a", "picture b"]), min_size=1, max_size=6)
+# Few different tokens and images, so that prompts share beginnings.
+KEYS = st.lists(st.sampled_from([1, 2, "image a", "image b"]), min_size=1, max_size=6)
 CHUNK, RATIO = 2, 3.0
 
 
@@ -156,7 +156,7 @@ def test_a_conversation_goes_on_in_its_slot():
     assert run(scheduler, 1, [1, "p", "p", 2, 3, 4, 5, 6]) == Admission(1, slot=0, source=0, num_reused=6)
 
 
-def test_a_new_question_about_a_picture_leaves_the_old_conversation_alone():
+def test_a_new_question_about_a_image_leaves_the_old_conversation_alone():
     scheduler = Scheduler(2, 4)
     run(scheduler, 0, [1, "p", "p", 2], answer=[3, 4])
     scheduler.release(0)
@@ -187,7 +187,7 @@ def test_one_slot_reuses_itself():
     assert run(scheduler, 1, [1, "p", 4]) == Admission(1, slot=0, source=0, num_reused=2)
 
 
-def test_another_picture_is_another_prefix():
+def test_another_image_is_another_prefix():
     scheduler = Scheduler(1, 1)
     run(scheduler, 0, [1, "p", "p", 2])
     scheduler.release(0)

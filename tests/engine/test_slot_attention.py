@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fastvlm.engine import slot_attention
 from fastvlm.engine.kv_cache import KeyValueCache
 from fastvlm.engine.slot_attention import (
-    attend_neighbours,
+    attend_neighbors,
     attend_prompt,
     attend_rows,
     attend_rows_together,
@@ -84,7 +84,7 @@ def one_after_the_other(cache, slots, positions):
         return attend_rows(cache, slots, positions)
 
 
-@pytest.mark.parametrize("attend", [attend_rows, one_after_the_other, attend_neighbours, together])
+@pytest.mark.parametrize("attend", [attend_rows, one_after_the_other, attend_neighbors, together])
 @given(slots=ROWS, data=st.data())
 def test_tokens_of_several_slots_are_as_alone(attend, slots, data):
     positions = [data.draw(st.integers(0, CONTEXT - 1)) for _ in slots]
@@ -113,6 +113,6 @@ def test_tokens_of_several_slots_are_as_alone(attend, slots, data):
 )
 def test_slots_are_taken_together_where_that_is_less_work(monkeypatch, slots, positions, is_together):
     taken = []
-    monkeypatch.setattr(slot_attention, "attend_neighbours", lambda *args: taken.append(args))
+    monkeypatch.setattr(slot_attention, "attend_neighbors", lambda *args: taken.append(args))
     attend_rows(filled_cache(), slots, positions)
     assert bool(taken) is is_together

@@ -129,7 +129,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     seen = []
     result = run(Echo(), QUESTIONS, EXACT, Asking(), is_blind=True, on_progress=lambda *now: seen.append(now))
     assert list(tmp_path.iterdir()) == [] and len(result.seen) == 5
-    assert seen[0] == ("questions", 0, 5) and seen[5] == ("questions", 5, 5) and seen[-1] == ("grey pictures", 5, 5)
+    assert seen[0] == ("questions", 0, 5) and seen[5] == ("questions", 5, 5) and seen[-1] == ("gray images", 5, 5)
 
 
 def test_each_distinct_question_is_asked_blind_once(tmp_path):
@@ -192,7 +192,7 @@ def test_the_minis_questions_come_with_the_package():
 def test_the_engines_replies_are_the_recipes():
     """The same replies, scores, blind and majority lines as recipes/mini/evaluate.py, which asks `generate`."""
     questions = read_plain(mini_place()).questions[5:200:16]
-    items = [Item(fastvlm.open_picture(q.pictures[0]), q.text, q.answers) for q in questions]
+    items = [Item(fastvlm.open_image(q.images[0]), q.text, q.answers) for q in questions]
     model, processor = fastvlm.load("mini", device="cpu", dtype="float32")
     expected, accepted = ask(model, processor, items), [q.answers for q in questions]
     blind = score(blind_answers(lambda some: ask(model, processor, some), items), accepted).share
@@ -205,12 +205,12 @@ def test_the_engines_replies_are_the_recipes():
     assert row.score == pytest.approx(score(expected, accepted).share) and row.blind == pytest.approx(blind)
 
 
-def test_a_picture_that_breaks_after_reading_is_a_failure(tmp_path):
+def test_a_image_that_breaks_after_reading_is_a_failure(tmp_path):
     file = layouts.plain(tmp_path)
     questions = read_plain(layouts_place(file)).questions
-    (tmp_path / "red.png").write_bytes(b"no picture")
+    (tmp_path / "red.png").write_bytes(b"no image")
     result = run(Echo(), questions, EXACT, Asking())
-    assert all("no picture that can be opened" in one.error for one in result.seen.values())
+    assert all("no image that can be opened" in one.error for one in result.seen.values())
 
 
 def layouts_place(file):

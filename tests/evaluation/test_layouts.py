@@ -23,7 +23,7 @@ def test_vqav2(tmp_path):
     assert [question.id for question in reading.questions] == ["42000", "42001"]
     first = reading.questions[0]
     assert first.text == "What is 42000?" and first.answers == ("red",) * 10
-    assert first.pictures == (tmp_path / "val2014" / "COCO_val2014_000000000042.jpg",)
+    assert first.images == (tmp_path / "val2014" / "COCO_val2014_000000000042.jpg",)
     missing, unanswered = reading.bad
     assert "COCO_val2014_000000000007.jpg" in missing.reason
     assert unanswered.reason == "question 42002 has no annotation"
@@ -82,7 +82,7 @@ def test_pope(tmp_path):
     assert len({q.id for q in reading.questions}) == 3
 
 
-def test_seed_asks_about_pictures_and_says_what_it_leaves_out(tmp_path):
+def test_seed_asks_about_images_and_says_what_it_leaves_out(tmp_path):
     reading = choice_layouts.read_seed(Place(layouts.seed(tmp_path)))
     (question,) = reading.questions
     assert question.text.splitlines()[1:] == ["A. One", "B. Two", "C. Three", "D. Four"]
@@ -91,7 +91,7 @@ def test_seed_asks_about_pictures_and_says_what_it_leaves_out(tmp_path):
 
 def check_mmmu(questions):
     first, second = questions
-    assert first.choices == ("$6", "$7", "it's <image 1>") and first.answers == ("B",) and len(first.pictures) == 2
+    assert first.choices == ("$6", "$7", "it's <image 1>") and first.answers == ("B",) and len(first.images) == 2
     assert second.choices == () and second.answers == ("8", "eight")
 
 
@@ -102,12 +102,12 @@ def test_mmmu_in_json(tmp_path):
 def test_mmmu_in_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    rows = layouts.mmmu_rows(lambda colour: {"bytes": layouts.png(colour), "path": f"{colour}.png"})
+    rows = layouts.mmmu_rows(lambda color: {"bytes": layouts.png(color), "path": f"{color}.png"})
     (tmp_path / "Accounting").mkdir()
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "Accounting" / "validation.parquet")
     questions = choice_layouts.read_mmmu(Place(tmp_path)).questions
     check_mmmu(questions)
-    assert questions[0].pictures == (layouts.png("red"), layouts.png("blue"))
+    assert questions[0].images == (layouts.png("red"), layouts.png("blue"))
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="as Parquet"):
         list(parquet_records(tmp_path / "broken.parquet"))
@@ -125,8 +125,8 @@ def test_scienceqa(tmp_path):
     reading = choice_layouts.read_scienceqa(Place(layouts.scienceqa(tmp_path)))
     first, second = reading.questions
     assert first.text == "Context: Look at it.\nWhich is red?\nA. the wall\nB. the sky"
-    assert first.answers == ("A",) and len(first.pictures) == 1
-    assert second.answers == ("B",) and second.pictures == () and reading.left_out == {"of the split 'train'": 1}
+    assert first.answers == ("A",) and len(first.images) == 1
+    assert second.answers == ("B",) and second.images == () and reading.left_out == {"of the split 'train'": 1}
 
 
 def test_ai2d(tmp_path):
@@ -146,19 +146,19 @@ def test_plain_lines_and_lists(tmp_path):
     assert plain_layout.read_plain(Place(tmp_path)).questions == lines.questions
 
 
-def test_plain_options_ids_and_inline_pictures(tmp_path):
+def test_plain_options_ids_and_inline_images(tmp_path):
     uri = "data:image/png;base64,AAAA"
     rows = [
         {"id": 7, "question": "Which?", "answers": "b", "choices": ["x", "y"], "image": [uri, "red.png"]},
         {"question": "2 + 2?", "answers": [4]},
     ]
-    layouts.picture(tmp_path / "red.png")
+    layouts.image(tmp_path / "red.png")
     first, second = plain_layout.read_plain(
         Place(layouts.write_lines(tmp_path / "mine.jsonl", rows), test="t")
     ).questions
-    assert (first.id, first.answers, first.pictures) == ("7", ("B",), (uri, tmp_path / "red.png"))
+    assert (first.id, first.answers, first.images) == ("7", ("B",), (uri, tmp_path / "red.png"))
     assert first.text == "Which?\nA. x\nB. y"
-    assert (second.id, second.answers, second.pictures, second.test) == ("q2", ("4",), (), "t")
+    assert (second.id, second.answers, second.images, second.test) == ("q2", ("4",), (), "t")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_plain_options_ids_and_inline_pictures(tmp_path):
         ('{"question": "?", "answers": []}', "'answers' is []; expected a text"),
         ('{"question": "?", "answers": [""]}', "there is no answer"),
         ('{"question": "?", "answers": [null]}', "'answers' is [None]"),
-        ('{"question": "?", "answers": "x", "image": "no.png"}', "the picture 'no.png' is not in"),
+        ('{"question": "?", "answers": "x", "image": "no.png"}', "the image 'no.png' is not in"),
         ('{"question": "?", "answers": "C", "choices": ["x", "y"]}', "with 'choices' it is the right one's letter"),
         ('{"question": "?", "answers": "x", "id": "same"}', "the id 'same' stands on line 2 already"),
     ],
@@ -192,10 +192,10 @@ def test_a_bad_line_is_told_and_the_others_are_read(tmp_path, line, reason):
     [("images", ["red.png"]), ("image_path", "red.png"), ("image", "red.png"), ("images", "red.png")],
 )
 def test_every_name_of_the_image_shows_it(tmp_path, name, value):
-    layouts.picture(tmp_path / "red.png")
+    layouts.image(tmp_path / "red.png")
     file = layouts.write_lines(tmp_path / "q.jsonl", [{"question": "?", "answers": "x", name: value}])
     reading = plain_layout.read_plain(Place(file))
-    assert [question.pictures for question in reading.questions] == [(tmp_path / "red.png",)] and not reading.bad
+    assert [question.images for question in reading.questions] == [(tmp_path / "red.png",)] and not reading.bad
 
 
 def test_options_are_choices(tmp_path):
@@ -209,7 +209,7 @@ def test_options_are_choices(tmp_path):
     [
         ({"img": "red.png"}, "it has 'img' (did you mean 'image'?), which would not be read"),
         ({"Image": "red.png"}, "'Image' (did you mean 'image'?)"),
-        ({"pictures": ["red.png"]}, "'pictures' (did you mean 'images'?)"),
+        ({"images": ["red.png"]}, "'pictures' (did you mean 'images'?)"),
         ({"option": ["x", "y"]}, "'option' (did you mean 'options'?)"),
         ({"hint": "It is red."}, "it has 'hint', which would not be read; known are question, answers"),
         ({"qestion": "Which?"}, "'qestion' (did you mean 'question'?)"),
@@ -226,7 +226,7 @@ def test_options_are_choices(tmp_path):
     ],
 )
 def test_nothing_is_asked_without_what_belongs_to_it(tmp_path, change, reason):
-    layouts.picture(tmp_path / "red.png")
+    layouts.image(tmp_path / "red.png")
     row = {"question": "?", "answers": "x", **change}
     reading = plain_layout.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row])))
     assert not reading.questions
@@ -252,7 +252,7 @@ def test_describing_and_empty_fields_do_no_harm(tmp_path):
         "metadata": {"a": 1},
         "source": "me",
         "img": None,
-        "pictures": [],
+        "images": [],
         "hint": "",
     }
     reading = plain_layout.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row])))

@@ -14,7 +14,7 @@ from fastvlm.evaluation.known_metrics import METRICS
 from fastvlm.evaluation.option_letter import choice_accuracy, read_letter
 from fastvlm.evaluation.questions import Question
 from fastvlm.evaluation.relaxed_accuracy import as_number, relaxed_accuracy
-from fastvlm.evaluation.text_match import anls, edit_distance, exact_match, judge_characters, normalised, similarity
+from fastvlm.evaluation.text_match import anls, edit_distance, exact_match, judge_characters, normalized, similarity
 from fastvlm.evaluation.vqa_accuracy import agreement, one_spelling, vqa_accuracy
 from fastvlm.evaluation.wilson import wilson_interval
 from fastvlm.evaluation.yes_no import judge_yes_no, read_yes_no, yes_no_problem
@@ -88,7 +88,7 @@ def test_vqa_accuracy_of_a_sentence():
 
 @given(WORDS, WORDS)
 def test_exact_match_is_the_recipes(reply, answer):
-    assert normalised(reply) == scoring.normalised(reply)
+    assert normalized(reply) == scoring.normalized(reply)
     assert exact_match(reply, asked(answer)) == float(scoring.is_right(reply, [answer]))
     assert edit_distance(reply, answer) == scoring.edit_distance(reply, answer)
 

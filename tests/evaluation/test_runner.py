@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastvlm.engine.types import Completion, Timings, TokenEvent, Usage
-from fastvlm.errors import NonFiniteError, PictureError, PromptError
-from fastvlm.evaluation.questions import GREY, Question, messages_of, seen_grey
+from fastvlm.errors import ImageError, NonFiniteError, PromptError
+from fastvlm.evaluation.questions import GRAY, Question, messages_of, seen_gray
 from fastvlm.evaluation.runner import Asking, ask_all
 
 
@@ -122,23 +122,23 @@ def items(question, hint=""):
     return [item.get("text", item.get("image")) for item in turn["content"]]
 
 
-def test_pictures_stand_where_the_text_wants_them(tmp_path):
+def test_images_stand_where_the_text_wants_them(tmp_path):
     files = []
-    for colour in ("red", "lime", "blue"):
-        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{colour}.png")
-        files.append(tmp_path / f"{colour}.png")
+    for color in ("red", "lime", "blue"):
+        Image.new("RGB", (8, 8), color).save(tmp_path / f"{color}.png")
+        files.append(tmp_path / f"{color}.png")
     question = Question("1", "t", "Compare <image 2> with <image 1>. <image 9>", tuple(files), ("x",))
     shown = [item if isinstance(item, str) else item.getpixel((0, 0)) for item in items(question, "Short.")]
     assert shown == [(0, 0, 255), "Compare", (0, 255, 0), "with", (255, 0, 0), ".", "Short."]
     plain = Question("1", "t", "Which?", tuple(files[:1]), ("x",))
-    assert [item if isinstance(item, str) else "picture" for item in items(plain)] == ["picture", "Which?"]
+    assert [item if isinstance(item, str) else "image" for item in items(plain)] == ["image", "Which?"]
 
 
-def test_a_blind_question_shows_grey_and_opens_nothing():
-    question = seen_grey(Question("1", "t", "Which?", ("nowhere.png",), ("x",)))
-    grey, text = items(question)
-    assert grey.getextrema() == tuple((value, value) for value in GREY) and text == "Which?"
-    with pytest.raises(PictureError):
+def test_a_blind_question_shows_gray_and_opens_nothing():
+    question = seen_gray(Question("1", "t", "Which?", ("nowhere.png",), ("x",)))
+    gray, text = items(question)
+    assert gray.getextrema() == tuple((value, value) for value in GRAY) and text == "Which?"
+    with pytest.raises(ImageError):
         messages_of(Question("1", "t", "Which?", ("nowhere.png",), ("x",)))
 
 

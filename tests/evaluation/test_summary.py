@@ -21,9 +21,7 @@ EXACT = METRICS["exact"]
 
 
 def question(identity, answer, test="t", **more):
-    return Question(
-        identity, test, more.pop("text", f"question {identity}"), more.pop("pictures", ()), (answer,), **more
-    )
+    return Question(identity, test, more.pop("text", f"question {identity}"), more.pop("images", ()), (answer,), **more)
 
 
 def said(**replies):
@@ -32,7 +30,7 @@ def said(**replies):
 
 def test_rows_by_hand():
     questions = [question("a", "Yes"), question("b", "yes"), question("c", "no"), question("d", "red", "other")]
-    seen = said(a="yes", b="no", c="no", d="Red.") | {"c": Prediction("c", "", "error", "broken picture")}
+    seen = said(a="yes", b="no", c="no", d="Red.") | {"c": Prediction("c", "", "error", "broken image")}
     first, second = score_tests(questions, seen, {"a": "yes", "b": "yes", "c": "yes", "d": "blue"}, EXACT)
     assert (first.test, first.n, first.num_failed) == ("t", 3, 1)
     assert (first.score, first.blind, first.majority) == pytest.approx((1 / 3, 2 / 3, 2 / 3))
@@ -124,8 +122,8 @@ def test_the_worst_cases_are_the_worst():
 
 def test_the_page_stands_alone_and_runs_nothing(tmp_path):
     evil = '<script>alert("1")</script>\x00'
-    pictures = (layouts.picture(tmp_path / "red.png"), layouts.png(), tmp_path / "gone<b>.png")
-    questions = [question("a<i>", evil, text=evil, pictures=pictures, test="<t>"), question("b", "x", test="<t>")]
+    images = (layouts.image(tmp_path / "red.png"), layouts.png(), tmp_path / "gone<b>.png")
+    questions = [question("a<i>", evil, text=evil, images=images, test="<t>"), question("b", "x", test="<t>")]
     seen = {"a<i>": Prediction("a<i>", evil, "stop"), "b": Prediction("b", "", "error", "<img src=x>")}
     cases = worst_cases(questions, seen, [Row("<t>", 2, 0.0, each=(0, 0))], 10)
     page = worst_page("a <title>", cases, 2)

@@ -1,4 +1,4 @@
-"""The example of fine-tuning: its arithmetic, its drawings, and, slowly, all of it on fewer pictures and steps."""
+"""The example of fine-tuning: its arithmetic, its drawings, and, slowly, all of it on fewer images and steps."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def test_only_short_answers_are_asked_for():
     assert measure.short_turns({"conversations": turns}) == [("What is it?", "It is red."), ("How many?", "2")]
 
 
-def test_held_out_symbols_look_like_no_training_picture():
+def test_held_out_symbols_look_like_no_training_image():
     for what, styles in draw.UNSEEN.items():
         assert not set(styles) & set(draw.SEEN[what])
     for name in draw.SYMBOLS:

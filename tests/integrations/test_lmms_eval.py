@@ -13,7 +13,7 @@ import parrot
 import pytest
 from PIL import Image
 
-from fastvlm.errors import MissingExtraError, PictureError, PromptError, UsageError
+from fastvlm.errors import ImageError, MissingExtraError, PromptError, UsageError
 
 
 class Hook:
@@ -83,8 +83,8 @@ def requests(model, count, **wanted):
     model.task_dict = {"shapes": {"test": [{"n": number} for number in range(count)]}}
 
     def doc_to_messages(doc):
-        picture = {"type": "image", "url": Image.new("RGB", (20, 20 + doc["n"]))}
-        return [{"role": "user", "content": [picture, {"type": "text", "text": f"What is {doc['n']}?"}]}]
+        image = {"type": "image", "url": Image.new("RGB", (20, 20 + doc["n"]))}
+        return [{"role": "user", "content": [image, {"type": "text", "text": f"What is {doc['n']}?"}]}]
 
     return [Instance(("", doc_to_messages, dict(wanted), number, "shapes", "test")) for number in range(count)]
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_asked_ends_the_run(plugin, folder):
     def doc_to_messages(doc):
         return [{"role": "user", "content": [{"type": "image", "url": "nowhere.png"}, {"type": "text", "text": "?"}]}]
 
-    with pytest.raises(PictureError, match=r"nowhere\.png"):
+    with pytest.raises(ImageError, match=r"nowhere\.png"):
         model.generate_until([Instance((request.args[0], doc_to_messages, *request.args[2:]))])
     for method in ("loglikelihood", "generate_until_multi_round"):
         with pytest.raises(NotImplementedError, match="1 requests want"):

@@ -1,4 +1,4 @@
-"""FastViTHD by itself: sizes, forms, fusing, deployment, stages, initialisation."""
+"""FastViTHD by itself: sizes, forms, fusing, deployment, stages, initialization."""
 
 import copy
 import math
@@ -86,11 +86,11 @@ def test_feature_tokens_are_row_major():
 )
 def test_whole_fused_equals_branches_after_random_statistics(args):
     training = encoder(inference_mode=False, stem_use_scale_branch=True, **args)
-    picture = tiny.pictures(2, 192, 130)
+    image = tiny.images(2, 192, 130)
     with torch.no_grad():
-        branches = training(picture)
+        branches = training(image)
         assert branches.std() > 0.02
-        assert gap(training.reparameterize()(picture), branches) <= 1e-4
+        assert gap(training.reparameterize()(image), branches) <= 1e-4
     assert training.is_fused
 
 
@@ -114,13 +114,13 @@ def test_fusing_leaves_a_config_that_others_hold():
 @pytest.mark.parametrize("is_fused", [True, False])
 def test_deployed_copy_computes_the_same_and_leaves_the_original(is_fused):
     original = encoder(inference_mode=is_fused)
-    picture = tiny.pictures(2)
+    image = tiny.images(2)
     state, form = copy.deepcopy(original.state_dict()), original.config.is_inference_form
     with torch.no_grad():
-        before = original(picture)
+        before = original(image)
         deployed = original.deploy()
-        assert gap(deployed(picture), before) <= 1e-4
-        assert torch.equal(original(picture), before)
+        assert gap(deployed(image), before) <= 1e-4
+        assert torch.equal(original(image), before)
     assert same_state(original.state_dict(), state)
     assert original.config.is_inference_form is form is is_fused
     assert not [m for m in deployed.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -131,7 +131,7 @@ def test_deployed_copy_computes_the_same_and_leaves_the_original(is_fused):
 
 
 def test_stage_maps_have_the_published_strides():
-    feature_map, maps = encoder().forward_with_stages(tiny.pictures(1, 256, 128))
+    feature_map, maps = encoder().forward_with_stages(tiny.images(1, 256, 128))
     assert [tuple(m.shape[1:]) for m in maps] == [
         (8, 64, 32),
         (16, 32, 16),
@@ -142,17 +142,17 @@ def test_stage_maps_have_the_published_strides():
     assert feature_map.shape == (1, 256, 4, 2)
 
 
-def test_batch_equals_each_picture_alone():
+def test_batch_equals_each_image_alone():
     e = encoder()
-    pictures = tiny.pictures(3)
+    images = tiny.images(3)
     with torch.no_grad():
-        together = e(pictures)
-        alone = torch.cat([e(picture[None]) for picture in pictures])
+        together = e(images)
+        alone = torch.cat([e(image[None]) for image in images])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0])
-def test_black_and_white_pictures_are_finite(fill):
+def test_black_and_white_images_are_finite(fill):
     assert encoder()(torch.full((1, 3, 64, 64), fill)).isfinite().all()
 
 
@@ -170,7 +170,7 @@ def test_copies_and_pickles_compute_the_same():
     import pickle
 
     e = encoder()
-    picture = tiny.pictures(1)
+    image = tiny.images(1)
     with torch.no_grad():
         for twin in (copy.deepcopy(e), pickle.loads(pickle.dumps(e))):
-            assert torch.equal(twin(picture), e(picture))
+            assert torch.equal(twin(image), e(image))

@@ -33,14 +33,14 @@ class ScriptedHead(nn.Module):
 
 
 class EncoderCalls:
-    """Counts calls of the encoder and the pictures in them."""
+    """Counts calls of the encoder and the images in them."""
 
     def __init__(self, model):
-        self.pictures = []
+        self.images = []
         model.model.vision_tower.timm_model.register_forward_hook(self)
 
     def __call__(self, module, args, output):
-        self.pictures.append(len(args[0]))
+        self.images.append(len(args[0]))
 
 
 @pytest.fixture
@@ -109,29 +109,29 @@ def test_other_decoders_end_at_their_own_tokens(tiny_model):
     ],
     ids=str,
 )
-def test_each_picture_is_encoded_once(settings, tiny_model):
+def test_each_image_is_encoded_once(settings, tiny_model):
     calls = EncoderCalls(tiny_model)
     inputs = tiny.batch([tiny.prompt("titit"), tiny.prompt("it"), tiny.prompt("tt")])
-    tiny_model.generate(**inputs, pixel_values=tiny.pictures(3), max_new_tokens=5, **NO_IMAGE, **settings)
-    assert calls.pictures == [3]
+    tiny_model.generate(**inputs, pixel_values=tiny.images(3), max_new_tokens=5, **NO_IMAGE, **settings)
+    assert calls.images == [3]
 
 
-def test_no_picture_no_encoder(tiny_model):
+def test_no_image_no_encoder(tiny_model):
     calls = EncoderCalls(tiny_model)
     tiny_model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=3)
-    assert calls.pictures == []
+    assert calls.images == []
 
 
 def test_features_made_before_are_used_again(tiny_model):
     inputs = tiny.batch([tiny.prompt("titt")])
-    expected = tiny_model.generate(**inputs, pixel_values=tiny.pictures(1), max_new_tokens=6)
+    expected = tiny_model.generate(**inputs, pixel_values=tiny.images(1), max_new_tokens=6)
     with torch.no_grad():
-        features = tiny_model.get_image_features(tiny.pictures(1))
+        features = tiny_model.get_image_features(tiny.images(1))
     calls = EncoderCalls(tiny_model)
     for _ in range(2):
         reply = tiny_model.generate(**inputs, mm_encoder_outputs={"image": features}, max_new_tokens=6)
         assert torch.equal(reply, expected)
-    assert calls.pictures == []
+    assert calls.images == []
 
 
 LAYOUTS = [["titttt", "it", "iitt"], ["tt", "titit", "i"], ["t", "iiit"]]
@@ -141,14 +141,14 @@ LAYOUTS = [["titttt", "it", "iitt"], ["tt", "titit", "i"], ["t", "iiit"]]
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"use_cache": False}], ids=str)
 def test_batched_replies_equal_single_ones(layouts, settings, tiny_model):
     prompts = [tiny.prompt(layout, seed=10 + n) for n, layout in enumerate(layouts)]
-    pictures = tiny.pictures(sum(layout.count("i") for layout in layouts))
+    images = tiny.images(sum(layout.count("i") for layout in layouts))
     settings = {"max_new_tokens": 10, **NO_IMAGE, **settings}
-    together = tiny_model.generate(**tiny.batch(prompts), pixel_values=pictures, **settings)
+    together = tiny_model.generate(**tiny.batch(prompts), pixel_values=images, **settings)
     new = together[:, max(map(len, prompts)) :].tolist()
     first = 0
     for row, layout in enumerate(layouts):
         count = layout.count("i")
-        own = {"pixel_values": pictures[first : first + count]} if count else {}
+        own = {"pixel_values": images[first : first + count]} if count else {}
         first += count
         alone = tiny_model.generate(input_ids=torch.tensor([prompts[row]]), **own, **settings)
         reply = alone[0, len(prompts[row]) :].tolist()
@@ -156,30 +156,30 @@ def test_batched_replies_equal_single_ones(layouts, settings, tiny_model):
         assert set(new[row][len(reply) :]) <= {tiny.PAD_ID}
 
 
-def test_the_picture_matters(tiny_model):
+def test_the_image_matters(tiny_model):
     inputs = tiny.batch([tiny.prompt("titt")])
     replies = {
-        tuple(tiny_model.generate(**inputs, pixel_values=tiny.pictures(1, seed=s), max_new_tokens=8)[0].tolist())
+        tuple(tiny_model.generate(**inputs, pixel_values=tiny.images(1, seed=s), max_new_tokens=8)[0].tolist())
         for s in range(6)
     }
     assert len(replies) > 1
 
 
-def test_beams_with_the_wrong_number_of_pictures_are_told_so(tiny_model):
+def test_beams_with_the_wrong_number_of_images_are_told_so(tiny_model):
     inputs = tiny.batch([tiny.prompt("it"), tiny.prompt("it")])
     with pytest.raises(ImageTokenMismatchError, match=r"tokens: 8, features: 4"):
-        tiny_model.generate(**inputs, pixel_values=tiny.pictures(1), max_new_tokens=2, num_beams=2)
+        tiny_model.generate(**inputs, pixel_values=tiny.images(1), max_new_tokens=2, num_beams=2)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_from_embeddings_equals_from_ids(num_beams, tiny_model):
     inputs = tiny.batch([tiny.prompt("titt"), tiny.prompt("itit")])
-    pictures = tiny.pictures(3)
+    images = tiny.images(3)
     settings = {"max_new_tokens": 6, "num_beams": num_beams, **NO_IMAGE}
-    expected = tiny_model.generate(**inputs, pixel_values=pictures, **settings)
+    expected = tiny_model.generate(**inputs, pixel_values=images, **settings)
     embeds = tiny_model.get_input_embeddings()(inputs["input_ids"])
     reply = tiny_model.generate(
-        inputs_embeds=embeds, attention_mask=inputs["attention_mask"], pixel_values=pictures, **settings
+        inputs_embeds=embeds, attention_mask=inputs["attention_mask"], pixel_values=images, **settings
     )
     assert torch.equal(reply, expected[:, inputs["input_ids"].shape[1] :])
 
@@ -198,8 +198,8 @@ def test_from_embeddings_equals_from_ids(num_beams, tiny_model):
 def test_too_long_is_refused_before_it_costs_anything(settings, numbers, tiny_model):
     calls = EncoderCalls(tiny_model)
     with pytest.raises(ContextLengthError, match=numbers):
-        tiny_model.generate(**tiny.batch([tiny.prompt("tttitttt")]), pixel_values=tiny.pictures(1), **settings)
-    assert calls.pictures == []
+        tiny_model.generate(**tiny.batch([tiny.prompt("tttitttt")]), pixel_values=tiny.images(1), **settings)
+    assert calls.images == []
 
 
 def test_exactly_the_context_is_allowed(tiny_model):
@@ -232,7 +232,7 @@ class Recorder(BaseStreamer):
 def test_streamed_tokens_are_the_reply(tiny_model):
     inputs = tiny.batch([tiny.prompt("titt")])
     recorder = Recorder()
-    reply = tiny_model.generate(**inputs, pixel_values=tiny.pictures(1), max_new_tokens=7, streamer=recorder)
+    reply = tiny_model.generate(**inputs, pixel_values=tiny.images(1), max_new_tokens=7, streamer=recorder)
     assert recorder.tokens == reply[0].tolist()
     assert recorder.ended
 
@@ -246,7 +246,7 @@ def test_text_streamer_of_transformers(tiny_model):
 
     streamer = TextIteratorStreamer(Numbers(), skip_prompt=True)
     inputs = tiny.batch([tiny.prompt("titt")])
-    reply = tiny_model.generate(**inputs, pixel_values=tiny.pictures(1), max_new_tokens=5, streamer=streamer)
+    reply = tiny_model.generate(**inputs, pixel_values=tiny.images(1), max_new_tokens=5, streamer=streamer)
     assert "".join(streamer).split() == [str(i) for i in reply[0, inputs["input_ids"].shape[1] :].tolist()]
 
 
@@ -257,46 +257,46 @@ def test_stopping_criteria_stop(tiny_model):
 
     inputs = tiny.batch([tiny.prompt("it")])
     reply = tiny_model.generate(
-        **inputs, pixel_values=tiny.pictures(1), max_new_tokens=50, stopping_criteria=[Third()], eos_token_id=[1]
+        **inputs, pixel_values=tiny.images(1), max_new_tokens=50, stopping_criteria=[Third()], eos_token_id=[1]
     )
     assert reply.shape[1] <= 8
 
 
 def test_a_second_turn_continues_from_the_cache(tiny_model):
     first = tiny.prompt("titt")
-    pictures = tiny.pictures(1)
+    images = tiny.images(1)
     turn = tiny_model.generate(
         input_ids=torch.tensor([first]),
-        pixel_values=pictures,
+        pixel_values=images,
         max_new_tokens=4,
         return_dict_in_generate=True,
         **NO_IMAGE,
     )
     question = torch.cat([turn.sequences, torch.tensor([tiny.prompt("ttt", seed=5)])], dim=1)
     cached = tiny_model.generate(input_ids=question, max_new_tokens=5, **{CACHE_NAME: turn[CACHE_NAME]}, **NO_IMAGE)
-    anew = tiny_model.generate(input_ids=question, pixel_values=pictures, max_new_tokens=5, **NO_IMAGE)
+    anew = tiny_model.generate(input_ids=question, pixel_values=images, max_new_tokens=5, **NO_IMAGE)
     assert torch.equal(cached, anew)
 
 
 def test_prompt_lookup_decoding_gives_the_same_tokens(tiny_model):
     inputs = tiny.batch([tiny.prompt("tittt")])
-    pictures = tiny.pictures(1)
+    images = tiny.images(1)
     settings = {"max_new_tokens": 8, "do_sample": False}
-    plain = tiny_model.generate(**inputs, pixel_values=pictures, **settings)
-    looked_up = tiny_model.generate(**inputs, pixel_values=pictures, prompt_lookup_num_tokens=3, **settings)
+    plain = tiny_model.generate(**inputs, pixel_values=images, **settings)
+    looked_up = tiny_model.generate(**inputs, pixel_values=images, prompt_lookup_num_tokens=3, **settings)
     assert torch.equal(plain, looked_up)
 
 
 def test_no_gradients_are_kept(tiny_model):
     inputs = tiny.batch([tiny.prompt("it")])
     reply = tiny_model.generate(
-        **inputs, pixel_values=tiny.pictures(1), max_new_tokens=2, output_logits=True, return_dict_in_generate=True
+        **inputs, pixel_values=tiny.images(1), max_new_tokens=2, output_logits=True, return_dict_in_generate=True
     )
     assert not reply.logits[0].requires_grad
 
 
 def test_inputs_are_left_as_they_were(tiny_model):
-    inputs = {**tiny.batch([tiny.prompt("it")]), "pixel_values": tiny.pictures(1)}
+    inputs = {**tiny.batch([tiny.prompt("it")]), "pixel_values": tiny.images(1)}
     before = {name: tensor.clone() for name, tensor in inputs.items()}
     tiny_model.generate(**inputs, max_new_tokens=3, num_beams=2)
     assert all(torch.equal(before[name], inputs[name]) for name in before)

@@ -14,7 +14,7 @@ from fastvlm.errors import AttentionError, ConfigError, ImageTokenMismatchError
 
 def inputs_for(layouts, side="left"):
     inputs = tiny.batch([tiny.prompt(layout, seed=n) for n, layout in enumerate(layouts)], side)
-    return {**inputs, "pixel_values": tiny.pictures(sum(layout.count("i") for layout in layouts))}
+    return {**inputs, "pixel_values": tiny.images(sum(layout.count("i") for layout in layouts))}
 
 
 def assert_close(ours, reference):
@@ -38,7 +38,7 @@ def test_ids_and_embeddings_exclude_each_other(tiny_model):
             tiny_model(**wrong)
 
 
-def test_pictures_and_their_features_exclude_each_other(tiny_model):
+def test_images_and_their_features_exclude_each_other(tiny_model):
     inputs = inputs_for(["it"])
     features = tiny_model.get_image_features(inputs["pixel_values"])
     with pytest.raises(ValueError, match="You cannot specify both pixel_values and mm_encoder_outputs"):
@@ -46,8 +46,8 @@ def test_pictures_and_their_features_exclude_each_other(tiny_model):
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 2, 3, 64, 64)])
-def test_pictures_of_a_wrong_shape_are_told_so(shape, tiny_model):
-    with pytest.raises(ConfigError, match=r"pixel_values has the shape .*expected \(pictures, 3, height, width\)"):
+def test_images_of_a_wrong_shape_are_told_so(shape, tiny_model):
+    with pytest.raises(ConfigError, match=r"pixel_values has the shape .*expected \(images, 3, height, width\)"):
         tiny_model.get_image_features(torch.rand(shape))
 
 
@@ -57,21 +57,21 @@ def test_pictures_of_a_wrong_shape_are_told_so(shape, tiny_model):
 )
 def test_feature_selection_that_does_not_exist_is_an_error(call, tiny_model):
     with pytest.raises(ConfigError, match="is supported in FastVLM"):
-        tiny_model.get_image_features(tiny.pictures(1), **call)
+        tiny_model.get_image_features(tiny.images(1), **call)
     with pytest.raises(ConfigError, match="is supported in FastVLM"):
         tiny_model(**inputs_for(["it"]), **call)
 
 
-def test_two_pictures_and_one_place(tiny_model):
+def test_two_images_and_one_place(tiny_model):
     inputs = tiny.batch([tiny.prompt("it")])
-    with pytest.raises(ImageTokenMismatchError, match=r"tokens: 4, features: 8.*2 picture"):
-        tiny_model(**inputs, pixel_values=tiny.pictures(2))
+    with pytest.raises(ImageTokenMismatchError, match=r"tokens: 4, features: 8.*2 image"):
+        tiny_model(**inputs, pixel_values=tiny.images(2))
 
 
-def test_a_picture_of_another_size_than_its_places(tiny_model):
+def test_a_image_of_another_size_than_its_places(tiny_model):
     inputs = tiny.batch([tiny.prompt("it")])
-    with pytest.raises(ImageTokenMismatchError, match=r"Sample 0 .* 4 <image> tokens, but each picture gives 9"):
-        tiny_model(**inputs, pixel_values=tiny.pictures(1, 192, 192))
+    with pytest.raises(ImageTokenMismatchError, match=r"Sample 0 .* 4 <image> tokens, but each image gives 9"):
+        tiny_model(**inputs, pixel_values=tiny.images(1, 192, 192))
 
 
 # Attention.
@@ -133,7 +133,7 @@ def test_an_own_attention_function_reaches_the_decoder_and_only_it(tiny_config, 
 
 def test_attentions_of_the_encoder_are_refused(tiny_model):
     with pytest.raises(ValueError, match="Cannot set `output_attentions`"):
-        tiny_model.get_image_features(tiny.pictures(1), output_attentions=True)
+        tiny_model.get_image_features(tiny.images(1), output_attentions=True)
 
 
 # Precision.
@@ -153,12 +153,12 @@ def overflowing_model():
 
 def test_the_overflowing_case_does_overflow_without_care():
     model = overflowing_model()
-    picture = tiny.pictures(1)
+    image = tiny.images(1)
     assert all(p.abs().max() < 65_504 for p in model.parameters())
     encoder = model.model.vision_tower.timm_model
     with torch.no_grad():
-        assert encoder.forward_with_stages(picture)[1][0].abs().max() > 65_504
-        assert not copy.deepcopy(encoder).half()(picture.half()).isfinite().all()
+        assert encoder.forward_with_stages(image)[1][0].abs().max() > 65_504
+        assert not copy.deepcopy(encoder).half()(image.half()).isfinite().all()
 
 
 @pytest.mark.parametrize("how", ["half", "to", "from_pretrained", "from_pretrained_then_half"])
@@ -430,7 +430,7 @@ def test_encoder_compiles_as_one_graph_at_several_sizes(tiny_model):
     compiled = torch.compile(encoder, fullgraph=True, backend="eager")
     for size in ((128, 128), (64, 192)):
         with torch.no_grad():
-            torch.testing.assert_close(compiled(tiny.pictures(1, *size)), encoder(tiny.pictures(1, *size)))
+            torch.testing.assert_close(compiled(tiny.images(1, *size)), encoder(tiny.images(1, *size)))
 
 
 # Fields.
@@ -439,10 +439,10 @@ def test_encoder_compiles_as_one_graph_at_several_sizes(tiny_model):
 def test_tower_output_follows_its_config(tiny_model):
     tower = tiny_model.model.vision_tower
     tower.config.output_hidden_states = True
-    assert len(tower(tiny.pictures(1)).hidden_states) == 5
-    assert tower(tiny.pictures(1), output_hidden_states=False).hidden_states is None
+    assert len(tower(tiny.images(1)).hidden_states) == 5
+    assert tower(tiny.images(1), output_hidden_states=False).hidden_states is None
     tower.config.return_dict = False
-    assert isinstance(tower(tiny.pictures(1)), tuple)
+    assert isinstance(tower(tiny.images(1)), tuple)
 
 
 def test_embeddings_in_place_of_ids(tiny_model):
@@ -453,7 +453,7 @@ def test_embeddings_in_place_of_ids(tiny_model):
         assert torch.equal(tiny_model(inputs_embeds=embeds, **rest).logits, logits_of(tiny_model, inputs))
 
 
-def test_features_in_place_of_pictures_are_bit_equal(tiny_model):
+def test_features_in_place_of_images_are_bit_equal(tiny_model):
     inputs = inputs_for(["titit", "tt", "it"])
     reference = logits_of(tiny_model, inputs)
     features = tiny_model.get_image_features(inputs.pop("pixel_values"))
@@ -461,17 +461,17 @@ def test_features_in_place_of_pictures_are_bit_equal(tiny_model):
         assert torch.equal(tiny_model(**inputs, mm_encoder_outputs={"image": features}).logits, reference)
 
 
-def test_each_sample_sees_its_own_pictures_only(tiny_model):
+def test_each_sample_sees_its_own_images_only(tiny_model):
     inputs = inputs_for(["titt", "ttit"])
     reference = logits_of(tiny_model, inputs)
     other = dict(inputs, pixel_values=inputs["pixel_values"].clone())
-    other["pixel_values"][1] = tiny.pictures(1, seed=9)[0]
+    other["pixel_values"][1] = tiny.images(1, seed=9)[0]
     changed = logits_of(tiny_model, other)
     assert torch.equal(changed[0], reference[0])
     assert (changed[1] - reference[1]).abs().max() > 1e-2
 
 
-def test_order_of_pictures_matters(tiny_model):
+def test_order_of_images_matters(tiny_model):
     inputs = inputs_for(["titit"])
     swapped = dict(inputs, pixel_values=inputs["pixel_values"].flip(0))
     assert (logits_of(tiny_model, inputs) - logits_of(tiny_model, swapped)).abs().max() > 1e-2

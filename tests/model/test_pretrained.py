@@ -236,7 +236,7 @@ def test_swapped_tensors_are_named_by_shape(tmp_path):
     failing(tmp_path, change, r"2 of another shape: .*up_proj.weight is \[32, 48\], expected \[48, 32\]")
 
 
-def test_another_encoder_is_recognised_as_such(tmp_path):
+def test_another_encoder_is_recognized_as_such(tmp_path):
     model = tiny.model()
     model.save_pretrained(tmp_path / "a")
     other = tiny.vision_config(layers=[2, 1, 1, 1, 1], token_mixers=["repmixer"] * 4 + ["attention"])
@@ -245,7 +245,7 @@ def test_another_encoder_is_recognised_as_such(tmp_path):
         FastVlmForConditionalGeneration.from_pretrained(tmp_path / "a")
 
 
-def test_the_other_form_is_recognised_as_such(tmp_path, saved):
+def test_the_other_form_is_recognized_as_such(tmp_path, saved):
     config = FastVlmConfig.from_pretrained(saved)
     config.vision_config.model_args["inference_mode"] = False
     with pytest.raises(CheckpointError, match="other form"):

@@ -97,7 +97,7 @@ def test_scaled_layer_has_scaled_outputs(layer):
     weight = layer.weight
     reparam.scale_layer(layer, scale)
     torch.testing.assert_close(layer(x), before)
-    assert layer.weight is weight, "the parameter stays the same object, so optimisers and ties hold"
+    assert layer.weight is weight, "the parameter stays the same object, so optimizers and ties hold"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

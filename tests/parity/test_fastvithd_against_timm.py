@@ -78,9 +78,9 @@ def largest_gap(a, b):
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (512, 512), (320, 200)])
 def test_published_encoder_equals_timm(published, height, width):
     ours, theirs = published
-    picture = tiny.pictures(1, height, width)
+    image = tiny.images(1, height, width)
     with torch.no_grad():
-        feature_map, reference = ours(picture), theirs.forward_features(picture)
+        feature_map, reference = ours(image), theirs.forward_features(image)
     assert feature_map.shape == reference.shape == (1, 3072, -(-height // 64), -(-width // 64))
     assert reference.std() > 0.02, "a map of nearly equal values would show nothing"
     assert largest_gap(feature_map, reference) <= 1e-5
@@ -89,9 +89,9 @@ def test_published_encoder_equals_timm(published, height, width):
 @pytest.mark.slow
 def test_published_encoder_equals_timm_at_1024(published):
     ours, theirs = published
-    picture = tiny.pictures(1, 1024, 1024)
+    image = tiny.images(1, 1024, 1024)
     with torch.no_grad():
-        feature_map, reference = ours(picture), theirs.forward_features(picture)
+        feature_map, reference = ours(image), theirs.forward_features(image)
     assert feature_map.shape == (1, 3072, 16, 16)
     assert largest_gap(feature_map, reference) <= 1e-5
 
@@ -112,9 +112,9 @@ def test_state_dict_of_published_encoder_is_timms(is_fused, monkeypatch):
 def test_every_argument_means_what_it_means_in_timm(name, is_fused):
     ours, theirs = pair(**VARIATIONS[name], inference_mode=is_fused)
     ours.load_state_dict(theirs.state_dict(), strict=True)  # and back
-    picture = tiny.pictures(2, 160, 96)
+    image = tiny.images(2, 160, 96)
     with torch.no_grad():
-        feature_map, reference = ours(picture), theirs.forward_features(picture)
+        feature_map, reference = ours(image), theirs.forward_features(image)
     assert largest_gap(feature_map, reference) <= 1e-5 * max(1.0, reference.abs().max().item())
 
 
@@ -131,11 +131,11 @@ def test_timm_fuses_to_the_same_weights():
 @pytest.mark.parametrize("is_fused", [True, False], ids=["inference_form", "training_form"])
 def test_gradients_and_running_statistics_in_train_mode_equal_timms(is_fused):
     ours, theirs = pair(inference_mode=is_fused)
-    picture = tiny.pictures(2, 128, 128)
+    image = tiny.images(2, 128, 128)
     weight = torch.randn(256, generator=torch.Generator().manual_seed(3)).reshape(1, -1, 1, 1)
     for encoder, forward in ((ours.train(), ours), (theirs.train(), theirs.forward_features)):
         encoder.zero_grad()
-        (forward(picture) * weight).mean().backward()
+        (forward(image) * weight).mean().backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -147,10 +147,10 @@ def test_gradients_and_running_statistics_in_train_mode_equal_timms(is_fused):
 
 def test_stage_maps_equal_timms_intermediates():
     ours, theirs = pair()
-    picture = tiny.pictures(1, 192, 128)
+    image = tiny.images(1, 192, 128)
     with torch.no_grad():
-        feature_map, maps = ours.forward_with_stages(picture)
-        last, intermediates = theirs.forward_intermediates(picture)
+        feature_map, maps = ours.forward_with_stages(image)
+        last, intermediates = theirs.forward_intermediates(image)
     assert len(maps) == len(intermediates) == 5
     for ours_map, reference in zip(maps, intermediates, strict=True):
         assert largest_gap(ours_map, reference) <= 1e-5
@@ -159,10 +159,10 @@ def test_stage_maps_equal_timms_intermediates():
 
 def test_bfloat16_is_as_close_to_float32_as_timms():
     ours, theirs = pair()
-    picture = tiny.pictures(2, 256, 256)
+    image = tiny.images(2, 256, 256)
     with torch.no_grad():
-        exact = ours(picture)
-        our_gap = largest_gap(ours.bfloat16()(picture.bfloat16()).float(), exact)
-        their_gap = largest_gap(theirs.bfloat16().forward_features(picture.bfloat16()).float(), exact)
+        exact = ours(image)
+        our_gap = largest_gap(ours.bfloat16()(image.bfloat16()).float(), exact)
+        their_gap = largest_gap(theirs.bfloat16().forward_features(image.bfloat16()).float(), exact)
     assert our_gap <= 0.02 * exact.abs().max()
     assert our_gap <= 1.5 * their_gap

@@ -34,11 +34,11 @@ def theirs():
     return model.eval(), AutoTokenizer.from_pretrained(MINI)
 
 
-@pytest.mark.parametrize(("picture", "question"), QUESTIONS.items())
-def test_same_logits_and_same_greedy_text(picture, question, ours, theirs):
+@pytest.mark.parametrize(("name", "question"), QUESTIONS.items())
+def test_same_logits_and_same_greedy_text(name, question, ours, theirs):
     model, processor = ours
     their_model, their_tokenizer = theirs
-    with Image.open(ROOT / "examples" / picture) as image:
+    with Image.open(ROOT / "examples" / name) as image:
         content = [{"type": "image", "image": image.convert("RGB")}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],

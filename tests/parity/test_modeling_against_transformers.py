@@ -8,18 +8,18 @@ import transformers
 from fastvlm.model.cache_name import CACHE_NAME
 
 TOLERANCE = 1e-4
-# Older releases return features and multi-dimensional logits_to_keep in other shapes, and repeat pictures for beams.
+# Older releases return features and multi-dimensional logits_to_keep in other shapes, and repeat images for beams.
 AS_DOCUMENTED = pytest.mark.skipif(
     tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
     reason="transformers before 5.23 behaves otherwise",
 )
 BATCHES = {
     "single": (["tittt"], "left"),
-    "picture_first": (["itt"], "left"),
+    "image_first": (["itt"], "left"),
     "left_padded": (["tittttt", "it", "ttitt"], "left"),
     "right_padded": (["tittttt", "it", "ttitt"], "right"),
-    "two_pictures": (["titit"], "left"),
-    "two_pictures_side_by_side": (["iitt"], "left"),
+    "two_images": (["titit"], "left"),
+    "two_images_side_by_side": (["iitt"], "left"),
     "mixed_left": (["titit", "tt", "it", "iiitt"], "left"),
     "mixed_right": (["titit", "tt", "it", "iiitt"], "right"),
     "text_only": (["tttt", "tt"], "left"),
@@ -28,9 +28,9 @@ BATCHES = {
 
 def inputs_for(layouts, side):
     inputs = tiny.batch([tiny.prompt(layout, seed=n) for n, layout in enumerate(layouts)], side)
-    num_pictures = sum(layout.count("i") for layout in layouts)
-    if num_pictures:
-        inputs["pixel_values"] = tiny.pictures(num_pictures)
+    num_images = sum(layout.count("i") for layout in layouts)
+    if num_images:
+        inputs["pixel_values"] = tiny.images(num_images)
     return inputs
 
 
@@ -58,7 +58,7 @@ def test_logits_at_other_sizes(size, twins):
     ours, theirs = twins()
     tokens_each = ours.config.num_visual_tokens(*size)
     inputs = tiny.batch([tiny.prompt("titt", tokens_each), tiny.prompt("it", tokens_each)])
-    inputs["pixel_values"] = tiny.pictures(2, *size)
+    inputs["pixel_values"] = tiny.images(2, *size)
     with torch.no_grad():
         assert_same(ours(**inputs).logits, theirs(**inputs).logits, inputs["attention_mask"])
 
@@ -121,7 +121,7 @@ MODES = {
 def test_generated_tokens(mode, name, twins):
     ours, theirs = twins()
     inputs = inputs_for(*BATCHES[name])
-    # A placeholder among the new tokens would be counted as one of a picture when there is no cache.
+    # A placeholder among the new tokens would be counted as one of an image when there is no cache.
     settings = {"max_new_tokens": 8, "eos_token_id": [1, 0], "pad_token_id": 0, "bad_words_ids": [[tiny.IMAGE_ID]]}
     replies = []
     for model in (ours, theirs):
@@ -194,7 +194,7 @@ def without_image(output):
 def test_image_features(stages, twins):
     ours, theirs = twins()
     with torch.no_grad():
-        mine, reference = (m.get_image_features(tiny.pictures(3), output_hidden_states=stages) for m in (ours, theirs))
+        mine, reference = (m.get_image_features(tiny.images(3), output_hidden_states=stages) for m in (ours, theirs))
     assert mine.last_hidden_state.shape == (3, 256, 2, 2)
     assert mine.pooler_output.shape == (3, 4, 32)
     assert_same(mine.last_hidden_state, reference.last_hidden_state)
@@ -208,7 +208,7 @@ def test_image_features(stages, twins):
 def test_image_features_as_a_tuple(twins):
     ours, theirs = twins()
     with torch.no_grad():
-        mine, reference = (m.get_image_features(tiny.pictures(1), return_dict=False) for m in (ours, theirs))
+        mine, reference = (m.get_image_features(tiny.images(1), return_dict=False) for m in (ours, theirs))
     assert isinstance(mine, tuple)
     for tensor, other in zip(mine, reference, strict=True):
         assert_same(tensor, other)

@@ -1,6 +1,6 @@
 """The properties that transformers' common model and generation tests ask of every model, as tests of our own.
 
-Covered: determinism; names of the forward's arguments; initialisation is within bounds and the same from a config as
+Covered: determinism; names of the forward's arguments; initialization is within bounds and the same from a config as
 from a folder; save and load of both classes; tuples equal dictionaries; shapes of hidden states and attentions;
 gradients of hidden states; embeddings in place of ids; head pruning and masks do not exist; left padding changes
 nothing; generation from a cache of either kind, with assistance, continued, by beams and contrasted with
@@ -30,7 +30,7 @@ def model(request):
 @pytest.fixture
 def inputs():
     layouts = ["titt", "itttt"]
-    return {**tiny.batch([tiny.prompt(layout) for layout in layouts]), "pixel_values": tiny.pictures(2)}
+    return {**tiny.batch([tiny.prompt(layout) for layout in layouts]), "pixel_values": tiny.images(2)}
 
 
 def first(output):
@@ -143,17 +143,17 @@ def test_left_padding_changes_nothing(inputs):
     }
     positions = (padded["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        reference = model(**alone, pixel_values=tiny.pictures(1)).logits[:, -1]
-        shifted = model(**padded, pixel_values=tiny.pictures(1), position_ids=positions).logits[:, -1]
+        reference = model(**alone, pixel_values=tiny.images(1)).logits[:, -1]
+        shifted = model(**padded, pixel_values=tiny.images(1), position_ids=positions).logits[:, -1]
     torch.testing.assert_close(shifted, reference, atol=1e-5, rtol=1e-5)
 
 
 def test_decoding_token_by_token_equals_all_at_once(inputs):
     model = tiny.model()
-    ids, pictures = torch.tensor([tiny.prompt("tittttt")]), tiny.pictures(1)
+    ids, images = torch.tensor([tiny.prompt("tittttt")]), tiny.images(1)
     with torch.no_grad():
-        reference = model(input_ids=ids, pixel_values=pictures).logits
-        output = model(input_ids=ids[:, :6], pixel_values=pictures, use_cache=True)
+        reference = model(input_ids=ids, pixel_values=images).logits
+        output = model(input_ids=ids[:, :6], pixel_values=images, use_cache=True)
         steps = [output.logits]
         for position in range(6, ids.shape[1]):
             output = model(input_ids=ids[:, position : position + 1], cache=output[CACHE_NAME])
@@ -177,7 +177,7 @@ def test_every_cache_gives_the_same_tokens(settings, inputs):
 
 def test_an_assistant_changes_no_token():
     model, assistant = tiny.model(), tiny.model(text={"num_hidden_layers": 1})
-    inputs = {**tiny.batch([tiny.prompt("titt")]), "pixel_values": tiny.pictures(1)}
+    inputs = {**tiny.batch([tiny.prompt("titt")]), "pixel_values": tiny.images(1)}
     reference = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     with_help = model.generate(**inputs, max_new_tokens=8, do_sample=False, assistant_model=assistant)
     assert torch.equal(with_help, reference)
@@ -205,10 +205,10 @@ def test_generation_returns_what_is_asked_for(inputs):
 
 def test_exports_as_one_graph():
     encoder = tiny.model().model.vision_tower.timm_model
-    picture = tiny.pictures(1)
-    program = torch.export.export(encoder, (picture,))
+    image = tiny.images(1)
+    program = torch.export.export(encoder, (image,))
     with torch.no_grad():
-        torch.testing.assert_close(program.module()(picture), encoder(picture))
+        torch.testing.assert_close(program.module()(image), encoder(image))
 
 
 def test_no_parameter_is_shared_unless_tied():

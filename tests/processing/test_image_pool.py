@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm.errors import ImageTooLargeError, PictureError, UsageError
-from fastvlm.pictures import PictureLimits, open_picture
-from fastvlm.processing.image_fitting import IMAGE_FITS, fit_picture
+from fastvlm.errors import ImageError, ImageTooLargeError, UsageError
+from fastvlm.images import ImageLimits, open_image
+from fastvlm.processing.image_fitting import IMAGE_FITS, fit_image
 from fastvlm.processing.image_pool import Fitting, ImagePool
 
 FITTING = Fitting(64, 128, "pad", Image.Resampling.BICUBIC)
@@ -49,7 +49,7 @@ def pool(num_workers=1, timeout_s=300.0, memory_bytes=MEMORY):
 
 
 def fit(made, content, fitting=FITTING, **limits):
-    return asyncio.run(made.fit(content, fitting, PictureLimits(**limits)))
+    return asyncio.run(made.fit(content, fitting, ImageLimits(**limits)))
 
 
 def process_ids(made):
@@ -78,7 +78,7 @@ def test_the_pixels_are_those_of_this_process():
         for content in images.values():
             for how in IMAGE_FITS:
                 fitting = Fitting(64, 128, how, Image.Resampling.BICUBIC)
-                expected = fit_picture(open_picture(content), 64, 128, fit=how)
+                expected = fit_image(open_image(content), 64, 128, fit=how)
                 found = fit(made, content, fitting)
                 assert found.mode == "RGB" and np.array_equal(np.asarray(found), np.asarray(expected)), how
         assert len(process_ids(made)) == 2
@@ -87,8 +87,8 @@ def test_the_pixels_are_those_of_this_process():
 def test_errors_are_those_of_this_process():
     with pool() as made:
         for content, limits in ((b"no image", {}), (encoded(noise())[:300], {}), (encoded(noise()), {"max_pixels": 9})):
-            with pytest.raises(PictureError) as here:
-                open_picture(content, limits=PictureLimits(**limits))
+            with pytest.raises(ImageError) as here:
+                open_image(content, limits=ImageLimits(**limits))
             with pytest.raises(type(here.value)) as there:
                 fit(made, content, **limits)
             assert str(there.value) == str(here.value)
@@ -110,9 +110,9 @@ def test_a_quick_image_does_not_wait_for_a_slow_one():
     """With two workers the second image is there while the first is at work; the first is ended by closing."""
 
     async def both(made):
-        slow = asyncio.ensure_future(made.fit(slow_image(), FITTING, PictureLimits(max_bytes=2**30)))
+        slow = asyncio.ensure_future(made.fit(slow_image(), FITTING, ImageLimits(max_bytes=2**30)))
         await asyncio.sleep(0)
-        quick = await made.fit(encoded(noise()), FITTING, PictureLimits())
+        quick = await made.fit(encoded(noise()), FITTING, ImageLimits())
         assert quick.size == (128, 64) and not slow.done()
         await asyncio.to_thread(made.close)
         with pytest.raises(UsageError, match="closed"):
@@ -125,9 +125,9 @@ def test_a_quick_image_does_not_wait_for_a_slow_one():
 
 def test_who_is_cancelled_while_waiting_leaves_the_queue():
     async def run(made):
-        slow = asyncio.ensure_future(made.fit(slow_image(), FITTING, PictureLimits(max_bytes=2**30)))
+        slow = asyncio.ensure_future(made.fit(slow_image(), FITTING, ImageLimits(max_bytes=2**30)))
         await asyncio.sleep(0)
-        waiting = [asyncio.ensure_future(made.fit(encoded(noise()), FITTING, PictureLimits())) for _ in range(3)]
+        waiting = [asyncio.ensure_future(made.fit(encoded(noise()), FITTING, ImageLimits())) for _ in range(3)]
         await asyncio.sleep(0)
         for one in waiting:
             one.cancel()
@@ -135,9 +135,9 @@ def test_who_is_cancelled_while_waiting_leaves_the_queue():
         assert all(one.cancelled() for one in waiting)
         for pid in process_ids(made):
             os.kill(pid, signal.SIGKILL)
-        with pytest.raises(PictureError, match="signal 9"):
+        with pytest.raises(ImageError, match="signal 9"):
             await slow
-        assert (await made.fit(encoded(noise()), FITTING, PictureLimits())).size == (128, 64)
+        assert (await made.fit(encoded(noise()), FITTING, ImageLimits())).size == (128, 64)
 
     with pool() as made:
         made.start()
@@ -149,7 +149,7 @@ def test_an_image_whose_worker_is_killed_is_refused_and_the_worker_replaced():
         made.start()
         [pid] = process_ids(made)
         threading.Timer(0.3, os.kill, (pid, signal.SIGSEGV)).start()
-        with pytest.raises(PictureError, match="signal 11"):
+        with pytest.raises(ImageError, match="signal 11"):
             fit(made, slow_image(), max_bytes=2**30)
         assert fit(made, encoded(noise())).size == (128, 64)
 
@@ -160,7 +160,7 @@ def test_an_idle_worker_that_died_costs_one_image_at_most():
         [pid] = process_ids(made)
         os.kill(pid, signal.SIGKILL)
         made._idle[0]._process.wait()
-        with pytest.raises(PictureError, match="signal 9"):
+        with pytest.raises(ImageError, match="signal 9"):
             fit(made, encoded(noise()))
         assert fit(made, encoded(noise())).size == (128, 64)
 
@@ -216,13 +216,13 @@ def test_a_worker_ends_with_its_parent_in_the_middle_of_an_image():
     """The parent is killed; the worker's stdout, which the test holds through a pipe of its own, ends."""
     program = (
         "import asyncio, os, sys\n"
-        "from fastvlm.pictures import PictureLimits\n"
+        "from fastvlm.images import ImageLimits\n"
         "from fastvlm.processing.image_pool import Fitting, ImagePool\n"
         "made = ImagePool(1, timeout_s=3000, memory_bytes=3 * 2**29)\n"
         "made.start()\n"
         "print(next(iter(made._all))._process.pid, flush=True)\n"
         "content = b'P2 6000 5000 9\\n' + b'1 ' * 30_000_000\n"
-        "asyncio.run(made.fit(content, Fitting(64, 64, 'pad', 3), PictureLimits(max_bytes=2**30)))\n"
+        "asyncio.run(made.fit(content, Fitting(64, 64, 'pad', 3), ImageLimits(max_bytes=2**30)))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     worker = int(parent.stdout.readline())

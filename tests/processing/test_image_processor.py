@@ -1,4 +1,4 @@
-"""Fitting pictures into pixels: exact against plain arithmetic of PIL, whole over all shapes, modes and settings."""
+"""Fitting images into pixels: exact against plain arithmetic of PIL, whole over all shapes, modes and settings."""
 
 import json
 
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastvlm import FastVlmConfig, num_visual_tokens
-from fastvlm.errors import ConfigError, PictureError
-from fastvlm.pictures import PictureLimits
+from fastvlm.errors import ConfigError, ImageError
+from fastvlm.images import ImageLimits
 from fastvlm.processing import image_fitting as module
-from fastvlm.processing.image_processor import IMAGE_FITS, FastVlmImageProcessor, fit_picture, image_size_px
+from fastvlm.processing.image_processor import IMAGE_FITS, FastVlmImageProcessor, fit_image, image_size_px
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -23,15 +23,15 @@ def noise(width, height, seed=0):
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def padded(picture, height, width):
-    """Apple's way, as it is told: the whole canvas, black, the picture in its middle (floor), then PIL's resize.
+def padded(image, height, width):
+    """Apple's way, as it is told: the whole canvas, black, the image in its middle (floor), then PIL's resize.
 
     One call for squares. For other targets PIL chooses which way goes first by the shape; here x always does.
     """
-    canvas_width = max(picture.width, -(-picture.height * width // height))
-    canvas_height = max(picture.height, -(-picture.width * height // width))
+    canvas_width = max(image.width, -(-image.height * width // height))
+    canvas_height = max(image.height, -(-image.width * height // width))
     canvas = Image.new("RGB", (canvas_width, canvas_height))
-    canvas.paste(picture, ((canvas_width - picture.width) // 2, (canvas_height - picture.height) // 2))
+    canvas.paste(image, ((canvas_width - image.width) // 2, (canvas_height - image.height) // 2))
     if width == height:
         return canvas.resize((width, height), BICUBIC)
     return canvas.resize((width, canvas_height), BICUBIC).resize((width, height), BICUBIC)
@@ -45,53 +45,53 @@ def padded(picture, height, width):
 )
 @pytest.mark.parametrize("target", [(64, 64), (256, 256), (128, 320), (320, 128)])
 def test_pad_equals_the_whole_canvas_bit_for_bit(size, target):
-    picture = noise(*size)
-    assert np.array_equal(np.asarray(fit_picture(picture, *target)), np.asarray(padded(picture, *target)))
+    image = noise(*size)
+    assert np.array_equal(np.asarray(fit_image(image, *target)), np.asarray(padded(image, *target)))
 
 
 def test_pad_in_blocks_equals_the_whole_canvas():
-    """A picture so tall that its rows go through in several blocks."""
-    picture = noise(90, 5000)
+    """An image so tall that its rows go through in several blocks."""
+    image = noise(90, 5000)
     assert 4_000_000 // 5000 < 5000
-    assert np.array_equal(np.asarray(fit_picture(picture, 256, 256)), np.asarray(padded(picture, 256, 256)))
+    assert np.array_equal(np.asarray(fit_image(image, 256, 256)), np.asarray(padded(image, 256, 256)))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
 def test_pad_equals_the_whole_canvas_for_any_size(width, height, rows, columns, seed):
-    picture = noise(width, height, seed)
+    image = noise(width, height, seed)
     target = (64 * rows, 64 * columns)
-    assert np.array_equal(np.asarray(fit_picture(picture, *target)), np.asarray(padded(picture, *target)))
+    assert np.array_equal(np.asarray(fit_image(image, *target)), np.asarray(padded(image, *target)))
 
 
-def test_pad_keeps_the_sides_of_a_wide_picture_and_pads_with_black():
+def test_pad_keeps_the_sides_of_a_wide_image_and_pads_with_black():
     wide = Image.new("RGB", (300, 100), "white")
     wide.paste((255, 0, 0), (0, 0, 30, 100))
     wide.paste((0, 0, 255), (270, 0, 300, 100))
-    pixels = np.asarray(fit_picture(wide, 300, 300))
+    pixels = np.asarray(fit_image(wide, 300, 300))
     assert (pixels[:97] == 0).all()
     assert (pixels[203:] == 0).all()
     assert tuple(pixels[150, 5]) == (255, 0, 0)
     assert tuple(pixels[150, 295]) == (0, 0, 255)
-    cropped = np.asarray(fit_picture(wide, 300, 300, fit="crop"))
-    assert (cropped == 255).all()  # the coloured sides are gone: that is why crop is not the default
+    cropped = np.asarray(fit_image(wide, 300, 300, fit="crop"))
+    assert (cropped == 255).all()  # the colored sides are gone: that is why crop is not the default
 
 
 def test_an_odd_margin_goes_below_and_to_the_right():
-    picture = Image.new("RGB", (64, 63), "white")
-    rows = np.asarray(fit_picture(picture, 64, 64))[:, 0, 0]
+    image = Image.new("RGB", (64, 63), "white")
+    rows = np.asarray(fit_image(image, 64, 64))[:, 0, 0]
     assert rows[0] == 255
     assert rows[-1] == 0
 
 
 @pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (1, 100_000), (100_000, 1), (30_000, 400)])
 @pytest.mark.parametrize("fit", IMAGE_FITS)
-def test_very_long_pictures_cost_little(size, fit, monkeypatch):
-    """No picture on the way has more pixels than a few times what comes in and goes out."""
+def test_very_long_images_cost_little(size, fit, monkeypatch):
+    """No image on the way has more pixels than a few times what comes in and goes out."""
     made = []
     for owner, name in ((Image, "new"), (Image.Image, "resize"), (Image.Image, "crop")):
         monkeypatch.setattr(owner, name, _noting(made, getattr(owner, name)))
-    fitted = fit_picture(Image.new("RGB", size, (255, 0, 0)), 1024, 1024, fit=fit)
+    fitted = fit_image(Image.new("RGB", size, (255, 0, 0)), 1024, 1024, fit=fit)
     assert fitted.size == (1024, 1024)
     assert np.asarray(fitted)[..., 0].max() > 0  # still to be seen
     assert sum(made) < 6 * (size[0] * size[1] + 1024 * 1024)
@@ -99,18 +99,18 @@ def test_very_long_pictures_cost_little(size, fit, monkeypatch):
 
 def _noting(made, plain):
     def call(*args, **kwargs):
-        picture = plain(*args, **kwargs)
-        made.append(picture.width * picture.height)
-        return picture
+        image = plain(*args, **kwargs)
+        made.append(image.width * image.height)
+        return image
 
     return call
 
 
 def test_beyond_the_canvas_limit_pad_is_the_same_inside(monkeypatch):
-    picture = Image.fromarray(np.linspace(0, 255, 150 * 900).reshape(150, 900).astype(np.uint8)).convert("RGB")
-    exact = np.asarray(fit_picture(picture, 128, 128)).astype(int)
+    image = Image.fromarray(np.linspace(0, 255, 150 * 900).reshape(150, 900).astype(np.uint8)).convert("RGB")
+    exact = np.asarray(fit_image(image, 128, 128)).astype(int)
     monkeypatch.setattr(module, "MAX_CANVAS_PIXELS", 500)
-    close = np.asarray(fit_picture(picture, 128, 128)).astype(int)
+    close = np.asarray(fit_image(image, 128, 128)).astype(int)
     inside = slice(55, 73)
     assert not np.array_equal(exact, close)  # the other way has been taken
     assert np.abs(exact - close)[inside].max() <= 8  # half a row of this ramp
@@ -120,48 +120,48 @@ def test_beyond_the_canvas_limit_pad_is_the_same_inside(monkeypatch):
 # ------------------------------------------------------------------------------------------------------ crop, stretch
 
 
-def cropped(picture, side):
+def cropped(image, side):
     """transformers' rule: short edge to `side`, long edge truncated, the middle (floor)."""
-    short, long = sorted(picture.size)
+    short, long = sorted(image.size)
     new_long = int(side * long / short)
-    size = (side, new_long) if picture.width <= picture.height else (new_long, side)
+    size = (side, new_long) if image.width <= image.height else (new_long, side)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    return picture.resize(size, BICUBIC).crop((left, top, left + side, top + side))
+    return image.resize(size, BICUBIC).crop((left, top, left + side, top + side))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 4), st.integers(0, 99))
 def test_crop_equals_resize_and_centre_crop(width, height, multiple, seed):
-    picture = noise(width, height, seed)
-    fitted = fit_picture(picture, 64 * multiple, 64 * multiple, fit="crop")
-    assert np.array_equal(np.asarray(fitted), np.asarray(cropped(picture, 64 * multiple)))
+    image = noise(width, height, seed)
+    fitted = fit_image(image, 64 * multiple, 64 * multiple, fit="crop")
+    assert np.array_equal(np.asarray(fitted), np.asarray(cropped(image, 64 * multiple)))
 
 
 def test_crop_to_a_wide_target_covers_it():
-    picture = Image.new("RGB", (100, 100), "white")
+    image = Image.new("RGB", (100, 100), "white")
     for target in ((64, 256), (256, 64)):
-        assert (np.asarray(fit_picture(picture, *target, fit="crop")) == 255).all()
+        assert (np.asarray(fit_image(image, *target, fit="crop")) == 255).all()
 
 
 def test_crop_of_the_kept_part_alone_is_within_one_step(monkeypatch):
-    picture = noise(900, 30)
-    exact = np.asarray(fit_picture(picture, 64, 64, fit="crop")).astype(int)
+    image = noise(900, 30)
+    exact = np.asarray(fit_image(image, 64, 64, fit="crop")).astype(int)
     monkeypatch.setattr(module, "MAX_UNCROPPED_PIXELS", 1)
-    alone = np.asarray(fit_picture(picture, 64, 64, fit="crop")).astype(int)
+    alone = np.asarray(fit_image(image, 64, 64, fit="crop")).astype(int)
     assert np.abs(exact - alone).max() <= 1
 
 
 def test_stretch_is_one_resize():
-    picture = noise(70, 30)
-    expected = picture.resize((128, 64), BICUBIC)
-    assert np.array_equal(np.asarray(fit_picture(picture, 64, 128, fit="stretch")), np.asarray(expected))
+    image = noise(70, 30)
+    expected = image.resize((128, 64), BICUBIC)
+    assert np.array_equal(np.asarray(fit_image(image, 64, 128, fit="stretch")), np.asarray(expected))
 
 
 @pytest.mark.parametrize("fit", IMAGE_FITS)
-def test_all_fits_agree_on_pictures_of_the_target_shape(fit):
-    picture = noise(90, 45)
-    expected = picture.resize((256, 128), BICUBIC)
-    assert np.array_equal(np.asarray(fit_picture(picture, 128, 256, fit=fit)), np.asarray(expected))
+def test_all_fits_agree_on_images_of_the_target_shape(fit):
+    image = noise(90, 45)
+    expected = image.resize((256, 128), BICUBIC)
+    assert np.array_equal(np.asarray(fit_image(image, 128, 256, fit=fit)), np.asarray(expected))
 
 
 # ------------------------------------------------------------------------------------------------------ pixel values
@@ -169,8 +169,8 @@ def test_all_fits_agree_on_pictures_of_the_target_shape(fit):
 
 def test_pixel_values_are_float32_bytes_over_255():
     ramp = np.arange(64 * 64 * 3, dtype=np.int64).reshape(64, 64, 3) % 256
-    picture = Image.fromarray(ramp.astype(np.uint8))
-    pixels = FastVlmImageProcessor(image_size=64)(picture).pixel_values
+    image = Image.fromarray(ramp.astype(np.uint8))
+    pixels = FastVlmImageProcessor(image_size=64)(image).pixel_values
     assert pixels.dtype == torch.float32
     assert pixels.shape == (1, 3, 64, 64)
     assert pixels.is_contiguous()
@@ -186,15 +186,15 @@ def test_pixel_values_are_float32_bytes_over_255():
     target=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     fit=st.sampled_from(IMAGE_FITS),
 )
-def test_any_pictures_in_any_mode_and_size(sizes, target, fit):
+def test_any_images_in_any_mode_and_size(sizes, target, fit):
     height, width = 64 * target[0], 64 * target[1]
     processor = FastVlmImageProcessor(image_size=(height, width), image_fit=fit)
-    pictures = [noise(*size, seed=index) for index, size in enumerate(sizes)]
-    pixels = processor(pictures).pixel_values
+    images = [noise(*size, seed=index) for index, size in enumerate(sizes)]
+    pixels = processor(images).pixel_values
     assert pixels.shape == (len(sizes), 3, height, width)
     assert 0 <= pixels.min() <= pixels.max() <= 1
-    for index, picture in enumerate(pictures):  # no picture depends on its neighbours
-        assert torch.equal(pixels[index], processor(picture).pixel_values[0])
+    for index, image in enumerate(images):  # no image depends on its neighbors
+        assert torch.equal(pixels[index], processor(image).pixel_values[0])
     tokens = processor.num_visual_tokens()
     assert tokens == num_visual_tokens(height, width) == target[0] * target[1]
     assert tokens == FastVlmConfig.preset("mini").num_visual_tokens(height, width)
@@ -219,7 +219,7 @@ def test_settings_of_one_call():
     assert processor.image_fit == "pad"
 
 
-def test_nested_pictures_are_flattened_in_order():
+def test_nested_images_are_flattened_in_order():
     reds = [Image.new("RGB", (4, 4), (value, 0, 0)) for value in (10, 20, 30)]
     pixels = FastVlmImageProcessor(image_size=64)([[reds[0]], [], [reds[1], reds[2]]]).pixel_values
     assert [round(float(p[0, 0, 0]) * 255) for p in pixels] == [10, 20, 30]
@@ -227,10 +227,10 @@ def test_nested_pictures_are_flattened_in_order():
 
 def test_limits_are_the_processors():
     processor = FastVlmImageProcessor(image_size=64)
-    processor.picture_limits = PictureLimits(max_pixels=10)
-    with pytest.raises(PictureError, match="limit is 10"):
+    processor.image_limits = ImageLimits(max_pixels=10)
+    with pytest.raises(ImageError, match="limit is 10"):
         processor(noise(4, 4))
-    assert "picture_limits" not in processor.to_dict()
+    assert "image_limits" not in processor.to_dict()
 
 
 # ------------------------------------------------------------------------------------------------------ settings
@@ -273,8 +273,8 @@ def test_settings_that_fastvlm_lacks_are_refused(settings_given, says):
 
 
 @pytest.mark.parametrize("nothing", [[], [[]], None, "", "missing.png"])
-def test_no_picture_is_an_error(nothing):
-    with pytest.raises(PictureError):
+def test_no_image_is_an_error(nothing):
+    with pytest.raises(ImageError):
         FastVlmImageProcessor(image_size=64)(nothing)
 
 
@@ -321,10 +321,10 @@ def test_a_plain_transformers_file_is_padded_at_its_own_size(tmp_path):
 
 def test_the_same_path_with_new_content_gives_new_pixels(tmp_path):
     processor = FastVlmImageProcessor(image_size=64)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     values = []
-    for colour in ("black", "white"):
-        Image.new("RGB", (8, 8), colour).save(path)
+    for color in ("black", "white"):
+        Image.new("RGB", (8, 8), color).save(path)
         values.append(float(processor(path).pixel_values.mean()))
     assert values == [0.0, 1.0]
 

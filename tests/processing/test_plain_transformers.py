@@ -35,7 +35,7 @@ def noise(width, height, seed=0):
 
 
 def smooth(width, height):
-    """A picture like a photograph: little noise on slow colours."""
+    """An image like a photograph: little noise on slow colors."""
     small = noise(7, 5, seed=3).resize((width, height), Image.Resampling.BICUBIC)
     return Image.blend(small, noise(width, height, seed=4), 0.1)
 
@@ -63,20 +63,18 @@ def theirs(folder):
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 3), st.integers(0, 99))
 def test_crop_is_bit_equal_to_the_pil_backend(width, height, multiple, seed):
-    picture = noise(width, height, seed)
-    expected = clip(64 * multiple)(picture, return_tensors="np").pixel_values
-    pixels = FastVlmImageProcessor(image_size=64 * multiple, image_fit="crop")(
-        picture, return_tensors="np"
-    ).pixel_values
+    image = noise(width, height, seed)
+    expected = clip(64 * multiple)(image, return_tensors="np").pixel_values
+    pixels = FastVlmImageProcessor(image_size=64 * multiple, image_fit="crop")(image, return_tensors="np").pixel_values
     assert pixels.dtype == expected.dtype == np.float32
     assert np.array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (333, 1000), (1024, 1024), (2000, 1999)])
 def test_crop_is_bit_equal_at_the_published_size(size):
-    picture = smooth(*size)
-    expected = clip(1024)(picture, return_tensors="np").pixel_values
-    pixels = FastVlmImageProcessor(image_fit="crop")(picture, return_tensors="np").pixel_values
+    image = smooth(*size)
+    expected = clip(1024)(image, return_tensors="np").pixel_values
+    pixels = FastVlmImageProcessor(image_fit="crop")(image, return_tensors="np").pixel_values
     assert np.array_equal(pixels, expected)
 
 
@@ -85,21 +83,21 @@ def test_crop_is_bit_equal_at_the_published_size(size):
 def test_crop_is_within_one_step_of_the_default_backend(folder, size):
     default = AutoImageProcessor.from_pretrained(folder)
     assert type(default).__name__ == "CLIPImageProcessor"
-    picture = smooth(*size)
-    expected = default(picture, return_tensors="pt").pixel_values
-    pixels = FastVlmImageProcessor(image_size=128, image_fit="crop")(picture).pixel_values
+    image = smooth(*size)
+    expected = default(image, return_tensors="pt").pixel_values
+    pixels = FastVlmImageProcessor(image_size=128, image_fit="crop")(image).pixel_values
     assert (pixels - expected).abs().max() <= ONE_STEP
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK"])
 def test_other_modes_are_as_transformers_has_them(mode):
-    picture = noise(64, 64).convert(mode)
+    image = noise(64, 64).convert(mode)
     if mode in {"RGBA", "LA"}:
-        picture.putalpha(noise(64, 64, seed=1).convert("L"))
-    expected = clip(64)(picture, return_tensors="np").pixel_values
-    pixels = FastVlmImageProcessor(image_size=64)(picture, return_tensors="np").pixel_values
+        image.putalpha(noise(64, 64, seed=1).convert("L"))
+    expected = clip(64)(image, return_tensors="np").pixel_values
+    pixels = FastVlmImageProcessor(image_size=64)(image, return_tensors="np").pixel_values
     has_no_alpha_there = np.array_equal(
-        expected, clip(64)(picture.convert("RGB"), return_tensors="np").pixel_values
+        expected, clip(64)(image.convert("RGB"), return_tensors="np").pixel_values
     )  # transformers before 5.20 or so drops alpha, later it composites on white, as we do
     if mode in {"RGBA", "LA"} and has_no_alpha_there:
         pytest.skip("this transformers drops alpha instead of compositing on white")
@@ -124,7 +122,7 @@ def test_plain_transformers_opens_the_folder(theirs, ours):
 CONVERSATIONS = [
     [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown in this image?"}]}],
     [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Compare."}]}],
-    [{"role": "user", "content": [{"type": "text", "text": "No picture"}]}],
+    [{"role": "user", "content": [{"type": "text", "text": "No image"}]}],
     [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]},
@@ -134,8 +132,8 @@ CONVERSATIONS = [
 ]
 
 
-def with_pictures(conversation):
-    """The same conversation with a square picture in every place."""
+def with_images(conversation):
+    """The same conversation with a square image in every place."""
     filled, seed = [], 10
     for message in conversation:
         items = []
@@ -146,14 +144,14 @@ def with_pictures(conversation):
     return filled
 
 
-@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=["picture", "two pictures", "text", "turns"])
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=["image", "two images", "text", "turns"])
 @pytest.mark.parametrize("template", [None, "transformers"])
 def test_same_ids_and_same_pixels(ours, theirs, conversation, template):
     from fastvlm.processing.prompt import CHAT_TEMPLATES
 
     def call(processor, chat_template):
         return processor.apply_chat_template(
-            with_pictures(conversation),
+            with_images(conversation),
             chat_template=chat_template,
             add_generation_prompt=True,
             tokenize=True,
@@ -172,7 +170,7 @@ def test_same_ids_and_same_pixels(ours, theirs, conversation, template):
 
 
 def test_a_batch_has_the_same_ids(ours, theirs):
-    batch = [with_pictures(conversation) for conversation in CONVERSATIONS[:1] + CONVERSATIONS[3:]]
+    batch = [with_images(conversation) for conversation in CONVERSATIONS[:1] + CONVERSATIONS[3:]]
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     a = ours.apply_chat_template(batch, padding=True, **options)
     b = theirs.apply_chat_template(batch, processor_kwargs={"padding": True}, **options)
@@ -181,16 +179,16 @@ def test_a_batch_has_the_same_ids(ours, theirs):
 
 
 @pytest.mark.parametrize("size", [(128, 128), (200, 200), (64, 64), (1, 1)])
-def test_square_pictures_have_the_same_pixels(ours, theirs, size):
-    picture = smooth(*size)
-    a = ours(images=picture, text="<image>\na", return_tensors="pt")
-    b = theirs(images=picture, text="<image>\na", return_tensors="pt")
+def test_square_images_have_the_same_pixels(ours, theirs, size):
+    image = smooth(*size)
+    a = ours(images=image, text="<image>\na", return_tensors="pt")
+    b = theirs(images=image, text="<image>\na", return_tensors="pt")
     assert torch.equal(a["input_ids"], b["input_ids"])
     assert (a["pixel_values"] - b["pixel_values"]).abs().max() <= ONE_STEP
 
 
 def test_transformers_saves_our_keys_along(theirs, tmp_path):
-    """Opened and saved by plain transformers, a folder still says how its pictures are fitted."""
+    """Opened and saved by plain transformers, a folder still says how its images are fitted."""
     theirs.save_pretrained(tmp_path)
     again = FastVlmProcessor.from_pretrained(tmp_path)
     assert again.image_processor.image_fit == "pad"
@@ -201,7 +199,7 @@ def test_transformers_saves_our_keys_along(theirs, tmp_path):
 # ------------------------------------------------------------------------------------------------------ where we differ
 
 
-def test_wide_pictures_keep_their_sides(ours, theirs):
+def test_wide_images_keep_their_sides(ours, theirs):
     """The reason for `pad`: transformers cuts the sides off without a word."""
     wide = Image.new("RGB", (300, 100), "white")
     wide.paste((255, 0, 0), (0, 0, 60, 100))
@@ -212,8 +210,8 @@ def test_wide_pictures_keep_their_sides(ours, theirs):
     assert not ((b - red).abs().sum(1) < 0.1).any()
 
 
-def test_pictures_are_counted_per_sample(ours, theirs):
-    """Two places and none, one picture each: the totals agree, the samples do not."""
+def test_images_are_counted_per_sample(ours, theirs):
+    """Two places and none, one image each: the totals agree, the samples do not."""
     texts, images = ["<image><image>", "a"], [[noise(8, 8)], [noise(8, 8)]]
     theirs(images=images, text=texts)  # passes
     with pytest.raises(ImageTokenMismatchError, match="prompt 0 has 2 <image> and 1"):

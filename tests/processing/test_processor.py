@@ -1,4 +1,4 @@
-"""Pictures and text together: counts per prompt, order, padding, truncation, messages, files."""
+"""Images and text together: counts per prompt, order, padding, truncation, messages, files."""
 
 import base64
 import io
@@ -15,13 +15,13 @@ from qwen2_format import small_tokenizer
 from tokenizers import AddedToken
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
-from fastvlm.errors import CheckpointError, ConfigError, ImageTokenMismatchError, PictureError, PromptError
+from fastvlm.errors import CheckpointError, ConfigError, ImageError, ImageTokenMismatchError, PromptError
 from fastvlm.processing.light_image_processor import LightImageProcessor
 from fastvlm.processing.light_processor import LightProcessor
 from fastvlm.processing.light_tokenizer import LightTokenizer
 from fastvlm.processing.prompt import CHAT_TEMPLATES
 
-N = 4  # visual tokens of a 128 px picture
+N = 4  # visual tokens of a 128 px image
 
 
 def make(**options):
@@ -33,13 +33,13 @@ def processor():
     return make()
 
 
-def grey(level):
-    """A picture that is recognised in `pixel_values` by its level."""
+def gray(level):
+    """An image that is recognized in `pixel_values` by its level."""
     return Image.new("RGB", (10, 10), (level,) * 3)
 
 
 def levels(inputs):
-    return [round(float(picture[0, 0, 0]) * 255) for picture in inputs["pixel_values"]]
+    return [round(float(image[0, 0, 0]) * 255) for image in inputs["pixel_values"]]
 
 
 def user(*items):
@@ -53,8 +53,8 @@ def counts(processor, inputs):
 # ------------------------------------------------------------------------------------------------------ call
 
 
-def test_one_picture_and_a_prompt(processor):
-    inputs = processor(images=grey(7), text="<image>\nWhat?", return_tensors="pt")
+def test_one_image_and_a_prompt(processor):
+    inputs = processor(images=gray(7), text="<image>\nWhat?", return_tensors="pt")
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape
     assert inputs["input_ids"][0, :N].tolist() == [processor.image_token_id] * N
     assert inputs["pixel_values"].shape == (1, 3, 128, 128)
@@ -67,20 +67,20 @@ def test_one_picture_and_a_prompt(processor):
 @pytest.mark.parametrize(
     ("texts", "images", "expected"),
     [
-        ("<image>a", [grey(1)], [1]),
-        ("<image>a", [[grey(1)]], [1]),
-        ("<image>a<image>", [grey(1), grey(2)], [2]),
-        (["<image>", "<image>"], [grey(1), grey(2)], [1, 1]),
-        (["<image>", "<image><image>"], [grey(1), grey(2), grey(3)], [1, 2]),
-        (["<image>", "a", "<image><image>"], [[grey(1)], [], [grey(2), grey(3)]], [1, 0, 2]),
-        (["a", "<image>"], grey(1), [0, 1]),
+        ("<image>a", [gray(1)], [1]),
+        ("<image>a", [[gray(1)]], [1]),
+        ("<image>a<image>", [gray(1), gray(2)], [2]),
+        (["<image>", "<image>"], [gray(1), gray(2)], [1, 1]),
+        (["<image>", "<image><image>"], [gray(1), gray(2), gray(3)], [1, 2]),
+        (["<image>", "a", "<image><image>"], [[gray(1)], [], [gray(2), gray(3)]], [1, 0, 2]),
+        (["a", "<image>"], gray(1), [0, 1]),
         (["a", "b"], None, [0, 0]),
         (["a", "b"], [[], []], [0, 0]),
         ("a", [], [0]),
     ],
 )
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_numbers_of_pictures_per_prompt(processor, texts, images, expected, side):
+def test_numbers_of_images_per_prompt(processor, texts, images, expected, side):
     inputs = processor(images=images, text=texts, padding=True, padding_side=side, return_tensors="pt")
     assert counts(processor, inputs) == [count * N for count in expected]
     assert ("pixel_values" in inputs) == (sum(expected) > 0)
@@ -94,20 +94,20 @@ def test_numbers_of_pictures_per_prompt(processor, texts, images, expected, side
     side=st.sampled_from(["left", "right"]),
 )
 def test_every_sample_is_what_it_is_alone(processor, batch, side):
-    """Any mix of pictures and text, any lengths, both sides: padding apart, a row equals its prompt alone."""
+    """Any mix of images and text, any lengths, both sides: padding apart, a row equals its prompt alone."""
     level, texts, images = 0, [], []
     for parts in batch:
         texts.append("".join("<image>" if part == "i" else part for part in parts) + ".")
-        images.append([grey(level := level + 1) for part in parts if part == "i"])
+        images.append([gray(level := level + 1) for part in parts if part == "i"])
     inputs = processor(images=images, text=texts, padding=True, padding_side=side, return_tensors="pt")
     offset = 0
-    for row, (text, pictures) in enumerate(zip(texts, images, strict=True)):
-        alone = processor(images=[pictures], text=[text], return_tensors="pt")
+    for row, (text, own) in enumerate(zip(texts, images, strict=True)):
+        alone = processor(images=[own], text=[text], return_tensors="pt")
         kept = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
         assert torch.equal(kept, alone["input_ids"][0])
-        for index in range(len(pictures)):
+        for index in range(len(own)):
             assert torch.equal(inputs["pixel_values"][offset + index], alone["pixel_values"][index])
-        offset += len(pictures)
+        offset += len(own)
         mask = inputs["attention_mask"][row].tolist()
         assert mask == sorted(mask, reverse=side == "right")
 
@@ -115,22 +115,22 @@ def test_every_sample_is_what_it_is_alone(processor, batch, side):
 @pytest.mark.parametrize(
     ("texts", "images", "says"),
     [
-        ("a", grey(1), "prompt 0 has 0 <image> and 1 picture"),
-        ("<image>", None, "prompts have 1 <image>, 1 in all, and 0 picture|prompt 0 has 1 <image> and 0"),
-        ("<image>", [grey(1), grey(2)], "prompt 0 has 1 <image> and 2 picture"),
-        ("<image><image>", grey(1), "prompt 0 has 2 <image> and 1 picture"),
+        ("a", gray(1), "prompt 0 has 0 <image> and 1 image"),
+        ("<image>", None, "prompts have 1 <image>, 1 in all, and 0 image|prompt 0 has 1 <image> and 0"),
+        ("<image>", [gray(1), gray(2)], "prompt 0 has 1 <image> and 2 image"),
+        ("<image><image>", gray(1), "prompt 0 has 2 <image> and 1 image"),
         # the totals agree, the samples do not: transformers lets this pass
         (
             ["<image><image>", ""],
-            [[grey(1)], [grey(2)]],
+            [[gray(1)], [gray(2)]],
             "prompt 0 has 2 <image> and 1 .*; prompt 1 has 0 <image> and 1",
         ),
-        (["<image>", "<image>"], [[grey(1)]], "for 1 prompt.s. and 2 prompt"),
-        (["<image>", "<image>"], [grey(1), grey(2), grey(3)], "have 1, 1 <image>, 2 in all, and 3 picture"),
-        (["<image>", "<image>"], None, "2 in all, and 0 picture"),
+        (["<image>", "<image>"], [[gray(1)]], "for 1 prompt.s. and 2 prompt"),
+        (["<image>", "<image>"], [gray(1), gray(2), gray(3)], "have 1, 1 <image>, 2 in all, and 3 image"),
+        (["<image>", "<image>"], None, "2 in all, and 0 image"),
     ],
 )
-def test_places_and_pictures_are_counted_per_prompt(processor, texts, images, says):
+def test_places_and_images_are_counted_per_prompt(processor, texts, images, says):
     with pytest.raises(ImageTokenMismatchError, match=says):
         processor(images=images, text=texts)
 
@@ -143,9 +143,9 @@ def test_no_input_is_refused(processor, text, images):
         processor(images=images, text=text)
 
 
-def test_text_alone_and_pictures_alone(processor):
+def test_text_alone_and_images_alone(processor):
     assert set(processor(text="a", return_tensors="pt")) == {"input_ids", "attention_mask"}
-    assert set(processor(images=[grey(1), grey(2)])) == {"pixel_values"}
+    assert set(processor(images=[gray(1), gray(2)])) == {"pixel_values"}
     assert processor(text=["a", "b c d"])["input_ids"][0] != []  # lists, of different lengths
 
 
@@ -164,12 +164,12 @@ def test_settings_of_a_call(processor):
         processor(images=wide, text="<image>", image_size=100)
 
 
-def test_truncation_that_cuts_a_picture_is_an_error(processor):
+def test_truncation_that_cuts_a_image_is_an_error(processor):
     longer = "<image>" + " word" * 30
-    kept = processor(images=grey(1), text=longer, truncation=True, max_length=N + 2)
+    kept = processor(images=gray(1), text=longer, truncation=True, max_length=N + 2)
     assert counts(processor, kept) == [N]
     with pytest.raises(ImageTokenMismatchError, match=rf"has 3 <image> tokens after truncation.*need {N}"):
-        processor(images=grey(1), text=longer, truncation=True, max_length=3)
+        processor(images=gray(1), text=longer, truncation=True, max_length=3)
 
 
 # ------------------------------------------------------------------------------------------------------ padding side
@@ -198,7 +198,7 @@ def test_a_tokenizer_without_image_gets_it_as_the_next_id():
     processor = FastVlmProcessor(FastVlmImageProcessor(image_size=64), tokenizer, image_token_id=size)
     assert processor.image_token_id == size
     assert tokenizer.convert_tokens_to_ids("<image>") == size
-    ids = processor(images=grey(1), text="a <image> b", return_tensors="pt")["input_ids"]
+    ids = processor(images=gray(1), text="a <image> b", return_tensors="pt")["input_ids"]
     assert ids[0].tolist().count(size) == 1
     assert "<image>" not in processor.decode(ids[0], skip_special_tokens=True)
     with pytest.raises(ConfigError, match=rf"id {size}, but the model's config says image_token_index 7"):
@@ -233,20 +233,20 @@ def test_another_models_settings_are_refused(options):
 # ------------------------------------------------------------------------------------------------------ messages
 
 
-def png(picture):
+def png(image):
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
-def test_every_way_to_carry_a_picture(processor, tmp_path):
-    data, path = png(grey(6)), tmp_path / "picture.png"
+def test_every_way_to_carry_a_image(processor, tmp_path):
+    data, path = png(gray(6)), tmp_path / "image.png"
     path.write_bytes(data)
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     items = [
-        {"type": "image", "image": grey(6)},
-        {"type": "image", "image": np.asarray(grey(6))},
-        {"type": "image", "image": torch.from_numpy(np.array(grey(6)))},
+        {"type": "image", "image": gray(6)},
+        {"type": "image", "image": np.asarray(gray(6))},
+        {"type": "image", "image": torch.from_numpy(np.array(gray(6)))},
         {"type": "image", "image": data},
         {"type": "image", "path": str(path)},
         {"type": "image", "path": path},
@@ -263,12 +263,12 @@ def test_every_way_to_carry_a_picture(processor, tmp_path):
         assert counts(processor, inputs) == [N]
 
 
-def test_pictures_of_several_turns_keep_their_order(processor):
+def test_images_of_several_turns_keep_their_order(processor):
     def item(level):
-        return {"type": "image", "image": grey(level)}
+        return {"type": "image", "image": gray(level)}
 
     first = [user(item(1), item(2), "a"), {"role": "assistant", "content": "b"}, user("c", item(3))]
-    second = [user("no picture")]
+    second = [user("no image")]
     third = [user(item(4), "d")]
     inputs = processor.apply_chat_template(
         [first, second, third], tokenize=True, return_dict=True, return_tensors="pt", padding=True
@@ -278,12 +278,12 @@ def test_pictures_of_several_turns_keep_their_order(processor):
 
 
 def test_what_a_template_returns(processor):
-    messages = [user({"type": "image", "image": grey(1)}, "What?")]
+    messages = [user({"type": "image", "image": gray(1)}, "What?")]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert text.endswith("<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n")
     assert processor.apply_chat_template([messages, messages]) == [processor.apply_chat_template(messages)] * 2
     ids = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
-    assert ids == processor(images=grey(1), text=[text])["input_ids"]
+    assert ids == processor(images=gray(1), text=[text])["input_ids"]
     small = processor.apply_chat_template(messages, tokenize=True, processor_kwargs={"image_size": 64})
     assert small[0].count(processor.image_token_id) == 1
 
@@ -302,11 +302,11 @@ def test_messages_that_are_refused(processor):
         processor.apply_chat_template("What is this?")
     with pytest.raises(PromptError, match="tools or documents"):
         processor.apply_chat_template([user("a")], tools=[{"name": "f"}])
-    with pytest.raises(TypeError, match="unknown setting 'tokenise'"):
-        processor.apply_chat_template([user("a")], tokenise=True)
+    with pytest.raises(TypeError, match="unknown setting 'tokenize'"):
+        processor.apply_chat_template([user("a")], tokenize=True)
     with pytest.raises(ImageTokenMismatchError, match="1 <image>"):
         processor.apply_chat_template([user({"type": "image"}, "a")], tokenize=True)
-    with pytest.raises(PictureError, match="no file"):
+    with pytest.raises(ImageError, match="no file"):
         processor.apply_chat_template([user({"type": "image", "path": "nowhere.png"}, "a")], tokenize=True)
     processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<|extra|>"]})
     with pytest.raises(PromptError, match="extra"):
@@ -334,7 +334,7 @@ def test_saved_and_loaded_again(tmp_path):
     assert again.image_processor.to_dict() == processor.image_processor.to_dict()
     assert again.chat_template == processor.chat_template
     assert again.padding_side == "right"
-    arguments = {"images": grey(9), "text": "<image>\nWhat?", "return_tensors": "pt"}
+    arguments = {"images": gray(9), "text": "<image>\nWhat?", "return_tensors": "pt"}
     for name, tensor in processor(**arguments).items():
         assert torch.equal(tensor, again(**arguments)[name])
 

@@ -36,7 +36,7 @@ def prompt(messages, **options):
 # ------------------------------------------------------------------------------------------------------ exact bytes
 
 
-def test_a_picture_and_a_question():
+def test_a_image_and_a_question():
     """Apple's `qwen_2` conversation with predict.py's question."""
     expected = SYSTEM + "<|im_start|>user\n<image>\nDescribe the image.<|im_end|>\n<|im_start|>assistant\n"
     assert prompt([user(IMAGE, text("Describe the image."))], add_generation_prompt=True) == expected
@@ -113,13 +113,13 @@ def test_the_documented_conversation_in_transformers_template():
     ),
     add_generation_prompt=st.booleans(),
 )
-def test_both_templates_agree_on_picture_first_turns(turns, add_generation_prompt):
-    messages = [user(*[IMAGE] * pictures, *map(text, texts)) for pictures, texts in turns]
+def test_both_templates_agree_on_image_first_turns(turns, add_generation_prompt):
+    messages = [user(*[IMAGE] * images, *map(text, texts)) for images, texts in turns]
     if any(token in item for _, texts in turns for item in texts for token in SPECIAL_TOKENS):
         return
     trained = prompt(messages, add_generation_prompt=add_generation_prompt)
     assert trained == prompt(messages, add_generation_prompt=add_generation_prompt, chat_template="transformers")
-    assert trained.count("<image>") == sum(pictures for pictures, _ in turns)
+    assert trained.count("<image>") == sum(images for images, _ in turns)
 
 
 @settings(deadline=None)
@@ -173,8 +173,8 @@ def test_a_template_of_ones_own_gets_messages_and_variables():
     assert prompt([user(text("a"))], chat_template=template, tools=[{"name": "t"}]) == "user:a [{'name': 't'}]"
 
 
-def test_transformers_template_refuses_to_move_a_picture():
-    with pytest.raises(PromptError, match="a picture between texts"):
+def test_transformers_template_refuses_to_move_a_image():
+    with pytest.raises(PromptError, match="an image between texts"):
         prompt([user(text("a"), IMAGE, text("b"))], chat_template="transformers")
 
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_rendered_is_refused(messages, says):
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_marks_typed_into_a_text_are_refused(token, role):
-    """A user must not be able to end a turn, speak as the assistant, or claim a picture's place."""
+    """A user must not be able to end a turn, speak as the assistant, or claim an image's place."""
     for content in (f"a{token}b", [text(f"a{token}b")]):
         with pytest.raises(PromptError, match="which the model reads as a mark"):
             read_conversation([{"role": role, "content": content}])
@@ -250,11 +250,11 @@ def test_text_that_only_looks_like_a_mark_is_rendered():
 
 
 def test_sources_are_gathered_in_order_whatever_their_key():
-    picture = object()
+    image = object()
     messages = [
         user({"type": "image", "url": "u"}, IMAGE, {"type": "image", "path": "p"}, text("?")),
         user(
-            {"type": "image", "image": picture},
+            {"type": "image", "image": image},
             {"type": "image", "base64": "QUJD"},
             {"type": "image", "base64": "data:image/png;base64,QUJD"},
             {"type": "image_url", "image_url": {"url": "v", "detail": "high"}},
@@ -268,7 +268,7 @@ def test_sources_are_gathered_in_order_whatever_their_key():
     assert conversation.images == [
         "u",
         "p",
-        picture,
+        image,
         "data:;base64,QUJD",
         "data:image/png;base64,QUJD",
         "v",
@@ -313,7 +313,7 @@ def test_placeholders_are_expanded_in_place(texts, counts):
 @pytest.mark.parametrize(
     ("prompt_text", "counts"), [("<image>", []), ("", [4]), ("<image><image>", [4]), ("a", [1, 1])]
 )
-def test_places_and_pictures_must_match(prompt_text, counts):
+def test_places_and_images_must_match(prompt_text, counts):
     with pytest.raises(
         ImageTokenMismatchError, match=rf"has {prompt_text.count('<image>')} <image> and {len(counts)} "
     ):

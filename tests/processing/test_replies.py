@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from training_files import grey, processor
+from training_files import gray, processor
 
 from fastvlm.errors import PromptError
 
 PROCESSOR = processor()
 TALK = [
-    {"role": "user", "content": [{"type": "image", "image": grey(3)}, {"type": "text", "text": "assistant\nWhat?"}]},
+    {"role": "user", "content": [{"type": "image", "image": gray(3)}, {"type": "text", "text": "assistant\nWhat?"}]},
     {"role": "assistant", "content": "A cat."},
     {"role": "user", "content": "Sure?"},
     {"role": "assistant", "content": "Yes."},

@@ -18,14 +18,14 @@ from qwen2_format import small_tokenizer
 
 from fastvlm import FastVlmForConditionalGeneration, FastVlmImageProcessor, FastVlmProcessor
 
-PICTURES = {"/australia.jpg": (640, 480, "red"), "/000000039769.jpg": (300, 500, "pink")}
+IMAGES = {"/australia.jpg": (640, 480, "red"), "/000000039769.jpg": (300, 500, "pink")}
 
 
-class Pictures(http.server.BaseHTTPRequestHandler):
+class Images(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        width, height, colour = PICTURES[self.path]
+        width, height, color = IMAGES[self.path]
         file = io.BytesIO()
-        Image.new("RGB", (width, height), colour).save(file, "JPEG")
+        Image.new("RGB", (width, height), color).save(file, "JPEG")
         self.send_response(200)
         self.send_header("Content-Length", str(len(file.getvalue())))
         self.end_headers()
@@ -37,7 +37,7 @@ class Pictures(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def web():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Images)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

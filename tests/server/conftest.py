@@ -7,7 +7,7 @@ from server_process import Server
 
 @pytest.fixture(scope="session")
 def server():
-    running = Server("--max-output-tokens", 128, "--max-body-bytes", 2**21, "--max-picture-pixels", 2_000_000)
+    running = Server("--max-output-tokens", 128, "--max-body-bytes", 2**21, "--max-image-pixels", 2_000_000)
     yield running
     assert running.stop() == 0, running.lines
     assert "Traceback" not in "".join(running.lines)

@@ -17,7 +17,7 @@ from fastvlm.engine.types import SamplingParams
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient.checkpointing.*")
 
-PICTURES = ("letter", "shapes", "red_star", "word")
+IMAGES = ("letter", "shapes", "red_star", "word")
 TEXT = "What do you see?"
 SCALE = 0.15  # of random matrices: replies change
 
@@ -55,15 +55,15 @@ def served(tmp_path_factory, offline):
     assert "Traceback" not in "".join(server.lines)
 
 
-def ask(server, name, picture, **settings):
+def ask(server, name, image, **settings):
     return server.client.post(
         "/v1/chat/completions",
-        json={"model": name, "messages": [question(TEXT, example(picture))], "max_tokens": 16, **settings},
+        json={"model": name, "messages": [question(TEXT, example(image))], "max_tokens": 16, **settings},
     )
 
 
-def offline_text(engine, picture):
-    content = [{"type": "image", "path": str(ROOT / "examples" / f"{picture}.png")}, {"type": "text", "text": TEXT}]
+def offline_text(engine, image):
+    content = [{"type": "image", "path": str(ROOT / "examples" / f"{image}.png")}, {"type": "text", "text": TEXT}]
     return engine.generate([{"role": "user", "content": content}], SamplingParams(max_new_tokens=16)).text
 
 
@@ -71,20 +71,20 @@ def test_replies_of_all_names_asked_together_equal_the_offline_engines(served):
     server, engines = served
     replies = {}
 
-    def note(name, picture):
-        reply = ask(server, name, picture).json()
+    def note(name, image):
+        reply = ask(server, name, image).json()
         assert reply["model"] == name
-        replies[name, picture] = reply["choices"][0]["message"]["content"]
+        replies[name, image] = reply["choices"][0]["message"]["content"]
 
-    threads = [threading.Thread(target=note, args=(name, picture)) for picture in PICTURES for name in engines]
+    threads = [threading.Thread(target=note, args=(name, image)) for image in IMAGES for name in engines]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert replies == {(name, picture): offline_text(engines[name], picture) for name, picture in replies}
-    assert len(replies) == len(PICTURES) * len(engines)
+    assert replies == {(name, image): offline_text(engines[name], image) for name, image in replies}
+    assert len(replies) == len(IMAGES) * len(engines)
     for name in ("poet", "painter"):
-        assert any(replies[name, picture] != replies["mini", picture] for picture in PICTURES), name
+        assert any(replies[name, image] != replies["mini", image] for image in IMAGES), name
 
 
 def test_models_are_listed_the_base_first(served):

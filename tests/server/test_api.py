@@ -23,7 +23,7 @@ def error_of(response, status):
     assert response.headers["content-type"] == "application/json"
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert "PictureLimits" not in error["message"], "a client cannot follow this advice"
+    assert "ImageLimits" not in error["message"], "a client cannot follow this advice"
     assert not re.search(r"Traceback|\.py\b|site-packages|/work|/home|/root|object at 0x", error["message"])
     return error
 
@@ -121,12 +121,12 @@ def test_the_text_of_a_completion_keeps_its_white_space(server):
     assert steps == whole and whole != whole.strip()
 
 
-def test_a_picture_that_was_sent_before_is_not_encoded_again(server):
-    before = server.metric("fastvlm_pictures_total")
+def test_a_image_that_was_sent_before_is_not_encoded_again(server):
+    before = server.metric("fastvlm_images_total")
     for text in ("What is this?", "Which colour?", "How many?"):
         server.chat(question(text, example("objects")), max_tokens=2)
     page = server.client.get("/metrics").text
-    assert server.metric("fastvlm_pictures_total") >= before
+    assert server.metric("fastvlm_images_total") >= before
     assert 'fastvlm_tokens_total{kind="cached"}' in page and 'cache="hit"' in page
 
 
@@ -258,7 +258,7 @@ def test_the_assistants_content_may_be_null(server):
 # ------------------------------------------------------------------------------------------ what is refused
 
 
-def picture(url):
+def image(url):
     return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
 
 
@@ -270,8 +270,8 @@ def picture(url):
         *("data:image/png;base64,", "data:,"),
     ],
 )
-def test_no_path_and_no_other_scheme_is_a_picture(server, url):
-    error = error_of(server.chat(picture(url)), 400)
+def test_no_path_and_no_other_scheme_is_a_image(server, url):
+    error = error_of(server.chat(image(url)), 400)
     assert error["code"] == "invalid_image_url" and error["param"] == "messages[0].content[0].image_url.url"
 
 
@@ -291,16 +291,16 @@ def test_an_item_with_a_path_is_refused(server, item):
     assert error["param"].startswith("messages[0].content[0]"), error
 
 
-def test_pictures_of_addresses_are_off(server):
+def test_images_of_addresses_are_off(server):
     for url in ("https://example.org/a.png", "http://127.0.0.1/a.png"):
-        assert error_of(server.chat(picture(url)), 400)["code"] == "remote_images_disabled"
+        assert error_of(server.chat(image(url)), 400)["code"] == "remote_images_disabled"
 
 
-def test_bad_pictures_are_told(server):
+def test_bad_images_are_told(server):
     whole = (ROOT / "examples" / "letter.png").read_bytes()
     large = b"P5 2000 2000 255\n" + bytes(4)  # more pixels than this server takes, and only said to be there
-    for data, code in ((b"no picture", "invalid_image"), (whole[:500], "invalid_image"), (large, "image_too_large")):
-        error = error_of(server.chat(picture(f"data:image/png;base64,{base64.b64encode(data).decode()}")), 400)
+    for data, code in ((b"no image", "invalid_image"), (whole[:500], "invalid_image"), (large, "image_too_large")):
+        error = error_of(server.chat(image(f"data:image/png;base64,{base64.b64encode(data).decode()}")), 400)
         assert error["code"] == code, error
 
 
@@ -317,7 +317,7 @@ def test_every_form_of_a_data_uri_is_read(server):
     assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1
 
 
-def test_only_users_send_pictures_and_not_too_many(server):
+def test_only_users_send_images_and_not_too_many(server):
     url = example("letter")
     asked = {"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": url}}]}
     assert "only user messages" in error_of(server.chat(asked, question("?")), 400)["message"]
@@ -373,7 +373,7 @@ def test_settings_that_cannot_be_kept_are_refused_by_name(server, settings, para
 @pytest.mark.parametrize(
     ("part", "param"),
     [
-        ({"type": "text", "text": "a", "colour": 1}, "messages[0].content[0].colour"),
+        ({"type": "text", "text": "a", "colour": 1}, "messages[0].content[0].color"),
         ({"type": "text", "text": 5}, "messages[0].content[0].text"),
         ({"type": "text"}, "messages[0].content[0].text"),
         ({"type": "image_url", "image_url": {"url": "a", "path": 1}}, "messages[0].content[0].image_url.path"),
@@ -479,7 +479,7 @@ def test_models_state_documents_and_figures(server):
         "slots_running",
         "queue_waiting",
         "errors_total",
-        "pictures_total",
+        "images_total",
     ):
         assert f"fastvlm_{name}" in page.text, name
 

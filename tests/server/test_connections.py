@@ -64,7 +64,7 @@ def test_slow_bodies_are_given_up_and_small_requests_pass_them_by(strict):
     answers = [rest_of(connection) for connection in slow]
     assert {answer[9:12] for answer in answers} == {b"408", b"429"}  # half of max_receiving is one client's
     large = strict.chat(question("?", "data:image/png;base64," + "A" * 2**17), max_tokens=1)
-    assert large.status_code == 400  # it was received: it is no picture
+    assert large.status_code == 400  # it was received: it is no image
 
 
 def test_a_body_of_one_byte_a_chunk_is_received(strict):

@@ -94,7 +94,7 @@ def test_a_body_that_is_cut_leaves_nothing(endless):
     endless.until_idle()
 
 
-def test_a_picture_beside_a_running_reply_is_answered(endless):
+def test_a_image_beside_a_running_reply_is_answered(endless):
     stack, _, lines = open_stream(endless)
     asked = {**ENDLESS, "messages": [question("?", example("letter"))], "max_tokens": 3}
     answers = []
@@ -209,7 +209,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path):
             assert "Traceback" not in done.stderr and done.stdout == ""
 
 
-def test_pictures_reach_a_checkpoint_of_another_kind(endless, tmp_path):
+def test_images_reach_a_checkpoint_of_another_kind(endless, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")

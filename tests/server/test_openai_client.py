@@ -63,7 +63,7 @@ def test_streamed_log_probabilities_are_those_of_the_whole_reply(client):
 
 
 class Shape(BaseModel):
-    colour: Literal["red", "dark blue"]
+    color: Literal["red", "dark blue"]
     sides: int = Field(ge=0, le=99)
 
 

@@ -11,10 +11,10 @@ KEY = "0123456789abcdef"
 
 def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_path):
     file = tmp_path / "serve.toml"
-    file.write_text('port = 1\nslots = 1\nmax_pictures = 1\nremote_hosts = ["a.example"]\nrequest_timeout_s = 5\n')
-    environment = {"FASTVLM_SERVE_SLOTS": "2", "FASTVLM_SERVE_MAX_PICTURES": "2", "HOME": "/"}
-    settings = read_settings({"max_pictures": 3}, environment, file)
-    assert (settings.port, settings.slots, settings.max_pictures) == (1, 2, 3)
+    file.write_text('port = 1\nslots = 1\nmax_images = 1\nremote_hosts = ["a.example"]\nrequest_timeout_s = 5\n')
+    environment = {"FASTVLM_SERVE_SLOTS": "2", "FASTVLM_SERVE_MAX_IMAGES": "2", "HOME": "/"}
+    settings = read_settings({"max_images": 3}, environment, file)
+    assert (settings.port, settings.slots, settings.max_images) == (1, 2, 3)
     assert settings.remote_hosts == ("a.example",) and settings.request_timeout_s == 5
     assert settings.max_choices == ServeSettings().max_choices
 

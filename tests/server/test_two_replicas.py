@@ -8,7 +8,7 @@ from server_process import ROOT, Server, example, question
 
 from fastvlm.engine.types import SamplingParams
 
-PICTURES = ("letter", "shapes", "red_star", "word", "objects", "letters", "five_shapes", "cat_photo")
+IMAGES = ("letter", "shapes", "red_star", "word", "objects", "letters", "five_shapes", "cat_photo")
 TEXT = "What is this?"
 
 
@@ -20,42 +20,42 @@ def two():
     assert "Traceback" not in "".join(running.lines)
 
 
-def pictures_encoded(server) -> dict[str, float]:
-    """Pictures that each replica has encoded."""
+def images_encoded(server) -> dict[str, float]:
+    """Images that each replica has encoded."""
     page = server.client.get("/metrics").text
-    samples = re.findall(r'fastvlm_pictures_total\{cache="miss",model="mini",replica="(\d)"\} (\S+)', page)
+    samples = re.findall(r'fastvlm_images_total\{cache="miss",model="mini",replica="(\d)"\} (\S+)', page)
     return {replica: float(count) for replica, count in samples}
 
 
 def test_both_answer_as_the_offline_engine_does(two, offline):
-    before = pictures_encoded(two)
+    before = images_encoded(two)
     assert before == {"0": 1.0, "1": 1.0}  # each has answered one question before it was ready
-    replies, together = {}, threading.Barrier(len(PICTURES))
+    replies, together = {}, threading.Barrier(len(IMAGES))
 
     def ask(name):
         together.wait()
         reply = two.chat(question(TEXT, example(name)), max_tokens=16)
         replies[name] = reply.json()["choices"][0]["message"]["content"]
 
-    threads = [threading.Thread(target=ask, args=(name,)) for name in PICTURES]
+    threads = [threading.Thread(target=ask, args=(name,)) for name in IMAGES]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     two.until_idle()
-    after = pictures_encoded(two)
+    after = images_encoded(two)
     assert all(after[replica] > before[replica] for replica in ("0", "1"))
-    assert sum(after.values()) == sum(before.values()) + len(PICTURES)
-    for name in PICTURES:
+    assert sum(after.values()) == sum(before.values()) + len(IMAGES)
+    for name in IMAGES:
         content = [{"type": "image", "path": str(ROOT / "examples" / f"{name}.png")}, {"type": "text", "text": TEXT}]
         expected = offline.generate([{"role": "user", "content": content}], SamplingParams(max_new_tokens=16))
         assert replies[name] == expected.text, name
 
 
-def test_the_second_question_about_a_picture_goes_where_the_picture_is_known(two):
+def test_the_second_question_about_a_image_goes_where_the_image_is_known(two):
     asked = question(TEXT, example("animal"))
     two.chat(asked, max_tokens=4)
-    before = pictures_encoded(two)
+    before = images_encoded(two)
     again = two.chat(asked, max_tokens=4).json()
-    assert pictures_encoded(two) == before
+    assert images_encoded(two) == before
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0

@@ -1,4 +1,4 @@
-"""Rows of different lengths in one batch: padding that is never attended to nor learnt, pictures in order."""
+"""Rows of different lengths in one batch: padding that is never attended to nor learnt, images in order."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from fastvlm.training.collation import Collator
 from fastvlm.training.supervision import IGNORED
 
 
-def row(*ids, pictures=()):
-    pixels = {"pixel_values": torch.stack([torch.full((3, 2, 2), float(p)) for p in pictures])} if pictures else {}
+def row(*ids, images=()):
+    pixels = {"pixel_values": torch.stack([torch.full((3, 2, 2), float(p)) for p in images])} if images else {}
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids), **pixels}
 
 
@@ -27,8 +27,8 @@ def test_an_id_that_equals_the_padding_is_attended_to():
     assert batch["attention_mask"][0].tolist() == [1, 1, 0] and batch["labels"][0].tolist() == [9, 9, IGNORED]
 
 
-def test_pictures_of_all_rows_stand_in_their_order():
-    batch = Collator()([row(1, pictures=[4]), row(2), row(3, pictures=[5, 6])])
+def test_images_of_all_rows_stand_in_their_order():
+    batch = Collator()([row(1, images=[4]), row(2), row(3, images=[5, 6])])
     assert batch["pixel_values"].shape == (3, 3, 2, 2)
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [4.0, 5.0, 6.0]
 

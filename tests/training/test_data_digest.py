@@ -9,7 +9,7 @@ import warnings
 import pytest
 import small_run
 from small_run import stop_at, train
-from training_files import grey, llava, openai, png, save_pictures, write_lines, write_tar
+from training_files import gray, llava, openai, png, save_images, write_lines, write_tar
 
 from fastvlm.errors import UsageError
 from fastvlm.training.data_digest import row_digest
@@ -55,14 +55,14 @@ def test_a_row_is_the_same_in_every_process(tmp_path):
     assert int(done.stdout) == row_digest(sample)
 
 
-def test_pictures_in_files_are_told_by_their_bytes_or_their_number(tmp_path):
+def test_images_in_files_are_told_by_their_bytes_or_their_number(tmp_path):
     turns = json.dumps(llava("<image>", "A."))
     first = digests(write_tar(tmp_path / "s.tar", {"x.png": png(1), "x.json": turns}))
     assert digests(write_tar(tmp_path / "s.tar", {"a.cls": "3", "x.png": png(1), "x.json": turns})) == first
     assert digests(write_tar(tmp_path / "s.tar", {"x.png": png(1) + b"0", "x.json": turns})) != first
-    both = [Sample([], (picture,), "x") for picture in (b"12", b"13")]
+    both = [Sample([], (image,), "x") for image in (b"12", b"13")]
     assert row_digest(both[0]) != row_digest(both[1])
-    assert isinstance(row_digest(Sample([], (grey(1),), "x")), int)
+    assert isinstance(row_digest(Sample([], (gray(1),), "x")), int)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_run_without_a_checkpoint_begins_with_what_is_there(small_model, data,
 
 
 def test_unused_members_are_told_when_training_starts(small_model, tmp_path):
-    save_pictures(tmp_path, 1)
+    save_images(tmp_path, 1)
     members = {"x.json": json.dumps(openai("Hi", "Ho")), "y.json": json.dumps(openai("Hi", "Hu")), "x.cls": "3"}
     shard = write_tar(tmp_path / "s.tar", members)
     recipe = small_run.recipe(small_model, shard, max_steps=1, batch_size=2, micro_batch_size=2)

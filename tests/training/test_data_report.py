@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from training_files import N, llava, processor, save_pictures, write_lines, write_tar
+from training_files import N, llava, processor, save_images, write_lines, write_tar
 
-from fastvlm.pictures import PictureLimits
+from fastvlm.images import ImageLimits
 from fastvlm.training.data_report import BINS, LengthSummary, RenderedSample, check_data
 from fastvlm.training.samples import open_samples
 from fastvlm.training.supervision import SupervisedDataset
@@ -20,8 +20,8 @@ def check(path, max_tokens=1000, **options):
 
 @pytest.fixture
 def mixed(tmp_path):
-    save_pictures(tmp_path, 1, 2)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    save_images(tmp_path, 1, 2)
+    (tmp_path / "bad.png").write_bytes(b"no image")
     return write_lines(
         tmp_path / "x.jsonl",
         llava("<image>\nWhat?", "A square.", image="1.png"),  # 1
@@ -41,7 +41,7 @@ def test_bad_records_are_told_by_origin_and_reason(mixed):
     assert list(reasons) == ["3", "4", "6", "7"]
     assert reasons["3"] == f"picture 1: there is no file {mixed.parent}/gone.png; is pictures_in right?"
     assert reasons["4"].startswith("it is no JSON")
-    assert "is no picture that can be opened" in reasons["6"] and reasons["6"].startswith("picture 1: ")
+    assert "is no image that can be opened" in reasons["6"] and reasons["6"].startswith("image 1: ")
     assert "none of the first 1000 is the assistant's. Raise max_tokens" in reasons["7"]
     assert [sample.index for sample in report.bad] == [2, 3, 5, 6]
     assert not report.is_good and list(report.good) == [0, 1, 4, 7]
@@ -51,7 +51,7 @@ def test_what_is_counted(mixed):
     report = check(mixed)
     good = SupervisedDataset(open_samples([mixed]).chosen(report.good), PROCESSOR, max_tokens=1000)
     rows = [good[index] for index in range(len(good))]
-    assert (report.num_samples, report.num_pictures, report.num_text_only) == (8, 3, 2)
+    assert (report.num_samples, report.num_images, report.num_text_only) == (8, 3, 2)
     assert report.num_tokens == sum(len(row["input_ids"]) for row in rows) == sum(good.lengths())
     assert report.num_supervised_tokens == sum(int((row["labels"] != -100).sum()) for row in rows)
     assert report.too_long == (f"{mixed}:8",)
@@ -96,8 +96,8 @@ def test_a_very_long_sample_is_shown_in_part(tmp_path):
     assert "(6" in report.text() and len(report.text()) < 2500
 
 
-def test_limits_of_pictures_are_the_processors(mixed, monkeypatch):
-    monkeypatch.setattr(PROCESSOR.image_processor, "picture_limits", PictureLimits(max_pixels=99))
+def test_limits_of_images_are_the_processors(mixed, monkeypatch):
+    monkeypatch.setattr(PROCESSOR.image_processor, "image_limits", ImageLimits(max_pixels=99))
     reasons = {sample.origin.rpartition(":")[2]: sample.reason for sample in check(mixed).bad}
     assert "the limit is 99" in reasons["1"] and "the limit is 99" in reasons["5"]
 

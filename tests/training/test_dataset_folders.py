@@ -6,10 +6,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from training_files import openai, png, save_pictures
+from training_files import openai, png, save_images
 
-from fastvlm.errors import DataError, MissingExtraError, PictureError, UsageError
-from fastvlm.pictures import open_picture
+from fastvlm.errors import DataError, ImageError, MissingExtraError, UsageError
+from fastvlm.images import open_image
 from fastvlm.training import dataset_folders
 from fastvlm.training.samples import open_samples
 
@@ -17,24 +17,24 @@ IMAGE = {"type": "image", "text": None}
 WHAT = {"type": "text", "text": "What?"}
 
 
-def grey_levels(samples):
-    return [[open_picture(picture).getpixel((0, 0))[0] for picture in sample.pictures] for sample in samples]
+def gray_levels(samples):
+    return [[open_image(image).getpixel((0, 0))[0] for image in sample.images] for sample in samples]
 
 
 @pytest.fixture(autouse=True)
 def _no_tables_of_other_tests():
     yield
-    for kept in (dataset_folders._mapped, dataset_folders._group_texts, dataset_folders._group_pictures):
+    for kept in (dataset_folders._mapped, dataset_folders._group_texts, dataset_folders._group_images):
         kept.cache_clear()
 
 
 def hub_set(levels_each):
-    """As HuggingFaceH4's and TRL's sets are: messages of parts, a list of pictures."""
+    """As HuggingFaceH4's and TRL's sets are: messages of parts, a list of images."""
     rows = {
         "messages": [
             [
                 {"role": "user", "content": [*[IMAGE] * len(levels), WHAT]},
-                {"role": "assistant", "content": [{"type": "text", "text": f"Grey {levels}."}]},
+                {"role": "assistant", "content": [{"type": "text", "text": f"Gray {levels}."}]},
             ]
             for levels in levels_each
         ],
@@ -66,36 +66,36 @@ def saved(tmp_path, how):
 def test_a_set_is_read_as_it_was_written(tmp_path, how):
     path, files = saved(tmp_path, how)
     samples = open_samples([path])
-    assert grey_levels(samples) == LEVELS
-    assert [sample.messages[1]["content"][0]["text"] for sample in samples] == [f"Grey {levels}." for levels in LEVELS]
+    assert gray_levels(samples) == LEVELS
+    assert [sample.messages[1]["content"][0]["text"] for sample in samples] == [f"Gray {levels}." for levels in LEVELS]
     origins = [f"{path / name}:{row}" for name, rows in files for row in range(1, rows + 1)]
     assert [sample.origin for sample in samples] == origins
 
 
-def test_one_picture_a_row_or_none(tmp_path):
+def test_one_image_a_row_or_none(tmp_path):
     records = [openai("<image> What?", "A.", image={"bytes": png(9), "path": None}), openai("Hi", "Ho", image=None)]
     columns = {name: [record[name] for record in records] for name in ("messages", "image")}
     rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
     rows.save_to_disk(tmp_path / "set")
     rows.to_parquet(tmp_path / "set.parquet")
     for path in (tmp_path / "set", tmp_path / "set.parquet"):
-        assert grey_levels(open_samples([path])) == [[9], []]
+        assert gray_levels(open_samples([path])) == [[9], []]
 
 
 def test_paths_begin_where_the_user_says(tmp_path):
-    save_pictures(tmp_path / "pictures", 5, 6)
+    save_images(tmp_path / "images", 5, 6)
     rows = {
         "conversations": [[{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A."}]] * 2,
         "image": ["5.png", "6.png"],
     }
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "set")
-    assert grey_levels(open_samples([tmp_path / "set"], pictures_in=tmp_path / "pictures")) == [[5], [6]]
+    assert gray_levels(open_samples([tmp_path / "set"], images_in=tmp_path / "images")) == [[5], [6]]
     lists = {**rows, "image": [["5.png"], ["6.png"]]}
     datasets.Dataset.from_dict(lists).save_to_disk(tmp_path / "lists")
-    assert grey_levels(open_samples([tmp_path / "lists"], pictures_in=tmp_path / "pictures")) == [[5], [6]]
+    assert gray_levels(open_samples([tmp_path / "lists"], images_in=tmp_path / "images")) == [[5], [6]]
     structs = {**rows, "image": [{"bytes": None, "path": "5.png"}, {"bytes": None, "path": "6.png"}]}
     datasets.Dataset.from_dict(structs).to_parquet(tmp_path / "structs.parquet")
-    assert grey_levels(open_samples([tmp_path / "structs.parquet"], pictures_in=tmp_path / "pictures")) == [[5], [6]]
+    assert gray_levels(open_samples([tmp_path / "structs.parquet"], images_in=tmp_path / "images")) == [[5], [6]]
 
 
 def test_the_split_is_named_where_there_are_several(tmp_path):
@@ -139,14 +139,14 @@ def test_a_set_without_turns_is_refused(tmp_path):
         open_samples([tmp_path / "set"])
 
 
-def test_bytes_of_pictures_are_not_read_with_the_text(tmp_path, monkeypatch):
-    """A pass over lengths reads no picture of a Parquet file."""
+def test_bytes_of_images_are_not_read_with_the_text(tmp_path, monkeypatch):
+    """A pass over lengths reads no image of a Parquet file."""
     path, _ = saved(tmp_path, "parquet")
-    monkeypatch.setattr(dataset_folders, "_group_pictures", None)
+    monkeypatch.setattr(dataset_folders, "_group_images", None)
     samples = open_samples([path])
-    assert [len(sample.pictures) for sample in samples] == [len(levels) for levels in LEVELS]
+    assert [len(sample.images) for sample in samples] == [len(levels) for levels in LEVELS]
     with pytest.raises(TypeError):
-        samples[0].pictures[0].read()
+        samples[0].images[0].read()
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
@@ -167,11 +167,11 @@ def test_large_types_are_read_too(tmp_path):
         }
     )
     pyarrow.parquet.write_table(rows, tmp_path / "x.parquet", row_group_size=1)
-    assert grey_levels(open_samples([tmp_path / "x.parquet"])) == [[3], [4]]
+    assert gray_levels(open_samples([tmp_path / "x.parquet"])) == [[3], [4]]
 
 
 @pytest.mark.parametrize("how", ["folder", "parquet"])
-def test_a_picture_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, how):
+def test_a_image_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, how):
     records = [openai("<image>", "A.", images=[{"bytes": b"abcdef", "path": None}, {"bytes": None, "path": None}])]
     rows = datasets.Dataset.from_dict({name: [record[name] for record in records] for name in ("messages", "images")})
     path = tmp_path / "x.parquet"
@@ -187,12 +187,12 @@ def test_a_picture_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, h
         second.read()
 
 
-def test_a_picture_that_is_none_is_a_bad_record(tmp_path):
+def test_a_image_that_is_none_is_a_bad_record(tmp_path):
     columns = {"messages": [openai("<image>", "A.")["messages"]], "image": [{"bytes": None, "path": "gone.png"}]}
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
     [sample] = open_samples([tmp_path / "set"])
-    with pytest.raises(PictureError, match=f"No such file or directory: '{tmp_path}/set/gone.png'"):
-        open_picture(sample.pictures[0])
+    with pytest.raises(ImageError, match=f"No such file or directory: '{tmp_path}/set/gone.png'"):
+        open_image(sample.images[0])
 
 
 def written(tmp_path, how, **columns):
@@ -225,8 +225,8 @@ def test_all_other_columns_are_read_or_left_out(tmp_path, how):
     columns = {"system": ["Be brief."], "img": pa.nulls(1), "tools": [None], "source": ["web"], "score": [0.5]}
     objects = [{"name": "star", "box": [0.0, 0.0, 5.0, 5.0]}]
     path = written(tmp_path, how, **columns, image_path=["7.png"], objects=[objects])
-    save_pictures(tmp_path, 7)
-    [sample] = open_samples([path], pictures_in=tmp_path, ignored=["score"])
+    save_images(tmp_path, 7)
+    [sample] = open_samples([path], images_in=tmp_path, ignored=["score"])
     assert sample.messages[0] == {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
-    assert sample.pictures == (tmp_path / "7.png",)
+    assert sample.images == (tmp_path / "7.png",)
     assert sample.grounding.objects[0].name == "star"

@@ -109,7 +109,7 @@ def hear_ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The signal comes in the fourth step, however fast the machine is; to the whole group, the process that reads pictures
+# The signal comes in the fourth step, however fast the machine is; to the whole group, the process that reads images
 # among it, as a terminal and a service manager send it.
 STOPPED = """
 import os, sys

@@ -9,10 +9,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from training_files import N, grey, llava, processor, save_pictures, write_lines
+from training_files import N, gray, llava, processor, save_images, write_lines
 
 from fastvlm.errors import DataError
-from fastvlm.processing.image_processor import fit_picture
+from fastvlm.processing.image_processor import fit_image
 from fastvlm.training.collation import Collator
 from fastvlm.training.grounded_rows import GroundedRows
 from fastvlm.training.grounding import EMPTY, IGNORED, GroundedObject, Grounding, Look, Names, read_grounding
@@ -58,7 +58,7 @@ def test_columns_are_read():
         ({"objects": [{"box": [0, 0, 1, 1]}]}, "an entry of 'objects' has the name None"),
         ({"objects": [{"name": "star", "box": [0, 0, 1]}]}, "'star' has the box [0, 0, 1]; expected [left, top"),
         ({"objects": [{"name": "star", "box": [5, 0, 1, 1]}]}, "whose right or bottom comes before its left or top"),
-        ({"objects": [{**STAR, "picture": 1}]}, "'star' is in picture 1; the record has 1, counted from 0"),
+        ({"objects": [{**STAR, "image": 1}]}, "'star' is in image 1; the record has 1, counted from 0"),
         ({"looks": [{"reply": 1}]}, "is about reply 1; there are 1, counted from 0"),
         ({"looks": [{"at": 8}]}, "a look is at character 8 of reply 0, which has 7"),
         ({"objects": [STAR], "looks": [{"objects": [1]}]}, "names the objects [1]; there are 1, counted from 0"),
@@ -73,7 +73,7 @@ def test_what_cannot_be_meant_is_refused_with_its_reason(columns, reason):
 
 
 def test_a_bad_column_is_told_by_the_records_origin(tmp_path):
-    save_pictures(tmp_path, 1)
+    save_images(tmp_path, 1)
     record = {**llava("<image>\nWhat?", "A star.", image="1.png"), "looks": [{"reply": 4}]}
     path = write_lines(tmp_path / "x.jsonl", record)
     with pytest.raises(DataError, match=f"^{path}:1: an entry of 'looks' is about reply 4"):
@@ -87,7 +87,7 @@ def test_names_lie_beside_the_data(tmp_path):
     (tmp_path / "b" / "x.jsonl").write_text("")
     names = Names.beside([tmp_path / "a", tmp_path / "b" / "x.jsonl"])
     assert names == Names({"circle": 1, "cross": 2, "star": 3}, {"red": 0})
-    assert names.num_classes == 4 and names.colour_of("blue") == IGNORED
+    assert names.num_classes == 4 and names.color_of("blue") == IGNORED
     with pytest.raises(DataError, match="its object 'moon' is not among the 3 names"):
         names.class_of("moon")
 
@@ -110,15 +110,15 @@ def test_without_names_one_is_told_what_to_write(tmp_path):
     st.randoms(use_true_random=False),
 )
 def test_boxes_go_where_the_pixels_go(width, height, fit, chance):
-    picture = Image.new("RGB", (width, height))
+    image = Image.new("RGB", (width, height))
     x, y = chance.uniform(0.4, 0.6) * width, chance.uniform(0.4, 0.6) * height
     box = (x - 12, y - 12, x + 12, y + 12)
-    ImageDraw.Draw(picture).rectangle([round(edge) for edge in box], fill=(255, 255, 255))
-    placement = Placement.of(picture.size, (256, 256), fit)
+    ImageDraw.Draw(image).rectangle([round(edge) for edge in box], fill=(255, 255, 255))
+    placement = Placement.of(image.size, (256, 256), fit)
     slack = 2 + 1.5 * max(placement.scale)
     expected = np.clip(placement.place(box), 0, 256)  # what is cropped away is not seen
     assume(min(expected[2] - expected[0], expected[3] - expected[1]) > slack)
-    fitted = np.asarray(fit_picture(picture, 256, 256, fit=fit).convert("L"), dtype=float)
+    fitted = np.asarray(fit_image(image, 256, 256, fit=fit).convert("L"), dtype=float)
     rows, columns = np.nonzero(fitted > 128)
     seen = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     assert np.abs(np.subtract(seen, expected)).max() <= slack
@@ -133,7 +133,7 @@ def test_a_thing_claims_the_cells_of_its_heart():
     claimed = np.argwhere(cells.classes == 1)
     assert claimed.min(0).tolist() == [3, 3] and claimed.max(0).tolist() == [4, 4]
     assert set(cells.classes.flat) == {EMPTY, 1}
-    assert (cells.colours[cells.classes == 1] == 1).all() and (cells.colours[cells.classes == EMPTY] == IGNORED).all()
+    assert (cells.colors[cells.classes == 1] == 1).all() and (cells.colors[cells.classes == EMPTY] == IGNORED).all()
 
 
 def test_a_cell_between_two_things_belongs_to_the_nearest():
@@ -155,7 +155,7 @@ def test_every_thing_claims_a_cell_and_shows_in_a_token(x, y, half):
 
 
 def test_words_are_found_across_pieces():
-    pieces = ["What", " colour", " is", " the", " cro", "ss", "?"]
+    pieces = ["What", " color", " is", " the", " cro", "ss", "?"]
     assert pieces_of_words(frozenset({"cross"}), pieces) == [4, 5]
     assert pieces_of_words(frozenset({"what"}), pieces) == [0]
     assert pieces_of_words(frozenset(), pieces) == []
@@ -168,8 +168,8 @@ def grounded(*records, names=NAMES, has_looks=True, max_tokens=1000):
     samples = []
     for record in records:
         messages, _ = read_record(record, Path())
-        pictures = tuple(grey(40, (100, 100)) for _ in range(len(record.get("image") or [])))
-        samples.append(Sample(messages, pictures, "x:1", read_grounding(record, len(pictures), messages)))
+        images = tuple(gray(40, (100, 100)) for _ in range(len(record.get("image") or [])))
+        samples.append(Sample(messages, images, "x:1", read_grounding(record, len(images), messages)))
     rows = GroundedRows(PROCESSOR, names, has_looks=has_looks)
     return SupervisedDataset(samples, PROCESSOR, max_tokens=max_tokens, grounded=rows)
 
@@ -178,7 +178,7 @@ TWO = {
     **llava("<image>\n<image>\nWhat is red?", "A star.", "And blue?", "A circle.", image=["a", "b"]),
     "objects": [
         {"name": "star", "colour": "red", "box": [10, 10, 30, 30]},
-        {"name": "circle", "colour": "blue", "box": [70, 70, 90, 90], "picture": 1},
+        {"name": "circle", "colour": "blue", "box": [70, 70, 90, 90], "image": 1},
     ],
     "looks": [
         {"reply": 0, "at": 2, "objects": [0], "words": ["red"]},
@@ -211,7 +211,7 @@ def test_gazes_stand_before_what_is_said_next():
     assert row["gaze_is_reminder"].tolist() == [True, False, True, False]
 
 
-def test_each_picture_has_its_cells():
+def test_each_image_has_its_cells():
     classes = grounded(TWO)[0]["cell_classes"]
     assert classes.shape == (2, 128 // CELL_PX, 128 // CELL_PX)
     assert classes[0].unique().tolist() == [EMPTY, 1] and classes[1].unique().tolist() == [EMPTY, 2]

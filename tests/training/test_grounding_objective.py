@@ -17,17 +17,17 @@ from fastvlm.training.recipe import HeadsEntry, Recipe
 HEADS = {"reminding": {"layer": 0, "heads": [0]}, "looking": {"layer": 1, "heads": [1]}}
 
 
-def test_cells_are_weighed_by_picture_and_the_unknown_count_nothing():
+def test_cells_are_weighed_by_image_and_the_unknown_count_nothing():
     classes = torch.zeros(2, 4, 4, dtype=torch.int64)
     classes[0, 0, 0], classes[1] = 1, IGNORED
-    colours = torch.full_like(classes, IGNORED)
+    colors = torch.full_like(classes, IGNORED)
     right = torch.nn.functional.one_hot(classes.clamp(min=0), 3).float() * 50
-    assert_close(cell_loss(CellLogits(right, torch.zeros(2, 4, 4, 2)), classes, colours), torch.tensor(0.0))
+    assert_close(cell_loss(CellLogits(right, torch.zeros(2, 4, 4, 2)), classes, colors), torch.tensor(0.0))
     wrong = right.clone()
     wrong[1] = -right[1]
-    assert_close(cell_loss(CellLogits(wrong, torch.zeros(2, 4, 4, 2)), classes, colours), torch.tensor(0.0))
+    assert_close(cell_loss(CellLogits(wrong, torch.zeros(2, 4, 4, 2)), classes, colors), torch.tensor(0.0))
     wrong[0, 0, 0] = torch.tensor([50.0, 0, 0])
-    assert cell_loss(CellLogits(wrong, torch.zeros(2, 4, 4, 2)), classes, colours) > 40
+    assert cell_loss(CellLogits(wrong, torch.zeros(2, 4, 4, 2)), classes, colors) > 40
 
 
 def test_gazes_ask_their_own_heads_alone():
@@ -49,7 +49,7 @@ def test_gazes_ask_their_own_heads_alone():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Coloured pictures that tell what stands in their middle, and where it is said."""
+    """Colored images that tell what stands in their middle, and where it is said."""
     file = small_run.samples(tmp_path_factory.mktemp("grounded"), 16)
     records = json.loads(file.read_text())
     for number, record in enumerate(records[:16]):

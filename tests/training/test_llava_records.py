@@ -1,4 +1,4 @@
-"""Where pictures stand in LLaVA's texts, against what the chat template makes of them."""
+"""Where images stand in LLaVA's texts, against what the chat template makes of them."""
 
 import re
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from training_files import processor
 
 from fastvlm.errors import DataError
-from fastvlm.training.llava_records import is_llava_turn, llava_message, split_at_pictures, without_blank_start
+from fastvlm.training.llava_records import is_llava_turn, llava_message, split_at_images, without_blank_start
 
 PROCESSOR = processor()
 PIECES = st.lists(st.sampled_from(["<image>", " ", "\n", "\t", "a", "b c", "é"]), min_size=1, max_size=8).map("".join)
@@ -27,8 +27,8 @@ def images_first(text):
 
 
 @given(text=PIECES)
-def test_only_white_space_beside_a_picture_changes(text):
-    found = rendered(split_at_pictures(text))
+def test_only_white_space_beside_a_image_changes(text):
+    found = rendered(split_at_images(text))
     if "<image>" not in text:
         assert found == text
         return
@@ -40,8 +40,8 @@ def test_only_white_space_beside_a_picture_changes(text):
 
 @given(text=PIECES.filter(lambda text: "<image>" in text))
 def test_a_text_that_stands_as_the_template_has_it_stays_as_it_is(text):
-    once = rendered(split_at_pictures(text))
-    assert rendered(split_at_pictures(once)) == once
+    once = rendered(split_at_images(text))
+    assert rendered(split_at_images(once)) == once
 
 
 @given(text=st.text(" \n\r\tab", max_size=8))
@@ -65,7 +65,7 @@ def test_a_turn_is_known_by_its_keys(turn, is_one):
     assert is_llava_turn(turn) is is_one
 
 
-def test_only_a_user_shows_pictures():
+def test_only_a_user_shows_images():
     """A placeholder that another one writes is left in the text, which the processor refuses."""
     message = llava_message({"from": "gpt", "value": "<image>\nA."}, 1)
     assert message == {"role": "assistant", "content": [{"type": "text", "text": "<image>\nA."}]}

@@ -1,15 +1,15 @@
-"""Records of every layout become messages with pictures in their places; what cannot be trained on says why."""
+"""Records of every layout become messages with images in their places; what cannot be trained on says why."""
 
 import base64
 from pathlib import Path
 
 import pytest
-from training_files import grey, llava, openai, png
+from training_files import gray, llava, openai, png
 
 from fastvlm.errors import DataError
 from fastvlm.training.message_records import read_record
 
-FOLDER = Path("/pictures")
+FOLDER = Path("/images")
 IMAGE = {"type": "image"}
 SYSTEM_TURNS = [{"role": "system", "content": "B"}, {"role": "assistant", "content": "A"}]
 
@@ -24,14 +24,14 @@ def contents(record):
 
 
 def test_llava_turns_become_messages():
-    messages, pictures = read_record(llava("<image>\nWhat?", "A cat.", "Sure?", "Yes.", image="a/b.jpg"), FOLDER)
+    messages, images = read_record(llava("<image>\nWhat?", "A cat.", "Sure?", "Yes.", image="a/b.jpg"), FOLDER)
     assert messages == [
         {"role": "user", "content": [IMAGE, text("What?")]},
         {"role": "assistant", "content": [text("A cat.")]},
         {"role": "user", "content": [text("Sure?")]},
         {"role": "assistant", "content": [text("Yes.")]},
     ]
-    assert pictures == (FOLDER / "a/b.jpg",)
+    assert images == (FOLDER / "a/b.jpg",)
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,11 @@ def test_llava_turns_become_messages():
         ("<image>", [IMAGE]),
     ],
 )
-def test_a_picture_stays_where_it_stands(value, items):
+def test_a_image_stays_where_it_stands(value, items):
     assert contents(llava(value, "A.", image="x.png"))[0] == items
 
 
-def test_two_pictures_stand_in_their_order():
+def test_two_images_stand_in_their_order():
     record = llava("<image>\n<image> Which?", "Both.", image=["x.png", "y.png"])
     assert contents(record)[0] == [IMAGE, IMAGE, text("Which?")]
     assert read_record(record, FOLDER)[1] == (FOLDER / "x.png", FOLDER / "y.png")
@@ -84,30 +84,30 @@ def test_metadata_and_what_is_ignored_is_left_out():
         read_record(record, FOLDER, ignored=["score"])
 
 
-def test_openai_parts_carry_their_pictures():
+def test_openai_parts_carry_their_images():
     uri = "data:image/png;base64," + base64.b64encode(png(3)).decode()
     record = openai(
         [text("One"), {"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "image_url", "image_url": uri}],
         "Yes.",
     )
-    messages, pictures = read_record(record, FOLDER)
+    messages, images = read_record(record, FOLDER)
     assert messages[0]["content"] == [text("One"), IMAGE, IMAGE]
-    assert pictures == (FOLDER / "a.png", uri)
+    assert images == (FOLDER / "a.png", uri)
 
 
 def test_columns_that_arrow_fills_with_null_are_not_there():
     items = [{"type": "image", "text": None, "index": 0}, {"type": "text", "text": "What?", "index": None}]
     record = openai(items, [{"type": "text", "text": "A.", "index": None}], images=[b"1"], conversations=None)
-    messages, pictures = read_record(record, FOLDER)
+    messages, images = read_record(record, FOLDER)
     assert messages[0]["content"] == [IMAGE, text("What?")]
-    assert pictures == (b"1",)
+    assert images == (b"1",)
 
 
 def test_placeholders_inside_messages_texts_are_places():
     assert contents(openai("See <image> here", "A.", images=["x.png"]))[0] == [text("See"), IMAGE, text("here")]
 
 
-def test_pictures_without_a_place_stand_first_in_messages_as_in_trl():
+def test_images_without_a_place_stand_first_in_messages_as_in_trl():
     assert contents(openai("What?", "A.", images=["x.png", "y.png"]))[0] == [IMAGE, IMAGE, text("What?")]
 
 
@@ -128,8 +128,8 @@ def test_a_reply_loses_blank_lines_at_its_start_and_no_indentation():
     assert contents(llava("\nHi", "Ho"))[0] == [text("\nHi")]
 
 
-def test_pictures_of_every_kind():
-    picture = grey(1)
+def test_images_of_every_kind():
+    image = gray(1)
     sources = [
         "/elsewhere/a.png",
         "file:///else%20where/a.png",
@@ -137,29 +137,29 @@ def test_pictures_of_every_kind():
         {"bytes": b"12", "path": "c.png"},
         {"bytes": None, "path": "c.png"},
         {"bytes": "MTI=", "path": None},
-        picture,
+        image,
     ]
-    _, pictures = read_record(llava("<image>" * len(sources), "A.", image=sources), FOLDER)
-    assert pictures == (
+    _, images = read_record(llava("<image>" * len(sources), "A.", image=sources), FOLDER)
+    assert images == (
         Path("/elsewhere/a.png"),
         Path("/else where/a.png"),
         FOLDER / "b.png",
         b"12",
         FOLDER / "c.png",
         "data:;base64,MTI=",
-        picture,
+        image,
     )
 
 
 @pytest.mark.parametrize("nothing", [None, "", [], ()])
-def test_nothing_is_no_picture(nothing):
+def test_nothing_is_no_image(nothing):
     assert read_record({**llava("Hi", "Ho"), "image": nothing}, FOLDER)[1] == ()
 
 
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        (llava("<image>\nWhat?", "A."), "1 place(s) for pictures (<image>, or items) and 0 picture(s)"),
+        (llava("<image>\nWhat?", "A."), "1 place(s) for images (<image>, or items) and 0 image(s)"),
         (llava("What?", "A.", image="x.png"), "0 place(s)"),
         (llava("<image>\nWhat?", "A.", image=["x.png", "y.png"]), "1 place(s)"),
         (llava("What?", "<image>\nA.", image="x.png"), "contains '<image>'"),
@@ -189,7 +189,7 @@ def test_nothing_is_no_picture(nothing):
         (openai([{"type": "image", "image": "x.png"}, IMAGE], "A."), "2 place(s)"),
         ({**llava("<image>", "A.", image="x.png"), "images": ["x.png"]}, "both 'image' and 'images'"),
         (llava("<image>", "A.", image="https://a.b/c.png"), "is a URL; training reads no network"),
-        (llava("<image>", "A.", image=3), "a picture is int 3"),
+        (llava("<image>", "A.", image=3), "an image is int 3"),
         (llava("<image>", "A.", image={"bytes": None, "path": None}), "expected 'bytes' or 'path'"),
         ({**llava("<video>\nWhat?", "A."), "video": "a.mp4"}, "it has 'video'"),
         (
@@ -197,7 +197,7 @@ def test_nothing_is_no_picture(nothing):
             "it has 'tools'; FastVLM's chat template has no tools",
         ),
         ({**llava("Hi", "Ho"), "img": "x.png"}, "it has 'img' (did you mean 'image'?), which would not be read"),
-        ({**llava("Hi", "Ho"), "pictures": ["x.png"]}, "'pictures' (did you mean 'images'?)"),
+        ({**llava("Hi", "Ho"), "images": ["x.png"]}, "'pictures' (did you mean 'images'?)"),
         ({**llava("Hi", "Ho"), "Image": "x.png", "zzz": 0}, "'Image' (did you mean 'image'?), 'zzz', which"),
         ({**llava("Hi", "Ho"), "zzz": 0}, "known here: conversations, messages, image, images, image_path, system"),
         ({**llava("Hi", "Ho"), "zzz": 0}, "--ignore zzz"),

@@ -119,7 +119,7 @@ rates = st.one_of(st.just("frozen"), st.floats(1e-9, 1.0))
 def test_written_and_read_again_is_the_same(encoder, projector, micro, factor, size, ema, fraction):
     recipe = Recipe.model_validate(
         {
-            "data": ["one.json", {"path": "two", "pictures_in": "x: y", "repeat": 0.5}],
+            "data": ["one.json", {"path": "two", "images_in": "x: y", "repeat": 0.5}],
             "parts": {"encoder": encoder, "projector": projector},
             "micro_batch_size": micro,
             "batch_size": micro * factor,

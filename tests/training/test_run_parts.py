@@ -103,9 +103,9 @@ def test_a_checkpoint_without_average_is_told(tmp_path):
 # Curves and cards.
 
 LOG = [
-    {"step": 1, "loss": 2.0, "grad_norm": 3.0, "lr": {"encoder": 1e-5, "decoder": 1e-4}, "pictures_per_s": 9.0},
+    {"step": 1, "loss": 2.0, "grad_norm": 3.0, "lr": {"encoder": 1e-5, "decoder": 1e-4}, "images_per_s": 9.0},
     {"step": 2, "eval_loss": 1.5},
-    {"step": 3, "loss": 1.0, "grad_norm": 2.0, "lr": {"encoder": 0.0, "decoder": 0.0}, "pictures_per_s": 10.0},
+    {"step": 3, "loss": 1.0, "grad_norm": 2.0, "lr": {"encoder": 0.0, "decoder": 0.0}, "images_per_s": 10.0},
 ]
 
 

@@ -5,10 +5,10 @@ import pickle
 import sys
 
 import pytest
-from training_files import llava, openai, png, save_pictures, write_lines, write_tar
+from training_files import llava, openai, png, save_images, write_lines, write_tar
 
 from fastvlm.errors import DataError, UsageError
-from fastvlm.pictures import open_picture
+from fastvlm.images import open_image
 from fastvlm.training.samples import Samples, open_samples
 
 
@@ -36,16 +36,16 @@ def test_files_of_all_kinds_follow_each_other(tmp_path):
     assert samples.origin(3) == samples[3].origin == f"{tmp_path}/shards/0.tar:x"
 
 
-def test_pictures_are_beside_the_file_or_where_the_user_says(tmp_path):
-    save_pictures(tmp_path / "data", 1)
-    save_pictures(tmp_path / "other", 2)
+def test_images_are_beside_the_file_or_where_the_user_says(tmp_path):
+    save_images(tmp_path / "data", 1)
+    save_images(tmp_path / "other", 2)
     (tmp_path / "other" / "2.png").rename(tmp_path / "other" / "1.png")
     path = write_lines(tmp_path / "data" / "x.jsonl", llava("<image>", "A.", image="1.png"))
-    assert open_picture(open_samples([path])[0].pictures[0]).getpixel((0, 0)) == (1, 1, 1)
-    elsewhere = open_samples([path], pictures_in=tmp_path / "other")
-    assert open_picture(elsewhere[0].pictures[0]).getpixel((0, 0)) == (2, 2, 2)
+    assert open_image(open_samples([path])[0].images[0]).getpixel((0, 0)) == (1, 1, 1)
+    elsewhere = open_samples([path], images_in=tmp_path / "other")
+    assert open_image(elsewhere[0].images[0]).getpixel((0, 0)) == (2, 2, 2)
     with pytest.raises(UsageError, match="There is no folder"):
-        open_samples([path], pictures_in=tmp_path / "nowhere")
+        open_samples([path], images_in=tmp_path / "nowhere")
 
 
 def test_indices_and_slices(tmp_path):
@@ -108,9 +108,9 @@ def test_nothing_is_refused(tmp_path):
 
 
 def test_links_and_paths_out_of_the_folder_are_the_users_own(tmp_path):
-    save_pictures(tmp_path / "far", 3)
+    save_images(tmp_path / "far", 3)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link.png").symlink_to(tmp_path / "far" / "3.png")
     records = [llava("<image>", "A.", image=name) for name in ("../far/3.png", "link.png", str(tmp_path / "far/3.png"))]
     samples = open_samples([write_lines(tmp_path / "data" / "x.jsonl", *records)])
-    assert [open_picture(sample.pictures[0]).getpixel((0, 0))[0] for sample in samples] == [3, 3, 3]
+    assert [open_image(sample.images[0]).getpixel((0, 0))[0] for sample in samples] == [3, 3, 3]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_files import N, grey, levels, llava, processor, save_pictures, write_lines
+from training_files import N, gray, levels, llava, processor, save_images, write_lines
 
 from fastvlm.errors import ConfigError, DataError, UsageError
 from fastvlm.processing.prompt import SPECIAL_TOKENS
@@ -27,9 +27,9 @@ def dataset(*samples, max_tokens=10_000, **options):
     return SupervisedDataset(samples, PROCESSOR, max_tokens=max_tokens, **options)
 
 
-def sample(record, *pictures, origin="x.jsonl:1"):
+def sample(record, *images, origin="x.jsonl:1"):
     messages, sources = read_record(record, HERE)
-    return Sample(messages, pictures or sources, origin)
+    return Sample(messages, images or sources, origin)
 
 
 def decode(ids):
@@ -68,15 +68,15 @@ def test_ids_are_the_processors_and_labels_the_replies(turns, system):
     if system is not None:
         record["conversations"].insert(0, {"from": "system", "value": system})
     count = sum(user.count("<image>") for user, _ in turns)
-    pictures = [grey(level) for level in range(1, count + 1)]
+    images = [gray(level) for level in range(1, count + 1)]
     texts = [*(user.replace("<image>", "") for user, _ in turns), *(reply for _, reply in turns), system or ""]
     if any(mark in text for text in texts for mark in SPECIAL_TOKENS):
         return  # put together by chance, and refused
-    one = sample({**record, "images": pictures})
+    one = sample({**record, "images": images})
     row = dataset(one)[0]
 
     text = PROCESSOR.apply_chat_template(one.messages)
-    expected = PROCESSOR(images=[pictures] if pictures else None, text=[text], return_tensors="pt")
+    expected = PROCESSOR(images=[images] if images else None, text=[text], return_tensors="pt")
     assert torch.equal(row["input_ids"], expected["input_ids"][0])
     assert ("pixel_values" in row) == bool(count) and levels(row) == list(range(1, count + 1))
 
@@ -89,7 +89,7 @@ def test_ids_are_the_processors_and_labels_the_replies(turns, system):
         asked = one.messages[:index]
         places = sum(item["type"] == "image" for message in asked for item in message["content"])
         prompt = PROCESSOR(
-            images=[pictures[:places]] if places else None,
+            images=[images[:places]] if places else None,
             text=[PROCESSOR.apply_chat_template(asked, add_generation_prompt=True)],
         )
         assert row["input_ids"][:start].tolist() == prompt["input_ids"][0]
@@ -119,14 +119,14 @@ def test_a_template_whose_replies_do_not_follow_the_prompt_is_refused():
         dataset(max_tokens=0)
 
 
-def test_pictures_and_places_are_counted():
+def test_images_and_places_are_counted():
     one = sample(llava("<image>\nWhat?", "A.", image="x.png"))
-    with pytest.raises(DataError, match=r"1 place\(s\) for pictures and 2 picture\(s\)"):
-        dataset(Sample(one.messages, (grey(1), grey(2)), "x"))[0]
+    with pytest.raises(DataError, match=r"1 place\(s\) for images and 2 image\(s\)"):
+        dataset(Sample(one.messages, (gray(1), gray(2)), "x"))[0]
 
 
-def test_the_size_of_pictures_sets_the_placeholders():
-    one = sample(llava("<image>\nWhat?", "A.", image=grey(5)))
+def test_the_size_of_images_sets_the_placeholders():
+    one = sample(llava("<image>\nWhat?", "A.", image=gray(5)))
     small, large = dataset(one)[0], dataset(one, image_size=256)[0]
     wide = dataset(one, image_size=(64, 128))[0]
     assert large["pixel_values"].shape == (1, 3, 256, 256) and wide["pixel_values"].shape == (1, 3, 64, 128)
@@ -134,13 +134,13 @@ def test_the_size_of_pictures_sets_the_placeholders():
     assert len(small["input_ids"]) - len(wide["input_ids"]) == N - 2
 
 
-def test_a_missing_or_damaged_picture_is_told_with_its_path(tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_a_missing_or_damaged_image_is_told_with_its_path(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     path = write_lines(tmp_path / "x.jsonl", *[llava("<image>", "A.", image=name) for name in ("gone.png", "bad.png")])
     rows = SupervisedDataset(open_samples([path]), PROCESSOR, max_tokens=100)
-    with pytest.raises(DataError, match=f"^{path}:1: picture 1: there is no file {tmp_path}/gone.png"):
+    with pytest.raises(DataError, match=f"^{path}:1: image 1: there is no file {tmp_path}/gone.png"):
         rows[0]
-    with pytest.raises(DataError, match=f"^{path}:2: .*is no picture that can be opened"):
+    with pytest.raises(DataError, match=f"^{path}:2: .*is no image that can be opened"):
         rows[1]
 
 
@@ -150,13 +150,13 @@ def test_a_missing_or_damaged_picture_is_told_with_its_path(tmp_path):
 TWO = llava("Look:\n<image>\nWhat?", "One.", "And here: <image>", "Two.")
 
 
-def two_pictures():
-    return sample({**TWO, "images": [grey(1), grey(2)]})
+def two_images():
+    return sample({**TWO, "images": [gray(1), gray(2)]})
 
 
 @pytest.mark.parametrize("max_tokens", range(1, 110))
-def test_a_long_sample_is_cut_at_its_end_never_inside_a_picture(max_tokens):
-    one = two_pictures()
+def test_a_long_sample_is_cut_at_its_end_never_inside_a_image(max_tokens):
+    one = two_images()
     whole = dataset(one)[0]
     ids, labels = whole["input_ids"].tolist(), whole["labels"].tolist()
     rows = dataset(one, max_tokens=max_tokens)
@@ -182,7 +182,7 @@ def test_a_long_sample_is_cut_at_its_end_never_inside_a_picture(max_tokens):
 
 
 def mixed(tmp_path, count):
-    save_pictures(tmp_path, 1, 2)
+    save_images(tmp_path, 1, 2)
     records = [
         [llava("Hi" * n, "Ho"), llava("<image>\n" + "What? " * n, "A.", image="1.png"), llava("A", "B" * n)][n % 3]
         for n in range(1, count + 1)
@@ -190,7 +190,7 @@ def mixed(tmp_path, count):
     return open_samples([write_lines(tmp_path / "x.jsonl", *records)])
 
 
-def test_lengths_are_those_of_the_rows_and_open_no_picture(tmp_path):
+def test_lengths_are_those_of_the_rows_and_open_no_image(tmp_path):
     samples = mixed(tmp_path, 40)
     rows = SupervisedDataset(samples, PROCESSOR, max_tokens=10_000)
     expected = [len(row["input_ids"]) for row in (rows[index] for index in range(40))]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from training_files import llava, openai, png, write_tar
 
 from fastvlm.errors import DataError
-from fastvlm.pictures import open_picture
+from fastvlm.images import open_image
 from fastvlm.training.message_records import read_record
 from fastvlm.training.samples import open_samples
-from fastvlm.training.tar_shards import CAPTION_QUESTIONS, PictureInTar, caption_messages, open_shards
+from fastvlm.training.tar_shards import CAPTION_QUESTIONS, ImageInTar, caption_messages, open_shards
 
 TURNS = json.dumps(openai("Hi", "Ho"))
 
@@ -22,8 +22,8 @@ def shard(tmp_path, members, **kind):
     return open_shards([write_tar(tmp_path / "s.tar", members, **kind)])[0]
 
 
-def grey_levels(pictures):
-    return [open_picture(picture).getpixel((0, 0))[0] for picture in pictures]
+def gray_levels(images):
+    return [open_image(image).getpixel((0, 0))[0] for image in images]
 
 
 def test_members_with_one_stem_are_a_record(tmp_path):
@@ -43,18 +43,18 @@ def test_members_with_one_stem_are_a_record(tmp_path):
         ]
     )
     assert [sample.origin for sample in samples] == [f"{tmp_path}/s.tar:{name}" for name in ("a/x", "a/y", "b/x")]
-    assert [grey_levels(sample.pictures) for sample in samples] == [[7], [8], []]
+    assert [gray_levels(sample.images) for sample in samples] == [[7], [8], []]
     assert [(m.origin, m.reason) for m in samples.unused] == [
         (f"{tmp_path}/s.tar:a/y.cls", "nothing is learnt from members of the kind 'cls'")
     ]
     assert samples[0].messages[1]["content"][0]["text"] == "Seven."
 
 
-def test_numbered_pictures_stand_in_their_order(tmp_path):
+def test_numbered_images_stand_in_their_order(tmp_path):
     members = {f"x.{number}.jpg": png(number) for number in (10, 2, 0)}
     members["x.json"] = json.dumps(llava("<image><image><image>", "Three."))
     record = shard(tmp_path, members).record(0)
-    assert grey_levels(record["images"]) == [0, 2, 10]
+    assert gray_levels(record["images"]) == [0, 2, 10]
 
 
 def test_a_caption_gets_a_question_that_never_changes(tmp_path):
@@ -62,7 +62,7 @@ def test_a_caption_gets_a_question_that_never_changes(tmp_path):
     for number in range(200):
         members |= {
             f"{number}.png": png(number),
-            f"{number}.txt": f"Grey {number}.\n",
+            f"{number}.txt": f"Gray {number}.\n",
             f"{number}.json": '{"width": 3, "url": "a.b"}',
         }
     source = shard(tmp_path, members)
@@ -73,7 +73,7 @@ def test_a_caption_gets_a_question_that_never_changes(tmp_path):
     )
     texts = {item["text"] for messages, _ in seen for item in messages[0]["content"] if item["type"] == "text"}
     assert texts == set(CAPTION_QUESTIONS)
-    assert [messages[1]["content"][0]["text"] for messages, _ in seen] == [f"Grey {n}." for n in range(200)]
+    assert [messages[1]["content"][0]["text"] for messages, _ in seen] == [f"Gray {n}." for n in range(200)]
     assert caption_messages("A.", "17") == caption_messages("A.", "17")
 
 
@@ -82,7 +82,7 @@ def test_a_caption_gets_a_question_that_never_changes(tmp_path):
     [
         ({"x.png": b"1"}, "no .json with 'conversations' or 'messages', and no .txt"),
         ({"x.json": '{"width": 3}', "x.png": b"1"}, "and no .txt with a caption"),
-        ({"x.txt": "A cat."}, "a caption and 0 pictures; expected one"),
+        ({"x.txt": "A cat."}, "a caption and 0 images; expected one"),
         ({"x.json": "{"}, "its .json is no JSON"),
         ({"x.json": "[1]"}, "its .json is a list"),
         ({"x.txt": b"\xff", "x.png": b"1"}, "its .txt is not UTF-8"),
@@ -149,7 +149,7 @@ def test_kinds_and_names_may_be_ignored(tmp_path):
     members = {"x.json": TURNS, "x.seg.png": png(1), "x.txt": "A.", "README": "Hi", "x.CLS": "3"}
     path = write_tar(tmp_path / "s.tar", members)
     [sample] = open_samples([path], ignored=["seg.png", "txt", "README"])
-    assert sample.pictures == () and sample.messages[1]["content"][0]["text"] == "Ho"
+    assert sample.images == () and sample.messages[1]["content"][0]["text"] == "Ho"
     with pytest.raises(DataError, match=r"seg\.png"):
         open_samples([path], ignored=["txt", "README"])[0]
 
@@ -191,9 +191,9 @@ def test_a_compressed_or_cut_shard_is_refused(tmp_path):
         open_shards([path])
 
 
-def test_a_picture_is_read_in_part_or_whole(tmp_path):
+def test_a_image_is_read_in_part_or_whole(tmp_path):
     write_tar(tmp_path / "s.tar", {"x.png": b"abcdef", "y.png": b"ghi"})
-    first = PictureInTar(tmp_path / "s.tar", 512, 6)
+    first = ImageInTar(tmp_path / "s.tar", 512, 6)
     assert (first.read(), first.read(3), first.read(100)) == (b"abcdef", b"abc", b"abcdef")
     (tmp_path / "s.tar").unlink()
     with pytest.raises(OSError, match="cannot be read any more"):

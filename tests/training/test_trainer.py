@@ -9,7 +9,7 @@ from fastvlm.training.collation import Collator
 from fastvlm.training.mixing import open_mixture
 from fastvlm.training.run_files import RunFiles
 from fastvlm.training.supervision import IGNORED, SupervisedDataset
-from fastvlm.training.trainer import FastVlmTrainer, with_black_picture
+from fastvlm.training.trainer import FastVlmTrainer, with_black_image
 from fastvlm.training.training_run import TrainingRun
 
 
@@ -31,7 +31,7 @@ def batch_of(rows, *numbers):
 
 def test_the_loss_is_the_model_s_own(parts):
     trainer, model, rows = parts
-    batch = batch_of(rows, 0, 5, 24, 26)  # pictures, two pictures, text alone
+    batch = batch_of(rows, 0, 5, 24, 26)  # images, two images, text alone
     model.eval()
     expected = model(**batch, use_cache=False).loss
     torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
@@ -66,7 +66,7 @@ def test_a_black_row_changes_no_loss_and_no_gradient_of_the_others(numbers, part
     before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     assert not any("vision_tower" in name for name in before)
     model.zero_grad()
-    longer = with_black_picture(batch, model.config.image_token_index)
+    longer = with_black_image(batch, model.config.image_token_index)
     trainer.compute_loss(model, longer).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, "every weight takes part"

@@ -132,7 +132,7 @@ def test_from_scratch_trains_the_branches_and_ships_them_fused(model, data, tmp_
     assert "trained from random weights" in (outcome.model / "README.md").read_text()
 
 
-def test_pictures_of_another_size_are_what_the_folder_then_says(model, data, tmp_path):
+def test_images_of_another_size_are_what_the_folder_then_says(model, data, tmp_path):
     recipe = small_run.recipe(model, data, image_size=[64, 128], max_steps=1, gradient_checkpointing=True)
     _, processor = fastvlm.load(train(recipe, tmp_path / "run").model, device="cpu")
     assert processor.image_processor.image_size == (64, 128)
@@ -149,7 +149,7 @@ def test_a_folder_with_a_run_is_not_written_over(straight, model, data):
 
 def test_a_sample_that_cannot_be_read_stops_the_run_by_its_name(model, tmp_path):
     file = small_run.samples(tmp_path / "data", 6)
-    (file.parent / "3.png").write_bytes(b"no picture")
+    (file.parent / "3.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"samples.json.*3\.png") as raised:
         train(small_run.recipe(model, file, workers=1), tmp_path / "run")
     assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
@@ -162,14 +162,14 @@ def test_tests_are_asked_of_whole_folders_and_a_failure_leaves_them(model, data,
 
     def fail(folder):
         assert weights(folder)
-        raise DataError("a picture is gone")
+        raise DataError("an image is gone")
 
-    with pytest.raises(DataError, match="a picture is gone"):
+    with pytest.raises(DataError, match="an image is gone"):
         TrainingRun(recipe, tmp_path / "run", measure=fail).train()
     assert "exact match" not in (tmp_path / "run" / "model" / "README.md").read_text()
     score = TestScore("colours", 9, "exact match", 1.0, (0.7, 1.0))
     done = TrainingRun(recipe, tmp_path / "run", measure=lambda folder: [score]).train(is_resumed=True)
-    assert "| colours | 9 | exact match | 100.0% | 70.0% to 100.0% | - |" in (done.model / "README.md").read_text()
+    assert "| colors | 9 | exact match | 100.0% | 70.0% to 100.0% | - |" in (done.model / "README.md").read_text()
     assert weights(done.model)
 
 

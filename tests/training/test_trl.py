@@ -41,7 +41,7 @@ def test_sft_trainer_trains_our_model_on_our_samples(small_model, small_data, tm
 
     model, processor = fastvlm.load(small_model, device="cpu", dtype="float32")
     processor.padding_side = "right"
-    samples = open_samples([small_data], pictures_in=small_data.parent)
+    samples = open_samples([small_data], images_in=small_data.parent)
     rows = SupervisedDataset(samples, processor, max_tokens=128)
     numbers = datasets.Dataset.from_dict({"row": list(range(len(rows)))})
     collate = Collator(processor.tokenizer.pad_token_id)
@@ -66,8 +66,8 @@ def test_sft_trainer_trains_our_model_on_our_samples(small_model, small_data, tm
     assert not torch.equal(before, model.lm_head.weight)
 
 
-def test_sft_trainer_reads_messages_with_pictures(small_model, small_data, tmp_path):
-    """TRL's own way to pictures: a column `images`, a column `messages`, its own collator, our processor."""
+def test_sft_trainer_reads_messages_with_images(small_model, small_data, tmp_path):
+    """TRL's own way to images: a column `images`, a column `messages`, its own collator, our processor."""
     import datasets
     from PIL import Image
 
@@ -76,8 +76,8 @@ def test_sft_trainer_reads_messages_with_pictures(small_model, small_data, tmp_p
     rows = {"images": [], "messages": []}
     for record in records:
         question, answer = (turn["value"].removeprefix("<image>\n") for turn in record["conversations"])
-        with Image.open(small_data.parent / record["image"][0]) as picture:
-            rows["images"].append([picture.copy()])
+        with Image.open(small_data.parent / record["image"][0]) as image:
+            rows["images"].append([image.copy()])
         rows["messages"].append(
             [
                 {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": question}]},

@@ -1,4 +1,4 @@
-"""The page as people use it: picture in, streamed text out, stop, errors, camera, keyboard, phone width."""
+"""The page as people use it: image in, streamed text out, stop, errors, camera, keyboard, phone width."""
 
 import base64
 import json
@@ -99,9 +99,9 @@ def test_an_example_is_one_click_away_and_the_answer_streams_in(page):
     page.shot("conversation")
 
 
-def test_a_picked_a_dropped_and_a_pasted_picture_go_with_the_question(page):
+def test_a_picked_a_dropped_and_a_pasted_image_go_with_the_question(page):
     page.driver.find_element("css selector", "#files").send_keys(str(ROOT / "examples" / "red_star.png"))
-    page.until(lambda: len(page.all("#pictures img")) == 1)
+    page.until(lambda: len(page.all("#images img")) == 1)
     give = """
       const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
       const transfer = new DataTransfer();
@@ -114,18 +114,18 @@ def test_a_picked_a_dropped_and_a_pasted_picture_go_with_the_question(page):
     data = base64.b64encode((ROOT / "examples" / "letter.png").read_bytes()).decode()
     for count, kind in enumerate(("drop", "paste"), start=2):
         page.driver.execute_script(give, data, kind)
-        page.until(lambda count=count: len(page.all("#pictures img")) == count)
-    page.click("#pictures li:nth-child(2) button")
-    assert len(page.all("#pictures img")) == 2
+        page.until(lambda count=count: len(page.all("#images img")) == count)
+    page.click("#images li:nth-child(2) button")
+    assert len(page.all("#images img")) == 2
     page.type("What do you see?")
     page.click("#send")
     page.answered()
-    assert len(page.all(".turn.user img")) == 2 and page.all("#pictures img") == []
+    assert len(page.all(".turn.user img")) == 2 and page.all("#images img") == []
 
 
 def test_the_json_preset_gives_json(page):
     page.driver.find_element("css selector", "#files").send_keys(str(ROOT / "examples" / "red_star.png"))
-    page.until(lambda: page.all("#pictures img"))
+    page.until(lambda: page.all("#images img"))
     page.click("#presets button:nth-child(4)")
     [answer] = page.answered()
     assert set(json.loads(answer)) == {"shape", "colour", "count"}
@@ -166,9 +166,9 @@ def test_an_error_is_told_kindly_and_nothing_is_lost(browser, server):
     browser.get_log("browser")  # the refused request stands in it
 
 
-def test_the_camera_gives_a_picture(page):
+def test_the_camera_gives_a_image(page):
     page.click("#camera")
-    page.until(lambda: page.all("#pictures img"))
+    page.until(lambda: page.all("#images img"))
     page.type("What is this?")
     page.click("#send")
     assert page.answered()
@@ -183,7 +183,7 @@ def test_live_answers_again_and_again_and_skips_what_did_not_change(page):
     page.until(lambda: page.text("#live-answer"))
     page.until(lambda: int((re.search(r"(\d+) answer", page.text("#live-stats")) or [0, 0])[1]) >= 2)
     page.shot("live")
-    # A camera that shows one picture for ever.
+    # A camera that shows one image for ever.
     page.click("#live-end")
     assert not page.all("#live")[0].is_displayed()
     page.driver.execute_script("""
@@ -199,9 +199,9 @@ def test_live_answers_again_and_again_and_skips_what_did_not_change(page):
     page.until(lambda: skipped(page) >= 3)
     answers = page.text("#live-stats").partition(" answer")[0]
     page.until(lambda: skipped(page) >= 8)
-    assert page.text("#live-stats").startswith(f"{answers} answer"), "the same picture was asked about again"
+    assert page.text("#live-stats").startswith(f"{answers} answer"), "the same image was asked about again"
     page.click("#live-snap")
-    page.until(lambda: len(page.all("#pictures img")) == 1)
+    page.until(lambda: len(page.all("#images img")) == 1)
     page.click("#live-end")
 
 
@@ -249,8 +249,8 @@ def test_a_phone_shows_everything_and_text_can_be_read(page, scheme):
 
 
 def contrast(page, selector):
-    """WCAG 2.2's ratio of a text's colour to its ground's."""
-    colours = page.driver.execute_script(
+    """WCAG 2.2's ratio of a text's color to its ground's."""
+    colors = page.driver.execute_script(
         """
         let one = document.querySelector(arguments[0]);
         const text = getComputedStyle(one).color;
@@ -260,12 +260,12 @@ def contrast(page, selector):
         """,
         selector,
     )
-    light, dark = sorted((luminance(colour) for colour in colours), reverse=True)
+    light, dark = sorted((luminance(color) for color in colors), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
-def luminance(colour):
-    channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+def luminance(color):
+    channels = [int(value) / 255 for value in re.findall(r"\d+", color)[:3]]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 

@@ -16,18 +16,18 @@ __all__ = ["ColdStart", "ask_command", "transformers_command"]
 NEW_TOKENS = 2
 
 
-def ask_command(folder: str, picture: str, question: str, device: str = "cpu", dtype: str = "auto") -> list[str]:
+def ask_command(folder: str, image: str, question: str, device: str = "cpu", dtype: str = "auto") -> list[str]:
     """`fastvlm ask` with this Python."""
-    ask = ["ask", picture, question, "--model", folder, "--max-new-tokens", str(NEW_TOKENS), "--device", device]
+    ask = ["ask", image, question, "--model", folder, "--max-new-tokens", str(NEW_TOKENS), "--device", device]
     ask += ["--dtype", dtype]
     return [sys.executable, "-m", "fastvlm", *ask]
 
 
 def transformers_command(
-    folder: str, picture: str, question: str, device: str = "cpu", dtype: str = "bfloat16"
+    folder: str, image: str, question: str, device: str = "cpu", dtype: str = "bfloat16"
 ) -> list[str]:
     """The same with transformers alone; see ``cold_transformers.py``."""
-    asked = [folder, picture, question, str(NEW_TOKENS), device, dtype]
+    asked = [folder, image, question, str(NEW_TOKENS), device, dtype]
     return [sys.executable, "-m", "fastvlm.bench.cold_transformers", *asked]
 
 

@@ -1,6 +1,6 @@
 """A question asked with transformers alone, as shortly as its documentation does it: the peer of `fastvlm ask`.
 
-python -m fastvlm.bench.cold_transformers FOLDER PICTURE QUESTION NEW_TOKENS DEVICE DTYPE
+python -m fastvlm.bench.cold_transformers FOLDER IMAGE QUESTION NEW_TOKENS DEVICE DTYPE
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _ShowAtOnce:
         sys.stdout.write("\n")
 
 
-def main(folder: str, picture: str, question: str, new_tokens: str, device: str, dtype: str) -> None:
+def main(folder: str, image: str, question: str, new_tokens: str, device: str, dtype: str) -> None:
     """Answer on stdout."""
     add_peers_folder()
     prepare_torchvision()
@@ -38,7 +38,7 @@ def main(folder: str, picture: str, question: str, new_tokens: str, device: str,
 
     processor = AutoProcessor.from_pretrained(folder)
     model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device)
-    content = [{"type": "image", "image": Image.open(picture).convert("RGB")}, {"type": "text", "text": question}]
+    content = [{"type": "image", "image": Image.open(image).convert("RGB")}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,

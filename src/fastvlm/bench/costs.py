@@ -17,7 +17,7 @@ _FFN_KERNEL = 7
 
 
 def encoder_macs(config: FastViTHDConfig, height_px: int, width_px: int) -> int:
-    """Multiply-adds of the fused encoder for one picture."""
+    """Multiply-adds of the fused encoder for one image."""
     height, width = _halved(height_px, width_px)
     stem = config.stages[0].in_channels
     total = height * width * 9 * 3 * stem
@@ -56,14 +56,14 @@ def _block_macs(stage: StageConfig, config: FastViTHDConfig, positions: int) -> 
 
 
 def projector_macs(config: FastVlmConfig, height_px: int, width_px: int) -> int:
-    """Multiply-adds of the projector for one picture."""
+    """Multiply-adds of the projector for one image."""
     tokens = num_visual_tokens(height_px, width_px, config.vision_config.stride_px)
     width = config.text_config.hidden_size
     return int(tokens * width * (config.vision_config.hidden_size + width))
 
 
 def encoder_flops(config: FastVlmConfig, height_px: int, width_px: int) -> int:
-    """FLOPs of encoder and projector for one picture: 2 a multiply-add."""
+    """FLOPs of encoder and projector for one image: 2 a multiply-add."""
     return 2 * (encoder_macs(config.vision_config, height_px, width_px) + projector_macs(config, height_px, width_px))
 
 
@@ -91,7 +91,7 @@ def prefill_flops(config: FastVlmConfig, num_tokens: int) -> int:
 def decoded_token_bytes(config: FastVlmConfig, bits: int, context_tokens: int = 0, cache_bytes: int = 2) -> int:
     """Bytes that one decoded token has to read: every weight once, and the cache of the tokens before it.
 
-    Scales of quantised weights (3 to 13 %) are not counted, so a fraction of the bandwidth made from this is low.
+    Scales of quantized weights (3 to 13 %) are not counted, so a fraction of the bandwidth made from this is low.
 
     Args:
         config: the model's.

@@ -1,6 +1,6 @@
 """Peers for the encoder alone: FastViTHD and projector in OpenVINO and in ONNX Runtime, from our own network.
 
-The fused copy (``FastViTHD.deploy()``) in float32 is what both get; converted in memory, for one size of picture.
+The fused copy (``FastViTHD.deploy()``) in float32 is what both get; converted in memory, for one size of image.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class EncoderContestant(ABC):
         self._runs: dict[int, Run] = {}
 
     @abstractmethod
-    def compiled(self, traced: Any, picture: Tensor) -> Run:
-        """A function of the picture's numpy array, from the traced network; `picture` (1, 3, H, W) is an example."""
+    def compiled(self, traced: Any, image: Tensor) -> Run:
+        """A function of the image's numpy array, from the traced network; `image` (1, 3, H, W) is an example."""
 
     def open(self) -> Measured:
         """See that the runtime is there."""
@@ -78,10 +78,10 @@ class EncoderContestant(ABC):
 
     def encode(self, side_px: int) -> Measured:
         """Seconds from pixels to projected visual tokens; converting is not counted."""
-        picture = pixels(side_px)
+        image = pixels(side_px)
         if side_px not in self._runs:
-            self._runs[side_px] = self._converted(picture)
-        array = picture.numpy()
+            self._runs[side_px] = self._converted(image)
+        array = image.numpy()
         start_s = time.perf_counter()
         features = self._runs[side_px](array)
         seconds = time.perf_counter() - start_s
@@ -92,15 +92,15 @@ class EncoderContestant(ABC):
         return Measured(peak_bytes())
 
     @torch.no_grad()
-    def _converted(self, picture: Tensor) -> Run:
+    def _converted(self, image: Tensor) -> Run:
         model, _ = load(self.folder, device="cpu", dtype="float32")
         encoder = DeployedEncoder(model).eval().requires_grad_(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # A function, not the module: tracing a module asks for each of its properties.
             trace: Any = torch.jit.trace
-            traced = trace(lambda pixels: encoder(pixels), picture, check_trace=False)  # noqa: PLW0108
-            return self.compiled(traced, picture)
+            traced = trace(lambda pixels: encoder(pixels), image, check_trace=False)  # noqa: PLW0108
+            return self.compiled(traced, image)
 
 
 class OpenVinoContestant(EncoderContestant):
@@ -108,10 +108,10 @@ class OpenVinoContestant(EncoderContestant):
 
     packages = ("openvino",)
 
-    def compiled(self, traced: Any, picture: Tensor) -> Run:
+    def compiled(self, traced: Any, image: Tensor) -> Run:
         """See :class:`EncoderContestant`."""
         ov: Any = importlib.import_module("openvino")
-        model = ov.convert_model(traced, example_input=picture, input=list(picture.shape))
+        model = ov.convert_model(traced, example_input=image, input=list(image.shape))
         settings = {"INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(self.dtype, "f32")}
         settings["PERFORMANCE_HINT"] = "LATENCY"
         if self.threads:
@@ -125,13 +125,13 @@ class OnnxRuntimeContestant(EncoderContestant):
 
     packages = ("onnxruntime", "onnx")
 
-    def compiled(self, traced: Any, picture: Tensor) -> Run:
+    def compiled(self, traced: Any, image: Tensor) -> Run:
         """See :class:`EncoderContestant`."""
         ort: Any = importlib.import_module("onnxruntime")
         stream = io.BytesIO()
         # The exporter that needs no other package; the newer one needs onnxscript.
         export: Any = torch.onnx.export
-        export(traced, (picture,), stream, input_names=["pixel_values"], dynamo=False)
+        export(traced, (image,), stream, input_names=["pixel_values"], dynamo=False)
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads
         session = ort.InferenceSession(stream.getvalue(), settings, providers=["CPUExecutionProvider"])

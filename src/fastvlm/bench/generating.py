@@ -20,7 +20,7 @@ _SKETCH_NUMBERS = 256
 
 
 def pixels(side_px: int) -> Tensor:
-    """A picture (1, 3, side, side) float32 in [0, 1], the same in every process: patches of colour under noise."""
+    """An image (1, 3, side, side) float32 in [0, 1], the same in every process: patches of color under noise."""
     generator = torch.Generator().manual_seed(side_px)
     patches = torch.rand(1, 3, 8, 8, generator=generator)
     noise = torch.rand(1, 3, side_px, side_px, generator=generator)
@@ -98,11 +98,11 @@ class GeneratingContestant(ABC):
 
     @abstractmethod
     def set_side(self, side_px: int) -> None:
-        """Make the processor bring pictures to this size."""
+        """Make the processor bring images to this size."""
 
     @abstractmethod
-    def picture(self, data: bytes) -> Any:
-        """A PIL picture from a file's bytes."""
+    def image(self, data: bytes) -> Any:
+        """A PIL image from a file's bytes."""
 
     def open(self) -> Measured:
         """Load the model."""
@@ -113,10 +113,10 @@ class GeneratingContestant(ABC):
     @torch.inference_mode()
     def encode(self, side_px: int) -> Measured:
         """Seconds from pixels to projected visual tokens."""
-        picture = pixels(side_px).to(self.model.device, self.model.dtype)
+        image = pixels(side_px).to(self.model.device, self.model.dtype)
         wait_for(self.device)
         start_s = time.perf_counter()
-        features = self.model.get_image_features(picture, return_dict=True).pooler_output
+        features = self.model.get_image_features(image, return_dict=True).pooler_output
         features = features[0] if isinstance(features, (list, tuple)) else features  # transformers before 5.20
         wait_for(self.device)
         seconds = time.perf_counter() - start_s
@@ -132,14 +132,14 @@ class GeneratingContestant(ABC):
         seconds = time.perf_counter() - start_s
         return Measured(seconds, check=sketch(logits.float()), facts={"tokens": inputs["input_ids"].shape[1]})
 
-    def ttft(self, picture: str, side_px: int) -> Measured:
-        """Seconds from a picture file's bytes to the first text."""
+    def ttft(self, image: str, side_px: int) -> Measured:
+        """Seconds from an image file's bytes to the first text."""
         self.set_side(side_px)
-        with open(picture, "rb") as file:  # noqa: PTH123  # read before the clock starts
+        with open(image, "rb") as file:  # noqa: PTH123  # read before the clock starts
             data = file.read()
         stamps, spans = Stamps(), {}
         start_s = time.perf_counter()
-        inputs = self._inputs(FIRST_QUESTION, self.picture(data))
+        inputs = self._inputs(FIRST_QUESTION, self.image(data))
         spans["preprocess"] = time.perf_counter() - start_s
         with self._encoder_timed(spans):
             self.model.generate(**inputs, max_new_tokens=1, do_sample=False, streamer=stamps)
@@ -165,8 +165,8 @@ class GeneratingContestant(ABC):
         """Largest resident set of this process so far."""
         return Measured(peak_bytes(self.device))
 
-    def _inputs(self, question: str, *pictures: Any) -> dict[str, Any]:
-        content = [*({"type": "image", "image": p} for p in pictures), {"type": "text", "text": question}]
+    def _inputs(self, question: str, *images: Any) -> dict[str, Any]:
+        content = [*({"type": "image", "image": p} for p in images), {"type": "text", "text": question}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,

@@ -1,4 +1,4 @@
-"""What is asked: a picture like a photograph, and prompts of a given length. Seeded: the same for everybody."""
+"""What is asked: an image like a photograph, and prompts of a given length. Seeded: the same for everybody."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _GRAIN = 0.06
 
 
 def photo_jpeg(width_px: int, height_px: int, seed: int = 0) -> bytes:
-    """A JPEG of about a photograph's entropy: patches of colour at five scales, and a little grain."""
-    draw = random.Random(seed)  # noqa: S311  # a picture, no secret
-    picture = Image.new("RGB", (width_px, height_px), "gray")
+    """A JPEG of about a photograph's entropy: patches of color at five scales, and a little grain."""
+    draw = random.Random(seed)  # noqa: S311  # an image, no secret
+    image = Image.new("RGB", (width_px, height_px), "gray")
     for cells in (3, 7, 17, 41, 97):
         small = Image.frombytes("RGB", (cells, cells), draw.randbytes(3 * cells * cells))
-        picture = Image.blend(picture, small.resize((width_px, height_px), Image.Resampling.BICUBIC), 0.35)
+        image = Image.blend(image, small.resize((width_px, height_px), Image.Resampling.BICUBIC), 0.35)
     grain = Image.frombytes("RGB", (width_px, height_px), draw.randbytes(3 * width_px * height_px))
-    picture = Image.blend(picture, grain, _GRAIN)
+    image = Image.blend(image, grain, _GRAIN)
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    image.save(stream, "JPEG", quality=_JPEG_QUALITY)
     return stream.getvalue()
 
 

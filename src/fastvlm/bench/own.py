@@ -62,9 +62,9 @@ class OwnContestant:
     @torch.inference_mode()
     def encode(self, side_px: int) -> Measured:
         """Seconds from pixels to projected visual tokens."""
-        picture = pixels(side_px)
+        image = pixels(side_px)
         start_s = time.perf_counter()
-        features = self.engine.encode(picture)
+        features = self.engine.encode(image)
         wait_for(self.device)
         seconds = time.perf_counter() - start_s
         return Measured(seconds, check=sketch(features.float()))
@@ -77,15 +77,15 @@ class OwnContestant:
         facts = {"tokens": reply.usage.prompt_tokens}
         return Measured(reply.timings.prefill / 1000, check=[float(reply.token_ids[0])], facts=facts)
 
-    def ttft(self, picture: str, side_px: int) -> Measured:
-        """Seconds from a picture file's bytes to the first text; nothing is known of the picture before."""
+    def ttft(self, image: str, side_px: int) -> Measured:
+        """Seconds from an image file's bytes to the first text; nothing is known of the image before."""
         self.engine.forget()
-        return self._first_text(Path(picture).read_bytes(), side_px, FIRST_QUESTION)
+        return self._first_text(Path(image).read_bytes(), side_px, FIRST_QUESTION)
 
-    def second_question(self, picture: str, side_px: int) -> Measured:
-        """As `ttft`, of another question about the same picture, whose bytes are opened again."""
-        first = self.ttft(picture, side_px)
-        second = self._first_text(Path(picture).read_bytes(), side_px, SECOND_QUESTION)
+    def second_question(self, image: str, side_px: int) -> Measured:
+        """As `ttft`, of another question about the same image, whose bytes are opened again."""
+        first = self.ttft(image, side_px)
+        second = self._first_text(Path(image).read_bytes(), side_px, SECOND_QUESTION)
         return Measured(second.value, {**second.parts, "first_question": first.value}, second.check)
 
     def decode(self, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:

@@ -58,8 +58,8 @@ class Measure:
 MEASURES = {
     "encode": Measure("encode", "s", "pixels to visual tokens"),
     "prefill": Measure("prefill", "s", "prompt of text to its first token"),
-    "ttft": Measure("ttft", "s", "picture bytes to first text"),
-    "second-question": Measure("second_question", "s", "the same, another question about the same picture"),
+    "ttft": Measure("ttft", "s", "image bytes to first text"),
+    "second-question": Measure("second_question", "s", "the same, another question about the same image"),
     "decode": Measure("decode", "tokens/s", "one reply, after its first token"),
     "throughput": Measure("throughput", "tokens/s", "several replies together", max_rounds=2, has_warm_up=False),
     "cold-start": Measure("cold_start", "s", "process start to first byte", max_rounds=3, has_warm_up=False),
@@ -75,9 +75,9 @@ class BenchOptions:
 
     Args:
         folder: the checkpoint.
-        picture: a JPEG file.
+        image: a JPEG file.
         what: names of MEASURES.
-        sides_px: sides of the square that pictures are brought to; ratios are told for the first.
+        sides_px: sides of the square that images are brought to; ratios are told for the first.
         dtypes: what is computed in; the first is everybody's, the others are measured beside it.
         bits: of our decoder's weights.
         streams: replies together, for throughput.
@@ -93,7 +93,7 @@ class BenchOptions:
     """
 
     folder: str
-    picture: str
+    image: str
     what: tuple[str, ...] = tuple(MEASURES)
     sides_px: tuple[int, ...] = (1024,)
     dtypes: tuple[str, ...] = ("bfloat16",)
@@ -216,7 +216,7 @@ def _peers(options: BenchOptions, common: dict[str, Any]) -> Iterator[Contestant
 
 
 def _starters(options: BenchOptions) -> Iterator[Contestant]:
-    asked = (options.folder, options.picture, FIRST_QUESTION, options.device, options.dtypes[0])
+    asked = (options.folder, options.image, FIRST_QUESTION, options.device, options.dtypes[0])
     commands = {"fastvlm": ask_command(*asked)}
     if options.has_peers:
         commands["transformers"] = transformers_command(*asked)
@@ -243,8 +243,8 @@ def _cases(measure: str, options: BenchOptions) -> Iterator[tuple[tuple[tuple[st
     decoding = {"num_tokens": options.new_tokens, "prompt_tokens": options.prompt_tokens}
     if measure in ("encode", "ttft", "second-question"):
         for side in options.sides_px:
-            picture = {} if measure == "encode" else {"picture": options.picture}
-            yield (("side_px", side),), {"side_px": side, **picture}
+            image = {} if measure == "encode" else {"image": options.image}
+            yield (("side_px", side),), {"side_px": side, **image}
     elif measure == "throughput":
         for count in options.streams:
             yield (("streams", count),), {"num_streams": count, **decoding}

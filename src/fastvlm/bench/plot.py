@@ -1,4 +1,4 @@
-"""A result as a picture: bars of the medians with their range, one panel a measure. SVG by hand, PNG through Pillow."""
+"""A result as an image: bars of the medians with their range, one panel a measure. SVG by hand, PNG through Pillow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Bar:
     y: float
     width: float
     height: float
-    colour: str
+    color: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Line:
     x: float
     y: float
     width: float
-    colour: str
+    color: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Text:
     y: float
     words: str
     size: int
-    colour: str
+    color: str
     anchor: str = "start"
 
 
@@ -82,7 +82,7 @@ def save_plot(result: dict[str, Any], file: Path) -> None:
 
 
 def drawing(result: dict[str, Any]) -> tuple[list[Shape], int]:
-    """The shapes, and the picture's height in pixels (its width is fixed)."""
+    """The shapes, and the image's height in pixels (its width is fixed)."""
     card = result["environment"]
     shapes: list[Shape] = [
         Text(_MARGIN, _MARGIN, f"{result['model']['name']}, {card['cpu']}, {card['threads']} threads", 15, _INK),
@@ -129,28 +129,28 @@ def _svg(shapes: list[Shape], height: int) -> str:
 
 def _svg_shape(shape: Shape) -> str:
     match shape:
-        case Bar(x, y, width, height, colour):
-            return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>'
-        case Line(x, y, width, colour):
-            return f'<path d="M{x:.1f} {y:.1f}h{width:.1f}" stroke="{colour}" stroke-width="1.5"/>'
-        case Text(x, y, words, size, colour, anchor):
+        case Bar(x, y, width, height, color):
+            return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{color}"/>'
+        case Line(x, y, width, color):
+            return f'<path d="M{x:.1f} {y:.1f}h{width:.1f}" stroke="{color}" stroke-width="1.5"/>'
+        case Text(x, y, words, size, color, anchor):
             return (
-                f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}" '
+                f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}" text-anchor="{anchor}" '
                 f'dominant-baseline="central">{escape(words)}</text>'
             )
 
 
 def _png(shapes: list[Shape], height: int) -> Image.Image:
     k = _PNG_SCALE
-    picture = Image.new("RGB", (k * _WIDTH, k * height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (k * _WIDTH, k * height), "white")
+    draw = ImageDraw.Draw(image)
     for shape in shapes:
         match shape:
-            case Bar(x, y, width, tall, colour):
-                draw.rectangle((k * x, k * y, k * (x + width), k * (y + tall)), fill=colour)
-            case Line(x, y, width, colour):
-                draw.line((k * x, k * y, k * (x + width), k * y), fill=colour, width=3)
-            case Text(x, y, words, size, colour, anchor):
+            case Bar(x, y, width, tall, color):
+                draw.rectangle((k * x, k * y, k * (x + width), k * (y + tall)), fill=color)
+            case Line(x, y, width, color):
+                draw.line((k * x, k * y, k * (x + width), k * y), fill=color, width=3)
+            case Text(x, y, words, size, color, anchor):
                 place = "lm" if anchor == "start" else "rm"
-                draw.text((k * x, k * y), words, fill=colour, font=ImageFont.load_default(k * size), anchor=place)
-    return picture
+                draw.text((k * x, k * y), words, fill=color, font=ImageFont.load_default(k * size), anchor=place)
+    return image

@@ -10,7 +10,7 @@ from typing import Any
 from fastvlm.bench.costs import decoded_token_bytes, encoder_flops, prefill_flops
 from fastvlm.bench.plan import MEASURES, UNITS, BenchOptions
 from fastvlm.bench.rounds import Race
-from fastvlm.bench.spread import Ratio, ratio, summarise
+from fastvlm.bench.spread import Ratio, ratio, summarize
 from fastvlm.bench.worker import Measured
 from fastvlm.config import FastVlmConfig
 
@@ -100,14 +100,14 @@ def _versions(race: Race) -> dict[str, Any]:
 def _measure(key: tuple[str, tuple[tuple[str, int], ...], str], samples: Sequence[Measured]) -> dict[str, Any]:
     measure, case, contestant = key
     parts = {
-        name: float(f"{summarise([sample.parts[name] for sample in samples]).median:.6g}") for name in samples[0].parts
+        name: float(f"{summarize([sample.parts[name] for sample in samples]).median:.6g}") for name in samples[0].parts
     }
     return {
         "measure": measure,
         "contestant": contestant,
         "case": dict(case),
         "unit": UNITS[measure],
-        **summarise([sample.value for sample in samples]).as_dict(),
+        **summarize([sample.value for sample in samples]).as_dict(),
         "parts": parts,
         **({"facts": samples[0].facts} if samples[0].facts else {}),
     }
@@ -159,7 +159,7 @@ def _roofline(options: BenchOptions, config: FastVlmConfig, race: Race) -> dict[
     peaks = {name: max(m.value for m in found) for name, found in race.peaks.items()}
     fractions: dict[str, float] = {}
     for (measure, case, contestant), samples in race.samples.items():
-        median = summarise([sample.value for sample in samples]).median
+        median = summarize([sample.value for sample in samples]).median
         fraction = _fraction(measure, dict(case), contestant, median, options, config, peaks, samples[0])
         if fraction is not None:
             label = " ".join([measure, *(str(value) for _, value in case), contestant])

@@ -1,6 +1,6 @@
 """The race: every worker opened, everything once to warm up, then round after round, one worker at a time.
 
-A round goes through all steps before any is repeated, so that a neighbour who makes the machine slow for a while
+A round goes through all steps before any is repeated, so that a neighbor who makes the machine slow for a while
 makes it slow for everybody; every second round goes the other way round.
 """
 

@@ -1,4 +1,4 @@
-"""One run of `fastvlm bench`: a checkpoint, a picture, the race, its result."""
+"""One run of `fastvlm bench`: a checkpoint, an image, the race, its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastvlm.bench.rounds import Limits, OnProgress, run
 from fastvlm.config import FastVlmConfig
 from fastvlm.dialects.folder import inspect_folder
 
-__all__ = ["measure", "picture_file", "random_checkpoint"]
+__all__ = ["image_file", "measure", "random_checkpoint"]
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def random_checkpoint(
 
 
 @contextmanager
-def picture_file(width_px: int, height_px: int) -> Iterator[str]:
+def image_file(width_px: int, height_px: int) -> Iterator[str]:
     """The path of a JPEG like a photograph, while it is needed."""
     with tempfile.TemporaryDirectory(prefix="fastvlm-bench-") as folder:
         file = Path(folder) / f"{width_px}x{height_px}.jpg"

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastvlm.errors import UsageError
 
-__all__ = ["Ratio", "Spread", "ratio", "summarise"]
+__all__ = ["Ratio", "Spread", "ratio", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def summarise(samples: Sequence[float]) -> Spread:
+def summarize(samples: Sequence[float]) -> Spread:
     """Median, quartiles (linear between samples) and range of at least one sample.
 
     Raises:
         UsageError: there is no sample.
     """
     if not samples:
-        raise UsageError("There are no samples to summarise; expected at least one.")
+        raise UsageError("There are no samples to summarize; expected at least one.")
     several = samples if len(samples) > 1 else [*samples, *samples]
     lower, _, upper = statistics.quantiles(several, n=4, method="inclusive")
     return Spread(tuple(samples), statistics.median(samples), lower, upper, min(samples), max(samples))

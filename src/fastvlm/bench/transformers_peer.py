@@ -16,7 +16,7 @@ __all__ = ["TransformersContestant"]
 
 
 class TransformersContestant(GeneratingContestant):
-    """transformers' `FastVlmForConditionalGeneration`: sdpa, eager, pictures as they come (NCHW)."""
+    """transformers' `FastVlmForConditionalGeneration`: sdpa, eager, images as they come (NCHW)."""
 
     def load(self) -> dict[str, Any]:
         """See :class:`GeneratingContestant`."""
@@ -36,6 +36,6 @@ class TransformersContestant(GeneratingContestant):
         self.processor.image_processor.size = {"shortest_edge": side_px}
         self.processor.image_processor.crop_size = {"height": side_px, "width": side_px}
 
-    def picture(self, data: bytes) -> Image.Image:
+    def image(self, data: bytes) -> Image.Image:
         """See :class:`GeneratingContestant`."""
         return Image.open(io.BytesIO(data)).convert("RGB")

@@ -192,11 +192,11 @@ def _write_apple(
     processor: FastVlmProcessor,
     extras: AppleExtras | None,
 ) -> None:
-    pictures = processor.image_processor
-    height, width = pictures.image_size
+    images = processor.image_processor
+    height, width = images.image_size
     if height != width:
-        raise CheckpointError(f"The pictures are {height} x {width} px; Apple's layout knows squares only.")
-    content = to_apple_config(config.to_dict(), size_px=height, fit=pictures.image_fit)
+        raise CheckpointError(f"The images are {height} x {width} px; Apple's layout knows squares only.")
+    content = to_apple_config(config.to_dict(), size_px=height, fit=images.image_fit)
     if extras is not None:
         content = {**content, **extras.config, **_recomputed(content)}
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -23,7 +23,7 @@ from fastvlm.model.light import LightFastVlm, LightGenerationConfig
 from fastvlm.processing.light_image_processor import LightImageProcessor
 from fastvlm.processing.light_processor import LightProcessor
 from fastvlm.processing.light_tokenizer import LightTokenizer
-from fastvlm.processing.stored import apple_picture_settings, stored_settings
+from fastvlm.processing.stored import apple_image_settings, stored_settings
 
 __all__ = ["open_light"]
 
@@ -56,7 +56,7 @@ def open_light(
         found = inspect_folder(folder)
         config = None if "quantization_config" in found.raw_config else light_config(found.config)
         model = None if config is None or found.is_bare else _model(found, config)
-        image_processor, settings = _pictures(found), _settings(folder)
+        image_processor, settings = _images(found), _settings(folder)
     except (CheckpointError, ConfigError):
         return None
     opened = tokenizer()
@@ -77,7 +77,7 @@ def _model(found: CheckpointFolder, config: LightConfig) -> LightFastVlm | None:
     generation = _generation_config(found)
     if generation is None:
         return None
-    if found.weights.quantised is not None:
+    if found.weights.quantized is not None:
         found.weights.left_out_dtype = found.dtype
     tensors = {key: found.tensor(key) for key in found.keys}
     if torch.float16 in floating:  # too small for the encoder's activations, so its weights are not left in it
@@ -86,7 +86,7 @@ def _model(found: CheckpointFolder, config: LightConfig) -> LightFastVlm | None:
         model = LightFastVlm(config, tensors, generation)
     except RuntimeError:  # torch's for a state dict with other names or shapes
         return None
-    model.stored_products = found.weights.quantised
+    model.stored_products = found.weights.quantized
     model.mapped_files = MappedFiles(found.weights.files)
     return model
 
@@ -117,11 +117,11 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     return stored
 
 
-def _pictures(found: CheckpointFolder) -> LightImageProcessor | None:
+def _images(found: CheckpointFolder) -> LightImageProcessor | None:
     file = found.path / "preprocessor_config.json"
     settings = _settings(found.path) or {}
     given = {key: settings[key] for key in ("patch_size",) if settings.get(key) is not None}
     if found.dialect == "llava_qwen2":
-        return LightImageProcessor(**apple_picture_settings(found.raw_config), **given)
+        return LightImageProcessor(**apple_image_settings(found.raw_config), **given)
     stored = read_json(file) if file.is_file() else None
     return LightImageProcessor.from_dict(stored, **given) if isinstance(stored, dict) else None

@@ -29,7 +29,7 @@ __all__ = [
     "write_fast_vlm_files",
 ]
 
-_CARRIED_FILES = ("LICENSE*", "CREDITS*", "NOTICE*")  # what a licence asks to keep with the weights
+_CARRIED_FILES = ("LICENSE*", "CREDITS*", "NOTICE*")  # what a license asks to keep with the weights
 
 
 def checked_shapes(folder: CheckpointFolder, config: FastVlmConfig) -> dict[str, tuple[int, ...]]:
@@ -80,7 +80,7 @@ def write_fast_vlm_files(
 
 
 def carry_files(source: Path, work: Path) -> None:
-    """Copy what a licence asks to keep with the weights."""
+    """Copy what a license asks to keep with the weights."""
     for pattern in _CARRIED_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, work / file.name)

@@ -1,4 +1,4 @@
-"""The processor of a checkpoint folder, with clear errors; also where no file says how large its pictures are."""
+"""The processor of a checkpoint folder, with clear errors; also where no file says how large its images are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_processor(folder: Path, config: FastVlmConfig) -> FastVlmProcessor:
 
     Args:
         folder: a ``fast_vlm`` or ``llava_qwen2`` folder.
-        config: the model's, for the placeholder's id and the side of the pictures where no file gives it.
+        config: the model's, for the placeholder's id and the side of the images where no file gives it.
 
     Raises:
         CheckpointError: no tokenizer, or files that cannot be read.
@@ -47,6 +47,6 @@ def _open(folder: Path, config: FastVlmConfig) -> FastVlmProcessor:
         return FastVlmProcessor.from_pretrained(folder, image_token_id=config.image_token_index)
     side_px = math.isqrt(config.image_seq_length) * config.vision_config.stride_px
     raise CheckpointError(
-        f"{folder} has no preprocessor_config.json, which says how large its pictures are ({side_px} px by its "
+        f"{folder} has no preprocessor_config.json, which says how large its images are ({side_px} px by its "
         f"image_seq_length). Save one: FastVlmImageProcessor(image_size={side_px}).save_pretrained(folder)."
     )

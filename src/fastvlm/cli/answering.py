@@ -22,8 +22,8 @@ class Timings:
     """Milliseconds of one reply.
 
     `load`: opening the model, libraries' imports included. The rest is measured with the model open: `preprocess`: from
-    picture bytes to tensors; `encode`: encoder and projector; `prefill`: the decoder's first pass, up to the first
-    token; `ttft`: from picture bytes to the first text that can be shown, which is these three and what lies between;
+    image bytes to tensors; `encode`: encoder and projector; `prefill`: the decoder's first pass, up to the first
+    token; `ttft`: from image bytes to the first text that can be shown, which is these three and what lies between;
     `total`: to the end of the reply.
     """
 
@@ -75,16 +75,16 @@ class Answerer:
         self.engine, self.sampling, self.load_ms = engine, sampling, load_ms
 
     def forget(self) -> None:
-        """Drop what is kept of pictures and conversations so far."""
+        """Drop what is kept of images and conversations so far."""
         self.engine.forget()
 
     def reply(self, messages: Sequence[Message], on_text: OnText = _keep_silent, opening_ms: float = 0.0) -> Reply:
         """Answer the last of `messages`.
 
         Args:
-            messages: chat messages whose contents are lists of items; pictures are PIL images under ``"image"``.
+            messages: chat messages whose contents are lists of items; images are PIL images under ``"image"``.
             on_text: called with each piece of text as it comes.
-            opening_ms: what was spent before on turning this question's picture bytes into PIL images.
+            opening_ms: what was spent before on turning this question's image bytes into PIL images.
 
         Raises:
             ContextLengthError: prompt and reply do not fit, before anything is encoded.

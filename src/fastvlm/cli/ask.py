@@ -1,4 +1,4 @@
-"""`fastvlm ask`: one question about pictures, one answer."""
+"""`fastvlm ask`: one question about images, one answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.image_names import file_name
-from fastvlm.cli.opening import open_answerer, open_pictures, system_message, user_message
+from fastvlm.cli.opening import open_answerer, open_images, system_message, user_message
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
     AdapterOption,
@@ -30,7 +30,7 @@ from fastvlm.cli.options import (
     TopPOption,
 )
 from fastvlm.cli.piped import has_piped_image, is_silent_pipe
-from fastvlm.cli.request import STDIN, UNQUOTED_HINT, check_order, check_pictures, check_question
+from fastvlm.cli.request import STDIN, UNQUOTED_HINT, check_images, check_order, check_question
 from fastvlm.cli.terminal import Answers, Notes, print_json, say
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ __all__ = ["ask"]
 
 
 def ask(
-    pictures: Annotated[
+    sources: Annotated[
         list[str],
         typer.Argument(
             metavar="IMAGE",
@@ -81,10 +81,10 @@ def ask(
       fastvlm ask receipt.png "What is the total?" --image-size 1024 -m apple/FastVLM-0.5B
       fastvlm ask cat.png "What is this?" --json | jq .timings_ms
     """
-    check_order(pictures, question)
+    check_order(sources, question)
     check_question(question)
-    names = [file_name(name) for name in pictures]
-    check_pictures(names, UNQUOTED_HINT)
+    names = [file_name(name) for name in sources]
+    check_images(names, UNQUOTED_HINT)
     choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     notes = Notes(is_quiet=is_quiet)
@@ -92,7 +92,7 @@ def ask(
         say("warning", "--top-p has no effect at temperature 0; give --temperature too.")
     if not names and has_piped_image():
         names = [STDIN]
-    images, opening_ms = open_pictures(names, notes)
+    images, opening_ms = open_images(names, notes)
     answerer = open_answerer(choice, sampling, notes, is_debug=is_debug)
     if not names:  # what is piped in may have come by now
         images, opening_ms = _late_image(notes)
@@ -110,7 +110,7 @@ def ask(
 def _late_image(notes: Notes) -> tuple[list[Image], float]:
     """The image that waits in stdin, if one does; a silent pipe is not waited for, and a person is told."""
     if has_piped_image():
-        return open_pictures([STDIN], notes)
+        return open_images([STDIN], notes)
     if is_silent_pipe():
         notes.say("Asked without an image: nothing has come through stdin. '-' as IMAGE waits for one.")
     return [], 0.0

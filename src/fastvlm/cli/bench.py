@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 _PRESETS = ("0.5b", "1.5b", "mini")
-_LARGEST_PICTURE_PX = 10_000
+_LARGEST_IMAGE_PX = 10_000
 
 _Model = Annotated[
     str | None,
@@ -65,9 +65,9 @@ _Dtypes = Annotated[
 ]
 _Bits = Annotated[str, typer.Option("--bits", metavar="LIST", help="Bits of the decoder's weights: 16, 8, 4.")]
 _Streams = Annotated[str, typer.Option("--streams", metavar="LIST", help="Replies together, for throughput.")]
-_Picture = Annotated[
+_Image = Annotated[
     str,
-    typer.Option("--picture", metavar="WIDTHxHEIGHT", help="The JPEG that ttft begins with; 4000x3000 has 12 million."),
+    typer.Option("--image", metavar="WIDTHxHEIGHT", help="The JPEG that ttft begins with; 4000x3000 has 12 million."),
 ]
 _Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="How often everything is repeated.")]
 _Minutes = Annotated[float, typer.Option("--max-minutes", metavar="M", help="After these no new round is begun.")]
@@ -121,7 +121,7 @@ def bench(
     dtype: _Dtypes = "auto",
     bits: _Bits = "16,8,4",
     streams: _Streams = "1,2,4,8",
-    picture: _Picture = "1024x1024",
+    image: _Image = "1024x1024",
     rounds: _Rounds = 5,
     max_minutes: _Minutes = 9.0,
     new_tokens: _NewTokens = 32,
@@ -159,7 +159,7 @@ def bench(
         raise UsageError(f"--out {out} is a file; expected a folder.")
     source = _Source(model, preset, checkpoint, is_kept, revision)
     numbers = {"rounds": rounds, "max_minutes": max_minutes, "new_tokens": new_tokens, "threads": threads}
-    typed = _Typed(what, image_size, dtype, bits, streams, picture, device or "cpu", has_peers, numbers)
+    typed = _Typed(what, image_size, dtype, bits, streams, image, device or "cpu", has_peers, numbers)
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
@@ -177,24 +177,24 @@ class _Typed:
     dtype: str
     bits: str
     streams: str
-    picture: str
+    image: str
     device: str
     has_peers: bool
     numbers: dict[str, Any]
 
     @property
-    def picture_px(self) -> tuple[int, int]:
+    def image_px(self) -> tuple[int, int]:
         """Width and height of the JPEG."""
-        return _picture_size(self.picture)
+        return _image_size(self.image)
 
     def options(self, folder: str, jpeg: str, own_side_px: int) -> BenchOptions:
-        """The same, checked; `own_side_px` is the checkpoint's own size of pictures."""
+        """The same, checked; `own_side_px` is the checkpoint's own size of images."""
         from fastvlm.bench.plan import MEASURES, BenchOptions
 
-        _picture_size(self.picture)
+        _image_size(self.image)
         return BenchOptions(
             folder=folder,
-            picture=jpeg,
+            image=jpeg,
             what=tuple(MEASURES) if self.what is None else _words(self.what),
             sides_px=(own_side_px,) if self.image_size is None else _numbers("--image-size", self.image_size),
             dtypes=_usual_dtypes(self.device) if self.dtype == "auto" else _words(self.dtype),
@@ -224,18 +224,18 @@ def _check_plot(plot: Path | None) -> None:
 
 
 def _measure(source: _Source, typed: _Typed, notes: Notes) -> dict[str, Any]:
-    from fastvlm.bench.session import measure, picture_file
+    from fastvlm.bench.session import image_file, measure
     from fastvlm.cli.checkpoint_facts import read_facts
 
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(source, notes))
         facts = read_facts(folder)
         about = {"name": source.name, "is_random": source.preset is not None, "parameters": facts.parameters.total}
-        jpeg = stack.enter_context(picture_file(*typed.picture_px))
+        jpeg = stack.enter_context(image_file(*typed.image_px))
         on_progress = stack.enter_context(_progress(notes))
-        own_side_px = max(facts.pictures.height_px, facts.pictures.width_px)
+        own_side_px = max(facts.images.height_px, facts.images.width_px)
         result = measure(typed.options(str(folder), jpeg, own_side_px), about, on_progress)
-    return {**result, "picture_px": list(typed.picture_px)}
+    return {**result, "image_px": list(typed.image_px)}
 
 
 def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_json: bool) -> None:
@@ -321,11 +321,11 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def _picture_size(text: str) -> tuple[int, int]:
+def _image_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text.strip().lower())
-    if match is None or max(int(match[1]), int(match[2])) > _LARGEST_PICTURE_PX:
+    if match is None or max(int(match[1]), int(match[2])) > _LARGEST_IMAGE_PX:
         raise UsageError(
-            f"--picture is {text!r}; expected WIDTHxHEIGHT in pixels, at most {_LARGEST_PICTURE_PX} each, such as "
+            f"--image is {text!r}; expected WIDTHxHEIGHT in pixels, at most {_LARGEST_IMAGE_PX} each, such as "
             "4000x3000."
         )
     return int(match[1]), int(match[2])

@@ -1,4 +1,4 @@
-"""`fastvlm chat`: several questions about pictures, with what was said before in mind."""
+"""`fastvlm chat`: several questions about images, with what was said before in mind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.conversation import Conversation, Turn
 from fastvlm.cli.failures import FAILED, report_failure
 from fastvlm.cli.image_names import file_name, split_names
-from fastvlm.cli.opening import open_answerer, open_pictures
+from fastvlm.cli.opening import open_answerer, open_images
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
     AdapterOption,
@@ -34,7 +34,7 @@ from fastvlm.cli.options import (
     TemperatureOption,
     TopPOption,
 )
-from fastvlm.cli.request import STDIN, check_pictures
+from fastvlm.cli.request import STDIN, check_images
 from fastvlm.cli.terminal import Answers, Notes
 from fastvlm.errors import FastVlmError, UsageError
 
@@ -53,7 +53,7 @@ HELP = """\
 
 
 def chat(
-    pictures: Annotated[
+    images: Annotated[
         list[str] | None,
         typer.Argument(metavar="IMAGE", help="Files, URLs or data URIs to begin with; /image shows more."),
     ] = None,
@@ -82,17 +82,17 @@ def chat(
     Examples:
       fastvlm chat street.png
       fastvlm chat                    # then: /image street.png
-      printf 'How many?\\nWhich colours?\\n' | fastvlm chat shapes.png
+      printf 'How many?\\nWhich colors?\\n' | fastvlm chat shapes.png
     """
-    names = [file_name(name) for name in pictures or []]
+    names = [file_name(name) for name in images or []]
     if STDIN in names:
         raise UsageError("'-' cannot be an image in a chat: stdin is where the questions come from. Pass a file.")
-    check_pictures(names)
+    check_images(names)
     choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     notes = Notes(is_quiet=is_quiet)
     conversation = Conversation(system)
-    conversation.show(names, open_pictures(names, notes)[0])
+    conversation.show(names, open_images(names, notes)[0])
     answerer = open_answerer(choice, sampling, notes, is_debug=is_debug)
     failed = Chat(answerer, conversation, notes, is_debug=is_debug).run()
     if failed and not sys.stdin.isatty():
@@ -189,8 +189,8 @@ class Chat:
         names = split_names(argument)
         if not names:
             raise UsageError("/image needs an image: /image street.png")
-        check_pictures(names)
-        self.conversation.show(names, open_pictures(names, self.notes)[0])
+        check_images(names)
+        self.conversation.show(names, open_images(names, self.notes)[0])
         self.notes.say(f"{len(self.conversation.waiting)} image(s) will be shown with your next question.")
 
     def _clear(self, _: str) -> None:

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.config import PRESETS, FastVlmConfig
-from fastvlm.dialects.apple_config import apple_pictures
+from fastvlm.dialects.apple_config import apple_images
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
 from fastvlm.dialects.names import EMBEDDING, HEAD
 from fastvlm.processing.image_processor import FastVlmImageProcessor
 
-__all__ = ["CheckpointFacts", "Parameters", "Pictures", "Quantised", "licence_note", "read_facts"]
+__all__ = ["CheckpointFacts", "Images", "Parameters", "Quantized", "license_note", "read_facts"]
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # statistics, not parameters
 _APPLE_LICENCE = (
     "This is a size that Apple publishes: Apple's FastVLM weights, and what is converted or trained from them, are for "
     "research only (Apple Machine Learning Research Model License, AMLR)."
 )
-_UNKNOWN_LICENCE = "No licence is stated in the folder; ask whoever made the checkpoint."
+_UNKNOWN_LICENCE = "No license is stated in the folder; ask whoever made the checkpoint."
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """How pictures reach the model, and what each takes of the context."""
+class Images:
+    """How images reach the model, and what each takes of the context."""
 
     height_px: int
     width_px: int
@@ -56,7 +56,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """How `fastvlm quantize` rounded the decoder, and what its weights take."""
 
     bits: int
@@ -90,9 +90,9 @@ class CheckpointFacts:
     vocabulary_rows: int
     is_head_tied: bool
     parameters: Parameters
-    pictures: Pictures
-    licence: str
-    quantised: Quantised | None = None
+    images: Images
+    license: str
+    quantized: Quantized | None = None
 
     @property
     def kv_bytes_per_token(self) -> dict[str, int]:
@@ -143,18 +143,18 @@ def read_facts(path: Path) -> CheckpointFacts:
         vocabulary_rows=folder.shapes[EMBEDDING][0] if EMBEDDING in folder.keys else text.vocab_size,
         is_head_tied=HEAD not in folder.keys,
         parameters=count_parameters(folder.shapes),
-        pictures=_pictures(folder, config),
-        licence=licence_note(path, _size_name(config)),
-        quantised=_quantised(folder),
+        images=_images(folder, config),
+        license=license_note(path, _size_name(config)),
+        quantized=_quantized(folder),
     )
 
 
-def _quantised(folder: CheckpointFolder) -> Quantised | None:
-    found = folder.weights.quantised
+def _quantized(folder: CheckpointFolder) -> Quantized | None:
+    found = folder.weights.quantized
     if found is None:
         return None
     options = found.options
-    return Quantised(options.bits, options.group_size, options.head_bits, found.error.mean, found.num_bytes)
+    return Quantized(options.bits, options.group_size, options.head_bits, found.error.mean, found.num_bytes)
 
 
 def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> Parameters:
@@ -193,9 +193,9 @@ def _shape_of(config: FastVlmConfig) -> tuple[Any, ...]:
     )
 
 
-def _pictures(folder: CheckpointFolder, config: FastVlmConfig) -> Pictures:
+def _images(folder: CheckpointFolder, config: FastVlmConfig) -> Images:
     if folder.dialect == "llava_qwen2":
-        stated = apple_pictures(folder.raw_config)
+        stated = apple_images(folder.raw_config)
         height_px = width_px = stated.size_px
         fit = stated.fit
     elif (folder.path / "preprocessor_config.json").is_file():
@@ -204,11 +204,11 @@ def _pictures(folder: CheckpointFolder, config: FastVlmConfig) -> Pictures:
     else:
         height_px = width_px = math.isqrt(config.image_seq_length) * config.vision_config.stride_px
         fit = "pad"
-    return Pictures(height_px, width_px, fit, config.num_visual_tokens(height_px, width_px))
+    return Images(height_px, width_px, fit, config.num_visual_tokens(height_px, width_px))
 
 
-def licence_note(folder: Path, size: str | None) -> str:
-    """What may be done with the weights, as far as the folder's licence file and the network's size tell."""
+def license_note(folder: Path, size: str | None) -> str:
+    """What may be done with the weights, as far as the folder's license file and the network's size tell."""
     files = sorted(folder.glob("LICEN[SC]E*"))
     notes = [f"{_first_line(file)} (see {file.name} in the folder)." for file in files[:1]]
     if size not in (None, "mini"):

@@ -27,7 +27,7 @@ class ModelChoice:
         device, dtype: where the weights lie and what is computed in; dtype ``"auto"`` is the checkpoint's own,
             or what the machine is fast in.
         bits: of the decoder's weights on a CPU; 16 for what the checkpoint has.
-        image_fit, image_size: how a picture is brought to which size, as typed: ``512`` or ``768x1024``.
+        image_fit, image_size: how an image is brought to which size, as typed: ``512`` or ``768x1024``.
         adapter: folder of an adapter that is added into the weights.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A chat's memory: turns, pictures waiting to be shown, and the file a chat is saved to."""
+"""A chat's memory: turns, images waiting to be shown, and the file a chat is saved to."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["Conversation", "Turn"]
 
 @dataclass
 class Turn:
-    """A question with the pictures shown along with it, and the answer (None while it is being given)."""
+    """A question with the images shown along with it, and the answer (None while it is being given)."""
 
     question: str
-    picture_names: list[str]
-    pictures: list[Image]
+    image_names: list[str]
+    images: list[Image]
     answer: str | None = None
 
 
 @dataclass
 class Conversation:
-    """Turns so far; pictures are shown with the next question.
+    """Turns so far; images are shown with the next question.
 
     Args:
         system: system prompt in place of the model's own.
@@ -41,24 +41,24 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     waiting: list[tuple[str, Image]] = field(default_factory=list)
 
-    def show(self, names: Sequence[str], pictures: Sequence[Image]) -> None:
-        """Put pictures in front of the next question."""
-        self.waiting.extend(zip(names, pictures, strict=True))
+    def show(self, names: Sequence[str], images: Sequence[Image]) -> None:
+        """Put images in front of the next question."""
+        self.waiting.extend(zip(names, images, strict=True))
 
     def ask(self, question: str) -> list[dict[str, Any]]:
         """Open a turn and return all messages up to it."""
         names = [name for name, _ in self.waiting]
-        self.turns.append(Turn(question, names, [picture for _, picture in self.waiting]))
+        self.turns.append(Turn(question, names, [image for _, image in self.waiting]))
         self.waiting.clear()
         return self.messages()
 
     def take_back(self) -> None:
-        """Undo the last turn, whose pictures wait for the next question again."""
+        """Undo the last turn, whose images wait for the next question again."""
         turn = self.turns.pop()
-        self.waiting[:0] = zip(turn.picture_names, turn.pictures, strict=True)
+        self.waiting[:0] = zip(turn.image_names, turn.images, strict=True)
 
     def clear(self) -> None:
-        """Forget all turns and pictures; the system prompt stays."""
+        """Forget all turns and images; the system prompt stays."""
         self.turns.clear()
         self.waiting.clear()
 
@@ -66,7 +66,7 @@ class Conversation:
         """As the processor wants them."""
         messages = system_message(self.system)
         for turn in self.turns:
-            messages.append(user_message(turn.pictures, turn.question))
+            messages.append(user_message(turn.images, turn.question))
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         return messages
@@ -75,17 +75,17 @@ class Conversation:
         """The chat for people to read."""
         blocks = []
         for turn in self.turns:
-            shown = "".join(f"[{name}] " for name in turn.picture_names)
+            shown = "".join(f"[{name}] " for name in turn.image_names)
             blocks.append(f"You: {shown}{turn.question}\nFastVLM: {turn.answer or ''}\n")
         return "\n".join(blocks)
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The chat for programs: messages whose pictures are given as they were named."""
+        """The chat for programs: messages whose images are given as they were named."""
         messages = self.messages()
         users = [message for message in messages if message["role"] == "user"]
         for message, turn in zip(users, self.turns, strict=True):
             images = [item for item in message["content"] if item["type"] == "image"]
-            for item, name in zip(images, turn.picture_names, strict=True):
+            for item, name in zip(images, turn.image_names, strict=True):
                 del item["image"]
                 item["url" if is_url(name) else "path"] = name
         return messages

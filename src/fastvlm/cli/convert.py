@@ -68,6 +68,6 @@ def convert(
     for name in report.dropped:
         notes.say(f"left out: {name}, which the model does not use")
     if report.added_rows:
-        notes.say(f"added {report.added_rows} rows to the vocabulary, for the picture's placeholder")
+        notes.say(f"added {report.added_rows} rows to the vocabulary, for the image's placeholder")
     notes.say(f"{report.num_tensors} tensors, {in_bytes(report.num_bytes)}, {report.source} -> {report.to}")
     typer.echo(str(report.path))

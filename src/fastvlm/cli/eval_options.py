@@ -50,7 +50,7 @@ Data = Annotated[
 ]
 Images = Annotated[
     Path | None,
-    _option(_QUESTIONS, "--images", metavar="FOLDER", text="Its pictures, if not where the benchmark itself has them."),
+    _option(_QUESTIONS, "--images", metavar="FOLDER", text="Its images, if not where the benchmark itself has them."),
 ]
 Annotations = Annotated[
     Path | None,
@@ -83,7 +83,7 @@ Blind = Annotated[
     _option(
         _ASKING,
         "--blind/--no-blind",
-        text="Also ask about a grey picture: what needs no seeing. On for the mini suite, where --no-blind saves time.",
+        text="Also ask about a gray image: what needs no seeing. On for the mini suite, where --no-blind saves time.",
     ),
 ]
 MaxNewTokens = Annotated[

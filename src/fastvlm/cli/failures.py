@@ -1,7 +1,7 @@
 """What a failed command says and returns: one line on stderr, and 2 for bad use or 1 for work that failed.
 
 Exit codes: 0 done; 2 the command line asks for something impossible (a flag, a missing file, a size, a prompt that does
-not fit); 1 the work itself failed (a damaged picture or checkpoint, no network, a bug); 130 stopped by Ctrl-C; 141 the
+not fit); 1 the work itself failed (a damaged image or checkpoint, no network, a bug); 130 stopped by Ctrl-C; 141 the
 reader of our output went away.
 """
 

@@ -13,7 +13,7 @@ class VerbHelp(TyperCommand):
     """A verb's page: usage, what it does, arguments, options in their groups."""
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """``Usage: fastvlm ask [OPTIONS] [PICTURE]... QUESTION``."""
+        """``Usage: fastvlm ask [OPTIONS] [IMAGE]... QUESTION``."""
         words = [_usage_word(parameter) for parameter in self.params if isinstance(parameter, TyperArgument)]
         formatter.write_usage(ctx.command_path, " ".join(["[OPTIONS]", *words]))
 

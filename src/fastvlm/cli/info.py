@@ -14,7 +14,7 @@ from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, JsonOption, QuietOpt
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, printable, quiet_libraries
 
 if TYPE_CHECKING:
-    from fastvlm.cli.checkpoint_facts import CheckpointFacts, Quantised
+    from fastvlm.cli.checkpoint_facts import CheckpointFacts, Quantized
 
 __all__ = ["info"]
 
@@ -36,7 +36,7 @@ def info(
 ) -> None:
     """Show what a checkpoint is made of and what it costs to run.
 
-    Layout, sizes, parameters by part, visual tokens per picture, memory by number format, and what the licence allows.
+    Layout, sizes, parameters by part, visual tokens per image, memory by number format, and what the license allows.
     Only the configuration and the headers of the weight files are read.
 
     With --verify: one line per file that is good, changed, missing or not listed. The exit code is 1 if one is changed
@@ -86,7 +86,7 @@ def _verify(model: str, revision: str | None, notes: Notes, *, is_json: bool) ->
 
 def page(model: str, facts: CheckpointFacts, about: str | None = None) -> str:
     """The facts for people, as lines of a label and its value; `about` says what the model is good for."""
-    pictures, counts = facts.pictures, facts.parameters
+    images, counts = facts.images, facts.parameters
     size = f", the size of FastVLM-{facts.size.upper()}" if facts.size and facts.size != "mini" else ""
     files = f"{in_bytes(facts.file_bytes)} in {_several(facts.num_files, 'file')}"
     stages = " ".join(f"{d}x{w}" for d, w in zip(facts.encoder_depths, facts.encoder_widths, strict=True))
@@ -104,26 +104,26 @@ def page(model: str, facts: CheckpointFacts, about: str | None = None) -> str:
         ),
         ("vocabulary", f"{facts.vocabulary_rows:,} rows, {'tied to' if facts.is_head_tied else 'apart from'} the head"),
         (
-            "pictures",
-            f"{pictures.height_px} x {pictures.width_px} px ({pictures.fit}): {pictures.visual_tokens} tokens each",
+            "images",
+            f"{images.height_px} x {images.width_px} px ({images.fit}): {images.visual_tokens} tokens each",
         ),
         ("context", f"{facts.context_tokens:,} tokens; each takes {kv} of cache"),
         ("parameters", f"{counts.total:,}"),
         *((f"  {part}", f"{getattr(counts, part):>13,}") for part in ("encoder", "projector", "embeddings", "decoder")),
         ("  head", f"{counts.head:>13,}" if not facts.is_head_tied else f"{'tied':>13}"),
         ("weights", f"{weights} (int8: the decoder's)"),
-        *([] if facts.quantised is None else [("quantised", _rounding(facts.quantised))]),
-        ("licence", facts.licence),
+        *([] if facts.quantized is None else [("quantized", _rounding(facts.quantized))]),
+        ("license", facts.license),
         *([] if about is None else [("about", about)]),
     ]
     return "\n".join(_row(label, value) for label, value in rows)
 
 
-def _rounding(quantised: Quantised) -> str:
-    groups = f" in groups of {quantised.group_size}" if 4 in (quantised.bits, quantised.head_bits) else ""
+def _rounding(quantized: Quantized) -> str:
+    groups = f" in groups of {quantized.group_size}" if 4 in (quantized.bits, quantized.head_bits) else ""
     return (
-        f"decoder in {quantised.bits} bits, head in {quantised.head_bits}{groups}: {in_bytes(quantised.num_bytes)}; "
-        f"{quantised.mean_error:.1%} off on average"
+        f"decoder in {quantized.bits} bits, head in {quantized.head_bits}{groups}: {in_bytes(quantized.num_bytes)}; "
+        f"{quantized.mean_error:.1%} off on average"
     )
 
 

@@ -31,6 +31,16 @@ from fastvlm.cli.train import train
 
 __all__ = ["app", "main", "run"]
 
+# Names of version 0.1, accepted without being listed.
+_FORMER_FLAGS = {
+    "--picture": "--image",
+    "--pictures-in": "--images-in",
+    "--picture-memo-bytes": "--pixel-cache-bytes",
+    "--max-pictures": "--max-images",
+    "--max-picture-bytes": "--max-image-bytes",
+    "--max-picture-pixels": "--max-image-pixels",
+}
+
 app = typer.Typer(
     name="fastvlm",
     cls=HelpGroup,
@@ -54,9 +64,9 @@ def fastvlm(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Ask questions about pictures with FastVLM.
+    """Ask questions about images with FastVLM.
 
-    A small checkpoint comes with the package and is the default. It names colours and shapes, counts, and reads a word;
+    A small checkpoint comes with the package and is the default. It names colors and shapes, counts, and reads a word;
     for photographs take Apple's checkpoints (research only): --model apple/FastVLM-0.5B
 
     \b
@@ -80,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     invocation = Invocation()
     try:
         command = typer.main.get_command(app)
-        with command.make_context("fastvlm", list(arguments), obj=invocation) as context:
+        with command.make_context("fastvlm", _with_present_flags(arguments), obj=invocation) as context:
             command.invoke(context)
         sys.stdout.flush()  # here, not at exit: a reader that went away is noticed while we can still answer
     except typer.Exit as leaving:
@@ -88,6 +98,13 @@ def main(arguments: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the one place that turns any error into a line
         return report_failure(error, is_debug=invocation.is_debug)
     return 0
+
+
+def _with_present_flags(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with flags of former versions under their present names; what follows ``--`` stays."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    flags = (argument.partition("=") for argument in arguments[:end])
+    return [_FORMER_FLAGS.get(flag, flag) + equals + value for flag, equals, value in flags] + list(arguments[end:])
 
 
 def run() -> None:

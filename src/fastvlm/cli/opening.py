@@ -1,4 +1,4 @@
-"""Opening what a verb works with: pictures first, because a wrong path should be told before a model is loaded."""
+"""Opening what a verb works with: images first, because a wrong path should be told before a model is loaded."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ __all__ = [
     "engine_settings",
     "open_answerer",
     "open_engine",
+    "open_images",
     "open_model",
-    "open_pictures",
     "system_message",
     "user_message",
 ]
 
 
-def open_pictures(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]:
-    """The pictures as RGB, and the milliseconds it took.
+def open_images(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]:
+    """The images as RGB, and the milliseconds it took.
 
     Raises:
         UsageError: nothing came through stdin.
-        PictureError: something that is no picture, or too large a one, or an address that does not answer.
+        ImageError: something that is no image, or too large a one, or an address that does not answer.
     """
-    from fastvlm.pictures import open_picture
+    from fastvlm.images import open_image
 
     start_s = time.perf_counter()
-    with notes.waiting("Fetching pictures"):
-        images = [open_picture(_source(name)) for name in names]
+    with notes.waiting("Fetching images"):
+        images = [open_image(_source(name)) for name in names]
     return images, 1000 * (time.perf_counter() - start_s)
 
 
 def _source(name: str) -> str | bytes:
-    """What `open_picture` takes for a picture as typed: bytes for stdin and for pipes, such as the shell's <(...)."""
+    """What `open_image` takes for an image as typed: bytes for stdin and for pipes, such as the shell's <(...)."""
     if name == STDIN:
         return _read_stdin()
     return Path(name).read_bytes() if Path(name).is_fifo() else name
@@ -62,7 +62,7 @@ def _source(name: str) -> str | bytes:
 def _read_stdin() -> bytes:
     data = sys.stdin.buffer.read()
     if not data:
-        raise UsageError("'-' reads a picture from stdin, but nothing came. Try: fastvlm ask - \"...\" < cat.png")
+        raise UsageError("'-' reads an image from stdin, but nothing came. Try: fastvlm ask - \"...\" < cat.png")
     return data
 
 
@@ -169,9 +169,9 @@ def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) ->
     return model, processor
 
 
-def user_message(pictures: Sequence[Image], question: str) -> dict[str, Any]:
-    """A user's turn: the pictures, then the question."""
-    items: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+def user_message(images: Sequence[Image], question: str) -> dict[str, Any]:
+    """A user's turn: the images, then the question."""
+    items: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return {"role": "user", "content": [*items, {"type": "text", "text": question}]}
 
 

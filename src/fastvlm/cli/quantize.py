@@ -15,7 +15,7 @@ from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries, q
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
-    from fastvlm.checkpoints.quantising import QuantisationReport
+    from fastvlm.checkpoints.quantizing import QuantizationReport
 
 __all__ = ["quantize"]
 
@@ -53,7 +53,7 @@ def quantize(
     Examples:
       fastvlm quantize apple/FastVLM-0.5B
       fastvlm quantize ./fastvlm-0.5b ./fastvlm-0.5b-int4 --bits 4
-      fastvlm quantize apple/FastVLM-7B --bits 4 --group-size 64 --json | jq .quantised_bytes
+      fastvlm quantize apple/FastVLM-7B --bits 4 --group-size 64 --json | jq .quantized_bytes
     """
     _check_number("--bits", bits, _BITS)
     _check_number("--head-bits", head_bits, _BITS)
@@ -65,16 +65,16 @@ def quantize(
     folder = checkpoint_path(model, revision=revision)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.checkpoints.quantising import quantise
-        from fastvlm.dialects.quantised_file import Bits, QuantisationOptions
-    options = QuantisationOptions(cast("Bits", bits), group_size, cast("Bits", head_bits))
+        from fastvlm.checkpoints.quantizing import quantize
+        from fastvlm.dialects.quantized_file import Bits, QuantizationOptions
+    options = QuantizationOptions(cast("Bits", bits), group_size, cast("Bits", head_bits))
     with leaving_cleanly(), notes.counting(f"Rounding {model}") as progress:
-        report = quantise(folder, target, options, progress=progress)
+        report = quantize(folder, target, options, progress=progress)
     if is_json:
         print_json(_facts(model, report))
         return
     notes.say(
-        f"{in_bytes(report.source_bytes)} -> {in_bytes(report.quantised_bytes)} rounded and "
+        f"{in_bytes(report.source_bytes)} -> {in_bytes(report.quantized_bytes)} rounded and "
         f"{in_bytes(report.rest_bytes)} as they were; weights are {report.error.mean:.1%} off on average"
     )
     typer.echo(str(report.path))
@@ -85,5 +85,5 @@ def _check_number(flag: str, value: int, known: tuple[int, ...]) -> None:
         raise UsageError(f"{flag} is {value}; expected one of {', '.join(map(str, known))}.")
 
 
-def _facts(model: str, report: QuantisationReport) -> dict[str, Any]:
+def _facts(model: str, report: QuantizationReport) -> dict[str, Any]:
     return {"model": model, **asdict(report), "path": str(report.path)}

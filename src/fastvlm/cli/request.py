@@ -12,22 +12,22 @@ from pathlib import Path
 from fastvlm.cli.image_names import file_name, is_url
 from fastvlm.errors import UsageError
 
-__all__ = ["STDIN", "UNQUOTED_HINT", "check_order", "check_pictures", "check_question"]
+__all__ = ["STDIN", "UNQUOTED_HINT", "check_images", "check_order", "check_question"]
 
 STDIN = "-"
 _FILE_NAME = re.compile(r"\S*[^\s.]\.[A-Za-z]\w{2,3}")  # cat.png, photos/cat.webp: no question reads like that
-UNQUOTED_HINT = "If that is a part of the question: the question is one argument, in quotes, after the pictures."
+UNQUOTED_HINT = "If that is a part of the question: the question is one argument, in quotes, after the images."
 _SHOWN = 80  # characters of an argument that a message repeats
-_USAGE = 'Usage: fastvlm ask [PICTURE...] "QUESTION"'
+_USAGE = 'Usage: fastvlm ask [IMAGE...] "QUESTION"'
 
 
-def check_order(pictures: Sequence[str], question: str) -> None:
+def check_order(images: Sequence[str], question: str) -> None:
     """Raise UsageError, with the command as it should be, if the last argument is an image and another one is not."""
     if not _is_image_name(question):
         return
-    texts = [name for name in pictures if not _is_image_name(name)]
+    texts = [name for name in images if not _is_image_name(name)]
     if len(texts) == 1 and not _FILE_NAME.fullmatch(texts[0]):
-        images = [name for name in (*pictures, question) if name is not texts[0]]
+        images = [name for name in (*images, question) if name is not texts[0]]
         command = shlex.join(
             ["fastvlm", "ask", *(name if len(name) <= _SHOWN else "data:..." for name in images), texts[0]]
         )
@@ -41,7 +41,7 @@ def _is_image_name(text: str) -> bool:
 
 
 def check_question(question: str) -> None:
-    """Raise UsageError if `question` is empty, is no text, or is rather a picture whose question was forgotten."""
+    """Raise UsageError if `question` is empty, is no text, or is rather an image whose question was forgotten."""
     if not question.strip():
         raise UsageError(f"The question is empty. {_USAGE}")
     try:
@@ -56,28 +56,28 @@ def check_question(question: str) -> None:
         raise UsageError(f"There is no question, and no file {_shown(question)}. {_USAGE}")
 
 
-def check_pictures(pictures: Sequence[str], hint: str = "") -> None:
-    """Raise UsageError for a picture that cannot be there: a missing file, a folder, two readers of stdin.
+def check_images(images: Sequence[str], hint: str = "") -> None:
+    """Raise UsageError for an image that cannot be there: a missing file, a folder, two readers of stdin.
 
     `hint` says what else a name without a file may have been.
     """
-    if pictures.count(STDIN) > 1:
-        raise UsageError(f"'-' stands {pictures.count(STDIN)} times, but stdin can be read only once.")
-    if STDIN in pictures and sys.stdin.isatty():
+    if images.count(STDIN) > 1:
+        raise UsageError(f"'-' stands {images.count(STDIN)} times, but stdin can be read only once.")
+    if STDIN in images and sys.stdin.isatty():
         raise UsageError(
-            "'-' reads a picture from stdin, but stdin is the terminal. Try: fastvlm ask - \"...\" < cat.png"
+            "'-' reads an image from stdin, but stdin is the terminal. Try: fastvlm ask - \"...\" < cat.png"
         )
-    for picture in pictures:
-        if picture != STDIN and not is_url(picture):
-            _check_file(picture, hint)
+    for image in images:
+        if image != STDIN and not is_url(image):
+            _check_file(image, hint)
 
 
-def _check_file(picture: str, hint: str) -> None:
-    kind = _kind(picture)
+def _check_file(image: str, hint: str) -> None:
+    kind = _kind(image)
     if kind == "folder":
-        raise UsageError(f"{_shown(picture)} is a folder; expected a picture file. Try: {picture.rstrip('/')}/*.png")
+        raise UsageError(f"{_shown(image)} is a folder; expected an image file. Try: {image.rstrip('/')}/*.png")
     if kind is None:
-        raise UsageError(f"There is no file {_shown(picture)}. {hint}".rstrip())
+        raise UsageError(f"There is no file {_shown(image)}. {hint}".rstrip())
 
 
 def _kind(text: str) -> str | None:

@@ -45,7 +45,7 @@ def serve(
     admission_ratio: options.AdmissionRatio = None,
     context: options.Context = None,
     image_cache_bytes: options.ImageCacheBytes = None,
-    picture_memo_bytes: options.PictureMemoBytes = None,
+    pixel_cache_bytes: options.PixelCacheBytes = None,
     host: options.Host = None,
     port: options.Port = None,
     api_keys_file: options.ApiKeysFile = None,
@@ -54,9 +54,9 @@ def serve(
     access_log: options.AccessLog = False,
     remote_hosts: options.RemoteHosts = None,
     remote_timeout_s: options.RemoteSeconds = None,
-    max_pictures: options.MaxPictures = None,
-    max_picture_bytes: options.MaxPictureBytes = None,
-    max_picture_pixels: options.MaxPicturePixels = None,
+    max_images: options.MaxImages = None,
+    max_image_bytes: options.MaxImageBytes = None,
+    max_image_pixels: options.MaxImagePixels = None,
     image_workers: options.ImageWorkers = None,
     image_timeout_s: options.ImageSeconds = None,
     image_memory_bytes: options.ImageMemoryBytes = None,
@@ -77,7 +77,7 @@ def serve(
 ) -> None:
     """Serve a model to OpenAI's clients, and a page to people, until Ctrl-C.
 
-    Each setting may also stand in the environment (FASTVLM_SERVE_MAX_PICTURES=4) or in a TOML file (max_pictures = 4);
+    Each setting may also stand in the environment (FASTVLM_SERVE_MAX_IMAGES=4) or in a TOML file (max_images = 4);
     options win over the environment, the environment over the file. API keys stand in a file or in
     FASTVLM_SERVE_API_KEYS, never among the options, which other users of the machine can see.
 

@@ -65,5 +65,5 @@ def _engine(
         max_waiting=settings.max_waiting,
         admission_ratio=settings.admission_ratio,
         image_cache_bytes=settings.image_cache_bytes,
-        picture_memo_bytes=settings.picture_memo_bytes,
+        pixel_cache_bytes=settings.pixel_cache_bytes,
     )

@@ -31,10 +31,10 @@ __all__ = [
     "MaxBodyBytes",
     "MaxChoices",
     "MaxConnections",
+    "MaxImageBytes",
+    "MaxImagePixels",
+    "MaxImages",
     "MaxOutputTokens",
-    "MaxPictureBytes",
-    "MaxPicturePixels",
-    "MaxPictures",
     "MaxPromptTokens",
     "MaxReceiving",
     "MaxWaiting",
@@ -42,7 +42,7 @@ __all__ = [
     "Model",
     "Name",
     "NoPage",
-    "PictureMemoBytes",
+    "PixelCacheBytes",
     "Port",
     "RemoteHosts",
     "RemoteSeconds",
@@ -52,7 +52,7 @@ __all__ = [
     "Slots",
 ]
 
-_MODEL, _NETWORK, _PICTURES, _LIMITS = "Model", "Network", "Pictures", "Limits"
+_MODEL, _NETWORK, _IMAGES, _LIMITS = "Model", "Network", "Images", "Limits"
 
 Model = Annotated[
     str | None,
@@ -110,11 +110,11 @@ Context = Annotated[
 ]
 ImageCacheBytes = Annotated[
     int | None,
-    _option(_MODEL, "--image-cache-bytes", metavar="N", text="For encoded pictures, an engine.  [default: 268435456]"),
+    _option(_MODEL, "--image-cache-bytes", metavar="N", text="For encoded images, an engine.  [default: 268435456]"),
 ]
-PictureMemoBytes = Annotated[
+PixelCacheBytes = Annotated[
     int | None,
-    _option(_MODEL, "--picture-memo-bytes", metavar="N", text="For prepared pictures, an engine.  [default: 67108864]"),
+    _option(_MODEL, "--pixel-cache-bytes", metavar="N", text="For prepared images, an engine.  [default: 67108864]"),
 ]
 Host = Annotated[
     str | None,
@@ -135,33 +135,31 @@ AccessLog = Annotated[bool, _option(_NETWORK, "--access-log", text="A line on st
 RemoteHosts = Annotated[
     list[str] | None,
     _option(
-        _PICTURES,
+        _IMAGES,
         "--remote-host",
         metavar="HOST",
-        text="Fetch pictures from it: example.org, *.example.org, * for any public one; repeatable.",
+        text="Fetch images from it: example.org, *.example.org, * for any public one; repeatable.",
     ),
 ]
 RemoteSeconds = Annotated[
-    float | None, _option(_PICTURES, "--remote-timeout", metavar="SECONDS", text="For one such picture.  [default: 10]")
+    float | None, _option(_IMAGES, "--remote-timeout", metavar="SECONDS", text="For one such image.  [default: 10]")
 ]
-MaxPictures = Annotated[
-    int | None, _option(_PICTURES, "--max-pictures", metavar="N", text="In one request.  [default: 8]")
+MaxImages = Annotated[int | None, _option(_IMAGES, "--max-images", metavar="N", text="In one request.  [default: 8]")]
+MaxImageBytes = Annotated[
+    int | None, _option(_IMAGES, "--max-image-bytes", metavar="N", text="Of one, encoded.  [default: 15728640]")
 ]
-MaxPictureBytes = Annotated[
-    int | None, _option(_PICTURES, "--max-picture-bytes", metavar="N", text="Of one, encoded.  [default: 15728640]")
-]
-MaxPicturePixels = Annotated[
-    int | None, _option(_PICTURES, "--max-picture-pixels", metavar="N", text="Width x height.  [default: 40000000]")
+MaxImagePixels = Annotated[
+    int | None, _option(_IMAGES, "--max-image-pixels", metavar="N", text="Width x height.  [default: 40000000]")
 ]
 ImageWorkers = Annotated[
-    int | None, _option(_PICTURES, "--image-workers", metavar="N", text="Processes that decode.  [default: 2]")
+    int | None, _option(_IMAGES, "--image-workers", metavar="N", text="Processes that decode.  [default: 2]")
 ]
 ImageSeconds = Annotated[
-    float | None, _option(_PICTURES, "--image-timeout", metavar="SECONDS", text="For decoding one.  [default: 20]")
+    float | None, _option(_IMAGES, "--image-timeout", metavar="SECONDS", text="For decoding one.  [default: 20]")
 ]
 ImageMemoryBytes = Annotated[
     int | None,
-    _option(_PICTURES, "--image-memory-bytes", metavar="N", text="Of a decoding process.  [default: 1610612736]"),
+    _option(_IMAGES, "--image-memory-bytes", metavar="N", text="Of a decoding process.  [default: 1610612736]"),
 ]
 MaxBodyBytes = Annotated[
     int | None, _option(_LIMITS, "--max-body-bytes", metavar="N", text="Of one request.  [default: 20971520]")

@@ -33,7 +33,7 @@ def train(
     ] = None,
     model: options.Model = None,
     data: options.Data = None,
-    pictures_in: options.PicturesIn = None,
+    images_in: options.ImagesIn = None,
     ignored: options.Ignored = None,
     settings: options.Settings = None,
     max_steps: options.MaxSteps = None,
@@ -55,10 +55,10 @@ def train(
     \b
     Examples:
       fastvlm train --recipes
-      fastvlm train lora --data mine.jsonl --pictures-in photos --check
-      fastvlm train lora --data mine.jsonl --pictures-in photos --out tried-on-the-mini
-      fastvlm train lora -m apple/FastVLM-0.5B --data mine.jsonl --pictures-in photos --out mine
-      fastvlm train lora -m apple/FastVLM-0.5B --data mine.jsonl --pictures-in photos --out mine --resume
+      fastvlm train lora --data mine.jsonl --images-in photos --check
+      fastvlm train lora --data mine.jsonl --images-in photos --out tried-on-the-mini
+      fastvlm train lora -m apple/FastVLM-0.5B --data mine.jsonl --images-in photos --out mine
+      fastvlm train lora -m apple/FastVLM-0.5B --data mine.jsonl --images-in photos --out mine --resume
       fastvlm train mini --data shards --set batch_size=16 --set parts.encoder=frozen --max-steps 200
     """
     if is_listing:
@@ -69,7 +69,7 @@ def train(
     if allows_changed_data and not is_resumed:
         raise UsageError("--allow-changed-data says how a run goes on; give --resume too.")
     quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-    plan = _plan(recipe, model, data, pictures_in, ignored, options.read_settings(settings), max_steps)
+    plan = _plan(recipe, model, data, images_in, ignored, options.read_settings(settings), max_steps)
     notes = Notes(is_quiet=is_quiet or not _is_first_process())
     if is_check:
         _check(plan, notes, is_json=is_json)
@@ -89,7 +89,7 @@ def _plan(
     recipe: str,
     model: str | None,
     data: list[str] | None,
-    pictures_in: str | None,
+    images_in: str | None,
     ignored: list[str] | None,
     changes: dict[str, Any],
     max_steps: int | None,
@@ -97,14 +97,14 @@ def _plan(
     """The recipe with what the command line changes in it."""
     from fastvlm.training.recipe import read_recipe
 
-    if pictures_in is not None and not data:
-        raise UsageError("--pictures-in says where the pictures of --data are; give --data too.")
+    if images_in is not None and not data:
+        raise UsageError("--images-in says where the images of --data are; give --data too.")
     if ignored and not data:
         raise UsageError("--ignore says what of --data is left out; give --data too, or data.ignore in the recipe.")
     if model is not None:
         changes["model"] = model
     if data:
-        changes["data"] = [{"path": path, "pictures_in": pictures_in, "ignore": ignored or []} for path in data]
+        changes["data"] = [{"path": path, "images_in": images_in, "ignore": ignored or []} for path in data]
     if max_steps is not None:
         changes["max_steps"] = max_steps
     return read_recipe(recipe, changes)
@@ -193,7 +193,7 @@ def _resuming_command() -> str:
 
 
 def _columns() -> tuple[Any, ...]:
-    """Of a bar on a terminal's stderr: steps, loss, pictures a second, time that is left."""
+    """Of a bar on a terminal's stderr: steps, loss, images a second, time that is left."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     return (
@@ -217,7 +217,7 @@ def _teller(bar: Any) -> Callable[[Progress], None]:
             task,
             completed=progress.step,
             total=progress.num_steps,
-            facts=f"{loss}  {progress.pictures_per_s:.1f} pictures/s",
+            facts=f"{loss}  {progress.images_per_s:.1f} images/s",
         )
 
     return tell

@@ -33,7 +33,7 @@ class ProgressLines:
     def tell(self, progress: Progress) -> None:
         """After each step."""
         loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
-        speed = f", {progress.pictures_per_s:.1f} images/s" if progress.pictures_per_s else ""
+        speed = f", {progress.images_per_s:.1f} images/s" if progress.images_per_s else ""
         self._say("step", progress.step, progress.num_steps, loss + speed)
 
     def count(self, done: int, total: int) -> None:

@@ -14,10 +14,10 @@ __all__ = [
     "Check",
     "Data",
     "Ignored",
+    "ImagesIn",
     "MaxSteps",
     "Model",
     "Out",
-    "PicturesIn",
     "Recipes",
     "Resume",
     "Settings",
@@ -39,8 +39,8 @@ Data = Annotated[
         text="Samples, instead of the recipe's: .json, .jsonl, .tar, a folder of these or of `datasets`; repeatable.",
     ),
 ]
-PicturesIn = Annotated[
-    str | None, _option(_RECIPE, "--pictures-in", metavar="DIR", text="Where --data's pictures' paths start.")
+ImagesIn = Annotated[
+    str | None, _option(_RECIPE, "--images-in", metavar="DIR", text="Where --data's images' paths start.")
 ]
 Ignored = Annotated[
     list[str] | None,
@@ -68,7 +68,7 @@ Out = Annotated[
     Path | None, _option(_RUN, "--out", metavar="DIR", text="The run's folder; if not given, ./train-NAME.")
 ]
 Check = Annotated[
-    bool, _option(_RUN, "--check", text="Read every record and picture, show lengths and three samples; train nothing.")
+    bool, _option(_RUN, "--check", text="Read every record and image, show lengths and three samples; train nothing.")
 ]
 Resume = Annotated[
     bool, _option(_RUN, "--resume", text="Go on from the newest checkpoint in --out; begin if there is none.")

@@ -76,7 +76,7 @@ def measure_with(
 
 
 def _choice(plan: Recipe, folder: Path) -> ModelChoice:
-    """An adapter's folder says nothing of pictures: they are shown as large as it was trained on."""
+    """An adapter's folder says nothing of images: they are shown as large as it was trained on."""
     if not (folder / "adapter_config.json").is_file():
         return ModelChoice(str(folder))
     size = plan.image_size

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastvlm.errors import CheckpointError
 
-__all__ = ["ApplePictures", "apple_pictures", "from_apple_config", "placeholder_id", "to_apple_config"]
+__all__ = ["AppleImages", "apple_images", "from_apple_config", "placeholder_id", "to_apple_config"]
 
 _PLACEHOLDER_ID = 151646  # the first id after Qwen2's own tokens: a row that the table has and no text uses
 _LARGEST_ID = 1 << 22
@@ -57,15 +57,15 @@ _APPLE_CONSTANTS = {
 
 
 @dataclass(frozen=True)
-class ApplePictures:
-    """How an Apple checkpoint wants its pictures: side in pixels, and how the whole picture is brought to it."""
+class AppleImages:
+    """How an Apple checkpoint wants its images: side in pixels, and how the whole image is brought to it."""
 
     size_px: int
     fit: str
 
 
-def apple_pictures(config: Mapping[str, Any]) -> ApplePictures:
-    """Side and fit of the pictures, from ``mm_vision_tower`` (the number after its last ``_``) and the aspect mode.
+def apple_images(config: Mapping[str, Any]) -> AppleImages:
+    """Side and fit of the images, from ``mm_vision_tower`` (the number after its last ``_``) and the aspect mode.
 
     Raises:
         CheckpointError: another tower than ``mobileclip_l_<pixels>``, or an aspect mode that cuts into tiles.
@@ -79,10 +79,10 @@ def apple_pictures(config: Mapping[str, Any]) -> ApplePictures:
         )
     if aspect == "anyres":
         raise CheckpointError(
-            "config.json has image_aspect_ratio 'anyres' (pictures cut into tiles); no published FastVLM uses it and "
+            "config.json has image_aspect_ratio 'anyres' (images cut into tiles); no published FastVLM uses it and "
             "fastvlm does not either. Expected 'pad'."
         )
-    return ApplePictures(int(found[1]), "pad" if aspect == "pad" else "crop")
+    return AppleImages(int(found[1]), "pad" if aspect == "pad" else "crop")
 
 
 def from_apple_config(
@@ -109,7 +109,7 @@ def from_apple_config(
         raise CheckpointError(
             f"config.json has mm_projector_type {config['mm_projector_type']!r}; FastVLM's projector is 'mlp2x_gelu'."
         )
-    pictures = apple_pictures(config)
+    images = apple_images(config)
     is_tied = bool(config.get("tie_word_embeddings", False)) if is_tied is None else is_tied
     placeholder = placeholder_id(config)
     text = {key: config[key] for key in _TEXT_KEYS if key in config}
@@ -121,7 +121,7 @@ def from_apple_config(
         "model_type": "fast_vlm",
         "architectures": ["FastVlmForConditionalGeneration"],
         "image_token_index": placeholder,
-        "image_seq_length": math.ceil(pictures.size_px / 64) ** 2,
+        "image_seq_length": math.ceil(images.size_px / 64) ** 2,
         "text_config": text,
         "vision_config": {"model_type": "timm_wrapper", "model_args": dict(model_args or {})},
         "tie_word_embeddings": is_tied,
@@ -162,7 +162,7 @@ def to_apple_config(config: Mapping[str, Any], *, size_px: int, fit: str) -> dic
 
     Args:
         config: the nested dictionary.
-        size_px, fit: side of the pictures and how they are brought to it ("pad" or anything else).
+        size_px, fit: side of the images and how they are brought to it ("pad" or anything else).
 
     Raises:
         CheckpointError: a model that Apple's layout has no words for.

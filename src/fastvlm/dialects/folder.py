@@ -201,14 +201,14 @@ def _dialect(path: Path, raw: dict[str, Any]) -> Dialect:
     model_type = raw.get("model_type")
     if "quantization" in raw:
         raise CheckpointError(
-            f"{path} is quantised for MLX (config.json has 'quantization'); its tensors are packed. Take the "
+            f"{path} is quantized for MLX (config.json has 'quantization'); its tensors are packed. Take the "
             "checkpoint that it was made from."
         )
     if model_type == "llava_qwen2" and "quantization_config" in raw:
         method = (raw["quantization_config"] or {}).get("quant_method")
         raise CheckpointError(
-            f"{path} is a quantised llava_qwen2 checkpoint ({method}), which fastvlm does not read. Take the "
-            "checkpoint that it was made from and quantise on loading: from_pretrained(..., quantization_config=...)."
+            f"{path} is a quantized llava_qwen2 checkpoint ({method}), which fastvlm does not read. Take the "
+            "checkpoint that it was made from and quantize on loading: from_pretrained(..., quantization_config=...)."
         )
     for dialect in _DIALECTS:
         if model_type == dialect:

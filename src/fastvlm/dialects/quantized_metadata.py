@@ -1,6 +1,6 @@
 """What a file of quantized weights says about itself, checked key by key: it may come from anybody.
 
-It is one JSON object in the file's safetensors metadata; ``quantised_file.py`` writes it.
+It is one JSON object in the file's safetensors metadata; ``quantized_file.py`` writes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def parse_metadata(text: str | None, expected_format: str) -> dict[str, Any]:
     about = _object(text)
     found = about.get("format")
     if found != expected_format:
-        raise ValueError(f"it has the quantised format {_short(found)}; this version reads {expected_format!r}")
+        raise ValueError(f"it has the quantized format {_short(found)}; this version reads {expected_format!r}")
     _check_object("metadata", about, _KINDS)
     _check_object("options", about["options"], _OPTIONS)
     _check_object("error", about["error"], _ERROR)

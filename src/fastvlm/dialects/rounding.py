@@ -28,8 +28,8 @@ __all__ = [
     "Int8Weight",
     "RoundedWeight",
     "pack_int4",
-    "quantise_int4",
-    "quantise_int8",
+    "quantize_int4",
+    "quantize_int8",
 ]
 
 GROUP_SIZES = (32, 64, 128)
@@ -68,7 +68,7 @@ class Int8Weight:
         """What a file holds of it."""
         return {"values": self.values, "scales": self.scales}
 
-    def dequantise(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """The weight (out, in) in float32."""
         return self.values.float() * self.scales[:, None]
 
@@ -133,7 +133,7 @@ class Int4Weight:
         )
         return Int4Weight(pack_int4(values, block), self.scales_and_zeros, self.out_features, block)
 
-    def dequantise(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """The weight (out, in) in bfloat16."""
         return self.columns(0, self.packed.shape[0])[:, : self.out_features].T.contiguous()
 
@@ -169,14 +169,14 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) ->
         raise CheckpointError(f"{name} is {found}; expected {dtype} of shape [{expected}].")
 
 
-def quantise_int8(weight: Tensor) -> Int8Weight:
+def quantize_int8(weight: Tensor) -> Int8Weight:
     """`weight` (out, in), any floating dtype, rounded to the nearest; the error is at most half a scale."""
     weight = weight.detach().float()
     scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * LARGEST_8) / LARGEST_8
     return Int8Weight((weight / scales[:, None]).round_().to(torch.int8).contiguous(), scales)
 
 
-def quantise_int4(weight: Tensor, group_size: int = 32) -> Int4Weight:
+def quantize_int4(weight: Tensor, group_size: int = 32) -> Int4Weight:
     """`weight` (out, in) of any floating dtype; `in` is a multiple of `group_size`, one of 32, 64 and 128."""
     out_features, in_features = weight.shape
     groups = F.pad(weight.detach().float(), (0, 0, 0, -out_features % FILE_BLOCK)).reshape(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastvlm.dialects.json_files import FETCH_AGAIN
 from fastvlm.dialects.pickle_file import read_pickle
-from fastvlm.dialects.quantised_file import QUANTISED_FILE, REST_FILE, QuantisedWeights, quantised_weights_of
+from fastvlm.dialects.quantized_file import QUANTIZED_FILE, REST_FILE, QuantizedWeights, quantized_weights_of
 from fastvlm.dialects.safetensors_header import DTYPES, TensorEntry, read_header
 from fastvlm.dialects.weight_sets import WeightSet, one_weight_set, weight_map
 from fastvlm.errors import CheckpointError
@@ -33,14 +33,14 @@ class WeightFiles:
     Args:
         folder: the checkpoint's folder.
         entries: file key -> :class:`TensorEntry`.
-        quantised: the decoder's products, where these are stored in 8 or 4 bits; None elsewhere. Their entries and
+        quantized: the decoder's products, where these are stored in 8 or 4 bits; None elsewhere. Their entries and
             tensors are those of the weights as they were before, rounded.
         left_out_dtype: if given, products are not read: in their place stand zeros of this dtype, of no memory.
     """
 
     folder: Path
     entries: dict[str, TensorEntry]
-    quantised: QuantisedWeights | None = None
+    quantized: QuantizedWeights | None = None
     left_out_dtype: torch.dtype | None = None
     _open: dict[Path, Any] = field(default_factory=dict, repr=False)
 
@@ -51,8 +51,8 @@ class WeightFiles:
         Raises:
             CheckpointError: no weights, a file missing, truncated or unreadable, an index that does not fit.
         """
-        quantised = _find_quantised(folder)
-        found = _find_files(folder) if quantised is None else WeightSet((folder / REST_FILE,))
+        quantized = _find_quantized(folder)
+        found = _find_files(folder) if quantized is None else WeightSet((folder / REST_FILE,))
         entries: dict[str, TensorEntry] = {}
         for file in found.files:
             header = read_header(file) if file.suffix == ".safetensors" else _read_pickle_header(file)
@@ -63,10 +63,10 @@ class WeightFiles:
                 )
             entries.update(header)
         _check_index(folder, found.index, entries)
-        if quantised is not None:
-            file = folder / QUANTISED_FILE
-            entries |= {name: TensorEntry(file, shape, quantised.dtype) for name, shape in quantised.shapes.items()}
-        return cls(folder, entries, quantised)
+        if quantized is not None:
+            file = folder / QUANTIZED_FILE
+            entries |= {name: TensorEntry(file, shape, quantized.dtype) for name, shape in quantized.shapes.items()}
+        return cls(folder, entries, quantized)
 
     @property
     def files(self) -> list[Path]:
@@ -82,9 +82,9 @@ class WeightFiles:
 
     def tensor(self, key: str) -> Tensor:
         """The tensor of file key `key`, on the CPU, mapped from the file where that is possible."""
-        if self.quantised is not None and self._is_product(key):
+        if self.quantized is not None and self._is_product(key):
             if self.left_out_dtype is None:
-                return self.quantised.tensor(key)
+                return self.quantized.tensor(key)
             return torch.zeros((), dtype=self.left_out_dtype).expand(self.entries[key].shape)
         handle = self._handle(self.entries[key].file)
         tensor: Tensor = handle[key] if isinstance(handle, dict) else handle.get_tensor(key)
@@ -95,7 +95,7 @@ class WeightFiles:
         self._open.clear()
 
     def _is_product(self, key: str) -> bool:
-        return self.quantised is not None and key in self.quantised.shapes
+        return self.quantized is not None and key in self.quantized.shapes
 
     def _handle(self, file: Path) -> Any:
         if file not in self._open:
@@ -142,16 +142,16 @@ def _find_files(folder: Path) -> WeightSet:
     )
 
 
-def _find_quantised(folder: Path) -> QuantisedWeights | None:
+def _find_quantized(folder: Path) -> QuantizedWeights | None:
     """The products of a quantized folder, whose headers are within bounds and which holds no other weights."""
-    files = (folder / QUANTISED_FILE, folder / REST_FILE)
+    files = (folder / QUANTIZED_FILE, folder / REST_FILE)
     if not files[1].is_file():
         return None
     one_weight_set(folder, "model.safetensors", "pytorch_model.bin", first=WeightSet(files))
     for file in files:
         if file.is_file():
             read_header(file)
-    return quantised_weights_of(folder)
+    return quantized_weights_of(folder)
 
 
 def _check_index(folder: Path, index: Path | None, entries: Mapping[str, TensorEntry]) -> None:

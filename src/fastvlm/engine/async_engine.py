@@ -1,6 +1,6 @@
 """The door for servers: many coroutines ask one engine.
 
-Steps run in one worker thread, one after the other; pictures and messages are made ready in a second one meanwhile.
+Steps run in one worker thread, one after the other; images and messages are made ready in a second one meanwhile.
 Requests and cancellations are obeyed between two steps, in the event loop's own thread, so nothing needs a lock. Each
 listener has a queue of its own that can take its whole reply: a slow one delays nobody, and costs at most its
 `max_new_tokens` events. How many requests are let in is bounded; the others wait outside or are told so.

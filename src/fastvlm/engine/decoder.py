@@ -1,7 +1,7 @@
 """The Qwen2 decoder over slots: the prompt in one pass or in chunks, then a token a step for one slot or several.
 
 The weights are the loaded model's own, held once; what they are multiplied by is exchangeable (`make_linear`), so that
-packed or quantised products take part. Additions come in the order of transformers' Qwen2. T tokens, B rows, D width,
+packed or quantized products take part. Additions come in the order of transformers' Qwen2. T tokens, B rows, D width,
 H heads, K key/value heads, E head width, V vocabulary.
 """
 
@@ -53,9 +53,9 @@ class Decoder:
         num_slots: requests at the same time.
         context: tokens a slot can hold, prompt and reply.
         make_linear: turns a weight and its bias into a product. Layers that are no plain ``nn.Linear`` (LoRA,
-            quantised by transformers) are called as they are. It may have a `side_by_side` of its own.
+            quantized by transformers) are called as they are. It may have a `side_by_side` of its own.
         takes_weights: take the weights of these products out of the model, so that packed ones are not held beside
-            them; the model cannot compute anything afterwards but the pictures' features.
+            them; the model cannot compute anything afterwards but the images' features.
         has_fixed_shapes: decode on buffers of fixed shape, on a GPU as CUDA graphs. Logits of a step then last until
             the next one.
         dtype: what to compute in, if not in the model's own; `make_linear` has to see to the products.

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from fastvlm.engine.decoder import Decoder
+from fastvlm.engine.encode_images import Encode, encode_images
+from fastvlm.engine.encoder_cache import EncoderCache
 from fastvlm.engine.fixed_shapes import GraphedEncode
-from fastvlm.engine.image_cache import ImageCache
 from fastvlm.engine.linear import LinearFactory, plain_linear
-from fastvlm.engine.picture_embeds import Encode, picture_embeds
-from fastvlm.engine.picture_memo import PictureMemo, ReadyImages
+from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
 from fastvlm.engine.prepared import PreparedPrompt, prepare
 from fastvlm.engine.reply import Reply
 from fastvlm.engine.sampling import Sampler, TokenGuide, pick_tokens
@@ -36,8 +36,8 @@ __all__ = ["ADMISSION_RATIO", "Engine"]
 ADMISSION_RATIO = 4.0  # docs/performance.md, "While others start"
 _CHUNK_TOKENS = 64  # of a prompt on a CPU while others run; elsewhere a prompt takes hardly longer than a token
 _CONTEXT_TOKENS = 8192  # where memory is taken when it is claimed (a GPU), and nothing else was asked for
-_IMAGE_CACHE_BYTES = 2**28  # 585 pictures of the 0.5B in bfloat16
-_PICTURE_MEMO_BYTES = 2**26  # five pictures of 1024 px
+_IMAGE_CACHE_BYTES = 2**28  # 585 images of the 0.5B in bfloat16
+_PIXEL_CACHE_BYTES = 2**26  # five images of 1024 px
 
 
 class Engine:
@@ -49,12 +49,12 @@ class Engine:
         context: tokens that one of them may have, prompt included; None for the model's own on a CPU, where only what
             is used takes memory, and at most 8192 elsewhere. A token takes ``kv_bytes_per_token`` bytes.
         max_waiting: requests that may wait for a slot, beside those for which one is free.
-        admission_ratio: while replies are made, a new request's picture and prompt are computed in slices, each about
+        admission_ratio: while replies are made, a new request's image and prompt are computed in slices, each about
             this many times as long as a decoding step, with a decoding step between two. Large numbers start requests
             sooner, small ones keep replies flowing; ``math.inf`` for no slices: the most tokens a second if nobody
             watches. Slices need an `encode` that has them and, for the prompt, a CPU.
-        image_cache_bytes: memory for projected pictures, which are known by their content.
-        picture_memo_bytes: memory for pictures as they go into the encoder, which are known by the bytes they came in.
+        image_cache_bytes: memory for projected images, which are known by their content.
+        pixel_cache_bytes: memory for images as they go into the encoder, which are known by the bytes they came in.
         encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
         make_linear, takes_weights: the decoder's products, and whether the model may lose the weights that go into
             them; see :class:`fastvlm.engine.decoder.Decoder`.
@@ -78,7 +78,7 @@ class Engine:
         max_waiting: int = 64,
         admission_ratio: float = ADMISSION_RATIO,
         image_cache_bytes: int = _IMAGE_CACHE_BYTES,
-        picture_memo_bytes: int = _PICTURE_MEMO_BYTES,
+        pixel_cache_bytes: int = _PIXEL_CACHE_BYTES,
         encode: Encode | None = None,
         make_linear: LinearFactory = plain_linear,
         takes_weights: bool = False,
@@ -106,7 +106,7 @@ class Engine:
         self._scheduler = Scheduler(num_slots, max_waiting, admission_ratio=admission_ratio, chunk_tokens=chunk_tokens)
         if has_fixed_shapes:
             self._encode = GraphedEncode(self._encode, self._decoder.device)
-        self._images, self._pictures = ImageCache(image_cache_bytes), PictureMemo(picture_memo_bytes)
+        self._encoder_cache, self._pixel_cache = EncoderCache(image_cache_bytes), PixelCache(pixel_cache_bytes)
         self._stop_ids = frozenset(_stop_ids(model))
         self._replies: dict[int, Reply] = {}
         self._work: Generator[None, None, Tensor] | None = None  # on the request that starts
@@ -140,9 +140,9 @@ class Engine:
         return self._decoder.cache.bytes_per_token
 
     @property
-    def picture_hits(self) -> tuple[int, int]:
-        """Pictures that were asked for so far: (known to the image cache, encoded anew)."""
-        return self._images.num_hits, self._images.num_misses
+    def image_hits(self) -> tuple[int, int]:
+        """Images that were asked for so far: (known to the image cache, encoded anew)."""
+        return self._encoder_cache.num_hits, self._encoder_cache.num_misses
 
     @property
     def has_work(self) -> bool:
@@ -153,11 +153,11 @@ class Engine:
 
     def prepare(self, prompt: Any, ready: ReadyImages | None = None) -> PreparedPrompt:
         """See :func:`fastvlm.engine.prepared.prepare`; `ready` are images decoded elsewhere, by their files' bytes."""
-        return prepare(prompt, self._pictures.over(self.processor, ready), self.config)
+        return prepare(prompt, self._pixel_cache.over(self.processor, ready), self.config)
 
     def known_images(self, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
         """Those of `contents` (encoded images) whose pixels (3, H, W) are remembered and need not be made again."""
-        return self._pictures.known(self.processor, contents)
+        return self._pixel_cache.known(self.processor, contents)
 
     def submit(self, prompt: Any, params: SamplingParams | None = None, *, guide: TokenGuide | None = None) -> int:
         """Queue a request; returns its number, which its events carry. `guide` says which tokens may come.
@@ -165,7 +165,7 @@ class Engine:
         Raises:
             ContextLengthError: prompt and reply do not fit; nothing has been computed.
             EngineBusyError: too many are waiting.
-            PromptError, PictureError, ImageTokenMismatchError, UsageError: see :meth:`prepare`.
+            PromptError, ImageError, ImageTokenMismatchError, UsageError: see :meth:`prepare`.
 
         The last event of a request that fails later carries its error: NonFiniteError for NaN or infinity.
         """
@@ -229,9 +229,9 @@ class Engine:
         return self._encode(pixel_values)
 
     def forget(self) -> None:
-        """Drop what is kept of earlier requests: pictures and prefixes."""
-        self._images.clear()
-        self._pictures.clear()
+        """Drop what is kept of earlier requests: images and prefixes."""
+        self._encoder_cache.clear()
+        self._pixel_cache.clear()
         self._scheduler.forget()
 
     # ------------------------------------------------------------------------------------------ working
@@ -325,9 +325,9 @@ class Engine:
         if admission.source is not None:
             self._decoder.cache.copy_prefix(admission.source, admission.slot, start)
             self._scheduler.computed(reply.request_id, keys[:start])
-        begin, first_picture = prompt.cut(start)
+        begin, first_image = prompt.cut(start)
         reply.encoding()
-        image_embeds = yield from picture_embeds(prompt, first_picture, self._encode, self._images)
+        image_embeds = yield from encode_images(prompt, first_image, self._encode, self._encoder_cache)
         reply.encoded()
         if image_embeds is not None:
             finite.check_finite(image_embeds, finite.IMAGE_FEATURES)
@@ -350,7 +350,7 @@ class Engine:
         self._scheduler.release(request_id)
         self._replies.pop(request_id, None)
 
-    # ------------------------------------------------------------------------------------------ pictures
+    # ------------------------------------------------------------------------------------------ images
 
     @torch.no_grad()
     def _encode_with_model(self, pixel_values: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvlm.dialects.quantised_file import QuantisedWeights
-from fastvlm.dialects.rounding import GROUP_SIZES, RoundedWeight, quantise_int4
+from fastvlm.dialects.quantized_file import QuantizedWeights
+from fastvlm.dialects.rounding import GROUP_SIZES, RoundedWeight, quantize_int4
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.decoder import side_by_side
 from fastvlm.engine.engine import Engine
@@ -20,7 +20,7 @@ from fastvlm.engine.int8 import int8_linear, rounded_to_int8
 from fastvlm.engine.linear import Linear, LinearFactory, packed_linear_in
 from fastvlm.engine.mapped_memory import give_back
 from fastvlm.engine.native_linear import NativeFactory, has_native_linears
-from fastvlm.engine.quantised import stored_linears
+from fastvlm.engine.quantized import stored_linears
 from fastvlm.engine.types import BITS, Bits
 from fastvlm.engine.vision import FastEncoder, FastImageEmbedder
 from fastvlm.errors import UsageError
@@ -146,7 +146,7 @@ def fast_engine(
         return Engine(model, processor, **{"has_fixed_shapes": model.device.type == "cuda", **settings})
     own = model.get_input_embeddings().weight.dtype  # `model.dtype` is the encoder's, which is another in float16
     kind = dtype or own
-    seen_in = None if kind == own else _picture_dtype(kind)
+    seen_in = None if kind == own else _image_dtype(kind)
     encode = FastImageEmbedder(model, seen_in, encoder=None if shared is None else shared.encoder(model, seen_in))
     for weight in model.model.vision_tower.parameters():  # the fast encoder has its own
         give_back(weight)
@@ -163,12 +163,12 @@ def fast_engine(
     )
 
 
-def _picture_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What pictures are computed in beside a decoder in `dtype`: the encoder's numbers are too large for float16."""
+def _image_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What images are computed in beside a decoder in `dtype`: the encoder's numbers are too large for float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _factory(bits: Bits, vocab_size: int, stored: QuantisedWeights | None, dtype: torch.dtype) -> LinearFactory:
+def _factory(bits: Bits, vocab_size: int, stored: QuantizedWeights | None, dtype: torch.dtype) -> LinearFactory:
     if stored is not None:
         if bits not in (16, stored.options.bits):
             raise UsageError(
@@ -197,4 +197,4 @@ def _form(weight: Tensor, bits: Bits, vocab_size: int) -> Tensor | RoundedWeight
     has_groups = weight.shape[1] % GROUP_SIZES[0] == 0
     if bits == 8 or len(weight) == vocab_size or not has_groups:
         return rounded_to_int8(weight)
-    return quantise_int4(weight, GROUP_SIZES[0])
+    return quantize_int4(weight, GROUP_SIZES[0])

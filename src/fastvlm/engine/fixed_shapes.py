@@ -19,7 +19,7 @@ __all__ = ["FixedShapes", "GraphedDecode", "GraphedEncode", "attention_lengths"]
 
 _WARM_UPS = 3  # libraries take their workspaces in the first calls, which a graph cannot
 _SHORTEST_TOKENS = 256
-_KEPT_PICTURE_SHAPES = 4
+_KEPT_IMAGE_SHAPES = 4
 
 
 class FixedShapes:
@@ -125,7 +125,7 @@ class GraphedDecode:
 
 
 class GraphedEncode:
-    """Pictures to what the decoder reads, a graph for each shape of pictures; the few latest are kept.
+    """Images to what the decoder reads, a graph for each shape of images; the few latest are kept.
 
     Args:
         encode: pixel_values (I, 3, H, W) in [0, 1] on `device` -> image_embeds (I, N, D).
@@ -141,7 +141,7 @@ class GraphedEncode:
         key = pixel_values.shape, pixel_values.dtype
         if key not in self._kept:
             self._kept[key] = FixedShapes(self._encode, pixel_values.shape, pixel_values.dtype, self._device)
-            if len(self._kept) > _KEPT_PICTURE_SHAPES:
+            if len(self._kept) > _KEPT_IMAGE_SHAPES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key](pixel_values).clone()

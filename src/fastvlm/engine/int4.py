@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvlm.dialects.rounding import GROUP_SIZES, Int4Weight, pack_int4, quantise_int4
+from fastvlm.dialects.rounding import GROUP_SIZES, Int4Weight, pack_int4, quantize_int4
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.int8 import CHUNK_BYTES, Int8DynamicLinear, Int8WeightOnlyLinear, int8_linear
 from fastvlm.engine.linear import Linear, LinearFactory, PlainLinear
 from fastvlm.engine.mapped_memory import give_back
 
-__all__ = ["GROUP_SIZES", "Int4Linear", "Int4Weight", "int4_factory", "int4_linear", "pack_int4", "quantise_int4"]
+__all__ = ["GROUP_SIZES", "Int4Linear", "Int4Weight", "int4_factory", "int4_linear", "pack_int4", "quantize_int4"]
 
 # From so many rows on, turning the weight into floats and multiplying that is faster than the int4 kernel, whose time
 # grows with the rows (AMD Zen 4 in bfloat16, Zen 3 in float32, torch 2.13; see docs/performance.md).
@@ -64,7 +64,7 @@ class Int4Linear:
 
     def dense(self) -> Tensor:
         """The weight (out, in) that is computed with, bfloat16."""
-        return self.weight.dequantise()
+        return self.weight.dequantize()
 
 
 def int4_linear(
@@ -78,12 +78,12 @@ def int4_linear(
     if isinstance(weight, Tensor):
         if weight.shape[1] % group_size:
             return int8_linear(weight, bias)
-        given, weight = weight, quantise_int4(weight.cpu(), group_size)
+        given, weight = weight, quantize_int4(weight.cpu(), group_size)
         give_back(given)
     if cpu_kernels().int4_block and (bias is None or bias.device.type == "cpu"):
         return Int4Linear(weight, bias)
     device = torch.device("cpu") if bias is None else bias.device
-    return PlainLinear(weight.dequantise().to(device), bias)
+    return PlainLinear(weight.dequantize().to(device), bias)
 
 
 def int4_factory(group_size: int = 32) -> LinearFactory:

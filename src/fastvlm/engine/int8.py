@@ -3,7 +3,7 @@
 Two kernels read them:
 
 - *dynamic* (VNNI or AMX): each row of activations is rounded too, with a scale of its own, so that its result does not
-  depend on its neighbours in the batch. Where the activations have outliers, which drown the rest of their row in 8
+  depend on its neighbors in the batch. Where the activations have outliers, which drown the rest of their row in 8
   bits, a second 8-bit term holds what the first leaves; it takes about half as long again. The terms are uint8 around
   128: for int8 activations oneDNN 3.12 has no fast kernel without AMX and takes a reference loop, thousands of times
   slower.
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvlm.dialects.rounding import Int8Weight, quantise_int8
+from fastvlm.dialects.rounding import Int8Weight, quantize_int8
 from fastvlm.engine.cpu import cpu_kernels
 from fastvlm.engine.linear import PlainLinear
 from fastvlm.engine.mapped_memory import give_back
@@ -27,8 +27,8 @@ __all__ = [
     "Int8WeightOnlyLinear",
     "int8_linear",
     "int8_weight_only_linear",
-    "quantise_int8",
-    "quantise_rows",
+    "quantize_int8",
+    "quantize_rows",
     "rounded_to_int8",
 ]
 
@@ -43,7 +43,7 @@ CHUNK_BYTES = 2048  # for each input, of the outputs that are turned into floats
 ROUNDED_VALUES = 1 << 22  # of a weight, that are turned into float32 at a time: 16 MB
 
 
-def quantise_rows(x: Tensor, num_terms: int = 2) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, num_terms: int = 2) -> tuple[Tensor, Tensor]:
     """Terms uint8 (num_terms R, in) around 128, first ones first, and scales (R, 1) float32 of `x` (R, in).
 
     ``x ~ (first - 128 + (second - 128) / 254) * scales``. A row that is not finite has a scale that is not finite, so
@@ -110,7 +110,7 @@ class Int8DynamicLinear:
         num_rows = rows.shape[0]
         if not num_rows:
             return rows.new_empty(0, self.out_features)
-        terms, scales = quantise_rows(rows, self._num_terms)
+        terms, scales = quantize_rows(rows, self._num_terms)
         y = self._multiply(terms, 1.0, None, torch.float32)
         if self._num_terms == 2:
             y = y[:num_rows].add_(y[num_rows:], alpha=1 / SECOND_STEPS)
@@ -169,23 +169,23 @@ def int8_linear(
     weight: Tensor | Int8Weight, bias: Tensor | None
 ) -> Int8DynamicLinear | Int8WeightOnlyLinear | PlainLinear:
     """8-bit weights, and 8-bit activations where the CPU multiplies these; `weight` is rounded here or was before."""
-    quantised = weight if isinstance(weight, Int8Weight) else rounded_to_int8(weight)
-    if cpu_kernels().has_packed_int8 and quantised.values.device.type == "cpu":
-        return Int8DynamicLinear(quantised, bias)
-    return int8_weight_only_linear(quantised, bias)
+    quantized = weight if isinstance(weight, Int8Weight) else rounded_to_int8(weight)
+    if cpu_kernels().has_packed_int8 and quantized.values.device.type == "cpu":
+        return Int8DynamicLinear(quantized, bias)
+    return int8_weight_only_linear(quantized, bias)
 
 
 def int8_weight_only_linear(weight: Tensor | Int8Weight, bias: Tensor | None) -> Int8WeightOnlyLinear | PlainLinear:
     """8-bit weights, bfloat16 activations; away from a CPU the rounded weight in bfloat16."""
-    quantised = weight if isinstance(weight, Int8Weight) else rounded_to_int8(weight)
-    if quantised.values.device.type == "cpu":
-        return Int8WeightOnlyLinear(quantised, bias)
-    return PlainLinear(quantised.dequantise().to(torch.bfloat16), bias)
+    quantized = weight if isinstance(weight, Int8Weight) else rounded_to_int8(weight)
+    if quantized.values.device.type == "cpu":
+        return Int8WeightOnlyLinear(quantized, bias)
+    return PlainLinear(quantized.dequantize().to(torch.bfloat16), bias)
 
 
 def rounded_to_int8(weight: Tensor) -> Int8Weight:
-    """As :func:`quantise_int8`, some rows at a time: the float32 copies of a whole head would be the largest memory."""
+    """As :func:`quantize_int8`, some rows at a time: the float32 copies of a whole head would be the largest memory."""
     rows = max(1, ROUNDED_VALUES // weight.shape[1])
-    parts = [quantise_int8(part) for part in torch.split(weight.detach(), rows)]
+    parts = [quantize_int8(part) for part in torch.split(weight.detach(), rows)]
     give_back(weight)
     return Int8Weight(torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts]))

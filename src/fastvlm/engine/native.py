@@ -132,7 +132,7 @@ class NativeKernels:
         return out
 
     def attention(self, qkv: Tensor, batch: int) -> Tensor:
-        """(B, N, heads, 32) of `qkv` (3, heads, B N, 32), queries scaled before: each over those of its picture."""
+        """(B, N, heads, 32) of `qkv` (3, heads, B N, 32), queries scaled before: each over those of its image."""
         qkv_at = address("qkv", qkv, _HALF, 3, None, None, _HEAD_WIDTH)
         if batch < 1 or qkv.shape[2] % batch:
             raise ValueError(f"batch is {batch}; expected a divisor of the {qkv.shape[2]} tokens.")

@@ -24,8 +24,8 @@ from fastvlm.dialects.rounding import (
     Int4Weight,
     Int8Weight,
     RoundedWeight,
-    quantise_int4,
-    quantise_int8,
+    quantize_int4,
+    quantize_int8,
 )
 from fastvlm.engine.linear import Linear
 from fastvlm.engine.mapped_memory import give_back
@@ -147,8 +147,8 @@ def products_are_right(kernels: NativeKernels) -> bool:
         return False
     x = (torch.arange(40 * 96) * 7 % 16 - 7).reshape(40, 96).bfloat16()
     weight, bias = (torch.arange(70 * 96) * 11 % 16 - 8).reshape(70, 96).bfloat16(), torch.arange(70) / 8
-    for form in (weight, quantise_int8(weight), quantise_int4(weight)):
-        dense = form.float() if isinstance(form, Tensor) else form.dequantise().float()
+    for form in (weight, quantize_int8(weight), quantize_int4(weight)):
+        dense = form.float() if isinstance(form, Tensor) else form.dequantize().float()
         product = NativeLinear(kernels, [form, form], [bias, None])
         for rows in (x[:1], x[:9], x):
             expected = torch.cat([rows.float() @ dense.T + bias, rows.float() @ dense.T], -1)

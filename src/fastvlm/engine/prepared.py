@@ -1,6 +1,6 @@
-"""A question made ready: token ids and pictures, with what the caches know them by.
+"""A question made ready: token ids and images, with what the caches know them by.
 
-T tokens, I pictures, N visual tokens a picture.
+T tokens, I images, N visual tokens an image.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastvlm.engine.image_cache import picture_digest
-from fastvlm.engine.picture_memo import DIGESTS
+from fastvlm.engine.encoder_cache import image_digest
+from fastvlm.engine.pixel_cache import DIGESTS
 from fastvlm.engine.scheduler import Key
 from fastvlm.errors import UsageError
 from fastvlm.model.joint import check_image_token_counts
@@ -31,9 +31,9 @@ class PreparedPrompt:
     """What the model takes for one reply.
 
     Args:
-        token_ids: T ids with N placeholders for each picture.
-        pixel_values: (I, 3, H, W) in [0, 1], in the order of their placeholders; None without pictures.
-        digests: what stands for each picture's content.
+        token_ids: T ids with N placeholders for each image.
+        pixel_values: (I, 3, H, W) in [0, 1], in the order of their placeholders; None without images.
+        digests: what stands for each image's content.
         placeholder_positions: where the I * N placeholders are.
         preprocess_ms: what it took to get here.
     """
@@ -46,19 +46,19 @@ class PreparedPrompt:
 
     @property
     def tokens_each(self) -> int:
-        """Visual tokens a picture, N; 0 without pictures."""
+        """Visual tokens an image, N; 0 without images."""
         return len(self.placeholder_positions) // len(self.digests) if self.digests else 0
 
     @property
     def keys(self) -> list[Key]:
-        """The token ids, with a picture's digest for each of its placeholders."""
+        """The token ids, with an image's digest for each of its placeholders."""
         keys: list[Key] = list(self.token_ids)
         for index, position in enumerate(self.placeholder_positions):
             keys[position] = self.digests[index // self.tokens_each]
         return keys
 
     def cut(self, start: int) -> tuple[int, int]:
-        """Where to begin so that the tokens from `start` on have whole pictures: (position, index of first picture)."""
+        """Where to begin so that the tokens from `start` on have whole images: (position, index of first image)."""
         before = bisect_left(self.placeholder_positions, start)
         first, inside = divmod(before, self.tokens_each) if self.digests else (0, 0)
         return (self.placeholder_positions[before - inside] if inside else start), first
@@ -74,8 +74,8 @@ def prepare(prompt: Any, processor: Any, config: FastVlmConfig) -> PreparedPromp
         config: the model's.
 
     Raises:
-        PromptError, PictureError: messages that cannot be rendered, pictures that cannot be opened.
-        ImageTokenMismatchError: placeholders and pictures do not match, with both counts.
+        PromptError, ImageError: messages that cannot be rendered, images that cannot be opened.
+        ImageTokenMismatchError: placeholders and images do not match, with both counts.
         UsageError: no prompt, or several.
     """
     if isinstance(prompt, PreparedPrompt):
@@ -105,10 +105,10 @@ def _processed(messages: Sequence[Any], processor: Any) -> Mapping[str, Any]:
 
 
 def _digests(inputs: Mapping[str, Any], pixel_values: Tensor | None) -> tuple[str, ...]:
-    """What stands for each picture: what the picture memo says, or else a hash of its pixels."""
+    """What stands for each image: what the image memo says, or else a hash of its pixels."""
     if pixel_values is None:
         return ()
-    return inputs.get(DIGESTS) or tuple(picture_digest(pixels) for pixels in pixel_values)
+    return inputs.get(DIGESTS) or tuple(image_digest(pixels) for pixels in pixel_values)
 
 
 def _token_ids(inputs: Mapping[str, Any]) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ async def decode_images(
         known: which of them are remembered, with their pixels; the caller holds them, so they cannot leave meanwhile.
 
     Raises:
-        PictureError: one that cannot be decoded within the limits.
+        ImageError: one that cannot be decoded within the limits.
     """
     ready: dict[bytes, Image.Image | Tensor] = {}
     height, width = image_processor.image_size
@@ -52,5 +52,5 @@ async def decode_images(
     for content in contents:
         ready.update(await known([content]))  # asked one by one: another request may have brought it meanwhile
         if content not in ready:
-            ready[content] = await pool.fit(content, fitting, image_processor.picture_limits)
+            ready[content] = await pool.fit(content, fitting, image_processor.image_limits)
     return ready

@@ -66,7 +66,7 @@ class Reply:
         self._encoding_s = self._encoded_s = self._clock()
 
     def encoded(self) -> None:
-        """Note that the pictures are encoded."""
+        """Note that the images are encoded."""
         self._encoded_s = self._clock()
 
     def take(self, picked: Picked) -> TokenEvent:

@@ -136,7 +136,7 @@ def filter_logits(logits: Tensor, params: SamplingParams, seen_ids: Tensor | Non
         seen_ids: distinct token ids (K,) int64 of prompt and reply.
     """
     if params.repetition_penalty != 1 and seen_ids is not None:
-        logits = _penalised(logits, seen_ids, params.repetition_penalty)
+        logits = _penalized(logits, seen_ids, params.repetition_penalty)
     if params.is_greedy:
         return logits
     logits = logits / params.temperature
@@ -150,7 +150,7 @@ def filter_logits(logits: Tensor, params: SamplingParams, seen_ids: Tensor | Non
     return logits
 
 
-def _penalised(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
+def _penalized(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
     scores = logits[seen_ids]
     scores = torch.where(scores < 0, scores * penalty, scores / penalty)
     return logits.index_copy(0, seen_ids, scores)

@@ -1,6 +1,6 @@
 """Who runs where and when: requests into slots, what a slot's cache still holds. Decides, and touches no tensor.
 
-Requests are admitted in the order in which they came, one at a time: one that has a slot *starts* until its pictures
+Requests are admitted in the order in which they came, one at a time: one that has a slot *starts* until its images
 and its prompt are computed, and then gets a token a step. While others get theirs, the starting one is worked on in
 slices, and between two slices is a decoding step: a slice ends before it would take more than `admission_ratio` times
 as long as that step, but has at least one piece of the work (a step of the encoder, a chunk of the prompt). So running
@@ -10,7 +10,7 @@ for few holds up many. With nobody else running there are no slices.
 
 A request waits while all slots are taken, or while others came before it. A slot keeps what its last request left in
 the cache, and a new request that begins with the same keys takes that over. A *key* stands for one token of a prompt:
-the token's id, or, where a picture stands, the picture's content digest; so the same placeholders of different pictures
+the token's id, or, where an image stands, the image's content digest; so the same placeholders of different images
 differ.
 """
 
@@ -139,7 +139,7 @@ class Scheduler:
     def _place(self, request_id: int, keys: Sequence[Key], free: Sequence[int]) -> Admission:
         """The free slot that goes on where its last request ended; else the one that was idle longest.
 
-        So a conversation stays in its slot, and what was said about one picture is not lost to a question that shares
+        So a conversation stays in its slot, and what was said about one image is not lost to a question that shares
         only its beginning, as long as there are older slots to take.
         """
         # The last token is always computed: its logits are what the first reply token is picked from.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastvlm.engine.kv_cache import KeyValueCache
 
-__all__ = ["Attend", "attend_neighbours", "attend_prompt", "attend_rows", "attend_rows_together", "attend_token"]
+__all__ = ["Attend", "attend_neighbors", "attend_prompt", "attend_rows", "attend_rows_together", "attend_token"]
 
 ROW_TOKENS = 256  # tokens that attention could go over while a row's own calls are made (docs/performance.md)
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # (layer, q, kv) -> mixed values
@@ -66,7 +66,7 @@ def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[
         return attend_rows_together(cache, where, at, max(positions) + 1)
     span = max(slots) - min(slots) + 1
     if span * (max(positions) + 1) <= sum(positions) + (ROW_TOKENS + 1) * len(positions):
-        return attend_neighbours(cache, slots, positions)
+        return attend_neighbors(cache, slots, positions)
     rows = [attend_token(cache, slot, position) for slot, position in zip(slots, positions, strict=True)]
 
     def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[
     return attend
 
 
-def attend_neighbours(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
+def attend_neighbors(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
     """For one token of each of several slots: one product over a view of all slots between them, nothing is copied.
 
     The queries of idle slots between them are zeros, which look at the first token; what comes of it is dropped.

@@ -132,7 +132,7 @@ class Usage:
 class Timings:
     """Milliseconds of one reply.
 
-    `preprocess`: messages and picture bytes to tensors; `wait`: until a slot was free; `encode`: encoder and projector;
+    `preprocess`: messages and image bytes to tensors; `wait`: until a slot was free; `encode`: encoder and projector;
     `prefill`: the prompt through the decoder, up to the first token; `ttft`: all of these and what lies between, to the
     first text that can be shown (None if there was none); `total`: to the last token.
     """

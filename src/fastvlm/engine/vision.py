@@ -42,7 +42,7 @@ TILE_ROWS_PER_THREAD = 1024
 # The same with products in tile registers: there, reading the weights again for each tile takes longer than writing
 # the hidden map to memory. Above 32 MB of it, that memory would be fresh from the system at every call.
 TILE_ROWS_PER_THREAD_AMX = 4096
-BAND_PIXELS = 1 << 18  # pixels of pictures that make a band of the stem: 12 MB of its widest map
+BAND_PIXELS = 1 << 18  # pixels of images that make a band of the stem: 12 MB of its widest map
 SCORE_BYTES = 2 << 20  # attention scores that are held at a time: one head of 1024 tokens in bfloat16
 
 
@@ -68,7 +68,7 @@ class FastEncoder:
         self.steps += _mobile_one(_folded(encoder.final_conv), self.dtype)
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
-        """Feature map (B, hidden_size, ceil(H/64), ceil(W/64)) of pictures (B, 3, H, W) in [0, 1], any floating dtype.
+        """Feature map (B, hidden_size, ceil(H/64), ceil(W/64)) of images (B, 3, H, W) in [0, 1], any floating dtype.
 
         Its memory is NHWC, so turning it into visual tokens (B, N, hidden_size) copies nothing.
         """
@@ -85,7 +85,7 @@ class FastEncoder:
 
 
 class FastImageEmbedder:
-    """Pictures to what the decoder reads, with the fast encoder: the engine's `encode`.
+    """Images to what the decoder reads, with the fast encoder: the engine's `encode`.
 
     Args:
         model: a :class:`fastvlm.FastVlmForConditionalGeneration`; it stays as it is.
@@ -100,7 +100,7 @@ class FastImageEmbedder:
         self._projector = copy.deepcopy(projector).to(dtype) if is_turned else projector
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
-        """Image embeddings (I, N, D) of pictures (I, 3, H, W) in [0, 1], in `dtype`."""
+        """Image embeddings (I, N, D) of images (I, 3, H, W) in [0, 1], in `dtype`."""
         return _result(self.slices(pixel_values))
 
     @torch.no_grad()

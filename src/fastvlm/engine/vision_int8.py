@@ -1,6 +1,6 @@
 """The encoder with 8-bit FFNs: nine tenths of its products, twice as fast where a CPU has VNNI or AMX.
 
-Weights have a scale an output channel. Activations have fixed scales, measured beforehand on pictures: finding the
+Weights have a scale an output channel. Activations have fixed scales, measured beforehand on images: finding the
 range of a hidden map and rounding it afterwards costs most of what 8 bits gain, while a fixed scale lets the kernel
 round what it holds in registers, GELU included. What is larger than anything measured is cut off.
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fastvlm.engine.cpu import cpu_kernels
-from fastvlm.engine.int8 import quantise_int8
+from fastvlm.engine.int8 import quantize_int8
 from fastvlm.engine.vision import Convolution, FastEncoder, Ffn, tile_rows
 
-__all__ = ["FfnRanges", "quantise_encoder"]
+__all__ = ["FfnRanges", "quantize_encoder"]
 
 _ZERO = 128  # stands for 0 in the uint8 input of an FFN, whose range is symmetric
 _LARGEST = 127.0
@@ -35,28 +35,28 @@ class FfnRanges:
     hidden_high: float
 
 
-def quantise_encoder(encoder: FastEncoder, pictures: Tensor) -> FastEncoder:
-    """An encoder like `encoder` with 8-bit FFNs, for which `pictures` (B, 3, H, W) in [0, 1] set the ranges.
+def quantize_encoder(encoder: FastEncoder, images: Tensor) -> FastEncoder:
+    """An encoder like `encoder` with 8-bit FFNs, for which `images` (B, 3, H, W) in [0, 1] set the ranges.
 
-    Some tens of pictures of the kind that will be asked about, at their size. Where the CPU does not multiply 8 bits,
+    Some tens of images of the kind that will be asked about, at their size. Where the CPU does not multiply 8 bits,
     `encoder` itself is returned. What is no FFN is shared with `encoder`.
     """
     if encoder.device.type != "cpu" or not cpu_kernels().has_packed_int8:
         return encoder
-    ranges = _measure(encoder, pictures)
-    quantised = copy.copy(encoder)
-    quantised.steps = [
+    ranges = _measure(encoder, images)
+    quantized = copy.copy(encoder)
+    quantized.steps = [
         _Int8Ffn(step, ranges[index]) if isinstance(step, Ffn) else step for index, step in enumerate(encoder.steps)
     ]
-    return quantised
+    return quantized
 
 
 @torch.no_grad()
-def _measure(encoder: FastEncoder, pictures: Tensor) -> dict[int, FfnRanges]:
-    """Ranges of every FFN, by its place in `encoder.steps`; picture by picture, so that memory stays small."""
+def _measure(encoder: FastEncoder, images: Tensor) -> dict[int, FfnRanges]:
+    """Ranges of every FFN, by its place in `encoder.steps`; image by image, so that memory stays small."""
     ranges: dict[int, FfnRanges] = {}
-    for picture in pictures.split(1):  # type: ignore[no-untyped-call]
-        x = picture.to(encoder.dtype).permute(0, 2, 3, 1)
+    for image in images.split(1):  # type: ignore[no-untyped-call]
+        x = image.to(encoder.dtype).permute(0, 2, 3, 1)
         for index, step in enumerate(encoder.steps):
             if isinstance(step, Ffn):
                 ranges[index] = _wider(ranges.get(index), _ranges(step, x))
@@ -114,7 +114,7 @@ class _Int8Product:
     """uint8 (R, in) times an int8 weight, with fixed scales."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        rounded = quantise_int8(weight)
+        rounded = quantize_int8(weight)
         self._packed = torch.ops.onednn.qlinear_prepack(rounded.values, None)
         self._scales = rounded.scales
         self._zero_points = torch.zeros(len(weight), dtype=torch.long)

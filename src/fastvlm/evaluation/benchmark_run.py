@@ -12,7 +12,7 @@ from fastvlm.engine.engine import Engine
 from fastvlm.errors import DataError, UsageError
 from fastvlm.evaluation.judging import Metric
 from fastvlm.evaluation.predictions import Prediction, PredictionFile
-from fastvlm.evaluation.questions import Question, seen_grey
+from fastvlm.evaluation.questions import Question, seen_gray
 from fastvlm.evaluation.runner import Asking, ask_all
 from fastvlm.evaluation.scores import Row, score_tests
 
@@ -32,10 +32,10 @@ class Result:
     Args:
         rows: one a test.
         seen: predictions by the question's id.
-        blind: replies to the grey pictures by the question's id; None if they were not asked.
+        blind: replies to the gray images by the question's id; None if they were not asked.
         num_kept: replies that an earlier run had already.
         num_cut_bytes: bytes of a half line that an earlier run left.
-        seconds: what asking took, and for how many questions, grey ones included.
+        seconds: what asking took, and for how many questions, gray ones included.
     """
 
     rows: list[Row]
@@ -65,7 +65,7 @@ def run(
         metric: judges the replies.
         asking: hint, length, temperature, seed.
         folder: where predictions are kept and looked for; None to keep nothing.
-        is_blind: ask the same about a grey picture too, each distinct question once.
+        is_blind: ask the same about a gray image too, each distinct question once.
         on_progress: is told before the first question and after each.
 
     Raises:
@@ -83,7 +83,7 @@ def run(
     with PredictionFile(_file(folder, "predictions.jsonl")) as seen:
         num_kept = sum(seen.is_answered(question.id) for question in questions)
         _ask(engine, questions, asking, seen, "questions", on_progress)
-    blind, num_grey = _ask_blind(engine, questions, asking, folder, on_progress) if is_blind else (None, 0)
+    blind, num_gray = _ask_blind(engine, questions, asking, folder, on_progress) if is_blind else (None, 0)
     seconds = time.perf_counter() - start_s
     return Result(
         rows=score_tests(questions, seen.known, blind, metric),
@@ -92,7 +92,7 @@ def run(
         num_kept=num_kept,
         num_cut_bytes=seen.num_cut_bytes,
         seconds=seconds,
-        num_asked=len(questions) - num_kept + num_grey,
+        num_asked=len(questions) - num_kept + num_gray,
     )
 
 
@@ -126,14 +126,14 @@ def _ask(
 def _ask_blind(
     engine: Engine, questions: Sequence[Question], asking: Asking, folder: Path | None, on_progress: OnProgress
 ) -> tuple[dict[str, str], int]:
-    """Replies to the grey pictures by the question's id, and how many were asked: each distinct question once."""
+    """Replies to the gray images by the question's id, and how many were asked: each distinct question once."""
     names = {question.id: _blind_id(question) for question in questions}
-    distinct = {names[question.id]: replace(seen_grey(question), id=names[question.id]) for question in questions}
+    distinct = {names[question.id]: replace(seen_gray(question), id=names[question.id]) for question in questions}
     with PredictionFile(_file(folder, "blind.jsonl")) as kept:
-        num_asked = _ask(engine, list(distinct.values()), asking, kept, "grey pictures", on_progress)
+        num_asked = _ask(engine, list(distinct.values()), asking, kept, "gray images", on_progress)
     return {identity: kept.known[name].reply for identity, name in names.items()}, num_asked
 
 
 def _blind_id(question: Question) -> str:
     """The same for questions that look the same when nothing is seen."""
-    return hashlib.sha256(f"{len(question.pictures)}\n{question.text}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{len(question.images)}\n{question.text}".encode()).hexdigest()[:16]

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import UsageError
-from fastvlm.evaluation.questions import MOST_OPTIONS, Picture, Question, letters_for, with_options
+from fastvlm.evaluation.questions import MOST_OPTIONS, ImageSource, Question, letters_for, with_options
 from fastvlm.evaluation.record_fields import Fields, listed
 from fastvlm.evaluation.record_files import Record, json_lines, json_records, parquet_records, read_text
 from fastvlm.evaluation.records import (
     LeftOut,
     Reading,
     RecordProblem,
-    find_picture,
+    find_image,
     need,
     need_texts,
     read_questions,
@@ -25,14 +25,14 @@ from fastvlm.evaluation.vqa_layouts import Place
 
 __all__ = ["read_ai2d", "read_mmmu", "read_pope", "read_scienceqa", "read_seed"]
 
-_MMMU_PICTURES = 7
+_MMMU_IMAGES = 7
 _POPE_FIELDS = Fields(read=("question_id", "image", "text", "label"))
 _SEED_FIELDS = Fields(
     read=("answer", "choice_a", "choice_b", "choice_c", "choice_d", "data_id", "data_type", "question", "question_id"),
     described=listed("data_source level question_type_id segment subpart version"),
 )
 _MMMU_FIELDS = Fields(
-    read=("id", "question", "options", "answer", *(f"image_{number}" for number in range(1, _MMMU_PICTURES + 1))),
+    read=("id", "question", "options", "answer", *(f"image_{number}" for number in range(1, _MMMU_IMAGES + 1))),
     described=listed("explanation img_type question_type subfield topic_difficulty"),
 )
 _SCIENCEQA_FIELDS = Fields(
@@ -49,7 +49,7 @@ def read_pope(place: Place) -> Reading:
     """``coco_pope_random.json`` and its like (github.com/AoiDragon/POPE).
 
     JSON Lines of `question_id`, `image`, `text`, `label`. One file, or the folder with several, which then count apart.
-    Pictures are here or in ``val2014``.
+    Images are here or in ``val2014``.
     """
     if not place.data.is_dir():
         return _read_pope_file(place, place.data, place.test)
@@ -72,7 +72,7 @@ def _read_pope_file(place: Place, file: Path, test: str) -> Reading:
             f"{file.stem}-{need(record.content, 'question_id', int, str)}",
             test,
             need(record.content, "text", str),
-            (find_picture(folders, [need(record.content, "image", str)]),),
+            (find_image(folders, [need(record.content, "image", str)]),),
             (label,),
         )
 
@@ -82,8 +82,8 @@ def _read_pope_file(place: Place, file: Path, test: str) -> Reading:
 def read_seed(place: Place) -> Reading:
     """``SEED-Bench.json`` (huggingface.co/datasets/AILab-CVC/SEED-Bench): `questions` with `choice_a` to `choice_d`.
 
-    Only the questions about pictures are asked (Seed-I of the paper); those about videos are counted as left out.
-    Pictures are called `data_id`, here or in ``SEED-Bench-image``.
+    Only the questions about images are asked (Seed-I of the paper); those about videos are counted as left out.
+    Images are called `data_id`, here or in ``SEED-Bench-image``.
     """
     folders = place.folders("SEED-Bench-image", "images")
 
@@ -97,7 +97,7 @@ def read_seed(place: Place) -> Reading:
             str(need(record.content, "question_id", str, int)),
             place.test,
             need(record.content, "question", str),
-            (find_picture(folders, [name, f"{name}.jpg", f"{name}.png"]),),
+            (find_image(folders, [name, f"{name}.jpg", f"{name}.png"]),),
             need(record.content, "answer", str),
             choices,
         )
@@ -109,7 +109,7 @@ def read_mmmu(place: Place) -> Reading:
     """MMMU's rows (huggingface.co/datasets/MMMU/MMMU) as Parquet, JSON or JSON Lines; a file, or a folder with several.
 
     Columns: `id`, `question`, `options` (a list, or its Python text), `answer`, `image_1` to `image_7` (``{"bytes":
-    ..., "path": ...}`` in Parquet, a path in JSON). ``<image 2>`` in the texts is where a picture stands.
+    ..., "path": ...}`` in Parquet, a path in JSON). ``<image 2>`` in the texts is where an image stands.
     """
     reading = Reading()
     for file in _mmmu_files(place.data):
@@ -137,14 +137,14 @@ def _mmmu_question(place: Place, record: Record) -> Question:
     answers = need_texts(content, "answer")
     if not choices and answers[0].startswith("["):
         answers = _listed(answers[0], "answer")
-    numbers = [n for n in range(1, _MMMU_PICTURES + 1) if content.get(f"image_{n}") is not None]
+    numbers = [n for n in range(1, _MMMU_IMAGES + 1) if content.get(f"image_{n}") is not None]
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
-        raise RecordProblem(f"it has the pictures {numbers}; expected image_1, image_2 and so on without a gap")
-    pictures = tuple(_mmmu_picture(place, content[f"image_{number}"]) for number in numbers)
+        raise RecordProblem(f"it has the images {numbers}; expected image_1, image_2 and so on without a gap")
+    images = tuple(_mmmu_image(place, content[f"image_{number}"]) for number in numbers)
     text, name = need(content, "question", str), need(content, "id", str)
     if not choices:
-        return Question(name, place.test, text, pictures, answers)
-    return _multiple_choice(name, place.test, text, pictures, answers[0], choices)
+        return Question(name, place.test, text, images, answers)
+    return _multiple_choice(name, place.test, text, images, answers[0], choices)
 
 
 def _listed(value: list[Any] | str, name: str) -> tuple[str, ...]:
@@ -158,20 +158,20 @@ def _listed(value: list[Any] | str, name: str) -> tuple[str, ...]:
     return tuple(str(item) for item in items)
 
 
-def _mmmu_picture(place: Place, value: Any) -> Picture:
+def _mmmu_image(place: Place, value: Any) -> ImageSource:
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return bytes(value["bytes"])
     name = value.get("path") if isinstance(value, dict) else value
     if not isinstance(name, str):
-        raise RecordProblem(f"a picture is {value!r:.40}; expected a path, or an object with 'bytes'")
-    return find_picture(place.folders("images"), [name])
+        raise RecordProblem(f"an image is {value!r:.40}; expected a path, or an object with 'bytes'")
+    return find_image(place.folders("images"), [name])
 
 
 def read_scienceqa(place: Place) -> Reading:
     """``problems.json`` (github.com/lupantech/ScienceQA).
 
     By id: `question`, `choices`, `answer` (from 0), `hint`, `image`, `split`. Only the split "test" is asked; others
-    are counted as left out. Pictures are ``test/ID/image.png``, here or in ``images``; questions without one are asked
+    are counted as left out. Images are ``test/ID/image.png``, here or in ``images``; questions without one are asked
     without.
     """
     folders = place.folders("images")
@@ -184,11 +184,11 @@ def read_scienceqa(place: Place) -> Reading:
         number, image = need(record.content, "answer", int), record.content.get("image")
         if not 0 <= number < len(choices):
             raise RecordProblem(f"'answer' is {number}; there are {len(choices)} choices, counted from 0")
-        pictures = (find_picture(folders, [f"test/{record.key}/{image}", f"{record.key}/{image}"]),) if image else ()
+        images = (find_image(folders, [f"test/{record.key}/{image}", f"{record.key}/{image}"]),) if image else ()
         hint = record.content.get("hint")
         text = need(record.content, "question", str)
         text = f"Context: {hint}\n{text}" if hint else text
-        return _multiple_choice(record.key, place.test, text, pictures, letters_for(choices)[number], choices)
+        return _multiple_choice(record.key, place.test, text, images, letters_for(choices)[number], choices)
 
     return read_questions(json_records(place.data), make, _SCIENCEQA_FIELDS)
 
@@ -197,7 +197,7 @@ def read_ai2d(place: Place) -> Reading:
     """The folder of AI2D (prior.allenai.org/projects/diagrams): ``questions/*.json``, ``images``.
 
     A file has `imageName` and `questions`: by their text `answerTexts`, `correctAnswer` (from 0), `questionId`. With
-    ``ai2d_test_ids.csv`` in the folder only those pictures' questions are asked; others are counted as left out.
+    ``ai2d_test_ids.csv`` in the folder only those images' questions are asked; others are counted as left out.
     """
     files = sorted(place.data.glob("questions/*.json")) if place.data.is_dir() else []
     if not files:
@@ -208,7 +208,7 @@ def read_ai2d(place: Place) -> Reading:
 
 
 def _ai2d_records(files: list[Path]) -> Iterator[Record]:
-    """One record a question; its content has the picture's name in it."""
+    """One record a question; its content has the image's name in it."""
     for file in files:
         try:
             name = json.loads(read_text(file))["imageName"]
@@ -223,17 +223,17 @@ def _ai2d_records(files: list[Path]) -> Iterator[Record]:
 def _ai2d_question(place: Place, record: Record, wanted: set[str] | None) -> Question:
     name = need(record.content, "imageName", str)
     if wanted is not None and Path(name).stem not in wanted:
-        raise LeftOut("of a picture that is not in ai2d_test_ids.csv")
+        raise LeftOut("of an image that is not in ai2d_test_ids.csv")
     choices, number = need_texts(record.content, "answerTexts"), need(record.content, "correctAnswer", int)
     if not 0 <= number < len(choices):
         raise RecordProblem(f"'correctAnswer' is {number}; there are {len(choices)} options, counted from 0")
-    picture = find_picture(place.folders("images"), [name])
+    image = find_image(place.folders("images"), [name])
     identity = need(record.content, "questionId", str)
-    return _multiple_choice(identity, place.test, record.key, (picture,), letters_for(choices)[number], choices)
+    return _multiple_choice(identity, place.test, record.key, (image,), letters_for(choices)[number], choices)
 
 
 def _multiple_choice(
-    identity: str, test: str, text: str, pictures: tuple[Picture, ...], answer: str, choices: tuple[str, ...]
+    identity: str, test: str, text: str, images: tuple[ImageSource, ...], answer: str, choices: tuple[str, ...]
 ) -> Question:
     """A question with its options below it."""
     if not 2 <= len(choices) <= MOST_OPTIONS:
@@ -241,4 +241,4 @@ def _multiple_choice(
     letter = answer.strip().upper()
     if len(letter) != 1 or letter not in letters_for(choices):
         raise RecordProblem(f"the answer is {answer!r}; expected a letter from A to {letters_for(choices)[-1]}")
-    return Question(identity, test, with_options(text, choices), pictures, (letter,), choices)
+    return Question(identity, test, with_options(text, choices), images, (letter,), choices)

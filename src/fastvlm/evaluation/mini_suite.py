@@ -1,4 +1,4 @@
-"""The mini's own questions: 380 of its tests, frozen, with their pictures; they come with the package."""
+"""The mini's own questions: 380 of its tests, frozen, with their images; they come with the package."""
 
 from __future__ import annotations
 

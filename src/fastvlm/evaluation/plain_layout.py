@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import UsageError
-from fastvlm.evaluation.questions import MOST_OPTIONS, Picture, Question, letters_for, with_options
+from fastvlm.evaluation.questions import MOST_OPTIONS, ImageSource, Question, letters_for, with_options
 from fastvlm.evaluation.record_fields import Fields, listed
 from fastvlm.evaluation.record_files import Record, json_lines, json_records
-from fastvlm.evaluation.records import Reading, RecordProblem, find_picture, need, need_texts, read_questions
+from fastvlm.evaluation.records import Reading, RecordProblem, find_image, need, need_texts, read_questions
 from fastvlm.evaluation.vqa_layouts import Place
 
 __all__ = ["QUESTION_FILES", "read_plain"]
@@ -58,7 +58,7 @@ def _question(record: Record, folders: list[Path], test: str) -> Question:
         id=str(need(content, "id", str, int)) if "id" in content else f"q{record.number}",
         test=need(content, "test", str) if "test" in content else test,
         text=with_options(text, choices) if choices else text,
-        pictures=_pictures(content, folders),
+        images=_images(content, folders),
         answers=_letters(answers, choices) if choices else answers,
         choices=choices,
     )
@@ -93,7 +93,7 @@ def _letters(answers: tuple[str, ...], choices: tuple[str, ...]) -> tuple[str, .
     return letters
 
 
-def _pictures(content: Any, folders: list[Path]) -> tuple[Picture, ...]:
+def _images(content: Any, folders: list[Path]) -> tuple[ImageSource, ...]:
     name = _only_name(content, _IMAGES)
     files = () if name is None else need_texts(content, name)
-    return tuple(file if file.startswith("data:") else find_picture(folders, [file]) for file in files)
+    return tuple(file if file.startswith("data:") else find_image(folders, [file]) for file in files)

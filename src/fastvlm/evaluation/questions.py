@@ -10,46 +10,46 @@ from typing import Any
 
 from PIL import Image
 
-from fastvlm.pictures import open_picture
+from fastvlm.images import open_image
 
 __all__ = [
-    "GREY",
+    "GRAY",
     "MOST_OPTIONS",
-    "Picture",
+    "ImageSource",
     "Question",
     "letters_for",
     "messages_of",
     "missing_places",
-    "seen_grey",
+    "seen_gray",
     "with_options",
 ]
 
-Picture = Path | str | bytes  # a file, a data URI, or an encoded picture
-GREY = (128, 128, 128)
-_GREY_SIDE_PX = 256
-_PLACE = re.compile(r"<image (\d+)>")  # where MMMU's texts want a picture
+ImageSource = Path | str | bytes  # a file, a data URI, or an encoded image
+GRAY = (128, 128, 128)
+_GRAY_SIDE_PX = 256
+_PLACE = re.compile(r"<image (\d+)>")  # where MMMU's texts want an image
 MOST_OPTIONS = 26
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about pictures, with the answers that count as right.
+    """A question about images, with the answers that count as right.
 
     Args:
         id: known by it in the predictions; unique in a run.
         test: the part of the benchmark whose score it counts for.
-        text: what is asked; ``<image 2>`` in it is where the second picture stands, the others stand before the text.
-        pictures: none, one or several.
+        text: what is asked; ``<image 2>`` in it is where the second image stands, the others stand before the text.
+        images: none, one or several.
         answers: at least one; of multiple choice the letter.
         choices: the options' texts, A first; empty if the answer is free.
-        is_blind: show a grey picture in place of each picture.
+        is_blind: show a gray image in place of each image.
     """
 
     id: str
     test: str
     text: str
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageSource, ...]
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     is_blind: bool = False
@@ -66,24 +66,24 @@ def with_options(text: str, choices: Sequence[str]) -> str:
     return "\n".join([text, *lines])
 
 
-def seen_grey(question: Question) -> Question:
-    """The same question about uniform grey pictures: what is answered right then, is answered without seeing."""
+def seen_gray(question: Question) -> Question:
+    """The same question about uniform gray images: what is answered right then, is answered without seeing."""
     return replace(question, is_blind=True)
 
 
 def missing_places(question: Question) -> list[int]:
     """The numbers of images that the text wants to show (``<image 3>``) and that the question does not have."""
     numbers = sorted({int(number) for number in _PLACE.findall(question.text)})
-    return [number for number in numbers if not 1 <= number <= len(question.pictures)]
+    return [number for number in numbers if not 1 <= number <= len(question.images)]
 
 
 def messages_of(question: Question, hint: str = "") -> list[dict[str, Any]]:
-    """One user turn: pictures without a place of their own, then the text; `hint` is its last line.
+    """One user turn: images without a place of their own, then the text; `hint` is its last line.
 
     Raises:
-        PictureError: a picture that cannot be opened.
+        ImageError: an image that cannot be opened.
     """
-    images = [_opened(picture, is_blind=question.is_blind) for picture in question.pictures]
+    images = [_opened(image, is_blind=question.is_blind) for image in question.images]
     text = f"{question.text}\n{hint}" if hint else question.text
     pieces = _PLACE.split(text)  # text, number, text, number, ..., text
     placed = {int(number) - 1 for number in pieces[1::2]} & set(range(len(images)))
@@ -100,7 +100,7 @@ def _image_item(image: Image.Image) -> dict[str, Any]:
     return {"type": "image", "image": image}
 
 
-def _opened(picture: Picture, *, is_blind: bool) -> Image.Image:
+def _opened(image: ImageSource, *, is_blind: bool) -> Image.Image:
     if is_blind:
-        return Image.new("RGB", (_GREY_SIDE_PX, _GREY_SIDE_PX), GREY)
-    return open_picture(picture)
+        return Image.new("RGB", (_GRAY_SIDE_PX, _GRAY_SIDE_PX), GRAY)
+    return open_image(image)

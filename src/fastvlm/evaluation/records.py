@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastvlm.evaluation.questions import Picture, Question, missing_places
+from fastvlm.evaluation.questions import ImageSource, Question, missing_places
 from fastvlm.evaluation.record_files import Record
 from fastvlm.processing.prompt import SPECIAL_TOKENS
 
@@ -20,7 +20,7 @@ __all__ = [
     "LeftOut",
     "Reading",
     "RecordProblem",
-    "find_picture",
+    "find_image",
     "need",
     "need_texts",
     "read_questions",
@@ -126,7 +126,7 @@ def _checked(question: Question) -> Question:
         raise RecordProblem("there is no answer")
     missing = missing_places(question)
     if missing:
-        raise RecordProblem(f"its text speaks of <image {missing[0]}>, and it has {len(question.pictures)} images")
+        raise RecordProblem(f"its text speaks of <image {missing[0]}>, and it has {len(question.images)} images")
     special = [token for token in SPECIAL_TOKENS if token in question.text]
     if special:
         raise RecordProblem(
@@ -163,11 +163,11 @@ def _kind(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def find_picture(folders: Sequence[Path], names: Sequence[str]) -> Picture:
+def find_image(folders: Sequence[Path], names: Sequence[str]) -> ImageSource:
     """The first of `names` that is a file in one of `folders`. Raises RecordProblem."""
     for folder in folders:
         for name in names:
             if name and (folder / name).is_file():
                 return folder / name
     where = " or ".join(str(folder) for folder in folders)
-    raise RecordProblem(f"the picture {' or '.join(map(repr, names))} is not in {where}")
+    raise RecordProblem(f"the image {' or '.join(map(repr, names))} is not in {where}")

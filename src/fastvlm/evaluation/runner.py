@@ -1,4 +1,4 @@
-"""Questions through the engine: every slot busy, the next pictures made ready meanwhile, failures told apart.
+"""Questions through the engine: every slot busy, the next images made ready meanwhile, failures told apart.
 
 What is asked when depends on the questions and on the engine's slots alone, not on how fast anything is, so that two
 runs put the same requests together.
@@ -52,7 +52,7 @@ class Asking:
 def ask_all(engine: Engine, questions: Sequence[Question], asking: Asking, on_prediction: OnPrediction) -> None:
     """Ask all questions; `on_prediction` gets each reply as it is finished, in this thread.
 
-    A picture that cannot be opened, or a prompt that does not fit, gives a prediction with its error. Anything else
+    An image that cannot be opened, or a prompt that does not fit, gives a prediction with its error. Anything else
     that fails (memory, a bug, the disk that `on_prediction` writes to, Ctrl-C) ends the run.
     """
 
@@ -113,7 +113,7 @@ class _Work(Generic[T]):
     )
 
     def make_ready(self) -> bool:
-        """Let pictures be opened and resized for as many items as there are slots; False if nothing is left."""
+        """Let images be opened and resized for as many items as there are slots; False if nothing is left."""
         while len(self.ready) < self.engine.num_slots:
             for item in self.waiting:
                 self.ready.append((item, self.pool.submit(self._prepared, item)))

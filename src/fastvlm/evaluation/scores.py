@@ -11,7 +11,7 @@ from typing import Any
 from fastvlm.evaluation.judging import Judged, Metric, mean
 from fastvlm.evaluation.predictions import Prediction
 from fastvlm.evaluation.questions import Question
-from fastvlm.evaluation.text_match import normalised
+from fastvlm.evaluation.text_match import normalized
 from fastvlm.evaluation.wilson import wilson_interval
 
 __all__ = ["REFUSAL", "Row", "by_test", "drawn", "refusal_rows", "score_tests", "together"]
@@ -27,7 +27,7 @@ class Row:
         test, n: its name and its questions.
         score: over all of them; those that could not be asked count as an empty reply.
         interval: 95 % of the score, None where it is no mean.
-        blind: the score of the replies to the same questions about a grey picture, None if they were not asked.
+        blind: the score of the replies to the same questions about a gray image, None if they were not asked.
         majority: the score of always giving the commonest answer.
         figures: what else the metric tells.
         num_failed: questions that could not be asked.
@@ -87,7 +87,7 @@ def score_tests(
     Args:
         questions: all that were to be asked.
         seen: predictions by the question's id.
-        blind: replies to the grey pictures by the question's id; None if they were not asked.
+        blind: replies to the gray images by the question's id; None if they were not asked.
         metric: judges them all.
     """
     return [_row(test, group, seen, blind, metric) for test, group in by_test(questions).items()]
@@ -124,9 +124,9 @@ def commonest_answer(questions: Sequence[Question]) -> str:
 
     Each question's own answer is the one that most of its annotators gave.
     """
-    answers = [Counter(map(normalised, question.answers)).most_common(1)[0][0] for question in questions]
+    answers = [Counter(map(normalized, question.answers)).most_common(1)[0][0] for question in questions]
     commonest = Counter(answers).most_common(1)[0][0]
-    written = (answer for question in questions for answer in question.answers if normalised(answer) == commonest)
+    written = (answer for question in questions for answer in question.answers if normalized(answer) == commonest)
     return next(written)
 
 
@@ -162,7 +162,7 @@ def refusal_rows(
 
 def is_refusal(text: str) -> bool:
     """True for "There is no ..."."""
-    return normalised(text).startswith(REFUSAL)
+    return normalized(text).startswith(REFUSAL)
 
 
 def _refusals(

@@ -57,7 +57,7 @@ TASKS = {
         Task("chartqa", read_chartqa, "relaxed", _ONE_WORD, 16, "ChartQA"),
         Task("gqa", read_gqa, "exact", _SHORT, 16, "GQA, relations in photographs"),
         Task("pope", read_pope, "yes-no", _SHORT, 16, "POPE, objects that are not there"),
-        Task("seed", read_seed, "choice", _LETTER, 16, "SEED-Bench, its questions about pictures"),
+        Task("seed", read_seed, "choice", _LETTER, 16, "SEED-Bench, its questions about images"),
         Task("mmmu", read_mmmu, "choice", "", 64, "MMMU, college exams"),
         Task("scienceqa", read_scienceqa, "choice", _LETTER, 16, "ScienceQA, the test split"),
         Task("ai2d", read_ai2d, "choice", _LETTER, 16, "AI2D, diagrams"),

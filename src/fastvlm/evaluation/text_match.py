@@ -14,7 +14,7 @@ __all__ = [
     "edit_distance",
     "exact_match",
     "judge_characters",
-    "normalised",
+    "normalized",
     "similarity",
 ]
 
@@ -24,7 +24,7 @@ _OUTER_MARKS = (
 )
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Small letters; no "it is", article, outer punctuation, or runs of blanks; British and American spelling alike."""
     text = re.sub(r"\s+", " ", text.strip().casefold())
     text = text.strip(_OUTER_MARKS) or text
@@ -34,8 +34,8 @@ def normalised(text: str) -> str:
 
 
 def exact_match(reply: str, question: Question) -> float:
-    """1 if the reply is one of the answers, both normalised; else 0."""
-    return float(normalised(reply) in {normalised(answer) for answer in question.answers})
+    """1 if the reply is one of the answers, both normalized; else 0."""
+    return float(normalized(reply) in {normalized(answer) for answer in question.answers})
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -59,7 +59,7 @@ def anls(reply: str, question: Question) -> float:
     """Similarity to the nearest answer; 0 where less than half of it is right.
 
     Source: Biten et al., Scene Text Visual Question Answering (ICCV 2019, arXiv 1905.13648), equation 1, tau = 0.5; of
-    DocVQA by Mathew et al. (WACV 2021, arXiv 2007.00398), section 5.1. A normalised distance NL counts if NL < tau.
+    DocVQA by Mathew et al. (WACV 2021, arXiv 2007.00398), section 5.1. A normalized distance NL counts if NL < tau.
     """
     best = max(similarity(reply, answer) for answer in question.answers)
     return best if 1 - best < ANLS_THRESHOLD else 0.0

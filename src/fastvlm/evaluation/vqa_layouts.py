@@ -15,7 +15,7 @@ from fastvlm.errors import UsageError
 from fastvlm.evaluation.questions import Question
 from fastvlm.evaluation.record_fields import Fields, listed
 from fastvlm.evaluation.record_files import Record, json_records
-from fastvlm.evaluation.records import Reading, RecordProblem, find_picture, need, need_texts, read_questions, values_of
+from fastvlm.evaluation.records import Reading, RecordProblem, find_image, need, need_texts, read_questions, values_of
 
 __all__ = ["Place", "read_captions", "read_chartqa", "read_docvqa", "read_gqa", "read_textvqa", "read_vqav2"]
 
@@ -54,7 +54,7 @@ class Place:
 
     Args:
         data: the file with the questions; of some benchmarks a folder.
-        images: the folder with the pictures; None for the places where the benchmark itself has them.
+        images: the folder with the images; None for the places where the benchmark itself has them.
         annotations: the file with the answers, where it is another one.
         test: what its questions are counted under, unless the file says so.
     """
@@ -65,7 +65,7 @@ class Place:
     test: str = "test"
 
     def folders(self, *usual: str) -> list[Path]:
-        """Where pictures may be: the folder that was given, or the usual ones beside the data, and beside the data."""
+        """Where images may be: the folder that was given, or the usual ones beside the data, and beside the data."""
         if self.images is not None:
             return [self.images]
         home = self.data if self.data.is_dir() else self.data.parent
@@ -76,7 +76,7 @@ def read_vqav2(place: Place) -> Reading:
     """``v2_OpenEnded_mscoco_val2014_questions.json`` and ``v2_mscoco_val2014_annotations.json`` (visualqa.org).
 
     Questions have `question_id`, `image_id`, `question`; annotations `question_id` and ten `answers` with `answer`.
-    Pictures are ``COCO_val2014_000000000042.jpg``, here or in ``val2014``.
+    Images are ``COCO_val2014_000000000042.jpg``, here or in ``val2014``.
     """
     answers, reading = _annotations(_annotation_file(place))
     folders = place.folders("val2014", "train2014", "images")
@@ -85,13 +85,13 @@ def read_vqav2(place: Place) -> Reading:
         number = need(record.content, "question_id", int)
         if number not in answers:
             raise RecordProblem(f"question {number} has no annotation")
-        picture = need(record.content, "image_id", int)
-        names = [f"COCO_{part}_{picture:012d}.jpg" for part in ("val2014", "train2014")]
+        image = need(record.content, "image_id", int)
+        names = [f"COCO_{part}_{image:012d}.jpg" for part in ("val2014", "train2014")]
         return Question(
             str(number),
             place.test,
             need(record.content, "question", str),
-            (find_picture(folders, [*names, f"{picture:012d}.jpg"]),),
+            (find_image(folders, [*names, f"{image:012d}.jpg"]),),
             answers[number],
         )
 
@@ -122,7 +122,7 @@ def _annotations(path: Path) -> tuple[dict[int, tuple[str, ...]], Reading]:
 def read_textvqa(place: Place) -> Reading:
     """``TextVQA_0.5.1_val.json`` (textvqa.org): `data` with `question_id`, `image_id`, `question`, ten `answers`.
 
-    Pictures are ``IMAGE_ID.jpg``, here or in ``train_images``. No OCR tokens are shown to the model.
+    Images are ``IMAGE_ID.jpg``, here or in ``train_images``. No OCR tokens are shown to the model.
     """
     folders = place.folders("train_images", "images")
 
@@ -132,7 +132,7 @@ def read_textvqa(place: Place) -> Reading:
             _text_id(record.content, "question_id"),
             place.test,
             need(record.content, "question", str),
-            (find_picture(folders, [f"{name}.jpg", f"{name}.png", name]),),
+            (find_image(folders, [f"{name}.jpg", f"{name}.png", name]),),
             need_texts(record.content, "answers"),
         )
 
@@ -154,7 +154,7 @@ def read_docvqa(place: Place) -> Reading:
             identity,
             place.test,
             need(record.content, "question", str),
-            (find_picture(folders, [name, Path(name).name]),),
+            (find_image(folders, [name, Path(name).name]),),
             need_texts(record.content, "answers"),
         )
 
@@ -164,7 +164,7 @@ def read_docvqa(place: Place) -> Reading:
 def read_chartqa(place: Place) -> Reading:
     """``test_human.json`` and ``test_augmented.json`` (github.com/vis-nlp/ChartQA).
 
-    Lists of `imgname`, `query`, `label`. One file, or the folder with both, which then count apart. Pictures are in
+    Lists of `imgname`, `query`, `label`. One file, or the folder with both, which then count apart. Images are in
     ``png`` beside them. There are no ids: a question is known by its file and place.
     """
     if not place.data.is_dir():
@@ -188,7 +188,7 @@ def _read_chart_file(place: Place, file: Path, test: str) -> Reading:
             f"{file.stem}-{record.number}",
             test,
             need(record.content, "query", str),
-            (find_picture(folders, [name]),),
+            (find_image(folders, [name]),),
             need_texts(record.content, "label"),
         )
 
@@ -198,7 +198,7 @@ def _read_chart_file(place: Place, file: Path, test: str) -> Reading:
 def read_gqa(place: Place) -> Reading:
     """``testdev_balanced_questions.json`` (cs.stanford.edu/people/dorarad/gqa): `question`, `imageId`, `answer` by id.
 
-    Pictures are ``IMAGEID.jpg``, here or in ``images``.
+    Images are ``IMAGEID.jpg``, here or in ``images``.
     """
     folders = place.folders("images")
 
@@ -208,7 +208,7 @@ def read_gqa(place: Place) -> Reading:
             record.key,
             place.test,
             need(record.content, "question", str),
-            (find_picture(folders, [f"{name}.jpg"]),),
+            (find_image(folders, [f"{name}.jpg"]),),
             need_texts(record.content, "answer"),
         )
 
@@ -218,7 +218,7 @@ def read_gqa(place: Place) -> Reading:
 def read_captions(place: Place) -> Reading:
     """``captions_val2014.json`` (cocodataset.org): `images` with `id` and `file_name`, `annotations` with `caption`.
 
-    All captions of a picture are answers to one question about it.
+    All captions of an image are answers to one question about it.
     """
     captions, reading = defaultdict[int, list[str]](list), Reading()
 
@@ -233,9 +233,9 @@ def read_captions(place: Place) -> Reading:
 
     def make(record: Record) -> Question:
         number = need(record.content, "id", int)
-        picture = find_picture(folders, [need(record.content, "file_name", str)])
+        image = find_image(folders, [need(record.content, "file_name", str)])
         text = "Provide a one-sentence caption for the provided image."  # lmms-eval's, of LLaVA
-        return Question(str(number), place.test, text, (picture,), tuple(captions[number]))
+        return Question(str(number), place.test, text, (image,), tuple(captions[number]))
 
     reading.add(read_questions(json_records(place.data, "images"), make, _COCO_IMAGE_FIELDS))
     return reading

@@ -18,6 +18,6 @@ def wilson_interval(share: float, n: int, z: float = Z_95) -> tuple[float, float
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), 209-212.
     """
     scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
+    center = (share + z * z / (2 * n)) / scale
     half = z / scale * math.sqrt(max(0.0, share * (1 - share) / n + z * z / (4 * n * n)))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

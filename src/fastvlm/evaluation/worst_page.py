@@ -1,4 +1,4 @@
-"""A page of the questions that went worst, with their pictures: one file that needs nothing else and runs nothing."""
+"""A page of the questions that went worst, with their images: one file that needs nothing else and runs nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from fastvlm.errors import PictureError
+from fastvlm.errors import ImageError
 from fastvlm.evaluation.predictions import Prediction
-from fastvlm.evaluation.questions import Picture, Question
+from fastvlm.evaluation.questions import ImageSource, Question
 from fastvlm.evaluation.scores import Row, by_test
-from fastvlm.pictures import open_picture
+from fastvlm.images import open_image
 
 __all__ = ["WorstCase", "worst_cases", "worst_page"]
 
@@ -69,7 +69,7 @@ def worst_page(title: str, cases: Sequence[WorstCase], num_questions: int) -> st
 
 
 def _article(case: WorstCase) -> str:
-    pictures = "".join(_thumbnail(picture) for picture in case.question.pictures)
+    images = "".join(_thumbnail(image) for image in case.question.images)
     error = case.prediction.error
     rows = {
         "question": case.question.text,
@@ -79,14 +79,14 @@ def _article(case: WorstCase) -> str:
         "test, id": f"{case.question.test}, {case.question.id}",
     }
     terms = "".join(f"<dt>{name}</dt><dd>{_shown(text)}</dd>" for name, text in rows.items())
-    return f"<article><div>{pictures}</div><dl>{terms}</dl></article>"
+    return f"<article><div>{images}</div><dl>{terms}</dl></article>"
 
 
-def _thumbnail(picture: Picture) -> str:
+def _thumbnail(source: ImageSource) -> str:
     """An image of at most 256 px a side, inlined; a word where it cannot be opened."""
     try:
-        image = open_picture(picture)
-    except PictureError as error:
+        image = open_image(source)
+    except ImageError as error:
         return f"<p>{_shown(str(error))}</p>"
     small = image.copy()
     small.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)

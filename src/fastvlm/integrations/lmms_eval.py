@@ -125,7 +125,7 @@ def _item(item: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "text", "text": item["text"]}
     if item["type"] == "image":
         return {"type": "image", "image": item["url"]}
-    raise PromptError(f"The task shows {item['type']}; FastVLM sees pictures and text only. Choose another task.")
+    raise PromptError(f"The task shows {item['type']}; FastVLM sees images and text only. Choose another task.")
 
 
 def sampling_params(wanted: Mapping[str, Any]) -> SamplingParams:

@@ -68,7 +68,7 @@ class AttentionBlock(nn.Module):
         return x + self.layer_scale_2(self.mlp(x))  # type: ignore[no-any-return]
 
     def fold(self) -> None:
-        """Deploy time only: what can be multiplied into a neighbour is."""
+        """Deploy time only: what can be multiplied into a neighbor is."""
         assert isinstance(self.layer_scale_1, LayerScale) and isinstance(self.layer_scale_2, LayerScale)
         reparam.scale_layer(self.token_mixer.proj, self.layer_scale_1.gamma)
         self.mlp.fold(self.layer_scale_2.gamma)

@@ -317,7 +317,7 @@ class RepMixerBlock(nn.Module):
         return x + self.layer_scale(self.mlp(x))  # type: ignore[no-any-return]
 
     def fold(self) -> None:
-        """Deploy time only: what can be multiplied into a neighbour is."""
+        """Deploy time only: what can be multiplied into a neighbor is."""
         assert isinstance(self.layer_scale, LayerScale)
         self.mlp.fold(self.layer_scale.gamma)
         self.layer_scale = nn.Identity()

@@ -13,6 +13,6 @@ def refuse_overlong(context: int, prompt_tokens: int, new_tokens: int) -> None:
     if total > context:
         raise ContextLengthError(
             f"The prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, {total} in all; this "
-            f"model's context is {context} tokens. Shorten the text, pass fewer or smaller pictures, or lower "
+            f"model's context is {context} tokens. Shorten the text, pass fewer or smaller images, or lower "
             "max_new_tokens."
         )

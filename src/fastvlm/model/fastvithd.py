@@ -1,4 +1,4 @@
-"""FastViTHD: picture (B, 3, H, W) in [0, 1] -> feature map (B, 3072, ceil(H/64), ceil(W/64)).
+"""FastViTHD: image (B, 3, H, W) in [0, 1] -> feature map (B, 3072, ceil(H/64), ceil(W/64)).
 
 Three convolutional stages (RepMixer), two attention stages, a depthwise expansion with squeeze-excite. The state
 dict is that of timm's ``fastvit_mci3``, in the inference form (628 entries as published) and in the training form
@@ -120,7 +120,7 @@ class FastViTHD(nn.Module):
                 init_weights(module)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Feature map (B, hidden_size, ceil(H/stride), ceil(W/stride)) of pictures (B, 3, H, W) in [0, 1]."""
+        """Feature map (B, hidden_size, ceil(H/stride), ceil(W/stride)) of images (B, 3, H, W) in [0, 1]."""
         return self.final_conv(self.stages(self.stem(pixel_values)))  # type: ignore[no-any-return]
 
     def forward_with_stages(self, pixel_values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

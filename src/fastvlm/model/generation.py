@@ -1,4 +1,4 @@
-"""Generation: transformers' `generate`, which always ends, encodes each picture once and refuses what cannot fit."""
+"""Generation: transformers' `generate`, which always ends, encodes each image once and refuses what cannot fit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
     ) -> Any:
         """transformers' `generate`, with four promises kept whatever the generation config says.
 
-        Every reply ends at the decoder's end tokens (``<|im_end|>``, ``<|endoftext|>``); each picture is encoded once
+        Every reply ends at the decoder's end tokens (``<|im_end|>``, ``<|endoftext|>``); each image is encoded once
         a reply, beams or not; a prompt that cannot fit is refused before anything is computed; NaN is an error
         and not a token.
 
@@ -95,7 +95,7 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs of one decoding step; after the first, the cache holds the pictures."""
+        """Inputs of one decoding step; after the first, the cache holds the images."""
         step: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -111,7 +111,7 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat each sample `expand_size` times (beams, several replies), its pictures' features with it."""
+        """Repeat each sample `expand_size` times (beams, several replies), its images' features with it."""
         image = (model_kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
         if image is not None and expand_size > 1:
             features = image.pooler_output

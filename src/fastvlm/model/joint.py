@@ -1,4 +1,4 @@
-"""The joint: the one place where picture features enter the text."""
+"""The joint: the one place where image features enter the text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["check_image_token_counts", "join_image_and_text"]
 
 
 def join_image_and_text(inputs_embeds: Tensor, image_embeds: Tensor, is_placeholder: Tensor) -> Tensor:
-    """Embeddings (B, T, D) in which the placeholders' rows are the pictures' projected features, in order.
+    """Embeddings (B, T, D) in which the placeholders' rows are the images' projected features, in order.
 
     Args:
         inputs_embeds: token embeddings (B, T, D).
-        image_embeds: projected features (I, N, D) of all pictures of the batch, in the order of their placeholders
+        image_embeds: projected features (I, N, D) of all images of the batch, in the order of their placeholders
             (row by row); moved to the dtype and device of `inputs_embeds`.
         is_placeholder: bool (B, T), True where the text has an ``<image>`` token.
 
     Raises:
-        ImageTokenMismatchError: placeholders of a sample are no whole number of pictures, or the batch has more or
+        ImageTokenMismatchError: placeholders of a sample are no whole number of images, or the batch has more or
             fewer placeholders than features. Not raised inside ``torch.compile``, where nothing may be read back.
     """
     image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -31,18 +31,18 @@ def join_image_and_text(inputs_embeds: Tensor, image_embeds: Tensor, is_placehol
 
 
 def check_image_token_counts(is_placeholder: Tensor, *, num_images: int, tokens_each: int) -> None:
-    """Raise ImageTokenMismatchError unless every sample holds whole pictures and the batch holds all of them."""
+    """Raise ImageTokenMismatchError unless every sample holds whole images and the batch holds all of them."""
     counts = is_placeholder.sum(-1).tolist()
     for sample, count in enumerate(counts):
         if count % tokens_each:
             raise ImageTokenMismatchError(
-                f"Sample {sample} of the batch has {count} <image> tokens, but each picture gives {tokens_each} visual "
+                f"Sample {sample} of the batch has {count} <image> tokens, but each image gives {tokens_each} visual "
                 f"tokens, so {count} is no whole number of pictures. Was the prompt cut, or made for another size?"
             )
     if sum(counts) != num_images * tokens_each:
         per_sample = ", ".join(str(count) for count in counts)
         raise ImageTokenMismatchError(
             f"Image features and image tokens do not match, tokens: {sum(counts)}, features: "
-            f"{num_images * tokens_each}. The samples have {per_sample} <image> tokens; {num_images} picture(s) give "
-            f"{tokens_each} visual tokens each. Pass one picture for each place in the prompts, in their order."
+            f"{num_images * tokens_each}. The samples have {per_sample} <image> tokens; {num_images} image(s) give "
+            f"{tokens_each} visual tokens each. Pass one image for each place in the prompts, in their order."
         )

@@ -1,7 +1,7 @@
 """The whole model on transformers' base classes: tower, projector, joint, decoder, head.
 
 The decoder (Qwen2) and `generate` are transformers'; the interface is the documented one of its ``fast_vlm``.
-Shapes: I pictures, N visual tokens a picture, B sequences, T tokens, D decoder width, V vocabulary.
+Shapes: I images, N visual tokens an image, B sequences, T tokens, D decoder width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _ImageOutputs:
 
 @dataclass
 class FastVlmModelOutputWithPast(_ImageOutputs, BaseModelOutputWithPast):  # type: ignore[misc]
-    """`image_hidden_states`: projected features (I, N, D) of this call's pictures, or None; the rest as in Qwen2."""
+    """`image_hidden_states`: projected features (I, N, D) of this call's images, or None; the rest as in Qwen2."""
 
     image_hidden_states: Tensor | None = None
 
@@ -118,7 +118,7 @@ class FastVlmModel(FastVlmPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
-        """Encode and project pictures.
+        """Encode and project images.
 
         Args:
             pixel_values: (I, 3, H, W) in [0, 1], any floating dtype.
@@ -131,8 +131,8 @@ class FastVlmModel(FastVlmPreTrainedModel):
         _refuse_feature_selection(vision_feature_layer, vision_feature_select_strategy)
         if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
             raise ConfigError(
-                f"pixel_values has the shape {tuple(pixel_values.shape)}; expected (pictures, 3, height, width), the "
-                "pictures of all samples one after the other."
+                f"pixel_values has the shape {tuple(pixel_values.shape)}; expected (images, 3, height, width), the "
+                "images of all samples one after the other."
             )
         output = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         output.pooler_output = self.multi_modal_projector(as_feature_tokens(output.last_hidden_state))
@@ -154,12 +154,12 @@ class FastVlmModel(FastVlmPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> FastVlmModelOutputWithPast:
-        """Run the decoder over text and pictures.
+        """Run the decoder over text and images.
 
         Args:
-            input_ids: (B, T) int64 with N placeholders for each picture; or `inputs_embeds` (B, T, D), in which the
+            input_ids: (B, T) int64 with N placeholders for each image; or `inputs_embeds` (B, T, D), in which the
                 placeholders' rows equal the embedding of ``<image>``. Exactly one of the two.
-            pixel_values: (I, 3, H, W) in [0, 1], the pictures of all samples in the order of their placeholders.
+            pixel_values: (I, 3, H, W) in [0, 1], the images of all samples in the order of their placeholders.
             attention_mask: (B, T), 1 for tokens, 0 for padding on either side.
             past_key_values, cache: two names of one argument, the keys and values of earlier calls; transformers 5.24
                 calls it `cache`.
@@ -204,7 +204,7 @@ class FastVlmModel(FastVlmPreTrainedModel):
 
 
 class FastVlmForConditionalGeneration(FastVlmPreTrainedModel, FastVlmGenerationMixin):
-    """FastVLM with its head: pictures and text in, text out."""
+    """FastVLM with its head: images and text in, text out."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
@@ -259,7 +259,7 @@ class FastVlmForConditionalGeneration(FastVlmPreTrainedModel, FastVlmGenerationM
         """As :meth:`FastVlmModel.forward`, with logits and loss.
 
         Args:
-            labels: (B, T) int64, -100 where nothing is learnt (pictures and questions); shifted inside.
+            labels: (B, T) int64, -100 where nothing is learnt (images and questions); shifted inside.
             logits_to_keep: last positions to compute logits for (0: all); or an index tensor (K,) or (B, K); or a
                 bool mask (B, T), which flattens the result to (number of True, V).
         """

@@ -18,7 +18,7 @@ from fastvlm.config_limits import check_dtype
 from fastvlm.dialects.differences import Differences
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
 from fastvlm.dialects.mapped_files import MappedFiles
-from fastvlm.dialects.quantised_file import QuantisedWeights
+from fastvlm.dialects.quantized_file import QuantizedWeights
 from fastvlm.dialects.source import local_folder
 from fastvlm.errors import CheckpointError, ConfigError, FastVlmError
 
@@ -34,7 +34,7 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
     """`from_pretrained` that opens ``fast_vlm`` and Apple's ``llava_qwen2``, from folders and from the Hub."""
 
     config_class = FastVlmConfig
-    stored_products: QuantisedWeights | None = None  # those that were left out on loading; an engine computes with them
+    stored_products: QuantizedWeights | None = None  # those that were left out on loading; an engine computes with them
     mapped_files: MappedFiles | None = None  # that the weights may be mapped from
 
     @classmethod
@@ -69,13 +69,13 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
             config = FastVlmConfig.from_pretrained(config)
         if "quantization_config" not in folder.raw_config:
             cls._check_keys(folder, config, kwargs)
-        if not has_products and folder.weights.quantised is not None:
+        if not has_products and folder.weights.quantized is not None:
             kwargs["dtype"] = folder.weights.left_out_dtype = _dtype_of(kwargs, folder)
         model = cls._load(folder, config, model_args, kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.config.name_or_path = str(name)
         loaded.mapped_files = MappedFiles(folder.weights.files)
-        loaded.stored_products = folder.weights.quantised if folder.weights.left_out_dtype is not None else None
+        loaded.stored_products = folder.weights.quantized if folder.weights.left_out_dtype is not None else None
         return model
 
     @classmethod
@@ -96,7 +96,7 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
         cls, folder: CheckpointFolder, config: FastVlmConfig, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         names = {key: _name_in(cls, key) for key in folder.keys}
-        is_plain = not folder.added_rows and folder.weights.quantised is None
+        is_plain = not folder.added_rows and folder.weights.quantized is None
         if is_plain and all(names[key] == file_key for key, file_key in folder.keys.items()):
             return super().from_pretrained(folder.path, *args, config=config, **kwargs)
         tensors = {name: folder.lazy(key) for key, name in names.items() if name is not None}

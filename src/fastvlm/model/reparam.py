@@ -1,4 +1,4 @@
-"""Structural reparameterisation: many branches of the training form become the one convolution of the inference form.
+"""Structural reparameterization: many branches of the training form become the one convolution of the inference form.
 
 Pure functions on weights; nothing here knows a block. A *kernel* is a pair (weight (C_out, C_in / groups, k, k),
 bias (C_out,)). All arithmetic is as in float64, so that fusing adds no rounding of its own; on MPS, which has no

@@ -1,6 +1,6 @@
 """FastViTHD as a transformers model: the part that is saved, placed on devices and cast as one.
 
-Shapes: I pictures of H x W pixels; the feature map is (I, C, h, w) with ``h = ceil(H / 64)``, ``w = ceil(W / 64)``.
+Shapes: I images of H x W pixels; the feature map is (I, C, h, w) with ``h = ceil(H / 64)``, ``w = ceil(W / 64)``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class FastVlmVisionTower(PreTrainedModel):  # type: ignore[misc]
             super()._init_weights(module)
 
     def get_input_embeddings(self) -> None:
-        """None: the encoder reads pictures."""
+        """None: the encoder reads images."""
 
     def forward(
         self,

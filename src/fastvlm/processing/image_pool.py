@@ -20,8 +20,8 @@ from typing import IO, Any
 
 from PIL import Image
 
-from fastvlm.errors import ImageTooLargeError, PictureError, UsageError
-from fastvlm.pictures import PictureLimits
+from fastvlm.errors import ImageError, ImageTooLargeError, UsageError
+from fastvlm.images import ImageLimits
 from fastvlm.processing.image_worker import receive, send
 
 __all__ = ["Fitting", "ImagePool"]
@@ -39,7 +39,7 @@ _START_S = 120.0  # a busy machine; without a limit a broken installation would 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How an image is fitted; see :func:`fastvlm.processing.image_fitting.fit_picture`. Sides in pixels."""
+    """How an image is fitted; see :func:`fastvlm.processing.image_fitting.fit_image`. Sides in pixels."""
 
     height: int
     width: int
@@ -75,14 +75,14 @@ class ImagePool:
         for worker in [future.result() for future in workers]:
             self._put_back(worker)
 
-    async def fit(self, content: bytes, fitting: Fitting, limits: PictureLimits) -> Image.Image:
+    async def fit(self, content: bytes, fitting: Fitting, limits: ImageLimits) -> Image.Image:
         """The image that `content` (a file's bytes) holds, fitted: RGB of exactly the height and width of `fitting`.
 
         Images wait for a worker in the order in which they come. Who is cancelled while waiting leaves the queue.
 
         Raises:
             ImageTooLargeError: over the limits, too much memory, too slow.
-            PictureError: no image, a damaged one, or one that ended its worker.
+            ImageError: no image, a damaged one, or one that ended its worker.
             UsageError: the pool is closed.
         """
         self._refuse_if_closed()
@@ -99,7 +99,7 @@ class ImagePool:
         for worker in workers:
             worker.wait()
 
-    def _fit(self, content: bytes, fitting: Fitting, limits: PictureLimits) -> Image.Image:
+    def _fit(self, content: bytes, fitting: Fitting, limits: ImageLimits) -> Image.Image:
         worker = self._worker()
         job = {**asdict(fitting), "limits": asdict(limits)}
         try:
@@ -109,7 +109,7 @@ class ImagePool:
             raise self._why_it_died(worker, len(content)) from error
         self._put_back(worker)
         if "error" in reply:
-            kind = ImageTooLargeError if reply.get("is_too_large") else PictureError
+            kind = ImageTooLargeError if reply.get("is_too_large") else ImageError
             raise kind(str(reply["error"]))
         return Image.frombytes("RGB", (fitting.width, fitting.height), pixels)
 
@@ -151,7 +151,7 @@ class ImagePool:
                 f"{num_bytes} bytes took longer than {self._timeout_s:g} s to decode, which is the limit. Pass a "
                 "smaller image, or another format."
             )
-        return PictureError(
+        return ImageError(
             f"{num_bytes} bytes ended the process that decoded them ({worker.end}): a damaged image, or one that needs "
             "too much memory. Save it anew, as PNG."
         )

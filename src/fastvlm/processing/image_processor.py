@@ -13,11 +13,11 @@ from fastvlm.processing.light_image_processor import (
     FIXED_KEYS,
     IMAGE_FITS,
     LightImageProcessor,
-    fit_picture,
+    fit_image,
     image_size_px,
 )
 
-__all__ = ["IMAGE_FITS", "FastVlmImageProcessor", "FastVlmImagesKwargs", "fit_picture", "image_size_px"]
+__all__ = ["IMAGE_FITS", "FastVlmImageProcessor", "FastVlmImagesKwargs", "fit_image", "image_size_px"]
 
 
 class FastVlmImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc,call-arg]  # transformers is untyped
@@ -29,7 +29,7 @@ class FastVlmImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc,call-
 
 
 class FastVlmImageProcessor(LightImageProcessor, BaseImageProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Pictures -> `pixel_values`, by PIL.
+    """Images -> `pixel_values`, by PIL.
 
     See :class:`fastvlm.processing.light_image_processor.LightImageProcessor` for its arguments, attributes and errors.
     """

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from fastvlm.errors import ImageTooLargeError, PictureError
-from fastvlm.pictures import PictureLimits, open_picture
-from fastvlm.processing.image_fitting import fit_picture
+from fastvlm.errors import ImageError, ImageTooLargeError
+from fastvlm.images import ImageLimits, open_image
+from fastvlm.processing.image_fitting import fit_image
 
 __all__ = ["main", "receive", "send"]
 
@@ -96,10 +96,10 @@ def _limit(memory_bytes: int) -> None:
 def _answer(job: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
     """The reply to a job, see :meth:`ImagePool.fit`: the pixels, or the error."""
     try:
-        image = open_picture(content, limits=PictureLimits(**job["limits"]))
-        fitted = fit_picture(image, job["height"], job["width"], fit=job["fit"], resample=job["resample"])
+        image = open_image(content, limits=ImageLimits(**job["limits"]))
+        fitted = fit_image(image, job["height"], job["width"], fit=job["fit"], resample=job["resample"])
         return {}, fitted.tobytes()
     except MemoryError:
         return {"error": "The image needs more memory than its decoder may have.", "is_too_large": True}, b""
-    except PictureError as error:
+    except ImageError as error:
         return {"error": str(error), "is_too_large": isinstance(error, ImageTooLargeError)}, b""

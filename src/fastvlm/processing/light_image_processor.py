@@ -1,8 +1,8 @@
-"""Pictures -> `pixel_values`, float32 (I, 3, H, W) in [0, 1], as the model was trained; without transformers.
+"""Images -> `pixel_values`, float32 (I, 3, H, W) in [0, 1], as the model was trained; without transformers.
 
-Three ways to fit a picture into H x W pixels:
+Three ways to fit an image into H x W pixels:
 
-- ``pad`` (default, as trained): centred on a black canvas of the target's shape, then resized; nothing is lost.
+- ``pad`` (default, as trained): centered on a black canvas of the target's shape, then resized; nothing is lost.
 - ``crop`` (as transformers' ``fast_vlm`` checkpoints do): resized to cover the target, the middle kept; sides are lost.
 - ``stretch``: resized to the target, whatever that does to the shape.
 
@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from fastvlm.encoder_config import num_visual_tokens
-from fastvlm.errors import ConfigError, PictureError
-from fastvlm.pictures import DEFAULT_LIMITS, PictureLimits, open_picture
-from fastvlm.processing.image_fitting import IMAGE_FITS, fit_picture
+from fastvlm.errors import ConfigError, ImageError
+from fastvlm.images import DEFAULT_LIMITS, ImageLimits, open_image
+from fastvlm.processing.image_fitting import IMAGE_FITS, fit_image
 
-__all__ = ["IMAGE_FITS", "LightImageProcessor", "fit_picture", "image_size_px"]
+__all__ = ["IMAGE_FITS", "LightImageProcessor", "fit_image", "image_size_px"]
 
 DEFAULT_IMAGE_SIZE_PX = 1024
 DEFAULT_PATCH_SIZE_PX = 64  # pixels a side of one visual token: the encoder's stride
@@ -80,10 +80,10 @@ def _fit_name(value: Any) -> str:
 
 
 class LightImageProcessor:
-    """Pictures -> `pixel_values`, by PIL; :class:`fastvlm.FastVlmImageProcessor` is this for transformers.
+    """Images -> `pixel_values`, by PIL; :class:`fastvlm.FastVlmImageProcessor` is this for transformers.
 
     Args:
-        image_size: pixels of the processed picture: an int, or (height, width); multiples of `patch_size`.
+        image_size: pixels of the processed image: an int, or (height, width); multiples of `patch_size`.
         image_fit: ``"pad"``, ``"crop"`` or ``"stretch"``.
         patch_size: pixels a side of one visual token.
         resample: PIL's filter; 3 (bicubic) as trained.
@@ -92,7 +92,7 @@ class LightImageProcessor:
             its `crop_size`, and is padded: that is what its weights were trained with.
 
     Attributes:
-        picture_limits: what a source may cost (:class:`fastvlm.pictures.PictureLimits`); not saved.
+        image_limits: what a source may cost (:class:`fastvlm.images.ImageLimits`); not saved.
 
     Raises:
         ConfigError: a size that is no multiple of the stride, an unknown fit, a file that is not FastVLM's.
@@ -114,7 +114,7 @@ class LightImageProcessor:
         self.image_size = image_size_px(stated, self.patch_size)
         self.image_fit = _fit_name("pad" if image_fit is None else image_fit)
         self.resample = int(Image.Resampling.BICUBIC if resample is None else resample)
-        self.picture_limits: PictureLimits = DEFAULT_LIMITS
+        self.image_limits: ImageLimits = DEFAULT_LIMITS
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **settings: Any) -> Any:
@@ -146,16 +146,16 @@ class LightImageProcessor:
         return_tensors: str | None = "pt",
         **fixed: Any,
     ) -> Mapping[str, Any]:
-        """`pixel_values`, float32 (I, 3, H, W) in [0, 1], of all pictures in the order given.
+        """`pixel_values`, float32 (I, 3, H, W) in [0, 1], of all images in the order given.
 
         Args:
-            images: one source or a (nested) list of them; see :func:`fastvlm.pictures.open_picture`.
+            images: one source or a (nested) list of them; see :func:`fastvlm.images.open_image`.
             image_size, image_fit: for this call, instead of the processor's own.
             return_tensors: ``"pt"`` for torch, ``"np"`` for NumPy.
             fixed: CLIP's own settings (`do_rescale`, ...) are accepted with the values that FastVLM has.
 
         Raises:
-            PictureError: no picture, or one that cannot be opened.
+            ImageError: no image, or one that cannot be opened.
             ConfigError: a size or fit that does not exist, a setting that FastVLM does not have.
         """
         _check_settings(fixed, _CALL_KEYS)
@@ -165,13 +165,13 @@ class LightImageProcessor:
         fit = self.image_fit if image_fit is None else _fit_name(image_fit)
         sources = _flat(images)
         if not sources:
-            raise PictureError("Got an empty list where at least one picture was expected.")
+            raise ImageError("Got an empty list where at least one image was expected.")
         pixels = np.empty((len(sources), 3, height, width), dtype=np.float32)
         for index, source in enumerate(sources):
-            picture = open_picture(source, limits=self.picture_limits)
-            fitted = fit_picture(picture, height, width, fit=fit, resample=self.resample)
+            image = open_image(source, limits=self.image_limits)
+            fitted = fit_image(image, height, width, fit=fit, resample=self.resample)
             # uint8 / 255 in float32 equals transformers' float64 product for each of the 256 values. By bands, whose
-            # values lie side by side: half the time of a transposed picture's.
+            # values lie side by side: half the time of a transposed image's.
             for band, plane in zip(fitted.split(), pixels[index], strict=True):
                 np.divide(np.asarray(band), np.float32(255), out=plane, casting="unsafe")
         return self._batch({"pixel_values": pixels}, return_tensors)
@@ -194,7 +194,7 @@ class LightImageProcessor:
             self.image_fit = _fit_name(image_fit)
 
     def num_visual_tokens(self, image_size: Any = None) -> int:
-        """Visual tokens of one processed picture: the number of placeholders it takes in the text."""
+        """Visual tokens of one processed image: the number of placeholders it takes in the text."""
         size = self.image_size if image_size is None else image_size_px(image_size, self.patch_size)
         return num_visual_tokens(*size, stride_px=self.patch_size)
 

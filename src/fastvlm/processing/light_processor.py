@@ -1,4 +1,4 @@
-"""Pictures and text -> what the model takes: `input_ids`, `attention_mask` (B, T) and `pixel_values` (I, 3, H, W).
+"""Images and text -> what the model takes: `input_ids`, `attention_mask` (B, T) and `pixel_values` (I, 3, H, W).
 
 Nothing here needs transformers, whose import takes seconds: :class:`fastvlm.FastVlmProcessor` is this with
 transformers' base class, tokenizers, batches and files.
@@ -105,7 +105,7 @@ class LightProcessor:
         ids += [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
         return tuple(dict.fromkeys(ids))
 
-    # ------------------------------------------------------------------------------------------ pictures and text
+    # ------------------------------------------------------------------------------------------ images and text
 
     def __call__(
         self,
@@ -117,23 +117,23 @@ class LightProcessor:
         images_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Model inputs from pictures, prompts, or both.
+        """Model inputs from images, prompts, or both.
 
         Args:
             images: one source, a list of them (shared out to the prompts in order), or a list of lists, one a prompt.
-            text: a prompt or a list of them, with one ``<image>`` a picture.
+            text: a prompt or a list of them, with one ``<image>`` an image.
             return_tensors: ``"pt"``, ``"np"`` or None (lists of ids, `pixel_values` as a torch tensor).
             text_kwargs, images_kwargs, kwargs: settings of the tokenizer (`padding`, `truncation`, `max_length`,
                 `padding_side`, ...) and of the image processor (`image_size`, `image_fit`).
 
         Returns:
             `input_ids`, `attention_mask` (B, T) if there is text; `pixel_values` float32 (I, 3, H, W) if there are
-            pictures, in the order of their placeholders.
+            images, in the order of their placeholders.
 
         Raises:
-            PromptError: neither text nor pictures, or a text that is no string.
-            ImageTokenMismatchError: in some prompt, places and pictures differ in number, or truncation cut a picture.
-            PictureError: a picture that cannot be opened.
+            PromptError: neither text nor images, or a text that is no string.
+            ImageTokenMismatchError: in some prompt, places and images differ in number, or truncation cut an image.
+            ImageError: an image that cannot be opened.
         """
         for_text, for_images = self._split_settings(kwargs, text_kwargs, images_kwargs)
         num_images = 0 if images is None else _flat_len(images)
@@ -163,7 +163,7 @@ class LightProcessor:
         return self.tokenizer.decode(token_ids, **settings)
 
     def _images_per_prompt(self, images: Any, prompts: Sequence[str]) -> list[int]:
-        """Pictures of each prompt, checked against the places in its text."""
+        """Images of each prompt, checked against the places in its text."""
         places = [prompt.count(self.image_token) for prompt in prompts]
         if isinstance(images, (list, tuple)) and images and all(isinstance(part, (list, tuple)) for part in images):
             given = [_flat_len(part) for part in images]
@@ -182,7 +182,7 @@ class LightProcessor:
             found = ids.count(self.image_token_id)
             if found != count:
                 raise ImageTokenMismatchError(
-                    f"Prompt {index} has {found} {self.image_token} tokens after truncation, but its pictures need "
+                    f"Prompt {index} has {found} {self.image_token} tokens after truncation, but its images need "
                     f"{count}. Raise max_length, shorten the text, or use a smaller image_size."
                 )
 
@@ -291,20 +291,16 @@ def _flat_len(images: Any) -> int:
 
 
 def _mismatch(places: list[int], given: list[int], images: Any, image_token: str) -> str:
-    """The error text for places in the prompts and pictures that differ, with both numbers for each prompt."""
+    """The error text for places in the prompts and images that differ, with both numbers for each prompt."""
     total = 0 if images is None else _flat_len(images)
     if given and len(given) != len(places):
-        return (
-            f"Got pictures for {len(given)} prompt(s) and {len(places)} prompt(s). Pass one list of pictures a prompt."
-        )
+        return f"Got images for {len(given)} prompt(s) and {len(places)} prompt(s). Pass one list of images a prompt."
     if given:
         pairs = [(index, p, g) for index, (p, g) in enumerate(zip(places, given, strict=True)) if p != g]
-        per_prompt = "; ".join(f"prompt {i} has {p} {image_token} and {g} picture(s)" for i, p, g in pairs)
+        per_prompt = "; ".join(f"prompt {i} has {p} {image_token} and {g} image(s)" for i, p, g in pairs)
     else:
         per_prompt = (
             f"the prompts have {', '.join(str(p) for p in places)} {image_token}, {sum(places)} in all, and {total} "
-            "picture(s) are given"
+            "image(s) are given"
         )
-    return (
-        f"Places and pictures differ: {per_prompt}. Each picture needs one {image_token}, each {image_token} a picture."
-    )
+    return f"Places and images differ: {per_prompt}. Each image needs one {image_token}, each {image_token} an image."

@@ -175,16 +175,16 @@ def _are_plain(settings: Mapping[str, Any], folder: Path) -> bool:
 
 def _is_qwen2(backend: Tokenizer) -> bool:
     """Whether the file says of everything but vocabulary and merges what transformers' Qwen2 tokenizer is made with."""
-    model, normaliser, cuts = backend.model, _state(backend.normalizer), _state(backend.pre_tokenizer)
-    pre_tokenisers = [
+    model, normalizer, cuts = backend.model, _state(backend.normalizer), _state(backend.pre_tokenizer)
+    pre_tokenizers = [
         {key: value for key, value in part.items() if key != "trim_offsets"} for part in cuts.get("pretokenizers", [])
     ]
     return (
         type(model).__name__ == "BPE"
         and (model.dropout, model.unk_token, model.fuse_unk, model.byte_fallback) == (None, None, False, False)
         and not (model.continuing_subword_prefix or model.end_of_word_suffix or model.ignore_merges)
-        and normaliser == _NORMALISER
-        and pre_tokenisers == _PRE_TOKENISERS
+        and normalizer == _NORMALISER
+        and pre_tokenizers == _PRE_TOKENISERS
         and type(backend.decoder).__name__ == "ByteLevel"
         and backend.padding is None
         and backend.truncation is None

@@ -45,7 +45,7 @@ class FastVlmProcessor(LightProcessor, ProcessorMixin):  # type: ignore[misc]  #
         return BatchFeature(data)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Visual tokens of pictures of the given sizes (as transformers' processors tell vLLM)."""
+        """Visual tokens of images of the given sizes (as transformers' processors tell vLLM)."""
         if image_sizes is None:
             return MultiModalData()
         tokens_each = self.image_processor.num_visual_tokens(kwargs.get("image_size"))

@@ -4,7 +4,7 @@ A conversation is a list of ``{"role": ..., "content": ...}``; content is a stri
 "text", "text": ...}``, ``{"type": "image", ...}``, and OpenAI's ``image_url``, ``input_text``, ``input_image``). Each
 turn becomes ``<|im_start|>ROLE\\nCONTENT<|im_end|>\\n``; a conversation without a system turn gets the default one.
 
-Items are rendered in the order given, with a newline between two neighbours, none between two pictures. So a picture
+Items are rendered in the order given, with a newline between two neighbors, none between two images. So an image
 before its question gives ``<image>\\nQUESTION``: the bytes of Apple's ``qwen_2`` conversation and of transformers.
 Images that end a message after texts go to its front, where every message that the model was trained on has them: after
 an image alone the model has learnt no answer, and often gives an empty one. Images between texts stay where they are.
@@ -72,8 +72,8 @@ TRAINED_TEMPLATE = (
     "{%- endfor -%}" + _GENERATION_PROMPT
 )
 
-# As transformers' fast_vlm checkpoints render: pictures first, then a newline before every text, so that turns without
-# a picture begin with an extra newline.
+# As transformers' fast_vlm checkpoints render: images first, then a newline before every text, so that turns without
+# an image begin with an extra newline.
 TRANSFORMERS_TEMPLATE = (
     "{%- for message in messages -%}"
     + _FIRST_TURN
@@ -121,7 +121,7 @@ def read_conversation(messages: Any, *, special_tokens: Iterable[str] = SPECIAL_
     """The messages of one conversation, checked and in one form; the given objects are not changed.
 
     Raises:
-        PromptError: no list of messages, an unknown role or item type, a system turn that is not first, a picture
+        PromptError: no list of messages, an unknown role or item type, a system turn that is not first, an image
             outside a user turn, an item without its content, or a text that contains one of `special_tokens`.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
@@ -140,7 +140,7 @@ def read_conversation(messages: Any, *, special_tokens: Iterable[str] = SPECIAL_
                 items.append({"type": "text", "text": value})
                 continue
             if role != "user":
-                raise PromptError(f"Message {index} is the {role}'s and holds a picture; only user messages can.")
+                raise PromptError(f"Message {index} is the {role}'s and holds an image; only user messages can.")
             items.append({"type": "image"})
             if value is not None:
                 images.append(value)
@@ -180,7 +180,7 @@ def _read_item(item: Any, index: int) -> tuple[str, Any]:
 
 
 def _image_source(item: Mapping[str, Any], index: int) -> Any:
-    """What :func:`fastvlm.pictures.open_picture` opens, or None."""
+    """What :func:`fastvlm.images.open_image` opens, or None."""
     given = [key for key in IMAGE_KEYS if item.get(key) is not None]
     if not given:
         if item["type"] != "image":
@@ -199,7 +199,7 @@ def _image_source(item: Mapping[str, Any], index: int) -> Any:
 
 
 def _refuse_special_tokens(text: str, special_tokens: Sequence[str], index: int, *, before: str) -> None:
-    """A text that could end its turn, begin another or claim a picture's place is refused, not silently obeyed.
+    """A text that could end its turn, begin another or claim an image's place is refused, not silently obeyed.
 
     So is one that makes a mark together with the text item `before` it, which a template may join, or that becomes one
     where the tokenizer composes characters (NFC).
@@ -210,7 +210,7 @@ def _refuse_special_tokens(text: str, special_tokens: Sequence[str], index: int,
     for token in special_tokens:
         if token in joined or token in composed:
             advice = (
-                'Give the picture as an item {"type": "image", ...} instead.'
+                'Give the image as an item {"type": "image", ...} instead.'
                 if token == IMAGE_TOKEN
                 else "Remove it, or write it otherwise."
             )
@@ -233,7 +233,7 @@ def render(
     continue_final_message: bool = False,
     **variables: Any,
 ) -> str:
-    """The prompt text, one ``<image>`` a picture.
+    """The prompt text, one ``<image>`` an image.
 
     Args:
         conversation: checked messages.
@@ -244,7 +244,7 @@ def render(
 
     Raises:
         PromptError: both flags; an answer asked for after the assistant's own turn; a template that would move a
-            picture before its text, that fails, or that exceeds the limits of :func:`render_template`.
+            image before its text, that fails, or that exceeds the limits of :func:`render_template`.
     """
     template = CHAT_TEMPLATES.get(chat_template, chat_template)
     last_role = conversation.messages[-1]["role"]
@@ -296,8 +296,8 @@ def _refuse_reordering(conversation: Conversation) -> None:
         kinds = [item["type"] for item in message["content"]]
         if kinds != sorted(kinds):  # "image" < "text"
             raise PromptError(
-                f"Message {index} has a picture between texts; transformers' template would move the picture to the "
-                "front. Put pictures first, or use the default template, which keeps the order."
+                f"Message {index} has an image between texts; transformers' template would move the image to the "
+                "front. Put images first, or use the default template, which keeps the order."
             )
 
 
@@ -310,8 +310,8 @@ def expand_image_tokens(text: str, tokens_per_image: Sequence[int], *, image_tok
     parts = text.split(image_token)
     if len(parts) - 1 != len(tokens_per_image):
         raise ImageTokenMismatchError(
-            f"The text has {len(parts) - 1} {image_token} and {len(tokens_per_image)} picture(s) are given. Each "
-            f"picture needs one {image_token}, each {image_token} one picture."
+            f"The text has {len(parts) - 1} {image_token} and {len(tokens_per_image)} image(s) are given. Each "
+            f"image needs one {image_token}, each {image_token} one image."
         )
     expanded = [parts[0]]
     for num_tokens, part in zip(tokens_per_image, parts[1:], strict=True):

@@ -75,6 +75,6 @@ class ReplyFinder:
 
 
 def short_ids_of(processor: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts, as the processor tokenises them."""
+    """Ids of texts, as the processor tokenizes them."""
     rows: list[list[int]] = processor.tokenizer(list(texts), padding=False)["input_ids"]
     return rows

@@ -9,14 +9,14 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from fastvlm.dialects.apple_config import apple_pictures, placeholder_id
+from fastvlm.dialects.apple_config import apple_images, placeholder_id
 from fastvlm.errors import CheckpointError, ConfigError, PromptError
 from fastvlm.processing.prompt import CHAT_TEMPLATES, IMAGE_TOKEN, TRANSFORMERS_TEMPLATE, read_conversation, render
 from fastvlm.processing.templates import TemplateLimitError, render_template
 
 __all__ = [
     "add_image_token",
-    "apple_picture_settings",
+    "apple_image_settings",
     "apple_settings",
     "configured_image_token_id",
     "hub_settings",
@@ -31,7 +31,7 @@ _AUTO_SETTINGS = frozenset(
     {"trust_remote_code", "use_fast", "backend", "code_revision", "_commit_hash", "_from_auto", "_from_pipeline"}
 )
 
-# A picture-first question, an answer and a text-only question: where the known templates differ.
+# An image-first question, an answer and a text-only question: where the known templates differ.
 _PROBE = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]},
     {"role": "assistant", "content": "b"},
@@ -145,15 +145,15 @@ def _is_text_only(template: str) -> bool:
 
 def apple_settings(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
     """`image_size` and `image_fit` of an Apple checkpoint, which has no processor files; of others, nothing."""
-    return apple_picture_settings(_model_config(name_or_path, hub))
+    return apple_image_settings(_model_config(name_or_path, hub))
 
 
-def apple_picture_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def apple_image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same of the content of a model's ``config.json``."""
     if config.get("model_type") != "llava_qwen2":
         return {}
-    pictures = apple_pictures(config)
-    return {"image_size": pictures.size_px, "image_fit": pictures.fit}
+    images = apple_images(config)
+    return {"image_size": images.size_px, "image_fit": images.fit}
 
 
 def _model_config(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:

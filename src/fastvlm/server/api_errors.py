@@ -17,10 +17,10 @@ from fastvlm.errors import (
     ContextLengthError,
     EngineBusyError,
     FastVlmError,
+    ImageError,
     ImageTokenMismatchError,
     ImageTooLargeError,
     NonFiniteError,
-    PictureError,
     PromptError,
     UsageError,
 )
@@ -32,7 +32,7 @@ logger = logging.getLogger("fastvlm.server")
 _BAD_REQUEST: dict[type[FastVlmError], str] = {
     ContextLengthError: "context_length_exceeded",
     ImageTooLargeError: "image_too_large",  # before its base class
-    PictureError: "invalid_image",
+    ImageError: "invalid_image",
     ImageTokenMismatchError: "invalid_prompt",
     PromptError: "invalid_prompt",
     UsageError: "invalid_value",

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
-from fastvlm.pictures import PictureLimits
+from fastvlm.images import ImageLimits
 from fastvlm.processing.image_pool import ImagePool
 from fastvlm.server.api_errors import ApiError, as_api_error, error_response, no_such_model, unready
 from fastvlm.server.asking import Kitchen, answer_chat, answer_completion
@@ -35,7 +35,7 @@ from fastvlm.server.guides import Guides
 from fastvlm.server.metrics import CONTENT_TYPE, Metrics
 from fastvlm.server.openapi import DOCS_STYLE, docs_page, document
 from fastvlm.server.reading import Pace, announced_bytes, read_body
-from fastvlm.server.remote_pictures import RemotePictures
+from fastvlm.server.remote_images import RemoteImages
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
 from fastvlm.server.text_limits import text_limits
@@ -105,9 +105,9 @@ class Service:
 
     def _kitchen(self, engines: Mapping[str, Sequence[Engine]]) -> Kitchen:
         settings, engine = self.settings, next(iter(engines.values()))[0]
-        limits = PictureLimits(max_bytes=settings.max_picture_bytes, max_pixels=settings.max_picture_pixels)
+        limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         for one in chain.from_iterable(engines.values()):
-            one.processor.image_processor.picture_limits = limits
+            one.processor.image_processor.image_limits = limits
         tokenizer, end_ids = engine.processor.tokenizer, sorted(engine.config.stop_token_ids)
         guides = Guides(tokenizer, engine.config.text_config.vocab_size, end_ids)
         max_prompt_tokens = min(engine.context - 1, settings.max_prompt_tokens or engine.context)
@@ -116,8 +116,8 @@ class Service:
             models={name: Replicas(several, self._image_pool) for name, several in engines.items()},
             guides=guides,
             names=TokenNames(guides.tokens, tokenizer, end_ids),
-            remote=RemotePictures(
-                settings.remote_hosts, max_bytes=settings.max_picture_bytes, timeout_s=settings.remote_timeout_s
+            remote=RemoteImages(
+                settings.remote_hosts, max_bytes=settings.max_image_bytes, timeout_s=settings.remote_timeout_s
             ),
             metrics=self.metrics,
             tokenizer=tokenizer,
@@ -138,7 +138,7 @@ class Service:
             self.kitchen.reader.shutdown(wait=False)
 
 
-# A black picture and a question: the encoder, the prompt's pass and the decoder have all run once.
+# A black image and a question: the encoder, the prompt's pass and the decoder have all run once.
 _WARM_UP = [
     {
         "role": "user",
@@ -197,7 +197,7 @@ class _Asking:
 
 def _too_slow(limit_s: float) -> ApiError:
     # OpenAI's clients would ask again by themselves, and the second time would take as long.
-    message = f"The reply took longer than {limit_s:g} s, which is the limit. Ask for fewer tokens or pictures."
+    message = f"The reply took longer than {limit_s:g} s, which is the limit. Ask for fewer tokens or images."
     return ApiError(504, message, code="timeout", kind="server_error", headers={"x-should-retry": "false"})
 
 

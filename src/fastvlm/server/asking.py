@@ -23,7 +23,7 @@ from fastvlm.server.messages import check_texts, read_messages
 from fastvlm.server.metrics import Metrics
 from fastvlm.server.params import choice_params, read_params, reply_limit
 from fastvlm.server.reading import parse
-from fastvlm.server.remote_pictures import RemotePictures
+from fastvlm.server.remote_images import RemoteImages
 from fastvlm.server.replicas import Replica, Replicas
 from fastvlm.server.schemas import ChatRequest, CompletionRequest, ImagePart, Message
 from fastvlm.server.settings import ServeSettings
@@ -44,7 +44,7 @@ class Kitchen:
     models: Mapping[str, Replicas]
     guides: Guides
     names: TokenNames
-    remote: RemotePictures
+    remote: RemoteImages
     metrics: Metrics
     tokenizer: Any
     texts: TextLimits
@@ -81,8 +81,8 @@ async def _chat_prompt(kitchen: Kitchen, asked: ChatRequest, replica: Replica) -
     messages = await read_messages(
         asked.messages,
         kitchen.remote.fetch,
-        max_pictures=kitchen.settings.max_pictures,
-        max_picture_bytes=kitchen.settings.max_picture_bytes,
+        max_images=kitchen.settings.max_images,
+        max_image_bytes=kitchen.settings.max_image_bytes,
     )
     return await replica.door.prepare(messages)
 

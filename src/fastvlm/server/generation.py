@@ -51,7 +51,7 @@ class Totals:
 
     @property
     def image_tokens(self) -> int:
-        """Of these, pictures'."""
+        """Of these, images'."""
         return sum(image for _, _, image in self.prompts.values())
 
     @property

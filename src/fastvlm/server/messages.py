@@ -1,4 +1,4 @@
-"""Messages of OpenAI's API -> the engine's. A picture is in the request itself, or behind an address that is allowed.
+"""Messages of OpenAI's API -> the engine's. An image is in the request itself, or behind an address that is allowed.
 
 Nothing here opens a file: what is no data URI and no http(s) URL is refused by its scheme, before anything reads it.
 """
@@ -10,34 +10,34 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from fastvlm.data_uri import is_data_uri, read_data_uri
-from fastvlm.errors import ImageTooLargeError, PictureError
+from fastvlm.errors import ImageError, ImageTooLargeError
 from fastvlm.server.api_errors import ApiError, invalid
 from fastvlm.server.schemas import ImagePart, Message
 from fastvlm.server.text_limits import TextLimits
 
-__all__ = ["FetchPicture", "check_texts", "read_messages"]
+__all__ = ["FetchImage", "check_texts", "read_messages"]
 
-FetchPicture = Callable[[str], Awaitable[bytes]]  # URL -> encoded picture; raises ApiError
+FetchImage = Callable[[str], Awaitable[bytes]]  # URL -> encoded image; raises ApiError
 
 
 async def read_messages(
-    messages: Sequence[Message], fetch: FetchPicture, *, max_pictures: int, max_picture_bytes: int
+    messages: Sequence[Message], fetch: FetchImage, *, max_images: int, max_image_bytes: int
 ) -> list[dict[str, Any]]:
-    """Messages as :meth:`fastvlm.AsyncEngine.prepare` takes them, pictures as bytes.
+    """Messages as :meth:`fastvlm.AsyncEngine.prepare` takes them, images as bytes.
 
     Raises:
-        ApiError: too many pictures, one in another turn than the user's, an address that is none or not allowed, a data
-            URI that is none, a picture with too many bytes.
+        ApiError: too many images, one in another turn than the user's, an address that is none or not allowed, a data
+            URI that is none, an image with too many bytes.
     """
-    pictures = [(place, role, part) for place, role, part in _pictures(messages)]
-    if len(pictures) > max_pictures:
-        raise invalid(f"The request has {len(pictures)} pictures; the limit is {max_pictures}.", param="messages")
+    images = [(place, role, part) for place, role, part in _images(messages)]
+    if len(images) > max_images:
+        raise invalid(f"The request has {len(images)} images; the limit is {max_images}.", param="messages")
     contents: dict[int, bytes] = {}
-    for place, role, part in pictures:
+    for place, role, part in images:
         if role != "user":
-            raise invalid(f"{place} is a picture of the role {role!r}; only user messages can have one.", param=place)
+            raise invalid(f"{place} is an image of the role {role!r}; only user messages can have one.", param=place)
         try:
-            contents[id(part)] = await _picture(part.url, place, fetch, max_picture_bytes)
+            contents[id(part)] = await _image(part.url, place, fetch, max_image_bytes)
         except ApiError as error:
             error.param = error.param or place
             raise
@@ -75,7 +75,7 @@ def _texts(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
                     yield f"{place}[{number}].text", part.text
 
 
-def _pictures(messages: Sequence[Message]) -> Iterator[tuple[str, str, ImagePart]]:
+def _images(messages: Sequence[Message]) -> Iterator[tuple[str, str, ImagePart]]:
     for index, message in enumerate(messages):
         if isinstance(message.content, list):
             for number, part in enumerate(message.content):
@@ -84,7 +84,7 @@ def _pictures(messages: Sequence[Message]) -> Iterator[tuple[str, str, ImagePart
                     yield f"messages[{index}].content[{number}].{key}", message.role, part
 
 
-async def _picture(url: str, place: str, fetch: FetchPicture, max_bytes: int) -> bytes:
+async def _image(url: str, place: str, fetch: FetchImage, max_bytes: int) -> bytes:
     if is_data_uri(url):
         return await asyncio.to_thread(_data_uri, url, place, max_bytes)
     scheme = url.partition(":")[0].lower()
@@ -104,10 +104,10 @@ def _data_uri(uri: str, place: str, max_bytes: int) -> bytes:
         data = read_data_uri(uri, place, max_bytes)
     except ImageTooLargeError as error:
         raise invalid(str(error), param=place, code="image_too_large") from error
-    except PictureError as error:
+    except ImageError as error:
         raise invalid(str(error), param=place, code="invalid_image_url") from error
     if not data:
-        raise invalid(f"{place} is empty: 0 bytes hold no picture.", param=place, code="invalid_image_url")
+        raise invalid(f"{place} is empty: 0 bytes hold no image.", param=place, code="invalid_image_url")
     return data
 
 

@@ -92,12 +92,12 @@ class _Engines(Collector):
             for labels, replica in self._replicas:
                 gauge.add_metric(labels, value(replica))
             yield gauge
-        pictures = CounterMetricFamily(
-            "fastvlm_pictures",
-            "Pictures that prompts needed, by whether they were known.",
+        images = CounterMetricFamily(
+            "fastvlm_images",
+            "Images that prompts needed, by whether they were known.",
             labels=["model", "replica", "cache"],
         )
         for labels, replica in self._replicas:
-            for outcome, count in zip(("hit", "miss"), replica.engine.picture_hits, strict=True):
-                pictures.add_metric([*labels, outcome], count)
-        yield pictures
+            for outcome, count in zip(("hit", "miss"), replica.engine.image_hits, strict=True):
+                images.add_metric([*labels, outcome], count)
+        yield images

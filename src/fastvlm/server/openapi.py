@@ -72,7 +72,7 @@ def _paths(model_name: str, *, has_keys: bool) -> dict[str, Any]:
     model_path = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     return {
         "/v1/chat/completions": {
-            "post": {**_asking("Answer a chat with pictures", ChatRequest, ChatCompletion, chat), **security}
+            "post": {**_asking("Answer a chat with images", ChatRequest, ChatCompletion, chat), **security}
         },
         "/v1/completions": {
             "post": {

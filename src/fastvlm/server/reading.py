@@ -71,7 +71,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, pace: Pace) 
     if is_too_large:
         raise ApiError(
             413,
-            f"The request's body is larger than {max_bytes} bytes, which is the limit. Send smaller or fewer pictures.",
+            f"The request's body is larger than {max_bytes} bytes, which is the limit. Send smaller or fewer images.",
             code="body_too_large",
             headers={"Connection": "close"},
         )

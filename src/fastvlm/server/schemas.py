@@ -52,7 +52,7 @@ class TextPart(_Asked):
 
 
 class ImageUrl(_Asked):
-    """Where a picture is: in the request itself, or at an address whose host the server allows."""
+    """Where an image is: in the request itself, or at an address whose host the server allows."""
 
     url: str = Field(description="data:image/png;base64,... or, where the server allows its host, https://...")
     detail: Literal["auto", "low", "high"] | None = Field(
@@ -61,14 +61,14 @@ class ImageUrl(_Asked):
 
 
 class ImagePart(_Asked):
-    """A picture in a user's message."""
+    """An image in a user's message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl | str
 
     @property
     def url(self) -> str:
-        """Where the picture is."""
+        """Where the image is."""
         return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
@@ -172,7 +172,7 @@ class ChatRequest(SamplingRequest):
 
 
 class CompletionRequest(SamplingRequest):
-    """POST /v1/completions: text as it is, without a chat's marks, and without pictures."""
+    """POST /v1/completions: text as it is, without a chat's marks, and without images."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=16, fail_fast=True)]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -23,7 +23,7 @@ __all__ = ["serve"]
 _LINGER_S = 5.0  # after the grace period: time to tell clients that their replies have ended
 _KEEP_ALIVE_S = 30
 _BACKLOG = 128  # not accepted yet; asyncio logs an error for each of them where files have run out
-_OTHER_FILES = 256  # beside connections: weights, pictures from addresses, workers
+_OTHER_FILES = 256  # beside connections: weights, images from addresses, workers
 
 
 def serve(

@@ -28,7 +28,7 @@ class ServeSettings:
         adapters: LoRA adapters that are served beside the model, each ``NAME=FOLDER`` with the name that clients use.
         replicas: engines in this process for each name, with caches and slots of their own.
         slots: replies that one replica makes at the same time.
-        admission_ratio: how long a new request's pictures and prompt are worked on between two tokens of running
+        admission_ratio: how long a new request's images and prompt are worked on between two tokens of running
             replies, in decoding steps: large numbers start requests sooner, small ones keep replies flowing.
         context: tokens of one conversation, reply included; None for what the model was made for.
         host, port: where to listen; port 0 for any free one.
@@ -37,16 +37,16 @@ class ServeSettings:
         cors_origins: pages elsewhere that may ask, as ``https://example.org``; ``*`` for all.
         page: show the page at ``/``.
         access_log: one line on stderr for each request.
-        remote_hosts: hosts whose pictures are fetched, ``example.org``, ``*.example.org``, ``example.org:8443``, or
+        remote_hosts: hosts whose images are fetched, ``example.org``, ``*.example.org``, ``example.org:8443``, or
             ``*`` for any public one; empty for none.
-        remote_timeout_s: seconds that fetching one picture may take, redirects included.
+        remote_timeout_s: seconds that fetching one image may take, redirects included.
         max_body_bytes: of one request.
-        max_picture_bytes, max_picture_pixels: of one picture, encoded, and its width x height.
-        max_pictures: in one request.
+        max_image_bytes, max_image_pixels: of one image, encoded, and its width x height.
+        max_images: in one request.
         image_workers: processes that decode images, one each at a time; requests without images never wait for them.
         image_timeout_s: seconds that decoding one image may take.
         image_memory_bytes: address space of one such process. 40 million pixels take up to 1.2 GB (WebP with alpha).
-        max_prompt_tokens: of one request, those of pictures included; None for what the context leaves.
+        max_prompt_tokens: of one request, those of images included; None for what the context leaves.
         max_output_tokens: of one reply; also what a request gets that names no limit.
         max_choices: replies to one request (`n`).
         max_waiting: requests that wait for a slot of one replica; more are answered with 429.
@@ -57,7 +57,7 @@ class ServeSettings:
         min_body_rate: bytes a second that a body must bring, counted after the first `header_timeout_s` seconds.
         request_timeout_s: seconds for one request, from its first byte to the reply's last.
         shutdown_grace_s: seconds that running replies get after SIGTERM.
-        image_cache_bytes, picture_memo_bytes: memory for known pictures, encoded and prepared, of one replica.
+        image_cache_bytes, pixel_cache_bytes: memory for known images, encoded and prepared, of one replica.
 
     Raises:
         UsageError: a value that no server can have, or a server that anyone on the network could use without a key.
@@ -86,9 +86,9 @@ class ServeSettings:
     remote_hosts: tuple[str, ...] = ()
     remote_timeout_s: float = 10.0
     max_body_bytes: int = 20 * 2**20
-    max_picture_bytes: int = 15 * 2**20
-    max_picture_pixels: int = 40_000_000
-    max_pictures: int = 8
+    max_image_bytes: int = 15 * 2**20
+    max_image_pixels: int = 40_000_000
+    max_images: int = 8
     image_workers: int = 2
     image_timeout_s: float = 20.0
     image_memory_bytes: int = 3 * 2**29
@@ -103,7 +103,7 @@ class ServeSettings:
     request_timeout_s: float = 300.0
     shutdown_grace_s: float = 30.0
     image_cache_bytes: int = 2**28
-    picture_memo_bytes: int = 2**26
+    pixel_cache_bytes: int = 2**26
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -133,7 +133,7 @@ class ServeSettings:
     def _check_number(self, name: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return
-        lowest = 0 if name in ("port", "max_pictures", "image_cache_bytes", "picture_memo_bytes") else 1
+        lowest = 0 if name in ("port", "max_images", "image_cache_bytes", "pixel_cache_bytes") else 1
         lowest_ok = value > 0 if name.endswith("_s") else value >= lowest  # False for NaN
         _check(name, value, lowest_ok and value < 2**53, f"{'above 0' if name.endswith('_s') else f'{lowest} or more'}")
 

@@ -1,4 +1,4 @@
-"""Rows of different lengths -> a batch: padded on the right, pictures of all rows in one tensor."""
+"""Rows of different lengths -> a batch: padded on the right, images of all rows in one tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastvlm.training.supervision import IGNORED
 
 __all__ = ["Collator"]
 
-_OF_PICTURES = ("pixel_values", "cell_classes", "cell_colours")
+_OF_IMAGES = ("pixel_values", "cell_classes", "cell_colors")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Collator:
     """Makes batches of :class:`fastvlm.training.supervision.SupervisedDataset`'s rows.
 
     Args:
-        pad_token_id: what fills `input_ids`; never attended to, so any id of the vocabulary but the picture's serves.
+        pad_token_id: what fills `input_ids`; never attended to, so any id of the vocabulary but the image's serves.
         pad_to_multiple_of: makes T a multiple of it; None for as short as can be.
     """
 
@@ -33,12 +33,12 @@ class Collator:
         """A batch.
 
         Args:
-            rows: `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) where there are pictures.
+            rows: `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) where there are images.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` int64 (B, T), padded on the right by `pad_token_id`, 0 and IGNORED;
-            `pixel_values` float32 (sum of I, 3, H, W), in the rows' order, unless no row has a picture. Of grounded
-            rows `cell_classes`, `cell_colours` int64 (sum of I, 4h, 4w); `gaze_rows` int64 (sum of G,), the row that
+            `pixel_values` float32 (sum of I, 3, H, W), in the rows' order, unless no row has an image. Of grounded
+            rows `cell_classes`, `cell_colors` int64 (sum of I, 4h, 4w); `gaze_rows` int64 (sum of G,), the row that
             each gaze belongs to, `gaze_positions`, `gaze_is_reminder` (sum of G,), `gaze_seen` bool (sum of G, T).
 
         Raises:
@@ -51,7 +51,7 @@ class Collator:
             "attention_mask": self._padded([torch.ones_like(row["input_ids"]) for row in rows], 0),
             "labels": self._padded([row["labels"] for row in rows], IGNORED),
         }
-        for column in _OF_PICTURES:
+        for column in _OF_IMAGES:
             if found := [row[column] for row in rows if column in row]:
                 batch[column] = torch.cat(found)
         if "gaze_seen" in rows[0]:

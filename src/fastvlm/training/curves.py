@@ -13,7 +13,7 @@ from fastvlm.storage.whole_files import write_file
 __all__ = ["Curve", "curves_of", "draw_curves"]
 
 _WIDTH, _HEIGHT, _LEFT, _GAP, _MOST_POINTS = 860, 150, 70, 44, 800
-_COLOURS = ("#1f6f8b", "#c2571a", "#5b8c2a", "#7b4b94")
+_COLORS = ("#1f6f8b", "#c2571a", "#5b8c2a", "#7b4b94")
 _INK, _FAINT, _RULE = "#222222", "#777777", "#dddddd"
 
 
@@ -40,7 +40,7 @@ def curves_of(log: Sequence[dict[str, Any]]) -> list[Curve]:
         points = [(line["step"], line["lr"][part]) for line in rates if part in line["lr"]]
         found.append(Curve("learning rate", part, points))
     found.append(Curve("norm of the gradients", "before clipping", _series(log, "grad_norm")))
-    found.append(Curve("pictures a second", "all processes", _series(log, "pictures_per_s")))
+    found.append(Curve("images a second", "all processes", _series(log, "images_per_s")))
     return [curve for curve in found if curve.points]
 
 
@@ -90,15 +90,15 @@ def _panel(title: str, curves: Sequence[Curve], top: float) -> Iterator[str]:
         value = low + share * (high - low)
         y = place(first, value)[1]
         yield f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - 20}" stroke="{_RULE}"/>'
-        yield _text(_LEFT - 8, y + 4, f"{value:.3g}", anchor="end", colour=_FAINT)
-    yield _text(_LEFT, top + _HEIGHT + 14, f"step {first:g}", colour=_FAINT)
-    yield _text(_WIDTH - 20, top + _HEIGHT + 14, f"{last:g}", anchor="end", colour=_FAINT)
+        yield _text(_LEFT - 8, y + 4, f"{value:.3g}", anchor="end", color=_FAINT)
+    yield _text(_LEFT, top + _HEIGHT + 14, f"step {first:g}", color=_FAINT)
+    yield _text(_WIDTH - 20, top + _HEIGHT + 14, f"{last:g}", anchor="end", color=_FAINT)
     for number, curve in enumerate(curves):
-        colour = _COLOURS[number % len(_COLOURS)]
+        color = _COLORS[number % len(_COLORS)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*point) for point in thinned(curve.points)))
         style = 'stroke-opacity="0.35"' if curve.is_faint else 'stroke-width="1.5"'
-        yield f'<path d="M{path}" fill="none" stroke="{colour}" {style}/>'
-        yield _text(_WIDTH - 20 - 150 * (len(curves) - 1 - number), top - 8, curve.name, anchor="end", colour=colour)
+        yield f'<path d="M{path}" fill="none" stroke="{color}" {style}/>'
+        yield _text(_WIDTH - 20 - 150 * (len(curves) - 1 - number), top - 8, curve.name, anchor="end", color=color)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
@@ -107,6 +107,6 @@ def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> 
     return [*points[:-1:every], points[-1]]
 
 
-def _text(x: float, y: float, words: str, *, size: int = 12, anchor: str = "start", colour: str = _INK) -> str:
-    style = f'font-size="{size}" fill="{colour}" text-anchor="{anchor}"'
+def _text(x: float, y: float, words: str, *, size: int = 12, anchor: str = "start", color: str = _INK) -> str:
+    style = f'font-size="{size}" fill="{color}" text-anchor="{anchor}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(words)}</text>'

@@ -1,8 +1,8 @@
 """Which samples a run has seen: a number and a digest, compared when it goes on.
 
-Of each sample the digest takes its messages, what it says of objects and looks, and of its pictures the path, the bytes
+Of each sample the digest takes its messages, what it says of objects and looks, and of its images the path, the bytes
 or data URI in the record, the number of bytes in a shard, or, in Arrow and Parquet files, the file's name and size. No
-picture is read, so one that was replaced under its path, or by one of the same size in a shard, is not noticed.
+image is read, so one that was replaced under its path, or by one of the same size in a shard, is not noticed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm.errors import UsageError
-from fastvlm.training.samples import PictureSource, Sample
+from fastvlm.training.samples import ImageSource, Sample
 
 __all__ = ["DataDigest", "compare_data", "digest_of_rows", "row_digest"]
 
@@ -39,18 +39,18 @@ def row_digest(sample: Sample) -> int:
         objects = sample.grounding.objects
         looks = [[look.reply, look.at, look.objects, sorted(look.words)] for look in sample.grounding.looks]
         grounding = [None if objects is None else [asdict(entry) for entry in objects], looks]
-    content = [sample.messages, [_identity(picture) for picture in sample.pictures], grounding]
+    content = [sample.messages, [_identity(image) for image in sample.images], grounding]
     encoded = json.dumps(content, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=_ROW_BYTES).digest(), "little", signed=True)
 
 
-def _identity(picture: PictureSource) -> str:
-    """What tells a picture from another one, without reading a file."""
-    if isinstance(picture, (bytes, bytearray)):
-        return hashlib.blake2b(picture, digest_size=_ROW_BYTES).hexdigest()
-    if isinstance(picture, (str, Path)):
-        return str(picture)
-    return str(getattr(picture, "identity", type(picture).__name__))
+def _identity(image: ImageSource) -> str:
+    """What tells an image from another one, without reading a file."""
+    if isinstance(image, (bytes, bytearray)):
+        return hashlib.blake2b(image, digest_size=_ROW_BYTES).hexdigest()
+    if isinstance(image, (str, Path)):
+        return str(image)
+    return str(getattr(image, "identity", type(image).__name__))
 
 
 def digest_of_rows(rows: array[int]) -> DataDigest:

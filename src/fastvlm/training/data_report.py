@@ -1,4 +1,4 @@
-"""What ``fastvlm train --check`` tells: every record read, every picture opened, nothing computed.
+"""What ``fastvlm train --check`` tells: every record read, every image opened, nothing computed.
 
 Bad records are listed by origin and reason, none is replaced or left out silently.
 """
@@ -15,8 +15,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from fastvlm.errors import FastVlmError, PictureError
-from fastvlm.pictures import open_picture
+from fastvlm.errors import FastVlmError, ImageError
+from fastvlm.images import open_image
 from fastvlm.training.record_source import BadRecordError
 from fastvlm.training.samples import Sample
 from fastvlm.training.supervision import CHUNK, IGNORED, Supervised, SupervisedDataset, refuse_missing
@@ -79,7 +79,7 @@ class LengthSummary:
 class RenderedSample:
     """A sample as the model is shown it: texts in order, and whether each is supervised.
 
-    A picture's placeholders are told as ``<image x256>``.
+    An image's placeholders are told as ``<image x256>``.
     """
 
     origin: str
@@ -101,8 +101,8 @@ class DataReport:
         lengths: of the good ones; None where there is none.
         max_tokens: the limit that they were held against.
         too_long: origins of good samples that are longer, and will be cut at their end.
-        num_text_only: good samples without a picture.
-        num_pictures: pictures of the good samples.
+        num_text_only: good samples without an image.
+        num_images: images of the good samples.
         num_tokens: of the good samples, as they will be trained on.
         num_supervised_tokens: of these, how many are learnt.
         rendered: a few samples of different kinds.
@@ -115,7 +115,7 @@ class DataReport:
     max_tokens: int
     too_long: tuple[str, ...]
     num_text_only: int
-    num_pictures: int
+    num_images: int
     num_tokens: int
     num_supervised_tokens: int
     rendered: tuple[RenderedSample, ...]
@@ -143,7 +143,7 @@ class DataReport:
     def _summary(self) -> Iterator[str]:
         num_good = self.num_samples - len(self.bad)
         yield f"{self.num_samples} samples: {num_good} good, {len(self.bad)} bad"
-        yield f"pictures: {self.num_pictures}; samples without one: {self.num_text_only}"
+        yield f"images: {self.num_images}; samples without one: {self.num_text_only}"
         if self.lengths is None:
             return
         lengths = self.lengths
@@ -199,7 +199,7 @@ class _Findings:
     lengths: array[int] = field(default_factory=lambda: array("Q"))
     too_long: list[str] = field(default_factory=list)
     num_text_only: int = 0
-    num_pictures: int = 0
+    num_images: int = 0
     num_tokens: int = 0
     num_supervised: int = 0
     rendered: list[RenderedSample] = field(default_factory=list)
@@ -210,25 +210,25 @@ class _Findings:
         self.lengths.append(tokens.num_tokens)
         if tokens.num_tokens > self.dataset.max_tokens:
             self.too_long.append(sample.origin)
-        self.num_text_only += not sample.pictures
-        self.num_pictures += len(sample.pictures)
+        self.num_text_only += not sample.images
+        self.num_images += len(sample.images)
         self.num_tokens += len(tokens.input_ids)
         self.num_supervised += tokens.num_supervised
-        kind = min(len(sample.pictures), 2)
+        kind = min(len(sample.images), 2)
         if kind not in self.by_kind:
             self.by_kind[kind] = rendered(self.dataset, sample, tokens)
         elif len(self.rendered) < RENDERED:
             self.rendered.append(rendered(self.dataset, sample, tokens))
 
     def shown(self) -> tuple[RenderedSample, ...]:
-        """One of text alone, one with a picture, one with several, as far as there are such; then others."""
+        """One of text alone, one with an image, one with several, as far as there are such; then others."""
         return (*self.by_kind.values(), *self.rendered)[:RENDERED]
 
 
 def check_data(
     samples: Sequence[Sample], dataset: SupervisedDataset, on_progress: Callable[[int, int], None] | None = None
 ) -> DataReport:
-    """Read every record, tokenise it, and open every picture of it; nothing is trained and nothing written.
+    """Read every record, tokenize it, and open every image of it; nothing is trained and nothing written.
 
     Args:
         samples: what the dataset holds.
@@ -238,7 +238,7 @@ def check_data(
     findings = _Findings(dataset)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for chunk in _chunks(dataset):
-            problems = pool.map(partial(_picture_problem, dataset), [sample for _, sample, _ in chunk])
+            problems = pool.map(partial(_image_problem, dataset), [sample for _, sample, _ in chunk])
             for (index, sample, ids), problem in zip(chunk, problems, strict=True):
                 _examine(findings, index, sample, ids, problem)
             if on_progress is not None:
@@ -250,7 +250,7 @@ def check_data(
         max_tokens=dataset.max_tokens,
         too_long=tuple(findings.too_long),
         num_text_only=findings.num_text_only,
-        num_pictures=findings.num_pictures,
+        num_images=findings.num_images,
         num_tokens=findings.num_tokens,
         num_supervised_tokens=findings.num_supervised,
         rendered=findings.shown(),
@@ -262,22 +262,22 @@ _Row = tuple[int, Sample | BadRecordError, list[int]]
 
 
 def _chunks(dataset: SupervisedDataset) -> Iterator[list[_Row]]:
-    """Rows as :meth:`SupervisedDataset.tokenised` gives them, CHUNK at a time."""
-    for _, rows in groupby(dataset.tokenised(), key=lambda row: row[0] // CHUNK):
+    """Rows as :meth:`SupervisedDataset.tokenized` gives them, CHUNK at a time."""
+    for _, rows in groupby(dataset.tokenized(), key=lambda row: row[0] // CHUNK):
         yield list(rows)
 
 
-def _picture_problem(dataset: SupervisedDataset, sample: Sample | BadRecordError) -> str:
-    """What is wrong with the first bad picture of a sample; empty if nothing is."""
+def _image_problem(dataset: SupervisedDataset, sample: Sample | BadRecordError) -> str:
+    """What is wrong with the first bad image of a sample; empty if nothing is."""
     if isinstance(sample, BadRecordError):
         return ""
     number = 0
     try:
-        refuse_missing(sample.pictures)
-        for number, source in enumerate(sample.pictures, 1):  # noqa: B007 - the handler tells it
-            open_picture(source, limits=dataset.processor.image_processor.picture_limits)
-    except PictureError as error:
-        return f"picture {number}: {error}" if number else str(error)
+        refuse_missing(sample.images)
+        for number, source in enumerate(sample.images, 1):  # noqa: B007 - the handler tells it
+            open_image(source, limits=dataset.processor.image_processor.image_limits)
+    except ImageError as error:
+        return f"image {number}: {error}" if number else str(error)
     return ""
 
 
@@ -289,7 +289,7 @@ def _examine(
         return
     try:
         if problem:
-            raise PictureError(problem)
+            raise ImageError(problem)
         findings.add(sample, findings.dataset.supervise_ids(sample, ids))
     except FastVlmError as error:
         findings.bad.append(BadSample(index, sample.origin, str(error)))

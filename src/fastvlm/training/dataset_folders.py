@@ -4,7 +4,7 @@ Read by pyarrow alone: both formats are Arrow's own (a stream of record batches,
 (pandas, aiohttp, a cache that copies Parquet before it is read) serves other purposes.
 
 Arrow files are mapped into memory, so a row costs what it holds. A Parquet row costs its row group, of which the last
-few are kept; pictures are read apart from the text, only when they are asked for.
+few are kept; images are read apart from the text, only when they are asked for.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fastvlm.training.record_columns import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["PictureInTable", "TableSource", "open_parquet", "open_saved_dataset"]
+__all__ = ["ImageInTable", "TableSource", "open_parquet", "open_saved_dataset"]
 
 _PLAIN_COLUMNS = tuple(name for name in (*READ_COLUMNS, *REFUSED_COLUMNS) if name not in IMAGE_COLUMNS)
 ARROW = -1  # the group of a file that is not divided in row groups
@@ -42,13 +42,13 @@ _SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}.*")
 
 
 @dataclass(frozen=True)
-class PictureInTable:
-    """A picture in a cell, read when it is asked for; what :func:`fastvlm.pictures.open_picture` takes as a file.
+class ImageInTable:
+    """An image in a cell, read when it is asked for; what :func:`fastvlm.images.open_image` takes as a file.
 
     Args:
         file, group, row: the cell's place; `group` is ARROW in an Arrow file, `row` counts within the group.
         column: its column.
-        item: which one of the cell's list; None where the cell is the picture.
+        item: which one of the cell's list; None where the cell is the image.
         folder: where a path that stands there instead of bytes begins.
     """
 
@@ -61,13 +61,13 @@ class PictureInTable:
 
     @property
     def identity(self) -> str:
-        """What tells it from another picture without reading it: its file's name and size, and the place in there."""
+        """What tells it from another image without reading it: its file's name and size, and the place in there."""
         place = (self.group, self.row, self.column, self.item)
         return f"{self.file.name} of {_num_bytes(self.file)} bytes: {place}"
 
     def read(self, size: int = -1) -> bytes:
-        """The first `size` bytes of the picture, or all. Raises OSError, as files do."""
-        table = _mapped(self.file) if self.group == ARROW else _group_pictures(self.file, self.group, self.column)
+        """The first `size` bytes of the image, or all. Raises OSError, as files do."""
+        table = _mapped(self.file) if self.group == ARROW else _group_images(self.file, self.group, self.column)
         cell = table.column(self.column)[self.row]
         if self.item is not None:
             cell = cell.values[self.item]
@@ -88,13 +88,13 @@ class TableSource:
     Args:
         files: the files, in order.
         groups: (file's number, group, rows) of each part that is read at once.
-        pictures_in: where relative picture paths begin; None for the files' folder.
+        images_in: where relative image paths begin; None for the files' folder.
     """
 
     def __init__(
-        self, files: Sequence[Path], groups: Sequence[tuple[int, int, int]], pictures_in: Path | None = None
+        self, files: Sequence[Path], groups: Sequence[tuple[int, int, int]], images_in: Path | None = None
     ) -> None:
-        self.files, self.folder = tuple(files), pictures_in or files[0].parent
+        self.files, self.folder = tuple(files), images_in or files[0].parent
         self._groups = tuple(groups)
         self._ends = list(accumulate(rows for _, _, rows in self._groups))
         self._rows_before = self._rows_before_each_group()
@@ -122,7 +122,7 @@ class TableSource:
         return f"{file}:{self._rows_before[number] + row + 1}"
 
     def record(self, index: int) -> dict[str, Any]:
-        """The columns that matter; bytes of pictures stay where they are. Raises DataError: the file is damaged."""
+        """The columns that matter; bytes of images stay where they are. Raises DataError: the file is damaged."""
         _, file, group, row = self._place(index)
         pa = _pyarrow()
         try:
@@ -132,14 +132,14 @@ class TableSource:
                 if name in _PLAIN_COLUMNS:
                     record[name] = table.column(name)[row].as_py()
                 elif name in IMAGE_COLUMNS:
-                    place = PictureInTable(file, group, row, name, None, self.folder)
-                    record[name] = _picture_column(table.column(name)[row], place)
+                    place = ImageInTable(file, group, row, name, None, self.folder)
+                    record[name] = _image_column(table.column(name)[row], place)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"it cannot be read ({error})") from error
         return record
 
 
-def _picture_column(cell: pa.Scalar, place: PictureInTable) -> Any:
+def _image_column(cell: pa.Scalar, place: ImageInTable) -> Any:
     """Paths as they are, anything with bytes as places to read from, nothing for null."""
     if not cell.is_valid:
         return None
@@ -148,7 +148,7 @@ def _picture_column(cell: pa.Scalar, place: PictureInTable) -> Any:
         if _is_text(kind.value_type):
             return cell.as_py()
         return [
-            PictureInTable(place.file, place.group, place.row, place.column, item, place.folder)
+            ImageInTable(place.file, place.group, place.row, place.column, item, place.folder)
             for item in range(len(cell.values))
         ]
     return cell.as_py() if _is_text(kind) else place
@@ -162,7 +162,7 @@ def _is_text(kind: pa.DataType) -> bool:
 # ---------------------------------------------------------------------------------------------- opening
 
 
-def open_saved_dataset(folder: Path, pictures_in: Path | None = None, ignored: Collection[str] = ()) -> TableSource:
+def open_saved_dataset(folder: Path, images_in: Path | None = None, ignored: Collection[str] = ()) -> TableSource:
     """A folder that ``Dataset.save_to_disk`` wrote, or a ``DatasetDict``'s with one split.
 
     Raises:
@@ -174,7 +174,7 @@ def open_saved_dataset(folder: Path, pictures_in: Path | None = None, ignored: C
         splits = _stored_json(folder / "dataset_dict.json").get("splits") or []
         if len(splits) != 1:
             raise UsageError(f"{folder} has the splits {', '.join(splits)}. Name one: {folder / (splits or ['?'])[0]}")
-        return open_saved_dataset(folder / splits[0], pictures_in, ignored)
+        return open_saved_dataset(folder / splits[0], images_in, ignored)
     state = _stored_json(folder / "state.json")
     names = [entry.get("filename", "") for entry in state.get("_data_files") or []]
     files = [folder / name for name in names]
@@ -192,10 +192,10 @@ def open_saved_dataset(folder: Path, pictures_in: Path | None = None, ignored: C
         _check_columns(file, table.column_names)
         names = unknown_names(table.column_names, _KNOWN, ignored)
         _refuse_unknown(file, [name for name in names if table.column(name).null_count < table.num_rows])
-    return TableSource(files, [(which, ARROW, table.num_rows) for which, table in enumerate(tables)], pictures_in)
+    return TableSource(files, [(which, ARROW, table.num_rows) for which, table in enumerate(tables)], images_in)
 
 
-def open_parquet(files: Sequence[Path], pictures_in: Path | None = None, ignored: Collection[str] = ()) -> TableSource:
+def open_parquet(files: Sequence[Path], images_in: Path | None = None, ignored: Collection[str] = ()) -> TableSource:
     """Parquet files of one split.
 
     Raises:
@@ -219,14 +219,14 @@ def open_parquet(files: Sequence[Path], pictures_in: Path | None = None, ignored
         names = unknown_names(columns, _KNOWN, ignored)
         _refuse_unknown(file, [name for name in names if _has_values(parquet, name)])
         groups += [(which, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
-    return TableSource(files, groups, pictures_in)
+    return TableSource(files, groups, images_in)
 
 
 def _check_columns(file: Path, names: Sequence[str]) -> None:
     if not set(TURN_COLUMNS) & set(names):
         raise DataError(
             f"{file} has the columns {', '.join(names)}; expected {' or '.join(TURN_COLUMNS)}, with "
-            f"{' or '.join(IMAGE_COLUMNS)} for pictures."
+            f"{' or '.join(IMAGE_COLUMNS)} for images."
         )
 
 
@@ -294,7 +294,7 @@ def _num_bytes(file: Path) -> int:
 
 @lru_cache(maxsize=16)
 def _group_texts(file: Path, group: int) -> pa.Table:
-    """The columns of a row group that matter, without the bytes of pictures beside the messages."""
+    """The columns of a row group that matter, without the bytes of images beside the messages."""
     with _parquet(file) as parquet:
         paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
         wanted = [path for path in paths if path.split(".")[0] in _PLAIN_COLUMNS]
@@ -305,7 +305,7 @@ def _group_texts(file: Path, group: int) -> pa.Table:
 
 
 @lru_cache(maxsize=2)
-def _group_pictures(file: Path, group: int, column: str) -> pa.Table:
-    """A column of pictures of a row group, bytes and all."""
+def _group_images(file: Path, group: int, column: str) -> pa.Table:
+    """A column of images of a row group, bytes and all."""
     with _parquet(file) as parquet:
         return parquet.read_row_group(group, columns=[column], use_threads=False)

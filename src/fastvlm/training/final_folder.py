@@ -49,8 +49,8 @@ def write_model(
     Args:
         target: the new folder; one that is there is replaced once the new one is whole.
         weights: state dict of a FastVLM under its canonical names, any floating dtype; written in the source's dtype.
-        source: the checkpoint that training began from, for its sizes, generation config and licence.
-        processor: with the size of pictures that was trained at.
+        source: the checkpoint that training began from, for its sizes, generation config and license.
+        processor: with the size of images that was trained at.
         card: text of README.md.
         is_multi_branch: the encoder is in training form and is fused here.
     """
@@ -90,7 +90,7 @@ def write_card(target: Path, card: str) -> None:
 
 
 def _config_of(folder: CheckpointFolder, processor: FastVlmProcessor, *, is_multi_branch: bool) -> FastVlmConfig:
-    """The source's, with as many visual tokens as pictures have now, and the encoder's form."""
+    """The source's, with as many visual tokens as images have now, and the encoder's form."""
     config: FastVlmConfig = FastVlmConfig.from_dict(dict(folder.config))
     height, width = processor.image_processor.image_size
     config.image_seq_length = num_visual_tokens(height, width, processor.patch_size)

@@ -1,6 +1,6 @@
 """A sample's objects and looks -> tensors beside its `input_ids`: what the grounding objective asks for.
 
-Shapes: T tokens, I pictures of h x w visual tokens, G gazes: wishes that the token at one position attend to others.
+Shapes: T tokens, I images of h x w visual tokens, G gazes: wishes that the token at one position attend to others.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class GroundedRows:
         Args:
             sample: with or without grounding.
             ids: of the row, perhaps cut.
-            sizes: (width, height) of its pictures as they are stored.
-            processed: (height, width) of each picture as the encoder gets it.
+            sizes: (width, height) of its images as they are stored.
+            processed: (height, width) of each image as the encoder gets it.
 
         Returns:
-            `cell_classes`, `cell_colours` int64 (I, 4h, 4w) if objects are asked for; `gaze_positions` int64 (G,),
+            `cell_classes`, `cell_colors` int64 (I, 4h, 4w) if objects are asked for; `gaze_positions` int64 (G,),
             `gaze_is_reminder` bool (G,), `gaze_seen` bool (G, T) if looks are.
 
         Raises:
@@ -68,7 +68,7 @@ class GroundedRows:
         if self.names is not None and placements:
             cells = [self._cells(grounding, k, place, processed) for k, place in enumerate(placements)]
             columns["cell_classes"] = torch.from_numpy(np.stack([one.classes for one in cells]))
-            columns["cell_colours"] = torch.from_numpy(np.stack([one.colours for one in cells]))
+            columns["cell_colors"] = torch.from_numpy(np.stack([one.colors for one in cells]))
         if self.has_looks:
             gazes = [] if grounding is None else list(self._gazes(sample, grounding, ids, placements, processed))
             columns["gaze_positions"] = torch.tensor([position for position, _, _ in gazes], dtype=torch.int64)
@@ -78,10 +78,10 @@ class GroundedRows:
                 row[sorted(seen)] = True
         return columns
 
-    def _cells(self, grounding: Grounding | None, picture: int, place: Placement, processed: tuple[int, int]) -> Cells:
+    def _cells(self, grounding: Grounding | None, image: int, place: Placement, processed: tuple[int, int]) -> Cells:
         if grounding is None or grounding.objects is None or self.names is None:
             return Cells.unknown(*processed)
-        here = [thing for thing in grounding.objects if thing.picture == picture]
+        here = [thing for thing in grounding.objects if thing.image == image]
         return cells_of(here, self.names, place, *processed)
 
     def _gazes(
@@ -112,13 +112,13 @@ class GroundedRows:
     def _looked_at(
         self, look: Look, grounding: Grounding, placements: Sequence[Placement], processed: tuple[int, int]
     ) -> Iterator[int]:
-        """Numbers of visual tokens, counted through all pictures of the sample."""
+        """Numbers of visual tokens, counted through all images of the sample."""
         stride = self.processor.patch_size
         grid = processed[0] // stride, processed[1] // stride
         for thing in (grounding.objects[number] for number in look.objects if grounding.objects is not None):
-            if thing.picture < len(placements):
-                first = thing.picture * grid[0] * grid[1]
-                yield from (first + t for t in tokens_of(thing.box, placements[thing.picture], grid, stride))
+            if thing.image < len(placements):
+                first = thing.image * grid[0] * grid[1]
+                yield from (first + t for t in tokens_of(thing.box, placements[thing.image], grid, stride))
 
     def _piece(self, token: int) -> str:
         piece = self._pieces.get(token)

@@ -1,7 +1,7 @@
-"""Where things stand in a picture, and which of them each reply speaks of: two optional columns of a record.
+"""Where things stand in an image, and which of them each reply speaks of: two optional columns of a record.
 
 ``objects``: ``[{"name": "star", "colour": "red", "box": [x0, y0, x1, y1], "picture": 0}, ...]``, boxes in pixels of the
-picture as it is stored. ``looks``: ``[{"reply": 0, "at": 6, "objects": [0], "words": ["star"]}, ...]``: what the
+image as it is stored. ``looks``: ``[{"reply": 0, "at": 6, "objects": [0], "words": ["star"]}, ...]``: what the
 assistant looks at before it says what begins at character `at` of its reply number `reply` (the reply's length: before
 it ends), and the words of the question that tell so. Both are learnt in training alone, see `grounding_objective`.
 """
@@ -30,12 +30,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class GroundedObject:
-    """A thing in picture number `picture` of a sample; `box` is in pixels of the stored picture, `colour` may be ""."""
+    """A thing in image number `image` of a sample; `box` is in pixels of the stored image, `color` may be ""."""
 
     name: str
-    colour: str
+    color: str
     box: Box
-    picture: int
+    image: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Grounding:
-    """What a record tells; `objects` None: nothing is known of what stands in its pictures."""
+    """What a record tells; `objects` None: nothing is known of what stands in its images."""
 
     objects: tuple[GroundedObject, ...] | None
     looks: tuple[Look, ...]
@@ -61,7 +61,7 @@ class Grounding:
 
 def read_grounding(
     record: Mapping[str, Any],
-    num_pictures: int,
+    num_images: int,
     messages: Sequence[Mapping[str, Any]],
     *,
     ignored: Collection[str] = (),
@@ -70,7 +70,7 @@ def read_grounding(
 
     Args:
         record: what stands in the file.
-        num_pictures: that the record has.
+        num_images: that the record has.
         messages: of it, read.
         ignored: columns, and keys of their entries, that are left out.
 
@@ -81,7 +81,7 @@ def read_grounding(
     if stored is None and looks is None:
         return None
     entries = None if stored is None else _entries(stored, "objects", _OBJECT_KEYS, ignored)
-    objects = None if entries is None else tuple(_object(entry, num_pictures) for entry in entries)
+    objects = None if entries is None else tuple(_object(entry, num_images) for entry in entries)
     replies = [
         "".join(item["text"] for item in message["content"]) for message in messages if message["role"] == "assistant"
     ]
@@ -99,8 +99,8 @@ def _entries(value: Any, column: str, known: Sequence[str], ignored: Collection[
     return value
 
 
-def _object(entry: Mapping[str, Any], num_pictures: int) -> GroundedObject:
-    name, box, picture = entry.get("name"), entry.get("box"), entry.get("picture") or 0
+def _object(entry: Mapping[str, Any], num_images: int) -> GroundedObject:
+    name, box, image = entry.get("name"), entry.get("box"), entry.get("picture") or 0
     if not isinstance(name, str) or not name:
         raise DataError(f"an entry of 'objects' has the name {name!r}; expected a text")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(edge, (int, float)) for edge in box):
@@ -108,9 +108,9 @@ def _object(entry: Mapping[str, Any], num_pictures: int) -> GroundedObject:
     left, top, right, bottom = (float(edge) for edge in box)
     if not (left <= right and top <= bottom):
         raise DataError(f"the object {name!r} has the box {box!r}, whose right or bottom comes before its left or top")
-    if not isinstance(picture, int) or not 0 <= picture < num_pictures:
-        raise DataError(f"the object {name!r} is in picture {picture!r}; the record has {num_pictures}, counted from 0")
-    return GroundedObject(name, str(entry.get("colour") or ""), (left, top, right, bottom), picture)
+    if not isinstance(image, int) or not 0 <= image < num_images:
+        raise DataError(f"the object {name!r} is in image {image!r}; the record has {num_images}, counted from 0")
+    return GroundedObject(name, str(entry.get("colour") or ""), (left, top, right, bottom), image)
 
 
 def _look(entry: Mapping[str, Any], num_objects: int, replies: Sequence[str]) -> Look:
@@ -129,27 +129,27 @@ def _look(entry: Mapping[str, Any], num_objects: int, replies: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Names:
-    """Every name and every colour that the objects of a data set may have: NAMES_FILE beside its records.
+    """Every name and every color that the objects of a data set may have: NAMES_FILE beside its records.
 
     Args:
         objects: name -> class, from 1.
-        colours: colour -> class, from 0.
+        colors: color -> class, from 0.
     """
 
     objects: Mapping[str, int]
-    colours: Mapping[str, int]
+    colors: Mapping[str, int]
 
     @classmethod
     def beside(cls, sources: Iterable[Path]) -> Names:
         """Those of all NAMES_FILEs in the folders of the sources, sorted. Raises DataError: none, or a damaged one."""
         objects: set[str] = set()
-        colours: set[str] = set()
+        colors: set[str] = set()
         folders = dict.fromkeys(source if source.is_dir() else source.parent for source in sources)
         for file in (folder / NAMES_FILE for folder in folders):
             if file.is_file():
                 found = _stored_names(file)
                 objects |= found["objects"]
-                colours |= found["colours"]
+                colors |= found["colours"]
         if not objects:
             raise DataError(
                 f"grounding.objects needs the names of all objects: a file {NAMES_FILE} in "
@@ -157,7 +157,7 @@ class Names:
             )
         return cls(
             {name: number for number, name in enumerate(sorted(objects), EMPTY + 1)},
-            {name: number for number, name in enumerate(sorted(colours))},
+            {name: number for number, name in enumerate(sorted(colors))},
         )
 
     @property
@@ -171,9 +171,9 @@ class Names:
             raise DataError(f"its object {name!r} is not among the {len(self.objects)} names of {NAMES_FILE}")
         return self.objects[name]
 
-    def colour_of(self, colour: str) -> int:
+    def color_of(self, color: str) -> int:
         """Its class; IGNORED for one that is not among them, and for ""."""
-        return self.colours.get(colour, IGNORED)
+        return self.colors.get(color, IGNORED)
 
 
 def _stored_names(file: Path) -> dict[str, set[str]]:
@@ -184,5 +184,5 @@ def _stored_names(file: Path) -> dict[str, set[str]]:
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file} cannot be read ({error}); expected {NAMES_FORM}.") from error
     if unknown:
-        raise DataError(f"{file} has {with_nearest(unknown, ('objects', 'colours'))}; expected {NAMES_FORM}.")
+        raise DataError(f"{file} has {with_nearest(unknown, ('objects', 'colors'))}; expected {NAMES_FORM}.")
     return found

@@ -1,11 +1,11 @@
 """Two objectives beside the loss of text, for records that tell where things stand; nothing of them is shipped.
 
 Objects: the encoder says what stands in every cell of 16 px, from three depths: the maps of stride 16 (a vector a
-cell), 32 (for 2 x 2 cells) and 64, the visual tokens (4 x 4 cells). That gives tens of labels a picture where a reply
+cell), 32 (for 2 x 2 cells) and 64, the visual tokens (4 x 4 cells). That gives tens of labels an image where a reply
 gives one. Looks: two attention heads of one decoder layer are told the words of the question that say which thing is
 meant, two of a later layer the visual tokens that show it; their loss is -log of the share of attention there.
 
-Shapes: I pictures of h x w visual tokens, B sequences of T tokens, H attention heads, G gazes.
+Shapes: I images of h x w visual tokens, B sequences of T tokens, H attention heads, G gazes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["GROUNDING_COLUMNS", "CellHead", "CellLogits", "GroundingObjective", 
 
 GROUNDING_COLUMNS = (
     "cell_classes",
-    "cell_colours",
+    "cell_colors",
     "gaze_rows",
     "gaze_positions",
     "gaze_is_reminder",
@@ -33,27 +33,27 @@ GROUNDING_COLUMNS = (
 )
 CELL_WIDTH = 96
 DEPTHS = ((2, 1, 1.0), (3, 2, 0.5), (-1, 4, 1.0))  # stage, cells a vector tells along a side, weight
-COLOUR_WEIGHT = 0.5
+COLOR_WEIGHT = 0.5
 # Settled heads give some tokens 1e-36 of their attention; what lies far below this is not pulled up.
 LEAST_SHARE = 1e-37
 
 
 @dataclass(frozen=True)
 class CellLogits:
-    """`classes` (I, 4h, 4w, K) and `colours` (I, 4h, 4w, C), laid out as the picture."""
+    """`classes` (I, 4h, 4w, K) and `colors` (I, 4h, 4w, C), laid out as the image."""
 
     classes: Tensor
-    colours: Tensor
+    colors: Tensor
 
 
 class CellHead(nn.Module):
     """One vector of a map -> its side x side cells, by class weights that the places share."""
 
-    def __init__(self, width: int, side: int, num_classes: int, num_colours: int) -> None:
+    def __init__(self, width: int, side: int, num_classes: int, num_colors: int) -> None:
         super().__init__()
         self.side, self.num_classes = side, num_classes
         self.spread = nn.Linear(width, side * side * CELL_WIDTH)
-        self.name = nn.Linear(CELL_WIDTH, num_classes + num_colours)
+        self.name = nn.Linear(CELL_WIDTH, num_classes + num_colors)
 
     def forward(self, feature_map: Tensor) -> CellLogits:
         """feature_map (I, C, h, w) -> logits of side*h x side*w cells."""
@@ -80,7 +80,7 @@ class GroundingObjective(nn.Module):
         self.entry = entry
         self.heads = nn.ModuleList()
         if names is not None:
-            sizes = names.num_classes, len(names.colours)
+            sizes = names.num_classes, len(names.colors)
             self.heads.extend(CellHead(widths[s] if s >= 0 else token_width, side, *sizes) for s, side, _ in DEPTHS)
 
     def forward(
@@ -89,16 +89,16 @@ class GroundingObjective(nn.Module):
         """Each objective's weighted loss, by its name.
 
         Args:
-            stages: the maps of the encoder's stages (I, C, ., .); none where there is no picture.
+            stages: the maps of the encoder's stages (I, C, ., .); none where there is no image.
             last: its last map (I, C, h, w), or None.
             attentions: of each decoder layer (B, H, T, T).
             batch: with GROUNDING_COLUMNS.
         """
         losses: dict[str, Tensor] = {}
         if last is not None and "cell_classes" in batch and self.heads:
-            classes, colours = batch["cell_classes"], batch["cell_colours"]
+            classes, colors = batch["cell_classes"], batch["cell_colors"]
             told = [
-                weight * cell_loss(cast("CellLogits", head(stages[stage] if stage >= 0 else last)), classes, colours)
+                weight * cell_loss(cast("CellLogits", head(stages[stage] if stage >= 0 else last)), classes, colors)
                 for head, (stage, _, weight) in zip(self.heads, DEPTHS, strict=True)
             ]
             losses["objects"] = self.entry.objects * torch.stack(told).sum()
@@ -113,10 +113,10 @@ class GroundingObjective(nn.Module):
         return losses
 
 
-def cell_loss(logits: CellLogits, classes: Tensor, colours: Tensor) -> Tensor:
-    """Cross-entropy of things, of empty cells and of colours, weighted against each other.
+def cell_loss(logits: CellLogits, classes: Tensor, colors: Tensor) -> Tensor:
+    """Cross-entropy of things, of empty cells and of colors, weighted against each other.
 
-    A cell with a thing weighs 1/sqrt(such cells in its picture): a page of text must not drown a single letter.
+    A cell with a thing weighs 1/sqrt(such cells in its image): a page of text must not drown a single letter.
     """
     known, things = classes != IGNORED, classes > EMPTY
     weight = things / things.sum((1, 2), keepdim=True).clamp(min=1).sqrt()
@@ -124,7 +124,7 @@ def cell_loss(logits: CellLogits, classes: Tensor, colours: Tensor) -> Tensor:
     losses = _by_cell(logits.classes, classes)
     empty = known & ~things
     by_empty = (losses * empty).sum() / empty.sum().clamp(min=1)
-    return (losses * weight).sum() + by_empty + COLOUR_WEIGHT * (_by_cell(logits.colours, colours) * weight).sum()
+    return (losses * weight).sum() + by_empty + COLOR_WEIGHT * (_by_cell(logits.colors, colors) * weight).sum()
 
 
 def _by_cell(logits: Tensor, targets: Tensor) -> Tensor:

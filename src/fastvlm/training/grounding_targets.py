@@ -1,4 +1,4 @@
-"""What a record tells of its pictures, in the model's own measures: cells, visual tokens, positions of tokens.
+"""What a record tells of its images, in the model's own measures: cells, visual tokens, positions of tokens.
 
 h x w visual tokens of 64 px, and as many times 4 x 4 cells of 16 px; T tokens of a sample.
 """
@@ -16,7 +16,7 @@ from fastvlm.training.grounding import EMPTY, IGNORED, Box, GroundedObject, Look
 
 __all__ = ["CELL_PX", "Cells", "Placement", "cells_of", "pieces_of_words", "positions_of_looks", "tokens_of"]
 
-CELL_PX = 16  # of the processed picture: the stride of the third stage's map
+CELL_PX = 16  # of the processed image: the stride of the third stage's map
 # Shares of a box, to either side of its middle, that show the thing: cells that it claims, visual tokens to look at.
 CLAIMED, SHOWN = 0.28, 0.35
 LEAST_CLAIM_PX = 0.6 * CELL_PX  # so that a small thing claims the cell that it is in
@@ -25,21 +25,21 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a stored picture lies in the processed one: ``processed = scale * stored + offset``, in pixels."""
+    """Where a stored image lies in the processed one: ``processed = scale * stored + offset``, in pixels."""
 
     scale: tuple[float, float]
     offset: tuple[float, float]
 
     @classmethod
     def of(cls, stored: tuple[int, int], processed: tuple[int, int], fit: str) -> Placement:
-        """`stored` and `processed` are (width, height); as `fit_picture` does it, to within a pixel."""
+        """`stored` and `processed` are (width, height); as `fit_image` does it, to within a pixel."""
         ratios = processed[0] / stored[0], processed[1] / stored[1]
         scale = ratios if fit == "stretch" else ((min if fit == "pad" else max)(ratios),) * 2
         offset = tuple((p - s * ratio) / 2 for p, s, ratio in zip(processed, stored, scale, strict=True))
         return cls(scale, (offset[0], offset[1]))
 
     def place(self, box: Box) -> Box:
-        """A box of the stored picture in the processed one."""
+        """A box of the stored image in the processed one."""
         (across, down), (left, top) = self.scale, self.offset
         return box[0] * across + left, box[1] * down + top, box[2] * across + left, box[3] * down + top
 
@@ -49,20 +49,20 @@ class Placement:
 
 @dataclass(frozen=True)
 class Cells:
-    """`classes`, `colours` int64 (4h, 4w): what stands in each cell; IGNORED: nothing is known."""
+    """`classes`, `colors` int64 (4h, 4w): what stands in each cell; IGNORED: nothing is known."""
 
     classes: Int64Array
-    colours: Int64Array
+    colors: Int64Array
 
     @classmethod
     def unknown(cls, height: int, width: int) -> Cells:
-        """Of a processed picture of which nothing is known."""
+        """Of a processed image of which nothing is known."""
         shape = height // CELL_PX, width // CELL_PX
         return cls(np.full(shape, IGNORED, np.int64), np.full(shape, IGNORED, np.int64))
 
 
 def cells_of(objects: Sequence[GroundedObject], names: Names, placement: Placement, height: int, width: int) -> Cells:
-    """The cells of one processed picture; a cell near several things belongs to the nearest.
+    """The cells of one processed image; a cell near several things belongs to the nearest.
 
     Raises:
         DataError: an object whose name is not among `names`.
@@ -81,7 +81,7 @@ def cells_of(objects: Sequence[GroundedObject], names: Names, placement: Placeme
         is_ours = distance < nearest[rows, columns]
         nearest[rows, columns][is_ours] = distance[is_ours]
         cells.classes[rows, columns][is_ours] = names.class_of(thing.name)
-        cells.colours[rows, columns][is_ours] = names.colour_of(thing.colour)
+        cells.colors[rows, columns][is_ours] = names.color_of(thing.color)
     return cells
 
 
@@ -124,7 +124,7 @@ def positions_of_looks(looks: Sequence[Look], reply: str, pieces: Sequence[str])
 
 
 def pieces_of_words(words: frozenset[str], pieces: Sequence[str]) -> list[int]:
-    """Numbers of the pieces of a text, as tokenised, that spell one of `words` (small letters)."""
+    """Numbers of the pieces of a text, as tokenized, that spell one of `words` (small letters)."""
     owner = [number for number, piece in enumerate(pieces) for _ in piece]
     found: set[int] = set()
     for match in re.finditer(r"\w+", "".join(pieces)):

@@ -20,7 +20,7 @@ class LengthGroupedBatches(Sampler[int]):
 
     All rows are shuffled, sorted by length within stretches of some batches, cut into batches, and the batches are
     shuffled. Only the last batch may be smaller. The longest batch comes first, so that a lack of memory is met at
-    once. Text-only rows and rows with pictures share batches: what counts is how many tokens they have.
+    once. Text-only rows and rows with images share batches: what counts is how many tokens they have.
 
     The order follows from `seed` and the epoch alone, so a run that goes on after an interruption can skip what it has
     seen. ``set_epoch`` is what transformers' Trainer and accelerate call.

@@ -9,7 +9,7 @@ from typing import Any
 from fastvlm.errors import DataError
 from fastvlm.processing.prompt import IMAGE_TOKEN
 
-__all__ = ["is_llava_turn", "llava_message", "split_at_pictures", "without_blank_start"]
+__all__ = ["is_llava_turn", "llava_message", "split_at_images", "without_blank_start"]
 
 # LLaVA's and ShareGPT's names of who speaks.
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -31,11 +31,11 @@ def llava_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
         raise DataError(f"turn {index} has the value {text!r}; expected a text")
     role = ROLES[speaker]
     if role == "user":
-        return {"role": role, "content": split_at_pictures(text)}
+        return {"role": role, "content": split_at_images(text)}
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def split_at_pictures(text: str) -> list[dict[str, Any]]:
+def split_at_images(text: str) -> list[dict[str, Any]]:
     """Items of a user's text: an image item where ``<image>`` stands.
 
     The chat template puts one line break between an image and a text, whatever stood there, and moves images that end

@@ -1,4 +1,4 @@
-"""A record of any layout -> messages, and the pictures of their places.
+"""A record of any layout -> messages, and the images of their places.
 
 Known are LLaVA's ``conversations`` with ``image``, OpenAI's ``messages`` (content a text or a list of items), and what
 TRL and Hugging Face sets make of both: either name of the turns, ``image`` or ``images``, turns as a JSON text.
@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 
 from fastvlm.errors import DataError, PromptError
 from fastvlm.processing.prompt import IMAGE_ITEMS, IMAGE_KEYS, TEXT_ITEMS, Conversation, read_conversation
-from fastvlm.training.llava_records import is_llava_turn, llava_message, split_at_pictures, without_blank_start
+from fastvlm.training.llava_records import is_llava_turn, llava_message, split_at_images, without_blank_start
 from fastvlm.training.record_columns import (
     IMAGE_COLUMNS,
     METADATA_COLUMNS,
@@ -38,27 +38,27 @@ _ITEM_METADATA = ("id", "index", "detail")  # `detail` is OpenAI's hint of how m
 def read_record(
     record: Mapping[str, Any], folder: Path, *, ignored: Collection[str] = ()
 ) -> tuple[list[dict[str, Any]], tuple[Any, ...]]:
-    """(messages, pictures) of a record: as many pictures as the messages have image items, in their order.
+    """(messages, images) of a record: as many images as the messages have image items, in their order.
 
     Args:
         record: what stands in the file.
-        folder: where relative paths of pictures begin.
+        folder: where relative paths of images begin.
         ignored: columns, and keys of turns and items, that are left out.
 
     Returns:
-        Messages as ``FastVlmProcessor.apply_chat_template`` takes them, with ``{"type": "image"}`` where a picture
-        stands, and pictures as :func:`fastvlm.pictures.open_picture` takes them, not opened.
+        Messages as ``FastVlmProcessor.apply_chat_template`` takes them, with ``{"type": "image"}`` where an image
+        stands, and images as :func:`fastvlm.images.open_image` takes them, not opened.
 
     Raises:
         DataError: anything that cannot be trained on; the text is the reason alone.
     """
     record = {name: value for name, value in record.items() if name not in ignored}
     _check_columns(record)
-    given = _given_pictures(record)
+    given = _given_images(record)
     turns = _turns(record)
     messages = _with_system([_message(turn, index, ignored) for index, turn in enumerate(turns)], record)
     if given and not any(is_llava_turn(turn) for turn in turns):
-        _place_pictures(messages, len(given))
+        _place_images(messages, len(given))
     try:
         conversation = read_conversation(messages)
     except PromptError as error:
@@ -143,12 +143,12 @@ def _openai_message(turn: Mapping[str, Any], index: int, ignored: Collection[str
         if kept.get("type") in _ITEM_KEYS:  # another type is refused with its conversation
             refuse_unknown(kept, _ITEM_KEYS[kept["type"]], f"an item of turn {index} has", harmless=_ITEM_METADATA)
         is_user_text = role == "user" and kept.get("type") == "text" and isinstance(kept.get("text"), str)
-        items += split_at_pictures(kept["text"]) if is_user_text else [kept]
+        items += split_at_images(kept["text"]) if is_user_text else [kept]
     return {"role": role, "content": items}
 
 
-def _place_pictures(messages: list[dict[str, Any]], count: int) -> None:
-    """TRL's habit: pictures that no message gives a place to stand before the first user's text."""
+def _place_images(messages: list[dict[str, Any]], count: int) -> None:
+    """TRL's habit: images that no message gives a place to stand before the first user's text."""
     has_place = any(item.get("type") != "text" for message in messages for item in message["content"])
     first = next((message for message in messages if message["role"] == "user"), None)
     if not has_place and first is not None:
@@ -156,7 +156,7 @@ def _place_pictures(messages: list[dict[str, Any]], count: int) -> None:
 
 
 def _check_texts(conversation: Conversation) -> None:
-    """JSON can hold half of a surrogate pair, which is no character and cannot be tokenised."""
+    """JSON can hold half of a surrogate pair, which is no character and cannot be tokenized."""
     index = 0
     try:
         for index, message in enumerate(conversation.messages):  # noqa: B007 - the handler tells it
@@ -175,11 +175,11 @@ def _check_replies(conversation: Conversation) -> None:
             raise DataError(f"turn {index}, the assistant's, is empty")
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- images
 
 
-def _given_pictures(record: Mapping[str, Any]) -> list[Any]:
-    """What stands in one of IMAGE_COLUMNS; nothing there, an empty text and an empty list are no picture."""
+def _given_images(record: Mapping[str, Any]) -> list[Any]:
+    """What stands in one of IMAGE_COLUMNS; nothing there, an empty text and an empty list are no image."""
     names = [name for name in IMAGE_COLUMNS if is_given(record.get(name))]
     if len(names) > 1:
         raise DataError(f"it has both {names[0]!r} and {names[1]!r}; expected one of them (--ignore {names[1]})")
@@ -190,14 +190,12 @@ def _given_pictures(record: Mapping[str, Any]) -> list[Any]:
 
 
 def _sources(conversation: Conversation, given: list[Any]) -> list[Any]:
-    """The pictures of the places: those inside the messages, or those beside them."""
+    """The images of the places: those inside the messages, or those beside them."""
     inline, places = conversation.images, conversation.num_images
     if inline and given:
-        raise DataError(f"it has {len(inline)} picture(s) inside its messages and {len(given)} beside them")
+        raise DataError(f"it has {len(inline)} image(s) inside its messages and {len(given)} beside them")
     if len(inline or given) != places:
-        raise DataError(
-            f"it has {places} place(s) for pictures (<image>, or items) and {len(inline or given)} picture(s)"
-        )
+        raise DataError(f"it has {places} place(s) for images (<image>, or items) and {len(inline or given)} image(s)")
     return inline or given
 
 
@@ -211,18 +209,18 @@ def _located(source: Any, folder: Path) -> Any:
         return folder / source
     if isinstance(source, (bytes, bytearray)) or hasattr(source, "read") or hasattr(source, "mode"):
         return source
-    raise DataError(f"a picture is {_shown(source)}; expected a path, a data URI, or an object with bytes or path")
+    raise DataError(f"an image is {_shown(source)}; expected a path, a data URI, or an object with bytes or path")
 
 
 def _of_struct(source: Mapping[str, Any]) -> Any:
-    """``{"bytes": ..., "path": ...}``, as Hugging Face sets store pictures; in JSON the bytes are base64."""
+    """``{"bytes": ..., "path": ...}``, as Hugging Face sets store images; in JSON the bytes are base64."""
     data = source.get("bytes")
     if data is None:
         data = source.get("path") or source.get("url")
     elif isinstance(data, str):
         data = f"data:;base64,{data}"
     if not data:
-        raise DataError(f"a picture is {_shown(dict(source))}; expected 'bytes' or 'path'")
+        raise DataError(f"an image is {_shown(dict(source))}; expected 'bytes' or 'path'")
     return data
 
 
@@ -230,9 +228,7 @@ def _of_text(text: str, folder: Path) -> Any:
     if text.startswith("data:"):
         return text
     if text.startswith(("http://", "https://")):
-        raise DataError(
-            f"its picture {text[:80]!r} is a URL; training reads no network. Download it, and name the file"
-        )
+        raise DataError(f"its image {text[:80]!r} is a URL; training reads no network. Download it, and name the file")
     if text.startswith("file://"):
         text = unquote(urlparse(text).path)
     return folder / text  # an absolute path stays what it is

@@ -72,8 +72,7 @@ def open_mixture(entries: Sequence[DataEntry], seed: int = 0) -> Mixture:
         UsageError, DataError: a source that is not there or cannot be read; nothing in all of them.
     """
     sources = [
-        (open_samples([entry.path], pictures_in=entry.pictures_in, ignored=entry.ignore), entry.repeat)
-        for entry in entries
+        (open_samples([entry.path], images_in=entry.images_in, ignored=entry.ignore), entry.repeat) for entry in entries
     ]
     mixture = Mixture(sources, seed)
     if not len(mixture):

@@ -13,7 +13,7 @@ __all__ = ["RunFacts", "TestScore", "model_card"]
 
 _LICENCE = (
     "That of the checkpoint it began from, and of the data. Apple's FastVLM weights, and what is made from them, are "
-    "for research only (Apple Machine Learning Research Model licence)."
+    "for research only (Apple Machine Learning Research Model license)."
 )
 
 
@@ -85,7 +85,7 @@ def model_card(recipe: Recipe, facts: RunFacts, *, is_adapter: bool = False) -> 
         _evaluation(facts),
         "## Recipe",
         f"```yaml\n{recipe.to_yaml()}```",
-        "## Licence",
+        "## License",
         _LICENCE,
     ]
     return "\n\n".join(blocks) + "\n"
@@ -102,7 +102,7 @@ def _what(recipe: Recipe, facts: RunFacts, *, is_adapter: bool) -> str:
     if recipe.from_scratch:
         return f"A FastVLM of the sizes of `{recipe.model}`, trained from random weights; its encoder is fused."
     if is_adapter:
-        use = f'fastvlm ask picture.png "..." -m {recipe.model} --adapter .'
+        use = f'fastvlm ask image.png "..." -m {recipe.model} --adapter .'
         return f"An adapter (LoRA) for `{recipe.model}`. Use: `{use}`"
     fused = " Its encoder was trained with all its branches and is fused here." if facts.is_multi_branch else ""
     return f"`{recipe.model}`, trained further; in the `fast_vlm` format of transformers.{fused}"

@@ -80,13 +80,13 @@ class DataEntry(_Entry):
 
     Args:
         path: a file or folder as :func:`fastvlm.training.samples.open_samples` takes it.
-        pictures_in: the folder that its pictures' paths start from.
+        images_in: the folder that its images' paths start from.
         repeat: how often each sample is seen in an epoch; 0.5 takes half of them, drawn by the seed.
         ignore: columns, keys of turns, and kinds of members of shards that are left out though they are not known.
     """
 
     path: str
-    pictures_in: str | None = None
+    images_in: str | None = None
     repeat: Annotated[float, Field(gt=0)] = 1.0
     ignore: tuple[str, ...] = ()
 
@@ -118,7 +118,7 @@ class GroundingEntry(_Entry):
     """Objectives beside the loss of text, for records with `objects` and `looks` (docs/training_data.md).
 
     Args:
-        objects: weight of naming what stands in every 16 px of a picture; 0: not. Needs names.json beside the data.
+        objects: weight of naming what stands in every 16 px of an image; 0: not. Needs names.json beside the data.
         looks: weight of attending to what a reply speaks of; 0: not.
         reminding: heads that are shown which words of the question tell what is meant.
         looking: heads of a later layer, which are shown the visual tokens.
@@ -156,7 +156,7 @@ class TestEntry(_Entry):
     Args:
         suite: "mini", the questions that come with the package; or
         task: a benchmark's name, or "plain".
-        data, images: the task's file or folder, and where its pictures are.
+        data, images: the task's file or folder, and where its images are.
         metric: of "plain".
         limit: at most so many questions of each test.
     """
@@ -213,7 +213,7 @@ class Recipe(_Entry):
         seed: of everything that is drawn.
         save_every_steps, save_every_minutes: between checkpoints; whichever comes first.
         log_every: steps that one line of the log averages.
-        workers: processes that read pictures.
+        workers: processes that read images.
         tests: questions for the folder that was written; their scores stand in its card.
     """
 

@@ -1,6 +1,6 @@
 """The columns that a record may have, and the refusal of all others by name.
 
-A column that is not known may change what should be learnt: a picture under another name, a system prompt, tools. So it
+A column that is not known may change what should be learnt: an image under another name, a system prompt, tools. So it
 is an error and not left out, unless it describes where the record comes from (METADATA_COLUMNS) or the user names it as
 one to ignore.
 """

@@ -36,7 +36,7 @@ class RecordSource(Protocol):
     """Records of one file, or of files that belong together.
 
     Attributes:
-        folder: where the records' relative picture paths begin, unless the user says otherwise.
+        folder: where the records' relative image paths begin, unless the user says otherwise.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class RecordSource(Protocol):
         ...
 
     def record(self, index: int) -> dict[str, Any]:
-        """What stands there; pictures that are large are objects with `read`, which fetch their bytes when asked.
+        """What stands there; images that are large are objects with `read`, which fetch their bytes when asked.
 
         Raises:
             DataError: it cannot be read; the text is the reason alone, without the origin.

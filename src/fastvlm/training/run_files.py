@@ -4,7 +4,7 @@ recipe.yaml      what was asked for, all keys
 data.json        how many samples it has seen, and a digest of them
 base_digest.json of the weights under adapters
 log.jsonl        one line every few steps
-checkpoint-N/    weights, optimiser, schedule, random numbers after step N; the newest two
+checkpoint-N/    weights, optimizer, schedule, random numbers after step N; the newest two
 curves.svg       loss and rates, at the end
 model/ adapter/  what came of it
 """

@@ -23,9 +23,9 @@ from fastvlm.training.message_records import read_record
 from fastvlm.training.record_source import BadRecordError, RecordSource
 from fastvlm.training.tar_shards import UnusedMember, open_shards
 
-__all__ = ["PictureSource", "Sample", "Samples", "open_samples"]
+__all__ = ["ImageSource", "Sample", "Samples", "open_samples"]
 
-PictureSource: TypeAlias = Any  # what `fastvlm.pictures.open_picture` opens: a path, bytes, a PIL image, a file
+ImageSource: TypeAlias = Any  # what `fastvlm.images.open_image` opens: a path, bytes, a PIL image, a file
 KNOWN = (
     "a JSON array or JSON Lines of LLaVA's `conversations` or OpenAI's `messages`, a folder that datasets' "
     "`save_to_disk` wrote, Parquet files, .tar shards, or a folder of .parquet, .tar or .jsonl files"
@@ -34,17 +34,17 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation with its pictures.
+    """A conversation with its images.
 
     Args:
-        messages: as ``FastVlmProcessor.apply_chat_template`` takes them, ``{"type": "image"}`` where a picture stands.
-        pictures: as many as there are image items, in their order; opened when they are used.
+        messages: as ``FastVlmProcessor.apply_chat_template`` takes them, ``{"type": "image"}`` where an image stands.
+        images: as many as there are image items, in their order; opened when they are used.
         origin: where it comes from, ``train.jsonl:17``.
-        grounding: where things stand in the pictures, if the record tells.
+        grounding: where things stand in the images, if the record tells.
     """
 
     messages: list[dict[str, Any]]
-    pictures: tuple[PictureSource, ...]
+    images: tuple[ImageSource, ...]
     origin: str
     grounding: Grounding | None = None
 
@@ -54,7 +54,7 @@ class Samples(Sequence[Sample]):
 
     Args:
         sources: what they are read from, in order.
-        pictures_in: where relative picture paths begin; None for each file's own folder.
+        images_in: where relative image paths begin; None for each file's own folder.
         order: indices into all records; None for all of them.
         ignored: columns, and keys of turns and items, that are left out.
     """
@@ -63,11 +63,11 @@ class Samples(Sequence[Sample]):
         self,
         sources: Sequence[RecordSource],
         *,
-        pictures_in: Path | None = None,
+        images_in: Path | None = None,
         order: array[int] | None = None,
         ignored: Collection[str] = (),
     ) -> None:
-        self._sources, self._pictures_in, self._order = tuple(sources), pictures_in, order
+        self._sources, self._images_in, self._order = tuple(sources), images_in, order
         self._ignored = frozenset(ignored)
         self._ends = list(accumulate(len(source) for source in self._sources))
 
@@ -88,12 +88,12 @@ class Samples(Sequence[Sample]):
         origin = source.origin(number)
         try:
             record = source.record(number)
-            folder = self._pictures_in or source.folder
-            messages, pictures = read_record(record, folder, ignored=self._ignored)
-            grounding = read_grounding(record, len(pictures), messages, ignored=self._ignored)
+            folder = self._images_in or source.folder
+            messages, images = read_record(record, folder, ignored=self._ignored)
+            grounding = read_grounding(record, len(images), messages, ignored=self._ignored)
         except DataError as error:
             raise BadRecordError.at(origin, error) from error
-        return Sample(messages, pictures, origin, grounding)
+        return Sample(messages, images, origin, grounding)
 
     def origin(self, index: int) -> str:
         """Where a sample comes from, without reading it."""
@@ -103,7 +103,7 @@ class Samples(Sequence[Sample]):
     def chosen(self, indices: Sequence[int]) -> Samples:
         """The samples of these indices, in this order."""
         order = array("Q", (self._number(index) for index in indices))
-        return Samples(self._sources, pictures_in=self._pictures_in, order=order, ignored=self._ignored)
+        return Samples(self._sources, images_in=self._images_in, order=order, ignored=self._ignored)
 
     @property
     def unused(self) -> list[UnusedMember]:
@@ -125,13 +125,13 @@ class Samples(Sequence[Sample]):
 
 
 def open_samples(
-    paths: Sequence[str | Path], *, pictures_in: str | Path | None = None, ignored: Collection[str] = ()
+    paths: Sequence[str | Path], *, images_in: str | Path | None = None, ignored: Collection[str] = ()
 ) -> Samples:
-    """The samples of files and folders, in the order given; no picture is read yet.
+    """The samples of files and folders, in the order given; no image is read yet.
 
     Args:
         paths: each a file or folder of one of the known kinds; which, is found by looking inside.
-        pictures_in: where relative picture paths begin; None for the folder of the file that names them.
+        images_in: where relative image paths begin; None for the folder of the file that names them.
         ignored: what is left out though it might matter: columns (`score`), keys of turns and items, and kinds of
             members of tar shards (`seg.png`).
 
@@ -144,11 +144,11 @@ def open_samples(
         paths = [paths]
     if not paths:
         raise UsageError(f"No data is given. Expected {KNOWN}.")
-    folder = None if pictures_in is None else Path(pictures_in)
+    folder = None if images_in is None else Path(images_in)
     if folder is not None and not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}, in which the pictures should be.")
+        raise UsageError(f"There is no folder {folder}, in which the images should be.")
     sources = [source for path in paths for source in _open(Path(path), folder, ignored)]
-    samples = Samples(sources, pictures_in=folder, ignored=ignored)
+    samples = Samples(sources, images_in=folder, ignored=ignored)
     if not len(samples):
         unused = samples.unused
         first = f" Not used: {unused[0].origin} ({unused[0].reason}); {len(unused)} in all." if unused else ""
@@ -156,9 +156,9 @@ def open_samples(
     return samples
 
 
-def _open(path: Path, pictures_in: Path | None, ignored: Collection[str]) -> list[RecordSource]:
+def _open(path: Path, images_in: Path | None, ignored: Collection[str]) -> list[RecordSource]:
     if path.is_dir():
-        return _open_folder(path, pictures_in, ignored)
+        return _open_folder(path, images_in, ignored)
     if not path.is_file():
         raise UsageError(f"There is no {path}. Expected {KNOWN}.")
     try:
@@ -168,7 +168,7 @@ def _open(path: Path, pictures_in: Path | None, ignored: Collection[str]) -> lis
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     start = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     if head.startswith(b"PAR1"):
-        return [open_parquet([path], pictures_in, ignored)]
+        return [open_parquet([path], images_in, ignored)]
     if start == b"[":
         return [json_array(path)]
     if start == b"{":
@@ -178,13 +178,13 @@ def _open(path: Path, pictures_in: Path | None, ignored: Collection[str]) -> lis
     raise UsageError(f"{path} begins with {head[:12]!r}. Expected {KNOWN}.")
 
 
-def _open_folder(path: Path, pictures_in: Path | None, ignored: Collection[str]) -> list[RecordSource]:
+def _open_folder(path: Path, images_in: Path | None, ignored: Collection[str]) -> list[RecordSource]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return [open_saved_dataset(path, pictures_in, ignored)]
+        return [open_saved_dataset(path, images_in, ignored)]
     if shards := sorted(path.glob("*.tar")):
         return list(open_shards(shards, ignored))
     if files := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
-        return [open_parquet(files, pictures_in, ignored)]
+        return [open_parquet(files, images_in, ignored)]
     if files := sorted(path.glob("*.jsonl")):
         return [json_lines(file) for file in files]
     raise UsageError(

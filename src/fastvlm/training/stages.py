@@ -52,7 +52,7 @@ class ParameterGroup:
     parameters: list[nn.Parameter]
 
     def as_dict(self) -> dict[str, Any]:
-        """What torch's optimisers take; `part` rides along for the log."""
+        """What torch's optimizers take; `part` rides along for the log."""
         return {"params": self.parameters, "lr": self.lr, "weight_decay": self.weight_decay, "part": self.part}
 
 

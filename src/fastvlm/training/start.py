@@ -56,7 +56,7 @@ def arithmetic_dtype(recipe: Recipe) -> torch.dtype:
 
 
 def open_processor(recipe: Recipe) -> FastVlmProcessor:
-    """The checkpoint's processor, with pictures of the recipe's size, padding on the right."""
+    """The checkpoint's processor, with images of the recipe's size, padding on the right."""
     folder = checkpoint_path(recipe.model)
     processor = load_processor(folder, FastVlmConfig.from_dict(dict(inspect_folder(folder).config)))
     processor.image_processor.choose(recipe.image_size)
@@ -94,7 +94,7 @@ def open_start(recipe: Recipe) -> Start:
 
 def _base_digest(plain: FastVlmForConditionalGeneration, folder: Path, dtype: torch.dtype) -> BaseDigest | None:
     stored = inspect_folder(folder)
-    if stored.weights.quantised is not None:
+    if stored.weights.quantized is not None:
         return None
     return BaseDigest.of_model(plain, is_exact=dtype in (torch.float32, stored.dtype))
 

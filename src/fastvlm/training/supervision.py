@@ -18,19 +18,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastvlm.errors import DataError, FastVlmError, PictureError, UsageError
-from fastvlm.pictures import open_picture
+from fastvlm.errors import DataError, FastVlmError, ImageError, UsageError
+from fastvlm.images import open_image
 from fastvlm.processing.processor import FastVlmProcessor
 from fastvlm.processing.replies import ReplyFinder, short_ids_of
 from fastvlm.training.data_digest import DataDigest, digest_of_rows, row_digest
 from fastvlm.training.grounded_rows import GroundedRows
 from fastvlm.training.record_source import BadRecordError
-from fastvlm.training.samples import PictureSource, Sample
+from fastvlm.training.samples import ImageSource, Sample
 
 __all__ = ["IGNORED", "Supervised", "SupervisedDataset", "refuse_missing"]
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
-CHUNK = 256  # samples that are tokenised together
+CHUNK = 256  # samples that are tokenized together
 PARALLEL_FROM_CHUNKS = 16  # with fewer, processes take longer to start than to work
 
 
@@ -39,15 +39,15 @@ class Supervised:
     """A sample as tokens.
 
     Args:
-        input_ids: T ids, N placeholders a picture.
+        input_ids: T ids, N placeholders an image.
         labels: T labels: the id where it is supervised, IGNORED elsewhere.
-        num_pictures: pictures whose placeholders are in there: the sample's first ones.
+        num_images: images whose placeholders are in there: the sample's first ones.
         num_tokens: tokens of the whole sample, more than T if it was cut.
     """
 
     input_ids: list[int]
     labels: list[int]
-    num_pictures: int
+    num_images: int
     num_tokens: int
 
     @property
@@ -62,8 +62,8 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
     Args:
         samples: :func:`fastvlm.training.samples.open_samples`'s, or any sequence of samples.
         processor: the one that will be used at inference: its chat template, tokenizer, image fit.
-        max_tokens: longest row. A longer sample is cut at its end, never inside a picture's placeholders.
-        image_size: pixels of the processed picture, a side or (height, width); None for the processor's own.
+        max_tokens: longest row. A longer sample is cut at its end, never inside an image's placeholders.
+        image_size: pixels of the processed image, a side or (height, width); None for the processor's own.
         grounded: makes columns of the samples' objects and looks; None for rows without.
 
     Raises:
@@ -97,45 +97,43 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         """One row.
 
         Returns:
-            `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) in [0, 1] if it has pictures; with
+            `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) in [0, 1] if it has images; with
             `grounded` its columns.
 
         Raises:
-            BadRecordError: a record, a text or a picture that is bad.
+            BadRecordError: a record, a text or an image that is bad.
         """
         sample = self.samples[index]
         try:
             tokens = self.supervise(sample)
             row = {"input_ids": torch.tensor(tokens.input_ids), "labels": torch.tensor(tokens.labels)}
-            pictures = self._opened(sample.pictures[: tokens.num_pictures])
-            if pictures:
-                row.update(self.processor.image_processor(pictures, image_size=self.image_size, return_tensors="pt"))
+            images = self._opened(sample.images[: tokens.num_images])
+            if images:
+                row.update(self.processor.image_processor(images, image_size=self.image_size, return_tensors="pt"))
             if self.grounded is not None:
-                sizes = [picture.size for picture in pictures]
-                height, width = row["pixel_values"].shape[2:] if pictures else (0, 0)
+                sizes = [image.size for image in images]
+                height, width = row["pixel_values"].shape[2:] if images else (0, 0)
                 row.update(self.grounded.columns(sample, tokens.input_ids, sizes, (height, width)))
         except FastVlmError as error:
             raise BadRecordError.at(sample.origin, error) from error
         return row
 
-    def _opened(self, pictures: Sequence[PictureSource]) -> list[Image.Image]:
-        refuse_missing(pictures)
-        return [open_picture(source, limits=self.processor.image_processor.picture_limits) for source in pictures]
+    def _opened(self, images: Sequence[ImageSource]) -> list[Image.Image]:
+        refuse_missing(images)
+        return [open_image(source, limits=self.processor.image_processor.image_limits) for source in images]
 
     def supervise(self, sample: Sample) -> Supervised:
-        """A sample's ids and labels; no picture is opened. Raises FastVlmError with the reason alone."""
+        """A sample's ids and labels; no image is opened. Raises FastVlmError with the reason alone."""
         return self.supervise_ids(sample, short_ids_of(self.processor, [self._text(sample)])[0])
 
     def supervise_ids(self, sample: Sample, short_ids: Sequence[int]) -> Supervised:
-        """As :meth:`supervise`, from ids in which a picture has one placeholder. Raises FastVlmError."""
+        """As :meth:`supervise`, from ids in which an image has one placeholder. Raises FastVlmError."""
         image_id = self._image_id
         ids: list[int] = []
         for token in short_ids:
             ids += [token] * self.tokens_each if token == image_id else [token]
-        if ids.count(image_id) != len(sample.pictures) * self.tokens_each:
-            raise DataError(
-                f"it has {short_ids.count(image_id)} place(s) for pictures and {len(sample.pictures)} picture(s)"
-            )
+        if ids.count(image_id) != len(sample.images) * self.tokens_each:
+            raise DataError(f"it has {short_ids.count(image_id)} place(s) for images and {len(sample.images)} image(s)")
         spans = list(self._replies.spans(ids))
         num_replies = sum(message["role"] == "assistant" for message in sample.messages)
         if len(spans) != num_replies:
@@ -155,7 +153,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return Supervised(ids[:end], labels, ids[:end].count(image_id) // self.tokens_each, len(ids))
 
     def _cut(self, ids: Sequence[int]) -> int:
-        """How many ids are kept: `max_tokens`, or as many as stand before the picture that would be cut there."""
+        """How many ids are kept: `max_tokens`, or as many as stand before the image that would be cut there."""
         if len(ids) <= self.max_tokens:
             return len(ids)
         num_placeholders = list(ids[: self.max_tokens]).count(self._image_id)
@@ -164,7 +162,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
     # ------------------------------------------------------------------------------------------ lengths
 
     def length(self, index: int) -> int:
-        """Tokens of a row, at most `max_tokens`; no picture is opened. Raises as :meth:`__getitem__`."""
+        """Tokens of a row, at most `max_tokens`; no image is opened. Raises as :meth:`__getitem__`."""
         if self._lengths[index] < 0:
             sample = self.samples[index]
             try:
@@ -174,10 +172,10 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return self._lengths[index]
 
     def lengths(self, workers: int = 0) -> Sequence[int]:
-        """:meth:`length` of every row, many tokenised at once and all remembered.
+        """:meth:`length` of every row, many tokenized at once and all remembered.
 
         Args:
-            workers: processes that tokenise; 0: this one. It takes its time where there are many rows.
+            workers: processes that tokenize; 0: this one. It takes its time where there are many rows.
 
         Raises:
             BadRecordError: the first sample that is bad.
@@ -204,7 +202,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
     def measured_within(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """:meth:`length` and digest of the rows from `begin` to before `end`, int64. Raises BadRecordError."""
         lengths, digests = [], []
-        for _, sample, short_ids in self.tokenised(begin, end):
+        for _, sample, short_ids in self.tokenized(begin, end):
             if isinstance(sample, BadRecordError):
                 raise sample
             lengths.append(self._quick_length(sample, short_ids))
@@ -220,12 +218,12 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         except FastVlmError as error:
             raise BadRecordError.at(sample.origin, error) from error
 
-    def tokenised(
+    def tokenized(
         self, first: int = 0, past: int | None = None
     ) -> Iterator[tuple[int, Sample | BadRecordError, list[int]]]:
-        """Samples `first` to before `past`, many tokenised at once: (index, sample or what is wrong with it, ids).
+        """Samples `first` to before `past`, many tokenized at once: (index, sample or what is wrong with it, ids).
 
-        In the ids a picture has one placeholder, as :meth:`supervise_ids` takes them.
+        In the ids an image has one placeholder, as :meth:`supervise_ids` takes them.
         """
         past = len(self) if past is None else past
         for begin in range(first, past, CHUNK):
@@ -263,8 +261,8 @@ class _Chunks(Dataset[tuple[Tensor, Tensor]]):
         return self.rows.measured_within(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))
 
 
-def refuse_missing(pictures: Sequence[PictureSource]) -> None:
-    """Raise PictureError, with the whole path that was tried, where a picture's file is not there."""
-    for number, source in enumerate(pictures, 1):
+def refuse_missing(images: Sequence[ImageSource]) -> None:
+    """Raise ImageError, with the whole path that was tried, where an image's file is not there."""
+    for number, source in enumerate(images, 1):
         if isinstance(source, Path) and not source.is_file():
-            raise PictureError(f"picture {number}: there is no file {source}; is pictures_in right?")
+            raise ImageError(f"picture {number}: there is no file {source}; is pictures_in right?")

@@ -1,7 +1,7 @@
 """webdataset's tar shards as record sources: where each member lies is listed once, members are read by offset.
 
 Members whose names differ only after the first dot of the file name are one record: ``x.jpg`` with ``x.json``
-(conversations or messages) or ``x.txt`` (a caption), several pictures as ``x.0.jpg``, ``x.1.jpg``. What stands before
+(conversations or messages) or ``x.txt`` (a caption), several images as ``x.0.jpg``, ``x.1.jpg``. What stands before
 the dot is the key, what stands after it the kind; this is webdataset's rule (its ``base_plus_ext``).
 
 No member is left out silently. One that might belong into its record (another kind, a second of the same kind, a link)
@@ -24,15 +24,15 @@ from fastvlm.errors import DataError
 from fastvlm.training.record_columns import CAPTION_METADATA, IMAGE_COLUMNS, TURN_COLUMNS
 from fastvlm.training.record_source import read_bytes
 
-__all__ = ["CAPTION_QUESTIONS", "PictureInTar", "TarShard", "UnusedMember", "caption_messages", "open_shards"]
+__all__ = ["CAPTION_QUESTIONS", "ImageInTar", "TarShard", "UnusedMember", "caption_messages", "open_shards"]
 
-PICTURE = re.compile(r"(?:(\d+)\.)?(?:jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
+IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
 TEXT_KINDS = ("json", "txt")
 KNOWN_KINDS = ".json, .txt, .jpg, .png, .webp, .gif, .bmp, .tif, and images numbered as .0.jpg"
 # Labels and addresses that shards have for other purposes (webdataset's `autodecode` reads the first of them as ints).
 UNREAD_KINDS = ("cls", "cls2", "class", "count", "index", "inx", "id", "key", "url", "md5", "sha256")
 SHOWN_REASONS = 3  # of one record
-# A caption has no question. The paper's stage 1.5 pairs captions at random with generic questions, the picture before
+# A caption has no question. The paper's stage 1.5 pairs captions at random with generic questions, the image before
 # or after the question with the same probability; its 300 questions are not published, these are ours.
 CAPTION_QUESTIONS = (
     "Describe the image.",
@@ -44,15 +44,15 @@ CAPTION_QUESTIONS = (
     "Explain what this image contains.",
     "What do you see in the image?",
     "Describe this picture in your own words.",
-    "Summarise what is shown.",
+    "Summarize what is shown.",
     "How would you caption this picture?",
     "What is the content of this image?",
 )
 
 
 @dataclass(frozen=True)
-class PictureInTar:
-    """A member of a shard, read when it is asked for; what :func:`fastvlm.pictures.open_picture` takes as a file."""
+class ImageInTar:
+    """A member of a shard, read when it is asked for; what :func:`fastvlm.images.open_image` takes as a file."""
 
     path: Path
     offset_bytes: int
@@ -60,7 +60,7 @@ class PictureInTar:
 
     @property
     def identity(self) -> str:
-        """What tells it from another picture without reading it."""
+        """What tells it from another image without reading it."""
         return f"{self.num_bytes} bytes"
 
     def read(self, size: int = -1) -> bytes:
@@ -81,9 +81,9 @@ class UnusedMember:
 
 @dataclass
 class _Members:
-    """What one record consists of: (offset, bytes) of pictures by number, of texts by kind; what is wrong with it."""
+    """What one record consists of: (offset, bytes) of images by number, of texts by kind; what is wrong with it."""
 
-    pictures: dict[int, tuple[int, int]] = field(default_factory=dict)
+    images: dict[int, tuple[int, int]] = field(default_factory=dict)
     texts: dict[str, tuple[int, int]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
@@ -103,8 +103,8 @@ class TarShard:
         self.path, self.folder = path, path.parent
         self._names: list[str] = []
         self._texts = array("Q")  # offset and bytes of .json and .txt, four numbers a record; 0 bytes: not there
-        self._first_picture = array("Q", [0])  # of each record, and the end
-        self._pictures = array("Q")  # offset and bytes
+        self._first_image = array("Q", [0])  # of each record, and the end
+        self._images = array("Q")  # offset and bytes
         self._wrong: dict[int, str] = {}
         records, self.unused = _grouped(path, ignored)
         for name, members in records.items():
@@ -113,9 +113,9 @@ class TarShard:
             self._names.append(name)
             for kind in TEXT_KINDS:
                 self._texts.extend(members.texts.get(kind, (0, 0)))
-            for _, place in sorted(members.pictures.items()):
-                self._pictures.extend(place)
-            self._first_picture.append(len(self._pictures) // 2)
+            for _, place in sorted(members.images.items()):
+                self._images.extend(place)
+            self._first_image.append(len(self._images) // 2)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -125,26 +125,26 @@ class TarShard:
         return f"{self.path}:{self._names[index]}"
 
     def record(self, index: int) -> dict[str, Any]:
-        """Its JSON, or its caption as messages, with its pictures.
+        """Its JSON, or its caption as messages, with its images.
 
         Raises:
             DataError: neither or both are there, no JSON, or a member that would be left out.
         """
         if index in self._wrong:
             raise DataError(self._wrong[index])
-        pictures = [
-            PictureInTar(self.path, self._pictures[2 * k], self._pictures[2 * k + 1])
-            for k in range(self._first_picture[index], self._first_picture[index + 1])
+        images = [
+            ImageInTar(self.path, self._images[2 * k], self._images[2 * k + 1])
+            for k in range(self._first_image[index], self._first_image[index + 1])
         ]
         stored, caption = self._json(index), self._text(index, "txt")
         has_turns = any(stored.get(name) for name in TURN_COLUMNS)
         if not has_turns:
-            return _captioned(stored, caption, pictures, self._names[index])
+            return _captioned(stored, caption, images, self._names[index])
         if caption is not None:
             raise DataError("it has turns in its .json and a caption in its .txt; take one out, or give --ignore txt")
-        if pictures:  # the members count, not what the JSON says of where they once lay
+        if images:  # the members count, not what the JSON says of where they once lay
             stored = {key: value for key, value in stored.items() if key not in IMAGE_COLUMNS}
-            stored["images"] = pictures
+            stored["images"] = images
         return stored
 
     def _json(self, index: int) -> dict[str, Any]:
@@ -179,17 +179,15 @@ def open_shards(paths: Sequence[Path], ignored: Collection[str] = ()) -> list[Ta
     return [TarShard(path, ignored) for path in paths]
 
 
-def _captioned(
-    stored: Mapping[str, Any], caption: str | None, pictures: list[PictureInTar], name: str
-) -> dict[str, Any]:
+def _captioned(stored: Mapping[str, Any], caption: str | None, images: list[ImageInTar], name: str) -> dict[str, Any]:
     """A captioned picture as a record; the JSON beside it tells where the picture comes from, or what others read."""
     if caption is None:
         raise DataError("it has no .json with 'conversations' or 'messages', and no .txt with a caption")
-    if len(pictures) != 1:
-        raise DataError(f"it has a caption and {len(pictures)} pictures; expected one")
+    if len(images) != 1:
+        raise DataError(f"it has a caption and {len(images)} images; expected one")
     left_out = {*CAPTION_METADATA, *IMAGE_COLUMNS, *TURN_COLUMNS}
     others = {key: value for key, value in stored.items() if key not in left_out}
-    return {**others, "messages": caption_messages(caption, name), "images": pictures}
+    return {**others, "messages": caption_messages(caption, name), "images": images}
 
 
 def caption_messages(caption: str, key: str) -> list[dict[str, Any]]:
@@ -242,12 +240,12 @@ def _add(records: dict[str, _Members], member: tarfile.TarInfo, ignored: Collect
         return f"nothing is learnt from members of the kind {kind!r}"
     members = records.setdefault(f"{folder}{slash}{stem}", _Members())
     place = (member.offset_data, member.size)
-    picture = PICTURE.fullmatch(kind)
+    image = IMAGE.fullmatch(kind)
     reason = _unusable(member, stem, kind)
-    if not reason and picture is not None:
-        number = int(picture[1] or -1)
-        reason = "it is a second image in the same place; number them .0.jpg, .1.jpg" * (number in members.pictures)
-        members.pictures.setdefault(number, place)
+    if not reason and image is not None:
+        number = int(image[1] or -1)
+        reason = "it is a second image in the same place; number them .0.jpg, .1.jpg" * (number in members.images)
+        members.images.setdefault(number, place)
     elif not reason:
         reason = f"it is a second .{kind}" * (kind in members.texts)
         members.texts.setdefault(kind, place)
@@ -262,12 +260,12 @@ def _unusable(member: tarfile.TarInfo, stem: str, kind: str) -> str:
         return "it is a link, a device or a sparse file; store the file itself"
     if kind in TEXT_KINDS:
         return "" if member.size else "it is empty"
-    if PICTURE.fullmatch(kind):
+    if IMAGE.fullmatch(kind):
         return ""
     if not kind:
         return f"it has no kind after a dot; known are {KNOWN_KINDS}"
     last = kind.rpartition(".")[2]
-    if last in TEXT_KINDS or PICTURE.fullmatch(last):
+    if last in TEXT_KINDS or IMAGE.fullmatch(last):
         return f"the key ends at the first dot, so this is the kind {kind!r} of {stem!r}; write the key without dots"
     return f"the kind {kind!r} cannot be read; known are {KNOWN_KINDS}. Convert it, or give --ignore {kind}"
 

@@ -37,7 +37,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 __all__ = ["FastVlmTrainer"]
 
 _WINDOW = "loss_window_{rank}.pt"
-_BLACK_SIDE_PX = 128  # 2 x 2 visual tokens: the smallest picture that every stage can take
+_BLACK_SIDE_PX = 128  # 2 x 2 visual tokens: the smallest image that every stage can take
 
 
 class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
@@ -70,7 +70,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.average: WeightAverage | None = None
         self.objective = objective
         self.other_losses: dict[str, Tensor] = {}  # of the last micro-batch, by their names
-        self.num_pictures, self.num_samples, self.saved_at_s = 0, 0, time.monotonic()
+        self.num_images, self.num_samples, self.saved_at_s = 0, 0, time.monotonic()
 
     # ------------------------------------------------------------------------------------------------ a step
 
@@ -79,7 +79,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     ) -> Any:
         """Mean cross-entropy over the supervised tokens of the whole step; logits are made for those alone.
 
-        `inputs`: input_ids, attention_mask, labels (B, T) int64, pixel_values (I, 3, H, W) if there are pictures. In
+        `inputs`: input_ids, attention_mask, labels (B, T) int64, pixel_values (I, 3, H, W) if there are images. In
         training the objectives of grounded rows are added.
         """
         if model.training:
@@ -87,8 +87,8 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
                 module.eval()  # Trainer has just switched everything to training
         inputs, is_alone = dict(inputs), self.args.world_size == 1
         grounding = {column: inputs.pop(column) for column in GROUNDING_COLUMNS if column in inputs}
-        if not is_alone and "pixel_values" not in inputs and self._sees_pictures():
-            inputs = with_black_picture(inputs, self.accelerator.unwrap_model(model).config.image_token_index)
+        if not is_alone and "pixel_values" not in inputs and self._sees_images():
+            inputs = with_black_image(inputs, self.accelerator.unwrap_model(model).config.image_token_index)
         targets = F.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
         is_learnt = targets != IGNORED
         if "pixel_values" in inputs:
@@ -127,13 +127,13 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.other_losses = {name: loss.detach() for name, loss in losses.items()}
         return outputs, sum(losses.values(), start=outputs.logits.new_zeros(()).float())
 
-    def _sees_pictures(self) -> bool:
+    def _sees_images(self) -> bool:
         return any(self.recipe.learns(part) for part in ("encoder", "projector")) or self.is_fsdp_enabled
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one micro-batch. Raises TrainingError if the loss is no finite number."""
         self.num_samples += len(inputs["input_ids"])
-        self.num_pictures += len(inputs.get("pixel_values", ()))
+        self.num_images += len(inputs.get("pixel_values", ()))
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(self._not_finite("the loss", loss))
@@ -154,7 +154,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             "Lower the rates (parts.*.lr) or lengthen the warm-up (warmup_ratio), and look at the samples with --check."
         )
 
-    # ------------------------------------------------------------------------------------------------ optimiser, order
+    # ------------------------------------------------------------------------------------------------ optimizer, order
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group for each part with and without weight decay."""
@@ -173,7 +173,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return {group["part"]: float(group["lr"]) for group in groups if "part" in group}
 
     def get_train_dataloader(self) -> Any:
-        """As Trainer's; a signal to the run's group does not reach who reads pictures."""
+        """As Trainer's; a signal to the run's group does not reach who reads images."""
         loader = super().get_train_dataloader()
         plain = getattr(loader, "base_dataloader", loader)  # accelerate's goes around torch's
         plain.worker_init_fn = partial(_undisturbed, plain.worker_init_fn)
@@ -250,8 +250,8 @@ def _undisturbed(begin: Callable[[int], None] | None, number: int) -> None:
         begin(number)
 
 
-def with_black_picture(inputs: dict[str, Any], image_token_id: int) -> dict[str, Any]:
-    """A batch of text with one more row, a black picture in which nothing is learnt.
+def with_black_image(inputs: dict[str, Any], image_token_id: int) -> dict[str, Any]:
+    """A batch of text with one more row, a black image in which nothing is learnt.
 
     Of several processes each must use every weight in every step, or they wait for each other for ever.
     """

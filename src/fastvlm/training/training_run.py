@@ -245,7 +245,7 @@ class TrainingRun:
             dataloader_prefetch_factor=max(2, 8 // recipe.workers) if recipe.workers else None,
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
-            ddp_find_unused_parameters=False,  # there are none: see `with_black_picture`
+            ddp_find_unused_parameters=False,  # there are none: see `with_black_image`
             label_names=["labels"],
             report_to=_reporters(),
             disable_tqdm=True,

@@ -27,36 +27,36 @@ class Progress:
     Attributes:
         step, num_steps: made, and to be made in all.
         loss: of the log's last line; None before the first.
-        pictures_per_s, samples_per_s: of the steps since the last report, over all processes.
+        images_per_s, samples_per_s: of the steps since the last report, over all processes.
     """
 
     step: int
     num_steps: int
     loss: float | None
-    pictures_per_s: float
+    images_per_s: float
     samples_per_s: float
 
 
 class Pace:
-    """Pictures and samples a second, over the time since it was last asked; saving and measuring count as well."""
+    """Images and samples a second, over the time since it was last asked; saving and measuring count as well."""
 
     def __init__(self, trainer: FastVlmTrainer) -> None:
         self.trainer = trainer
         self.mark = (time.monotonic(), 0, 0)
 
     def read(self) -> tuple[float, float]:
-        """(pictures, samples) a second over all processes, which get like shares."""
-        trainer, (then_s, pictures, samples) = self.trainer, self.mark
-        now = (time.monotonic(), trainer.num_pictures, trainer.num_samples)
+        """(images, samples) a second over all processes, which get like shares."""
+        trainer, (then_s, images, samples) = self.trainer, self.mark
+        now = (time.monotonic(), trainer.num_images, trainer.num_samples)
         self.mark = now
         per_s = trainer.args.world_size / max(now[0] - then_s, 1e-9)
-        return (now[1] - pictures) * per_s, (now[2] - samples) * per_s
+        return (now[1] - images) * per_s, (now[2] - samples) * per_s
 
 
 class Journal(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Writes log.jsonl and tells the progress.
 
-    A line has `step`, `epoch`, `loss` (mean since the line before), `grad_norm`, `lr` by part, `pictures_per_s`,
+    A line has `step`, `epoch`, `loss` (mean since the line before), `grad_norm`, `lr` by part, `images_per_s`,
     `samples_per_s`; or `step` and `eval_loss`. `loss` has the other objectives in it; their own, of the last
     micro-batch, stand beside it by their names.
     """
@@ -86,8 +86,8 @@ class Journal(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         line |= {key: logs[key] for key in _SHOWN if key in logs}
         if "loss" in logs:
             self.loss, self.speeds = logs["loss"], self.pace.read()
-            pictures, samples = (round(speed, 2) for speed in self.speeds)
-            line |= {"lr": self.rates, "pictures_per_s": pictures, "samples_per_s": samples}
+            images, samples = (round(speed, 2) for speed in self.speeds)
+            line |= {"lr": self.rates, "images_per_s": images, "samples_per_s": samples}
             line |= {name: round(float(loss), 4) for name, loss in self.trainer.other_losses.items()}
         self.trainer.files.log_line(line)
 

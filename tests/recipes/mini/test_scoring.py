@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recipes.mini.scoring import Score, character_error_rate, edit_distance, is_right, majority, normalised, score
+from recipes.mini.scoring import Score, character_error_rate, edit_distance, is_right, majority, normalized, score
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_answers_that_do_not_are_wrong(answer: str, accepted: tuple[str, ...]) -
 
 
 def test_a_lone_letter_is_no_article() -> None:
-    assert normalised("A") == "a"
+    assert normalized("A") == "a"
     assert is_right("a", ("A",))
 
 

@@ -27,7 +27,7 @@ constexpr int kHeadWidth = 32;
 constexpr int kPartKeys = 64;
 
 struct Heads {
-  const Bfloat16* qkv; // (3, heads, rows, 32): queries, already scaled, keys, values; this picture's rows are the first
+  const Bfloat16* qkv; // (3, heads, rows, 32): queries, already scaled, keys, values; this image's rows are the first
   Bfloat16* output;    // (tokens, heads, 32)
   std::ptrdiff_t tokens, heads, rows;
 

@@ -1,4 +1,4 @@
-// Depthwise convolution, K x K, stride 1, as many zeros around the picture as keep its size.
+// Depthwise convolution, K x K, stride 1, as many zeros around the image as keep its size.
 //
 // A thread goes down a strip of kColumns columns of 32 channels. The K rows of input that a row of results is made of
 // lie in a ring in the first cache, as float32, so that each is converted once.
@@ -19,7 +19,7 @@ constexpr int kBandRows = 32;
 constexpr int kGroupBlocks = 4; // of channels that a thread takes: small maps with many channels are for several threads too
 constexpr int kRowsAhead = 2; // that are asked for: single lines far apart are not foreseen by the CPU
 
-struct Picture {
+struct Image {
   const Bfloat16* input;
   Bfloat16* output;
   const float* weight; // (blocks, 2, K * K, 16): even channels of a block of 32, odd channels
@@ -30,14 +30,14 @@ struct Picture {
 template <int K>
 class Strip {
  public:
-  Strip(const Picture& picture, std::ptrdiff_t block, std::ptrdiff_t column)
-      : picture_(picture),
+  Strip(const Image& image, std::ptrdiff_t block, std::ptrdiff_t column)
+      : image_(image),
         column_(column),
-        num_columns_(std::min<std::ptrdiff_t>(kColumns, picture.width - column)),
+        num_columns_(std::min<std::ptrdiff_t>(kColumns, image.width - column)),
         channel_(block * kBlock),
-        mask_(first_lanes(picture.channels - channel_)),
-        weight_(picture.weight + block * 2 * K * K * kLanes),
-        bias_(picture.bias + block * kBlock) {}
+        mask_(first_lanes(image.channels - channel_)),
+        weight_(image.weight + block * 2 * K * K * kLanes),
+        bias_(image.bias + block * kBlock) {}
 
   void convolve(std::ptrdiff_t first, std::ptrdiff_t stop) {
     for (std::ptrdiff_t y = first - K / 2; y < first + K / 2; ++y) fill(y);
@@ -54,18 +54,18 @@ class Strip {
     return ring_[plane][static_cast<std::size_t>(y + K) % K];
   }
 
-  // Puts row y of the input into the ring; what lies outside the picture is zero.
+  // Puts row y of the input into the ring; what lies outside the image is zero.
   void fill(std::ptrdiff_t y) {
     float *even = row(0, y), *odd = row(1, y);
-    const bool is_inside = y >= 0 && y < picture_.height;
-    const std::ptrdiff_t pitch = picture_.width * picture_.channels;
-    const Bfloat16* line = picture_.input + y * pitch + channel_;
+    const bool is_inside = y >= 0 && y < image_.height;
+    const std::ptrdiff_t pitch = image_.width * image_.channels;
+    const Bfloat16* line = image_.input + y * pitch + channel_;
     for (int j = 0; j < kWide; ++j, even += kLanes, odd += kLanes) {
       const std::ptrdiff_t x = column_ + j - K / 2;
       __m512i values = _mm512_setzero_si512();
-      if (is_inside && x >= 0 && x < picture_.width) {
-        values = _mm512_maskz_loadu_epi16(mask_, line + x * picture_.channels);
-        _mm_prefetch(line + kRowsAhead * pitch + x * picture_.channels, _MM_HINT_T0);
+      if (is_inside && x >= 0 && x < image_.width) {
+        values = _mm512_maskz_loadu_epi16(mask_, line + x * image_.channels);
+        _mm_prefetch(line + kRowsAhead * pitch + x * image_.channels, _MM_HINT_T0);
       }
       _mm512_store_ps(even, even_lanes(values));
       _mm512_store_ps(odd, odd_lanes(values));
@@ -77,8 +77,8 @@ class Strip {
     alignas(64) float sums[2][kStep][kLanes];
     for (int plane = 0; plane < 2; ++plane) add_up(plane, y, x, sums[plane]);
     const int count = std::min<int>(kStep, num_columns_ - x);
-    Bfloat16* out = picture_.output + (y * picture_.width + column_ + x) * picture_.channels + channel_;
-    for (int i = 0; i < count; ++i, out += picture_.channels)
+    Bfloat16* out = image_.output + (y * image_.width + column_ + x) * image_.channels + channel_;
+    for (int i = 0; i < count; ++i, out += image_.channels)
       _mm512_mask_storeu_epi16(out, mask_, interleaved_(_mm512_load_ps(sums[0][i]), _mm512_load_ps(sums[1][i])));
   }
 
@@ -107,7 +107,7 @@ class Strip {
   }
 
   alignas(64) float ring_[2][K][kWide * kLanes];
-  const Picture& picture_;
+  const Image& image_;
   const Interleaved interleaved_;
   const std::ptrdiff_t column_, num_columns_, channel_;
   const __mmask32 mask_;
@@ -117,7 +117,7 @@ class Strip {
 inline std::ptrdiff_t parts(std::ptrdiff_t whole, std::ptrdiff_t size) { return (whole + size - 1) / size; }
 
 template <int K>
-void depthwise(const Picture& first, std::ptrdiff_t batch, int threads) {
+void depthwise(const Image& first, std::ptrdiff_t batch, int threads) {
   const std::ptrdiff_t bands = parts(first.height, kBandRows), blocks = parts(first.channels, kBlock);
   const std::ptrdiff_t strips = parts(first.width, kColumns), size = first.height * first.width * first.channels;
   const std::ptrdiff_t groups = parts(blocks, kGroupBlocks);
@@ -125,13 +125,13 @@ void depthwise(const Picture& first, std::ptrdiff_t batch, int threads) {
     const auto at = static_cast<std::ptrdiff_t>(index);
     const std::ptrdiff_t group = at % groups, strip = at / groups % strips, band = at / groups / strips % bands;
     const std::ptrdiff_t image = at / groups / strips / bands;
-    Picture picture = first;
-    picture.input += image * size;
-    picture.output += image * size;
+    Image image = first;
+    image.input += image * size;
+    image.output += image * size;
     const std::ptrdiff_t start = band * kBandRows, stop = std::min(start + kBandRows, first.height);
     const std::ptrdiff_t last = std::min((group + 1) * kGroupBlocks, blocks);
     for (std::ptrdiff_t block = group * kGroupBlocks; block < last; ++block)
-      Strip<K>(picture, block, strip * kColumns).convolve(start, stop);
+      Strip<K>(image, block, strip * kColumns).convolve(start, stop);
   });
 }
 

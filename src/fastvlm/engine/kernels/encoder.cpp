@@ -50,7 +50,7 @@ void fastvlm_gelu(Bfloat16* data, std::size_t count, int threads) {
   });
 }
 
-// Attention over all tokens of each of `batch` pictures; (3, heads, batch * tokens, 32) -> (batch, tokens, heads, 32).
+// Attention over all tokens of each of `batch` images; (3, heads, batch * tokens, 32) -> (batch, tokens, heads, 32).
 void fastvlm_attention(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff_t batch, std::ptrdiff_t tokens,
                        std::ptrdiff_t heads, int threads) {
   in_parallel(batch * heads, threads, [=](std::size_t index) {
@@ -93,11 +93,11 @@ void fastvlm_ffn(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, s
 int fastvlm_depthwise(const Bfloat16* input, Bfloat16* output, const float* weight, const float* bias,
                       std::ptrdiff_t batch, std::ptrdiff_t height, std::ptrdiff_t width, std::ptrdiff_t channels,
                       int kernel, int threads) {
-  const Picture picture{input, output, weight, bias, height, width, channels};
+  const Image image{input, output, weight, bias, height, width, channels};
   if (kernel == 7) {
-    depthwise<7>(picture, batch, threads);
+    depthwise<7>(image, batch, threads);
   } else if (kernel == 3) {
-    depthwise<3>(picture, batch, threads);
+    depthwise<3>(image, batch, threads);
   } else {
     return 1;
   }

@@ -293,8 +293,8 @@ class FewRowsProduct {
       UNROLLED
       for (int i = 0; i < 4; ++i) { // (value - 8) * scale + zero, times the row
         const __m512i both = _mm512_loadu_si512(scales + i * kLanes);
-        const __m512 centred = _mm512_fnmadd_ps(_mm512_set1_ps(8), sum, together(wholes[i], rests[i]));
-        sums[i] = _mm512_fmadd_ps(odd_lanes(both), sum, _mm512_fmadd_ps(even_lanes(both), centred, sums[i]));
+        const __m512 centered = _mm512_fnmadd_ps(_mm512_set1_ps(8), sum, together(wholes[i], rests[i]));
+        sums[i] = _mm512_fmadd_ps(odd_lanes(both), sum, _mm512_fmadd_ps(even_lanes(both), centered, sums[i]));
       }
     }
     for (int i = 0; i < 4 && i * kLanes < piece.count; ++i) {

@@ -1,9 +1,9 @@
 // Live mode: a short answer about what the camera or screen shows, again as soon as the last one ends.
 
 import { ask } from "./api.js";
-import { closeVideo, differ, frame, glance, openVideo } from "./pictures.js";
+import { closeVideo, differ, frame, glance, openVideo } from "./images.js";
 
-const PAUSE_MS = 200; // between two looks at an unchanged picture
+const PAUSE_MS = 200; // between two looks at an unchanged image
 const TOKENS = 32;
 
 function counted(count, noun) {

@@ -1,8 +1,8 @@
-// The page: a conversation about pictures. State is the list of messages as /v1/chat/completions takes them.
+// The page: a conversation about images. State is the list of messages as /v1/chat/completions takes them.
 
 import { ApiError, ask, firstModel, useKey } from "./api.js";
 import { Live } from "./live.js";
-import { closeVideo, frame, fromFile, openVideo } from "./pictures.js";
+import { closeVideo, frame, fromFile, openVideo } from "./images.js";
 
 const EXAMPLES = [
   ["letter.png", "What letter is this?"],
@@ -13,28 +13,28 @@ const EXAMPLES = [
   ["shapes.png", "What shape is orange?"],
 ];
 const PRESETS = [
-  ["Describe", "Describe the picture."],
+  ["Describe", "Describe the image."],
   ["Read the text", "What does the text say?"],
   ["Count", "How many objects are there?"],
-  ["JSON", "Describe the picture as JSON.", pictureFormat()],
+  ["JSON", "Describe the image as JSON.", imageFormat()],
 ];
 const LIVE_QUESTION = "What is this?";
 const $ = (id) => document.getElementById(id);
 
 let model = null;
 let messages = [];
-let pictures = []; // data URIs of the next question
+let images = []; // data URIs of the next question
 let running = null; // AbortController of the reply in progress
 
-function pictureFormat() {
+function imageFormat() {
   const text = { type: "string", maxLength: 40 };
   const schema = {
     type: "object",
-    properties: { shape: text, colour: text, count: { type: "integer", minimum: 0, maximum: 99 } },
-    required: ["shape", "colour", "count"],
+    properties: { shape: text, color: text, count: { type: "integer", minimum: 0, maximum: 99 } },
+    required: ["shape", "color", "count"],
     additionalProperties: false,
   };
-  return { type: "json_schema", json_schema: { name: "picture", schema } };
+  return { type: "json_schema", json_schema: { name: "image", schema } };
 }
 
 // ---------------------------------------------------------------- small things
@@ -67,26 +67,26 @@ function toEnd() {
   main.scrollTop = main.scrollHeight;
 }
 
-// ---------------------------------------------------------------- pictures of the next question
+// ---------------------------------------------------------------- images of the next question
 
-function addPicture(uri) {
-  pictures.push(uri);
-  showPictures();
-  say(`Picture ${pictures.length} added.`);
+function addImage(uri) {
+  images.push(uri);
+  showImages();
+  say(`Image ${images.length} added.`);
   $("question").focus();
 }
 
-function showPictures() {
-  $("pictures").replaceChildren(
-    ...pictures.map((uri, index) => {
+function showImages() {
+  $("images").replaceChildren(
+    ...images.map((uri, index) => {
       const remove = element("button", { type: "button", textContent: "×", title: "Remove" });
-      remove.setAttribute("aria-label", `Remove picture ${index + 1}`);
+      remove.setAttribute("aria-label", `Remove image ${index + 1}`);
       remove.onclick = () => {
-        pictures.splice(index, 1);
-        showPictures();
+        images.splice(index, 1);
+        showImages();
         $("question").focus();
       };
-      return element("li", {}, element("img", { src: uri, alt: `Picture ${index + 1}` }), remove);
+      return element("li", {}, element("img", { src: uri, alt: `Image ${index + 1}` }), remove);
     }),
   );
 }
@@ -95,7 +95,7 @@ async function addFiles(files) {
   clearError();
   for (const file of files) {
     try {
-      addPicture(await fromFile(file));
+      addImage(await fromFile(file));
     } catch (error) {
       showError(error);
     }
@@ -105,7 +105,7 @@ async function addFiles(files) {
 // ---------------------------------------------------------------- asking
 
 function userTurn(text) {
-  const images = pictures.map((url) => ({ type: "image_url", image_url: { url } }));
+  const images = images.map((url) => ({ type: "image_url", image_url: { url } }));
   return { role: "user", content: [...images, { type: "text", text }] };
 }
 
@@ -113,7 +113,7 @@ function showTurn(role, text, uris = []) {
   const turn = element("div", { className: `turn ${role}` });
   turn.append(element("span", { className: "hidden", textContent: role === "user" ? "You: " : "Model: " }));
   if (uris.length) {
-    turn.append(element("ul", {}, ...uris.map((src, i) => element("li", {}, element("img", { src, alt: `Picture ${i + 1}` })))));
+    turn.append(element("ul", {}, ...uris.map((src, i) => element("li", {}, element("img", { src, alt: `Image ${i + 1}` })))));
   }
   turn.append(element("p", { textContent: text }));
   $("log").append(turn);
@@ -142,12 +142,12 @@ function setRunning(controller) {
 async function send(text, format = null) {
   if (running || !text.trim()) return;
   clearError();
-  const draft = { text, pictures };
+  const draft = { text, images };
   const talk = messages; // "New" begins another one meanwhile
   const turn = userTurn(text);
-  const shown = [showTurn("user", text, pictures), showTurn("assistant", "")];
-  pictures = [];
-  showPictures();
+  const shown = [showTurn("user", text, images), showTurn("assistant", "")];
+  images = [];
+  showImages();
   $("question").value = "";
   setRunning(new AbortController());
   const [answer, isKept] = await answerInto(shown[1], [...talk, turn], format);
@@ -156,8 +156,8 @@ async function send(text, format = null) {
     talk.push(turn, { role: "assistant", content: answer });
   } else if (talk === messages) {
     for (const one of shown) one.remove();
-    pictures = draft.pictures;
-    showPictures();
+    images = draft.images;
+    showImages();
     $("question").value = draft.text; // nothing that was typed is lost
     $("welcome").hidden = messages.length > 0;
   }
@@ -235,7 +235,7 @@ async function snap() {
   try {
     await openVideo(video, "camera");
     await new Promise((resolve) => setTimeout(resolve, 400)); // first frames of many cameras are dark
-    addPicture(frame(video));
+    addImage(frame(video));
   } catch (error) {
     showError(error);
   } finally {
@@ -270,12 +270,12 @@ $("camera").onclick = snap;
 $("live-camera").onclick = () => startLive("camera");
 $("live-screen").onclick = () => startLive("screen");
 $("live-end").onclick = () => live.end();
-$("live-snap").onclick = () => addPicture(frame($("live-video")));
+$("live-snap").onclick = () => addImage(frame($("live-video")));
 $("new").onclick = () => {
   running?.abort();
   messages = [];
-  pictures = [];
-  showPictures();
+  images = [];
+  showImages();
   $("log").replaceChildren();
   $("welcome").hidden = false;
   clearError();

@@ -1,4 +1,4 @@
-"""Pictures behind addresses: who is asked, and that nobody inside the network ever is."""
+"""Images behind addresses: who is asked, and that nobody inside the network ever is."""
 
 import asyncio
 import threading
@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from fastvlm.server.api_errors import ApiError
-from fastvlm.server.remote_pictures import RemotePictures, is_public, resolve
+from fastvlm.server.remote_images import RemoteImages, is_public, resolve
 
-PICTURE = b"\x89PNG not really"
+IMAGE = b"\x89PNG not really"
 
 
 PUBLIC = (
@@ -46,7 +46,7 @@ def test_all_others_are_not(address):
 
 
 class Host(BaseHTTPRequestHandler):
-    """A host of pictures with surprises."""
+    """A host of images with surprises."""
 
     def do_GET(self):
         self.server.seen.append((self.path, self.headers.get("Host"), self.headers.get("Cookie")))
@@ -58,7 +58,7 @@ class Host(BaseHTTPRequestHandler):
             return
         if name == "slow":
             self.server.release.wait(10)
-        body = b"x" * 10_000 if name == "large" else PICTURE
+        body = b"x" * 10_000 if name == "large" else IMAGE
         self.send_response(404 if name == "missing" else 200)
         if name == "zipped":
             self.send_header("Content-Encoding", "gzip")
@@ -85,21 +85,21 @@ def host():
 
 @pytest.fixture
 def fetch(host):
-    """``fetch("/a.png")`` from pictures.example, whose address is the test's host; that address alone is allowed."""
+    """``fetch("/a.png")`` from images.example, whose address is the test's host; that address alone is allowed."""
     port = host.server_port
 
     def run(path, *, hosts=None, addresses=("127.0.0.1",), allowed=("127.0.0.1",), scheme="http", timeout_s=5.0):
         async def look_up(name, asked_port):
             return [name] if name[0].isdigit() else list(addresses)
 
-        remote = RemotePictures(
-            hosts or (f"pictures.example:{port}",),
+        remote = RemoteImages(
+            hosts or (f"images.example:{port}",),
             max_bytes=1000,
             timeout_s=timeout_s,
             resolve=look_up,
             is_allowed=lambda address: address in allowed,
         )
-        url = path if not path.startswith("/") else f"{scheme}://pictures.example:{port}{path}"
+        url = path if not path.startswith("/") else f"{scheme}://images.example:{port}{path}"
         return asyncio.run(remote.fetch(url))
 
     return run
@@ -112,13 +112,13 @@ def refusal(fetch, *arguments, **settings):
     return raised.value.code
 
 
-def test_a_picture_of_an_allowed_host_is_fetched_under_its_name(fetch, host):
-    assert fetch("/a.png?size=1#part") == PICTURE
-    assert host.seen == [("/a.png?size=1", f"pictures.example:{host.server_port}", None)]
+def test_a_image_of_an_allowed_host_is_fetched_under_its_name(fetch, host):
+    assert fetch("/a.png?size=1#part") == IMAGE
+    assert host.seen == [("/a.png?size=1", f"images.example:{host.server_port}", None)]
 
 
 def test_redirects_are_followed_within_the_allowed(fetch, host):
-    assert fetch("/to//a.png") == PICTURE
+    assert fetch("/to//a.png") == IMAGE
     assert [path for path, *_ in host.seen] == ["/to//a.png", "/a.png"]
 
 
@@ -129,7 +129,7 @@ def test_redirects_are_followed_within_the_allowed(fetch, host):
         "http://other.example:{port}/secret",
         "https://169.254.169.254/latest/meta-data",
         "file:///etc/passwd",
-        "ftp://pictures.example/a.png",
+        "ftp://images.example/a.png",
     ],
 )
 def test_a_redirect_out_of_the_allowed_is_refused(fetch, host, target):
@@ -147,14 +147,14 @@ def test_a_name_with_any_inner_address_is_refused(fetch, host, addresses):
 @pytest.mark.parametrize(
     ("url", "hosts"),
     [
-        ("http://pictures.example/a.png", ("other.example",)),
-        ("http://pictures.example:81/a.png", ("pictures.example",)),
+        ("http://images.example/a.png", ("other.example",)),
+        ("http://images.example:81/a.png", ("images.example",)),
         ("http://example/a.png", ("*.example",)),
         ("http://badexample.org/a.png", ("*.example.org",)),
-        ("http://user:word@pictures.example/a.png", ("*",)),
+        ("http://user:word@images.example/a.png", ("*",)),
         ("http:///a.png", ("*",)),
         ("http://[::1/a.png", ("*",)),
-        ("gopher://pictures.example/a.png", ("*",)),
+        ("gopher://images.example/a.png", ("*",)),
     ],
 )
 def test_what_is_not_listed_is_refused(fetch, url, hosts):
@@ -166,14 +166,14 @@ def test_what_is_not_listed_is_refused(fetch, url, hosts):
     ["a" * 64 + ".example", "xn--.example", "xn--a.example", "xn--" + "a" * 70 + ".x", "a" * 300, "a..b", "...."],
 )
 def test_what_no_name_can_be_is_refused_as_any_other(name):
-    remote = RemotePictures(("*",), max_bytes=1000, timeout_s=60.0)
+    remote = RemoteImages(("*",), max_bytes=1000, timeout_s=60.0)
     with pytest.raises(ApiError) as raised:
         asyncio.run(remote.fetch(f"http://{name}/a.png"))
     assert raised.value.status == 400
 
 
 def test_every_host_means_every_public_one(host):
-    remote = RemotePictures(("*",), max_bytes=1000, timeout_s=5.0)
+    remote = RemoteImages(("*",), max_bytes=1000, timeout_s=5.0)
     for name in ("127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"):
         with pytest.raises(ApiError) as raised:
             asyncio.run(remote.fetch(f"http://{name}/a.png"))
@@ -204,7 +204,7 @@ def test_a_slow_host_is_given_up(fetch):
 
 
 def test_without_hosts_nothing_is_fetched():
-    remote = RemotePictures((), max_bytes=1, timeout_s=1.0)
+    remote = RemoteImages((), max_bytes=1, timeout_s=1.0)
     with pytest.raises(ApiError) as raised:
-        asyncio.run(remote.fetch("https://pictures.example/a.png"))
+        asyncio.run(remote.fetch("https://images.example/a.png"))
     assert raised.value.code == "remote_images_disabled" and "data URI" in raised.value.message

@@ -1,6 +1,6 @@
 """``fastvlm quantize``: a checkpoint whose decoder is rounded to 8 or 4 bits, in a new folder, all or nothing.
 
-What the folder holds is told in ``dialects/quantised_file.py``. Weights are read and rounded one product at a time;
+What the folder holds is told in ``dialects/quantized_file.py``. Weights are read and rounded one product at a time;
 the rounded ones are in memory together.
 """
 
@@ -29,54 +29,54 @@ from fastvlm.checkpoints.shards import PlannedTensor, write_safetensors
 from fastvlm.config import FastVlmConfig
 from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
 from fastvlm.dialects.names import EMBEDDING, HEAD
-from fastvlm.dialects.quantised_file import (
-    QUANTISED_FILE,
+from fastvlm.dialects.quantized_file import (
+    QUANTIZED_FILE,
     REST_FILE,
     REST_OF,
     Product,
-    QuantisationError,
-    QuantisationOptions,
-    QuantisedWeights,
+    QuantizationError,
+    QuantizationOptions,
+    QuantizedWeights,
     product_names,
-    save_quantised,
+    save_quantized,
 )
-from fastvlm.dialects.rounding import RoundedWeight, quantise_int4, quantise_int8
+from fastvlm.dialects.rounding import RoundedWeight, quantize_int4, quantize_int8
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.storage.whole_folders import whole_folder
 
-__all__ = ["QuantisationReport", "quantise", "round_products"]
+__all__ = ["QuantizationReport", "quantize", "round_products"]
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class QuantisationReport:
-    """What :func:`quantise` did.
+class QuantizationReport:
+    """What :func:`quantize` did.
 
     Attributes:
         path: the folder written.
         options, error: how weights were rounded, and how far that is from what was given.
-        quantised_bytes: of the rounded products.
+        quantized_bytes: of the rounded products.
         rest_bytes: of all other tensors.
         source_bytes: of all tensors before.
     """
 
     path: Path
-    options: QuantisationOptions
-    error: QuantisationError
-    quantised_bytes: int
+    options: QuantizationOptions
+    error: QuantizationError
+    quantized_bytes: int
     rest_bytes: int
     source_bytes: int
 
 
-def quantise(
+def quantize(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    options: QuantisationOptions,
+    options: QuantizationOptions,
     *,
     progress: Progress | None = None,
     **hub: Any,
-) -> QuantisationReport:
+) -> QuantizationReport:
     """Write the checkpoint `source`, its decoder rounded, to the new folder `target`.
 
     The folder appears under its name when all of it is written, or not at all. `source` is only read.
@@ -90,34 +90,34 @@ def quantise(
 
     Raises:
         UsageError: a target that exists, or where nothing can be written.
-        CheckpointError: the source is no complete checkpoint, is quantised already, or its decoder is no plain Qwen2.
+        CheckpointError: the source is no complete checkpoint, is quantized already, or its decoder is no plain Qwen2.
     """
     target = new_folder(target)
     folder = inspect_folder(checkpoint_path(source, **hub))
-    if folder.weights.quantised is not None:
-        bits = folder.weights.quantised.options.bits
+    if folder.weights.quantized is not None:
+        bits = folder.weights.quantized.options.bits
         raise UsageError(f"{folder.path} has {bits}-bit weights already. Name the checkpoint that it was made from.")
     config = FastVlmConfig.from_dict(dict(folder.config))
     processor, planned = load_processor(folder.path, config), _planned(folder, config)
     config.dtype = folder.dtype
     with whole_folder(target) as work:  # from here on: another run to the same place ends at once, not after its work
-        quantised = round_products(
+        quantized = round_products(
             folder.tensor,
             config.text_config.num_hidden_layers,
             options,
             has_tied_head=HEAD not in folder.keys,
             progress=progress,
         )
-        rest = [tensor for tensor in planned if tensor.name not in quantised.shapes]
-        save_quantised(quantised, work / QUANTISED_FILE)
-        write_safetensors(work / REST_FILE, rest, metadata={REST_OF: quantised.digest})
-        (work / QUANTISED_FILE).chmod((work / REST_FILE).stat().st_mode)  # safetensors' files are for their owner alone
+        rest = [tensor for tensor in planned if tensor.name not in quantized.shapes]
+        save_quantized(quantized, work / QUANTIZED_FILE)
+        write_safetensors(work / REST_FILE, rest, metadata={REST_OF: quantized.digest})
+        (work / QUANTIZED_FILE).chmod((work / REST_FILE).stat().st_mode)  # safetensors' files are for their owner alone
         write_fast_vlm_files(work, folder, config, processor, None)
         carry_files(folder.path, work)
         write_checksums(work)
     folder.weights.close()
     rest_bytes, source_bytes = (sum(tensor.num_bytes for tensor in tensors) for tensors in (rest, planned))
-    return QuantisationReport(target, options, quantised.error, quantised.num_bytes, rest_bytes, source_bytes)
+    return QuantizationReport(target, options, quantized.error, quantized.num_bytes, rest_bytes, source_bytes)
 
 
 def _planned(folder: CheckpointFolder, config: FastVlmConfig) -> list[PlannedTensor]:
@@ -134,11 +134,11 @@ def _planned(folder: CheckpointFolder, config: FastVlmConfig) -> list[PlannedTen
 def round_products(
     tensor: Callable[[str], Tensor],
     num_layers: int,
-    options: QuantisationOptions,
+    options: QuantizationOptions,
     *,
     has_tied_head: bool = False,
     progress: Progress | None = None,
-) -> QuantisedWeights:
+) -> QuantizedWeights:
     """Every product of a decoder, rounded.
 
     Args:
@@ -160,8 +160,8 @@ def round_products(
         errors.append(_relative_error(whole, rounded))
         if progress is not None:
             progress(len(products), len(names))
-    error = QuantisationError(mean=sum(errors) / len(errors), largest=max(errors))
-    return QuantisedWeights(tuple(products), options, error, dtype, has_tied_head)
+    error = QuantizationError(mean=sum(errors) / len(errors), largest=max(errors))
+    return QuantizedWeights(tuple(products), options, error, dtype, has_tied_head)
 
 
 def _weights(
@@ -175,10 +175,10 @@ def _weights(
 def _round(weight: Tensor, bits: int, group_size: int) -> RoundedWeight:
     """8 bits also where the inputs are no whole number of groups."""
     if bits == 8 or weight.shape[1] % group_size:
-        return quantise_int8(weight)
-    return quantise_int4(weight, group_size)
+        return quantize_int8(weight)
+    return quantize_int4(weight, group_size)
 
 
 def _relative_error(weight: Tensor, rounded: RoundedWeight) -> float:
     exact = weight.float()
-    return float((rounded.dequantise().float() - exact).norm() / exact.norm().clamp_min(1e-30))
+    return float((rounded.dequantize().float() - exact).norm() / exact.norm().clamp_min(1e-30))

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open, save_file
 
-from fastvlm.checkpoints.quantising import round_products
-from fastvlm.dialects.quantised_file import QuantisationOptions, load_quantised, save_quantised
+from fastvlm.checkpoints.quantizing import round_products
+from fastvlm.dialects.quantized_file import QuantizationOptions, load_quantized, save_quantized
 from fastvlm.dialects.quantized_metadata import parse_metadata
-from fastvlm.dialects.rounding import Int4Weight, Int8Weight, quantise_int4, quantise_int8
+from fastvlm.dialects.rounding import Int4Weight, Int8Weight, quantize_int4, quantize_int8
 from fastvlm.engine.decoder import Decoder
-from fastvlm.engine.quantised import stored_linears
+from fastvlm.engine.quantized import stored_linears
 from fastvlm.errors import CheckpointError
 
-KEY = "fastvlm_quantised"
+KEY = "fastvlm_quantized"
 KINDS = {"values": torch.int8, "scales": torch.float32, "packed": torch.uint8, "scales_and_zeros": torch.bfloat16}
 DTYPES = [torch.int8, torch.uint8, torch.bfloat16, torch.float16, torch.float32, torch.int16, torch.int64, torch.bool]
 
@@ -31,9 +31,9 @@ def model():
 @pytest.fixture(scope="module", params=[8, 4])
 def saved(request, tmp_path_factory):
     """A good file's tensors and what it says of itself, and where changed ones go."""
-    quantised = round_products(model().state_dict().__getitem__, 2, QuantisationOptions(request.param))
+    quantized = round_products(model().state_dict().__getitem__, 2, QuantizationOptions(request.param))
     file = tmp_path_factory.mktemp("saved") / "weights.safetensors"
-    save_quantised(quantised, file)
+    save_quantized(quantized, file)
     with safe_open(file, "pt") as opened:
         about = opened.metadata()[KEY]
     return load_file(file), about, file.with_name("changed.safetensors")
@@ -43,12 +43,12 @@ def refusal(tensors, about, file):
     """The error with which the file of these is refused, or None."""
     save_file(tensors, file, metadata={KEY: about})
     try:
-        load_quantised(file)
+        load_quantized(file)
     except CheckpointError as error:
         reason = str(error)
     else:
         return None
-    assert str(file) in reason and "Quantise the model again." in reason
+    assert str(file) in reason and "Quantize the model again." in reason
     return reason
 
 
@@ -80,7 +80,7 @@ def test_a_tensor_of_another_shape_or_dtype_is_refused(saved, data):
     if part == "values" and dimension == 1 and change in ("shorter", "longer") and changed.numel():
         assert reason is None  # how many inputs there are, the decoder knows: it asks for what it needs
         with pytest.raises(CheckpointError, match="The decoder asks for a layer of"):
-            Decoder(model(), 1, 8, stored_linears(load_quantised(file)))
+            Decoder(model(), 1, 8, stored_linears(load_quantized(file)))
         return
     assert reason is not None, (name, changed.shape)
     assert f"product {index}" in reason and ("expected" in reason)
@@ -152,8 +152,8 @@ def test_metadata_that_was_changed_is_refused_or_harmless(saved, data):
         harmless = {("options", "bits"), ("options", "head_bits"), ("options", "group_size")}  # another allowed number
         assert reason is not None or path in harmless
     if reason is None:
-        for weight in load_quantised(file).weights:
-            assert weight.dequantise().shape == (weight.out_features, weight.in_features)
+        for weight in load_quantized(file).weights:
+            assert weight.dequantize().shape == (weight.out_features, weight.in_features)
 
 
 @pytest.mark.parametrize(
@@ -204,4 +204,4 @@ def test_no_rounded_weight_has_tensors_that_do_not_fit(make):
 
 def test_what_is_rounded_here_fits():
     weight = torch.randn(100, 96)
-    assert quantise_int8(weight).dequantise().shape == quantise_int4(weight).dequantise().shape == (100, 96)
+    assert quantize_int8(weight).dequantize().shape == quantize_int4(weight).dequantize().shape == (100, 96)

@@ -30,23 +30,23 @@ from fastvlm.dialects.rounding import GROUP_SIZES, Int4Weight, Int8Weight, Round
 from fastvlm.errors import CheckpointError, ConfigError
 
 __all__ = [
-    "QUANTISED_FILE",
+    "QUANTIZED_FILE",
     "REST_FILE",
     "Product",
-    "QuantisationError",
-    "QuantisationOptions",
-    "QuantisedWeights",
-    "load_quantised",
+    "QuantizationError",
+    "QuantizationOptions",
+    "QuantizedWeights",
+    "load_quantized",
     "product_names",
-    "quantised_weights_of",
-    "save_quantised",
+    "quantized_weights_of",
+    "save_quantized",
 ]
 
-QUANTISED_FILE = "fastvlm_quantised.safetensors"
+QUANTIZED_FILE = "fastvlm_quantised.safetensors"  # the spelling of version 0.1, whose folders go on opening
 REST_FILE = "fastvlm_rest.safetensors"
 REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the products that it belongs to
 _FORMAT = "3"
-_AGAIN = "Quantise the model again."
+_AGAIN = "Quantize the model again."
 _LARGEST = 65504.0  # of a scale or zero: the largest number of float16, which no checkpoint's weights reach
 Bits = Literal[4, 8]
 _LAYER_PRODUCTS = (
@@ -68,7 +68,7 @@ def product_names(num_layers: int) -> list[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class QuantisationOptions:
+class QuantizationOptions:
     """How weights are rounded.
 
     Attributes:
@@ -87,14 +87,14 @@ class QuantisationOptions:
     def __post_init__(self) -> None:
         for name in ("bits", "head_bits"):
             if getattr(self, name) not in (4, 8):
-                raise ConfigError(f"QuantisationOptions.{name} is {getattr(self, name)!r}; expected 4 or 8.")
+                raise ConfigError(f"QuantizationOptions.{name} is {getattr(self, name)!r}; expected 4 or 8.")
         if self.group_size not in GROUP_SIZES:
             sizes = ", ".join(map(str, GROUP_SIZES))
-            raise ConfigError(f"QuantisationOptions.group_size is {self.group_size!r}; expected one of {sizes}.")
+            raise ConfigError(f"QuantizationOptions.group_size is {self.group_size!r}; expected one of {sizes}.")
 
 
 @dataclass(frozen=True)
-class QuantisationError:
+class QuantizationError:
     """Distance of the rounded weights from the given ones: norm of the difference over norm of the weight."""
 
     mean: float
@@ -111,7 +111,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class QuantisedWeights:
+class QuantizedWeights:
     """Every product of a decoder, in its order, and what rounding cost.
 
     Attributes:
@@ -122,8 +122,8 @@ class QuantisedWeights:
     """
 
     products: tuple[Product, ...]
-    options: QuantisationOptions
-    error: QuantisationError
+    options: QuantizationOptions
+    error: QuantizationError
     dtype: torch.dtype = torch.bfloat16
     has_tied_head: bool = False
 
@@ -160,60 +160,60 @@ class QuantisedWeights:
     def tensor(self, name: str) -> Tensor:
         """The rounded weight (out, in) of this name, in `dtype`."""
         product = next(product for product in self.products if name in product.names)
-        parts = torch.split(product.weight.dequantise().to(self.dtype), list(product.rows))
+        parts = torch.split(product.weight.dequantize().to(self.dtype), list(product.rows))
         return parts[product.names.index(name)]
 
 
-def save_quantised(quantised: QuantisedWeights, file: str | Path) -> None:
-    """Write `quantised` to `file` (safetensors); a file of that name is replaced."""
+def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
+    """Write `quantized` to `file` (safetensors); a file of that name is replaced."""
     tensors: dict[str, Tensor] = {}
-    for index, weight in enumerate(quantised.weights):
+    for index, weight in enumerate(quantized.weights):
         tensors |= {_key(index, name): tensor.contiguous() for name, tensor in weight.tensors.items()}
     about = {
         "format": _FORMAT,
-        "options": asdict(quantised.options),
-        "error": asdict(quantised.error),
-        "dtype": str(quantised.dtype).removeprefix("torch."),
-        "has_tied_head": quantised.has_tied_head,
-        "products": [{"names": product.names, "rows": product.rows} for product in quantised.products],
-        "digest": quantised.digest,
+        "options": asdict(quantized.options),
+        "error": asdict(quantized.error),
+        "dtype": str(quantized.dtype).removeprefix("torch."),
+        "has_tied_head": quantized.has_tied_head,
+        "products": [{"names": product.names, "rows": product.rows} for product in quantized.products],
+        "digest": quantized.digest,
     }
     save_file(tensors, file, metadata={"fastvlm_quantised": json.dumps(about)})
 
 
-def load_quantised(file: str | Path) -> QuantisedWeights:
+def load_quantized(file: str | Path) -> QuantizedWeights:
     """The weights in `file`, mapped into memory: pages are read when they are used.
 
     Raises:
-        CheckpointError: no such file, cut off, or not one of :func:`save_quantised`.
+        CheckpointError: no such file, cut off, or not one of :func:`save_quantized`.
     """
     return _loaded(file)[0]
 
 
-def _loaded(file: str | Path) -> tuple[QuantisedWeights, Any]:
+def _loaded(file: str | Path) -> tuple[QuantizedWeights, Any]:
     """The weights in `file`, and what it says of itself."""
     try:
         with safe_open(file, framework="pt") as opened:
             about = parse_metadata((opened.metadata() or {}).get("fastvlm_quantised"), _FORMAT)
-            options, error = QuantisationOptions(**about["options"]), QuantisationError(**about["error"])
+            options, error = QuantizationOptions(**about["options"]), QuantizationError(**about["error"])
             products = _products(opened, about["products"], options)
         dtype = getattr(torch, about["dtype"])
-        return QuantisedWeights(products, options, error, dtype, about["has_tied_head"]), about
+        return QuantizedWeights(products, options, error, dtype, about["has_tied_head"]), about
     except (OSError, SafetensorError, ValueError) as problem:
         reason = str(problem).rstrip(".")
-        raise CheckpointError(f"{file} cannot be read as quantised weights: {reason}. {_AGAIN}") from problem
+        raise CheckpointError(f"{file} cannot be read as quantized weights: {reason}. {_AGAIN}") from problem
 
 
-def quantised_weights_of(folder: Path) -> QuantisedWeights | None:
+def quantized_weights_of(folder: Path) -> QuantizedWeights | None:
     """The products in a folder that ``fastvlm quantize`` made; None for any other folder.
 
     Raises:
         CheckpointError: one of the two files is missing, cut off, or of another checkpoint than the other.
     """
-    file, rest = folder / QUANTISED_FILE, folder / REST_FILE
+    file, rest = folder / QUANTIZED_FILE, folder / REST_FILE
     if not rest.is_file():
         return None
-    quantised, about = _loaded(file)
+    quantized, about = _loaded(file)
     try:
         with safe_open(rest, framework="pt") as opened:
             belongs_to = (opened.metadata() or {}).get(REST_OF)
@@ -221,10 +221,10 @@ def quantised_weights_of(folder: Path) -> QuantisedWeights | None:
         raise CheckpointError(f"{rest} cannot be read: {error}. {_AGAIN}") from error
     if belongs_to != about["digest"]:
         raise CheckpointError(f"{file.name} and {rest.name} in {folder} are of different checkpoints. {_AGAIN}")
-    return quantised
+    return quantized
 
 
-def _products(opened: Any, described: Sequence[Any], options: QuantisationOptions) -> tuple[Product, ...]:
+def _products(opened: Any, described: Sequence[Any], options: QuantizationOptions) -> tuple[Product, ...]:
     """Every product that the metadata describes; `opened` holds their tensors and no other."""
     expected = product_names((len(described) - 1) // len(_LAYER_PRODUCTS))
     found = [tuple(product["names"]) for product in described]
@@ -240,7 +240,7 @@ def _products(opened: Any, described: Sequence[Any], options: QuantisationOption
     return products
 
 
-def _read(opened: Any, stored: Set[str], index: int, product: Any, options: QuantisationOptions) -> Product:
+def _read(opened: Any, stored: Set[str], index: int, product: Any, options: QuantizationOptions) -> Product:
     def tensor(name: str) -> Tensor:
         if _key(index, name) not in stored:
             raise ValueError(f"the tensor {_key(index, name)!r} is missing")
@@ -260,7 +260,7 @@ def _read(opened: Any, stored: Set[str], index: int, product: Any, options: Quan
     return Product(names, rows, weight)
 
 
-def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantisationOptions) -> None:
+def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantizationOptions) -> None:
     """Raise if `weight` is not what `options` say, or has scales that no weight was rounded with."""
     if weight.out_features != num_rows:
         raise CheckpointError(f"values has {weight.out_features} rows; expected {num_rows}.")

@@ -1,4 +1,4 @@
-"""Pictures are known by their content, and the oldest leave first."""
+"""Images are known by their content, and the oldest leave first."""
 
 import pytest
 import tiny
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.engine.image_cache import ImageCache, picture_digest
+from fastvlm.engine.encoder_cache import EncoderCache, image_digest
 from fastvlm.errors import UsageError
 
 EMBEDS_BYTES = 4 * 8 * 4  # four visual tokens, eight wide, float32
@@ -16,26 +16,26 @@ def embeds(value):
     return torch.full((4, 8), float(value))
 
 
-def test_equal_pictures_are_the_same_and_others_are_not():
-    first, second = tiny.pictures(2)
-    assert picture_digest(first) == picture_digest(first.clone())
+def test_equal_images_are_the_same_and_others_are_not():
+    first, second = tiny.images(2)
+    assert image_digest(first) == image_digest(first.clone())
     changed = first.clone()
     changed[2, -1, -1] += 1e-3
     shifted = torch.zeros(3, 2, 8)
-    digests = [picture_digest(p) for p in (first, second, changed, first.double(), first.bfloat16(), first.flip(-1))]
-    digests += [picture_digest(shifted), picture_digest(shifted.view(3, 4, 4)), picture_digest(shifted.int())]
+    digests = [image_digest(p) for p in (first, second, changed, first.double(), first.bfloat16(), first.flip(-1))]
+    digests += [image_digest(shifted), image_digest(shifted.view(3, 4, 4)), image_digest(shifted.int())]
     assert len(set(digests)) == len(digests)
 
 
-def test_how_a_picture_lies_in_memory_does_not_matter():
-    batch = tiny.pictures(2)
-    expected = picture_digest(batch[1].clone())
-    assert picture_digest(batch[1]) == expected
-    assert picture_digest(batch.contiguous(memory_format=torch.channels_last)[1]) == expected
+def test_how_a_image_lies_in_memory_does_not_matter():
+    batch = tiny.images(2)
+    expected = image_digest(batch[1].clone())
+    assert image_digest(batch[1]) == expected
+    assert image_digest(batch.contiguous(memory_format=torch.channels_last)[1]) == expected
 
 
 def test_what_was_put_is_there_until_others_push_it_out():
-    cache = ImageCache(max_bytes=2 * EMBEDS_BYTES)
+    cache = EncoderCache(max_bytes=2 * EMBEDS_BYTES)
     cache.put("a", embeds(1))
     cache.put("b", embeds(2))
     assert torch.equal(cache.get("a"), embeds(1)), "used again, so it is not the oldest"
@@ -47,22 +47,22 @@ def test_what_was_put_is_there_until_others_push_it_out():
 
 
 def test_one_too_large_for_the_limit_is_not_kept_and_pushes_nothing_out():
-    cache = ImageCache(max_bytes=EMBEDS_BYTES)
+    cache = EncoderCache(max_bytes=EMBEDS_BYTES)
     cache.put("a", embeds(1))
     cache.put("large", torch.zeros(5, 8))
     assert cache.get("large") is None and cache.get("a") is not None
-    assert ImageCache(0).get("a") is None
+    assert EncoderCache(0).get("a") is None
 
 
 def test_a_row_of_a_batch_does_not_keep_the_batch():
-    cache = ImageCache(max_bytes=10_000)
+    cache = EncoderCache(max_bytes=10_000)
     cache.put("a", torch.zeros(50, 4, 8)[7])
     assert cache.get("a").untyped_storage().nbytes() == EMBEDS_BYTES
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 6)), max_size=30))
 def test_the_bound_holds_and_the_count_is_right(puts):
-    cache = ImageCache(max_bytes=12 * 32)
+    cache = EncoderCache(max_bytes=12 * 32)
     for digest, num_tokens in puts:
         cache.put(digest, torch.zeros(num_tokens, 8))
         kept = [cache._embeds[name] for name in cache._embeds]
@@ -72,4 +72,4 @@ def test_the_bound_holds_and_the_count_is_right(puts):
 
 def test_a_negative_limit_is_refused():
     with pytest.raises(UsageError, match="expected 0 or more"):
-        ImageCache(-1)
+        EncoderCache(-1)

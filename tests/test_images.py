@@ -1,4 +1,4 @@
-"""Everything that may hold a picture, and everything that only seems to: real files, a real server, no stand-ins."""
+"""Everything that may hold an image, and everything that only seems to: real files, a real server, no stand-ins."""
 
 import base64
 import contextlib
@@ -19,14 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from fastvlm.errors import FastVlmError, PictureError
-from fastvlm.pictures import ALPHA_BACKGROUND, PictureLimits, encoded_bytes, open_picture
+from fastvlm.errors import FastVlmError, ImageError
+from fastvlm.images import ALPHA_BACKGROUND, ImageLimits, encoded_bytes, open_image
 
 QUADRANTS = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]]  # top row, bottom row
 
 
 def quadrants(width=40, height=20, mode="RGB"):
-    """Red, green / blue, white: every turn and flip of it is another picture."""
+    """Red, green / blue, white: every turn and flip of it is another image."""
     image = Image.new("RGB", (width, height))
     for row in range(2):
         for column in range(2):
@@ -47,8 +47,8 @@ def corners(image):
     return [image.getpixel(at) for at in ((1, 1), (w - 2, 1), (1, h - 2), (w - 2, h - 2))]
 
 
-def near(colour, expected, tolerance=3):
-    return all(abs(a - b) <= tolerance for a, b in zip(colour, expected, strict=True))
+def near(color, expected, tolerance=3):
+    return all(abs(a - b) <= tolerance for a, b in zip(color, expected, strict=True))
 
 
 def png_claiming(width, height):
@@ -66,7 +66,7 @@ def png_claiming(width, height):
 
 def every_source(tmp_path):
     data = encoded(quadrants())
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     array = np.asarray(quadrants())
     return {
@@ -94,12 +94,12 @@ def every_source(tmp_path):
     }
 
 
-def test_every_source_gives_the_same_picture(tmp_path):
+def test_every_source_gives_the_same_image(tmp_path):
     for name, source in every_source(tmp_path).items():
-        picture = open_picture(source)
-        assert picture.mode == "RGB", name
-        assert picture.size == (40, 20), name
-        assert np.array_equal(np.asarray(picture), np.asarray(quadrants())), name
+        image = open_image(source)
+        assert image.mode == "RGB", name
+        assert image.size == (40, 20), name
+        assert np.array_equal(np.asarray(image), np.asarray(quadrants())), name
 
 
 def test_an_open_file_is_read_from_where_it_stands_and_left_open(tmp_path):
@@ -107,34 +107,34 @@ def test_an_open_file_is_read_from_where_it_stands_and_left_open(tmp_path):
     path.write_bytes(b"skip" + encoded(quadrants()))
     with path.open("rb") as file:
         file.read(4)
-        assert open_picture(file).size == (40, 20)
+        assert open_image(file).size == (40, 20)
         assert not file.closed
 
 
-def test_an_rgb_picture_is_not_copied_and_never_changed():
-    given_picture = quadrants()
-    assert open_picture(given_picture) is given_picture
+def test_an_rgb_image_is_not_copied_and_never_changed():
+    given_image = quadrants()
+    assert open_image(given_image) is given_image
     palette = quadrants().convert("P")
     before = palette.tobytes()
-    open_picture(palette)
+    open_image(palette)
     assert palette.mode == "P"
     assert palette.tobytes() == before
 
 
-def test_the_same_path_with_new_content_gives_the_new_picture(tmp_path):
-    path = tmp_path / "picture.png"
-    for colour in ((255, 0, 0), (0, 255, 0)):
-        Image.new("RGB", (8, 8), colour).save(path)
+def test_the_same_path_with_new_content_gives_the_new_image(tmp_path):
+    path = tmp_path / "image.png"
+    for color in ((255, 0, 0), (0, 255, 0)):
+        Image.new("RGB", (8, 8), color).save(path)
         stamp = 1_700_000_000  # the same time, so that no cache by name and date could notice
         os.utime(path, (stamp, stamp))
-        assert open_picture(path).getpixel((0, 0)) == colour
+        assert open_image(path).getpixel((0, 0)) == color
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO"])
 def test_formats(format_name):
-    picture = open_picture(encoded(quadrants(64, 64), format_name))
-    assert picture.mode == "RGB"
-    assert near(picture.getpixel((2, 2)), (255, 0, 0), 6)
+    image = open_image(encoded(quadrants(64, 64), format_name))
+    assert image.mode == "RGB"
+    assert near(image.getpixel((2, 2)), (255, 0, 0), 6)
 
 
 # ------------------------------------------------------------------------------------------------------ modes
@@ -142,7 +142,7 @@ def test_formats(format_name):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
-    """Store the picture turned the other way round; the tag says how to turn it back."""
+    """Store the image turned the other way round; the tag says how to turn it back."""
     inverse = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -157,29 +157,29 @@ def test_exif_orientation_is_applied(orientation):
     exif[0x0112] = orientation
     for format_name in ("PNG", "JPEG", "WEBP", "TIFF"):
         options = {"lossless": True} if format_name == "WEBP" else {"quality": 95} if format_name == "JPEG" else {}
-        picture = open_picture(encoded(stored, format_name, exif=exif, **options))
-        assert picture.size == (40, 20), format_name
+        image = open_image(encoded(stored, format_name, exif=exif, **options))
+        assert image.size == (40, 20), format_name
         expected = [*QUADRANTS[0], *QUADRANTS[1]]
-        assert all(near(a, b, 12) for a, b in zip(corners(picture), expected, strict=True)), format_name
+        assert all(near(a, b, 12) for a, b in zip(corners(image), expected, strict=True)), format_name
 
 
-def test_unreadable_exif_leaves_the_picture_as_it_is():
+def test_unreadable_exif_leaves_the_image_as_it_is():
     data = encoded(quadrants(), "JPEG", exif=b"Exif\0\0MM\0*garbage")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow remarks on the EXIF; that is not what is asked here
-        assert open_picture(data).size == (40, 20)
+        assert open_image(data).size == (40, 20)
 
 
 def test_transparency_shows_the_stated_background():
     assert ALPHA_BACKGROUND == (255, 255, 255)
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
-    assert open_picture(encoded(clear)).getpixel((0, 0)) == (255, 255, 255)
-    assert near(open_picture(half).getpixel((0, 0)), (127, 127, 127), 1)
-    grey = Image.new("LA", (4, 4), (10, 0))
-    assert open_picture(encoded(grey)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(encoded(clear)).getpixel((0, 0)) == (255, 255, 255)
+    assert near(open_image(half).getpixel((0, 0)), (127, 127, 127), 1)
+    gray = Image.new("LA", (4, 4), (10, 0))
+    assert open_image(encoded(gray)).getpixel((0, 0)) == (255, 255, 255)
     rgba = np.zeros((5, 6, 4), np.uint8)
-    assert open_picture(rgba).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(rgba).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("transparency", [0, bytes([0, 255])], ids=["index", "bytes"])
@@ -187,52 +187,52 @@ def test_palette_with_transparency(transparency):
     image = Image.new("P", (4, 2), 0)
     image.putpalette([200, 0, 0, 0, 0, 200])
     image.paste(1, (2, 0, 4, 2))
-    picture = open_picture(encoded(image, "PNG", transparency=transparency))
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
-    assert picture.getpixel((3, 0)) == (0, 0, 200)
+    image = open_image(encoded(image, "PNG", transparency=transparency))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert image.getpixel((3, 0)) == (0, 0, 200)
 
 
-def test_a_transparent_colour_in_rgb_is_transparent():
+def test_a_transparent_color_in_rgb_is_transparent():
     data = encoded(quadrants(), "PNG", transparency=(255, 0, 0))
-    assert open_picture(data).getpixel((1, 1)) == (255, 255, 255)
+    assert open_image(data).getpixel((1, 1)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_scaled_and_not_clipped(format_name):
     ramp = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
-    picture = open_picture(encoded(Image.fromarray(ramp), format_name))
+    image = open_image(encoded(Image.fromarray(ramp), format_name))
     expected = np.rint(ramp.astype(float) * 255 / 65535)
-    assert np.abs(np.asarray(picture)[..., 0].astype(float) - expected).max() <= 1
-    assert len(np.unique(np.asarray(picture))) > 200  # Pillow's own conversion leaves one
+    assert np.abs(np.asarray(image)[..., 0].astype(float) - expected).max() <= 1
+    assert len(np.unique(np.asarray(image))) > 200  # Pillow's own conversion leaves one
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "HSV", "RGBX", "La", "RGBa", "PA"])
 def test_every_mode_becomes_rgb(mode):
     source = quadrants().convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode))
-    picture = open_picture(source.convert(mode))
-    assert picture.mode == "RGB"
-    assert near(picture.getpixel((38, 18)), (255, 255, 255))
+    image = open_image(source.convert(mode))
+    assert image.mode == "RGB"
+    assert near(image.getpixel((38, 18)), (255, 255, 255))
 
 
 def test_cmyk_jpeg():
-    picture = open_picture(encoded(quadrants(64, 64).convert("CMYK"), "JPEG", quality=95))
-    assert near(picture.getpixel((4, 4)), (254, 0, 0), 8)
+    image = open_image(encoded(quadrants(64, 64).convert("CMYK"), "JPEG", quality=95))
+    assert near(image.getpixel((4, 4)), (254, 0, 0), 8)
 
 
 @pytest.mark.parametrize("format_name", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_an_animation_gives_its_first_frame(format_name):
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     options = {"lossless": True} if format_name == "WEBP" else {}
     data = encoded(frames[0], format_name, save_all=True, append_images=frames[1:], **options)
-    assert near(open_picture(data).getpixel((3, 3)), (255, 0, 0))
+    assert near(open_image(data).getpixel((3, 3)), (255, 0, 0))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1)])
-@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255)])
-def test_extreme_shapes_and_colours(size, colour):
-    picture = open_picture(encoded(Image.new("RGB", size, colour)))
-    assert picture.size == size
-    assert picture.getextrema() == tuple((value, value) for value in colour)
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255)])
+def test_extreme_shapes_and_colors(size, color):
+    image = open_image(encoded(Image.new("RGB", size, color)))
+    assert image.size == size
+    assert image.getextrema() == tuple((value, value) for value in color)
 
 
 # ------------------------------------------------------------------------------------------------------ arrays
@@ -256,16 +256,16 @@ def test_extreme_shapes_and_colours(size, colour):
     ],
 )
 def test_ambiguous_arrays_are_refused(array, says):
-    with pytest.raises(PictureError, match=says):
-        open_picture(array)
+    with pytest.raises(ImageError, match=says):
+        open_image(array)
 
 
-def test_boolean_and_greyscale_arrays():
+def test_boolean_and_grayscale_arrays():
     mask = np.array([[True, False]])
-    assert list(np.asarray(open_picture(mask))[0, :, 0]) == [255, 0]
-    grey = np.array([[7, 9, 5, 6, 2]] * 2, np.uint8)
-    for array in (grey, grey[..., None], grey[None]):
-        assert open_picture(array).getpixel((1, 0)) == (9, 9, 9)
+    assert list(np.asarray(open_image(mask))[0, :, 0]) == [255, 0]
+    gray = np.array([[7, 9, 5, 6, 2]] * 2, np.uint8)
+    for array in (gray, gray[..., None], gray[None]):
+        assert open_image(array).getpixel((1, 0)) == (9, 9, 9)
 
 
 @settings(deadline=None, max_examples=80)
@@ -274,40 +274,40 @@ def test_boolean_and_greyscale_arrays():
     dtype=st.sampled_from([np.uint8, np.uint16, np.int16, np.float32, np.bool_]),
     value=st.floats(-2, 300, allow_nan=False),
 )
-def test_any_array_is_a_picture_or_a_clear_error(shape, dtype, value):
+def test_any_array_is_a_image_or_a_clear_error(shape, dtype, value):
     with np.errstate(invalid="ignore"):
         array = np.full(shape, value if dtype == np.float32 else abs(int(value)) % 256).astype(dtype)
-    picture = None
-    with contextlib.suppress(PictureError):
-        picture = open_picture(array)
-    if picture is None:
+    image = None
+    with contextlib.suppress(ImageError):
+        image = open_image(array)
+    if image is None:
         channels = [axis for axis in (shape[0], shape[2]) if axis in (1, 3, 4)]
         is_out_of_range = dtype == np.float32 and not 0 <= array.flat[0] <= 1 if array.size else True
         assert array.size == 0 or len(channels) != 1 or dtype == np.int16 or is_out_of_range
     else:
-        assert picture.mode == "RGB"
-        assert picture.width * picture.height in (array.size, array.size // 3, array.size // 4)
+        assert image.mode == "RGB"
+        assert image.width * image.height in (array.size, array.size // 3, array.size // 4)
 
 
-# ------------------------------------------------------------------------------------------------------ not a picture
+# ------------------------------------------------------------------------------------------------------ not an image
 
 
 @pytest.mark.parametrize(
     ("source", "says"),
     [
         (b"", "empty"),
-        (b"not a picture at all", "no picture that can be opened"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no picture that can be opened"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture that can be opened"),
+        (b"not an image at all", "no image that can be opened"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image that can be opened"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image that can be opened"),
         ("", "no regular file|no file"),
         ("no/such/file.png", "There is no file"),
         ("zero\0byte.png", "."),
         ("x" * 5000, "."),
         ("file:///etc/passwd", "no http or https URL"),
-        ("ftp://host/picture.png", "no http or https URL"),
+        ("ftp://host/image.png", "no http or https URL"),
         ("data:image/png;base64", "no comma"),
         ("data:image/png;base64,%%%%", "no valid base64"),
-        ("data:image/png;base64,iVBORw0K", "no picture"),
+        ("data:image/png;base64,iVBORw0K", "no image"),
         (None, "NoneType"),
         (7, "int"),
         ([b""], "list"),
@@ -315,9 +315,9 @@ def test_any_array_is_a_picture_or_a_clear_error(shape, dtype, value):
         (io.StringIO("text"), "bytes"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(source, says):
-    with pytest.raises(PictureError, match=says) as caught:
-        open_picture(source)
+def test_what_is_no_image_is_refused_by_name(source, says):
+    with pytest.raises(ImageError, match=says) as caught:
+        open_image(source)
     assert len(str(caught.value)) < 600
     assert isinstance(caught.value, FastVlmError)
     assert isinstance(caught.value, ValueError)
@@ -325,17 +325,17 @@ def test_what_is_no_picture_is_refused_by_name(source, says):
 
 def test_folders_devices_and_closed_files(tmp_path):
     for path in (tmp_path, "/dev/zero"):
-        with pytest.raises(PictureError, match="no regular file"):
-            open_picture(path)
+        with pytest.raises(ImageError, match="no regular file"):
+            open_image(path)
     file = io.BytesIO(b"x")
     file.close()
-    with pytest.raises(PictureError, match="cannot be read"):
-        open_picture(file)
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_image(file)
 
 
 def test_a_long_data_uri_is_named_briefly():
-    with pytest.raises(PictureError) as caught:
-        open_picture("data:image/png;base64," + "A" * 100_000)
+    with pytest.raises(ImageError) as caught:
+        open_image("data:image/png;base64," + "A" * 100_000)
     assert len(str(caught.value)) < 400
     assert "characters" in str(caught.value)
 
@@ -347,20 +347,20 @@ def test_truncated_files_are_refused(format_name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for share in (0.02, 0.3, 0.6, 0.9):
-            with pytest.raises(PictureError):
-                open_picture(data[: int(len(data) * share)])
+            with pytest.raises(ImageError):
+                open_image(data[: int(len(data) * share)])
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), format_name=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO"]))
-def test_damaged_bytes_give_a_picture_or_a_picture_error(data, format_name):
+def test_damaged_bytes_give_a_image_or_a_image_error(data, format_name):
     original = bytearray(encoded(quadrants(16, 16), format_name))
     for _ in range(data.draw(st.integers(1, 8))):
         original[data.draw(st.integers(0, len(original) - 1))] = data.draw(st.integers(0, 255))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(PictureError):
-            assert open_picture(bytes(original), limits=PictureLimits(max_pixels=10**6)).mode == "RGB"
+        with contextlib.suppress(ImageError):
+            assert open_image(bytes(original), limits=ImageLimits(max_pixels=10**6)).mode == "RGB"
 
 
 @settings(deadline=None, max_examples=100)
@@ -368,8 +368,8 @@ def test_damaged_bytes_give_a_picture_or_a_picture_error(data, format_name):
 def test_random_bytes_are_refused(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(PictureError):
-            assert open_picture(data, limits=PictureLimits(max_pixels=10**6)).mode == "RGB"
+        with contextlib.suppress(ImageError):
+            assert open_image(data, limits=ImageLimits(max_pixels=10**6)).mode == "RGB"
 
 
 # ------------------------------------------------------------------------------------------------------ limits
@@ -378,52 +378,52 @@ def test_random_bytes_are_refused(data):
 @pytest.mark.parametrize("size", [(20_000, 20_000), (10_001, 12_000), (2**31 - 1, 2**31 - 1), (400_000_000, 1)])
 def test_decompression_bombs_are_refused_by_their_header(size):
     """Warnings are errors here, so Pillow's own DecompressionBombWarning would show as another exception."""
-    with pytest.raises(PictureError, match=r"limit is 120000000|no picture"):
-        open_picture(png_claiming(*size))
+    with pytest.raises(ImageError, match=r"limit is 120000000|no image"):
+        open_image(png_claiming(*size))
 
 
-def test_pictures_that_pillow_would_warn_of_open_without_a_warning():
+def test_images_that_pillow_would_warn_of_open_without_a_warning():
     """100 million pixels: over Pillow's first limit, under ours."""
     data = png_claiming(10_000, 10_000)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with pytest.raises(PictureError, match="damaged or truncated"):  # the pixels are not there
-            open_picture(data)
+        with pytest.raises(ImageError, match="damaged or truncated"):  # the pixels are not there
+            open_image(data)
     assert not caught
 
 
 def test_pixel_and_byte_limits_are_arguments(tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     quadrants().save(path)
     data = path.read_bytes()
-    assert open_picture(path, limits=PictureLimits(max_pixels=800, max_bytes=len(data))).size == (40, 20)
+    assert open_image(path, limits=ImageLimits(max_pixels=800, max_bytes=len(data))).size == (40, 20)
     for source in (path, data, io.BytesIO(data), "data:;base64," + base64.b64encode(data).decode()):
-        with pytest.raises(PictureError, match="limit is 799"):
-            open_picture(source, limits=PictureLimits(max_pixels=799))
+        with pytest.raises(ImageError, match="limit is 799"):
+            open_image(source, limits=ImageLimits(max_pixels=799))
         if isinstance(source, io.BytesIO):
             source.seek(0)
-        with pytest.raises(PictureError, match=f"limit is {len(data) - 2}"):
-            open_picture(source, limits=PictureLimits(max_bytes=len(data) - 2))
-    with pytest.raises(PictureError, match="limit is 799"):
-        open_picture(quadrants(), limits=PictureLimits(max_pixels=799))
+        with pytest.raises(ImageError, match=f"limit is {len(data) - 2}"):
+            open_image(source, limits=ImageLimits(max_bytes=len(data) - 2))
+    with pytest.raises(ImageError, match="limit is 799"):
+        open_image(quadrants(), limits=ImageLimits(max_pixels=799))
 
 
 def test_nothing_of_pillow_is_changed():
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, list(warnings.filters))
-    open_picture(encoded(quadrants()))
+    open_image(encoded(quadrants()))
     for source in (b"x", png_claiming(30_000, 30_000), encoded(quadrants())[:60]):
-        with pytest.raises(PictureError):
-            open_picture(source)
+        with pytest.raises(ImageError):
+            open_image(source)
     after = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, ImageFile.MAXBLOCK, list(warnings.filters))
     assert after == before
 
 
-def test_pictures_need_neither_torch_nor_transformers_nor_httpx():
+def test_images_need_neither_torch_nor_transformers_nor_httpx():
     program = (
         "import sys, io\n"
         "from PIL import Image\n"
-        "from fastvlm.pictures import open_picture\n"
-        "f = io.BytesIO(); Image.new('RGBA', (3, 3)).save(f, 'PNG'); open_picture(f.getvalue())\n"
+        "from fastvlm.images import open_image\n"
+        "f = io.BytesIO(); Image.new('RGBA', (3, 3)).save(f, 'PNG'); open_image(f.getvalue())\n"
         "print([m for m in ('torch', 'transformers', 'httpx', 'numpy') if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -434,9 +434,9 @@ def test_pictures_need_neither_torch_nor_transformers_nor_httpx():
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
-    """A small web: a picture, and what goes wrong with pictures on the web."""
+    """A small web: an image, and what goes wrong with images on the web."""
 
-    picture = encoded(quadrants())
+    image = encoded(quadrants())
 
     def do_GET(self):
         page = self.path.split("?")[0]
@@ -449,11 +449,11 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def page_picture(self):
-        self.answer(self.picture)
+    def page_image(self):
+        self.answer(self.image)
 
     def page_moved(self):
-        self.answer(b"", 302, Location="/picture")
+        self.answer(b"", 302, Location="/image")
 
     def page_loop(self):
         self.answer(b"", 302, Location="/loop")
@@ -468,7 +468,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.answer(b"sorry", 500)
 
     def page_html(self):
-        self.answer(b"<html>not a picture</html>")
+        self.answer(b"<html>not an image</html>")
 
     def page_empty(self):
         self.answer(b"")
@@ -497,9 +497,9 @@ class Pages(http.server.BaseHTTPRequestHandler):
 
     def page_short(self):
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.picture)))
+        self.send_header("Content-Length", str(len(self.image)))
         self.end_headers()
-        self.wfile.write(self.picture[:50])
+        self.wfile.write(self.image[:50])
 
     def log_message(self, *args):
         pass
@@ -519,9 +519,9 @@ def web():
     thread.join()
 
 
-@pytest.mark.parametrize("page", ["picture", "moved", "picture?token=secret"])
+@pytest.mark.parametrize("page", ["image", "moved", "picture?token=secret"])
 def test_urls(web, page):
-    assert np.array_equal(np.asarray(open_picture(f"{web}/{page}")), np.asarray(quadrants()))
+    assert np.array_equal(np.asarray(open_image(f"{web}/{page}")), np.asarray(quadrants()))
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_urls(web, page):
         ("broken?token=secret", "status 500"),
         ("loop", "TooManyRedirects"),
         ("away", "UnsupportedProtocol"),
-        ("html", "no picture"),
+        ("html", "no image"),
         ("empty", "empty"),
         ("announced", "limit is 1000000"),
         ("endless", "limit is 1000000"),
@@ -539,33 +539,33 @@ def test_urls(web, page):
     ],
 )
 def test_bad_urls_are_given_up(web, page, says):
-    with pytest.raises(PictureError, match=says) as caught:
-        open_picture(f"{web}/{page}", limits=PictureLimits(max_bytes=1_000_000, timeout_s=300))
+    with pytest.raises(ImageError, match=says) as caught:
+        open_image(f"{web}/{page}", limits=ImageLimits(max_bytes=1_000_000, timeout_s=300))
     assert "secret" not in str(caught.value)  # queries carry tokens
 
 
 @pytest.mark.parametrize("page", ["dripping", "silent"])
 def test_urls_that_never_end_are_given_up_after_the_timeout(web, page):
     """These pages end with the test's server: that the call returns at all shows that it gave up."""
-    with pytest.raises(PictureError, match=r"longer than 0\.5 s|limits are 0\.5 s"):
-        open_picture(f"{web}/{page}", limits=PictureLimits(max_bytes=1_000_000, timeout_s=0.5))
+    with pytest.raises(ImageError, match=r"longer than 0\.5 s|limits are 0\.5 s"):
+        open_image(f"{web}/{page}", limits=ImageLimits(max_bytes=1_000_000, timeout_s=0.5))
 
 
 @pytest.mark.parametrize("url", ["http://", "http://127.0.0.1:1/x.png", "https://[bad", "http://a b/c"])
 def test_unreachable_and_malformed_urls(url):
-    with pytest.raises(PictureError, match="cannot be fetched"):
-        open_picture(url, limits=PictureLimits(timeout_s=1))
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        open_image(url, limits=ImageLimits(timeout_s=1))
 
 
 def test_encoded_bytes_are_those_of_the_source(tmp_path):
     data = encoded(quadrants())
-    (tmp_path / "picture.png").write_bytes(data)
+    (tmp_path / "image.png").write_bytes(data)
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     for source in (
         data,
         memoryview(data),
-        tmp_path / "picture.png",
-        str(tmp_path / "picture.png"),
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
         uri,
         io.BytesIO(data),
     ):
@@ -574,8 +574,8 @@ def test_encoded_bytes_are_those_of_the_source(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["no.png", b"", 7, "data:,"])
-def test_encoded_bytes_refuses_what_holds_no_picture(source):
-    with pytest.raises(PictureError):
+def test_encoded_bytes_refuses_what_holds_no_image(source):
+    with pytest.raises(ImageError):
         encoded_bytes(source)
-    with pytest.raises(PictureError, match=r"larger|limit"):
-        encoded_bytes(b"x" * 11, limits=PictureLimits(max_bytes=10))
+    with pytest.raises(ImageError, match=r"larger|limit"):
+        encoded_bytes(b"x" * 11, limits=ImageLimits(max_bytes=10))

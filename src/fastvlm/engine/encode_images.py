@@ -1,6 +1,6 @@
-"""A prompt's pictures to what the decoder reads, each encoded once while a cache keeps it, in steps that can be left.
+"""A prompt's images to what the decoder reads, each encoded once while a cache keeps it, in steps that can be left.
 
-I pictures, N visual tokens a picture, D decoder width.
+I images, N visual tokens an image, D decoder width.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fastvlm.engine.image_cache import ImageCache
+from fastvlm.engine.encoder_cache import EncoderCache
 from fastvlm.engine.prepared import PreparedPrompt
 
-__all__ = ["Encode", "SlicedEncode", "picture_embeds"]
+__all__ = ["Encode", "SlicedEncode", "encode_images"]
 
 Encode = Callable[[Tensor], Tensor]  # pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D)
 
@@ -30,12 +30,12 @@ class SlicedEncode(Protocol):
         """The same, as what the generator returns at its end."""
 
 
-def picture_embeds(
-    prompt: PreparedPrompt, first: int, encode: Encode, cache: ImageCache
+def encode_images(
+    prompt: PreparedPrompt, first: int, encode: Encode, cache: EncoderCache
 ) -> Generator[None, None, Tensor | None]:
-    """Embeds (I, N, D) of the pictures from `first` on, as what the generator returns; None if there are none.
+    """Embeds (I, N, D) of the images from `first` on, as what the generator returns; None if there are none.
 
-    A sliced `encode` gets one picture at a time, so that its steps are short and a picture is known as soon as it is
+    A sliced `encode` gets one image at a time, so that its steps are short and an image is known as soon as it is
     done; another one gets all that are new. What is dropped halfway leaves nothing in `cache`.
     """
     digests, pixel_values = prompt.digests[first:], prompt.pixel_values
@@ -56,7 +56,7 @@ def picture_embeds(
 
 
 def _groups(rows: list[int], encode: Encode) -> list[list[int]]:
-    """Which pictures are encoded together."""
+    """Which images are encoded together."""
     if isinstance(encode, SlicedEncode):
         return [[row] for row in rows]
     return [rows] if rows else []

@@ -1,4 +1,4 @@
-"""Pictures made ready once: the same pixels as without memory, by content and never by name."""
+"""Images made ready once: the same pixels as without memory, by content and never by name."""
 
 import base64
 import io
@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
-from fastvlm.engine.picture_memo import DIGESTS, PictureMemo
-from fastvlm.errors import PictureError
+from fastvlm.engine.pixel_cache import DIGESTS, PixelCache
+from fastvlm.errors import ImageError
 
 SIDE_PX = 128
-MEMO_BYTES = 3 * 3 * SIDE_PX * SIDE_PX * 4  # three pictures
+MEMO_BYTES = 3 * 3 * SIDE_PX * SIDE_PX * 4  # three images
 
 
 class Counting(FastVlmImageProcessor):
@@ -33,12 +33,12 @@ def processor():
 
 @pytest.fixture
 def memo():
-    return PictureMemo(MEMO_BYTES)
+    return PixelCache(MEMO_BYTES)
 
 
-def png(colour, size=(30, 20)):
+def png(color, size=(30, 20)):
     stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, "PNG")
+    Image.new("RGB", size, color).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -53,14 +53,14 @@ def inputs(processor, *sources):
     )
 
 
-def sources_of(kind, colour, folder):
-    data = png(colour)
+def sources_of(kind, color, folder):
+    data = png(color)
     if kind == "path":
-        (folder / f"{colour}.png").write_bytes(data)
-        return folder / f"{colour}.png"
+        (folder / f"{color}.png").write_bytes(data)
+        return folder / f"{color}.png"
     if kind == "name":
-        (folder / f"{colour}.png").write_bytes(data)
-        return str(folder / f"{colour}.png")
+        (folder / f"{color}.png").write_bytes(data)
+        return str(folder / f"{color}.png")
     return {"bytes": data, "data uri": "data:image/png;base64," + base64.b64encode(data).decode()}[kind]
 
 
@@ -69,7 +69,7 @@ KINDS = ["path", "name", "bytes", "data uri"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_inputs_are_the_processors_own_and_made_once(kind, processor, memo, tmp_path):
-    red, blue = (sources_of(kind, colour, tmp_path) for colour in ("red", "blue"))
+    red, blue = (sources_of(kind, color, tmp_path) for color in ("red", "blue"))
     expected = inputs(processor, red, blue, red)
     before = processor.image_processor.made
     for _ in range(2):
@@ -82,17 +82,17 @@ def test_the_inputs_are_the_processors_own_and_made_once(kind, processor, memo, 
     assert DIGESTS not in inputs(processor, red), "the processor itself was changed"
 
 
-def test_equal_bytes_are_the_same_picture_however_they_come(processor, memo, tmp_path):
+def test_equal_bytes_are_the_same_image_however_they_come(processor, memo, tmp_path):
     digests = {inputs(memo.over(processor), sources_of(kind, "red", tmp_path))[DIGESTS] for kind in KINDS}
     digests.add(inputs(memo.over(processor), io.BytesIO(png("red")))[DIGESTS])
     assert len(digests) == 1 and processor.image_processor.made == 1
 
 
-def test_a_file_that_has_changed_is_another_picture(processor, memo, tmp_path):
-    file = tmp_path / "picture.png"
+def test_a_file_that_has_changed_is_another_image(processor, memo, tmp_path):
+    file = tmp_path / "image.png"
     found = []
-    for colour in ("red", "blue", "red"):
-        file.write_bytes(png(colour))
+    for color in ("red", "blue", "red"):
+        file.write_bytes(png(color))
         found.append(inputs(memo.over(processor), file))
     digests = [one[DIGESTS][0] for one in found]
     assert digests[0] == digests[2] != digests[1]
@@ -100,7 +100,7 @@ def test_a_file_that_has_changed_is_another_picture(processor, memo, tmp_path):
     assert torch.equal(found[0]["pixel_values"], found[2]["pixel_values"])
 
 
-def test_another_size_or_fit_is_another_picture(processor, memo):
+def test_another_size_or_fit_is_another_image(processor, memo):
     data, digests = png("red"), set()
     for side, fit in ((128, "pad"), (192, "pad"), (128, "stretch"), (128, "crop")):
         processor.image_processor.image_size, processor.image_processor.image_fit = (side, side), fit
@@ -121,8 +121,8 @@ def test_what_is_no_file_is_made_anew_and_known_by_its_pixels(processor, memo):
 
 
 def test_memory_is_bounded(processor, memo):
-    for colour in ("red", "green", "blue", "white", "black"):
-        inputs(memo.over(processor), png(colour))
+    for color in ("red", "green", "blue", "white", "black"):
+        inputs(memo.over(processor), png(color))
     assert memo._pixels.num_bytes <= MEMO_BYTES and len(memo._pixels) == 3
     memo.clear()
     assert len(memo._pixels) == 0
@@ -131,16 +131,16 @@ def test_memory_is_bounded(processor, memo):
 @pytest.mark.parametrize("kind", ["damaged file", "no file", "folder", "damaged bytes", "number"])
 def test_errors_are_the_processors_own(kind, processor, memo, tmp_path):
     damaged = tmp_path / "damaged.png"
-    damaged.write_bytes(b"no picture at all")
+    damaged.write_bytes(b"no image at all")
     sources = {"damaged file": damaged, "no file": tmp_path / "no.png", "folder": tmp_path, "number": 7}
-    source = sources.get(kind, b"no picture")
-    with pytest.raises(PictureError) as expected:
+    source = sources.get(kind, b"no image")
+    with pytest.raises(ImageError) as expected:
         inputs(processor, source)
-    with pytest.raises(PictureError) as found:
+    with pytest.raises(ImageError) as found:
         inputs(memo.over(processor), source)
     assert str(found.value) == str(expected.value)
 
 
-def test_a_processor_without_pictures_is_left_alone(memo):
+def test_a_processor_without_images_is_left_alone(memo):
     words = object()
     assert memo.over(words) is words

@@ -1,14 +1,14 @@
-// Pictures on their way to the server: files, frames of a video, and whether two frames differ.
+// Images on their way to the server: files, frames of a video, and whether two frames differ.
 
 const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 const LARGEST_BYTES = 4e6; // larger files are drawn smaller here: the model sees at most 1024 px or so
 const LARGEST_SIDE = 2048;
 const FRAME_SIDE = 768;
-const SIGHT = 32; // frames are compared as pictures of this side, in grey
-const CHANGE = 6; // mean difference of grey, of 255, from which a frame counts as new; camera noise is about 2
+const SIGHT = 32; // frames are compared as images of this side, in gray
+const CHANGE = 6; // mean difference of gray, of 255, from which a frame counts as new; camera noise is about 2
 
 export async function fromFile(file) {
-  if (!file.type.startsWith("image/")) throw new Error(`${file.name || "That"} is no picture.`);
+  if (!file.type.startsWith("image/")) throw new Error(`${file.name || "That"} is no image.`);
   if (SENT_AS_THEY_ARE.includes(file.type) && file.size <= LARGEST_BYTES) return read(file);
   const image = await decode(file);
   return draw(image, image.width, image.height, LARGEST_SIDE);
@@ -18,7 +18,7 @@ function read(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error("The picture cannot be read."));
+    reader.onerror = () => reject(new Error("The image cannot be read."));
     reader.readAsDataURL(blob);
   });
 }
@@ -44,7 +44,7 @@ export function frame(video) {
   return draw(video, video.videoWidth, video.videoHeight, FRAME_SIDE);
 }
 
-// What a frame looks like from afar: SIGHT x SIGHT values of grey.
+// What a frame looks like from afar: SIGHT x SIGHT values of gray.
 export function glance(video) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = SIGHT;

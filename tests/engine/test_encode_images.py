@@ -1,16 +1,16 @@
-"""Pictures are encoded once, alone or together, and what is dropped halfway is not known afterwards."""
+"""Images are encoded once, alone or together, and what is dropped halfway is not known afterwards."""
 
 import pytest
 import tiny
 import torch
 
-from fastvlm.engine.image_cache import ImageCache
-from fastvlm.engine.picture_embeds import SlicedEncode, picture_embeds
+from fastvlm.engine.encode_images import SlicedEncode, encode_images
+from fastvlm.engine.encoder_cache import EncoderCache
 from fastvlm.engine.prepared import PreparedPrompt
 
 
 def means(pixels):
-    """(I, 3, H, W) -> (I, 1, 3): enough of an encoder to tell pictures apart."""
+    """(I, 3, H, W) -> (I, 1, 3): enough of an encoder to tell images apart."""
     return pixels.mean((2, 3))[:, None]
 
 
@@ -31,8 +31,8 @@ class Sliced(Whole):
 
 
 def prompt(names):
-    """A prompt with a picture for each letter of `names`; equal letters are equal pictures."""
-    pixels = [tiny.pictures(1, 8, 8, seed=ord(name))[0] for name in names]
+    """A prompt with an image for each letter of `names`; equal letters are equal images."""
+    pixels = [tiny.images(1, 8, 8, seed=ord(name))[0] for name in names]
     return PreparedPrompt((1,), torch.stack(pixels) if pixels else None, tuple(names))
 
 
@@ -48,10 +48,10 @@ def result(work):
 
 
 @pytest.mark.parametrize("encode_class", [Whole, Sliced])
-def test_each_picture_is_encoded_once_and_they_come_in_their_order(encode_class):
-    encode, cache = encode_class(), ImageCache(2**20)
+def test_each_image_is_encoded_once_and_they_come_in_their_order(encode_class):
+    encode, cache = encode_class(), EncoderCache(2**20)
     for names, first in (("ab", 0), ("bacb", 0), ("cab", 1), ("abd", 2)):
-        embeds, _ = result(picture_embeds(prompt(names), first, encode, cache))
+        embeds, _ = result(encode_images(prompt(names), first, encode, cache))
         assert torch.equal(embeds, means(prompt(names).pixel_values[first:]))
     assert sum(encode.calls) == 4
 
@@ -59,33 +59,33 @@ def test_each_picture_is_encoded_once_and_they_come_in_their_order(encode_class)
 def test_together_if_it_is_whole_and_one_by_one_in_slices():
     whole, sliced = Whole(), Sliced()
     assert isinstance(sliced, SlicedEncode) and not isinstance(whole, SlicedEncode)
-    assert result(picture_embeds(prompt("abc"), 0, whole, ImageCache(2**20)))[1] == 1
-    assert result(picture_embeds(prompt("abc"), 0, sliced, ImageCache(2**20)))[1] == 3 * (3 + 1)
+    assert result(encode_images(prompt("abc"), 0, whole, EncoderCache(2**20)))[1] == 1
+    assert result(encode_images(prompt("abc"), 0, sliced, EncoderCache(2**20)))[1] == 3 * (3 + 1)
     assert (whole.calls, sliced.calls) == ([3], [1, 1, 1])
 
 
 @pytest.mark.parametrize("encode", [Whole(), Sliced()])
-def test_without_new_pictures_nothing_is_called(encode):
-    cache = ImageCache(2**20)
-    assert result(picture_embeds(prompt(""), 0, encode, cache)) == (None, 0)
-    assert result(picture_embeds(prompt("ab"), 2, encode, cache)) == (None, 0)
+def test_without_new_images_nothing_is_called(encode):
+    cache = EncoderCache(2**20)
+    assert result(encode_images(prompt(""), 0, encode, cache)) == (None, 0)
+    assert result(encode_images(prompt("ab"), 2, encode, cache)) == (None, 0)
     cache.put("a", torch.ones(1, 3))
-    embeds, pauses = result(picture_embeds(prompt("a"), 0, encode, cache))
+    embeds, pauses = result(encode_images(prompt("a"), 0, encode, cache))
     assert embeds.tolist() == [[[1, 1, 1]]] and pauses == 0 and not encode.calls
 
 
 @pytest.mark.parametrize(("pauses", "known"), [(1, 0), (3, 0), (4, 1), (7, 1), (8, 2)])
 def test_what_is_dropped_halfway_is_not_known(pauses, known):
-    cache = ImageCache(2**20)
-    work = picture_embeds(prompt("ab"), 0, Sliced(), cache)
+    cache = EncoderCache(2**20)
+    work = encode_images(prompt("ab"), 0, Sliced(), cache)
     for _ in range(pauses):
         next(work)
     work.close()
     assert len(cache) == known
-    embeds, _ = result(picture_embeds(prompt("ab"), 0, Sliced(), cache))
+    embeds, _ = result(encode_images(prompt("ab"), 0, Sliced(), cache))
     assert torch.equal(embeds, means(prompt("ab").pixel_values))
 
 
-def test_without_memory_for_pictures():
-    embeds, _ = result(picture_embeds(prompt("aba"), 0, Sliced(), ImageCache(0)))
+def test_without_memory_for_images():
+    embeds, _ = result(encode_images(prompt("aba"), 0, Sliced(), EncoderCache(0)))
     assert torch.equal(embeds, means(prompt("aba").pixel_values))

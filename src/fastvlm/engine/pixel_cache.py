@@ -1,7 +1,7 @@
-"""Pictures that were made ready before are not decoded and resized again: known by the bytes that they came in.
+"""Images that were made ready before are not decoded and resized again: known by the bytes that they came in.
 
 Only what comes encoded is remembered (bytes, files, URLs, data URIs): equal bytes give equal pixels. They are read each
-time, so a file that has changed is a new picture. PIL images and arrays are always made ready anew.
+time, so a file that has changed is a new image. PIL images and arrays are always made ready anew.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastvlm.engine.image_cache import ImageCache, picture_digest
-from fastvlm.errors import PictureError
-from fastvlm.pictures import encoded_bytes
+from fastvlm.engine.encoder_cache import EncoderCache, image_digest
+from fastvlm.errors import ImageError
+from fastvlm.images import encoded_bytes
 
-__all__ = ["DIGESTS", "PictureMemo", "ReadyImages"]
+__all__ = ["DIGESTS", "PixelCache", "ReadyImages"]
 
 # Encoded image -> its pixels (3, H, W) in [0, 1], or an RGB image of the model's height and width.
 ReadyImages: TypeAlias = Mapping[bytes, Image.Image | Tensor]
 
-DIGESTS = "picture_digests"  # beside `pixel_values`: what stands for each picture's content
+DIGESTS = "image_digests"  # beside `pixel_values`: what stands for each image's content
 
 
-class PictureMemo:
-    """Remembers processed pictures (3, H, W).
+class PixelCache:
+    """Remembers processed images (3, H, W).
 
     Args:
-        max_bytes: limit of what is kept; a picture of 1024 px takes 12 MiB. 0 keeps none.
+        max_bytes: limit of what is kept; an image of 1024 px takes 12 MiB. 0 keeps none.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._pixels = ImageCache(max_bytes)
+        self._pixels = EncoderCache(max_bytes)
 
     def clear(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
         self._pixels.clear()
 
     def over(self, processor: Any, ready: ReadyImages | None = None) -> Any:
@@ -71,7 +71,7 @@ def _digest(content: bytes, image_processor: Any, settings: Mapping[str, Any] | 
 class _Remembering:
     """In place of an image processor: the same pixels, and :data:`DIGESTS` beside them."""
 
-    def __init__(self, inner: Any, known: ImageCache, ready: ReadyImages) -> None:
+    def __init__(self, inner: Any, known: EncoderCache, ready: ReadyImages) -> None:
         self._inner, self._known, self._ready = inner, known, ready
 
     def __getattr__(self, name: str) -> Any:
@@ -86,11 +86,11 @@ class _Remembering:
         }
 
     def _made(self, source: Any, settings: Mapping[str, Any]) -> tuple[Tensor, str]:
-        """Pixels (3, H, W) and digest of one picture."""
-        content = encoded_bytes(source, limits=self._inner.picture_limits)
+        """Pixels (3, H, W) and digest of one image."""
+        content = encoded_bytes(source, limits=self._inner.image_limits)
         if content is None:
             pixels = self._processed(source, settings)
-            return pixels, picture_digest(pixels)
+            return pixels, image_digest(pixels)
         digest = _digest(content, self._inner, settings)
         known = self._known.get(digest)
         if known is not None:
@@ -106,9 +106,9 @@ class _Remembering:
             return ready if isinstance(ready, Tensor) else self._processed(ready, settings)
         try:
             return self._processed(content, settings)
-        except PictureError:
+        except ImageError:
             if isinstance(source, (str, os.PathLike)):
-                self._processed(source, settings)  # its error has the picture's name
+                self._processed(source, settings)  # its error has the image's name
             raise
 
     def _processed(self, source: Any, settings: Mapping[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures behind addresses: only of allowed hosts, and never from inside the network that the server stands in.
+"""Images behind addresses: only of allowed hosts, and never from inside the network that the server stands in.
 
 For the first URL and for every redirect: scheme, host and port are checked, the name is resolved here, every address
 that it has must be public, and the connection goes to the address that was checked, so a name that changes its address
@@ -17,7 +17,7 @@ import httpx
 
 from fastvlm.server.api_errors import ApiError, invalid
 
-__all__ = ["RemotePictures", "is_public"]
+__all__ = ["RemoteImages", "is_public"]
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -59,13 +59,13 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-class RemotePictures:
-    """Fetches pictures.
+class RemoteImages:
+    """Fetches images.
 
     Args:
         hosts: who may be asked: ``example.org``, ``*.example.org``, ``example.org:8443``, ``*``; empty for nobody.
-        max_bytes: of a picture.
-        timeout_s: for one picture, redirects included.
+        max_bytes: of an image.
+        timeout_s: for one image, redirects included.
         resolve, is_allowed: for tests: the addresses of a name, and which of them may be connected to.
     """
 
@@ -90,16 +90,16 @@ class RemotePictures:
         """
         if not self._hosts:
             raise invalid(
-                "This server fetches no pictures from addresses. Send the picture as a data URI: "
+                "This server fetches no images from addresses. Send the image as a data URI: "
                 "data:image/png;base64,<payload>.",
                 code="remote_images_disabled",
             )
         try:
             return await asyncio.wait_for(self._followed(url), self._timeout_s)
         except asyncio.TimeoutError as error:
-            raise invalid(f"The picture took longer than {self._timeout_s} s.", code="image_unreachable") from error
+            raise invalid(f"The image took longer than {self._timeout_s} s.", code="image_unreachable") from error
         except (httpx.HTTPError, httpx.StreamError, OSError, UnicodeError) as error:  # UnicodeError: no name of DNS
-            raise invalid("The picture's host cannot be reached.", code="image_unreachable") from error
+            raise invalid("The image's host cannot be reached.", code="image_unreachable") from error
 
     async def _followed(self, url: str) -> bytes:
         async with httpx.AsyncClient(trust_env=False, timeout=self._timeout_s, follow_redirects=False) as client:
@@ -108,10 +108,10 @@ class RemotePictures:
                 if isinstance(answer, bytes):
                     return answer
                 url = urljoin(url, answer)
-        raise invalid(f"The picture's address redirects more than {_MAX_REDIRECTS} times.", code="image_unreachable")
+        raise invalid(f"The image's address redirects more than {_MAX_REDIRECTS} times.", code="image_unreachable")
 
     async def _asked(self, client: httpx.AsyncClient, text: str) -> bytes | str:
-        """A picture's bytes, or where it is instead."""
+        """An image's bytes, or where it is instead."""
         url = self._checked_url(text)
         address = await self._checked_address(url)
         headers = {"Host": url.netloc.decode("ascii"), "User-Agent": "fastvlm", "Accept-Encoding": "identity"}
@@ -156,16 +156,16 @@ class RemotePictures:
     async def _body(self, response: httpx.Response) -> bytes:
         if response.status_code != httpx.codes.OK:
             raise invalid(
-                f"The picture's host answered with HTTP status {response.status_code}.", code="image_unreachable"
+                f"The image's host answered with HTTP status {response.status_code}.", code="image_unreachable"
             )
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise invalid("The picture's host sent compressed data, which was not asked for.", code="image_unreachable")
+            raise invalid("The image's host sent compressed data, which was not asked for.", code="image_unreachable")
         body = bytearray()
         async for piece in response.aiter_raw():
             body += piece
             if len(body) > self._max_bytes:
                 raise invalid(
-                    f"The picture has more than {self._max_bytes} bytes, which is the limit.", code="image_too_large"
+                    f"The image has more than {self._max_bytes} bytes, which is the limit.", code="image_too_large"
                 )
         return bytes(body)
 
@@ -173,6 +173,6 @@ class RemotePictures:
 def _refused() -> ApiError:
     """One answer for all: which of them it was would tell about the network that the server stands in."""
     return invalid(
-        "The picture's address is not one that this server may fetch. Send the picture as a data URI.",
+        "The image's address is not one that this server may fetch. Send the image as a data URI.",
         code="image_url_not_allowed",
     )

@@ -1,6 +1,6 @@
-"""Projected pictures kept for the next question, by what is in them: the same path with a new picture is a new one.
+"""Projected images kept for the next question, by what is in them: the same path with a new image is a new one.
 
-I pictures, N visual tokens a picture, D decoder width.
+I images, N visual tokens an image, D decoder width.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from fastvlm.errors import UsageError
 
-__all__ = ["ImageCache", "picture_digest"]
+__all__ = ["EncoderCache", "image_digest"]
 
 
-def picture_digest(pixels: Tensor) -> str:
-    """What stands for one picture (3, H, W): a hash of its values, shape and dtype."""
+def image_digest(pixels: Tensor) -> str:
+    """What stands for one image (3, H, W): a hash of its values, shape and dtype."""
     data = pixels.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tuple(data.shape)} {data.dtype} ".encode())
     digest.update(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-class ImageCache:
-    """Image embeds (N, D) by :func:`picture_digest`; the least recently used leave when `max_bytes` are exceeded.
+class EncoderCache:
+    """Image embeds (N, D) by :func:`image_digest`; the least recently used leave when `max_bytes` are exceeded.
 
     Args:
         max_bytes: limit of the kept tensors together; 0 keeps none.
@@ -44,7 +44,7 @@ class ImageCache:
         return len(self._embeds)
 
     def get(self, digest: str) -> Tensor | None:
-        """The embeds (N, D) of a picture, or None; they count as used now."""
+        """The embeds (N, D) of an image, or None; they count as used now."""
         if digest not in self._embeds:
             self.num_misses += 1
             return None
@@ -72,7 +72,7 @@ class ImageCache:
             self._drop(next(iter(self._embeds)))
 
     def clear(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
         self._embeds.clear()
         self.num_bytes = 0
 
