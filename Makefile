@@ -102,7 +102,7 @@ newest: peers browser
 
 # g++'s. In emulation (tests/emulated) on every CPU, where each row of a tile and each masked lane is checked; on one with
 # AMX then also what is compiled for it. Python and torch leak on purpose, so leaks are not looked for.
-SANITIZED_TESTS = tests/engine/test_native.py tests/engine/test_native_[!b]*.py
+SANITIZED_TESTS = tests/backends/native/test_native.py tests/backends/native/test_native_[!b]*.py
 sanitize: export OMP_WAIT_POLICY := passive
 sanitize: export ASAN_OPTIONS := detect_leaks=0
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1

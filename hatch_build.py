@@ -1,4 +1,4 @@
-"""Installing compiles the CPU kernels (``fastvlm.engine.native_build``), where there is a compiler for them.
+"""Installing compiles the CPU kernels (``fastvlm.backends.native.build``), where there is a compiler for them.
 
 A wheel made so is for Linux on x86-64; it works on every CPU there, and uses the kernels on those with AMX. Without a
 compiler, or elsewhere, the wheel is pure Python, and torch's kernels do the work.
@@ -16,8 +16,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
-from fastvlm.engine.native_build import compile_library
-from fastvlm.engine.native_library import installed_path
+from fastvlm.backends.native.build import compile_library
+from fastvlm.backends.native.library import installed_path
 from fastvlm.errors import BuildError
 
 
@@ -42,4 +42,4 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg,misc]
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-linux_x86_64"
         if not is_editable:
-            build_data["force_include"][str(path)] = f"fastvlm/engine/built/{path.name}"
+            build_data["force_include"][str(path)] = f"fastvlm/backends/native/built/{path.name}"

@@ -37,8 +37,8 @@ from typing import Any
 import httpx
 
 import fastvlm
-from fastvlm.checkpoints.loading import pick_device
-from fastvlm.engine.fast import fast_dtype
+from fastvlm.backends.fast import fast_dtype
+from fastvlm.hf.loading import pick_device
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ("letter", "red_star", "shapes", "word", "objects", "five_shapes")

@@ -1,6 +1,6 @@
 """Apple's layout written down by hand, key by key, beside what each key is called in ``fast_vlm``.
 
-This is a second, independent statement of what ``fastvlm.dialects.names`` does by rules: it lists, it does not rename.
+This is a second, independent statement of what ``fastvlm.formats.names`` does by rules: it lists, it does not rename.
 Source: apple/ml-fastvlm at 592b4ad, ``mobileclip/mci.py`` (`patch_embed`, `network`, `conv_exp`), ``llava_arch.py``.
 """
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm.engine import native, native_build, native_library
-from fastvlm.engine.cpu import cpu_kernels
-from fastvlm.engine.native_library import COMPILER_FLAGS, NEEDED_FLAGS, cpu_flags
+from fastvlm.backends.cpu.probe import cpu_kernels
+from fastvlm.backends.native import build as native_build
+from fastvlm.backends.native import kernels as native
+from fastvlm.backends.native import library as native_library
+from fastvlm.backends.native.library import COMPILER_FLAGS, NEEDED_FLAGS, cpu_flags
 
 __all__ = ["EMULATION", "MODES", "flags", "has_compiler", "is_emulated", "is_fast", "is_possible", "prepare"]
 

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from fastvlm.engine.cpu import CpuKernels
+from fastvlm.backends.cpu.probe import CpuKernels
 
 NO_KERNELS = CpuKernels(**dict.fromkeys([field.name for field in dataclasses.fields(CpuKernels)], False))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import compiled
 import pytest
 
-from fastvlm.engine.native import NativeKernels, open_library
-from fastvlm.engine.native_build import compile_library
-from fastvlm.engine.native_library import find_library, library_name
+from fastvlm.backends.native.build import compile_library
+from fastvlm.backends.native.kernels import NativeKernels, open_library
+from fastvlm.backends.native.library import find_library, library_name
 
 __all__ = ["built", "library"]
 

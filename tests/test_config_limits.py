@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from fastvlm import FastVlmConfig, FastVlmForConditionalGeneration
+from fastvlm.config import light_config
 from fastvlm.config_limits import without_code_choices
-from fastvlm.dialects.apple_config import from_apple_config, to_apple_config
-from fastvlm.dialects.folder import config_of_folder
 from fastvlm.errors import AttentionError, CheckpointError, ConfigError, FastVlmError
-from fastvlm.light_config import light_config
-from fastvlm.model.pretrained import expected_shapes
+from fastvlm.formats.apple_config import from_apple_config, to_apple_config
+from fastvlm.formats.folder import config_of_folder
+from fastvlm.hf.pretrained import expected_shapes
 
 OURS = json.loads(tiny.config().to_json_string(use_diff=False))
 APPLE = to_apple_config(FastVlmConfig.preset("0.5b").to_dict(), size_px=1024, fit="pad")

@@ -30,11 +30,11 @@ def libraries(path):
 @pytest.mark.skipif(not has_compiler, reason="needs Linux on x86-64, and a C++ compiler")
 def test_a_wheel_has_the_kernels_that_its_sources_ask_for(tmp_path):
     path, _ = wheel(tmp_path)
-    name = "from fastvlm.engine.native_library import library_name; print(library_name())"
+    name = "from fastvlm.backends.native.library import library_name; print(library_name())"
     expected = subprocess.run([sys.executable, "-c", name], capture_output=True, text=True, check=True).stdout.strip()
-    assert libraries(path) == [f"fastvlm/engine/built/{expected}"]
+    assert libraries(path) == [f"fastvlm/backends/native/built/{expected}"]
     assert PURE not in path.name and "linux_x86_64" in path.name
-    sources = {name for name in zipfile.ZipFile(path).namelist() if "engine/kernels/" in name}
+    sources = {name for name in zipfile.ZipFile(path).namelist() if "backends/native/cpp/" in name}
     assert {Path(name).name for name in sources} >= {"encoder.cpp", "tiles.hpp"}
 
 

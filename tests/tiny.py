@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastvlm.config import FastViTHDConfig, FastVlmConfig
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
+from fastvlm.hf.config import FastViTHDConfig, FastVlmConfig
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 
 VOCAB = 101
 IMAGE_ID = 100

@@ -32,9 +32,9 @@ from recipes.mini.mix import ENCODER_MIX, draw
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastvlm.config import FastVlmConfig
 from fastvlm.demo_data.canvas import SIZE
 from fastvlm.demo_data.scene import Scene
+from fastvlm.hf.config import FastVlmConfig
 from fastvlm.model.blocks import ConvFFN
 from fastvlm.model.fastvithd import FastViTHD
 

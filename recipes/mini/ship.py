@@ -21,10 +21,10 @@ from recipes.mini.mix import JOINT_MIX, draw
 from recipes.mini.train import encoder_of, has_fused_encoder, new_model
 from transformers import AutoTokenizer, GenerationConfig
 
-from fastvlm.config import FastVlmConfig
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
-from fastvlm.processing.image_processor import FastVlmImageProcessor
-from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.hf.config import FastVlmConfig
+from fastvlm.hf.image_processor import FastVlmImageProcessor
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
+from fastvlm.hf.processor import FastVlmProcessor
 
 LARGEST_SHARD = "15MB"
 MOST_BYTES, MOST_BYTES_A_FILE = 30_000_000, 16 * 2**20

@@ -44,13 +44,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer
 
-from fastvlm.config import FastVlmConfig
 from fastvlm.demo_data import easy_questions
 from fastvlm.demo_data.looks import Look, looks_of, reminder_of
 from fastvlm.demo_data.scene_questions import turns_of
 from fastvlm.demo_data.wording import Turn
+from fastvlm.hf.config import FastVlmConfig
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.fastvithd import FastViTHD
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
 
 EASY_SHARE = 0.2
 TALK_SHARE = 0.15  # samples in which a question follows what was said before; the others ask side by side

@@ -14,19 +14,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastvlm.checkpoints import convert, load, register
-    from fastvlm.config import FastViTHDConfig, FastVlmConfig, num_visual_tokens
+    from fastvlm.backends.fast import fast_engine
+    from fastvlm.conversion.convert import convert
     from fastvlm.engine.async_engine import AsyncEngine
     from fastvlm.engine.engine import Engine
-    from fastvlm.engine.fast import fast_engine
     from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
+    from fastvlm.hf.config import FastViTHDConfig, FastVlmConfig, num_visual_tokens
+    from fastvlm.hf.image_processor import FastVlmImageProcessor
+    from fastvlm.hf.loading import load
+    from fastvlm.hf.modeling import FastVlmForConditionalGeneration, FastVlmModel, FastVlmPreTrainedModel
+    from fastvlm.hf.modeling import FastVlmForConditionalGeneration as AutoModelForImageTextToText
+    from fastvlm.hf.processor import FastVlmProcessor
+    from fastvlm.hf.processor import FastVlmProcessor as AutoProcessor
+    from fastvlm.hf.registration import register
     from fastvlm.images import open_image
     from fastvlm.model.fastvithd import FastViTHD
-    from fastvlm.model.modeling import FastVlmForConditionalGeneration, FastVlmModel, FastVlmPreTrainedModel
-    from fastvlm.model.modeling import FastVlmForConditionalGeneration as AutoModelForImageTextToText
-    from fastvlm.processing.image_processor import FastVlmImageProcessor
-    from fastvlm.processing.processor import FastVlmProcessor
-    from fastvlm.processing.processor import FastVlmProcessor as AutoProcessor
 
 __version__ = "0.1.0"
 
@@ -38,21 +40,21 @@ _HOME_OF = {
     "Completion": "fastvlm.engine.types",
     "Engine": "fastvlm.engine.engine",
     "FastViTHD": "fastvlm.model.fastvithd",
-    "FastViTHDConfig": "fastvlm.config",
-    "FastVlmConfig": "fastvlm.config",
-    "FastVlmForConditionalGeneration": "fastvlm.model.modeling",
-    "FastVlmImageProcessor": "fastvlm.processing.image_processor",
-    "FastVlmModel": "fastvlm.model.modeling",
-    "FastVlmPreTrainedModel": "fastvlm.model.modeling",
-    "FastVlmProcessor": "fastvlm.processing.processor",
+    "FastViTHDConfig": "fastvlm.hf.config",
+    "FastVlmConfig": "fastvlm.hf.config",
+    "FastVlmForConditionalGeneration": "fastvlm.hf.modeling",
+    "FastVlmImageProcessor": "fastvlm.hf.image_processor",
+    "FastVlmModel": "fastvlm.hf.modeling",
+    "FastVlmPreTrainedModel": "fastvlm.hf.modeling",
+    "FastVlmProcessor": "fastvlm.hf.processor",
     "SamplingParams": "fastvlm.engine.types",
     "TokenEvent": "fastvlm.engine.types",
-    "convert": "fastvlm.checkpoints",
-    "fast_engine": "fastvlm.engine.fast",
-    "load": "fastvlm.checkpoints",
-    "num_visual_tokens": "fastvlm.config",
+    "convert": "fastvlm.conversion.convert",
+    "fast_engine": "fastvlm.backends.fast",
+    "load": "fastvlm.hf.loading",
+    "num_visual_tokens": "fastvlm.hf.config",
     "open_image": "fastvlm.images",
-    "register": "fastvlm.checkpoints",
+    "register": "fastvlm.hf.registration",
 }
 
 __all__ = [

@@ -1,6 +1,6 @@
 """What the encoder is made of: the published hyper-parameters, and every number that follows from them.
 
-No library is imported here: :class:`fastvlm.config.FastViTHDConfig` is transformers' config over it.
+No library is imported here: :class:`fastvlm.hf.config.FastViTHDConfig` is transformers' config over it.
 
 Source: apple/ml-fastvlm at 592b4ad, ``llava/model/multimodal_encoder/mobileclip/mci.py``.
 """

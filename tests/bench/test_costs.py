@@ -14,7 +14,7 @@ from fastvlm.bench.costs import (
     prefill_flops,
     projector_macs,
 )
-from fastvlm.config import PRESETS, FastViTHDConfig
+from fastvlm.hf.config import PRESETS, FastViTHDConfig
 
 
 def counted(run) -> int:

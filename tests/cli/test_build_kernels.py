@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from compiled import is_fast
 
-from fastvlm.engine import native_build
-from fastvlm.engine.native_library import cache_path
+from fastvlm.backends.native import build as native_build
+from fastvlm.backends.native.library import cache_path
 
 
 @pytest.fixture(autouse=True)

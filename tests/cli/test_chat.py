@@ -54,7 +54,7 @@ def test_the_model_sees_what_was_said_before(fastvlm, image, parrot_folder, monk
 
 
 def test_each_image_is_encoded_once_in_a_chat(fastvlm, image, parrot_folder, monkeypatch):
-    from fastvlm.engine.vision import FastImageEmbedder
+    from fastvlm.backends.cpu.encoder import FastImageEmbedder
 
     encoded = []
     original = FastImageEmbedder.slices

@@ -59,7 +59,7 @@ def test_a_failed_conversion_leaves_nothing(fastvlm, parrot_folder, tmp_path, mo
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastvlm.checkpoints.conversion.write_safetensors", fail)
+    monkeypatch.setattr("fastvlm.conversion.convert.write_safetensors", fail)
     outcome = fastvlm("convert", parrot_folder, tmp_path / "full")
     assert outcome.code == 1 and "No space left on device" in outcome.error
     assert not [path for path in tmp_path.iterdir() if "full" in path.name]

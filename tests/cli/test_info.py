@@ -7,8 +7,8 @@ import torch
 
 import fastvlm as package
 from fastvlm.cli.checkpoint_facts import Parameters, count_parameters, license_note, read_facts
-from fastvlm.config import PRESETS
-from fastvlm.model.cache_name import CACHE_NAME
+from fastvlm.hf.cache_name import CACHE_NAME
+from fastvlm.hf.config import PRESETS
 
 
 def test_facts_are_those_of_the_open_model(fastvlm, parrot_folder):
@@ -100,7 +100,7 @@ def test_no_tensor_is_loaded_and_nothing_is_written(fastvlm, parrot_folder, monk
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr("safetensors.safe_open", refuse)
-    monkeypatch.setattr("fastvlm.dialects.weights.safe_open", refuse)
+    monkeypatch.setattr("fastvlm.formats.weights.safe_open", refuse)
     before = {file.name: file.read_bytes() for file in parrot_folder.iterdir()}
     assert fastvlm("info", parrot_folder).code == 0
     assert {file.name: file.read_bytes() for file in parrot_folder.iterdir()} == before

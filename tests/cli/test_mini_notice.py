@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from fastvlm.checkpoints.places import checkpoint_path
 from fastvlm.cli.mini_notice import tell_once
 from fastvlm.cli.terminal import Notes
+from fastvlm.formats.places import checkpoint_path
 
 
 class Terminal(io.StringIO):

@@ -14,8 +14,8 @@ import torch
 from cli_process import hear_ctrl_c, plain_environment
 
 import fastvlm as package
-from fastvlm.dialects.quantized_file import QUANTIZED_FILE, REST_FILE
-from fastvlm.engine.fast import fast_engine
+from fastvlm.backends.fast import fast_engine
+from fastvlm.formats.quantized_file import QUANTIZED_FILE, REST_FILE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = {"config.json", "tokenizer.json", "preprocessor_config.json", QUANTIZED_FILE, REST_FILE}
@@ -169,7 +169,7 @@ def test_nothing_is_overwritten_and_nothing_rounded_twice(fastvlm, parrot_folder
 
 STOPPED = """
 import os, sys, threading
-from fastvlm.checkpoints import quantizing
+from fastvlm.conversion import quantize as quantizing
 save = quantizing.save_quantized
 def save_and_wait(quantized, file):
     save(quantized, file)
@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_nothing(fastvlm, parrot_folder, tmp_path, monkeypatc
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastvlm.checkpoints.quantizing.write_safetensors", fail)
+    monkeypatch.setattr("fastvlm.conversion.quantize.write_safetensors", fail)
     outcome = fastvlm("quantize", parrot_folder, tmp_path / "full")
     assert outcome.code == 1 and "No space left on device" in outcome.error
     assert not [path for path in tmp_path.iterdir() if "full" in path.name]

@@ -34,9 +34,7 @@ def test_importing_prints_and_warns_nothing():
 
 
 def test_importing_registers_nothing():
-    code = (
-        "import fastvlm.model.modeling; from transformers import CONFIG_MAPPING; print(CONFIG_MAPPING._extra_content)"
-    )
+    code = "import fastvlm.hf.modeling; from transformers import CONFIG_MAPPING; print(CONFIG_MAPPING._extra_content)"
     assert run(code) == "{}"
 
 

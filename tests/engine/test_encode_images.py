@@ -6,7 +6,7 @@ import torch
 
 from fastvlm.engine.encode_images import SlicedEncode, encode_images
 from fastvlm.engine.encoder_cache import EncoderCache
-from fastvlm.engine.prepared import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PreparedPrompt
 
 
 def means(pixels):

@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 
+from fastvlm.backends.cpu.encoder import FastImageEmbedder
 from fastvlm.engine import engine as engine_module
 from fastvlm.engine.async_engine import AsyncEngine
 from fastvlm.engine.types import SamplingParams
-from fastvlm.engine.vision import FastImageEmbedder
 from fastvlm.errors import UsageError
 
 LONG = SamplingParams(max_new_tokens=150)

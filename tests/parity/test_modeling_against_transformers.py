@@ -5,7 +5,7 @@ import tiny
 import torch
 import transformers
 
-from fastvlm.model.cache_name import CACHE_NAME
+from fastvlm.hf.cache_name import CACHE_NAME
 
 TOLERANCE = 1e-4
 # Older releases return features and multi-dimensional logits_to_keep in other shapes, and repeat images for beams.

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from fastvlm import FastVlmForConditionalGeneration, FastVlmModel
-from fastvlm.model.cache_name import CACHE_NAME
+from fastvlm.hf.cache_name import CACHE_NAME
 
 CLASSES = [FastVlmModel, FastVlmForConditionalGeneration]
 NO_IMAGE = {"bad_words_ids": [[tiny.IMAGE_ID]]}

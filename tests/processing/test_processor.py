@@ -16,10 +16,10 @@ from tokenizers import AddedToken
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.errors import CheckpointError, ConfigError, ImageError, ImageTokenMismatchError, PromptError
-from fastvlm.processing.light_image_processor import LightImageProcessor
-from fastvlm.processing.light_processor import LightProcessor
-from fastvlm.processing.light_tokenizer import LightTokenizer
+from fastvlm.processing.image_processor import LightImageProcessor
+from fastvlm.processing.processor import LightProcessor
 from fastvlm.processing.prompt import CHAT_TEMPLATES
+from fastvlm.processing.tokenizer import LightTokenizer
 
 N = 4  # visual tokens of a 128 px image
 

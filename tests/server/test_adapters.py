@@ -11,9 +11,9 @@ import torch
 from server_process import ROOT, Server, example, question
 
 import fastvlm
-from fastvlm.checkpoints.loading import pick_device
-from fastvlm.engine.fast import fast_dtype
+from fastvlm.backends.fast import fast_dtype
 from fastvlm.engine.types import SamplingParams
+from fastvlm.hf.loading import pick_device
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient.checkpointing.*")
 

@@ -10,8 +10,8 @@ import small_run
 import torch
 
 import fastvlm
-from fastvlm.checkpoints.lora_folder import merge_adapter
 from fastvlm.errors import CheckpointError, UsageError
+from fastvlm.hf.lora import merge_adapter
 from fastvlm.training.recipe import LoraEntry
 from fastvlm.training.start import open_start
 from fastvlm.training.training_run import TrainingRun

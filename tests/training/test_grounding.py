@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from training_files import N, gray, llava, processor, save_images, write_lines
 
 from fastvlm.errors import DataError
-from fastvlm.processing.image_processor import fit_image
+from fastvlm.hf.image_processor import fit_image
 from fastvlm.training.collation import Collator
 from fastvlm.training.grounded_rows import GroundedRows
 from fastvlm.training.grounding import EMPTY, IGNORED, GroundedObject, Grounding, Look, Names, read_grounding

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from fastvlm.config import FastViTHDConfig, FastVlmConfig
 from fastvlm.encoder_config import StageConfig, num_visual_tokens
+from fastvlm.hf.config import FastViTHDConfig, FastVlmConfig
 
 __all__ = ["decoded_token_bytes", "decoder_weights", "encoder_flops", "encoder_macs", "prefill_flops", "projector_macs"]
 

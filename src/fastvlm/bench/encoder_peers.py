@@ -22,8 +22,8 @@ from fastvlm.bench.generating import pixels, sketch
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.peers_folder import add_peers_folder
 from fastvlm.bench.worker import Measured
-from fastvlm.checkpoints.loading import load
 from fastvlm.errors import MissingExtraError
+from fastvlm.hf.loading import load
 from fastvlm.model.fastvithd import as_feature_tokens
 
 __all__ = ["DeployedEncoder", "OnnxRuntimeContestant", "OpenVinoContestant"]

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
+from fastvlm.backends.fast import fast_engine
 from fastvlm.bench.generating import pixels, sketch, steady_rate, wait_for
 from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.worker import Measured
-from fastvlm.checkpoints.loading import as_dtype, load
-from fastvlm.engine.fast import fast_engine
 from fastvlm.engine.types import Bits, Completion, SamplingParams
 from fastvlm.errors import UsageError
-from fastvlm.processing.image_processor import image_size_px
+from fastvlm.hf.image_processor import image_size_px
+from fastvlm.hf.loading import as_dtype, load
 
 __all__ = ["OwnContestant"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.bench.generating import wait_for
 from fastvlm.bench.worker import Measured
-from fastvlm.engine.cpu import cpu_kernels
 
 __all__ = ["MachineProbe", "best_seconds"]
 

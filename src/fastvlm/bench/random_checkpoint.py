@@ -21,18 +21,18 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from fastvlm.checkpoints.loading import SHIPPED, checkpoint_path
-from fastvlm.checkpoints.processor_files import load_processor
-from fastvlm.checkpoints.shards import PlannedTensor, split_into_shards, write_index, write_safetensors
-from fastvlm.config import FastVlmConfig
-from fastvlm.dialects.folder import inspect_folder
-from fastvlm.dialects.json_files import read_json
-from fastvlm.dialects.names import EMBEDDING, HEAD
+from fastvlm.conversion.shards import PlannedTensor, split_into_shards, write_index, write_safetensors
 from fastvlm.errors import CheckpointError, UsageError
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
-from fastvlm.model.pretrained import expected_shapes
-from fastvlm.processing.image_processor import FastVlmImageProcessor
-from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.formats.folder import inspect_folder
+from fastvlm.formats.json_files import read_json
+from fastvlm.formats.names import EMBEDDING, HEAD
+from fastvlm.hf.config import FastVlmConfig
+from fastvlm.hf.image_processor import FastVlmImageProcessor
+from fastvlm.hf.loading import SHIPPED, checkpoint_path
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
+from fastvlm.hf.pretrained import expected_shapes
+from fastvlm.hf.processor import FastVlmProcessor
+from fastvlm.hf.processor_files import load_processor
 from fastvlm.storage.whole_folders import whole_folder
 from fastvlm.storage.write_errors import clear_write_errors
 

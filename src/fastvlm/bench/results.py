@@ -12,7 +12,7 @@ from fastvlm.bench.plan import MEASURES, UNITS, BenchOptions
 from fastvlm.bench.rounds import Race
 from fastvlm.bench.spread import Ratio, ratio, summarize
 from fastvlm.bench.worker import Measured
-from fastvlm.config import FastVlmConfig
+from fastvlm.hf.config import FastVlmConfig
 
 __all__ = ["RATIOS", "SCHEMA", "Pair", "result_of"]
 

@@ -15,8 +15,8 @@ from fastvlm.bench.plan import BenchOptions, contestants, steps
 from fastvlm.bench.random_checkpoint import make_checkpoint
 from fastvlm.bench.results import result_of
 from fastvlm.bench.rounds import Limits, OnProgress, run
-from fastvlm.config import FastVlmConfig
-from fastvlm.dialects.folder import inspect_folder
+from fastvlm.formats.folder import inspect_folder
+from fastvlm.hf.config import FastVlmConfig
 
 __all__ = ["image_file", "measure", "random_checkpoint"]
 

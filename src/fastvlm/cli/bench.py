@@ -210,7 +210,7 @@ def _usual_dtypes(device: str) -> tuple[str]:
     """What checkpoints are published in, unless the CPU has no arithmetic for it."""
     import torch
 
-    from fastvlm.engine.fast import fast_dtype
+    from fastvlm.backends.fast import fast_dtype
 
     kind = fast_dtype(torch.device("cpu" if device == "cpu" else "cuda")) or torch.bfloat16
     return (str(kind).removeprefix("torch."),)
@@ -264,7 +264,7 @@ def _command_line() -> str:
 def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
     """The checkpoint's folder; a random one is made, and removed afterwards unless it is to be kept."""
     if source.preset is None:
-        from fastvlm.checkpoints.places import checkpoint_path
+        from fastvlm.formats.places import checkpoint_path
 
         yield checkpoint_path(source.model or DEFAULT_MODEL, revision=source.revision)
         return

@@ -27,7 +27,7 @@ def build_kernels(is_json: JsonOption = False, is_quiet: QuietOption = False, is
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.engine.native_build import build
+        from fastvlm.backends.native.build import build
     with leaving_cleanly(), notes.waiting("Compiling"):
         built = build()
     if is_json:

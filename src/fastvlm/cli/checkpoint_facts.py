@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastvlm.config import PRESETS, FastVlmConfig
-from fastvlm.dialects.apple_config import apple_images
-from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
-from fastvlm.dialects.names import EMBEDDING, HEAD
-from fastvlm.processing.image_processor import FastVlmImageProcessor
+from fastvlm.formats.apple_config import apple_images
+from fastvlm.formats.folder import CheckpointFolder, inspect_folder
+from fastvlm.formats.names import EMBEDDING, HEAD
+from fastvlm.hf.config import PRESETS, FastVlmConfig
+from fastvlm.hf.image_processor import FastVlmImageProcessor
 
 __all__ = ["CheckpointFacts", "Images", "Parameters", "Quantized", "license_note", "read_facts"]
 

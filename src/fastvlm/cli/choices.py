@@ -6,9 +6,9 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from fastvlm.checkpoints.places import adapter_folder
 from fastvlm.engine.types import BITS, TEMPERATURES, SamplingParams
 from fastvlm.errors import UsageError
+from fastvlm.formats.places import adapter_folder
 
 __all__ = ["DTYPES", "IMAGE_FITS", "ModelChoice", "Sampling", "check_word", "parse_size"]
 

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from fastvlm.checkpoints.places import checkpoint_path, new_folder
 from fastvlm.cli.choices import check_word
 from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, quiet_libraries, quiet_warnings
+from fastvlm.formats.places import checkpoint_path, new_folder
 
 __all__ = ["convert"]
 
@@ -60,9 +60,9 @@ def convert(
     folder = checkpoint_path(source, revision=revision)
     with notes.waiting("Reading"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm import checkpoints
+        from fastvlm.conversion.convert import convert as write_converted
     with leaving_cleanly(), notes.counting(f"Writing {target}") as progress:
-        report = checkpoints.convert(
+        report = write_converted(
             folder, target, to, dtype=dtype, max_shard_size=max_shard_size, fuse=is_fused, progress=progress
         )
     for name in report.dropped:

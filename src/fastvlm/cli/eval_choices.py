@@ -123,13 +123,13 @@ class Machine:
 
     def folder(self) -> Path:
         """Where the checkpoint lies; a Hub's is fetched first."""
-        from fastvlm.checkpoints.places import checkpoint_path
+        from fastvlm.formats.places import checkpoint_path
 
         return checkpoint_path(self.choice.name, revision=self.choice.revision)
 
     def open(self, folder: Path, notes: Notes) -> tuple[Engine, dict[str, str]]:
         """The engine, and what it computes on and in."""
-        from fastvlm.engine.fast import fast_engine
+        from fastvlm.backends.fast import fast_engine
 
         with notes.waiting(f"Opening {self.choice.name}"):
             model, processor = open_model(folder, self.choice)

@@ -55,8 +55,8 @@ def info(
         return
     with notes.waiting("Reading"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.checkpoints.places import checkpoint_path
         from fastvlm.cli.checkpoint_facts import read_facts
+        from fastvlm.formats.places import checkpoint_path
     facts = read_facts(checkpoint_path(model, revision=revision))
     about = ABOUT if is_shipped(facts.path) else None
     if is_json:
@@ -67,8 +67,8 @@ def info(
 
 def _verify(model: str, revision: str | None, notes: Notes, *, is_json: bool) -> None:
     """Print what the checksums say of each file; raises typer.Exit(1) if a file is changed or missing."""
-    from fastvlm.checkpoints.checksums import verify_checksums
-    from fastvlm.checkpoints.places import checkpoint_path
+    from fastvlm.formats.checksums import verify_checksums
+    from fastvlm.formats.places import checkpoint_path
 
     folder = checkpoint_path(model, revision=revision)
     with notes.counting(f"Verifying {model}") as progress:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastvlm.checkpoints.places import SHIPPED, checkpoint_path
 from fastvlm.cli.terminal import Notes, say
 from fastvlm.cli.user_folders import cache_folder
 from fastvlm.errors import CheckpointError
+from fastvlm.formats.places import SHIPPED, checkpoint_path
 
 __all__ = ["ABOUT", "is_shipped", "tell_once"]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastvlm.cli.answering import Answerer
     from fastvlm.engine.engine import Engine
     from fastvlm.engine.types import Bits
-    from fastvlm.processing.light_tokenizer import LightTokenizer
+    from fastvlm.processing.tokenizer import LightTokenizer
 
 __all__ = [
     "engine_settings",
@@ -68,9 +68,9 @@ def _read_stdin() -> bytes:
 
 def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_debug: bool) -> Answerer:
     """The chosen model, ready to answer; the libraries are imported here, and the time for it is part of loading."""
-    from fastvlm.checkpoints.places import checkpoint_path
     from fastvlm.cli.mini_notice import tell_once
-    from fastvlm.processing.light_tokenizer import light_tokenizer
+    from fastvlm.formats.places import checkpoint_path
+    from fastvlm.processing.tokenizer import light_tokenizer
 
     start_s = time.perf_counter()
     quiet_warnings(is_quiet=notes.is_quiet, is_debug=is_debug)
@@ -102,7 +102,7 @@ def _nothing_collected() -> Iterator[None]:
 
 def open_engine(folder: Path, choice: ModelChoice, opened: tuple[Any, Any] | None = None, **settings: Any) -> Engine:
     """The engine for a checkpoint as chosen, over `opened` if model and processor are; `settings` are the engine's."""
-    from fastvlm.engine.fast import fast_engine
+    from fastvlm.backends.fast import fast_engine
 
     model, processor = opened or open_model(folder, choice)
     return fast_engine(model, processor, **engine_settings(model, choice), **settings)
@@ -110,8 +110,8 @@ def open_engine(folder: Path, choice: ModelChoice, opened: tuple[Any, Any] | Non
 
 def _open_light(folder: Path, choice: ModelChoice, tokenizer: Callable[[], LightTokenizer | None]) -> Any:
     """Model and processor without transformers, or None where it needs them (and for adapters, peft)."""
-    from fastvlm.checkpoints.devices import pick_device
-    from fastvlm.checkpoints.light_opening import open_light
+    from fastvlm.backends.devices import pick_device
+    from fastvlm.formats.opening import open_light
 
     opened = None if choice.adapter or pick_device(choice.device).type != "cpu" else open_light(folder, tokenizer)
     if opened is not None:
@@ -140,8 +140,8 @@ def engine_settings(model: Any, choice: ModelChoice) -> dict[str, Any]:
 
 def _computed_in(device: torch.device, choice: ModelChoice) -> torch.dtype | None:
     """None for the checkpoint's own."""
-    from fastvlm.checkpoints.devices import as_dtype
-    from fastvlm.engine.fast import fast_dtype
+    from fastvlm.backends.devices import as_dtype
+    from fastvlm.backends.fast import fast_dtype
 
     return fast_dtype(device) if choice.dtype == "auto" else as_dtype(choice.dtype)
 
@@ -153,16 +153,16 @@ def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) ->
     that are stored in 8 or 4 bits are left to it too; elsewhere they become plain weights. With `is_turned` the weights
     are in what is computed in already, for who changes them before. An adapter is added into plain weights.
     """
-    from fastvlm import checkpoints
-    from fastvlm.checkpoints.devices import pick_device
+    from fastvlm.backends.devices import pick_device
+    from fastvlm.hf import loading
 
     device = pick_device(choice.device)
     is_plain = device.type != "cpu" or choice.adapter is not None
     dtype = _computed_in(device, choice) if is_plain or is_turned else None
     model: Any
-    model, processor = checkpoints.load(folder, device=device, dtype=dtype, has_products=is_plain)
+    model, processor = loading.load(folder, device=device, dtype=dtype, has_products=is_plain)
     if choice.adapter is not None:
-        from fastvlm.checkpoints.lora_folder import merge_adapter
+        from fastvlm.hf.lora import merge_adapter
 
         model = merge_adapter(model, choice.adapter)
     _choose(processor, choice)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from fastvlm.checkpoints.places import checkpoint_path, new_folder
 from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries, quiet_warnings
 from fastvlm.errors import UsageError
+from fastvlm.formats.places import checkpoint_path, new_folder
 
 if TYPE_CHECKING:
-    from fastvlm.checkpoints.quantizing import QuantizationReport
+    from fastvlm.conversion.quantize import QuantizationReport
 
 __all__ = ["quantize"]
 
@@ -65,8 +65,8 @@ def quantize(
     folder = checkpoint_path(model, revision=revision)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.checkpoints.quantizing import quantize
-        from fastvlm.dialects.quantized_file import Bits, QuantizationOptions
+        from fastvlm.conversion.quantize import quantize
+        from fastvlm.formats.quantized_file import Bits, QuantizationOptions
     options = QuantizationOptions(cast("Bits", bits), group_size, cast("Bits", head_bits))
     with leaving_cleanly(), notes.counting(f"Rounding {model}") as progress:
         report = quantize(folder, target, options, progress=progress)

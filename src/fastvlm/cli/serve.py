@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fastvlm.checkpoints.places import adapter_folder, checkpoint_path
 from fastvlm.cli import serve_options as options
 from fastvlm.cli.choices import ModelChoice
 from fastvlm.cli.mini_notice import tell_once
@@ -14,6 +13,7 @@ from fastvlm.cli.options import DebugOption, QuietOption
 from fastvlm.cli.serve_engines import open_engines
 from fastvlm.cli.terminal import Notes, quiet_libraries, quiet_warnings, say
 from fastvlm.errors import MissingExtraError
+from fastvlm.formats.places import adapter_folder, checkpoint_path
 
 if TYPE_CHECKING:
     from fastvlm.server.settings import ServeSettings

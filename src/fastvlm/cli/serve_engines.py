@@ -11,8 +11,8 @@ from fastvlm.cli.opening import engine_settings, open_model
 from fastvlm.cli.terminal import in_bytes
 
 if TYPE_CHECKING:
+    from fastvlm.backends.fast import SharedWeights
     from fastvlm.engine.engine import Engine
-    from fastvlm.engine.fast import SharedWeights
     from fastvlm.server.settings import ServeSettings
 
 __all__ = ["open_engines"]
@@ -32,8 +32,8 @@ def open_engines(
         CheckpointError: an adapter that does not fit the model.
         MissingExtraError: there are adapters, and no peft.
     """
-    from fastvlm.checkpoints.lora_folder import merge_adapter, sharing_copy
-    from fastvlm.engine.fast import SharedWeights
+    from fastvlm.backends.fast import SharedWeights
+    from fastvlm.hf.lora import merge_adapter, sharing_copy
 
     model, processor = open_model(folder, choice, is_turned=bool(settings.adapter_folders))
     models = {settings.served_name: model}
@@ -53,7 +53,7 @@ def open_engines(
 def _engine(
     model: Any, processor: Any, choice: ModelChoice, settings: ServeSettings, shared: SharedWeights | None
 ) -> Engine:
-    from fastvlm.engine.fast import fast_engine
+    from fastvlm.backends.fast import fast_engine
 
     return fast_engine(
         model,

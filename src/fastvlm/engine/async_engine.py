@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from fastvlm.engine.engine import Engine
-from fastvlm.engine.prepared import PreparedPrompt
-from fastvlm.engine.ready_images import decode_images, encoded_images
+from fastvlm.engine.image_decoding import decode_images, encoded_images
+from fastvlm.engine.prompt_inputs import PreparedPrompt
 from fastvlm.engine.sampling import TokenGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import EngineBusyError, UsageError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.engine.encoder_cache import EncoderCache
-from fastvlm.engine.prepared import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PreparedPrompt
 
 __all__ = ["Encode", "SlicedEncode", "encode_images"]
 

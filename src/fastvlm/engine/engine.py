@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvlm.engine.decoder import Decoder
+from fastvlm.backends.cpu.linear import LinearFactory, plain_linear
+from fastvlm.backends.cuda_graphs import GraphedEncode
+from fastvlm.backends.decoder import Decoder
 from fastvlm.engine.encode_images import Encode, encode_images
 from fastvlm.engine.encoder_cache import EncoderCache
-from fastvlm.engine.fixed_shapes import GraphedEncode
-from fastvlm.engine.linear import LinearFactory, plain_linear
 from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
-from fastvlm.engine.prepared import PreparedPrompt, prepare
-from fastvlm.engine.reply import Reply
+from fastvlm.engine.prompt_inputs import PreparedPrompt, prepare
 from fastvlm.engine.sampling import Sampler, TokenGuide, pick_tokens
 from fastvlm.engine.scheduler import Admission, Scheduler
+from fastvlm.engine.sequence import Reply
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import ContextLengthError, UsageError
 from fastvlm.model import finite
@@ -57,10 +57,10 @@ class Engine:
         pixel_cache_bytes: memory for images as they go into the encoder, which are known by the bytes they came in.
         encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
         make_linear, takes_weights: the decoder's products, and whether the model may lose the weights that go into
-            them; see :class:`fastvlm.engine.decoder.Decoder`.
+            them; see :class:`fastvlm.backends.decoder.Decoder`.
         has_fixed_shapes: decode and encode on buffers of fixed shape, on a GPU as CUDA graphs
-            (:mod:`fastvlm.engine.fixed_shapes`).
-        dtype: of :class:`fastvlm.engine.decoder.Decoder`.
+            (:mod:`fastvlm.backends.cuda_graphs`).
+        dtype: of :class:`fastvlm.backends.decoder.Decoder`.
         clock: seconds that only go forward.
 
     Raises:
@@ -152,7 +152,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ asking
 
     def prepare(self, prompt: Any, ready: ReadyImages | None = None) -> PreparedPrompt:
-        """See :func:`fastvlm.engine.prepared.prepare`; `ready` are images decoded elsewhere, by their files' bytes."""
+        """See :func:`fastvlm.engine.prompt_inputs.prepare`; `ready`: images decoded elsewhere, by their bytes."""
         return prepare(prompt, self._pixel_cache.over(self.processor, ready), self.config)
 
     def known_images(self, contents: Iterable[bytes]) -> dict[bytes, Tensor]:

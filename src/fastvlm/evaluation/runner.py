@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fastvlm.engine.engine import Engine
-from fastvlm.engine.prepared import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PreparedPrompt
 from fastvlm.engine.types import SEEDS, Completion, SamplingParams
 from fastvlm.errors import FastVlmError
 from fastvlm.evaluation.predictions import Prediction

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
-from fastvlm.checkpoints import load
-from fastvlm.checkpoints.loading import as_dtype, pick_device
-from fastvlm.engine.fast import fast_dtype, fast_engine
+from fastvlm.backends.fast import fast_dtype, fast_engine
 from fastvlm.engine.types import MAX_STOP_STRINGS, SEEDS, Completion, SamplingParams
 from fastvlm.errors import FastVlmError, MissingExtraError, PromptError, UsageError
 from fastvlm.evaluation.runner import answer_all
+from fastvlm.hf.loading import as_dtype, load, pick_device
 
 try:
     from lmms_eval.api.model import lmms

@@ -29,7 +29,7 @@ from fastvlm.model.blocks import (
 )
 
 if TYPE_CHECKING:
-    from fastvlm.config import FastViTHDConfig
+    from fastvlm.hf.config import FastViTHDConfig
 
 __all__ = ["FastViTHD", "FastViTHDStage", "as_feature_tokens", "deployed", "init_weights"]
 
@@ -154,7 +154,7 @@ class FastViTHD(nn.Module):
 
 
 def _published() -> FastViTHDConfig:
-    from fastvlm.config import FastViTHDConfig  # noqa: PLC0415  # it brings transformers, which the encoder does not need
+    from fastvlm.hf.config import FastViTHDConfig  # noqa: PLC0415  # it brings transformers, which the encoder does not need
 
     return FastViTHDConfig()
 

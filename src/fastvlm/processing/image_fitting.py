@@ -1,6 +1,6 @@
 """An RGB image fitted into the model's height and width, by PIL alone: torch and NumPy are not needed.
 
-The three ways are told in :mod:`fastvlm.processing.light_image_processor`.
+The three ways are told in :mod:`fastvlm.processing.image_processor`.
 """
 
 from __future__ import annotations

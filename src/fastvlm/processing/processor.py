@@ -1,137 +1,306 @@
-"""The processor for transformers: its base class, its tokenizers, its batches and its files.
+"""Images and text -> what the model takes: `input_ids`, `attention_mask` (B, T) and `pixel_values` (I, 3, H, W).
 
-The files that :meth:`FastVlmProcessor.save_pretrained` writes are those of transformers' ``LlavaProcessor`` with a
-``CLIPImageProcessor``, so plain transformers opens them; our own keys ride along.
+Nothing here needs transformers, whose import takes seconds: :class:`fastvlm.FastVlmProcessor` is this with
+transformers' base class, tokenizers, batches and files.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from transformers import AutoTokenizer, Qwen2Config
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
-
-from fastvlm.dialects.json_files import check_text_files
-from fastvlm.errors import PromptError
-from fastvlm.processing.image_processor import FastVlmImageProcessor
-from fastvlm.processing.light_image_processor import LightImageProcessor
-from fastvlm.processing.light_processor import LightProcessor
-from fastvlm.processing.stored import (
-    apple_settings,
-    configured_image_token_id,
-    hub_settings,
-    refuse_missing_folder,
-    stored_settings,
+from fastvlm.errors import ConfigError, ImageTokenMismatchError, PromptError
+from fastvlm.processing.image_processor import LightImageProcessor
+from fastvlm.processing.prompt import (
+    CHAT_TEMPLATES,
+    IMAGE_TOKEN,
+    SPECIAL_TOKENS,
+    TRAINED_TEMPLATE,
+    expand_image_tokens,
+    read_conversations,
+    render,
 )
+from fastvlm.processing.replies import ReplyFinder
+from fastvlm.processing.stored import add_image_token
 
-__all__ = ["FastVlmProcessor"]
+__all__ = ["LightProcessor"]
+
+PADDING_SIDES = ("left", "right")
+STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
+_IMAGE_KWARGS = frozenset({"image_size", "image_fit"})
 
 
-class FastVlmProcessor(LightProcessor, ProcessorMixin):  # type: ignore[misc]  # transformers is untyped here
+class LightProcessor:
     """Image processor and tokenizer in one, with the model's chat template.
 
-    See :class:`fastvlm.processing.light_processor.LightProcessor` for its arguments and calls.
+    Args:
+        image_processor: a :class:`FastVlmImageProcessor`, or what it is made of; None for one as published.
+        tokenizer: a Qwen2-format tokenizer; gets ``<image>`` if it has none, and `padding_side`.
+        patch_size: pixels a side of one visual token; the image processor's, and checked when given.
+        vision_feature_select_strategy: always ``"full"`` (for transformers' ``LlavaProcessor``).
+        chat_template: a Jinja template or a name of :data:`fastvlm.processing.prompt.CHAT_TEMPLATES`; None for the
+            one the model was trained with.
+        image_token: the placeholder.
+        num_additional_image_tokens: always 0.
+        padding_side: ``"left"``, so that batched replies begin where the prompts end; ``"right"`` for training.
+        image_token_id: the id that the model's config has, to be checked.
     """
 
-    text_settings = frozenset(TextKwargs.__annotations__)
-    _new_image_processor = FastVlmImageProcessor
+    text_settings: ClassVar[frozenset[str]] = frozenset()  # what the tokenizer takes in a call, beside the text
+    _new_image_processor: ClassVar[type[LightImageProcessor]] = LightImageProcessor
+
+    def __init__(
+        self,
+        image_processor: LightImageProcessor | None = None,
+        tokenizer: Any = None,
+        patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = "full",
+        chat_template: str | None = None,
+        image_token: str = IMAGE_TOKEN,
+        num_additional_image_tokens: int = 0,
+        padding_side: str = "left",
+        image_token_id: int | None = None,
+    ) -> None:
+        image_processor = self._new_image_processor() if image_processor is None else image_processor
+        if patch_size not in (None, image_processor.patch_size):
+            raise ConfigError(f"patch_size is {patch_size}, but the image processor's is {image_processor.patch_size}.")
+        if num_additional_image_tokens or vision_feature_select_strategy not in (None, "full"):
+            raise ConfigError(
+                f"Got num_additional_image_tokens={num_additional_image_tokens} and vision_feature_select_strategy="
+                f"{vision_feature_select_strategy!r}; FastVLM has 0 and 'full'. Is this another model's processor?"
+            )
+        template = TRAINED_TEMPLATE if chat_template is None else CHAT_TEMPLATES.get(chat_template, chat_template)
+        self._hold(image_processor, tokenizer, template)
+        self.vision_feature_select_strategy = "full"
+        self.num_additional_image_tokens = 0
+        self.image_token = image_token
+        self.image_token_id = add_image_token(tokenizer, image_token=image_token, expected_id=image_token_id)
+        self.padding_side = padding_side
 
     def _hold(self, image_processor: LightImageProcessor, tokenizer: Any, chat_template: str) -> None:
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        self.image_processor: Any = image_processor
+        self.tokenizer, self.chat_template = tokenizer, chat_template
 
-    def _batch(self, data: dict[str, Any]) -> BatchFeature:
-        return BatchFeature(data)
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of one visual token."""
+        return int(self.image_processor.patch_size)
 
-    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Visual tokens of images of the given sizes (as transformers' processors tell vLLM)."""
-        if image_sizes is None:
-            return MultiModalData()
-        tokens_each = self.image_processor.num_visual_tokens(kwargs.get("image_size"))
-        return MultiModalData(
-            num_image_tokens=[tokens_each] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
-        )
+    @property
+    def padding_side(self) -> str:
+        """Where batches are padded; the tokenizer's own setting."""
+        return str(self.tokenizer.padding_side)
 
-    # ------------------------------------------------------------------------------------------ files
+    @padding_side.setter
+    def padding_side(self, side: str) -> None:
+        if side not in PADDING_SIDES:
+            raise ConfigError(f"padding_side is {side!r}; known are {', '.join(PADDING_SIDES)}.")
+        self.tokenizer.padding_side = side
 
-    def to_dict(self) -> dict[str, Any]:
-        """``processor_config.json``: a LlavaProcessor's, with `padding_side` riding along."""
-        return {
-            "processor_class": "LlavaProcessor",
-            "image_token": self.image_token,
-            "num_additional_image_tokens": 0,
-            "padding_side": self.padding_side,
-            "patch_size": self.patch_size,
-            "vision_feature_select_strategy": "full",
-        }
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end every reply: those of ``<|im_end|>`` and ``<|endoftext|>``, and the tokenizer's own eos."""
+        vocabulary = self.tokenizer.get_vocab()
+        ids = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+        ids += [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        return tuple(dict.fromkeys(ids))
 
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **_kwargs: Any) -> list[str]:
-        """Write tokenizer, ``preprocessor_config.json``, ``processor_config.json`` and ``chat_template.jinja``."""
-        if push_to_hub:
-            raise PromptError("save_pretrained writes files only; call processor.push_to_hub(repo_id) to upload them.")
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer._set_processor_class("LlavaProcessor")
-        self.tokenizer.init_kwargs["padding_side"] = (
-            self.padding_side
-        )  # what its file says; plain transformers reads it
-        written = [str(path) for path in self.tokenizer.save_pretrained(folder)]
-        written += self.image_processor.save_pretrained(folder)
-        template = folder / "chat_template.jinja"
-        template.write_text(self.chat_template, encoding="utf-8")
-        config = folder / "processor_config.json"
-        self.to_json_file(config)
-        return [*written, str(template), str(config)]
+    # ------------------------------------------------------------------------------------------ images and text
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: Any,
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
         *,
-        image_size: Any = None,
-        image_fit: str | None = None,
-        padding_side: str | None = None,
-        chat_template: str | None = None,
-        image_token_id: int | None = None,
-        **hub_kwargs: Any,
-    ) -> FastVlmProcessor:
-        """The processor of a folder or Hub repository in the ``fast_vlm`` format, or in Apple's.
+        return_tensors: str | None = None,
+        text_kwargs: Mapping[str, Any] | None = None,
+        images_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Model inputs from images, prompts, or both.
 
         Args:
-            pretrained_model_name_or_path: folder, or Hub id.
-            image_size, image_fit, padding_side, chat_template: instead of what the files say. Files without our own
-                keys give ``"pad"``, ``"left"`` and the template that the model was trained with.
-            image_token_id: id of ``<image>`` to be checked; None takes it from ``config.json`` where there is one.
-            hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `subfolder`. Remote
-                code is never run.
+            images: one source, a list of them (shared out to the prompts in order), or a list of lists, one a prompt.
+            text: a prompt or a list of them, with one ``<image>`` an image.
+            return_tensors: ``"pt"``, ``"np"`` or None (lists of ids, `pixel_values` as a torch tensor).
+            text_kwargs, images_kwargs, kwargs: settings of the tokenizer (`padding`, `truncation`, `max_length`,
+                `padding_side`, ...) and of the image processor (`image_size`, `image_fit`).
+
+        Returns:
+            `input_ids`, `attention_mask` (B, T) if there is text; `pixel_values` float32 (I, 3, H, W) if there are
+            images, in the order of their placeholders.
 
         Raises:
-            CheckpointError: a path to a folder that does not exist, a file beyond the bounds of a checkpoint's, a
-                chat template that is broken.
-            ConfigError: files of another model.
-            OSError: no tokenizer or image processor there (transformers' own error).
+            PromptError: neither text nor images, or a text that is no string.
+            ImageTokenMismatchError: in some prompt, places and images differ in number, or truncation cut an image.
+            ImageError: an image that cannot be opened.
         """
-        refuse_missing_folder(pretrained_model_name_or_path)
-        hub = hub_settings(hub_kwargs)
-        if (folder := Path(pretrained_model_name_or_path, hub.get("subfolder", ""))).is_dir():
-            check_text_files(folder)
-        processor_dict, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
-        settings = {"image_size": image_size, "image_fit": image_fit, "patch_size": processor_dict.get("patch_size")}
-        given = {key: value for key, value in settings.items() if value is not None}
-        if apple := apple_settings(pretrained_model_name_or_path, hub):
-            image_processor = FastVlmImageProcessor(**{**apple, **given})
-            hub["config"] = Qwen2Config()  # or AutoTokenizer reads config.json, whose model type it does not know
+        for_text, for_images = self._split_settings(kwargs, text_kwargs, images_kwargs)
+        num_images = 0 if images is None else _flat_len(images)
+        if not num_images and text is None:
+            raise PromptError("Got neither text nor images; pass at least one of them.")
+        data: dict[str, Any] = {}
+        if text is not None:
+            prompts = _prompts(text)
+            counts = self._images_per_prompt(images, prompts)
+            tokens_each = self.image_processor.num_visual_tokens(for_images.get("image_size"))
+            expanded = [
+                expand_image_tokens(prompt, [tokens_each] * count, image_token=self.image_token)
+                for prompt, count in zip(prompts, counts, strict=True)
+            ]
+            data.update(self.tokenizer(expanded, return_tensors=return_tensors, **for_text))
+            self._check_placeholders(data["input_ids"], [count * tokens_each for count in counts])
+        if num_images:
+            data.update(self.image_processor(images, return_tensors=return_tensors or "pt", **for_images))
+        return self._batch(data)
+
+    def _batch(self, data: dict[str, Any]) -> Any:
+        """What a call returns for `data`."""
+        return data
+
+    def decode(self, token_ids: Any, **settings: Any) -> Any:
+        """The tokenizer's `decode`."""
+        return self.tokenizer.decode(token_ids, **settings)
+
+    def _images_per_prompt(self, images: Any, prompts: Sequence[str]) -> list[int]:
+        """Images of each prompt, checked against the places in its text."""
+        places = [prompt.count(self.image_token) for prompt in prompts]
+        if isinstance(images, (list, tuple)) and images and all(isinstance(part, (list, tuple)) for part in images):
+            given = [_flat_len(part) for part in images]
+        elif images is not None and len(prompts) > 1 and _flat_len(images) == sum(places):
+            given = places  # a flat list is shared out in order
         else:
-            image_processor = FastVlmImageProcessor.from_pretrained(pretrained_model_name_or_path, **given, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False, **hub)
-        hub.pop("config", None)
-        if image_token_id is None:
-            image_token_id = configured_image_token_id(pretrained_model_name_or_path, hub)
-        stored = stored_settings(
-            processor_dict,
-            chat_template=chat_template,
-            padding_side=padding_side,
-            source=pretrained_model_name_or_path,
+            given = [0 if images is None else _flat_len(images)] if len(prompts) == 1 else []
+        if given == places or (images is None and not any(places)):
+            return places
+        raise ImageTokenMismatchError(_mismatch(places, given, images, self.image_token))
+
+    def _check_placeholders(self, input_ids: Any, expected: Sequence[int]) -> None:
+        """Raise where truncation has cut placeholders away."""
+        for index, (row, count) in enumerate(zip(input_ids, expected, strict=True)):
+            ids = row.tolist() if hasattr(row, "tolist") else list(row)
+            found = ids.count(self.image_token_id)
+            if found != count:
+                raise ImageTokenMismatchError(
+                    f"Prompt {index} has {found} {self.image_token} tokens after truncation, but its images need "
+                    f"{count}. Raise max_length, shorten the text, or use a smaller image_size."
+                )
+
+    # ------------------------------------------------------------------------------------------ messages
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        tools: Any = None,
+        documents: Any = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_tensors: str | None = None,
+        return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Messages (one conversation, or a list of them) as text, as ids, or as everything the model takes.
+
+        Args:
+            conversation: messages; see :mod:`fastvlm.processing.prompt` for the items they may hold.
+            chat_template: a Jinja template or a name: ``"default"`` (as trained) or ``"transformers"``.
+            tools, documents: FastVLM knows neither; given to a template of your own only.
+            add_generation_prompt: end with the header of the assistant's turn.
+            continue_final_message: leave the last turn open.
+            tokenize: return ids (or, with `return_dict`, a BatchFeature) instead of text.
+            return_tensors, processor_kwargs, kwargs: as in :meth:`__call__`.
+            return_dict: with `tokenize`, return `input_ids`, `attention_mask` and `pixel_values`.
+            return_assistant_tokens_mask: with `return_dict`, `assistant_masks` (B, T): 1 on replies and their ends.
+
+        Raises:
+            PromptError: messages that cannot be rendered; tools for a template that ignores them.
+            ImageTokenMismatchError: an image item without data when tokens and pixels are asked for.
+        """
+        named = self.chat_template if chat_template is None else chat_template
+        template = CHAT_TEMPLATES.get(named, named)
+        if (tools or documents) and template in CHAT_TEMPLATES.values():
+            raise PromptError(
+                "Got tools or documents; FastVLM was trained with neither, and its template ignores them."
+            )
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise PromptError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
+        conversations, is_batch = read_conversations(conversation, special_tokens=self._marks())
+        variables = {key: value for key, value in (("tools", tools), ("documents", documents)) if value}
+        prompts = [
+            render(
+                checked,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **variables,
+            )
+            for checked in conversations
+        ]
+        if not tokenize:
+            self._split_settings(kwargs, None, None)  # refuses unknown names
+            return prompts if is_batch else prompts[0]
+        images = [checked.images for checked in conversations]
+        inputs = self(
+            images=images if any(images) else None,
+            text=prompts,
+            return_tensors=return_tensors,
+            **{**(processor_kwargs or {}), **kwargs},
         )
-        return cls(image_processor, tokenizer, image_token_id=image_token_id, **stored)
+        if return_assistant_tokens_mask:
+            inputs["assistant_masks"] = ReplyFinder(self, chat_template).masks(inputs["input_ids"], return_tensors)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _marks(self) -> tuple[str, ...]:
+        """Texts that the tokenizer reads as marks, those added later too; no message may contain them."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        marks = (*SPECIAL_TOKENS, self.image_token, *self.tokenizer.all_special_tokens, *added)
+        return tuple(dict.fromkeys(mark for mark in marks if mark))
+
+    def _split_settings(
+        self, kwargs: Mapping[str, Any], text_kwargs: Mapping[str, Any] | None, images_kwargs: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(tokenizer's, image processor's) settings; names that belong to neither are refused."""
+        for_text, for_images = dict(text_kwargs or {}), dict(images_kwargs or {})
+        for key, value in kwargs.items():
+            if key in _IMAGE_KWARGS:
+                for_images[key] = value
+            elif key in self.text_settings:
+                for_text[key] = value
+            else:
+                raise TypeError(
+                    f"FastVlmProcessor got the unknown setting {key!r}. Known are image_fit, image_size, and the "
+                    "tokenizer's (padding, padding_side, truncation, max_length, ...)."
+                )
+        return for_text, for_images
+
+
+def _prompts(text: Any) -> list[str]:
+    prompts = [text] if isinstance(text, str) else list(text) if isinstance(text, (list, tuple)) else []
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise PromptError(f"text is of type {type(text).__name__}; expected a string or a non-empty list of strings.")
+    return prompts
+
+
+def _flat_len(images: Any) -> int:
+    """Sources in a source or a nested list of them."""
+    return sum(_flat_len(part) for part in images) if isinstance(images, (list, tuple)) else 1
+
+
+def _mismatch(places: list[int], given: list[int], images: Any, image_token: str) -> str:
+    """The error text for places in the prompts and images that differ, with both numbers for each prompt."""
+    total = 0 if images is None else _flat_len(images)
+    if given and len(given) != len(places):
+        return f"Got images for {len(given)} prompt(s) and {len(places)} prompt(s). Pass one list of images a prompt."
+    if given:
+        pairs = [(index, p, g) for index, (p, g) in enumerate(zip(places, given, strict=True)) if p != g]
+        per_prompt = "; ".join(f"prompt {i} has {p} {image_token} and {g} image(s)" for i, p, g in pairs)
+    else:
+        per_prompt = (
+            f"the prompts have {', '.join(str(p) for p in places)} {image_token}, {sum(places)} in all, and {total} "
+            "image(s) are given"
+        )
+    return f"Places and images differ: {per_prompt}. Each image needs one {image_token}, each {image_token} an image."

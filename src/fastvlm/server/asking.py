@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastvlm.engine.prepared import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PreparedPrompt
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import PromptError
 from fastvlm.processing.prompt import IMAGE_TOKEN

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
-from fastvlm.engine.prepared import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PreparedPrompt
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.server.api_errors import ApiError
 from fastvlm.server.guides import GrammarGuide

@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvlm.checkpoints.base_digest import DIGEST_FILE, BaseDigest
-from fastvlm.checkpoints.checksums import write_checksums
-from fastvlm.checkpoints.new_folder import carry_files, write_fast_vlm_files
-from fastvlm.checkpoints.shards import (
+from fastvlm.conversion.new_folder import carry_files, write_fast_vlm_files
+from fastvlm.conversion.shards import (
     PlannedTensor,
     num_bytes_of,
     split_into_shards,
     write_index,
     write_safetensors,
 )
-from fastvlm.config import FastVlmConfig
-from fastvlm.dialects.folder import CheckpointFolder, inspect_folder
-from fastvlm.dialects.names import ENCODER
 from fastvlm.encoder_config import num_visual_tokens
+from fastvlm.formats.checksums import write_checksums
+from fastvlm.formats.folder import CheckpointFolder, inspect_folder
+from fastvlm.formats.names import ENCODER
+from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
+from fastvlm.hf.config import FastVlmConfig
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
+from fastvlm.hf.pretrained import expected_shapes
+from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.model.fastvithd import FastViTHD
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
-from fastvlm.model.pretrained import expected_shapes
-from fastvlm.processing.processor import FastVlmProcessor
 from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.whole_folders import whole_folder
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.processing.replies import ReplyFinder
 from fastvlm.training.grounding import Grounding, Look, Names
 from fastvlm.training.grounding_targets import (

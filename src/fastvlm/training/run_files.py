@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from fastvlm.checkpoints.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.errors import UsageError
+from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.storage.locks import exclusive_folder
 from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.whole_folders import name_folder, remove_folder, remove_leftovers

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from fastvlm.checkpoints.base_digest import BaseDigest
-from fastvlm.checkpoints.loading import checkpoint_path, load
-from fastvlm.checkpoints.processor_files import load_processor
-from fastvlm.config import FastVlmConfig
-from fastvlm.dialects.folder import inspect_folder
 from fastvlm.errors import UsageError
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
-from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm.formats.folder import inspect_folder
+from fastvlm.hf.base_digest import BaseDigest
+from fastvlm.hf.config import FastVlmConfig
+from fastvlm.hf.loading import checkpoint_path, load
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
+from fastvlm.hf.processor import FastVlmProcessor
+from fastvlm.hf.processor_files import load_processor
 from fastvlm.training.adapters import add_adapters, round_base
 from fastvlm.training.recipe import Recipe
 from fastvlm.training.stages import set_trainable

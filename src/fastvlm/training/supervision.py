@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastvlm.errors import DataError, FastVlmError, ImageError, UsageError
+from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.images import open_image
-from fastvlm.processing.processor import FastVlmProcessor
 from fastvlm.processing.replies import ReplyFinder, short_ids_of
 from fastvlm.training.data_digest import DataDigest, digest_of_rows, row_digest
 from fastvlm.training.grounded_rows import GroundedRows

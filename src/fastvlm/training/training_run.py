@@ -16,10 +16,10 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from fastvlm import __version__
-from fastvlm.checkpoints.loading import load
-from fastvlm.checkpoints.lora_folder import merge_adapter
 from fastvlm.errors import UsageError
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
+from fastvlm.hf.loading import load
+from fastvlm.hf.lora import merge_adapter
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.training.collation import Collator
 from fastvlm.training.curves import draw_curves
 from fastvlm.training.data_digest import compare_data

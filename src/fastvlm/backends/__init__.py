@@ -1,0 +1,1 @@
+"""What computes for the engine: encoder, decoder and KV cache on one device."""

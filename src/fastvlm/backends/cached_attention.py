@@ -1,0 +1,119 @@
+"""Attention of new tokens over what their slots hold: one way for a prompt, one for a token, one for several tokens.
+
+Each writes the new keys and values into the cache first. T new tokens, H heads, K key/value heads, G = H / K heads that
+share one of them, E head width; q (T, H, E), kv (T, 2 K, E): keys, then values; result (T, H * E).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvlm.backends.kv_cache import KeyValueCache
+
+__all__ = ["Attend", "attend_neighbors", "attend_prompt", "attend_rows", "attend_rows_together", "attend_token"]
+
+ROW_TOKENS = 256  # tokens that attention could go over while a row's own calls are made (docs/performance.md)
+Attend = Callable[[int, Tensor, Tensor], Tensor]  # (layer, q, kv) -> mixed values
+
+
+def attend_prompt(cache: KeyValueCache, slot: int, start: int, num_tokens: int) -> Attend:
+    """For `num_tokens` that follow one another from position `start` of one slot; each sees those before it."""
+    end = start + num_tokens
+    mask = None
+    if start:
+        mask = torch.ones(num_tokens, end, dtype=torch.bool, device=cache.layers[0].device).tril(start)
+
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = cache.slots[slot][layer]
+        held[:, start:end] = kv.transpose(0, 1)
+        keys, values = held[None, :, :end].chunk(2, dim=1)
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], keys, values, mask, is_causal=mask is None, enable_gqa=True
+        )
+        return mixed[0].transpose(0, 1).reshape(num_tokens, -1)
+
+    return attend
+
+
+def attend_token(cache: KeyValueCache, slot: int, position: int) -> Attend:
+    """For one token of one slot: views alone, no mask, the heads of a group as rows of one product."""
+    layers, end = cache.slots[slot], position + 1
+
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = layers[layer]
+        held.select(1, position).copy_(kv[0])
+        keys, values = held.narrow(1, 0, end).unsqueeze(0).chunk(2, 1)
+        grouped = q.view(1, keys.shape[1], -1, q.shape[-1])  # (1, K, G, E)
+        return F.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
+
+    return attend
+
+
+def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
+    """For one token of each of several slots.
+
+    On a CPU in one product over all slots from the first to the last of these, where the tokens that it has too many
+    (idle slots, shorter ones) cost less than calls for each row; else one after the other. On other devices in one
+    masked product over copies.
+    """
+    device = cache.layers[0].device
+    if device.type != "cpu":
+        where, at = torch.tensor([list(slots), list(positions)], device=device)
+        return attend_rows_together(cache, where, at, max(positions) + 1)
+    span = max(slots) - min(slots) + 1
+    if span * (max(positions) + 1) <= sum(positions) + (ROW_TOKENS + 1) * len(positions):
+        return attend_neighbors(cache, slots, positions)
+    rows = [attend_token(cache, slot, position) for slot, position in zip(slots, positions, strict=True)]
+
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        return torch.cat([row(layer, q[i : i + 1], kv[i : i + 1]) for i, row in enumerate(rows)])
+
+    return attend
+
+
+def attend_neighbors(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
+    """For one token of each of several slots: one product over a view of all slots between them, nothing is copied.
+
+    The queries of idle slots between them are zeros, which look at the first token; what comes of it is dropped.
+    """
+    first, end = min(slots), max(positions) + 1
+    span = slice(first, max(slots) + 1)
+    at, where = torch.tensor(positions), torch.tensor(slots)
+    row_of = where - first
+    seen = torch.zeros(span.stop - first, dtype=torch.int64).index_copy_(0, row_of, at)
+    # Added to the scores: a mask of bool would be turned into this in every layer.
+    mask = torch.zeros(len(seen), 1, 1, end, dtype=cache.layers[0].dtype)
+    mask.masked_fill_((torch.arange(end) > seen[:, None])[:, None, None], -torch.inf)
+    is_whole = row_of.tolist() == list(range(len(seen)))
+
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = cache.layers[layer]
+        held[where, :, at] = kv
+        keys, values = held[span, :, :end].chunk(2, dim=1)
+        rows = q if is_whole else q.new_zeros(len(seen), *q.shape[1:]).index_copy_(0, row_of, q)
+        grouped = rows.view(len(seen), keys.shape[1], -1, q.shape[-1])  # (span, K, G, E)
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, mask).reshape(len(seen), -1)
+        return mixed if is_whole else mixed[row_of]
+
+    return attend
+
+
+def attend_rows_together(cache: KeyValueCache, where: Tensor, at: Tensor, end: int) -> Attend:
+    """For one token of each of the slots `where` (T,), at positions `at` (T,): one product over the first `end` tokens.
+
+    Nothing is asked of the device: with the same `end` the same work is done, whatever the slots and positions are.
+    """
+    mask = (torch.arange(end, device=at.device) <= at[:, None])[:, None, None]  # (T, 1, 1, end)
+
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        held = cache.layers[layer]
+        held[where, :, at] = kv
+        keys, values = held[:, :, :end][where].chunk(2, dim=1)
+        grouped = q.view(len(q), keys.shape[1], -1, q.shape[-1])  # (T, K, G, E)
+        return F.scaled_dot_product_attention(grouped, keys, values, mask).reshape(len(q), -1)
+
+    return attend

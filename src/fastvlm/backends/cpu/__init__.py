@@ -1,0 +1,1 @@
+"""Linear layers and the encoder for CPUs, by PyTorch and oneDNN."""

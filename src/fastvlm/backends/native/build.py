@@ -1,0 +1,132 @@
+"""Compiles ``kernels/`` into the library that :mod:`fastvlm.backends.native.kernels` opens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastvlm.backends.native.library import COMPILER_FLAGS, NEEDED_FLAGS, SOURCE_FOLDER, cache_path, cpu_flags, sealed
+from fastvlm.errors import BuildError
+
+__all__ = ["BuiltLibrary", "build", "compile_library"]
+
+_COMPILERS = ("c++", "g++", "clang++")
+_TIMEOUT_S = 300
+_TORCH_IS_ENOUGH = "Nothing needs these kernels: without them torch's are used."
+
+
+@dataclass(frozen=True)
+class BuiltLibrary:
+    """A library that was built: where it is, the compiler that made it, and that compiler's version."""
+
+    path: Path
+    compiler: str
+    version: str
+
+
+def build() -> BuiltLibrary:
+    """Compile the kernels, try them, and put them into the user's cache directory; one that is there is replaced.
+
+    Several may build at a time. A process that has the replaced library open keeps it.
+
+    Raises:
+        BuildError: the CPU lacks what they need, there is no compiler, compiling fails, the results are wrong, or the
+            place cannot be written.
+    """
+    if not cpu_flags() >= NEEDED_FLAGS:
+        lacking = ", ".join(sorted(NEEDED_FLAGS - cpu_flags()))
+        raise BuildError(f"This machine lacks {lacking}; expected Linux on a CPU with them. {_TORCH_IS_ENOUGH}")
+    return compile_library(cache_path(), is_tried=True)
+
+
+def compile_library(path: Path, *, is_tried: bool) -> BuiltLibrary:
+    """Compile the kernels to `path`, whole or not at all; `is_tried` needs torch, and the CPU that they are for.
+
+    With `is_tried`, file and folder are made this user's alone (0700), as ``native_library.distrust`` demands.
+
+    Raises:
+        BuildError: as :func:`build`.
+    """
+    compiler = _compiler()
+    try:
+        path.parent.mkdir(mode=0o700 if is_tried else 0o777, parents=True, exist_ok=True)
+        if is_tried:
+            _claim(path.parent)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as folder:
+            new = Path(folder) / path.name
+            _compile(compiler, new)
+            new.write_bytes(sealed(new.read_bytes()))
+            if is_tried:
+                new.chmod(0o700)
+                _try(new)
+            new.replace(path)
+    except OSError as error:
+        raise BuildError(f"{path} cannot be written: {error}. Set XDG_CACHE_HOME to a folder that can.") from error
+    return BuiltLibrary(path, compiler, _version(compiler))
+
+
+def _claim(folder: Path) -> None:
+    """Let nobody but this user write in `folder`.
+
+    Raises:
+        BuildError: it is a link, or another user's.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        what = f"belongs to user {found.st_uid}" if stat.S_ISDIR(found.st_mode) else "is a link"
+        raise BuildError(f"{folder} {what}; expected a folder of this user. Remove it, or set XDG_CACHE_HOME.")
+    folder.chmod(0o700)
+
+
+def _compiler() -> str:
+    """Path of the C++ compiler: what the environment variable CXX names, or the first that is there."""
+    named = os.environ.get("CXX")
+    candidates = (named,) if named else _COMPILERS
+    found = next((path for path in map(shutil.which, candidates) if path is not None), None)
+    if found is None:
+        searched = f"CXX is {named!r}, which is no program" if named else f"None of {', '.join(_COMPILERS)} is there"
+        raise BuildError(
+            f"{searched}; expected g++ 11 or later, or clang++ 12. Debian: apt install g++. {_TORCH_IS_ENOUGH}"
+        )
+    return found
+
+
+def _compile(compiler: str, target: Path) -> None:
+    sources = map(str, sorted(SOURCE_FOLDER.glob("*.cpp")))
+    try:
+        done = _run(compiler, *COMPILER_FLAGS, *sources, "-o", str(target), "-ldl")
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise BuildError(f"{compiler} could not be run: {error}. Try another one: set CXX.") from error
+    if done.returncode or not target.is_file():
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["it said nothing"]
+        advice = f"Try g++ 11 or later, or clang++ 12: set CXX. {_TORCH_IS_ENOUGH}"
+        raise BuildError(f"{compiler} failed: {lines[0]}. {advice}")
+
+
+def _try(library: Path) -> None:
+    from fastvlm.backends.native.decoder import passes_are_right  # noqa: PLC0415
+    from fastvlm.backends.native.kernels import open_library  # noqa: PLC0415  # needs torch, which an installer has not
+    from fastvlm.backends.native.linear import products_are_right  # noqa: PLC0415
+
+    try:
+        kernels = open_library(library)
+        if not products_are_right(kernels) or not passes_are_right(kernels):
+            raise ValueError("what it makes of a decoder is wrong")
+    except (OSError, AttributeError, ValueError) as error:
+        raise BuildError(f"What was compiled cannot be used: {error}. Try another compiler: set CXX.") from error
+
+
+def _version(compiler: str) -> str:
+    """The first line of what the compiler says of itself."""
+    return next(iter(_run(compiler, "--version").stdout.splitlines()), "")
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603  # the compiler that this user's own PATH or CXX names
+        command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False
+    )

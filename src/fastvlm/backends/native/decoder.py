@@ -1,0 +1,230 @@
+"""All layers of a decoder as one call of the compiled kernels (``kernels/decoder_pass.hpp``): steps and prompts.
+
+For a decoder in bfloat16 on a CPU all of whose products are :class:`NativeLinear`. Sums between the products, the
+residual stream among them, are float32, where torch's way rounds to bfloat16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvlm.backends.kv_cache import KeyValueCache
+from fastvlm.backends.native.address import address
+from fastvlm.backends.native.kernels import MOST_ROWS, NativeKernels
+from fastvlm.backends.native.linear import NativeLinear, NativeProduct, product_kernels
+
+__all__ = ["NativeDecoder", "Weights", "passes_are_right"]
+
+_UNPACKED = 32  # `kUnpacked` in kernels/products_unpacked.hpp
+_HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # kernels/decoder_attention.hpp
+_TILE_ROWS = 16  # keys that are read at a time, perhaps beyond a slot's last one
+
+
+class NativeLayer(ctypes.Structure):
+    """`Layer` in kernels/decoder_pass.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
+        *((name, ctypes.POINTER(NativeProduct)) for name in ("qkv", "output", "gate_up", "down")),
+        ("cache", ctypes.c_void_p),
+    )
+
+
+class NativeModel(ctypes.Structure):
+    """`Model` in kernels/decoder_pass.hpp."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(NativeLayer)),
+        ("norm", ctypes.c_void_p),
+        ("head", ctypes.POINTER(NativeProduct)),
+        *((name, ctypes.c_ssize_t) for name in ("num_layers", "width")),
+        *((name, ctypes.c_ssize_t) for name in ("heads", "kv_heads", "head_width", "context")),
+        ("epsilon", ctypes.c_double),
+    )
+
+
+# Cosines and sines (C, 1, E) by which heads are turned, bfloat16; the first half of the sines is negated.
+Tables = tuple[Tensor, Tensor]
+
+
+class Weights(NamedTuple):
+    """What a decoder is made of: for each layer its norms (D,) and products, then the last norm and the head."""
+
+    layers: Sequence[Any]  # of decoder.py: attention_norm, qkv, output, mlp_norm, gate_up, down
+    norm: Tensor
+    head: Any
+    num_heads: int
+    epsilon: float
+
+
+class NativeDecoder:
+    """Steps of one decoder over its cache; made by :meth:`over`."""
+
+    def __init__(self, kernels: NativeKernels, weights: Weights, cache: KeyValueCache) -> None:
+        self._kernels, self._vocab_size = kernels, weights.head.out_features
+        num_slots, planes, context, head_width = shape = cache.layers[0].shape
+        self._num_slots, self._context = num_slots, context
+        sizes = _Sizes(
+            len(weights.norm), weights.num_heads, planes // 2, head_width, weights.layers[0].down.in_features
+        )
+        sizes.check_head(weights.head)
+        layers = [_layer(layer, sizes, held, shape) for layer, held in zip(weights.layers, cache.layers, strict=True)]
+        self._held = weights, cache  # what the pointers point to
+        self._model = NativeModel(
+            (NativeLayer * len(layers))(*layers),
+            address("norm", weights.norm, torch.bfloat16, sizes.width),
+            ctypes.pointer(weights.head.product),
+            len(layers),
+            sizes.width,
+            sizes.heads,
+            sizes.kv_heads,
+            head_width,
+            context,
+            weights.epsilon,
+        )
+
+    @classmethod
+    def over(cls, weights: Weights, cache: KeyValueCache) -> NativeDecoder | None:
+        """Steps over these weights and this cache, or None if the kernels do not take them."""
+        kernels = product_kernels()
+        if kernels is None or not weights.layers or not passes_are_right(kernels):
+            return None
+        _, planes, context, head_width = cache.layers[0].shape
+        is_taken = (
+            all(_is_taken(layer) for layer in weights.layers)
+            and isinstance(weights.head, NativeLinear)
+            and all(held.dtype == torch.bfloat16 and held.is_contiguous() for held in (weights.norm, *cache.layers))
+            and head_width in _HEAD_WIDTHS
+            and 2 * weights.num_heads <= planes * _MOST_SHARING
+            and context >= _TILE_ROWS
+        )
+        return cls(kernels, weights, cache) if is_taken else None
+
+    def decode(self, embeds: Tensor, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> Tensor:
+        """Logits (B, V) after `embeds` (B, D), one token of each of `slots`, at `positions`; all bfloat16.
+
+        Raises:
+            ValueError: a slot or position that the cache or `tables` do not have.
+        """
+        self._check_places(slots, positions, tables)
+        embeds, places = embeds.contiguous(), torch.tensor([list(slots), list(positions)])
+        logits = embeds.new_empty(len(embeds), self._vocab_size)
+        for first in range(0, len(embeds), MOST_ROWS):
+            some = slice(first, first + MOST_ROWS)
+            self._call(embeds[some], places[:, some], tables, logits[some], is_prompt=False)
+        return logits
+
+    def fill(self, embeds: Tensor, slot: int, start: int, tables: Tables) -> Tensor:
+        """The last of `embeds` (T, D) after all layers (1, D); `slot` holds them after its first `start` tokens.
+
+        Raises:
+            ValueError: a slot or position that the cache or `tables` do not have.
+        """
+        self._check_places([slot], [start, start + len(embeds) - 1], tables)
+        embeds, positions = embeds.contiguous(), torch.arange(start, start + len(embeds))
+        places = torch.stack([torch.full_like(positions, slot), positions])
+        hidden = embeds.new_empty(1, embeds.shape[1])
+        for first in range(0, len(embeds), MOST_ROWS):
+            some = slice(first, first + MOST_ROWS)
+            self._call(embeds[some], places[:, some], tables, hidden, is_prompt=True)
+        return hidden
+
+    def _check_places(self, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> None:
+        end = min(self._context, len(tables[0]))
+        if min(slots) < 0 or max(slots) >= self._num_slots:
+            raise ValueError(f"slots are {list(slots)}; expected 0 to {self._num_slots - 1}.")
+        if min(positions) < 0 or max(positions) >= end:
+            raise ValueError(f"positions are {min(positions)} to {max(positions)}; expected 0 to {end - 1}.")
+
+    def _call(self, embeds: Tensor, places: Tensor, tables: Tables, results: Tensor, *, is_prompt: bool) -> None:
+        self._kernels.decode(self._model, embeds, places, tables, results, is_prompt=is_prompt)
+
+
+class _Sizes(NamedTuple):
+    """What a decoder's products have to fit."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    inner: int  # between gate and down
+
+    def check_head(self, head: NativeLinear) -> None:
+        """Raise ValueError for a head of another width, or heads that do not share keys and values evenly."""
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads share {self.kv_heads} of keys and values; expected a divisor.")
+        self._check("head", head, self.width, head.out_features)
+
+    def check_layer(self, layer: Any) -> None:
+        """Raise ValueError if a product of `layer` is of another shape."""
+        mixed = self.heads * self.head_width
+        self._check("qkv", layer.qkv, self.width, mixed + 2 * self.kv_heads * self.head_width)
+        self._check("output", layer.output, mixed, self.width)
+        self._check("gate_up", layer.gate_up, self.width, 2 * self.inner)
+        self._check("down", layer.down, self.inner, self.width)
+
+    @staticmethod
+    def _check(name: str, product: NativeLinear, inputs: int, outputs: int) -> None:
+        found = product.out_features, product.in_features
+        if found != (outputs, inputs):
+            raise ValueError(f"{name} is a product of {found}; expected {(outputs, inputs)}.")
+
+
+@functools.cache
+def passes_are_right(kernels: NativeKernels) -> bool:
+    """True if one layer gives what torch gives: a step, and a prompt of equal tokens, of which any mean is known."""
+    half, width, tokens = torch.bfloat16, 64, 40
+    rows = {"qkv": 128, "output": width, "gate_up": 2 * width, "down": width, "head": 48}
+    dense = {
+        name: ((torch.arange(out * width) * (7 + 2 * i) % 16 - 7.5) / 64).reshape(out, width).to(half)
+        for i, (name, out) in enumerate(rows.items())
+    }
+    products = {name: NativeLinear(kernels, [weight], [None]) for name, weight in dense.items()}
+    norm, table = torch.ones(width, dtype=half), torch.full((tokens, 1, 32), 0.5, dtype=half)
+    layer = SimpleNamespace(attention_norm=norm, mlp_norm=norm, **products)
+    config = SimpleNamespace(hidden_size=width, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1)
+    decoder = NativeDecoder(
+        kernels, Weights([layer], norm, products["head"], 2, 0.0), KeyValueCache(config, 2, 48, half)
+    )
+    embeds = (torch.arange(width) * 5 % 16 - 7.5).to(half).expand(tokens, width)
+    normed, (qkv, output, gate_up, down, head) = (
+        partial(F.rms_norm, normalized_shape=(width,)),
+        map(Tensor.float, dense.values()),
+    )
+    hidden = embeds[:1].float()
+    hidden = hidden + (normed(hidden) @ qkv[96:].T).repeat(1, 2) @ output.T
+    gate, up = (normed(hidden) @ gate_up.T).chunk(2, -1)
+    hidden = hidden + (F.silu(gate) * up) @ down.T
+    near = partial(torch.allclose, rtol=2e-2, atol=2e-2)
+    logits = decoder.decode(embeds[:2], [1, 0], [0, 0], (table, table))
+    filled = decoder.fill(embeds, 1, 0, (table, table))
+    return near(logits.float(), (normed(hidden) @ head.T).expand(2, -1)) and near(filled.float(), hidden)
+
+
+def _layer(layer: Any, sizes: _Sizes, cache: Tensor, shape: Sequence[int]) -> NativeLayer:
+    sizes.check_layer(layer)
+    return NativeLayer(
+        address("attention_norm", layer.attention_norm, torch.bfloat16, sizes.width),
+        address("mlp_norm", layer.mlp_norm, torch.bfloat16, sizes.width),
+        *(ctypes.pointer(product.product) for product in (layer.qkv, layer.output, layer.gate_up, layer.down)),
+        address("cache", cache, torch.bfloat16, *shape),
+    )
+
+
+def _is_taken(layer: Any) -> bool:
+    products = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    norms = (layer.attention_norm, layer.mlp_norm)
+    if not all(isinstance(product, NativeLinear) for product in products):
+        return False
+    gate_up = layer.gate_up.product
+    has_whole_halves = gate_up.num_parts == 2 or gate_up.outputs // 2 % _UNPACKED == 0
+    return has_whole_halves and all(norm.dtype == torch.bfloat16 and norm.is_contiguous() for norm in norms)

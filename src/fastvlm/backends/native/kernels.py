@@ -1,0 +1,307 @@
+"""Kernels of our own for CPUs with products in tile registers (AMX): compiled when fastvlm is installed, never needed.
+
+Where there is no library (``native_library.py`` says where it is looked for), or one made from another source, torch's
+kernels do the work, and nobody is told; where something damaged lies, they do it after a warning.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvlm.backends.cpu.probe import cpu_kernels
+from fastvlm.backends.native.address import address
+from fastvlm.backends.native.library import distrust, find_library, is_whole
+
+__all__ = [
+    "MOST_ROWS",
+    "PANEL",
+    "Ending",
+    "NativeDepthwise",
+    "NativeKernels",
+    "from_panels",
+    "in_panels",
+    "native_kernels",
+    "open_library",
+]
+
+SWITCH = "FASTVLM_NATIVE_KERNELS"
+
+_INTERFACE = 3  # of kernels/encoder.cpp
+_BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
+_KERNEL_SIZES = (3, 7)
+_HEAD_WIDTH = 32  # `kHeadWidth` in kernels/attention.hpp
+_HALF = torch.bfloat16
+MOST_ROWS = 512  # `kMaxRows` in kernels/products_many.hpp
+PANEL = 32  # outputs and inputs that go together in kernels/blocks.hpp
+Ending = Literal["plain", "gelu", "added", "panels"]
+_ENDINGS: dict[Ending, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
+
+
+class NativeKernels:
+    """The functions of an opened library, on contiguous bfloat16 tensors of the CPU; they use torch's threads."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
+        self._gelu, self._depthwise = library.fastvlm_gelu, library.fastvlm_depthwise
+        self._gelu.argtypes, self._gelu.restype = [pointer, ctypes.c_size_t, ctypes.c_int], None
+        self._depthwise.argtypes = [*[pointer] * 4, *[size] * 4, ctypes.c_int, ctypes.c_int]
+        self._depthwise.restype = ctypes.c_int
+        self._linear, self._ffn, self._attention = (
+            library.fastvlm_linear,
+            library.fastvlm_ffn,
+            library.fastvlm_attention,
+        )
+        self._linear.argtypes = [pointer, pointer, *[size] * 3, pointer, pointer, ctypes.c_int, ctypes.c_int]
+        self._ffn.argtypes = [pointer, pointer, *[size] * 3, *[pointer] * 4, ctypes.c_int]
+        self._attention.argtypes = [pointer, pointer, *[size] * 3, ctypes.c_int]
+        self._linear.restype = self._ffn.restype = self._attention.restype = None
+        self._product = library.fastvlm_product
+        self._product.argtypes, self._product.restype = [pointer, pointer, pointer, size, ctypes.c_int], None
+        self._decode = library.fastvlm_decode
+        self._decode.argtypes = [*[pointer] * 4, size, ctypes.c_int, *[pointer] * 3, ctypes.c_int]
+        self._decode.restype = None
+        self.interface, self.has_threads = library.fastvlm_interface(), bool(library.fastvlm_has_threads())
+        self.has_tiles = bool(library.fastvlm_may_use_tiles())
+
+    @staticmethod
+    def takes(x: Tensor) -> bool:
+        """True if `x` is what these functions work on."""
+        return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous() and x.numel() > 0
+
+    def gelu_(self, x: Tensor) -> Tensor:
+        """Exact GELU, in place: off by rounding to bfloat16 and 1.5e-6 at most. `x` must be what :meth:`takes` says.
+
+        NaN stays NaN, and minus infinity becomes it.
+        """
+        self._gelu(address("x", x, _HALF), x.numel(), torch.get_num_threads())
+        return x
+
+    def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
+        """What :class:`NativeDepthwise` does; `weight` and `bias` are in its order."""
+        x_at = address("x", x, _HALF, None, None, None, None)
+        blocks, y = -(-x.shape[3] // _BLOCK), torch.empty_like(x)
+        pointers = (
+            x_at,
+            y.data_ptr(),
+            address("weight", weight, torch.float32, blocks, 2, kernel**2, _BLOCK // 2),
+            address("bias", bias, torch.float32, blocks, 2, _BLOCK // 2),
+        )
+        if self._depthwise(*pointers, *x.shape, kernel, torch.get_num_threads()):
+            raise ValueError(f"kernel is {kernel}; expected one of {_KERNEL_SIZES}.")
+        return y
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, ending: Ending, out: Tensor) -> Tensor:
+        """`out` (rows, outputs): ``x @ weight.T + bias``, plain, with exact GELU, or added to what is there.
+
+        With "panels" `out` is (outputs / 32, rows, 32).
+
+        Args:
+            x: (rows, inputs); both are what :meth:`takes` says.
+            weight: of :func:`in_panels`.
+            bias: (outputs,) float32.
+
+        Raises:
+            ValueError: tensors of other dtypes or shapes.
+        """
+        outputs, inputs = weight.shape[0] * PANEL, weight.shape[1] * PANEL
+        x_at = address("x", x, _HALF, None, inputs)
+        rows = len(x)
+        shape = (outputs // PANEL, rows, PANEL) if ending == "panels" else (rows, outputs)
+        pointers = x_at, address("out", out, _HALF, *shape)
+        layer = _layer_addresses(weight, bias, outputs, inputs)
+        self._linear(*pointers, rows, inputs, outputs, *layer, _ENDINGS[ending], torch.get_num_threads())
+        return out
+
+    def ffn(self, x: Tensor, widen: tuple[Tensor, Tensor], narrow: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
+        """`out` (rows, channels) plus ``narrow(gelu(widen(x)))``; weights and biases as in :meth:`linear`."""
+        hidden, channels = widen[0].shape[0] * PANEL, widen[0].shape[1] * PANEL
+        x_at = address("x", x, _HALF, None, channels)
+        pointers = x_at, address("out", out, _HALF, len(x), channels)
+        layers = *_layer_addresses(*widen, hidden, channels), *_layer_addresses(*narrow, channels, hidden)
+        self._ffn(*pointers, len(x), channels, hidden, *layers, torch.get_num_threads())
+        return out
+
+    def attention(self, qkv: Tensor, batch: int) -> Tensor:
+        """(B, N, heads, 32) of `qkv` (3, heads, B N, 32), queries scaled before: each over those of its image."""
+        qkv_at = address("qkv", qkv, _HALF, 3, None, None, _HEAD_WIDTH)
+        if batch < 1 or qkv.shape[2] % batch:
+            raise ValueError(f"batch is {batch}; expected a divisor of the {qkv.shape[2]} tokens.")
+        heads, tokens = qkv.shape[1], qkv.shape[2] // batch
+        mixed = qkv.new_empty(batch, tokens, heads, _HEAD_WIDTH)
+        self._attention(qkv_at, mixed.data_ptr(), batch, tokens, heads, torch.get_num_threads())
+        return mixed
+
+    def multiply(self, product: Any, rows: Tensor, y: Tensor) -> None:
+        """Put the results for `rows` (R, in) into `y` (R, out), both contiguous bfloat16; R is at least 1.
+
+        `product` is a ``NativeProduct`` (:mod:`fastvlm.backends.native.linear`) of these sizes.
+        """
+        rows_at = address("rows", rows, _HALF, None, product.inputs)
+        y_at = address("y", y, _HALF, len(rows), product.outputs)
+        self._product(ctypes.byref(product), rows_at, y_at, len(rows), torch.get_num_threads())
+
+    def decode(
+        self, model: Any, embeds: Tensor, places: Tensor, tables: Sequence[Tensor], results: Tensor, *, is_prompt: bool
+    ) -> None:
+        """Put what becomes of `embeds` (T, D) into `results`, both contiguous bfloat16; T is 1 to 512.
+
+        Args:
+            model: a ``NativeModel`` (:mod:`fastvlm.backends.native.decoder`).
+            places: (2, T) slots that the model's cache has, and positions that it and `tables` hold; int64.
+            tables: cosines and sines (positions, 1, E) for all positions.
+            results: of a prompt (tokens that follow one another in one slot) the last one's hidden state (1, D), else
+                logits (T, V).
+
+        Raises:
+            ValueError: tensors of other dtypes or shapes.
+        """
+        num_tokens = len(embeds)
+        slots, positions = places.contiguous()
+        shape = (1, model.width) if is_prompt else (num_tokens, model.head.contents.outputs)
+        cos, sin = tables
+        pointers = (
+            address("embeds", embeds, _HALF, num_tokens, model.width),
+            address("slots", slots, torch.int64, num_tokens),
+            address("positions", positions, torch.int64, num_tokens),
+        )
+        others = (
+            address("cosines", cos, _HALF, None, 1, model.head_width),
+            address("sines", sin, _HALF, len(cos), 1, model.head_width),
+            address("results", results, _HALF, *shape),
+        )
+        if num_tokens > MOST_ROWS:
+            raise ValueError(f"embeds has {num_tokens} tokens; expected {MOST_ROWS} at most.")
+        self._decode(ctypes.byref(model), *pointers, num_tokens, is_prompt, *others, torch.get_num_threads())
+
+
+def _layer_addresses(weight: Tensor, bias: Tensor, outputs: int, inputs: int) -> tuple[int, int]:
+    """Of a weight in panels and its bias."""
+    panels = (outputs // PANEL, inputs // PANEL, 2, PANEL // 2, PANEL // 2, 2)
+    return address("weight", weight, _HALF, *panels), address("bias", bias, torch.float32, outputs)
+
+
+def in_panels(weight: Tensor) -> Tensor:
+    """`weight` (outputs, inputs), both multiples of 32, as bfloat16 in the order of ``kernels/blocks.hpp``."""
+    outputs, inputs = weight.shape
+    tiles = weight.to(torch.bfloat16).reshape(outputs // PANEL, 2, PANEL // 2, inputs // PANEL, PANEL // 2, 2)
+    return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
+
+
+def from_panels(panels: Tensor) -> Tensor:
+    """What :func:`in_panels` was given, in bfloat16."""
+    outputs, inputs = panels.shape[0] * PANEL, panels.shape[1] * PANEL
+    return panels.permute(0, 2, 4, 1, 3, 5).reshape(outputs, inputs)
+
+
+class NativeDepthwise:
+    """A depthwise convolution of 3x3 or 7x7, stride 1, padded to its input's size; sums are float32.
+
+    Args:
+        kernels: of :func:`native_kernels`.
+        weight: (C, 1, K, K), any floating dtype.
+        bias: (C,), or None.
+    """
+
+    def __init__(self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None) -> None:
+        channels, self._kernel = len(weight), weight.shape[-1]
+        blocks, taps = -(-channels // _BLOCK), self._kernel**2
+        flat = weight.new_zeros(blocks * _BLOCK, taps + 1, dtype=torch.float32)
+        flat[:channels, :taps] = weight.flatten(1)
+        if bias is not None:
+            flat[:channels, taps] = bias
+        ordered = flat.view(blocks, _BLOCK // 2, 2, taps + 1).permute(0, 2, 3, 1)
+        self._kernels = kernels
+        self._weight, self._bias = ordered[:, :, :taps].contiguous(), ordered[:, :, taps].contiguous()
+
+    @staticmethod
+    def suits(weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], groups: int) -> bool:
+        """True if a convolution of this `weight` (C_out, C_in / groups, K, K') is one of those."""
+        channels, inputs, *size = weight.shape
+        is_depthwise = inputs == 1 and channels == groups
+        is_same = tuple(stride) == (1, 1) and size[0] == size[1] and tuple(padding) == (size[0] // 2,) * 2
+        return is_depthwise and is_same and size[0] in _KERNEL_SIZES and weight.dtype == torch.bfloat16
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> a new tensor of the same shape; `x` must be what :meth:`NativeKernels.takes` says."""
+        return self._kernels.depthwise(x, self._weight, self._bias, self._kernel)
+
+
+@functools.cache
+def native_kernels() -> NativeKernels | None:
+    """The kernels of this machine, or None: not built, another CPU, damaged, or switched off.
+
+    A library that other users may have written is not opened; a warning says so.
+
+    They are for CPUs with products in tile registers: there the passes that they shorten take as long as the products.
+    """
+    if os.environ.get(SWITCH) == "0" or not cpu_kernels().has_bfloat16_tiles:
+        return None
+    path = find_library()
+    if path is None:
+        return None
+    try:
+        if reason := distrust(path):
+            raise ValueError(reason)
+        kernels = open_library(path)
+    except (OSError, AttributeError, ValueError) as error:
+        again = "To make it again: fastvlm build-kernels"
+        warnings.warn(f"{path} cannot be used: {error}. torch's kernels work instead. {again}", stacklevel=2)
+        return None
+    is_usable = kernels.has_tiles and (kernels.has_threads or torch.get_num_threads() == 1)
+    return kernels if is_usable else None
+
+
+def open_library(path: Path) -> NativeKernels:
+    """The kernels in the sealed library `path`, tried on a few numbers.
+
+    Raises:
+        OSError: it cannot be read or loaded.
+        ValueError: it is damaged, or computes something else.
+        AttributeError: a function is missing.
+    """
+    if not is_whole(path.read_bytes()):
+        raise ValueError("it is damaged: its digest is another one")
+    kernels = NativeKernels(ctypes.CDLL(str(path)))
+    if kernels.interface != _INTERFACE or not _is_right(kernels):
+        raise ValueError("its results are wrong")
+    return kernels
+
+
+def _is_right(kernels: NativeKernels) -> bool:
+    """True if the kernels give what torch gives, where every number fits bfloat16 or nearly so."""
+    x = (torch.arange(4 * 5 * 33) % 17 / 4 - 2).reshape(1, 4, 5, 33).bfloat16()
+    pairs = [(kernels.gelu_(x.clone()), F.gelu(x.float())), *_convolved(kernels, x)]
+    if kernels.has_tiles:
+        pairs += _multiplied(kernels)
+    return all(torch.allclose(result.float(), expected, rtol=1e-2, atol=1e-2) for result, expected in pairs)
+
+
+def _convolved(kernels: NativeKernels, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for size in _KERNEL_SIZES:
+        weight = (torch.arange(33 * size * size) % 5 / 4 - 0.5).reshape(33, 1, size, size)
+        bias = torch.arange(33) / 8
+        expected = F.conv2d(x.float().permute(0, 3, 1, 2), weight, bias, 1, size // 2, groups=33).permute(0, 2, 3, 1)
+        yield NativeDepthwise(kernels, weight, bias)(x), expected
+
+
+def _multiplied(kernels: NativeKernels) -> Iterator[tuple[Tensor, Tensor]]:
+    x = (torch.arange(17 * 64) % 13 / 8 - 0.75).reshape(17, 64).bfloat16()
+    weight = (torch.arange(96 * 64) % 11 / 64 - 0.08).reshape(96, 64).bfloat16()
+    bias, none = torch.arange(96) / 64, torch.zeros(64)
+    hidden = F.linear(x.float(), weight.float(), bias)
+    yield kernels.linear(x, in_panels(weight), bias, "plain", x.new_empty(17, 96)), hidden
+    layers = (in_panels(weight), bias), (in_panels(weight.T), none)
+    yield kernels.ffn(x, *layers, x.clone()), x.float() + F.gelu(hidden) @ weight.float()
+    qkv = (torch.arange(3 * 2 * 35 * 32) % 19 / 16 - 0.5).reshape(3, 2, 35, 32).bfloat16()
+    query, key, value = qkv[:, None].float().unbind(0)
+    yield kernels.attention(qkv, 1), F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)

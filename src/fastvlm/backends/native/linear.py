@@ -1,0 +1,203 @@
+"""Linear layers in bfloat16 whose weights are used where they lie, by the compiled kernels of ``kernels/decoder.cpp``.
+
+16, 8 and 4 bits, any number of rows, on CPUs with tile registers. Nothing is packed or copied: weights over the same
+input stay where each of them is, in a mapped file for example, and one product goes over all of them.
+
+With 8 bits a few rows are rounded to two 8-bit terms each, of which products are exact; for many rows the weight is
+turned into bfloat16, which holds 8 bits exactly. With 4 bits up to 4 rows are rounded so; for more, the weight is
+turned.
+A row's result does not depend on the rows beside it, but it may in its last bit on how many they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastvlm.backends.cpu.linear import Linear
+from fastvlm.backends.mapped_memory import give_back
+from fastvlm.backends.native.address import address
+from fastvlm.backends.native.kernels import SWITCH, NativeKernels, native_kernels
+from fastvlm.errors import ConfigError
+from fastvlm.formats.rounding import (
+    FILE_BLOCK,
+    GROUP_SIZES,
+    Int4Weight,
+    Int8Weight,
+    RoundedWeight,
+    quantize_int4,
+    quantize_int8,
+)
+
+__all__ = [
+    "NativeFactory",
+    "NativeLinear",
+    "NativeMatrix",
+    "NativeProduct",
+    "has_native_linears",
+    "native_linear",
+    "product_kernels",
+    "products_are_right",
+]
+
+_BFLOAT16, _INT8, _INT4 = range(3)  # `Kind` in kernels/products.hpp
+
+
+class NativeMatrix(ctypes.Structure):
+    """`Matrix` in kernels/products.hpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("values", "scales", "bias")),
+        *((name, ctypes.c_ssize_t) for name in ("outputs", "kind", "group")),
+    )
+
+
+class NativeProduct(ctypes.Structure):
+    """`Product` in kernels/products.hpp."""
+
+    _fields_ = (
+        ("parts", ctypes.POINTER(NativeMatrix)),
+        *((name, ctypes.c_ssize_t) for name in ("num_parts", "inputs", "outputs")),
+    )
+
+
+class NativeLinear:
+    """Products with one or several weights over the same input; their outputs lie side by side.
+
+    Args:
+        kernels: of :func:`native_kernels`.
+        weights: bfloat16 (out, in) contiguous, or rounded ones; all of one kind.
+        biases: (out,) of any floating dtype, or None, for each.
+
+    Raises:
+        ValueError: weights of several kinds or widths, or tensors of other dtypes or shapes.
+    """
+
+    def __init__(
+        self, kernels: NativeKernels, weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None]
+    ) -> None:
+        self._kernels = kernels
+        self.in_features = _inputs(weights[0])
+        held = [_tensors(weight) for weight in weights]
+        floats = [None if bias is None else bias.detach().float().contiguous() for bias in biases]
+        self._held = held, floats  # what the pointers point to
+        matrices = [_matrix(weight, self.in_features, bias) for weight, bias in zip(weights, floats, strict=True)]
+        if len({matrix.kind for matrix in matrices}) != 1:
+            raise ValueError(f"weights are {[type(weight).__name__ for weight in weights]}; expected one kind.")
+        self.out_features = sum(matrix.outputs for matrix in matrices)
+        self.num_bytes = sum(tensor.nbytes for tensors in held for tensor in tensors)
+        parts = (NativeMatrix * len(matrices))(*matrices)
+        self.product = NativeProduct(parts, len(matrices), self.in_features, self.out_features)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) bfloat16 -> (..., out)."""
+        rows = x.reshape(-1, self.in_features).contiguous()
+        y = rows.new_empty(len(rows), self.out_features)
+        if len(rows):
+            self._kernels.multiply(self.product, rows, y)
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+class NativeFactory:
+    """A factory of :class:`NativeLinear`, where :func:`has_native_linears`; nothing has to be laid side by side.
+
+    Args:
+        form: of a weight (out, in), what is multiplied: itself in bfloat16, or rounded.
+    """
+
+    def __init__(self, form: Callable[[Tensor], Tensor | RoundedWeight]) -> None:
+        self._form = form
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        """The layer of `weight` (out, in) and `bias` (out,) or None."""
+        return self.of_parts([weight], [bias])
+
+    def of_parts(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Linear:
+        """One layer of several weights over the same input, their outputs side by side."""
+        formed = [self._form(weight.detach()) for weight in weights]
+        for weight, form in zip(weights, formed, strict=True):
+            if not isinstance(form, Tensor) or form.data_ptr() != weight.data_ptr():
+                give_back(weight)
+        product = native_linear(formed, biases)
+        if product is None:
+            shapes = [list(weight.shape) for weight in weights]
+            raise ConfigError(f"Weights of {shapes} are not for the compiled kernels. Set {SWITCH}=0.")
+        return product
+
+
+def has_native_linears(dtype: torch.dtype) -> bool:
+    """True if there are kernels here for linear layers that compute in `dtype`."""
+    return dtype == torch.bfloat16 and product_kernels() is not None
+
+
+def product_kernels() -> NativeKernels | None:
+    """The kernels of this machine, if there are any and their products are right."""
+    kernels = native_kernels()
+    return kernels if kernels is not None and products_are_right(kernels) else None
+
+
+@functools.cache
+def products_are_right(kernels: NativeKernels) -> bool:
+    """True if products of 16, 8 and 4 bits are what torch gives, of few rows and of many."""
+    if not kernels.has_tiles:
+        return False
+    x = (torch.arange(40 * 96) * 7 % 16 - 7).reshape(40, 96).bfloat16()
+    weight, bias = (torch.arange(70 * 96) * 11 % 16 - 8).reshape(70, 96).bfloat16(), torch.arange(70) / 8
+    for form in (weight, quantize_int8(weight), quantize_int4(weight)):
+        dense = form.float() if isinstance(form, Tensor) else form.dequantize().float()
+        product = NativeLinear(kernels, [form, form], [bias, None])
+        for rows in (x[:1], x[:9], x):
+            expected = torch.cat([rows.float() @ dense.T + bias, rows.float() @ dense.T], -1)
+            if not torch.allclose(product(rows).float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+                return False
+    return True
+
+
+def native_linear(weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None]) -> NativeLinear | None:
+    """The product of `weights`, or None if there are no kernels here or they do not take such weights."""
+    kernels = product_kernels()
+    if kernels is None or not all(map(_is_taken, weights)):
+        return None
+    is_one_kind = len({(type(weight), _inputs(weight)) for weight in weights}) == 1
+    return NativeLinear(kernels, weights, biases) if is_one_kind else None
+
+
+def _is_taken(weight: Tensor | RoundedWeight) -> bool:
+    if isinstance(weight, Int4Weight) and (weight.block != FILE_BLOCK or weight.group_size not in GROUP_SIZES):
+        return False
+    tensors = _tensors(weight)
+    is_here = all(tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel() for tensor in tensors)
+    return is_here and (not isinstance(weight, Tensor) or weight.dtype == torch.bfloat16)
+
+
+def _inputs(weight: Tensor | RoundedWeight) -> int:
+    return weight.shape[1] if isinstance(weight, Tensor) else weight.in_features
+
+
+def _tensors(weight: Tensor | RoundedWeight) -> tuple[Tensor, ...]:
+    """Values, and scales if there are any."""
+    return (weight.detach(),) if isinstance(weight, Tensor) else tuple(weight.tensors.values())
+
+
+def _matrix(weight: Tensor | RoundedWeight, inputs: int, bias: Tensor | None) -> NativeMatrix:
+    """What kernels are told of `weight` (out, `inputs`) and its float32 `bias` (out,)."""
+    if isinstance(weight, Tensor):
+        outputs, kind, group = len(weight), _BFLOAT16, 0
+        values, scales = address("weight", weight.detach(), torch.bfloat16, outputs, inputs), None
+    elif isinstance(weight, Int8Weight):
+        outputs, kind, group = weight.out_features, _INT8, 0
+        values = address("values", weight.values, torch.int8, outputs, inputs)
+        scales = address("scales", weight.scales, torch.float32, outputs)
+    else:
+        outputs, kind, group = weight.out_features, _INT4, weight.group_size
+        if weight.block != FILE_BLOCK or group not in GROUP_SIZES:
+            raise ValueError(f"4-bit weights are in blocks of {weight.block} and groups of {group}; expected others.")
+        padded = -(-outputs // FILE_BLOCK) * FILE_BLOCK
+        values = address("packed", weight.packed, torch.uint8, padded, inputs // 2)
+        scales = address("scales_and_zeros", weight.scales_and_zeros, torch.bfloat16, inputs // group, padded, 2)
+    at = None if bias is None else address("bias", bias, torch.float32, outputs)
+    return NativeMatrix(values, scales, at, outputs, kind, group)

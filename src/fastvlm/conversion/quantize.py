@@ -1,0 +1,184 @@
+"""``fastvlm quantize``: a checkpoint whose decoder is rounded to 8 or 4 bits, in a new folder, all or nothing.
+
+What the folder holds is told in ``formats/quantized_file.py``. Weights are read and rounded one product at a time;
+the rounded ones are in memory together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvlm.conversion.new_folder import (
+    carry_files,
+    checked_shapes,
+    new_folder,
+    planned_tensors,
+    write_fast_vlm_files,
+)
+from fastvlm.conversion.shards import PlannedTensor, write_safetensors
+from fastvlm.errors import CheckpointError, UsageError
+from fastvlm.formats.checksums import write_checksums
+from fastvlm.formats.folder import CheckpointFolder, inspect_folder
+from fastvlm.formats.names import EMBEDDING, HEAD
+from fastvlm.formats.quantized_file import (
+    QUANTIZED_FILE,
+    REST_FILE,
+    REST_OF,
+    Product,
+    QuantizationError,
+    QuantizationOptions,
+    QuantizedWeights,
+    product_names,
+    save_quantized,
+)
+from fastvlm.formats.rounding import RoundedWeight, quantize_int4, quantize_int8
+from fastvlm.hf.config import FastVlmConfig
+from fastvlm.hf.loading import checkpoint_path
+from fastvlm.hf.processor_files import load_processor
+from fastvlm.storage.whole_folders import whole_folder
+
+__all__ = ["QuantizationReport", "quantize", "round_products"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What :func:`quantize` did.
+
+    Attributes:
+        path: the folder written.
+        options, error: how weights were rounded, and how far that is from what was given.
+        quantized_bytes: of the rounded products.
+        rest_bytes: of all other tensors.
+        source_bytes: of all tensors before.
+    """
+
+    path: Path
+    options: QuantizationOptions
+    error: QuantizationError
+    quantized_bytes: int
+    rest_bytes: int
+    source_bytes: int
+
+
+def quantize(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    options: QuantizationOptions,
+    *,
+    progress: Progress | None = None,
+    **hub: Any,
+) -> QuantizationReport:
+    """Write the checkpoint `source`, its decoder rounded, to the new folder `target`.
+
+    The folder appears under its name when all of it is written, or not at all. `source` is only read.
+
+    Args:
+        source: as for :func:`fastvlm.load`.
+        target: a folder that does not exist yet.
+        options: how to round.
+        progress: called with (products rounded, products in all).
+        hub: as for :func:`fastvlm.convert`.
+
+    Raises:
+        UsageError: a target that exists, or where nothing can be written.
+        CheckpointError: the source is no complete checkpoint, is quantized already, or its decoder is no plain Qwen2.
+    """
+    target = new_folder(target)
+    folder = inspect_folder(checkpoint_path(source, **hub))
+    if folder.weights.quantized is not None:
+        bits = folder.weights.quantized.options.bits
+        raise UsageError(f"{folder.path} has {bits}-bit weights already. Name the checkpoint that it was made from.")
+    config = FastVlmConfig.from_dict(dict(folder.config))
+    processor, planned = load_processor(folder.path, config), _planned(folder, config)
+    config.dtype = folder.dtype
+    with whole_folder(target) as work:  # from here on: another run to the same place ends at once, not after its work
+        quantized = round_products(
+            folder.tensor,
+            config.text_config.num_hidden_layers,
+            options,
+            has_tied_head=HEAD not in folder.keys,
+            progress=progress,
+        )
+        rest = [tensor for tensor in planned if tensor.name not in quantized.shapes]
+        save_quantized(quantized, work / QUANTIZED_FILE)
+        write_safetensors(work / REST_FILE, rest, metadata={REST_OF: quantized.digest})
+        (work / QUANTIZED_FILE).chmod((work / REST_FILE).stat().st_mode)  # safetensors' files are for their owner alone
+        write_fast_vlm_files(work, folder, config, processor, None)
+        carry_files(folder.path, work)
+        write_checksums(work)
+    folder.weights.close()
+    rest_bytes, source_bytes = (sum(tensor.num_bytes for tensor in tensors) for tensors in (rest, planned))
+    return QuantizationReport(target, options, quantized.error, quantized.num_bytes, rest_bytes, source_bytes)
+
+
+def _planned(folder: CheckpointFolder, config: FastVlmConfig) -> list[PlannedTensor]:
+    """All tensors; raises where these are not what the network, and a plain Qwen2 decoder, has."""
+    planned = planned_tensors(folder, config, checked_shapes(folder, config), do_fuse=False)
+    names = {name for names in product_names(config.text_config.num_hidden_layers) for name in names} - {HEAD}
+    if lost := sorted(names - folder.keys.keys()):
+        raise CheckpointError(
+            f"{folder.path} has no {lost[0]}: its decoder is no plain Qwen2, which is what is rounded."
+        )
+    return planned
+
+
+def round_products(
+    tensor: Callable[[str], Tensor],
+    num_layers: int,
+    options: QuantizationOptions,
+    *,
+    has_tied_head: bool = False,
+    progress: Progress | None = None,
+) -> QuantizedWeights:
+    """Every product of a decoder, rounded.
+
+    Args:
+        tensor: gives the weight (out, in) of a canonical name.
+        num_layers: of the decoder.
+        options: how to round.
+        has_tied_head: True if the embedding table is the head.
+        progress: called with (products rounded, products in all).
+    """
+    names = product_names(num_layers)
+    products: list[Product] = []
+    errors: list[float] = []
+    dtype = torch.float32
+    for product, weights in zip(names, _weights(tensor, names, has_tied_head=has_tied_head), strict=True):
+        whole, dtype = torch.cat(weights), weights[0].dtype
+        bits = options.head_bits if product == (HEAD,) else options.bits
+        rounded = _round(whole, bits, options.group_size)
+        products.append(Product(product, tuple(len(weight) for weight in weights), rounded))
+        errors.append(_relative_error(whole, rounded))
+        if progress is not None:
+            progress(len(products), len(names))
+    error = QuantizationError(mean=sum(errors) / len(errors), largest=max(errors))
+    return QuantizedWeights(tuple(products), options, error, dtype, has_tied_head)
+
+
+def _weights(
+    tensor: Callable[[str], Tensor], products: list[tuple[str, ...]], *, has_tied_head: bool
+) -> Iterator[list[Tensor]]:
+    """The weights of each product, read when their turn comes."""
+    for names in products:
+        yield [tensor(EMBEDDING if has_tied_head and name == HEAD else name).detach().cpu() for name in names]
+
+
+def _round(weight: Tensor, bits: int, group_size: int) -> RoundedWeight:
+    """8 bits also where the inputs are no whole number of groups."""
+    if bits == 8 or weight.shape[1] % group_size:
+        return quantize_int8(weight)
+    return quantize_int4(weight, group_size)
+
+
+def _relative_error(weight: Tensor, rounded: RoundedWeight) -> float:
+    exact = weight.float()
+    return float((rounded.dequantize().float() - exact).norm() / exact.norm().clamp_min(1e-30))

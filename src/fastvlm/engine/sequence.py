@@ -1,0 +1,137 @@
+"""One reply while it is being made: its tokens, its text, when it ends, and a stopwatch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from fastvlm.engine.detokenizer import TokenText
+from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.sampling import Picked, Sampler
+from fastvlm.engine.types import Completion, FinishReason, SamplingParams, Timings, TokenEvent, TokenLogprobs, Usage
+
+__all__ = ["Reply"]
+
+
+class Reply:
+    """What the engine knows of one request.
+
+    Args:
+        request_id: its number.
+        prompt, params: what was asked.
+        sampler: picks its tokens.
+        decode: token ids -> text without special tokens.
+        stop_ids: tokens that end it.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt: PreparedPrompt,
+        params: SamplingParams,
+        sampler: Sampler,
+        *,
+        decode: Callable[[Sequence[int]], str],
+        stop_ids: Collection[int],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.request_id, self.prompt, self.params, self.sampler = request_id, prompt, params, sampler
+        self.slot = -1  # none yet
+        self.num_cached = 0
+        self._text = TokenText(decode, params.stop, keeps_space=params.keep_whitespace)
+        self._stop_ids, self._clock = stop_ids, clock
+        self._logprobs: list[TokenLogprobs] = []
+        self._submitted_s = self._admitted_s = self._encoding_s = self._encoded_s = clock()
+        self._token_times_s: list[float] = []
+        self._first_text_s: float | None = None
+
+    @property
+    def last_token(self) -> int:
+        """The newest token, which the decoder has not seen yet."""
+        return self._text.token_ids[-1]
+
+    @property
+    def position(self) -> int:
+        """Where the newest token stands in the slot."""
+        return len(self.prompt.token_ids) + len(self._text.token_ids) - 1
+
+    def admitted(self, slot: int, num_cached: int) -> None:
+        """Note the slot, and how many tokens of the prompt it holds already."""
+        self.slot, self.num_cached = slot, num_cached
+        self._admitted_s = self._encoding_s = self._encoded_s = self._clock()
+
+    def encoding(self) -> None:
+        """Note that the encoder begins."""
+        self._encoding_s = self._encoded_s = self._clock()
+
+    def encoded(self) -> None:
+        """Note that the images are encoded."""
+        self._encoded_s = self._clock()
+
+    def take(self, picked: Picked) -> TokenEvent:
+        """Add a token; the event says what it adds to the text, and whether it ends the reply."""
+        text = self._text.put(picked.token_id)
+        self._token_times_s.append(self._clock())
+        if picked.logprobs is not None:
+            self._logprobs.append(picked.logprobs)
+        reason = self._finish_reason()
+        if reason is not None:
+            text += self._text.end()
+            reason = "stop" if self._text.is_stopped else reason
+        if text and self._first_text_s is None:
+            self._first_text_s = self._token_times_s[-1]
+        return TokenEvent(
+            request_id=self.request_id,
+            token_id=picked.token_id,
+            text=text,
+            logprobs=picked.logprobs,
+            finish_reason=reason,
+            completion=None if reason is None else self.completion(reason),
+        )
+
+    def _finish_reason(self) -> FinishReason | None:
+        if self._text.is_stopped or self.last_token in self._stop_ids:
+            return "stop"
+        return "length" if len(self._text.token_ids) >= self.params.max_new_tokens else None
+
+    def broken_off(self, error: Exception | None = None) -> TokenEvent:
+        """The last event of a reply that was cancelled, or whose computing failed; with the text held back so far."""
+        reason: FinishReason = "cancelled" if error is None else "error"
+        text = self._text.end()
+        return TokenEvent(
+            self.request_id, None, text, finish_reason=reason, completion=self.completion(reason), error=error
+        )
+
+    def completion(self, reason: FinishReason) -> Completion:
+        """The reply as far as it is."""
+        times_s, count = self._token_times_s, len(self._token_times_s)
+        decoding_s = times_s[-1] - times_s[0] if times_s else 0.0
+        return Completion(
+            request_id=self.request_id,
+            text=self._text.text,
+            token_ids=tuple(self._text.token_ids),
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(self.prompt.token_ids),
+                image_tokens=len(self.prompt.placeholder_positions),
+                completion_tokens=count,
+                cached_prompt_tokens=self.num_cached,
+            ),
+            timings=self._timings(),
+            tokens_per_second=(count - 1) / decoding_s if count > 1 and decoding_s > 0 else None,
+            logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
+        )
+
+    def _timings(self) -> Timings:
+        before_ms, start_s, times_s = self.prompt.preprocess_ms, self._submitted_s, self._token_times_s
+        end_s = times_s[-1] if times_s else self._clock()
+        first_text_s = self._first_text_s
+        return Timings(
+            preprocess=before_ms,
+            wait=1000 * (self._admitted_s - start_s),
+            encode=1000 * (self._encoded_s - self._encoding_s),
+            prefill=1000 * (times_s[0] - self._encoded_s) if times_s else 0.0,
+            ttft=None if first_text_s is None else before_ms + 1000 * (first_text_s - start_s),
+            total=before_ms + 1000 * (end_s - start_s),
+        )

@@ -1,0 +1,280 @@
+"""A decoder's products in 8 and 4 bits in a file of their own, beside a file with the rest of the checkpoint.
+
+A folder made by ``fastvlm quantize`` holds no ``model.safetensors`` but two files: the products of the decoder, each
+under the names of the weights that it is made of, in the form in which kernels read (``rounding.py``), in the order in
+which a decoder asks for them, the head last; and all other tensors as they were. No tensor of the products is stored
+twice. The one exception is a head that shares the embedding's weight: the table stays, for the embedding.
+
+transformers does not open such a folder (it finds no weights), so nobody gets a decoder of random numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastvlm.errors import CheckpointError, ConfigError
+from fastvlm.formats.names import HEAD
+from fastvlm.formats.quantized_metadata import parse_metadata
+from fastvlm.formats.rounding import GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
+
+__all__ = [
+    "QUANTIZED_FILE",
+    "REST_FILE",
+    "Product",
+    "QuantizationError",
+    "QuantizationOptions",
+    "QuantizedWeights",
+    "load_quantized",
+    "product_names",
+    "quantized_weights_of",
+    "save_quantized",
+]
+
+QUANTIZED_FILE = "fastvlm_quantised.safetensors"  # the spelling of version 0.1, whose folders go on opening
+REST_FILE = "fastvlm_rest.safetensors"
+REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the products that it belongs to
+_FORMAT = "3"
+_AGAIN = "Quantize the model again."
+_LARGEST = 65504.0  # of a scale or zero: the largest number of float16, which no checkpoint's weights reach
+Bits = Literal[4, 8]
+_LAYER_PRODUCTS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+def product_names(num_layers: int) -> list[tuple[str, ...]]:
+    """Canonical names of the weights (out, in) of each product of a decoder; several lie one after the other."""
+    layers = [
+        tuple(f"model.language_model.layers.{layer}.{part}.weight" for part in parts)
+        for layer in range(num_layers)
+        for parts in _LAYER_PRODUCTS
+    ]
+    return [*layers, (HEAD,)]
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    """How weights are rounded.
+
+    Attributes:
+        bits: 8 (a scale an output channel) or 4 (a scale and a zero a group of inputs) for the layers.
+        group_size: inputs that share a scale at 4 bits: 32, 64 or 128.
+        head_bits: the same for the head, whose rounding is heard at once.
+
+    Raises:
+        ConfigError: other numbers.
+    """
+
+    bits: Bits = 8
+    group_size: int = 32
+    head_bits: Bits = 8
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "head_bits"):
+            if getattr(self, name) not in (4, 8):
+                raise ConfigError(f"QuantizationOptions.{name} is {getattr(self, name)!r}; expected 4 or 8.")
+        if self.group_size not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            raise ConfigError(f"QuantizationOptions.group_size is {self.group_size!r}; expected one of {sizes}.")
+
+
+@dataclass(frozen=True)
+class QuantizationError:
+    """Distance of the rounded weights from the given ones: norm of the difference over norm of the weight."""
+
+    mean: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Product:
+    """One rounded weight: `names` of the weights that lie in it one after the other, and the rows of each."""
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    weight: RoundedWeight
+
+
+@dataclass(frozen=True)
+class QuantizedWeights:
+    """Every product of a decoder, in its order, and what rounding cost.
+
+    Attributes:
+        products: the rounded weights.
+        options, error: how they were rounded, and how far that is from what was given.
+        dtype: what they were before; what :meth:`tensor` gives.
+        has_tied_head: True if the head was the embedding table, which then is kept unrounded for the embedding.
+    """
+
+    products: tuple[Product, ...]
+    options: QuantizationOptions
+    error: QuantizationError
+    dtype: torch.dtype = torch.bfloat16
+    has_tied_head: bool = False
+
+    @property
+    def weights(self) -> tuple[RoundedWeight, ...]:
+        """The rounded weights alone."""
+        return tuple(product.weight for product in self.products)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all weights with their scales."""
+        return sum(tensor.nbytes for weight in self.weights for tensor in weight.tensors.values())
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Name -> shape of each weight that stands here alone: without a head that is the embedding table."""
+        return {
+            name: (rows, product.weight.in_features)
+            for product in self.products
+            for name, rows in zip(product.names, product.rows, strict=True)
+            if not (self.has_tied_head and name == HEAD)
+        }
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What tells these weights from others: a hash of their names and scales."""
+        found = hashlib.sha256()
+        for product in self.products:
+            scales = list(product.weight.tensors.values())[-1]
+            found.update(json.dumps([product.names, product.rows]).encode())
+            found.update(scales.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    def tensor(self, name: str) -> Tensor:
+        """The rounded weight (out, in) of this name, in `dtype`."""
+        product = next(product for product in self.products if name in product.names)
+        parts = torch.split(product.weight.dequantize().to(self.dtype), list(product.rows))
+        return parts[product.names.index(name)]
+
+
+def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
+    """Write `quantized` to `file` (safetensors); a file of that name is replaced."""
+    tensors: dict[str, Tensor] = {}
+    for index, weight in enumerate(quantized.weights):
+        tensors |= {_key(index, name): tensor.contiguous() for name, tensor in weight.tensors.items()}
+    about = {
+        "format": _FORMAT,
+        "options": asdict(quantized.options),
+        "error": asdict(quantized.error),
+        "dtype": str(quantized.dtype).removeprefix("torch."),
+        "has_tied_head": quantized.has_tied_head,
+        "products": [{"names": product.names, "rows": product.rows} for product in quantized.products],
+        "digest": quantized.digest,
+    }
+    save_file(tensors, file, metadata={"fastvlm_quantised": json.dumps(about)})
+
+
+def load_quantized(file: str | Path) -> QuantizedWeights:
+    """The weights in `file`, mapped into memory: pages are read when they are used.
+
+    Raises:
+        CheckpointError: no such file, cut off, or not one of :func:`save_quantized`.
+    """
+    return _loaded(file)[0]
+
+
+def _loaded(file: str | Path) -> tuple[QuantizedWeights, Any]:
+    """The weights in `file`, and what it says of itself."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = parse_metadata((opened.metadata() or {}).get("fastvlm_quantised"), _FORMAT)
+            options, error = QuantizationOptions(**about["options"]), QuantizationError(**about["error"])
+            products = _products(opened, about["products"], options)
+        dtype = getattr(torch, about["dtype"])
+        return QuantizedWeights(products, options, error, dtype, about["has_tied_head"]), about
+    except (OSError, SafetensorError, ValueError) as problem:
+        reason = str(problem).rstrip(".")
+        raise CheckpointError(f"{file} cannot be read as quantized weights: {reason}. {_AGAIN}") from problem
+
+
+def quantized_weights_of(folder: Path) -> QuantizedWeights | None:
+    """The products in a folder that ``fastvlm quantize`` made; None for any other folder.
+
+    Raises:
+        CheckpointError: one of the two files is missing, cut off, or of another checkpoint than the other.
+    """
+    file, rest = folder / QUANTIZED_FILE, folder / REST_FILE
+    if not rest.is_file():
+        return None
+    quantized, about = _loaded(file)
+    try:
+        with safe_open(rest, framework="pt") as opened:
+            belongs_to = (opened.metadata() or {}).get(REST_OF)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{rest} cannot be read: {error}. {_AGAIN}") from error
+    if belongs_to != about["digest"]:
+        raise CheckpointError(f"{file.name} and {rest.name} in {folder} are of different checkpoints. {_AGAIN}")
+    return quantized
+
+
+def _products(opened: Any, described: Sequence[Any], options: QuantizationOptions) -> tuple[Product, ...]:
+    """Every product that the metadata describes; `opened` holds their tensors and no other."""
+    expected = product_names((len(described) - 1) // len(_LAYER_PRODUCTS))
+    found = [tuple(product["names"]) for product in described]
+    if found != expected:
+        pairs = zip_longest(found, expected)
+        odd, right = next((odd, right) for odd, right in pairs if odd != right)
+        raise ValueError(f"its products are {str(odd)[:200]} where a decoder has {right or 'no more'}")
+    stored = set(opened.keys())
+    products = tuple(_read(opened, stored, index, product, options) for index, product in enumerate(described))
+    known = {_key(index, name) for index, product in enumerate(products) for name in product.weight.tensors}
+    if extra := sorted(stored - known):
+        raise ValueError(f"it has a tensor {extra[0]!r}, which is of no product")
+    return products
+
+
+def _read(opened: Any, stored: Set[str], index: int, product: Any, options: QuantizationOptions) -> Product:
+    def tensor(name: str) -> Tensor:
+        if _key(index, name) not in stored:
+            raise ValueError(f"the tensor {_key(index, name)!r} is missing")
+        found: Tensor = opened.get_tensor(_key(index, name))
+        return found
+
+    names, rows = tuple(product["names"]), tuple(product["rows"])
+    weight: RoundedWeight
+    try:
+        if _key(index, "packed") in stored:
+            weight = Int4Weight(tensor("packed"), tensor("scales_and_zeros"), sum(rows))
+        else:
+            weight = Int8Weight(tensor("values"), tensor("scales"))
+        _check_weight(weight, sum(rows), options)
+    except CheckpointError as error:
+        raise ValueError(f"product {index:04d} ({', '.join(names)}): {error}") from error
+    return Product(names, rows, weight)
+
+
+def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantizationOptions) -> None:
+    """Raise if `weight` is not what `options` say, or has scales that no weight was rounded with."""
+    if weight.out_features != num_rows:
+        raise CheckpointError(f"values has {weight.out_features} rows; expected {num_rows}.")
+    scales = weight.scales if isinstance(weight, Int8Weight) else weight.scales_and_zeros
+    if isinstance(weight, Int4Weight) and weight.group_size != options.group_size:
+        raise CheckpointError(f"scales_and_zeros has groups of {weight.group_size}; expected {options.group_size}.")
+    steps = scales if isinstance(weight, Int8Weight) else scales[..., 0]
+    low, high = map(float, scales.aminmax())  # NaN, if one is
+    if not max(-low, high) <= _LARGEST or not float(steps.contiguous().amin()) > 0:
+        raise CheckpointError(
+            f"its scales are {low:g} to {high:g}; expected finite ones, above 0 and up to {_LARGEST:g}: it is damaged."
+        )
+
+
+def _key(index: int, name: str) -> str:
+    """What a tensor of the product of this index is called in the file."""
+    return f"{index:04d}.{name}"

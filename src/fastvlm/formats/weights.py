@@ -1,0 +1,176 @@
+"""The weight files of a folder: which there are, what their headers promise, and one tensor at a time from them.
+
+Headers are read without touching a tensor, and checked: a file that is shorter than its header says, an index that
+names what is not there and a key that stands in two files are errors here, before anything is built. Pickled files
+(``.bin``) are unpickled with ``weights_only=True``: tensors and plain containers, never code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastvlm.errors import CheckpointError
+from fastvlm.formats.json_files import FETCH_AGAIN
+from fastvlm.formats.pickle_file import read_pickle
+from fastvlm.formats.quantized_file import QUANTIZED_FILE, REST_FILE, QuantizedWeights, quantized_weights_of
+from fastvlm.formats.safetensors_header import DTYPES, TensorEntry, read_header
+from fastvlm.formats.weight_sets import WeightSet, one_weight_set, weight_map
+
+__all__ = ["DTYPES", "TensorEntry", "WeightFiles", "some_of"]
+
+
+@dataclass
+class WeightFiles:
+    """All tensors of a folder by the names they have in the files.
+
+    Args:
+        folder: the checkpoint's folder.
+        entries: file key -> :class:`TensorEntry`.
+        quantized: the decoder's products, where these are stored in 8 or 4 bits; None elsewhere. Their entries and
+            tensors are those of the weights as they were before, rounded.
+        left_out_dtype: if given, products are not read: in their place stand zeros of this dtype, of no memory.
+    """
+
+    folder: Path
+    entries: dict[str, TensorEntry]
+    quantized: QuantizedWeights | None = None
+    left_out_dtype: torch.dtype | None = None
+    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, folder: Path) -> WeightFiles:
+        """Read the headers of the weight files that transformers would take: safetensors first, then ``.bin``.
+
+        Raises:
+            CheckpointError: no weights, a file missing, truncated or unreadable, an index that does not fit.
+        """
+        quantized = _find_quantized(folder)
+        found = _find_files(folder) if quantized is None else WeightSet((folder / REST_FILE,))
+        entries: dict[str, TensorEntry] = {}
+        for file in found.files:
+            header = read_header(file) if file.suffix == ".safetensors" else _read_pickle_header(file)
+            if twice := sorted(entries.keys() & header.keys()):
+                raise CheckpointError(
+                    f"{folder} holds {some_of(twice)} twice, in {entries[twice[0]].file.name} and in {file.name}. "
+                    "Shards of two checkpoints seem to be mixed. " + FETCH_AGAIN
+                )
+            entries.update(header)
+        _check_index(folder, found.index, entries)
+        if quantized is not None:
+            file = folder / QUANTIZED_FILE
+            entries |= {name: TensorEntry(file, shape, quantized.dtype) for name, shape in quantized.shapes.items()}
+        return cls(folder, entries, quantized)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files, in order."""
+        return sorted({entry.file for entry in self.entries.values()})
+
+    def lazy(self, key: str) -> Any:
+        """The tensor of file key `key`, read when indexed (``lazy(key)[...]``): a safetensors slice or a tensor."""
+        if self._is_product(key):
+            return _Later(self, key)
+        handle = self._handle(self.entries[key].file)
+        return handle[key] if isinstance(handle, dict) else handle.get_slice(key)
+
+    def tensor(self, key: str) -> Tensor:
+        """The tensor of file key `key`, on the CPU, mapped from the file where that is possible."""
+        if self.quantized is not None and self._is_product(key):
+            if self.left_out_dtype is None:
+                return self.quantized.tensor(key)
+            return torch.zeros((), dtype=self.left_out_dtype).expand(self.entries[key].shape)
+        handle = self._handle(self.entries[key].file)
+        tensor: Tensor = handle[key] if isinstance(handle, dict) else handle.get_tensor(key)
+        return tensor
+
+    def close(self) -> None:
+        """Let go of all open files; tensors already handed out stay valid."""
+        self._open.clear()
+
+    def _is_product(self, key: str) -> bool:
+        return self.quantized is not None and key in self.quantized.shapes
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self._open:
+            self._open[file] = _open_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
+        return self._open[file]
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A tensor of `weights` that is made when it is indexed, as slices of safetensors are."""
+
+    weights: WeightFiles
+    key: str
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.weights.tensor(self.key)[index]
+
+    def get_shape(self) -> list[int]:
+        """Its shape."""
+        return list(self.weights.entries[self.key].shape)
+
+
+def some_of(names: Iterable[str], limit: int = 10) -> str:
+    """The first `limit` of `names`, quoted, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _find_files(folder: Path) -> WeightSet:
+    """The folder's weights; safetensors first, as transformers has it."""
+    found = one_weight_set(folder, "model.safetensors", "pytorch_model.bin")
+    if found is not None:
+        return found
+    shards = sorted(p.name for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"})
+    if shards:
+        raise CheckpointError(
+            f"{folder} has weight files ({some_of(shards, 3)}) but neither 'model.safetensors' nor "
+            "'model.safetensors.index.json', which says what stands where. Fetch the index file too."
+        )
+    raise CheckpointError(
+        f"{folder} holds no weights: expected model.safetensors, model.safetensors.index.json with its shards, or the "
+        f"same as pytorch_model*.bin; found {some_of(sorted(p.name for p in folder.iterdir())) or 'nothing'}."
+    )
+
+
+def _find_quantized(folder: Path) -> QuantizedWeights | None:
+    """The products of a quantized folder, whose headers are within bounds and which holds no other weights."""
+    files = (folder / QUANTIZED_FILE, folder / REST_FILE)
+    if not files[1].is_file():
+        return None
+    one_weight_set(folder, "model.safetensors", "pytorch_model.bin", first=WeightSet(files))
+    for file in files:
+        if file.is_file():
+            read_header(file)
+    return quantized_weights_of(folder)
+
+
+def _check_index(folder: Path, index: Path | None, entries: Mapping[str, TensorEntry]) -> None:
+    if index is None:
+        return
+    table = weight_map(index)
+    if lost := [key for key, name in table.items() if key not in entries or entries[key].file.name != name]:
+        raise CheckpointError(
+            f"{index.name} in {folder} names {len(lost)} tensors that are not in the file it gives for them: "
+            f"{some_of(lost)}. Index and shards are of different checkpoints. " + FETCH_AGAIN
+        )
+
+
+def _open_safetensors(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be opened: {error}. {FETCH_AGAIN}") from error
+
+
+def _read_pickle_header(file: Path) -> dict[str, TensorEntry]:
+    return {key: TensorEntry(file, tuple(value.shape), value.dtype) for key, value in read_pickle(file).items()}

@@ -1,0 +1,64 @@
+"""What `from_pretrained` of a processor takes, and what a folder or Hub repository says about it in ``config.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from fastvlm.errors import CheckpointError
+from fastvlm.formats.apple_config import apple_image_settings, placeholder_id
+
+__all__ = ["apple_settings", "configured_image_token_id", "hub_settings", "refuse_missing_folder"]
+
+_HUB_SETTINGS = frozenset({"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"})
+# What transformers' auto classes and pipelines hand to every processor, and that decides nothing here.
+_AUTO_SETTINGS = frozenset(
+    {"trust_remote_code", "use_fast", "backend", "code_revision", "_commit_hash", "_from_auto", "_from_pipeline"}
+)
+
+
+def hub_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What reaches the Hub's client; names that nothing here takes are refused instead of ignored.
+
+    Raises:
+        TypeError: an unknown name.
+    """
+    unknown = sorted(set(given) - _HUB_SETTINGS - _AUTO_SETTINGS)
+    if unknown:
+        raise TypeError(
+            f"FastVlmProcessor.from_pretrained got the unknown setting {unknown[0]!r}. Known are image_size, "
+            f"image_fit, padding_side, chat_template, image_token_id, {', '.join(sorted(_HUB_SETTINGS))}."
+        )
+    return {key: value for key, value in given.items() if key in _HUB_SETTINGS and value is not None}
+
+
+def refuse_missing_folder(name_or_path: Any) -> None:
+    """Say that a folder is missing; a Hub id (``name`` or ``owner/name``) passes."""
+    path = Path(name_or_path)
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or path.parts[0] in {".", ".."}):
+        raise CheckpointError(f"There is no folder {str(path)!r}. Pass a model folder, or a Hub id such as owner/name.")
+
+
+def apple_settings(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """`image_size` and `image_fit` of an Apple checkpoint, which has no processor files; of others, nothing."""
+    return apple_image_settings(_model_config(name_or_path, hub))
+
+
+def _model_config(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's ``config.json``; empty if there is none."""
+    found = cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **hub)
+    content = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    return content if isinstance(content, dict) else {}
+
+
+def configured_image_token_id(name_or_path: Any, hub: Mapping[str, Any]) -> int | None:
+    """`image_token_index` of the model's ``config.json``, if it has one; of Apple's, what stands for it."""
+    config = _model_config(name_or_path, hub)
+    if config.get("model_type") == "llava_qwen2":
+        return placeholder_id(config)
+    value = config.get("image_token_index", config.get("image_token_id"))
+    return value if isinstance(value, int) and value >= 0 else None

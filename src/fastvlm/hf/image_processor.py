@@ -1,0 +1,67 @@
+"""The image processor for transformers: its base class, its files, its batches; the work is the light one's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ImagesKwargs
+
+from fastvlm.processing.image_processor import (
+    FIXED_KEYS,
+    IMAGE_FITS,
+    LightImageProcessor,
+    fit_image,
+    image_size_px,
+)
+
+__all__ = ["IMAGE_FITS", "FastVlmImageProcessor", "FastVlmImagesKwargs", "fit_image", "image_size_px"]
+
+
+class FastVlmImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc,call-arg]  # transformers is untyped
+    """What may be set when a processor is loaded or called, besides transformers' own names."""
+
+    image_size: int | list[int] | tuple[int, int] | None
+    image_fit: str | None
+    patch_size: int | None
+
+
+class FastVlmImageProcessor(LightImageProcessor, BaseImageProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Images -> `pixel_values`, by PIL.
+
+    See :class:`fastvlm.processing.image_processor.LightImageProcessor` for its arguments, attributes and errors.
+    """
+
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    valid_kwargs = FastVlmImagesKwargs
+    known_file_keys = frozenset(FastVlmImagesKwargs.__annotations__)
+
+    def __init__(
+        self,
+        image_size: Any = None,
+        image_fit: str | None = None,
+        patch_size: int | None = None,
+        resample: int | None = None,
+        **file_keys: Any,
+    ) -> None:
+        BaseImageProcessor.__init__(self)
+        LightImageProcessor.__init__(self, image_size, image_fit, patch_size, resample, **file_keys)
+
+    def _batch(self, data: dict[str, Any], return_tensors: str | None) -> Mapping[str, Any]:
+        return BatchFeature(data, tensor_type=return_tensors)  # type: ignore[no-any-return]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file: a CLIP image processor's, for plain transformers, with our own keys riding along."""
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            **FIXED_KEYS,
+            "do_center_crop": True,
+            "resample": self.resample,
+            "size": self.size,
+            "crop_size": self.crop_size,
+            "image_fit": self.image_fit,
+            "image_size": list(self.image_size),
+            "patch_size": self.patch_size,
+        }

@@ -1,0 +1,249 @@
+"""Compiled kernels: exact enough, whatever the shape, and what they were not given stays as it is."""
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from compiled import is_possible
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from linears import relative_gap
+
+from fastvlm import FastViTHD
+from fastvlm.backends.cpu import encoder as vision
+from fastvlm.backends.cpu import linear
+from fastvlm.backends.native import amx_linear as tile_linear
+from fastvlm.backends.native import kernels as native
+from fastvlm.backends.native.kernels import NativeDepthwise, from_panels, in_panels
+
+BFLOAT16 = torch.bfloat16
+HALF_UNIT = 2**-8  # of bfloat16, relative to the number that is rounded
+MULTIPLES = st.integers(1, 27).map(lambda n: 32 * n)  # beyond 384 inputs a layer goes over them in parts
+
+
+@is_possible
+def test_gelu_of_every_number_that_there_is(kernels):
+    numbers = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(BFLOAT16)
+    x = numbers[numbers.isfinite()]
+    expected = F.gelu(x.double())
+    result = kernels.gelu_(x.clone()).double()
+    assert ((result - expected).abs() <= HALF_UNIT * expected.abs() + 1.5e-6).all()
+    assert torch.equal(result[x.abs() > 6], F.relu(x[x.abs() > 6].double()))
+
+
+@is_possible
+def test_gelu_of_what_is_no_number(kernels):
+    result = kernels.gelu_(torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0]).to(BFLOAT16))
+    assert result[0] == torch.inf and result[1:3].isnan().all() and result[3] == 0.83984375
+
+
+@is_possible
+@pytest.mark.parametrize("count", [1, 31, 32, 33, (1 << 16) - 1, (1 << 17) + 5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gelu_touches_what_it_was_given_and_nothing_else(kernels, count, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    whole = torch.ones(count + 64, dtype=BFLOAT16)
+    kernels.gelu_(whole[32 : 32 + count])
+    assert (whole[:32] == 1).all() and (whole[32 + count :] == 1).all()
+    assert (whole[32 : 32 + count] == 0.83984375).all()
+
+
+def convolved(x, weight, bias):
+    """In float64, and the sum of magnitudes, which bounds the error of sums in float32."""
+    x, weight = x.double().permute(0, 3, 1, 2), weight.double()
+    pad, groups = weight.shape[-1] // 2, len(weight)
+    y = F.conv2d(x, weight, None if bias is None else bias.double(), 1, pad, groups=groups)
+    return y.permute(0, 2, 3, 1), F.conv2d(x.abs(), weight.abs(), None, 1, pad, groups=groups).permute(0, 2, 3, 1)
+
+
+@is_possible
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 70), st.integers(1, 70)),
+    size=st.sampled_from([3, 7]),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_depthwise_convolutions_of_any_shape(kernels, shape, size, has_bias, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator).to(BFLOAT16)
+    weight = torch.randn(shape[-1], 1, size, size, generator=generator).to(BFLOAT16)
+    bias = torch.randn(shape[-1], generator=generator).to(BFLOAT16) if has_bias else None
+    kept = x.clone()
+    result = NativeDepthwise(kernels, weight, bias)(x)
+    expected, magnitude = convolved(x, weight, bias)
+    assert torch.equal(x, kept) and result.shape == x.shape and result.dtype == BFLOAT16
+    assert ((result.double() - expected).abs() <= HALF_UNIT * expected.abs() + 1e-5 * (1 + magnitude)).all()
+
+
+@is_possible
+def test_what_is_no_number_stays_in_its_neighborhood_and_channel(kernels):
+    x, weight = torch.zeros(1, 20, 20, 33, dtype=BFLOAT16), torch.ones(33, 1, 7, 7, dtype=BFLOAT16)
+    x[0, 10, 10, 32] = torch.nan
+    is_spoilt = NativeDepthwise(kernels, weight, None)(x).isnan()
+    assert is_spoilt[0, 7:14, 7:14, 32].all() and is_spoilt.sum() == 49
+
+
+@is_possible
+@pytest.mark.parametrize(
+    "x",
+    [torch.ones(2, 4, 4, 8), torch.ones(1, 4, 4, 16, dtype=BFLOAT16)[..., ::2], torch.ones(1, 0, 4, 8, dtype=BFLOAT16)],
+    ids=["float32", "strided", "empty"],
+)
+def test_what_they_do_not_take_is_refused_and_left_to_torch(kernels, x, monkeypatch):
+    with pytest.raises(ValueError, match="expected a contiguous bfloat16 tensor"):
+        kernels.gelu_(x)
+    with pytest.raises(ValueError, match="expected a contiguous bfloat16 tensor"):
+        NativeDepthwise(kernels, torch.ones(8, 1, 3, 3), None)(x)
+    monkeypatch.setattr(linear, "native_kernels", lambda: kernels)
+    torch.testing.assert_close(linear.gelu_(x.clone()), F.gelu(x))
+
+
+@is_possible
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 65, 130), (1, 256, 192)])
+def test_features_are_the_same_with_them(kernels, monkeypatch, size):
+    plain, image = tiny.loud(FastViTHD(tiny.vision_config())).eval(), tiny.images(*size)
+    for module in (vision, linear, tile_linear):
+        monkeypatch.setattr(module, "native_kernels", lambda: kernels)
+    fast = vision.FastEncoder(plain, BFLOAT16)
+    ffns = [step for step in fast.steps if isinstance(step, vision.Ffn)]
+    assert ffns and all(ffn.conv._native is not None for ffn in ffns)
+    widths = {ffn.widen.dense().shape[1]: isinstance(ffn.widen, tile_linear.TileLinear) for ffn in ffns}
+    assert widths == {width: width % 32 == 0 for width in widths} and any(widths.values())
+    with torch.no_grad():
+        assert relative_gap(fast(image), plain(image)) < 2e-2
+
+
+def layer(generator, outputs, inputs):
+    """Weight (outputs, inputs) and bias (outputs,), results about as large as the inputs."""
+    weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+    return weight.to(BFLOAT16), torch.randn(outputs, generator=generator)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 64), (64, 416)])
+def test_panels_hold_a_weight_as_it_is(shape):
+    weight = torch.randn(shape).to(BFLOAT16)
+    assert torch.equal(from_panels(in_panels(weight)), weight)
+
+
+@is_possible
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.one_of(st.integers(1, 70), st.integers(500, 1100)),
+    inputs=MULTIPLES,
+    outputs=MULTIPLES,
+    ending=st.sampled_from(["plain", "gelu", "added", "panels"]),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_linear_layers_of_any_shape(kernels, rows, inputs, outputs, ending, threads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=generator).to(BFLOAT16)
+    weight, bias = layer(generator, outputs, inputs)
+    whole = torch.ones(rows + 2, outputs, dtype=BFLOAT16)  # a row around the result that is not written
+    result = whole[1:-1].view(-1, rows, 32) if ending == "panels" else whole[1:-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        kernels.linear(x, in_panels(weight), bias, ending, result)
+    sums = F.linear(x.double(), weight.double(), bias.double())
+    expected = {"gelu": F.gelu(sums), "added": sums + 1}.get(ending, sums)
+    if ending == "panels":
+        expected = expected.unflatten(1, (-1, 32)).transpose(0, 1)
+    error = (result.double() - expected).abs()
+    assert (error <= HALF_UNIT * expected.abs() + 1e-4).all()
+    assert (whole[0] == 1).all() and (whole[-1] == 1).all()
+
+
+@is_possible
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.one_of(st.integers(1, 70), st.integers(500, 1100)),
+    channels=st.integers(1, 14).map(lambda n: 32 * n),
+    hidden=MULTIPLES,
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_ffns_of_any_shape(kernels, rows, channels, hidden, threads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, channels, generator=generator).to(BFLOAT16)
+    (widen, widen_bias), (narrow, narrow_bias) = layer(generator, hidden, channels), layer(generator, channels, hidden)
+    whole = torch.ones(rows + 2, channels, dtype=BFLOAT16)
+    layers = (in_panels(widen), widen_bias), (in_panels(narrow), narrow_bias)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        kernels.ffn(x, *layers, whole[1:-1])
+    wide = F.gelu(F.linear(x.double(), widen.double(), widen_bias.double())).to(BFLOAT16).double()
+    expected = 1 + F.linear(wide, narrow.double(), narrow_bias.double())
+    # What is rounded in between may be rounded the other way: a unit of it, times its weight.
+    slack = HALF_UNIT * F.linear(wide.abs(), narrow.double().abs()) + 1e-3
+    assert ((whole[1:-1].double() - expected).abs() <= HALF_UNIT * expected.abs() + slack).all()
+    assert relative_gap(whole[1:-1], expected) < HALF_UNIT
+    assert (whole[0] == 1).all() and (whole[-1] == 1).all()
+
+
+@is_possible
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    tokens=st.one_of(st.integers(1, 40), st.sampled_from([64, 65, 128, 129, 300, 1024])),
+    heads=st.integers(1, 3),
+    scale=st.sampled_from([0.1, 1.0, 4.0]),
+    seed=st.integers(0, 99),
+)
+def test_attention_over_any_number_of_tokens(kernels, batch, tokens, heads, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    qkv = (torch.randn(3, heads, batch * tokens, 32, generator=generator) * scale).to(BFLOAT16)
+    kept = qkv.clone()
+    result = kernels.attention(qkv, batch)
+    query, key, value = qkv.double().unflatten(2, (batch, tokens)).transpose(1, 2).unbind(0)
+    expected = F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)
+    assert torch.equal(qkv, kept) and result.dtype == BFLOAT16 and result.shape == expected.shape
+    # Probabilities are rounded to bfloat16: each may be half a unit off.
+    assert ((result.double() - expected).abs() <= 2 * HALF_UNIT * value.abs().amax()).all()
+
+
+@is_possible
+def test_scores_of_any_size_are_attended_to(kernels):
+    qkv = torch.zeros(3, 1, 200, 32, dtype=BFLOAT16)
+    qkv[0], qkv[1, :, 150], qkv[2] = 100, 100, torch.arange(200).to(BFLOAT16)[:, None]
+    assert (kernels.attention(qkv, 1) == 150).all()
+    qkv[1] = -100
+    assert ((kernels.attention(qkv, 1).float() - 99.5).abs() < 1).all()
+
+
+@is_possible
+def test_what_is_no_number_stays_in_its_row(kernels):
+    x = torch.ones(40, 64, dtype=BFLOAT16)
+    x[17, 3] = torch.nan
+    weight, bias = in_panels(torch.ones(64, 64)), torch.zeros(64)
+    for result in (
+        kernels.linear(x, weight, bias, "gelu", torch.ones_like(x)),
+        kernels.ffn(x, (weight, bias), (weight, bias), torch.ones_like(x)),
+    ):
+        assert result[17].isnan().all() and result.isnan().sum() == 64
+    qkv = torch.ones(3, 2, 40, 32, dtype=BFLOAT16)
+    qkv[0, 1, 17] = torch.nan
+    is_spoilt = kernels.attention(qkv, 1).isnan()
+    assert is_spoilt[0, 17, 1].all() and is_spoilt.sum() == 32
+
+
+@is_possible
+def test_a_tile_layer_is_a_linear_layer(kernels, monkeypatch):
+    monkeypatch.setattr(tile_linear, "native_kernels", lambda: kernels)
+    weight, bias = layer(torch.Generator().manual_seed(0), 96, 64)
+    x, other = torch.randn(2, 3, 64).to(BFLOAT16), torch.randn(2, 3, 96).to(BFLOAT16)
+    for given_bias in (bias.to(BFLOAT16), None):
+        tiles = tile_linear.tile_linear(weight, given_bias, has_gelu=False)
+        plain = linear.PlainLinear(weight, given_bias)
+        assert relative_gap(tiles(x), plain(x)) < 1e-2 and tiles(x[:0]).shape == (0, 3, 96)
+        assert relative_gap(tiles.added(x, other.clone()), plain.added(x, other.clone())) < 1e-2
+        assert torch.equal(tiles.dense(), weight) and tiles.num_bytes == weight.nbytes
+    for unsuited in (weight.float(), weight[:95], weight[:, :60]):
+        assert tile_linear.tile_linear(unsuited, None, has_gelu=False) is None
+    monkeypatch.setattr(tile_linear, "native_kernels", lambda: None)
+    assert tile_linear.tile_linear(weight, None, has_gelu=False) is None
+
+
+@is_possible
+def test_the_library_is_opened_with_its_tiles(kernels):
+    assert kernels.has_tiles and kernels.has_threads and native._is_right(kernels)

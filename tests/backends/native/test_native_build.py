@@ -1,0 +1,223 @@
+"""The library is compiled once, whole or not at all, also by several at a time; without it torch does the work."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+from compiled import is_fast, is_possible
+
+from fastvlm.backends.native import build as native_build
+from fastvlm.backends.native import kernels as native
+from fastvlm.backends.native import library as native_library
+from fastvlm.backends.native.build import build
+from fastvlm.backends.native.kernels import native_kernels
+from fastvlm.backends.native.library import NEEDED_FLAGS, cache_path, installed_path, sealed
+from fastvlm.errors import BuildError
+
+BUILD = "from fastvlm.backends.native.build import build; print(build().path)"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache directory, where nothing was looked for yet, and nothing that installing left."""
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv(native.SWITCH, raising=False)
+    monkeypatch.setattr(native_library, "INSTALLED_FOLDER", tmp_path / "installed")
+    native_kernels.cache_clear()
+    yield tmp_path / "cache"
+    native_kernels.cache_clear()
+
+
+def placed(library, content=None, path=None):
+    """The library where engines look for it, perhaps with another content."""
+    path = path or cache_path()
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.write_bytes(library.read_bytes() if content is None else content)
+    path.chmod(0o600)
+    return path
+
+
+@is_possible
+def test_what_installing_left_is_used_unless_the_user_built_another(cache, library):
+    placed(library, path=installed_path())
+    assert native_library.find_library() == installed_path() and native_kernels() is not None
+    placed(library)
+    assert native_library.find_library() == cache_path()
+
+
+@is_fast
+def test_engines_take_what_was_built_and_can_be_told_not_to(cache, monkeypatch):
+    assert native_kernels() is None
+    assert build().path.parent == cache / "fastvlm" / "kernels"
+    native_kernels.cache_clear()
+    assert native_kernels() is not None
+    native_kernels.cache_clear()
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert native_kernels() is None
+
+
+@is_possible
+def test_what_was_built_from_another_source_is_not_looked_at(cache, library, monkeypatch, tmp_path):
+    placed(library, b"not a library")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "encoder.cpp").write_text("// another")
+    monkeypatch.setattr(native_library, "SOURCE_FOLDER", tmp_path / "other")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native_kernels() is None
+
+
+@is_possible
+@pytest.mark.parametrize("damage", ["empty", "half", "bit", "foreign"])
+def test_a_damaged_library_is_named_once_and_not_used(cache, library, damage):
+    content = library.read_bytes()
+    changed = bytearray(content)
+    changed[5000] ^= 1
+    damaged = {"empty": b"", "half": content[: len(content) // 2], "bit": changed, "foreign": sealed(b"#!/bin/sh")}
+    path = placed(library, bytes(damaged[damage]))
+    with pytest.warns(UserWarning, match="fastvlm build-kernels") as warned:
+        results = [native_kernels() for _ in range(2)]
+    assert results == [None, None] and len(warned) == 1 and str(path) in str(warned[0].message)
+
+
+def opened_to_all(path):
+    path.chmod(0o622)
+
+
+def folder_opened_to_the_group(path):
+    path.parent.chmod(0o770)
+
+
+def given_away(path):
+    os.chown(path, 12345, 12345)
+
+
+def folder_given_away(path):
+    os.chown(path.parent, 12345, 12345)
+
+
+def linked(path):
+    path.symlink_to(path.rename(path.with_name("elsewhere.so")))
+
+
+def folder_linked(path):
+    path.parent.symlink_to(path.parent.rename(path.parent.with_name("elsewhere")))
+
+
+def replaced_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@is_possible
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (opened_to_all, r"can be written by other users \(mode 622\)"),
+        (folder_opened_to_the_group, r"can be written by other users \(mode 770\)"),
+        (given_away, r"belongs to another user \(id 12345\)"),
+        (folder_given_away, r"belongs to another user \(id 12345\)"),
+        (linked, "is no file, or a link to one"),
+        (folder_linked, "is no folder, or a link to one"),
+        (replaced_by_a_folder, "is no file"),
+    ],
+)
+def test_what_others_may_have_written_is_never_loaded(cache, library, monkeypatch, change, reason):
+    if "given_away" in change.__name__ and os.getuid() != 0:
+        pytest.skip("only root gives files away")
+    monkeypatch.setattr(native, "open_library", lambda path: pytest.fail(f"{path} was loaded"))
+    change(placed(library))
+    with pytest.warns(UserWarning, match=f"{reason}.*torch's kernels work instead.*fastvlm build-kernels"):
+        assert native_kernels() is None
+
+
+@is_possible
+def test_what_installing_left_is_used_as_the_package_beside_it_is(cache, library):
+    path = placed(library, path=installed_path())
+    path.chmod(0o664)
+    path.parent.chmod(0o775)  # as where users' own groups may write
+    assert native_kernels() is not None
+
+
+@is_possible
+def test_what_is_built_is_its_users_alone(cache):
+    cache_path().parent.mkdir(parents=True)
+    cache_path().parent.chmod(0o777)
+    cache_path().write_text("somebody else's")
+    before = os.umask(0)
+    try:
+        path = build().path
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777] == [0o700, 0o700]
+    assert native_library.distrust(path) is None and native_kernels() is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users' ids")
+def test_a_folder_that_is_not_ours_is_not_built_in(cache, tmp_path, monkeypatch):
+    for module in (native_library, native_build):
+        monkeypatch.setattr(module, "cpu_flags", lambda: NEEDED_FLAGS)
+    monkeypatch.setattr(native_build, "_compiler", lambda: "c++")
+    cache_path().parent.parent.mkdir(parents=True)
+    (tmp_path / "theirs").mkdir()
+    cache_path().parent.symlink_to(tmp_path / "theirs")
+    with pytest.raises(BuildError, match="is a link; expected a folder of this user"):
+        build()
+    assert list((tmp_path / "theirs").iterdir()) == []
+    cache_path().parent.unlink()
+    cache_path().parent.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(BuildError, match=r"belongs to user .*Remove it, or set XDG_CACHE_HOME"):
+        build()
+
+
+@is_fast
+def test_several_may_build_at_a_time(cache):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", BUILD], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    paths = {one.communicate(timeout=300)[0].strip() for one in running}
+    assert paths == {str(cache_path())} and all(one.returncode == 0 for one in running)
+    assert [file.name for file in cache_path().parent.iterdir()] == [cache_path().name]
+    assert native_kernels() is not None
+
+
+@is_possible
+def test_a_compiler_that_is_not_there_or_fails_is_told(cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BuildError, match=r"CXX is 'no-such-compiler'.*expected g\+\+ 11"):
+        build()
+    monkeypatch.delenv("CXX")
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "wrong.cpp").write_text('#error "this is wrong"\n')
+    monkeypatch.setattr(native_build, "SOURCE_FOLDER", tmp_path / "wrong")
+    with pytest.raises(BuildError, match=r"failed: .*this is wrong.* set CXX"):
+        build()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match=r"None of c\+\+, g\+\+, clang\+\+ is there"):
+        build()
+    assert list(cache_path().parent.iterdir()) == []
+
+
+@is_possible
+def test_a_place_that_cannot_be_written_is_told(cache, monkeypatch):
+    (cache / "fastvlm").write_text("a file")
+    with pytest.raises(BuildError, match=r"cannot be written.*Set XDG_CACHE_HOME"):
+        build()
+
+
+def test_a_cpu_that_lacks_something_is_told(cache, monkeypatch):
+    for module in (native_library, native_build):
+        monkeypatch.setattr(module, "cpu_flags", lambda: frozenset({"avx512f", "avx512bw", "amx_tile", "amx_bf16"}))
+    assert native_kernels() is None
+    with pytest.raises(
+        BuildError, match="lacks amx_int8, avx512_bf16, avx512_vnni, avx512cd, avx512dq, avx512vbmi, avx512vl; expected"
+    ):
+        build()
+    assert list(cache.iterdir()) == []

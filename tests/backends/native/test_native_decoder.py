@@ -1,0 +1,242 @@
+"""Whole passes of the compiled decoder against torch's way in bfloat16 and the model in float32."""
+
+import functools
+
+import natives
+import pytest
+import tiny
+import torch
+from compiled import is_fast, is_possible
+
+import fastvlm
+from fastvlm.backends import fast
+from fastvlm.backends.cpu.linear import packed_linear
+from fastvlm.backends.cpu.rounded import stored_linears
+from fastvlm.backends.decoder import Decoder
+from fastvlm.backends.fast import SharedWeights, fast_engine
+from fastvlm.backends.native import kernels as native
+from fastvlm.backends.native import linear as native_linear
+from fastvlm.backends.native.decoder import passes_are_right
+from fastvlm.backends.native.linear import NativeFactory, NativeLinear, products_are_right
+from fastvlm.conversion.quantize import round_products
+from fastvlm.engine.types import SamplingParams
+from fastvlm.formats.quantized_file import QuantizationOptions
+from fastvlm.formats.rounding import quantize_int4
+from fastvlm.hf.lora import sharing_copy
+
+pytestmark = is_possible
+
+BFLOAT16 = torch.bfloat16
+CONTEXT, SLOTS = 700, 5
+NEAR = 0.03  # bfloat16 from float32, through tiny layers with loud weights
+SHAPES = {
+    "wide_heads": {"hidden_size": 128, "intermediate_size": 160, "num_attention_heads": 4},
+    "one_kv_head": {"hidden_size": 448, "intermediate_size": 90, "num_attention_heads": 7, "num_key_value_heads": 1},
+    "odd_width": {"hidden_size": 66, "head_dim": 32, "intermediate_size": 50, "num_attention_heads": 2},
+    "tied_head": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "tie_word_embeddings": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    kernels = natives.built()
+    monkeypatch.setattr(native_linear, "native_kernels", lambda: kernels)
+    return kernels
+
+
+@functools.cache
+def model(shape):
+    text = {"max_position_embeddings": 1024, **SHAPES[shape]}
+    return tiny.model(text=text)
+
+
+def decoders(shape, form=lambda weight: weight.to(BFLOAT16)):
+    """The compiled one, and torch's, over the same model in bfloat16."""
+    half = tiny.model(text=model(shape).config.text_config.to_dict()).to(BFLOAT16)
+    native = Decoder(half, SLOTS, CONTEXT, NativeFactory(form))
+    assert native._native is not None
+    plain = Decoder(half, SLOTS, CONTEXT, packed_linear)
+    assert plain._native is None
+    return native, plain
+
+
+def exact(shape, ids):
+    with torch.no_grad():
+        return model(shape)(input_ids=torch.tensor([ids])).logits[0, -1]
+
+
+def gap(ours, theirs):
+    return ((ours.float() - theirs.float()).norm() / theirs.float().norm()).item()
+
+
+def ids_of(length, seed=0):
+    return tiny.prompt("t" * length, seed=seed)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prompts_and_steps_are_as_near_to_float32_as_torchs(shape, threads, monkeypatch):
+    native, plain = decoders(shape)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    prompts = [ids_of(length, seed=length) for length in (1, 5, 33, 70, 600)]
+    for slot, ids in enumerate(prompts):
+        ours, theirs = (each.prefill(each.embed(ids), slot) for each in (native, plain))
+        assert ours.dtype == BFLOAT16 and ours.shape == (tiny.VOCAB,)
+        assert gap(ours, exact(shape, ids)) < 1.5 * gap(theirs, exact(shape, ids)) + 2e-3
+    for slots in ([2], [4, 0, 3], [1, 0, 2, 3, 4]):
+        positions = [len(prompts[slot]) for slot in slots]
+        ours = native.decode([9] * len(slots), slots, positions)
+        assert ours.shape == (len(slots), tiny.VOCAB) and ours.dtype == BFLOAT16
+        for row, slot in enumerate(slots):
+            prompts[slot] = [*prompts[slot], 9]
+            assert gap(ours[row], exact(shape, prompts[slot])) < NEAR
+
+
+@pytest.mark.parametrize("size", [1, 2, 31, 40, 64])
+def test_a_prompt_in_chunks(size):
+    native, _ = decoders("one_kv_head")
+    ids = ids_of(130)
+    for start in range(0, len(ids), size):
+        hidden = native.fill(native.embed(ids[start : start + size]), 1, start)
+    assert hidden.shape == (1, 448) and gap(native.logits(hidden)[0], exact("one_kv_head", ids)) < NEAR
+
+
+def test_what_is_in_the_cache_is_what_torch_puts_there():
+    native, plain = decoders("wide_heads")
+    for each in (native, plain):
+        each.prefill(each.embed(ids_of(40)), 3)
+        each.decode([5], [3], [40])
+    for ours, theirs in zip(native.cache.layers, plain.cache.layers, strict=True):
+        assert gap(ours[3, :, :41], theirs[3, :, :41]) < NEAR
+        assert not ours[3, :, 41:].any() and not ours[:3].any() and not ours[4:].any()
+
+
+def test_a_row_has_the_same_bits_alone_and_beside_others():
+    native, _ = decoders("wide_heads")
+    prompts = [ids_of(length, seed=length) for length in (20, 7, 33)]
+    for slot, ids in enumerate(prompts):
+        native.prefill(native.embed(ids), slot)
+    positions = [len(ids) for ids in prompts]
+    together = native.decode([4, 5, 6], [0, 1, 2], positions)
+    alone = [native.decode([4 + slot], [slot], [positions[slot]])[0] for slot in range(3)]
+    assert torch.equal(together, torch.stack(alone))
+    assert torch.equal(native.decode([6, 4], [2, 0], [33, 20]), together[[2, 0]]), "the order of slots or an idle one"
+
+
+def test_a_slot_that_holds_what_is_no_number_spoils_its_own_row_alone():
+    native, _ = decoders("wide_heads")
+    for slot in range(3):
+        native.prefill(native.embed(ids_of(18, seed=slot)), slot)
+    clean = native.decode([4] * 3, [0, 1, 2], [18] * 3)
+    for layer in native.cache.layers:
+        layer[1, :, 3] = torch.nan
+        layer[2, :, 19:] = torch.nan  # beyond what it has seen
+    spoilt = native.decode([4] * 3, [0, 1, 2], [18] * 3)
+    assert spoilt[1].isnan().all() and torch.equal(spoilt[[0, 2]], clean[[0, 2]])
+
+
+def test_more_rows_than_one_tile_holds():
+    half = tiny.model(text=SHAPES["wide_heads"]).to(BFLOAT16)
+    native = Decoder(half, 40, 64, NativeFactory(lambda weight: weight))
+    for slot in range(40):
+        native.prefill(native.embed([2 + slot, 3]), slot)
+    logits = native.decode([7] * 40, list(range(40)), [2] * 40)
+    for slot in (0, 15, 16, 31, 32, 39):
+        assert gap(logits[slot], exact("wide_heads", [2 + slot, 3, 7])) < NEAR
+
+
+@pytest.mark.parametrize("rows", [1, 6, 60])
+def test_four_bits_where_gate_and_up_are_one_weight(rows):
+    """As files hold them; the halves are whole blocks or torch multiplies them."""
+    half = tiny.model(text=SHAPES["wide_heads"]).to(BFLOAT16)
+
+    class Joined:  # no `of_parts`
+        def __call__(self, weight, bias):
+            is_head = len(weight) == tiny.VOCAB
+            return NativeLinear(natives.built(), [weight if is_head else quantize_int4(weight)], [bias])
+
+    native, plain = (Decoder(half, 1, 128, make) for make in (Joined(), NativeFactory(quantize_int4)))
+    assert native._native is not None and plain._native is not None
+    ids = ids_of(rows)
+    assert gap(native.prefill(native.embed(ids), 0), exact("wide_heads", ids)) < 0.3
+    odd = tiny.model(text={**SHAPES["wide_heads"], "intermediate_size": 112}).to(BFLOAT16)
+    odd_decoder = Decoder(odd, 1, 128, lambda weight, bias: NativeLinear(natives.built(), [weight], [bias]))
+    assert odd_decoder._native is None
+    assert odd_decoder.prefill(odd_decoder.embed(ids), 0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("text", "context"),
+    [({}, 64), ({"hidden_size": 128, "num_attention_heads": 4}, 8)],
+    ids=["narrow_heads", "short_context"],
+)
+def test_what_they_do_not_take_goes_torchs_way(text, context):
+    half = tiny.model(text=text).to(BFLOAT16)
+    decoder = Decoder(half, 1, context, NativeFactory(lambda weight: weight))
+    assert decoder._native is None
+    assert decoder.prefill(decoder.embed([3, 4]), 0).isfinite().all()
+
+
+def answers(bits, dtype="bfloat16", **settings):
+    model, processor = fastvlm.load("mini", device="cpu", dtype=dtype)
+    engine = fast_engine(model, processor, bits=bits, **settings)
+    content = [{"type": "image", "path": "examples/five_shapes.png"}, {"type": "text", "text": "What do you see?"}]
+    reply = engine.generate([{"role": "user", "content": content}], SamplingParams(max_new_tokens=24))
+    return engine, reply.token_ids
+
+
+@is_fast
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_the_shipped_mini_says_the_same(bits, monkeypatch, kernels):
+    monkeypatch.setattr(native, "native_kernels", lambda: kernels)
+    engine, ours = answers(bits)
+    decoder = engine._decoder
+    assert decoder._native is not None
+    kinds = [{16: 0, 8: 1, 4: 2}[bits], {16: 0, 8: 1, 4: 1}[bits]]  # with 4 bits the head keeps 8
+    assert [product.product.parts[0].kind for product in (decoder._layers[0].down, decoder._head)] == kinds
+    monkeypatch.setattr(native_linear, "native_kernels", lambda: None)
+    without, theirs = answers(bits)
+    assert without._decoder._native is None and ours == theirs
+
+
+def test_in_float32_torch_computes():
+    assert answers(16, "float32")[0]._decoder._native is None
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_engines_that_share_weights_share_products(bits):
+    model, processor = fastvlm.load("mini", device="cpu", dtype="bfloat16")
+    other = sharing_copy(model)
+    shared = SharedWeights()
+    first, second = (fast_engine(each, processor, bits=bits, shared=shared) for each in (model, other))
+    products = [engine._decoder._layers[0].gate_up for engine in (first, second)]
+    assert products[0] is products[1] and isinstance(products[0], NativeLinear)
+    assert first._decoder._native is not None and second._decoder._native is not None
+    assert fast.has_native_linears(BFLOAT16)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_stored_weights_are_used_where_they_lie(bits):
+    half = tiny.model(text={"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}).to(BFLOAT16)
+    quantized = round_products(half.state_dict().__getitem__, 2, QuantizationOptions(bits), has_tied_head=False)
+    native, plain = (Decoder(half, 1, 64, stored_linears(quantized, dtype)) for dtype in (BFLOAT16, None))
+    assert native._native is not None and plain._native is None
+    values = {next(iter(weight.tensors.values())).data_ptr() for weight in quantized.weights}
+    assert {layer.gate_up.product.parts[0].values for layer in native._layers} <= values
+    for ids in (ids_of(1), ids_of(7), ids_of(50)):
+        ours, theirs = (each.prefill(each.embed(ids), 0) for each in (native, plain))
+        assert gap(ours, theirs) < 2 * NEAR
+
+
+def test_a_library_that_computes_something_else_is_not_used(kernels):
+    class Wrong:
+        has_tiles = True
+
+        def multiply(self, product, rows, y):
+            y.zero_()
+
+        def decode(self, model, embeds, places, tables, results, *, is_prompt):
+            results.zero_()
+
+    assert products_are_right(kernels) and passes_are_right(kernels)
+    assert not products_are_right(Wrong()) and not passes_are_right(Wrong())

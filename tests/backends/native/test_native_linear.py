@@ -1,0 +1,174 @@
+"""Compiled products of 16, 8 and 4 bits against float32, for any shape; rows that do not know each other."""
+
+import natives
+import pytest
+import torch
+from compiled import is_possible
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from linears import layer, relative_gap
+
+from fastvlm.backends.native import linear as native_linear
+from fastvlm.backends.native.linear import NativeFactory, NativeLinear, has_native_linears
+from fastvlm.errors import CheckpointError, ConfigError
+from fastvlm.formats.rounding import Int8Weight, quantize_int4, quantize_int8
+
+pytestmark = is_possible
+
+BFLOAT16 = torch.bfloat16
+FORMS = {16: lambda weight: weight, 8: quantize_int8, 4: quantize_int4}
+# Rounding the result takes 0.0017; with 4 bits the weight is rounded to bfloat16 too, or one row to two 8-bit terms.
+LARGEST_GAPS = {16: 2.5e-3, 8: 2.5e-3, 4: 3.5e-3}
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    kernels = natives.built()
+    monkeypatch.setattr(native_linear, "native_kernels", lambda: kernels)
+    return kernels
+
+
+def plain(form):
+    """The weight that `form` stands for, float64."""
+    return (form if isinstance(form, torch.Tensor) else form.dequantize()).double()
+
+
+def made(bits, sizes, inputs, seed=0):
+    """The product of as many weights as there are `sizes`, every other one with a bias, and what it should give."""
+    parts = [layer(1, inputs, size, BFLOAT16, seed=seed + i)[1:] for i, size in enumerate(sizes)]
+    forms = [FORMS[bits](weight) for weight, _ in parts]
+    biases = [bias if i % 2 == 0 else None for i, (_, bias) in enumerate(parts)]
+
+    def expected(x):
+        results = [x.double() @ plain(form).T for form in forms]
+        return torch.cat([y if b is None else y + b.double() for y, b in zip(results, biases, strict=True)], -1)
+
+    return NativeLinear(natives.built(), forms, biases), expected
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    bits=st.sampled_from([16, 8, 4]),
+    rows=st.integers(1, 70),
+    inputs=st.integers(1, 200),
+    sizes=st.lists(st.integers(1, 150), min_size=1, max_size=3),
+    threads=st.integers(1, 3),
+)
+def test_equals_float64_for_any_shape(bits, rows, inputs, sizes, threads):
+    inputs = max(32, inputs // 32 * 32) if bits == 4 else inputs
+    x = layer(rows, inputs, 1, BFLOAT16, seed=7)[0]
+    product, expected = made(bits, sizes, inputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        result = product(x)
+    finally:
+        torch.set_num_threads(before)
+    assert result.dtype == BFLOAT16 and result.shape == (rows, sum(sizes))
+    bound = 2**-7 * (expected(x).abs() + x.double().norm(dim=-1, keepdim=True) / inputs**0.5)
+    assert ((result.double() - expected(x)).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 9, 32, 33, 290, 600])
+@pytest.mark.parametrize(("inputs", "sizes"), [(896, (896, 128, 128)), (4864, (896,)), (1056, (96, 96))])
+def test_errors_are_those_of_rounding(bits, rows, inputs, sizes):
+    x = layer(rows, inputs, 1, BFLOAT16, seed=3)[0]
+    product, expected = made(bits, sizes, inputs)
+    assert relative_gap(product(x), expected(x)) < LARGEST_GAPS[bits]
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_groups_of_any_size(group_size, rows):
+    x, weight, bias = layer(rows, 384, 200, BFLOAT16)
+    form = quantize_int4(weight, group_size)
+    result = NativeLinear(natives.built(), [form], [bias])(x)
+    assert relative_gap(result, x.double() @ plain(form).T + bias.double()) < LARGEST_GAPS[4]
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("rows", [2, 8, 17, 32, 33, 64, 300])
+def test_a_row_does_not_depend_on_its_neighbors(bits, rows):
+    """The same bits, if as many rows are multiplied; alone, or beside more than 32, the last one may differ."""
+    x = layer(rows, 416, 1, BFLOAT16, seed=5)[0]
+    product, _ = made(bits, (100, 33), 416)
+    others = torch.randn(rows, 416).to(BFLOAT16) * 100
+    others[rows // 2] = x[rows // 2]
+    assert torch.equal(product(x)[rows // 2], product(others)[rows // 2])
+    assert relative_gap(product(x)[rows // 2], product(x[rows // 2 :][:1])[0]) < 2 * LARGEST_GAPS[bits]
+
+
+@pytest.mark.parametrize(("bits", "rows"), [(16, 32), (8, 32), (4, 4)])
+def test_few_rows_have_the_same_bits_as_alone(bits, rows):
+    x = layer(rows, 416, 1, BFLOAT16, seed=5)[0]
+    product, _ = made(bits, (100, 33), 416)
+    assert torch.equal(product(x), torch.cat([product(row[None]) for row in x]))
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 33, 300])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_shows_in_its_row_alone(bits, rows, bad):
+    x = layer(rows, 96, 1, BFLOAT16)[0]
+    product, expected = made(bits, (70,), 96)
+    x[rows // 2, 5] = bad
+    result = product(x)
+    is_bad = ~result.isfinite()
+    assert is_bad[rows // 2].any() and not is_bad.any(-1)[torch.arange(rows) != rows // 2].any()
+    assert is_bad[rows // 2].all() or not torch.tensor(bad).isnan()
+    rest = torch.arange(rows) != rows // 2
+    if rows > 1:
+        assert relative_gap(result[rest], expected(x[rest])) < LARGEST_GAPS[bits]
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_zeros_give_the_bias(bits, rows):
+    product, expected = made(bits, (70,), 96)
+    x = torch.zeros(rows, 96, dtype=BFLOAT16)
+    assert torch.equal(product(x), expected(x).to(BFLOAT16))
+
+
+def test_any_number_of_leading_dimensions_and_views_with_gaps():
+    product, expected = made(16, (20,), 64)
+    for shape in ((64,), (0, 64), (2, 0, 64), (2, 3, 64)):
+        x = torch.randn(shape).to(BFLOAT16)
+        assert product(x).shape == (*shape[:-1], 20)
+        torch.testing.assert_close(product(x).double(), expected(x), atol=2e-2, rtol=2e-2)
+    x = torch.randn(64, 6).to(BFLOAT16).T
+    torch.testing.assert_close(product(x).double(), expected(x), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 33])
+def test_results_touch_nothing_else(kernels, rows):
+    product, expected = made(16, (50,), 64)
+    whole = torch.full((rows + 2, 50), 7.0, dtype=BFLOAT16)
+    x = torch.randn(rows, 64).to(BFLOAT16)
+    kernels.multiply(product.product, x, whole[1:-1])
+    assert (whole[0] == 7).all() and (whole[-1] == 7).all()
+    assert relative_gap(whole[1:-1], expected(x)) < LARGEST_GAPS[16]
+
+
+def test_weights_are_used_where_they_lie_and_held():
+    _, weight, _ = layer(1, 64, 32, BFLOAT16)
+    product = NativeFactory(lambda w: w)(weight, None)
+    x = torch.ones(1, 64, dtype=BFLOAT16)
+    weight.zero_()
+    assert product.num_bytes == weight.nbytes and (product(x) == 0).all()
+    weight.fill_(1)
+    del weight
+    assert (product(x) == 64).all()
+
+
+def test_what_the_kernels_do_not_take_is_told(monkeypatch):
+    _, weight, _ = layer(1, 64, 32)
+    assert native_linear.native_linear([weight], [None]) is None
+    with pytest.raises(CheckpointError, match="with gaps"):
+        Int8Weight(torch.zeros(64, 64, dtype=torch.int8).T[::2], torch.ones(32))
+    assert native_linear.native_linear([quantize_int4(weight).in_blocks(32)], [None]) is None
+    with pytest.raises(ConfigError, match="FASTVLM_NATIVE_KERNELS=0"):
+        NativeFactory(lambda w: w)(weight, None)
+    assert has_native_linears(BFLOAT16) and not has_native_linears(torch.float32)
+    monkeypatch.setattr(native_linear, "native_kernels", lambda: None)
+    assert native_linear.native_linear([weight.to(BFLOAT16)], [None]) is None and not has_native_linears(BFLOAT16)

@@ -1,0 +1,354 @@
+"""Opening without transformers gives an engine what `fastvlm.load` gives it, or nothing where anything is unusual."""
+
+import functools
+import json
+import shutil
+
+import apple_layout
+import parrot
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import fastvlm
+from fastvlm.backends.fast import fast_engine
+from fastvlm.config import light_config
+from fastvlm.conversion.quantize import quantize
+from fastvlm.engine.engine import _stop_ids
+from fastvlm.engine.types import SamplingParams
+from fastvlm.errors import ConfigError, ContextLengthError
+from fastvlm.formats.opening import open_light
+from fastvlm.formats.places import checkpoint_path
+from fastvlm.formats.quantized_file import QuantizationOptions
+from fastvlm.hf.config import PRESETS, FastVlmConfig
+from fastvlm.processing.prompt import CHAT_TEMPLATES
+from fastvlm.processing.tokenizer import light_tokenizer
+
+CONVERSATIONS = [
+    [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}],
+    [{"role": "user", "content": "No image, ünïcode 你好 🙂 and  two  spaces"}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b\n\n\tc"}]},
+        {"role": "assistant", "content": "It's 42."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Compare."}]},
+    ],
+]
+
+
+def light(folder):
+    return open_light(folder, lambda: light_tokenizer(folder))
+
+
+def edit(file, **changes):
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        place = content
+        *path, last = key.split("__")
+        for part in path:
+            place = place[part]
+        place[last] = value
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def edit_weights(folder, change):
+    file = folder / "model.safetensors"
+    tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def split_tokenizer(folder):
+    """As older versions saved it: vocabulary, merges, and the marks in the settings."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    merges = [" ".join(merge) for merge in content["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    marks = {str(token.pop("id")): token for token in content["added_tokens"]}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=marks, additional_special_tokens=["<|im_start|>"])
+
+
+def write(folder, layout):
+    """A checkpoint of tiny size in one of the layouts that are opened."""
+    words = layout.split()
+    text = {"tie_word_embeddings": "tied" in words}
+    model = apple_layout.tokenized_model(text=text, vision={"inference_mode": False} if "branches" in words else None)
+    apple = apple_layout.write_apple_folder(folder / "apple", model)
+    if "vocabulary" in words:
+        split_tokenizer(apple)
+    if words[0] == "apple":
+        return apple
+    fastvlm.convert(apple, folder / "ours", dtype=next((word for word in words if "float" in word), None))
+    if "sharded" in words:
+        opened, processor = fastvlm.load(folder / "ours")
+        opened.save_pretrained(folder / "sharded", max_shard_size="100KB")
+        processor.save_pretrained(folder / "sharded")
+        return folder / "sharded"
+    if "quantized" in words:
+        quantize(folder / "ours", folder / "quantized", QuantizationOptions(bits=8))
+        return folder / "quantized"
+    return folder / "ours"
+
+
+LAYOUTS = [
+    "ours",
+    "ours tied",
+    "ours bfloat16",
+    "ours branches",
+    "ours float16",
+    "ours sharded",
+    "ours quantized",
+    "ours tied quantized",
+    "apple",
+    "apple tied",
+    "apple branches",
+    "apple vocabulary",
+]
+
+
+@pytest.fixture(scope="module", params=[*LAYOUTS, "parrot", "mini"])
+def folder(request, tmp_path_factory):
+    place = tmp_path_factory.mktemp("checkpoint")
+    if request.param == "mini":
+        return checkpoint_path("mini")
+    return parrot.save(place / "it") if request.param == "parrot" else write(place, request.param)
+
+
+@pytest.fixture(scope="module")
+def both(folder):
+    """(light model, whole model), (light processor, whole processor) of one checkpoint."""
+    opened = light(folder)
+    assert opened is not None, "a plain checkpoint, and it was not opened"
+    return list(zip(opened, fastvlm.load(folder, device="cpu", has_products=False), strict=True))
+
+
+def test_weights_are_the_same_tensors(both):
+    model, whole = both[0]
+    ours, theirs = model.state_dict(), whole.state_dict()
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert tensor.dtype == theirs[key].dtype and torch.equal(tensor, theirs[key]), key
+    is_tied = [one.lm_head.weight is one.get_input_embeddings().weight for one in (model, whole)]
+    assert is_tied[0] == is_tied[1]
+    assert not model.training and model.device == whole.device == torch.device("cpu")
+    assert (model.stored_products is None) == (whole.stored_products is None)
+
+
+def test_settings_are_the_same(both):
+    mine, theirs = (one.config for one in both[0])
+    names = "image_token_index image_seq_length projector_hidden_act multimodal_projector_bias tie_word_embeddings"
+    for name in [*names.split(), "stop_token_ids"]:
+        assert getattr(mine, name) == getattr(theirs, name), name
+    assert_same_decoder(mine, theirs)
+    assert mine.vision_config.stages == theirs.vision_config.stages
+    assert mine.vision_config.is_inference_form == theirs.vision_config.is_inference_form
+    assert mine.num_visual_tokens(100, 200) == theirs.num_visual_tokens(100, 200)
+    assert set(_stop_ids(both[0][0])) == set(_stop_ids(both[0][1]))
+
+
+def assert_same_decoder(mine, theirs):
+    names = {*mine.text_config.__dataclass_fields__, "layer_types", "rope_parameters"} - {"rope_theta"}
+    for name in names:
+        assert getattr(mine.text_config, name) == getattr(theirs.text_config, name), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_are_the_same(both, dtype):
+    turned = [
+        one.model.language_model.rotary_emb(torch.zeros(1, dtype=dtype), torch.arange(200)[None]) for one in both[0]
+    ]
+    for mine, theirs in zip(*turned, strict=True):
+        assert torch.equal(mine, theirs) and mine.dtype == dtype
+
+
+def filled(conversation):
+    """The conversation with an image in every place."""
+    image = Image.linear_gradient("L").convert("RGB").resize((90, 60))
+    turns = []
+    for turn in conversation:
+        items = turn["content"] if isinstance(turn["content"], list) else [{"type": "text", "text": turn["content"]}]
+        turns.append({**turn, "content": [{**i, "image": image} if i["type"] == "image" else i for i in items]})
+    return turns
+
+
+@pytest.mark.parametrize("template", [None, *CHAT_TEMPLATES])
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_prompts_and_texts_are_the_same(both, conversation, template):
+    settings = {"chat_template": template, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    mine, theirs = (
+        one.apply_chat_template(filled(conversation), add_generation_prompt=True, **settings) for one in both[1]
+    )
+    assert mine.keys() == theirs.keys()
+    for key, tensor in mine.items():
+        assert torch.equal(tensor, theirs[key]) and tensor.dtype == theirs[key].dtype, key
+    for skips in (True, False):
+        texts = [one.decode(mine["input_ids"][0].tolist(), skip_special_tokens=skips) for one in both[1]]
+        assert texts[0] == texts[1]
+
+
+def test_processors_have_the_same_settings(both):
+    mine, theirs = both[1]
+    names = "image_token image_token_id padding_side patch_size chat_template stop_token_ids"
+    for name in names.split():
+        assert getattr(mine, name) == getattr(theirs, name), name
+    for name in ("image_size", "image_fit", "patch_size", "resample", "image_limits"):
+        assert getattr(mine.image_processor, name) == getattr(theirs.image_processor, name), name
+    assert mine._marks() == theirs._marks()
+    assert mine.tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+
+
+@given(st.text(max_size=40))
+def test_texts_become_the_same_tokens(text):
+    folder = checkpoint_path("mini")
+    mine, theirs = _tokenizers(folder)
+    ids = mine([text])["input_ids"]
+    assert ids == theirs([text])["input_ids"]
+    assert mine.decode(ids[0]) == theirs.decode(ids[0])
+
+
+@functools.cache
+def _tokenizers(folder):
+    return light(folder)[1].tokenizer, fastvlm.load(folder)[1].tokenizer
+
+
+def test_engines_answer_the_same(folder):
+    question = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (90, 60), "red")}]}]
+    opened = light(folder), fastvlm.load(folder, device="cpu", has_products=False)
+    engines = [fast_engine(*one, num_slots=1) for one in opened]
+    mine, theirs = (engine.generate(question, SamplingParams(max_new_tokens=8)) for engine in engines)
+    assert (mine.text, mine.usage, mine.finish_reason) == (theirs.text, theirs.usage, theirs.finish_reason)
+    with pytest.raises(ContextLengthError, match="this model's context is"):
+        engines[0].generate(question, SamplingParams(max_new_tokens=10**6))
+
+
+# ------------------------------------------------------------------------------------------------------ not plain
+
+
+def drop_a_weight(folder):
+    edit_weights(folder, lambda tensors: tensors.pop("model.language_model.norm.weight"))
+
+
+def add_a_weight(folder):
+    edit_weights(folder, lambda tensors: tensors.update({"model.extra.weight": torch.zeros(1)}))
+
+
+def bend_a_weight(folder):
+    edit_weights(folder, lambda tensors: tensors.update({"model.language_model.norm.weight": torch.zeros(3)}))
+
+
+def mix_dtypes(folder):
+    name = "model.language_model.norm.weight"
+    edit_weights(folder, lambda tensors: tensors.update({name: tensors[name].bfloat16()}))
+
+
+def config(**changes):
+    return lambda folder: edit(folder / "config.json", **changes)
+
+
+def settings(**changes):
+    return lambda folder: edit(folder / "tokenizer_config.json", **changes)
+
+
+def tokens(**changes):
+    return lambda folder: edit(folder / "tokenizer.json", **changes)
+
+
+def file(name, text="{}"):
+    return lambda folder: (folder / name).write_text(text)
+
+
+NOT_PLAIN = {
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "broken config": file("config.json", "{"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "missing weight": drop_a_weight,
+    "unknown weight": add_a_weight,
+    "bent weight": bend_a_weight,
+    "two dtypes": mix_dtypes,
+    "another dtype asked for": config(dtype="bfloat16"),
+    "adapter": file("adapter_config.json"),
+    "quantized by transformers": config(quantization_config={"quant_method": "bitsandbytes"}),
+    "unknown key": config(unheard_of=1),
+    "end token beside the decoder's": config(eos_token_id=5),
+    "another activation": config(projector_hidden_act="relu"),
+    "placeholder outside the vocabulary": config(image_token_index=10**6),
+    "another decoder": config(text_config__model_type="llama"),
+    "sliding windows": config(text_config__use_sliding_window=True),
+    "a sliding layer": config(text_config__layer_types=["full_attention", "sliding_attention"]),
+    "scaled positions": config(text_config__rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+    "wide heads": config(text_config__head_dim=16),
+    "a size that is no number": config(text_config__hidden_size="32"),
+    "another encoder": config(vision_config__architecture="vit"),
+    "impossible encoder": config(vision_config__model_args={"layers": []}),
+    "odd end tokens": file("generation_config.json", '{"eos_token_id": "x"}'),
+    "old template file": file("chat_template.json", '{"chat_template": "x"}'),
+    "nested image settings": lambda folder: edit(folder / "processor_config.json", image_processor={}),
+    "no image settings": lambda folder: (folder / "preprocessor_config.json").unlink(),
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+    "broken tokenizer": file("tokenizer.json"),
+    "another tokenizer": settings(tokenizer_class="LlamaTokenizer"),
+    "unknown setting": settings(unheard_of=1),
+    "a space before": settings(add_prefix_space=True),
+    "an added token that is not in the file": settings(additional_special_tokens=["<|more|>"]),
+    "another end token": settings(eos_token="<|more|>"),
+    "other cuts": tokens(
+        pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    ),
+    "no normalization": tokens(normalizer=None),
+    "padding in the file": tokens(
+        padding={
+            "strategy": "BatchLongest",
+            "direction": "Left",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "x",
+        }
+    ),
+    "byte fallback": tokens(model__byte_fallback=True),
+}
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("plain"), "ours")
+
+
+@pytest.mark.parametrize("change", NOT_PLAIN.values(), ids=NOT_PLAIN)
+def test_what_is_not_plain_is_not_opened_here(tmp_path, plain_folder, change):
+    copy = shutil.copytree(plain_folder, tmp_path / "copy")
+    assert light(copy) is not None
+    change(copy)
+    assert light(copy) is None
+
+
+def test_another_models_processor_is_an_error(tmp_path, plain_folder):
+    copy = shutil.copytree(plain_folder, tmp_path / "copy")
+    edit(copy / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
+    assert light(copy) is None  # transformers' opening follows, which says why
+    with pytest.raises(ConfigError, match="image_mean"):
+        fastvlm.load(copy)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_plain(name):
+    whole = FastVlmConfig.preset(name)
+    stored = whole.to_dict()
+    stored.pop("transformers_version", None)
+    mine = light_config(json.loads(json.dumps(stored)))
+    assert mine is not None
+    assert_same_decoder(mine, whole)
+    assert mine.stop_token_ids == whole.stop_token_ids
+
+
+def test_older_files_say_positions_otherwise():
+    stored = FastVlmConfig.preset("0.5b").to_dict()
+    del stored["text_config"]["rope_parameters"]
+    stored["text_config"] |= {"rope_theta": 5e5, "rope_scaling": None}
+    assert_same_decoder(light_config(stored), FastVlmConfig(**stored))
+    stored["text_config"]["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    assert light_config(stored) is None
