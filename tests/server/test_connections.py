@@ -9,8 +9,8 @@ import sys
 import pytest
 from server_process import question
 
-from fastvlm.server.api_errors import ApiError
-from fastvlm.server.connections import Receiving, client_key
+from fastvlm.server.http.connections import UploadSlots, client_key
+from fastvlm.server.http.errors import ApiError
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -75,7 +75,7 @@ def test_a_body_of_one_byte_a_chunk_is_received(strict):
 
 
 def test_one_client_has_half_of_what_is_received():
-    receiving = Receiving(4)
+    receiving = UploadSlots(4)
     with receiving.one("a"), receiving.one("a"):
         with pytest.raises(ApiError) as raised, receiving.one("a"):
             pass

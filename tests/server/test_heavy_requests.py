@@ -12,8 +12,8 @@ from server_process import question
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.engine.engine import Engine
-from fastvlm.server import asking, formats, messages
 from fastvlm.server.app import Service, create_app
+from fastvlm.server.openai import completions, formatters, messages
 from fastvlm.server.settings import ServeSettings
 
 PART = '{"type":"text","text":"a"}'
@@ -112,14 +112,14 @@ IMAGES = {**CHATS, "messages": [question("?", "data:image/x-portable-graymap;bas
 @pytest.mark.parametrize(
     ("place", "name", "path", "body"),
     [
-        (asking, "parse", "/v1/chat/completions", CHATS),
-        (asking, "check_texts", "/v1/chat/completions", CHATS),
-        (asking, "_digest", "/v1/completions", TEXTS),
-        (asking, "_token_ids", "/v1/completions", TEXTS),
+        (completions, "parse", "/v1/chat/completions", CHATS),
+        (completions, "check_texts", "/v1/chat/completions", CHATS),
+        (completions, "_digest", "/v1/completions", TEXTS),
+        (completions, "_token_ids", "/v1/completions", TEXTS),
         (messages, "read_data_uri", "/v1/chat/completions", IMAGES),
         (Engine, "prepare", "/v1/chat/completions", IMAGES),
-        (formats.ChatFormat, "whole", "/v1/chat/completions", CHATS),
-        (formats.TextFormat, "whole", "/v1/completions", TEXTS),
+        (formatters.ChatFormatter, "whole", "/v1/chat/completions", CHATS),
+        (formatters.CompletionFormatter, "whole", "/v1/completions", TEXTS),
     ],
 )
 def test_the_event_loop_is_free_while_one_request_is_worked_on(monkeypatch, place, name, path, body):
@@ -139,13 +139,13 @@ def test_the_event_loop_is_free_while_one_request_is_worked_on(monkeypatch, plac
 def test_a_request_forgets_its_images_once_they_are_prepared(monkeypatch):
     """What waits for a slot holds the prepared prompt, not the body."""
     seen = []
-    original = asking._answer
+    original = completions._answer
 
-    async def answer(kitchen, asked, *rest):
+    async def answer(context, asked, *rest):
         seen.append(list(asked.messages))
-        await original(kitchen, asked, *rest)
+        await original(context, asked, *rest)
 
-    monkeypatch.setattr(asking, "_answer", answer)
+    monkeypatch.setattr(completions, "_answer", answer)
 
     async def run():
         service = Service(ServeSettings(), open_engines)

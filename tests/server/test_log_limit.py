@@ -2,7 +2,7 @@
 
 import logging
 
-from fastvlm.server.log_limit import LogLimit
+from fastvlm.server.http.log_limit import LogLimit
 
 
 def record(level=logging.ERROR, name="fastvlm.server", text="a request failed"):

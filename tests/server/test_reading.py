@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.server.api_errors import ApiError
-from fastvlm.server.reading import MAX_VALUES, Pace, announced_bytes, parse, read_body
-from fastvlm.server.schemas import ChatRequest
+from fastvlm.server.http.body import MAX_VALUES, UploadDeadline, announced_bytes, parse, read_body
+from fastvlm.server.http.errors import ApiError
+from fastvlm.server.openai.schemas import ChatRequest
 
 CHAT = {"model": "mini", "messages": [{"role": "user", "content": "?"}]}
 
@@ -20,7 +20,7 @@ def scope(**headers):
 
 
 def test_time_for_a_body_grows_with_what_has_come():
-    pace = Pace(rate=100, grace_s=10, limit_s=50)
+    pace = UploadDeadline(rate=100, grace_s=10, limit_s=50)
     assert [pace.time_for(count) for count in (0, 1000, 4000, 10**9)] == [10, 20, 50, 50]
 
 
@@ -32,7 +32,7 @@ def test_a_body_that_stops_is_given_up():
         return await asyncio.Event().wait()
 
     with pytest.raises(ApiError) as raised:
-        asyncio.run(read_body(scope(), receive, 1000, Pace(rate=100, grace_s=0.01, limit_s=300)))
+        asyncio.run(read_body(scope(), receive, 1000, UploadDeadline(rate=100, grace_s=0.01, limit_s=300)))
     assert raised.value.status == 408
 
 

@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from fastvlm.server.api_errors import ApiError
-from fastvlm.server.remote_images import RemoteImages, is_public, resolve
+from fastvlm.server.http.errors import ApiError
+from fastvlm.server.http.remote_images import RemoteImages, is_public, resolve
 
 IMAGE = b"\x89PNG not really"
 

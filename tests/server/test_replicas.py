@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastvlm.server.api_errors import ApiError
+from fastvlm.server.http.errors import ApiError
 from fastvlm.server.replicas import Replicas
 
 
@@ -18,8 +18,8 @@ def replicas():
 def test_the_least_busy_one_answers(replicas):
     with replicas.claim(1, "a") as first, replicas.claim(1, "b") as second:
         assert {first, second} == set(replicas.all)
-        assert replicas.num_owed == 2
-    assert replicas.num_owed == 0
+        assert replicas.num_pending == 2
+    assert replicas.num_pending == 0
 
 
 def test_a_conversation_goes_back_to_the_one_that_knows_it_while_a_slot_is_free(replicas):
@@ -37,10 +37,10 @@ def test_more_than_all_can_owe_is_429_and_leaves_nothing(replicas):
             pass
         assert raised.value.status == 429 and raised.value.headers["Retry-After"]
     with replicas.claim(3, "c"):
-        assert replicas.num_owed == 3
+        assert replicas.num_pending == 3
 
 
 def test_what_fails_inside_is_no_longer_owed(replicas):
     with pytest.raises(RuntimeError), replicas.claim(2, "a"):
         raise RuntimeError
-    assert replicas.num_owed == 0
+    assert replicas.num_pending == 0

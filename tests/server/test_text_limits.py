@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from llguidance.hf import from_tokenizer
 
 import fastvlm
-from fastvlm.server.api_errors import ApiError
-from fastvlm.server.text_limits import text_limits
+from fastvlm.server.http.errors import ApiError
+from fastvlm.server.openai.text_limits import text_limits
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
     tell_once(folder, notes)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        from fastvlm.server.serving import serve as serve_until_stopped
+        from fastvlm.server.process import serve as serve_until_stopped
         from fastvlm.web import page_folder
     tell = _silence if is_quiet else say  # also without a terminal: a log that says where the server is
     serve_until_stopped(

@@ -25,28 +25,28 @@ from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.images import ImageLimits
 from fastvlm.processing.image_pool import ImagePool
-from fastvlm.server.api_errors import ApiError, as_api_error, error_response, no_such_model, unready
-from fastvlm.server.asking import Kitchen, answer_chat, answer_completion
-from fastvlm.server.attended import HangUp, TimeIsUp, attend
-from fastvlm.server.connections import Receiving, client_key
-from fastvlm.server.event_stream import Outlet
-from fastvlm.server.gate import Gate
-from fastvlm.server.guides import Guides
+from fastvlm.server.http.access import AccessMiddleware
+from fastvlm.server.http.body import UploadDeadline, announced_bytes, read_body
+from fastvlm.server.http.connections import UploadSlots, client_key
+from fastvlm.server.http.disconnect import ClientDisconnected, RequestTimedOut, run_while_connected
+from fastvlm.server.http.errors import ApiError, as_api_error, error_response, no_such_model, unready
+from fastvlm.server.http.remote_images import RemoteImages
+from fastvlm.server.http.response_writer import ResponseWriter
 from fastvlm.server.metrics import CONTENT_TYPE, Metrics
-from fastvlm.server.openapi import DOCS_STYLE, docs_page, document
-from fastvlm.server.reading import Pace, announced_bytes, read_body
-from fastvlm.server.remote_images import RemoteImages
+from fastvlm.server.openai.completions import ServerContext, answer_chat, answer_completion
+from fastvlm.server.openai.logprobs import LogprobFormatter
+from fastvlm.server.openai.openapi import DOCS_STYLE, docs_page, document
+from fastvlm.server.openai.structured_output import GrammarCompiler
+from fastvlm.server.openai.text_limits import text_limits
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
-from fastvlm.server.text_limits import text_limits
-from fastvlm.server.token_names import TokenNames
 
 __all__ = ["OpenEngines", "Service", "create_app"]
 
 logger = logging.getLogger("fastvlm.server")
 
 OpenEngines = Callable[[], Mapping[str, Sequence[Engine]]]
-Answer = Callable[[Kitchen, bytes, Outlet, float], Coroutine[None, None, None]]
+Answer = Callable[[ServerContext, bytes, ResponseWriter, float], Coroutine[None, None, None]]
 _WARM_UP_TOKENS = 4
 _SMALL_BODY_BYTES = 2**16  # one of them for each connection is little memory
 
@@ -66,8 +66,8 @@ class Service:
         self.failure: Exception | None = None
         self.on_ready: Callable[[], None] = lambda: None  # called once, when requests begin to be answered
         self.started_at = int(time.time())
-        self.kitchen: Kitchen | None = None
-        self.receiving = Receiving(settings.max_receiving)
+        self.context: ServerContext | None = None
+        self.receiving = UploadSlots(settings.max_receiving)
         self._open_engines = open_engines
         self._image_pool = ImagePool(
             settings.image_workers, timeout_s=settings.image_timeout_s, memory_bytes=settings.image_memory_bytes
@@ -83,15 +83,15 @@ class Service:
         try:
             await asyncio.to_thread(self._image_pool.start)
             engines = await asyncio.to_thread(self._open_engines)
-            kitchen = await asyncio.to_thread(self._kitchen, engines)
-            for replicas in kitchen.models.values():
+            context = await asyncio.to_thread(self._context, engines)
+            for replicas in context.models.values():
                 await replicas.open()
-            self.kitchen = kitchen
+            self.context = context
             self._become("warming up")
-            for replicas in kitchen.models.values():
+            for replicas in context.models.values():
                 for replica in replicas.all:
-                    await replica.door.generate(_WARM_UP, SamplingParams(max_new_tokens=_WARM_UP_TOKENS))
-            self.metrics.watch({name: replicas.all for name, replicas in kitchen.models.items()})
+                    await replica.async_engine.generate(_WARM_UP, SamplingParams(max_new_tokens=_WARM_UP_TOKENS))
+            self.metrics.watch({name: replicas.all for name, replicas in context.models.items()})
             self._become("ready")
             if self.is_ready:
                 self.on_ready()
@@ -103,19 +103,19 @@ class Service:
         if self.status != "stopping":
             self.status = status
 
-    def _kitchen(self, engines: Mapping[str, Sequence[Engine]]) -> Kitchen:
+    def _context(self, engines: Mapping[str, Sequence[Engine]]) -> ServerContext:
         settings, engine = self.settings, next(iter(engines.values()))[0]
         limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         for one in chain.from_iterable(engines.values()):
             one.processor.image_processor.image_limits = limits
         tokenizer, end_ids = engine.processor.tokenizer, sorted(engine.config.stop_token_ids)
-        guides = Guides(tokenizer, engine.config.text_config.vocab_size, end_ids)
+        guides = GrammarCompiler(tokenizer, engine.config.text_config.vocab_size, end_ids)
         max_prompt_tokens = min(engine.context - 1, settings.max_prompt_tokens or engine.context)
-        return Kitchen(
+        return ServerContext(
             settings=settings,
             models={name: Replicas(several, self._image_pool) for name, several in engines.items()},
             guides=guides,
-            names=TokenNames(guides.tokens, tokenizer, end_ids),
+            names=LogprobFormatter(guides.tokens, tokenizer, end_ids),
             remote=RemoteImages(
                 settings.remote_hosts, max_bytes=settings.max_image_bytes, timeout_s=settings.remote_timeout_s
             ),
@@ -132,10 +132,10 @@ class Service:
         """End what still runs."""
         self.stop()
         await asyncio.to_thread(self._image_pool.close)
-        if self.kitchen is not None:
-            for replicas in self.kitchen.models.values():
+        if self.context is not None:
+            for replicas in self.context.models.values():
                 await replicas.close()
-            self.kitchen.reader.shutdown(wait=False)
+            self.context.reader.shutdown(wait=False)
 
 
 # A black image and a question: the encoder, the prompt's pass and the decoder have all run once.
@@ -158,39 +158,39 @@ class _Asking:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        service, outlet, start_s = self._service, Outlet(send), time.perf_counter()
+        service, writer, start_s = self._service, ResponseWriter(send), time.perf_counter()
         try:
-            await self._attended(scope, receive, outlet, start_s)
+            await self._attended(scope, receive, writer, start_s)
             return
-        except HangUp:
+        except ClientDisconnected:
             service.metrics.hang_ups.inc()
             return
-        except TimeIsUp:
+        except RequestTimedOut:
             error = _too_slow(service.settings.request_timeout_s)
         except Exception as raised:  # noqa: BLE001 - every failure becomes an answer
             is_ending = service.status == "stopping" and not isinstance(raised, ApiError)
             error = unready("The server is stopping.") if is_ending else as_api_error(raised)
         service.metrics.errors.labels(error.code).inc()
-        if outlet.has_begun:
-            await outlet.fail(error)
+        if writer.has_begun:
+            await writer.fail(error)
         else:
             await error_response(error)(scope, receive, send)
 
-    async def _attended(self, scope: Scope, receive: Receive, outlet: Outlet, start_s: float) -> None:
+    async def _attended(self, scope: Scope, receive: Receive, writer: ResponseWriter, start_s: float) -> None:
         service, limit_s = self._service, self._service.settings.request_timeout_s
-        if service.kitchen is None or not service.is_ready:
+        if service.context is None or not service.is_ready:
             raise unready(f"The server is {service.status}. Try again later.")
         body = await self._body(scope, receive, limit_s)
         left_s = max(0.0, limit_s - (time.perf_counter() - start_s))
-        work = self._answer(service.kitchen, body, outlet, start_s)
+        work = self._answer(service.context, body, writer, start_s)
         del body  # the work forgets it too, once it is parsed
-        await attend(work, receive, left_s)
+        await run_while_connected(work, receive, left_s)
 
     async def _body(self, scope: Scope, receive: Receive, limit_s: float) -> bytes:
         settings = self._service.settings
         is_small = announced_bytes(scope) <= _SMALL_BODY_BYTES
         client = client_key((scope.get("client") or (None,))[0])
-        pace = Pace(settings.min_body_rate, settings.header_timeout_s, limit_s)
+        pace = UploadDeadline(settings.min_body_rate, settings.header_timeout_s, limit_s)
         with nullcontext() if is_small else self._service.receiving.one(client):
             return await read_body(scope, receive, settings.max_body_bytes, pace)
 
@@ -220,7 +220,7 @@ def create_app(
         await opening  # a thread that opens a model cannot be interrupted
         await service.close()
 
-    middleware = [Middleware(Gate, settings=settings, metrics=service.metrics)]
+    middleware = [Middleware(AccessMiddleware, settings=settings, metrics=service.metrics)]
     if settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from fastvlm.server.generation import Totals
+from fastvlm.server.openai.generation import Totals
 from fastvlm.server.replicas import Replica
 
 __all__ = ["CONTENT_TYPE", "Metrics"]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from fastvlm.engine.async_engine import AsyncEngine
 from fastvlm.engine.engine import Engine
 from fastvlm.processing.image_pool import ImagePool
-from fastvlm.server.api_errors import busy
+from fastvlm.server.http.errors import busy
 
 __all__ = ["Replica", "Replicas"]
 
@@ -20,8 +20,8 @@ class Replica:
     """An engine behind its door, and the replies that it owes."""
 
     def __init__(self, engine: Engine, image_pool: ImagePool | None = None) -> None:
-        self.engine, self.door = engine, AsyncEngine(engine, image_pool=image_pool)
-        self.num_owed = 0
+        self.engine, self.async_engine = engine, AsyncEngine(engine, image_pool=image_pool)
+        self.num_pending = 0
 
     @property
     def capacity(self) -> int:
@@ -44,17 +44,17 @@ class Replicas:
     async def open(self) -> None:
         """Begin to take requests."""
         for replica in self.all:
-            await replica.door.__aenter__()
+            await replica.async_engine.__aenter__()
 
     async def close(self) -> None:
         """End all requests; their listeners get a UsageError."""
         for replica in self.all:
-            await replica.door.close()
+            await replica.async_engine.close()
 
     @property
-    def num_owed(self) -> int:
+    def num_pending(self) -> int:
         """Replies that were promised and have not ended."""
-        return sum(replica.num_owed for replica in self.all)
+        return sum(replica.num_pending for replica in self.all)
 
     @contextmanager
     def claim(self, count: int, conversation: str) -> Iterator[Replica]:
@@ -68,17 +68,17 @@ class Replicas:
         self._served.move_to_end(conversation)
         while len(self._served) > _REMEMBERED:
             self._served.popitem(last=False)
-        replica.num_owed += count
+        replica.num_pending += count
         try:
             yield replica
         finally:
-            replica.num_owed -= count
+            replica.num_pending -= count
 
     def _choose(self, count: int, conversation: str) -> Replica:
         known = self._served.get(conversation)
-        if known is not None and known.num_owed + count <= known.engine.num_slots:
+        if known is not None and known.num_pending + count <= known.engine.num_slots:
             return known  # its caches begin with this conversation, and a slot is free
-        least = min(self.all, key=lambda replica: replica.num_owed)
-        if least.num_owed + count > least.capacity:
-            raise busy(f"{self.num_owed} replies are running or waiting, which is the limit. Try again later.")
+        least = min(self.all, key=lambda replica: replica.num_pending)
+        if least.num_pending + count > least.capacity:
+            raise busy(f"{self.num_pending} replies are running or waiting, which is the limit. Try again later.")
         return least

@@ -11,9 +11,9 @@ from typing import Any
 
 from fastvlm.data_uri import is_data_uri, read_data_uri
 from fastvlm.errors import ImageError, ImageTooLargeError
-from fastvlm.server.api_errors import ApiError, invalid
-from fastvlm.server.schemas import ImagePart, Message
-from fastvlm.server.text_limits import TextLimits
+from fastvlm.server.http.errors import ApiError, invalid
+from fastvlm.server.openai.schemas import ImagePart, Message
+from fastvlm.server.openai.text_limits import TextLimits
 
 __all__ = ["FetchImage", "check_texts", "read_messages"]
 

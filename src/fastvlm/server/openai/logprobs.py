@@ -8,14 +8,14 @@ from typing import Any
 from llguidance import LLTokenizer
 
 from fastvlm.engine.types import TokenLogprobs
-from fastvlm.server.schemas import TokenLogprob, TopLogprob
+from fastvlm.server.openai.schemas import TokenLogprob, TopLogprob
 
-__all__ = ["TokenNames"]
+__all__ = ["LogprobFormatter"]
 
 _LOWEST = -9999.0  # what OpenAI's API says for a token that cannot come: JSON has no infinity
 
 
-class TokenNames:
+class LogprobFormatter:
     """Names tokens.
 
     Args:

@@ -15,13 +15,13 @@ import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 
-from fastvlm.server.api_errors import ApiError, invalid
-from fastvlm.server.schemas import PlainFormat, SchemaFormat
+from fastvlm.server.http.errors import ApiError, invalid
+from fastvlm.server.openai.schemas import PlainFormat, SchemaFormat
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # declared in its stub only
 
-__all__ = ["GrammarGuide", "Guides"]
+__all__ = ["GrammarCompiler", "GrammarGuide"]
 
 logger = logging.getLogger("fastvlm.server")
 
@@ -64,7 +64,7 @@ class GrammarGuide:
         return self._matcher.get_error() if self._matcher.is_error() else None
 
 
-class Guides:
+class GrammarCompiler:
     """Makes guides for one model's tokens.
 
     Args:

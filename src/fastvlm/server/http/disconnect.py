@@ -7,18 +7,18 @@ from collections.abc import Coroutine
 
 from starlette.types import Receive
 
-__all__ = ["HangUp", "TimeIsUp", "attend"]
+__all__ = ["ClientDisconnected", "RequestTimedOut", "run_while_connected"]
 
 
-class HangUp(Exception):  # noqa: N818 - nothing went wrong here
+class ClientDisconnected(Exception):  # noqa: N818 - nothing went wrong here
     """The client went away."""
 
 
-class TimeIsUp(Exception):  # noqa: N818 - told to the client as an error of its own
+class RequestTimedOut(Exception):  # noqa: N818 - told to the client as an error of its own
     """The request took longer than it may."""
 
 
-async def attend(work: Coroutine[None, None, None], receive: Receive, limit_s: float) -> None:
+async def run_while_connected(work: Coroutine[None, None, None], receive: Receive, limit_s: float) -> None:
     """Do `work` while the client listens.
 
     Args:
@@ -27,7 +27,7 @@ async def attend(work: Coroutine[None, None, None], receive: Receive, limit_s: f
         limit_s: seconds that it may take.
 
     Raises:
-        HangUp, TimeIsUp: the work has been cancelled.
+        ClientDisconnected, RequestTimedOut: the work has been cancelled.
     """
     task = asyncio.ensure_future(work)
     listening = asyncio.ensure_future(_until_gone(receive))
@@ -35,7 +35,7 @@ async def attend(work: Coroutine[None, None, None], receive: Receive, limit_s: f
         await asyncio.wait({task, listening}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise HangUp if listening.done() else TimeIsUp
+        raise ClientDisconnected if listening.done() else RequestTimedOut
     finally:
         for one in (task, listening):
             one.cancel()

@@ -10,7 +10,7 @@ from typing import Any
 from llguidance import LLTokenizer
 
 from fastvlm.processing.prompt import SPECIAL_TOKENS
-from fastvlm.server.api_errors import ApiError, invalid
+from fastvlm.server.http.errors import ApiError, invalid
 
 __all__ = ["TextLimits", "text_limits"]
 

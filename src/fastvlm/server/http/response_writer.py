@@ -9,12 +9,12 @@ from typing import Any
 
 from starlette.types import Send
 
-from fastvlm.server.api_errors import ApiError, error_body
+from fastvlm.server.http.errors import ApiError, error_body
 
-__all__ = ["Outlet"]
+__all__ = ["ResponseWriter"]
 
 
-class Outlet:
+class ResponseWriter:
     """Sends one reply; knows whether it has begun, so that an error can still become a status or only an event.
 
     Args:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from fastvlm import __version__
-from fastvlm.server.schemas import (
+from fastvlm.server.openai.schemas import (
     ChatCompletion,
     ChatRequest,
     Completion,

@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 
 import httpx
 
-from fastvlm.server.api_errors import ApiError, invalid
+from fastvlm.server.http.errors import ApiError, invalid
 
 __all__ = ["RemoteImages", "is_public"]
 

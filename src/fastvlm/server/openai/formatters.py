@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from fastvlm.engine.types import Completion, TokenEvent, TokenLogprobs
-from fastvlm.server.generation import Totals
-from fastvlm.server.token_names import TokenNames
+from fastvlm.server.openai.generation import Totals
+from fastvlm.server.openai.logprobs import LogprobFormatter
 
-__all__ = ["ChatFormat", "Format", "TextFormat", "usage"]
+__all__ = ["ChatFormatter", "CompletionFormatter", "ReplyFormatter", "usage"]
 
 
-class Format(Protocol):
-    """How one request's replies are told."""
+class ReplyFormatter(Protocol):
+    """Formats the replies of one request."""
 
     def opening(self, index: int) -> Mapping[str, Any] | None:
         """An event before a choice's first text, if there is one."""
@@ -51,7 +51,7 @@ class _Common:
 
     prefix, whole_object, piece_object = "", "", ""
 
-    def __init__(self, model: str, names: TokenNames, *, has_usage: bool) -> None:
+    def __init__(self, model: str, names: LogprobFormatter, *, has_usage: bool) -> None:
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._names, self._has_usage = names, has_usage
         self._pending: dict[int, list[tuple[int, TokenLogprobs]]] = {}  # of tokens whose text is not complete yet
@@ -81,7 +81,7 @@ class _Common:
         return {**self._head, "object": self.whole_object, "choices": choices, "usage": usage(totals)}
 
 
-class ChatFormat(_Common):
+class ChatFormatter(_Common):
     """/v1/chat/completions."""
 
     prefix, whole_object, piece_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
@@ -121,12 +121,12 @@ class ChatFormat(_Common):
         return {"content": entries, "refusal": None}
 
 
-class TextFormat(_Common):
+class CompletionFormatter(_Common):
     """/v1/completions."""
 
     prefix, whole_object, piece_object = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, names: TokenNames, *, has_usage: bool) -> None:
+    def __init__(self, model: str, names: LogprobFormatter, *, has_usage: bool) -> None:
         super().__init__(model, names, has_usage=has_usage)
         self._offsets: dict[int, int] = {}
 

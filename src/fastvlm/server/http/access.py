@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastvlm.server.api_errors import ApiError, error_response
+from fastvlm.server.http.errors import ApiError, error_response
 from fastvlm.server.metrics import Metrics
 from fastvlm.server.settings import ServeSettings, is_loopback
 
-__all__ = ["Gate"]
+__all__ = ["AccessMiddleware"]
 
 access_logger = logging.getLogger("fastvlm.server.access")
 
@@ -43,7 +43,7 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/metrics", "/docs", "/")
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI middleware around all routes.
 
     Args:

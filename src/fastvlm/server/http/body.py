@@ -14,8 +14,8 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from fastvlm.server.api_errors import ApiError, invalid
-from fastvlm.server.attended import HangUp
+from fastvlm.server.http.disconnect import ClientDisconnected
+from fastvlm.server.http.errors import ApiError, invalid
 
 __all__ = ["parse", "read_body"]
 
@@ -24,7 +24,7 @@ MAX_VALUES = 32_768  # of a body; validating them takes 0.1 s
 
 
 @dataclass(frozen=True)
-class Pace:
+class UploadDeadline:
     """How fast a body must come.
 
     Args:
@@ -47,12 +47,12 @@ def announced_bytes(scope: Scope) -> float:
     return int(announced) if announced.isdecimal() and len(announced) < 20 else math.inf
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int, pace: Pace) -> bytes:
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, pace: UploadDeadline) -> bytes:
     """The body of a request.
 
     Raises:
         ApiError: no JSON by its header (415), more than `max_bytes` (413), or slower than `pace` (408).
-        HangUp: the client went away.
+        ClientDisconnected: the client went away.
     """
     media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
     body, begun_s = bytearray(), time.monotonic()
@@ -64,7 +64,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, pace: Pace) 
         except asyncio.TimeoutError:
             raise _too_slow(pace) from None
         if message["type"] == "http.disconnect":
-            raise HangUp
+            raise ClientDisconnected
         body += message.get("body", b"")
         is_too_large = len(body) > max_bytes
         is_over = is_too_large or not message.get("more_body", False)
@@ -82,7 +82,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, pace: Pace) 
     return bytes(body)
 
 
-def _too_slow(pace: Pace) -> ApiError:
+def _too_slow(pace: UploadDeadline) -> ApiError:
     return ApiError(
         408,
         f"The body did not arrive within {pace.limit_s:g} s, or came at less than {pace.rate} bytes a second.",

@@ -14,8 +14,8 @@ import uvicorn
 
 from fastvlm.errors import UsageError
 from fastvlm.server.app import OpenEngines, Service, create_app
-from fastvlm.server.connections import limited_connections
-from fastvlm.server.log_limit import LogLimit
+from fastvlm.server.http.connections import limited_connections
+from fastvlm.server.http.log_limit import LogLimit
 from fastvlm.server.settings import ServeSettings
 
 __all__ = ["serve"]

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from fastvlm.engine.types import TEMPERATURES, SamplingParams
 from fastvlm.errors import ContextLengthError
-from fastvlm.server.api_errors import invalid
-from fastvlm.server.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from fastvlm.server.http.errors import invalid
+from fastvlm.server.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from fastvlm.server.settings import ServeSettings
 
 __all__ = ["choice_params", "read_params", "reply_limit"]

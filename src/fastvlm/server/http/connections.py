@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fastvlm.server.api_errors import ApiError, busy, error_body
+from fastvlm.server.http.errors import ApiError, busy, error_body
 from fastvlm.server.settings import ServeSettings
 
-__all__ = ["LimitedConnection", "Receiving", "client_key", "limited_connections"]
+__all__ = ["LimitedConnection", "UploadSlots", "client_key", "limited_connections"]
 
 # What one read takes from a connection: a chunked body of one byte a chunk is parsed at 20 microseconds a chunk, and
 # other connections wait meanwhile. asyncio's own 256 KiB would be half a second of that.
@@ -115,7 +115,7 @@ def share(limit: int) -> int:
     return max(1, limit // 2)
 
 
-class Receiving:
+class UploadSlots:
     """Large bodies that are being received, which bounds the memory for them.
 
     Args:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from fastvlm.engine.prompt_inputs import PreparedPrompt
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
-from fastvlm.server.api_errors import ApiError
-from fastvlm.server.guides import GrammarGuide
+from fastvlm.server.http.errors import ApiError
+from fastvlm.server.openai.structured_output import GrammarGuide
 from fastvlm.server.replicas import Replica
 
 __all__ = ["Choice", "Totals", "replies"]
@@ -84,7 +84,7 @@ async def _pump(
     replica: Replica, index: int, choice: Choice, inbox: asyncio.Queue[tuple[int, TokenEvent] | Exception]
 ) -> None:
     try:
-        async with aclosing(replica.door.stream(choice.prompt, choice.params, guide=choice.guide)) as events:
+        async with aclosing(replica.async_engine.stream(choice.prompt, choice.params, guide=choice.guide)) as events:
             async for event in events:
                 inbox.put_nowait((index, event))
     except Exception as error:  # noqa: BLE001 - the reader of the inbox raises it

@@ -1,0 +1,1 @@
+"""HTTP: access, connections, request bodies, responses, errors, images fetched from URLs."""

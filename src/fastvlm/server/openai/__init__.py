@@ -1,0 +1,1 @@
+"""OpenAI's API: schemas, messages, completions, structured output, the OpenAPI document."""
