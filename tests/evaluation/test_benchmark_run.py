@@ -210,7 +210,7 @@ def test_a_image_that_breaks_after_reading_is_a_failure(tmp_path):
     questions = read_plain(layouts_place(file)).questions
     (tmp_path / "red.png").write_bytes(b"no image")
     result = run(Echo(), questions, EXACT, Asking())
-    assert all("no image that can be opened" in one.error for one in result.seen.values())
+    assert all("not an image that can be opened" in one.error for one in result.seen.values())
 
 
 def layouts_place(file):

@@ -13,7 +13,7 @@ from fastvlm import FastVlmConfig, num_visual_tokens
 from fastvlm.errors import ConfigError, ImageError
 from fastvlm.hf.image_processor import IMAGE_FITS, FastVlmImageProcessor, fit_image, image_size_px
 from fastvlm.images import ImageLimits
-from fastvlm.processing import image_fitting as module
+from fastvlm.images import fitting as module
 
 BICUBIC = Image.Resampling.BICUBIC
 

@@ -41,7 +41,7 @@ def test_bad_records_are_told_by_origin_and_reason(mixed):
     assert list(reasons) == ["3", "4", "6", "7"]
     assert reasons["3"] == f"picture 1: there is no file {mixed.parent}/gone.png; is pictures_in right?"
     assert reasons["4"].startswith("it is no JSON")
-    assert "is no image that can be opened" in reasons["6"] and reasons["6"].startswith("image 1: ")
+    assert "is not an image that can be opened" in reasons["6"] and reasons["6"].startswith("image 1: ")
     assert "none of the first 1000 is the assistant's. Raise max_tokens" in reasons["7"]
     assert [sample.index for sample in report.bad] == [2, 3, 5, 6]
     assert not report.is_good and list(report.good) == [0, 1, 4, 7]

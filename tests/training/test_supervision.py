@@ -140,7 +140,7 @@ def test_a_missing_or_damaged_image_is_told_with_its_path(tmp_path):
     rows = SupervisedDataset(open_samples([path]), PROCESSOR, max_tokens=100)
     with pytest.raises(DataError, match=f"^{path}:1: image 1: there is no file {tmp_path}/gone.png"):
         rows[0]
-    with pytest.raises(DataError, match=f"^{path}:2: .*is no image that can be opened"):
+    with pytest.raises(DataError, match=f"^{path}:2: .*is not an image that can be opened"):
         rows[1]
 
 

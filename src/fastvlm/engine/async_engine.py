@@ -24,7 +24,7 @@ from fastvlm.engine.prompt_inputs import PreparedPrompt
 from fastvlm.engine.sampling import TokenGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import EngineBusyError, UsageError
-from fastvlm.processing.image_pool import ImagePool
+from fastvlm.images.pool import ImagePool
 
 __all__ = ["AsyncEngine"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fastvlm.processing.image_pool import Fitting, ImagePool
+from fastvlm.images.pool import Fitting, ImagePool
 from fastvlm.processing.prompt import IMAGE_KEYS
 
 __all__ = ["decode_images", "encoded_images"]

@@ -22,7 +22,7 @@ from PIL import Image
 from fastvlm.encoder_config import num_visual_tokens
 from fastvlm.errors import ConfigError, ImageError
 from fastvlm.images import DEFAULT_LIMITS, ImageLimits, open_image
-from fastvlm.processing.image_fitting import IMAGE_FITS, fit_image
+from fastvlm.images.fitting import IMAGE_FITS, fit_image
 
 __all__ = ["IMAGE_FITS", "LightImageProcessor", "fit_image", "image_size_px"]
 

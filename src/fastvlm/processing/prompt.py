@@ -24,8 +24,8 @@ from typing import Any
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from fastvlm.data_uri import is_data_uri
 from fastvlm.errors import ImageTokenMismatchError, PromptError
+from fastvlm.images.data_uri import is_data_uri
 from fastvlm.processing.templates import render_template
 
 __all__ = [

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.images import ImageLimits
-from fastvlm.processing.image_pool import ImagePool
+from fastvlm.images.pool import ImagePool
 from fastvlm.server.http.access import AccessMiddleware
 from fastvlm.server.http.body import UploadDeadline, announced_bytes, read_body
 from fastvlm.server.http.connections import UploadSlots, client_key

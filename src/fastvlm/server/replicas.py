@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from fastvlm.engine.async_engine import AsyncEngine
 from fastvlm.engine.engine import Engine
-from fastvlm.processing.image_pool import ImagePool
+from fastvlm.images.pool import ImagePool
 from fastvlm.server.http.errors import busy
 
 __all__ = ["Replica", "Replicas"]

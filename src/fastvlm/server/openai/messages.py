@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from fastvlm.data_uri import is_data_uri, read_data_uri
 from fastvlm.errors import ImageError, ImageTooLargeError
+from fastvlm.images.data_uri import is_data_uri, read_data_uri
 from fastvlm.server.http.errors import ApiError, invalid
 from fastvlm.server.openai.schemas import ImagePart, Message
 from fastvlm.server.openai.text_limits import TextLimits
@@ -99,7 +99,7 @@ async def _image(url: str, place: str, fetch: FetchImage, max_bytes: int) -> byt
 
 
 def _data_uri(uri: str, place: str, max_bytes: int) -> bytes:
-    """The bytes of a data URI, as :func:`fastvlm.data_uri.read_data_uri` reads it; at least one."""
+    """The bytes of a data URI, as :func:`fastvlm.images.data_uri.read_data_uri` reads it; at least one."""
     try:
         data = read_data_uri(uri, place, max_bytes)
     except ImageTooLargeError as error:

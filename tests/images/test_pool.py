@@ -19,8 +19,8 @@ from PIL import Image
 
 from fastvlm.errors import ImageError, ImageTooLargeError, UsageError
 from fastvlm.images import ImageLimits, open_image
-from fastvlm.processing.image_fitting import IMAGE_FITS, fit_image
-from fastvlm.processing.image_pool import Fitting, ImagePool
+from fastvlm.images.fitting import IMAGE_FITS, fit_image
+from fastvlm.images.pool import Fitting, ImagePool
 
 FITTING = Fitting(64, 128, "pad", Image.Resampling.BICUBIC)
 MEMORY = 3 * 2**29
@@ -217,7 +217,7 @@ def test_a_worker_ends_with_its_parent_in_the_middle_of_an_image():
     program = (
         "import asyncio, os, sys\n"
         "from fastvlm.images import ImageLimits\n"
-        "from fastvlm.processing.image_pool import Fitting, ImagePool\n"
+        "from fastvlm.images.pool import Fitting, ImagePool\n"
         "made = ImagePool(1, timeout_s=3000, memory_bytes=3 * 2**29)\n"
         "made.start()\n"
         "print(next(iter(made._all))._process.pid, flush=True)\n"

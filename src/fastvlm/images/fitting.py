@@ -1,6 +1,6 @@
-"""An RGB image fitted into the model's height and width, by PIL alone: torch and NumPy are not needed.
+"""Fit an RGB image into the model's height and width, with Pillow alone.
 
-The three ways are told in :mod:`fastvlm.processing.image_processor`.
+The three ways (`pad`, `crop`, `stretch`) are described in :mod:`fastvlm.processing.image_processor`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ IMAGE_FITS = ("pad", "crop", "stretch")
 PAD_COLOR = (0, 0, 0)  # black: 255 * image_mean, and the mean is 0
 
 # Above these, the exact way (a black canvas around a very long image; a resized image before it is cropped) would
-# cost out of proportion, so the part that is kept is resized by itself: up to half a pixel beside the exact place.
+# cost out of proportion, so the part that is kept is resized by itself: up to half a pixel off the exact place.
 MAX_CANVAS_PIXELS = 64_000_000
 MAX_UNCROPPED_PIXELS = 64_000_000
 
@@ -30,7 +30,7 @@ def fit_image(
 
 
 def _pad(image: Image.Image, height: int, width: int, resample: int) -> Image.Image:
-    """Centred on a black canvas of the target's shape, then resized, without ever making the whole canvas.
+    """Centered on a black canvas of the target's shape, then resized, without ever making the whole canvas.
 
     PIL resizes squares along x, then along y, with 8 bits between; so do these two passes, bit for bit. Black rows
     stay black along x, so only the image's own rows go through the first pass, in blocks; the canvas's full height

@@ -1,4 +1,4 @@
-"""The process that decodes images for :class:`fastvlm.processing.image_pool.ImagePool`: one image after the other.
+"""The process that decodes images for :class:`fastvlm.images.pool.ImagePool`: one image after the other.
 
 It imports neither torch nor transformers (see the pool's figures). It reads jobs from stdin and writes replies to
 stdout, and ends when stdin ends; on Linux also as soon as its parent does, in the middle of an image. A decoder that is
@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastvlm.errors import ImageError, ImageTooLargeError
 from fastvlm.images import ImageLimits, open_image
-from fastvlm.processing.image_fitting import fit_image
+from fastvlm.images.fitting import fit_image
 
 __all__ = ["main", "receive", "send"]
 

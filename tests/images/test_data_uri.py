@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.data_uri import is_data_uri, read_data_uri
 from fastvlm.errors import ImageError, ImageTooLargeError
+from fastvlm.images.data_uri import is_data_uri, read_data_uri
 
 DATA = bytes(range(256)) * 3  # with + and / in base64
 
@@ -53,11 +53,11 @@ def test_percent_decoding_is_that_of_the_standard_library(text):
     ("uri", "says"),
     [
         ("data:image/png;base64", "no comma"),
-        ("data:image/png;base64,%%%%", "no valid base64"),
-        ("data:image/png;base64,A", "no valid base64"),
-        ("data:image/png;base64,AA=A", "no valid base64"),
-        ("data:image/png;base64,\ud800", "no valid base64"),
-        ("data:image/png;base64,äöü", "no valid base64"),
+        ("data:image/png;base64,%%%%", "not valid base64"),
+        ("data:image/png;base64,A", "not valid base64"),
+        ("data:image/png;base64,AA=A", "not valid base64"),
+        ("data:image/png;base64,\ud800", "not valid base64"),
+        ("data:image/png;base64,äöü", "not valid base64"),
     ],
 )
 def test_what_is_no_data_uri_is_refused(uri, says):

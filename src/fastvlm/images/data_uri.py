@@ -58,7 +58,7 @@ def _base64_decoded(data: bytes, name: str) -> bytes:
     try:
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError(f"{name} is no valid base64: {error}. Was it cut?") from error
+        raise ImageError(f"{name} is not valid base64: {error}. Was it cut?") from error
 
 
 def _percent_decoded(data: bytes) -> bytes:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, features
 
 from fastvlm.errors import ImageError
-from fastvlm.image_formats import FORMATS, readable_formats
 from fastvlm.images import ImageLimits, open_image
+from fastvlm.images.formats import FORMATS, readable_formats
 
 RED = (200, 30, 40)
 FTYP = b"\0\0\0\x1cftyp"

@@ -296,18 +296,18 @@ def test_any_array_is_a_image_or_a_clear_error(shape, dtype, value):
     ("source", "says"),
     [
         (b"", "empty"),
-        (b"not an image at all", "no image that can be opened"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image that can be opened"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image that can be opened"),
-        ("", "no regular file|no file"),
+        (b"not an image at all", "not an image that can be opened"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image that can be opened"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image that can be opened"),
+        ("", "not a regular file|no file"),
         ("no/such/file.png", "There is no file"),
         ("zero\0byte.png", "."),
         ("x" * 5000, "."),
-        ("file:///etc/passwd", "no http or https URL"),
-        ("ftp://host/image.png", "no http or https URL"),
+        ("file:///etc/passwd", "not an http or https URL"),
+        ("ftp://host/image.png", "not an http or https URL"),
         ("data:image/png;base64", "no comma"),
-        ("data:image/png;base64,%%%%", "no valid base64"),
-        ("data:image/png;base64,iVBORw0K", "no image"),
+        ("data:image/png;base64,%%%%", "not valid base64"),
+        ("data:image/png;base64,iVBORw0K", "not an image"),
         (None, "NoneType"),
         (7, "int"),
         ([b""], "list"),
@@ -325,7 +325,7 @@ def test_what_is_no_image_is_refused_by_name(source, says):
 
 def test_folders_devices_and_closed_files(tmp_path):
     for path in (tmp_path, "/dev/zero"):
-        with pytest.raises(ImageError, match="no regular file"):
+        with pytest.raises(ImageError, match="not a regular file"):
             open_image(path)
     file = io.BytesIO(b"x")
     file.close()
@@ -519,7 +519,7 @@ def web():
     thread.join()
 
 
-@pytest.mark.parametrize("page", ["image", "moved", "picture?token=secret"])
+@pytest.mark.parametrize("page", ["image", "moved", "image?token=secret"])
 def test_urls(web, page):
     assert np.array_equal(np.asarray(open_image(f"{web}/{page}")), np.asarray(quadrants()))
 
@@ -531,7 +531,7 @@ def test_urls(web, page):
         ("broken?token=secret", "status 500"),
         ("loop", "TooManyRedirects"),
         ("away", "UnsupportedProtocol"),
-        ("html", "no image"),
+        ("html", "not an image"),
         ("empty", "empty"),
         ("announced", "limit is 1000000"),
         ("endless", "limit is 1000000"),

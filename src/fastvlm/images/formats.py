@@ -60,7 +60,7 @@ def identify(data: bytes, name: str) -> Image.Image:
                 reasons[format_name] = error
             else:
                 return image
-    raise ImageError(f"{name} is no image that can be opened ({_reason(data, reasons)}).")
+    raise ImageError(f"{name} is not an image that can be opened ({_reason(data, reasons)}).")
 
 
 def _reader(format_name: str, data: bytes) -> Any | None:

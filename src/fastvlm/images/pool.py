@@ -22,13 +22,13 @@ from PIL import Image
 
 from fastvlm.errors import ImageError, ImageTooLargeError, UsageError
 from fastvlm.images import ImageLimits
-from fastvlm.processing.image_worker import receive, send
+from fastvlm.images.worker import receive, send
 
 __all__ = ["Fitting", "ImagePool"]
 
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from fastvlm.processing.image_worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+    "from fastvlm.images.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 # What a worker gets of the environment: where libraries and messages lie, and no keys. Few arenas: each one of glibc's
 # takes 64 MB of address space.
@@ -39,7 +39,7 @@ _START_S = 120.0  # a busy machine; without a limit a broken installation would 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How an image is fitted; see :func:`fastvlm.processing.image_fitting.fit_image`. Sides in pixels."""
+    """How an image is fitted; see :func:`fastvlm.images.fitting.fit_image`. Sides in pixels."""
 
     height: int
     width: int

@@ -10,8 +10,8 @@ from image_bytes import RGB, png, png_chunk, tiff
 from PIL import Image
 
 from fastvlm.errors import ImageTooLargeError
-from fastvlm.image_headers import check_structure, is_sane_directory
 from fastvlm.images import ImageLimits, open_image
+from fastvlm.images.headers import check_structure, is_sane_directory
 
 
 def encoded(image, format_name, **options):
