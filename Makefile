@@ -26,8 +26,8 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[test,train,serve,eval]'
+$(VENV)/.installed-test: $(VENV)/.installed recipes/pyproject.toml
+	$(PIP) --editable '.[test,train,serve,eval]' --editable ./recipes
 	touch $@
 
 # What we are compared with, where no environment sees it: a torchvision without its compiled half would break
@@ -95,7 +95,7 @@ newest: peers browser
 	$(NEWEST_PIP) $(NEWEST_TORCH)
 	$(NEWEST_PIP) .
 	@sh examples/demo.sh $(NEWEST)/bin/fastvlm
-	$(NEWEST_PIP) --upgrade-strategy eager $(NEWEST_TORCH) '.[test,train,serve,eval]'
+	$(NEWEST_PIP) --upgrade-strategy eager $(NEWEST_TORCH) '.[test,train,serve,eval]' ./recipes
 	$(NEWEST)/bin/python -m pip list --format freeze | grep -iE "^(torch|transformers|tokenizers|huggingface.hub|pillow|typer|safetensors|accelerate|peft)="
 	$(NEWEST)/bin/python -m pytest tests/contracts/test_documents.py
 	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(NEWEST_TESTS) -m "not slow and not exhaustive"

@@ -26,8 +26,8 @@ from random import Random
 from draw import write
 from PIL import Image
 
-from fastvlm.demo_data.kinds import MIX, lacking
 from fastvlm.evaluation.text_match import normalized
+from fastvlm_recipes.demo_data.kinds import MIX, lacking
 
 RECIPE = Path(__file__).with_name("recipe.yaml").resolve()
 SYMBOLS = "circuit_symbols"  # the test's name in draw.py

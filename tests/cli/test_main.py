@@ -102,3 +102,17 @@ def test_flags_of_version_0_1_are_understood(workplace):
         env=plain_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "max_images is -1" in outcome.stderr
+
+
+def test_a_verb_of_a_distribution_that_is_not_installed_says_how_to_install_it(fastvlm, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
+    outcome = fastvlm("demo-data", "out")
+    assert outcome.code == 1 and outcome.out == "" and outcome.err.count("\n") == 1
+    assert outcome.err.endswith("In a checkout of the repository run: pip install ./recipes\n")
+
+
+def test_other_distributions_are_looked_at_only_for_an_unknown_verb(fastvlm, monkeypatch):
+    looked = []
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **wanted: looked.append(wanted) or ())
+    assert fastvlm("--help").code == fastvlm("info", "mini").code == 0 and looked == []
+    assert fastvlm("aks").code == 2 and looked == [{"group": "fastvlm.verbs", "name": "aks"}]

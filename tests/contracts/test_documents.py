@@ -16,7 +16,7 @@ import fastvlm
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md"), *ROOT.glob("examples/*.md")]
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("examples/*.md")]
 )
 PACKAGE = ROOT / "src/fastvlm"
 ROOMS = ("src", "docs", "tests", "examples", "recipes", "benchmarks", ".ci")

@@ -9,12 +9,8 @@ import layouts
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes.mini.benchmark import Item
-from recipes.mini.evaluate import ask, blind_answers
-from recipes.mini.scoring import score
 from test_runner import Echo, asked
 
-import fastvlm
 from fastvlm.errors import DataError, UsageError
 from fastvlm.evaluation.benchmark_run import run
 from fastvlm.evaluation.known_metrics import METRICS
@@ -23,7 +19,6 @@ from fastvlm.evaluation.plain_layout import read_plain
 from fastvlm.evaluation.predictions import Prediction, PredictionFile
 from fastvlm.evaluation.run_folder import checkpoint_digest, claim_folder, questions_digest
 from fastvlm.evaluation.runner import Asking
-from fastvlm.evaluation.tasks import MINI
 
 EXACT = METRICS["exact"]
 QUESTIONS = asked("say one", "say two", "say three", "say four", "say five")
@@ -189,23 +184,7 @@ def test_the_minis_questions_come_with_the_package():
     assert sum(file.stat().st_size for file in MINI_QUESTIONS.iterdir()) < 2_000_000
 
 
-def test_the_engines_replies_are_the_recipes():
-    """The same replies, scores, blind and majority lines as recipes/mini/evaluate.py, which asks `generate`."""
-    questions = read_plain(mini_place()).questions[5:200:16]
-    items = [Item(fastvlm.open_image(q.images[0]), q.text, q.answers) for q in questions]
-    model, processor = fastvlm.load("mini", device="cpu", dtype="float32")
-    expected, accepted = ask(model, processor, items), [q.answers for q in questions]
-    blind = score(blind_answers(lambda some: ask(model, processor, some), items), accepted).share
-    engine = fastvlm.fast_engine(model, processor, num_slots=3)
-    result = run(
-        engine, [replace(q, test="all") for q in questions], EXACT, Asking("", MINI.max_new_tokens), is_blind=True
-    )
-    assert [result.seen[q.id].reply for q in questions] == expected
-    (row,) = result.rows
-    assert row.score == pytest.approx(score(expected, accepted).share) and row.blind == pytest.approx(blind)
-
-
-def test_a_image_that_breaks_after_reading_is_a_failure(tmp_path):
+def test_an_image_that_breaks_after_reading_is_a_failure(tmp_path):
     file = layouts.plain(tmp_path)
     questions = read_plain(layouts_place(file)).questions
     (tmp_path / "red.png").write_bytes(b"no image")

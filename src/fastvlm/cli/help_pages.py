@@ -6,6 +6,8 @@ from typing import Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from fastvlm.cli.added_verbs import find_added_verb
+
 __all__ = ["HelpGroup", "VerbHelp"]
 
 
@@ -43,6 +45,10 @@ class HelpGroup(TyperGroup):
             formatter.write_dl([(name, verb.get_short_help_str(100)) for name, verb in self.commands.items()])
         with formatter.section("Options"):
             formatter.write_dl([(name, text) for _, name, text in map(_row, self.get_params(ctx))])
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A verb of this package, or one that another distribution adds."""
+        return super().get_command(ctx, cmd_name) or find_added_verb(cmd_name)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # typer's signature
         """The verbs in the order of their use."""

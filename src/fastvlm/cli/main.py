@@ -19,7 +19,6 @@ from fastvlm.cli.bench import bench
 from fastvlm.cli.build_kernels import build_kernels
 from fastvlm.cli.chat import chat
 from fastvlm.cli.convert import convert
-from fastvlm.cli.demo_data import demo_data
 from fastvlm.cli.eval import evaluate
 from fastvlm.cli.failures import report_failure
 from fastvlm.cli.help_pages import HelpGroup, VerbHelp
@@ -34,6 +33,7 @@ __all__ = ["app", "main", "run"]
 # Names of version 0.1, accepted without being listed.
 _FORMER_FLAGS = {
     "--picture": "--image",
+    "--pictures": "--images",
     "--pictures-in": "--images-in",
     "--picture-memo-bytes": "--pixel-cache-bytes",
     "--max-pictures": "--max-images",
@@ -80,17 +80,17 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, info, convert, quantize, train, demo_data, bench, serve, build_kernels):
+for _verb in (ask, chat, info, convert, quantize, train, bench, serve, build_kernels):
     app.command(cls=VerbHelp)(_verb)
 app.command("eval", cls=VerbHelp)(evaluate)  # by its name: a function called so would hide Python's own
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command line (without the program's name) and return its exit code."""
+def main(arguments: Sequence[str], commands: typer.Typer = app, name: str = "fastvlm") -> int:
+    """Run one command line (without the program's `name`) and return its exit code."""
     invocation = Invocation()
     try:
-        command = typer.main.get_command(app)
-        with command.make_context("fastvlm", _with_present_flags(arguments), obj=invocation) as context:
+        command = typer.main.get_command(commands)
+        with command.make_context(name, _with_present_flags(arguments), obj=invocation) as context:
             command.invoke(context)
         sys.stdout.flush()  # here, not at exit: a reader that went away is noticed while we can still answer
     except typer.Exit as leaving:
@@ -107,9 +107,9 @@ def _with_present_flags(arguments: Sequence[str]) -> list[str]:
     return [_FORMER_FLAGS.get(flag, flag) + equals + value for flag, equals, value in flags] + list(arguments[end:])
 
 
-def run() -> None:
-    """Entry point of the installed command."""
+def run(commands: typer.Typer = app, name: str = "fastvlm") -> None:
+    """Entry point of the installed command `name`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal lacks is no reason to fail
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], commands, name))

@@ -15,7 +15,7 @@ __all__ = ["METRICS"]
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("exact", "exact match", "fastvlm, recipes/mini/scoring.py", one_by_one(exact_match)),
+        Metric("exact", "exact match", "fastvlm, evaluation/text_match.py", one_by_one(exact_match)),
         Metric(
             "vqa",
             "VQA accuracy",

@@ -65,5 +65,5 @@ TASKS = {
         Task("plain", read_plain, "exact", "", 64, "our own JSON Lines"),
     )
 }
-# The mini's own questions: asked as it was trained, without a hint. 24 tokens as in recipes/mini/evaluate.py.
+# The mini's own questions: asked as it was trained, without a hint. 24 tokens as in fastvlm_recipes.mini.evaluate.
 MINI = Task("mini", read_plain, "exact", "", 24, "what fastvlm-mini was trained for")

@@ -1,0 +1,115 @@
+"""What is to be drawn: seed, part, shares; kept beside the shards, so that a run goes on only as it began."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fastvlm.errors import UsageError
+from fastvlm.storage.locks import LOCK_NAME
+from fastvlm.storage.whole_files import write_file
+from fastvlm_recipes.demo_data.fonts import Split
+from fastvlm_recipes.demo_data.kinds import DRAWERS, kind_of
+
+__all__ = ["PLAN_FILE", "DrawingPlan", "claim_target", "parse_mix"]
+
+PLAN_FILE = "drawing.json"
+_OWN = (LOCK_NAME, f".{PLAN_FILE}.part")  # all that a run has made before the plan is there
+
+
+@dataclass(frozen=True)
+class DrawingPlan:
+    """Every picture follows from these and its number.
+
+    Args:
+        seed: of all chance, 0 or more.
+        split: "train", or "test" for fonts, words, layouts and styles that training never sees.
+        num_pictures: 1 or more.
+        shard_size: pictures a shard; the last one may have fewer.
+        mix: kind -> share, any positive numbers.
+    """
+
+    seed: int
+    split: Split
+    num_pictures: int
+    shard_size: int
+    mix: Mapping[str, int]
+
+    @property
+    def num_shards(self) -> int:
+        """Files that hold all pictures."""
+        return -(-self.num_pictures // self.shard_size)
+
+    def shard_range(self, shard: int) -> range:
+        """The numbers of a shard's pictures."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_pictures))
+
+    def kinds(self) -> dict[str, int]:
+        """How many pictures there are of each kind."""
+        counts = Counter(kind_of(self.seed, self.split, index, self.mix) for index in range(self.num_pictures))
+        return {kind: counts[kind] for kind in self.mix}
+
+
+def parse_mix(text: str) -> dict[str, int]:
+    """``shapes=34,word=40`` -> shares by kind.
+
+    Raises:
+        UsageError: an unknown kind, or a share that is no whole number above 0.
+    """
+    mix: dict[str, int] = {}
+    for part in text.split(","):
+        kind, _, share = part.strip().partition("=")
+        if kind not in DRAWERS:
+            near = difflib.get_close_matches(kind, DRAWERS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"--mix names {kind!r}; expected kinds of {', '.join(DRAWERS)}.{hint}")
+        if not share.isdecimal() or int(share) < 1:
+            raise UsageError(f"--mix gives {kind} {share!r}; expected a whole number above 0: {kind}=20.")
+        mix[kind] = int(share)
+    return mix
+
+
+def claim_target(target: Path, plan: DrawingPlan) -> None:
+    """Write the plan into a new folder, or check that it has shards of the same one (as many pictures, or fewer).
+
+    Args:
+        target: a folder that the caller has locked.
+        plan: what is to be drawn.
+
+    Raises:
+        UsageError: it holds something else, or shards that were drawn otherwise.
+    """
+    file = target / PLAN_FILE
+    if not file.is_file():
+        if any(path.name not in _OWN for path in target.iterdir()):
+            raise UsageError(
+                f"{target} is not empty and has no {PLAN_FILE}; expected a new folder, or one begun before."
+            )
+    else:
+        _check_same(file, plan)
+    write_file(file, json.dumps(asdict(plan), indent=1) + "\n")
+
+
+def _check_same(file: Path, plan: DrawingPlan) -> None:
+    """Raise unless the earlier plan draws the same; its last shard goes if it is not full and there is more to draw."""
+    try:
+        earlier = DrawingPlan(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read ({error}); name another folder, or remove this one.") from error
+    for name, now in asdict(plan).items():
+        before = asdict(earlier)[name]
+        if name != "num_pictures" and before != now:
+            raise UsageError(f"{file.parent} was begun with {name} {before}, not {now}; use that, or another folder.")
+    if earlier.num_pictures > plan.num_pictures:
+        raise UsageError(f"{file.parent} was begun with {earlier.num_pictures} pictures; expected as many or more.")
+    if earlier.num_pictures < plan.num_pictures and earlier.num_pictures % plan.shard_size:
+        (file.parent / shard_name(earlier.num_shards - 1)).unlink(missing_ok=True)
+
+
+def shard_name(shard: int) -> str:
+    """The file of shard number `shard`."""
+    return f"shard-{shard:05d}.tar"

@@ -1,0 +1,175 @@
+"""What an answer speaks of: before which of its characters one looks at which things, and what in the question says so.
+
+A small decoder finds out late that "What color is the star?" is answered by the one token that shows a star: after
+70,000 pictures it named a lone shape without a mistake and chose among several by chance (every wrong answer was true
+of another shape). So the records tell it, and training may ask for it (`fastvlm.training.grounding_objective`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastvlm_recipes.demo_data.scene import Scene, Thing
+from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, GLYPHS, SHAPE_NAMES
+from fastvlm_recipes.demo_data.wording import ORDINALS, REFUSAL, Turn
+
+__all__ = ["NEGATIONS", "Look", "looks_of", "plain_words", "reminder_of"]
+
+TELLING = frozenset((*COLOUR_NAMES, *SHAPE_NAMES))
+SIDE_WORDS = frozenset(("left", "right", "above", "below"))
+NEGATIONS = frozenset(("not", "no"))
+READING = frozenset(("say", "read", "written", "text", "transcribe", "word", "number", "price", "cost"))
+# What questions of every kind are made of; the other words tell what is asked for.
+ASKING = frozenset((
+    "a", "an", "and", "are", "as", "be", "called", "can", "count", "do", "does", "from", "give", "how", "image", "in",
+    "is", "it", "many", "much", "name", "of", "on", "one", "picture", "return", "see", "shown", "that", "the", "there",
+    "this", "to", "was", "were", "what", "where", "which", "who", "write", "you",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Look:
+    """Before saying what stands at `start` in the answer (its length: the end), look at `things`.
+
+    And be reminded of the `words` of the question, in small letters and American spelling. Either may be empty.
+    """
+
+    start: int
+    things: tuple[Thing, ...] = ()
+    words: frozenset[str] = frozenset()
+
+
+def looks_of(scene: Scene, turn: Turn) -> list[Look]:
+    """What to look at for the words of the answer, in their order; empty where that cannot be said."""
+    question, answer = turn
+    if answer.startswith(REFUSAL):
+        return [Look(0, (), _telling(question))]
+    if scene.topic in ("letter", "word"):
+        return _looks_at_glyphs(scene, question, answer)
+    if scene.topic == "shapes":
+        return _looks_at_shape(scene, question, answer) or _look_for_shape(scene.shapes(), question, answer)
+    if scene.topic in ("emoji", "clothes"):
+        return _looks_at_named(scene.things, question, answer)
+    return _looks_at_lines(scene, question, answer)
+
+
+def plain_words(text: str) -> list[str]:
+    """Small letters, American spelling."""
+    return re.findall(r"[a-z]+", text.lower().replace("grey", "gray"))
+
+
+def _telling(question: str) -> frozenset[str]:
+    """The words that tell what is asked for."""
+    return frozenset(plain_words(question)) - ASKING
+
+
+def _looks_at_shape(scene: Scene, question: str, answer: str) -> list[Look]:
+    """For a colour, a kind or a place: at the one shape whose kind or colour stands in the question, or the only one.
+
+    From the first word on, which is another where nothing fits ("There is no star in the image.").
+    """
+    shapes, words = scene.shapes(), set(plain_words(question))
+    asked = [shape for shape in shapes if shape.colour in words or shape.name in words]
+    said = answer.rstrip(".").split()[-1] if answer.startswith("It is ") else ""
+    if said:
+        asked = [shape for shape in asked if said in (shape.colour, shape.name)] or shapes
+    elif "where" not in words:
+        return []
+    if len(asked) != 1 or (said and said not in (asked[0].colour, asked[0].name)):
+        return []
+    telling = frozenset(words & {asked[0].colour, asked[0].name})
+    starts = (0, answer.rindex(said)) if said else (0,)
+    return [Look(start, (asked[0],), telling) for start in starts]
+
+
+def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list[Look]:
+    """For yes or no: at all shapes that are what was asked for."""
+    words = set(plain_words(question))
+    telling = words & TELLING
+    if answer not in ("Yes", "No") or not telling or words & SIDE_WORDS:
+        return []
+    found = [shape for shape in shapes if telling <= {shape.colour, shape.name}]
+    return [Look(0, tuple(found), frozenset(telling | (words & NEGATIONS)))]
+
+
+def reminder_of(turn: Turn) -> list[Look]:
+    """For yes or no about a picture of which nothing more is known: the words that tell what is asked for."""
+    return _look_for_shape((), *turn)
+
+
+def _looks_at_glyphs(scene: Scene, question: str, answer: str) -> list[Look]:
+    """Letter by letter for the whole text, or the one letter asked for by its place; at the end the last again."""
+    glyphs, text = [thing for thing in scene.things if thing.kind == "glyph"], scene.lines[0].text
+    if len(glyphs) != len(text):
+        return []
+    words = set(plain_words(question))
+    places = {**{word: number for number, word in enumerate(ORDINALS)}, "last": len(text) - 1}
+    asked = [word for word in words & set(places) if places[word] < len(text) and answer == text[places[word]]]
+    if asked:
+        told, telling = [glyphs[places[asked[0]]]], frozenset(asked)
+    elif answer == text:
+        told, telling = glyphs, frozenset(words & READING)
+    else:
+        return []
+    return [Look(start, (glyph,), telling) for start, glyph in enumerate([*told, told[-1]])]
+
+
+def _looks_at_named(things: Sequence[Thing], question: str, answer: str) -> list[Look]:
+    """At each thing before its name."""
+    telling, looks = _telling(question), []
+    for name in dict.fromkeys(thing.name for thing in things):
+        named = re.search(rf"(?<![\w-]){re.escape(name)}\b", answer)
+        if named:
+            looks.append(Look(named.start(), tuple(t for t in things if t.name == name), telling))
+    return looks
+
+
+def _looks_at_lines(scene: Scene, question: str, answer: str) -> list[Look]:
+    """At each character of what the answer reads, as long as a line, or a run in one, says the same."""
+    words = plain_words(question)
+    if answer in ("Yes", "No") or words[:2] == ["how", "many"] or "count" in words:
+        return []
+    lines, telling = _written(scene), _telling(question)
+    looks: list[Look] = []
+    for start, part in _parts(answer, is_grid=scene.topic == "grid"):
+        shown = _shown(part, lines)
+        looks += [Look(start + number, tuple(glyphs), telling) for number, glyphs in shown.items()]
+        if shown:
+            looks.append(Look(start + len(part), looks[-1].things, telling))
+    return looks
+
+
+def _parts(answer: str, *, is_grid: bool) -> list[tuple[int, str]]:
+    """What an answer reads, with where it begins: the values of a JSON object, the words of a grid, or its lines."""
+    if answer.startswith("{"):
+        values = [json.dumps(value, ensure_ascii=False) for value in json.loads(answer).values()]
+        return [(answer.index(value) + 1, value[1:-1]) for value in values]
+    return [(found.start(), found[0]) for found in re.finditer(r"\S+" if is_grid else r"[^\n]+", answer)]
+
+
+def _written(scene: Scene) -> list[tuple[str, dict[int, Thing]]]:
+    """Each line's text with its glyphs by their place in it, as `demo_data.lettering.write` records them."""
+    glyphs = iter([thing for thing in scene.things if thing.kind == "glyph"])
+    return [
+        (line.text, {place: next(glyphs) for place, char in enumerate(line.text) if char in GLYPHS})
+        for line in scene.lines
+    ]
+
+
+def _shown(part: str, lines: Sequence[tuple[str, dict[int, Thing]]]) -> dict[int, list[Thing]]:
+    """The glyphs that show each character of `part`: in lines that say just that, or else in lines that hold it."""
+    alone = [(0, glyphs) for text, glyphs in lines if text == part]
+    within = [
+        (found.start(), glyphs)
+        for text, glyphs in lines
+        if (found := re.search(rf"(?<!\S){re.escape(part)}(?!\S)", text))
+    ]
+    shown: dict[int, list[Thing]] = {}
+    for begin, glyphs in alone or within:
+        for place in range(len(part)):
+            if begin + place in glyphs:
+                shown.setdefault(place, []).append(glyphs[begin + place])
+    return dict(sorted(shown.items()))

@@ -1,0 +1,128 @@
+"""Questions that a picture cannot answer, and their twins that ask the same way for what is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+from fastvlm_recipes.demo_data.chart_questions import LARGEST, VALUE_OF, largest
+from fastvlm_recipes.demo_data.receipt_questions import DATE, PRICE_OF, SHOP, TOTAL
+from fastvlm_recipes.demo_data.receipts import GOODS
+from fastvlm_recipes.demo_data.scene import Scene
+from fastvlm_recipes.demo_data.shape_questions import COLOUR_OF, KIND_OF, WHERE
+from fastvlm_recipes.demo_data.text_questions import READ
+from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, SHAPE_NAMES
+from fastvlm_recipes.demo_data.wording import Turn, any_of, it_is, place_name, plural, with_article
+
+READ_WHAT_IS_NOT_THERE = (
+    "What does it say?",
+    "Read the text.",
+    "What is written here?",
+    "What letter is this?",
+    "What word is this?",
+)
+NOT_A_BAR = ("rectangle", "square")  # a chart's bars could be taken for these
+
+
+def refusal(noun: str) -> str:
+    """How the mini says that a question has no answer."""
+    return f"There is no {noun} in the image."
+
+
+def no_text_turn(rng: Random) -> Turn:
+    """Asked to read where nothing is written."""
+    return any_of(rng, READ_WHAT_IS_NOT_THERE), refusal("text")
+
+
+def no_shape_turn(rng: Random) -> Turn:
+    """Asked for shapes where there are none."""
+    shape, colour = rng.choice(SHAPE_NAMES), rng.choice(COLOUR_NAMES)
+    question, answer = rng.choice(
+        (
+            (f"What color is the {shape}?", refusal(shape)),
+            (f"How many {plural(shape)} are there?", "0"),
+            (f"Is there {with_article(f'{colour} {shape}')}?", "No"),
+            ("What shape is this?", refusal("shape")),
+        )
+    )
+    return any_of(rng, (question,)), answer
+
+
+def _no_receipt(rng: Random) -> Turn:
+    wordings, noun = rng.choice(((TOTAL[:3], "total"), (DATE[:2], "date"), (SHOP[:1], "shop")))
+    return any_of(rng, wordings), refusal(noun)
+
+
+def _no_chart(rng: Random) -> Turn:
+    return any_of(rng, LARGEST[:4]), refusal("bar")
+
+
+def false_premise(rng: Random, scene: Scene) -> Turn:
+    """A question that takes for granted what is not in the picture; the answer says so."""
+    if scene.topic == "shapes":
+        colour, shape = absent_colour(rng, scene), absent_shape(rng, scene)
+        return rng.choice((colour, shape, shape, no_text_turn(rng), rng.choice((_no_receipt, _no_chart))(rng)))
+    if scene.receipt is not None:
+        names = [name.casefold() for name, _ in scene.receipt.items]
+        absent = rng.choice([name for name in GOODS if name not in names])
+        asked = any_of(rng, PRICE_OF).format(absent), refusal(absent)
+        return rng.choice((asked, asked, _no_chart(rng)))
+    if scene.chart is not None:
+        return _absent_from_chart(rng, scene)
+    if scene.topic in ("emoji", "clothes"):
+        return rng.choice((no_text_turn(rng), no_text_turn(rng), _no_receipt(rng), _no_chart(rng), _shape_asked(rng)))
+    return rng.choice((_shape_asked(rng), _shape_asked(rng), _no_receipt(rng), _no_chart(rng)))
+
+
+def _shape_asked(rng: Random, names: tuple[str, ...] = SHAPE_NAMES) -> Turn:
+    shape = rng.choice(names)
+    return any_of(rng, (*COLOUR_OF, *WHERE)).format(shape), refusal(shape)
+
+
+def _absent_from_chart(rng: Random, scene: Scene) -> Turn:
+    chart = scene.chart
+    labels = [] if chart is None else [label.casefold() for label in chart.labels]
+    absent = rng.choice([letter for letter in "ABCDEFGHIKLMNP" if letter.casefold() not in labels])
+    asked = any_of(rng, VALUE_OF).format(absent), refusal(absent)
+    names = tuple(name for name in SHAPE_NAMES if name not in NOT_A_BAR)
+    return rng.choice((asked, _shape_asked(rng, names), _no_receipt(rng)))
+
+
+def absent_colour(rng: Random, scene: Scene) -> Turn:
+    """Such as "What shape is blue?" where nothing is blue."""
+    colours = {shape.colour for shape in scene.shapes()} | {scene.background}
+    absent = rng.choice([colour for colour in COLOUR_NAMES if colour not in colours])
+    return any_of(rng, KIND_OF).format(absent), refusal(f"{absent} shape")
+
+
+def absent_shape(rng: Random, scene: Scene) -> Turn:
+    """Such as "What color is the star?" where there is no star."""
+    names = {shape.name for shape in scene.shapes()}
+    absent = rng.choice([name for name in SHAPE_NAMES if name not in names])
+    return any_of(rng, (*COLOUR_OF, *WHERE)).format(absent), refusal(absent)
+
+
+def twin(rng: Random, scene: Scene) -> Turn | None:
+    """A question in the words of `false_premise` that the picture does answer; None where it has none."""
+    if scene.topic == "shapes":
+        return _shape_twin(rng, scene)
+    if scene.receipt is not None:
+        name, price = rng.choice(scene.receipt.items)
+        return any_of(rng, PRICE_OF).format(name.lower()), price
+    if scene.chart is not None:
+        return any_of(rng, LARGEST[:4]), largest(scene.chart)
+    return (any_of(rng, READ), scene.lines[0].text) if len(scene.lines) == 1 else None
+
+
+def _shape_twin(rng: Random, scene: Scene) -> Turn | None:
+    names = Counter(shape.name for shape in scene.shapes())
+    colours = Counter(shape.colour for shape in scene.shapes())
+    turns: list[Turn] = []
+    for shape in scene.shapes():
+        if colours[shape.colour] == 1:
+            turns.append((any_of(rng, KIND_OF).format(shape.colour), it_is(with_article(shape.name))))
+        if names[shape.name] == 1:
+            turns.append((any_of(rng, COLOUR_OF).format(shape.name), it_is(shape.colour)))
+            place = place_name(shape.x, shape.y)
+            turns += [] if place is None else [(any_of(rng, WHERE).format(shape.name), place)]
+    return rng.choice(turns) if turns else None
