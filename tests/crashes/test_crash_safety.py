@@ -17,6 +17,7 @@ import signal
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,8 @@ VERBS = {
         num_points=3,
     ),
 }
+if find_spec("fastvlm_recipes") is None:
+    del VERBS["demo-data"]
 FAULTS = {
     "killed": {"how": "kill"},
     "one error": {"how": "once", "error": errno.EIO},
