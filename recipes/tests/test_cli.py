@@ -32,11 +32,11 @@ def test_json_tells_what_was_drawn_and_what_was_there(tmp_path, capsys):
     command = ["demo-data", str(tmp_path / "out"), "--images", "6", "--mix", MIX, "--workers", "1", "--json", "-q"]
     assert main(command) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["pictures"], facts["drawn"], facts["shards"], facts["left_out"]) == (6, 6, 1, {})
-    assert sum(facts["kinds"].values()) == 6 and facts["ms_per_picture"] > 0
+    assert (facts["images"], facts["drawn"], facts["shards"], facts["left_out"]) == (6, 6, 1, {})
+    assert sum(facts["kinds"].values()) == 6 and facts["ms_per_image"] > 0
     assert main(command) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["drawn"], facts["ms_per_picture"]) == (0, None)
+    assert (facts["drawn"], facts["ms_per_image"]) == (0, None)
 
 
 def test_what_this_machine_lacks_is_left_out_and_named(tmp_path, capsys, monkeypatch):

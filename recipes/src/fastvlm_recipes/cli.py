@@ -121,12 +121,12 @@ def _what_can_be_drawn(part: Any, mix: str | None, *, is_quiet: bool) -> tuple[d
 def _facts(plan: DrawingPlan, target: Path, num_drawn: int, seconds: float) -> dict[str, Any]:
     return {
         "path": str(target),
-        "pictures": plan.num_pictures,
+        "images": plan.num_images,
         "drawn": num_drawn,
         "shards": plan.num_shards,
         "kinds": plan.kinds(),
         "seconds": round(seconds, 1),
-        "ms_per_picture": round(1000 * seconds / num_drawn, 2) if num_drawn else None,
+        "ms_per_image": round(1000 * seconds / num_drawn, 2) if num_drawn else None,
     }
 
 

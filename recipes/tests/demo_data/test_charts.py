@@ -52,7 +52,7 @@ def test_what_is_painted_is_as_long_as_the_numbers_say(style, monkeypatch):
     boxes = []
     painter = charts.PAINTERS[style]
     monkeypatch.setitem(
-        charts.PAINTERS, style, lambda picture, box, *inks: (boxes.append(box), painter(picture, box, *inks))
+        charts.PAINTERS, style, lambda image, box, *inks: (boxes.append(box), painter(image, box, *inks))
     )
     for seed in range(25):
         boxes.clear()

@@ -21,11 +21,11 @@ pytestmark = pytest.mark.usefixtures("garments")
 
 
 def test_both_parts_are_read_as_the_files_have_them():
-    pictures, classes = load_clothes("train")
-    assert pictures.shape == (40, 28, 28) and classes.tolist() == list(range(10)) * 4
-    pictures, classes = load_clothes("test")
-    assert pictures.shape == (20, 28, 28)
-    assert [int((picture.max(0) > 0).sum()) for picture in pictures[:10]] == [1 + 2 * kind for kind in range(10)]
+    images, classes = load_clothes("train")
+    assert images.shape == (40, 28, 28) and classes.tolist() == list(range(10)) * 4
+    images, classes = load_clothes("test")
+    assert images.shape == (20, 28, 28)
+    assert [int((image.max(0) > 0).sum()) for image in images[:10]] == [1 + 2 * kind for kind in range(10)]
 
 
 def test_a_piece_is_named_by_its_class_and_lies_where_the_record_says():

@@ -1,4 +1,4 @@
-"""The drawer: same seed, same picture; what it says is there is there; what is held out is never drawn."""
+"""The drawer: same seed, same image; what it says is there is there; what is held out is never drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastvlm_recipes.demo_data.scene import Scene
 from fastvlm_recipes.demo_data.scene_questions import turns_of
 from fastvlm_recipes.demo_data.shapes import TRAIN_PAIRS, draw_shapes
 from fastvlm_recipes.demo_data.text import draw_word
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, COLOURS, EMOJI, HELD_OUT_PAIRS
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, COLORS, EMOJI, HELD_OUT_PAIRS
 from fastvlm_recipes.demo_data.word_lists import HELD_OUT_WORDS, TRAIN_WORDS
 from fastvlm_recipes.demo_data.wording import place_name, plural, with_article
 
@@ -66,15 +66,15 @@ def test_training_words_and_pairs_leave_the_held_out_ones_out() -> None:
     assert not HELD_OUT_PAIRS & set(TRAIN_PAIRS)
     for index in range(60):
         scene = draw_shapes(Random(index))
-        assert not HELD_OUT_PAIRS & {(shape.colour, shape.name) for shape in scene.shapes()}
+        assert not HELD_OUT_PAIRS & {(shape.color, shape.name) for shape in scene.shapes()}
 
 
-def test_a_shape_has_its_colour_where_the_record_says() -> None:
+def test_a_shape_has_its_color_where_the_record_says() -> None:
     for index in range(30):
         scene = draw_shapes(Random(index), 3)
         for shape in scene.shapes():
             seen = np.array(scene.image.getpixel((round(shape.x), round(shape.y))))
-            assert np.abs(seen - np.array(COLOURS[shape.colour])).max() <= 20
+            assert np.abs(seen - np.array(COLORS[shape.color])).max() <= 20
 
 
 def test_shapes_do_not_overlap_and_are_counted() -> None:
@@ -86,7 +86,7 @@ def test_shapes_do_not_overlap_and_are_counted() -> None:
             assert all(np.hypot(x - a, y - b) >= 0.9 * (radius + r) for a, b, r in spots[:index])
 
 
-def test_every_character_of_a_word_leaves_ink_at_its_recorded_centre() -> None:
+def test_every_character_of_a_word_leaves_ink_at_its_recorded_center() -> None:
     scene = draw_word(Random(3), "train", "HILT")
     assert "".join(thing.name for thing in scene.things) == "HILT"
     assert [thing.x for thing in scene.things] == sorted(thing.x for thing in scene.things)
@@ -100,10 +100,10 @@ def _answer_to(scene: Scene, question: str) -> str | None:
     if question.lower().startswith(("how many", "count the", "what is the number")):
         nouns = {"shapes", "objects", *(plural(s) for s in _shape_names())}
         noun = next(word for word in words_asked if word in nouns)
-        colour = [word for word in words_asked if word in COLOUR_NAMES]
+        color = [word for word in words_asked if word in COLOR_NAMES]
         return str(
             sum(
-                (noun in ("shapes", "objects") or plural(s.name) == noun) and (not colour or s.colour == colour[0])
+                (noun in ("shapes", "objects") or plural(s.name) == noun) and (not color or s.color == color[0])
                 for s in shapes
             )
         )
@@ -116,7 +116,7 @@ def _shape_names() -> set[str]:
     return set(SHAPE_NAMES)
 
 
-def test_counts_are_true_of_the_picture() -> None:
+def test_counts_are_true_of_the_image() -> None:
     seen = 0
     for index in range(80):
         scene, rng = drawn("shapes", index)
@@ -128,15 +128,15 @@ def test_counts_are_true_of_the_picture() -> None:
     assert seen > 200
 
 
-def test_colour_answers_name_a_colour_of_a_thing_that_is_there() -> None:
+def test_color_answers_name_a_color_of_a_thing_that_is_there() -> None:
     for index in range(60):
         scene, rng = drawn("shapes", index)
-        colours = {shape.colour for shape in scene.shapes()} | {scene.background}
+        colors = {shape.color for shape in scene.shapes()} | {scene.background}
         names = {shape.name for shape in scene.shapes()}
         for _, answer in turns_of(rng, scene):
             told = answer.removeprefix("It is ").rstrip(".")
-            if told in COLOUR_NAMES:
-                assert told in colours
+            if told in COLOR_NAMES:
+                assert told in colors
             if answer.startswith("There is no ") and "text" not in answer:
                 assert answer.split()[3] not in names
 
@@ -166,11 +166,11 @@ def test_questions_vary_and_none_is_empty() -> None:
     assert len(asked) > 150
 
 
-@given(seed=st.integers(0, 10_000), colour=st.sampled_from(COLOUR_NAMES))
-def test_a_shade_keeps_its_name(seed: int, colour: str) -> None:
-    shade = np.array(jittered(Random(seed), colour))
-    nearest = min(COLOURS, key=lambda name: float(((shade - np.array(COLOURS[name])) ** 2).sum()))
-    assert nearest == colour
+@given(seed=st.integers(0, 10_000), color=st.sampled_from(COLOR_NAMES))
+def test_a_shade_keeps_its_name(seed: int, color: str) -> None:
+    shade = np.array(jittered(Random(seed), color))
+    nearest = min(COLORS, key=lambda name: float(((shade - np.array(COLORS[name])) ** 2).sum()))
+    assert nearest == color
 
 
 def test_places_and_articles() -> None:

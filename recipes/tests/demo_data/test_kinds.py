@@ -51,9 +51,9 @@ def test_training_never_writes_a_held_out_word(seed, kind):
 def test_the_test_part_writes_them_and_draws_held_out_pairs():
     texts = {line.text.casefold() for seed in range(60) for line in DRAWERS["word"](Random(seed), "test").lines}
     assert len(texts & HELD_OUT_WORDS) > 10
-    pairs = {(s.colour, s.name) for seed in range(60) for s in DRAWERS["shapes"](Random(seed), "test").shapes()}
+    pairs = {(s.color, s.name) for seed in range(60) for s in DRAWERS["shapes"](Random(seed), "test").shapes()}
     assert pairs & HELD_OUT_PAIRS
-    pairs = {(s.colour, s.name) for seed in range(60) for s in DRAWERS["shapes"](Random(seed), "train").shapes()}
+    pairs = {(s.color, s.name) for seed in range(60) for s in DRAWERS["shapes"](Random(seed), "train").shapes()}
     assert not pairs & HELD_OUT_PAIRS
 
 
@@ -117,7 +117,7 @@ def test_faces_can_be_told_instead_of_looked_for():
 
 
 def test_easy_vqa_is_asked_as_it_comes(monkeypatch, tmp_path):
-    """A stand-in with the package's own functions: it has 22 MB of pictures."""
+    """A stand-in with the package's own functions: it has 22 MB of images."""
     import sys
     import types
 
@@ -131,10 +131,10 @@ def test_easy_vqa_is_asked_as_it_comes(monkeypatch, tmp_path):
     stand_in.get_train_questions = lambda: (["what color is it?", "is it a circle?"], ["red", "no"], [0, 0])
     stand_in.get_train_image_paths = lambda: {0: str(file)}
     monkeypatch.setitem(sys.modules, "easy_vqa", stand_in)
-    for cached in (easy_questions.turns_by_picture, easy_questions.numbers, easy_questions._paths):
+    for cached in (easy_questions.turns_by_image, easy_questions.numbers, easy_questions._paths):
         cached.cache_clear()
     sample = draw_sample(0, "train", 0, {"easy": 1})
     assert sorted(sample.turns) == [("is it a circle?", "No"), ("what color is it?", "It is red.")]
     assert sample.image.size == (SIZE, SIZE)
-    for cached in (easy_questions.turns_by_picture, easy_questions.numbers, easy_questions._paths):
+    for cached in (easy_questions.turns_by_image, easy_questions.numbers, easy_questions._paths):
         cached.cache_clear()

@@ -31,7 +31,7 @@ def test_letters_are_small_as_often_as_large():
 @given(st.integers(0, 2**32))
 def test_shapes_of_a_grid_are_equal_and_apart(seed):
     shapes = draw_plain_grid(Random(seed), ALL_PAIRS).shapes()
-    assert 1 <= len(shapes) <= 6 and len({(one.name, one.colour, one.size) for one in shapes}) == 1
+    assert 1 <= len(shapes) <= 6 and len({(one.name, one.color, one.size) for one in shapes}) == 1
     apart = [abs(a.x - b.x) + abs(a.y - b.y) for i, a in enumerate(shapes) for b in shapes[:i]]
     assert all(distance > shapes[0].size for distance in apart)
     assert all(one.size / 2 <= min(one.x, one.y, SIZE - one.x, SIZE - one.y) for one in shapes)
@@ -47,5 +47,5 @@ def test_questions_about_plain_images_have_their_answers(kind):
 
 
 def test_held_out_pairs_stay_out_of_training():
-    drawn = {(s.colour, s.name) for seed in range(200) for s in DRAWERS["plain"](Random(seed), "train").shapes()}
+    drawn = {(s.color, s.name) for seed in range(200) for s in DRAWERS["plain"](Random(seed), "train").shapes()}
     assert not drawn & HELD_OUT_PAIRS

@@ -26,7 +26,7 @@ def hundredths(text):
 
 
 def written(scene):
-    """Every text of the picture, a total in one run with its word taken apart."""
+    """Every text of the image, a total in one run with its word taken apart."""
     texts = Counter()
     for line in scene.lines:
         texts.update([line.text, *line.text.split(" ")])
@@ -70,7 +70,7 @@ def test_the_layouts_are_different_and_complete():
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_letters_are_large_enough_and_lie_in_the_picture(split):
+def test_letters_are_large_enough_and_lie_in_the_image(split):
     for seed in range(40):
         scene = draw_receipt(Random(seed), split)
         assert all(line.height >= 7 for line in scene.lines)

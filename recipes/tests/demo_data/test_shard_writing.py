@@ -12,12 +12,12 @@ from PIL import Image
 from fastvlm.errors import UsageError
 from fastvlm.training.samples import open_samples
 from fastvlm_recipes.demo_data import shard_writing
-from fastvlm_recipes.demo_data.contact_page import write_pages
+from fastvlm_recipes.demo_data.contact_page import ABOUT, write_pages
 from fastvlm_recipes.demo_data.drawing_plan import PLAN_FILE, DrawingPlan, parse_mix
-from fastvlm_recipes.demo_data.kinds import draw_sample
+from fastvlm_recipes.demo_data.kinds import DRAWERS, draw_sample
 from fastvlm_recipes.demo_data.shard_writing import draw_shards, encoded
 
-PLAN = DrawingPlan(seed=3, split="train", num_pictures=50, shard_size=21, mix={"shapes": 1, "word": 1, "chart": 1})
+PLAN = DrawingPlan(seed=3, split="train", num_images=50, shard_size=21, mix={"shapes": 1, "word": 1, "chart": 1})
 
 
 def shards(folder):
@@ -34,7 +34,7 @@ def drawn(tmp_path_factory):
     return folder
 
 
-def test_every_picture_has_a_record_in_llavas_format(drawn):
+def test_every_image_has_a_record_in_llavas_format(drawn):
     assert sorted(shards(drawn)) == ["shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
     found = {}
     for path in drawn.glob("*.tar"):
@@ -48,15 +48,15 @@ def test_every_picture_has_a_record_in_llavas_format(drawn):
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
         assert turns[0]["value"].startswith("<image>\n")
         assert not any("<image>" in turn["value"] for turn in turns[1:])
-        with Image.open(io.BytesIO(found[record["image"]])) as picture:
-            assert picture.size == (256, 256) and picture.mode == "RGB"
+        with Image.open(io.BytesIO(found[record["image"]])) as image:
+            assert image.size == (256, 256) and image.mode == "RGB"
 
 
 def test_two_workers_write_the_same_files(drawn, tmp_path):
     from fastvlm_recipes.demo_data.fonts import families
 
     one, two = tmp_path / "one", tmp_path / "two"
-    small = replace(PLAN, num_pictures=45)
+    small = replace(PLAN, num_images=45)
     assert families("train") == {"": ()}
     draw_shards(one, small, 1)
     draw_shards(two, small, 2)
@@ -79,8 +79,15 @@ def test_nothing_is_drawn_twice_and_a_missing_shard_comes_back(tmp_path):
     assert shards(tmp_path / "out") == before
 
 
-def test_more_pictures_may_be_asked_for(tmp_path):
-    draw_shards(tmp_path / "few", replace(PLAN, num_pictures=30), 1)
+def test_folders_of_the_first_version_are_continued(tmp_path):
+    stored = {"seed": 3, "split": "train", "num_pictures": 50, "shard_size": 21, "mix": PLAN.mix}
+    (tmp_path / PLAN_FILE).write_text(json.dumps(stored))
+    assert draw_shards(tmp_path, PLAN, 1) == 50
+    assert json.loads((tmp_path / PLAN_FILE).read_text()) == stored
+
+
+def test_more_images_may_be_asked_for(tmp_path):
+    draw_shards(tmp_path / "few", replace(PLAN, num_images=30), 1)
     assert draw_shards(tmp_path / "few", PLAN, 1) == 29  # the shard that was not full, and what follows
     draw_shards(tmp_path / "all", PLAN, 1)
     assert shards(tmp_path / "few") == shards(tmp_path / "all")
@@ -110,7 +117,7 @@ def test_a_run_that_is_stopped_leaves_whole_shards_and_goes_on(tmp_path, monkeyp
         ({"split": "test"}, "split train, not test"),
         ({"shard_size": 22}, "shard_size 21"),
         ({"mix": {"shapes": 1}}, "mix"),
-        ({"num_pictures": 20}, "50 pictures"),
+        ({"num_images": 20}, "50 images"),
     ],
 )
 def test_another_plan_is_refused_and_nothing_changes(drawn, change, word):
@@ -139,7 +146,7 @@ def test_the_smaller_format_is_taken():
     assert kind == "jpg" and Image.open(io.BytesIO(content)).size == (256, 256)
 
 
-def test_the_pages_show_pictures_and_tell_how_to_draw_them_again(tmp_path):
+def test_the_pages_show_images_and_tell_how_to_draw_them_again(tmp_path):
     folder = tmp_path / "out"
     draw_shards(folder, PLAN, 1)
     write_pages(folder, PLAN)
@@ -169,3 +176,7 @@ def test_a_wrong_mix_is_told(text, word):
 
 def test_a_mix_is_read_in_order():
     assert list(parse_mix("word=40, shapes=34").items()) == [("word", 40), ("shapes", 34)]
+
+
+def test_the_pages_know_every_kind():
+    assert set(ABOUT) == set(DRAWERS)

@@ -11,14 +11,14 @@ from fastvlm_recipes.demo_data.receipts import draw_receipt
 from fastvlm_recipes.demo_data.shapes import draw_shapes
 from fastvlm_recipes.demo_data.text import draw_word
 from fastvlm_recipes.demo_data.trap_questions import (
-    absent_colour,
+    absent_color,
     absent_shape,
     false_premise,
     no_text_turn,
     refusal,
     twin,
 )
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, SHAPE_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, SHAPE_NAMES
 
 DRAWN = {
     "shapes": draw_shapes,
@@ -37,7 +37,7 @@ def test_a_false_premise_names_nothing_that_is_there(kind, seed):
     _, answer = false_premise(rng, scene)
     assert answer.startswith("There is no ") and answer.endswith(" in the image.")
     missing = answer.removeprefix("There is no ").removesuffix(" in the image.")
-    there = {shape.name for shape in scene.shapes()} | {f"{shape.colour} shape" for shape in scene.shapes()}
+    there = {shape.name for shape in scene.shapes()} | {f"{shape.color} shape" for shape in scene.shapes()}
     there |= {name.casefold() for name, _ in scene.receipt.items} if scene.receipt else set()
     there |= set(scene.chart.labels) if scene.chart else set()
     assert missing not in there
@@ -47,12 +47,12 @@ def test_a_false_premise_names_nothing_that_is_there(kind, seed):
 
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
-def test_absent_colours_and_shapes_are_asked_for_by_name(seed):
+def test_absent_colors_and_shapes_are_asked_for_by_name(seed):
     rng = Random(seed)
     scene = draw_shapes(rng, 3)
-    question, answer = absent_colour(rng, scene)
-    colour = answer.split()[3]
-    assert colour in COLOUR_NAMES and colour in question.lower().replace("grey", "gray")
+    question, answer = absent_color(rng, scene)
+    color = answer.split()[3]
+    assert color in COLOR_NAMES and color in question.lower().replace("grey", "gray")
     question, answer = absent_shape(rng, scene)
     assert answer.split()[3] in SHAPE_NAMES and answer.split()[3] in question.lower()
 
@@ -69,16 +69,16 @@ def test_a_twin_is_true_of_the_shapes(seed):
     said = answer.removeprefix("It is ").rstrip(".").split()[-1]
     words = question.lower().replace("grey", "gray").rstrip("?.").split()
     if said in SHAPE_NAMES:
-        colour = next(word for word in words if word in COLOUR_NAMES)
-        assert [shape.name for shape in scene.shapes() if shape.colour == colour] == [said]
-    elif said in COLOUR_NAMES:
+        color = next(word for word in words if word in COLOR_NAMES)
+        assert [shape.name for shape in scene.shapes() if shape.color == color] == [said]
+    elif said in COLOR_NAMES:
         name = next(word for word in words if word in SHAPE_NAMES)
-        assert [shape.colour for shape in scene.shapes() if shape.name == name] == [said]
+        assert [shape.color for shape in scene.shapes() if shape.name == name] == [said]
     else:
         assert said in ("left", "right", "top", "bottom", "center")
 
 
-def test_twins_of_other_pictures():
+def test_twins_of_other_images():
     rng = Random(1)
     receipt = draw_receipt(rng, "train")
     assert twin(rng, receipt)[1] in [price for _, price in receipt.receipt.items]

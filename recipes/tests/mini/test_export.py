@@ -27,5 +27,5 @@ def test_what_is_written_is_read_back(
     assert [question.test for question in questions] == ["shapes"] * 3 + ["counts_1_6"] * 3
     for question, item in zip(questions, items, strict=True):
         assert (question.text, question.answers) == (item.question, item.answers)
-        picture = fastvlm.open_image(question.images[0])
-        assert ImageChops.difference(picture, item.image.convert("RGB")).getbbox() is None
+        image = fastvlm.open_image(question.images[0])
+        assert ImageChops.difference(image, item.image.convert("RGB")).getbbox() is None

@@ -1,4 +1,4 @@
-"""The shipped checkpoint on the frozen questions: pictures in files, no fonts or icon sets needed."""
+"""The shipped checkpoint on the frozen questions: images in files, no fonts or icon sets needed."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def right(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
     model, processor = fastvlm.load("mini", device="cpu", dtype="float32")
     items = []
     for row in rows:
-        with Image.open(FROZEN / row["image"]) as picture:
-            items.append(Item(picture.convert("RGB"), row["question"], tuple(row["answers"])))
+        with Image.open(FROZEN / row["image"]) as image:
+            items.append(Item(image.convert("RGB"), row["question"], tuple(row["answers"])))
     result: dict[str, list[bool]] = defaultdict(list)
     for row, item, answer in zip(rows, items, ask(model, processor, items), strict=True):
         result[row["test"]].append(is_right(answer, item.answers))

@@ -1,1 +1,1 @@
-"""A seeded drawer: `(seed, split, index) -> picture + what is truly in it`; the same seed draws the same picture."""
+"""A seeded drawer: `(seed, split, index) -> image + what is truly in it`; the same seed draws the same image."""

@@ -1,4 +1,4 @@
-"""Questions about bar charts: largest, smallest, values, how many, title, colours, comparisons."""
+"""Questions about bar charts: largest, smallest, values, how many, title, colors, comparisons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALLEST = (
 VALUE_OF = ("What is the value of {}?", "How much is {}?", "What is the number of {}?", "Read the value of {}.")
 HOW_MANY_BARS = ("How many bars are there?", "How many bars do you see?", "Count the bars.", "How many bars are shown?")
 TITLE = ("What is the title?", "What is the title of the chart?", "Read the title.", "What is the chart called?")
-COLOUR_OF_BAR = ("What color is the bar {}?", "What color is the bar of {}?", "Which color is the bar {}?")
+COLOR_OF_BAR = ("What color is the bar {}?", "What color is the bar of {}?", "Which color is the bar {}?")
 LARGEST_VALUE = ("What is the largest value?", "What is the largest number?", "What is the highest value?")
 COMPARE = ("Is {} larger than {}?", "Is {} more than {}?", "Is the bar {} larger than {}?")
 LABELS = ("Read the labels.", "What are the labels?", "What are the bars called?")
@@ -57,7 +57,7 @@ def chart_turns(rng: Random, chart: Chart) -> list[Turn]:
         turns.append((any_of(rng, TITLE), chart.title))
     else:
         extra.append((any_of(rng, TITLE), "There is no title in the image."))
-    if len(set(chart.colours)) > 1:
-        question = any_of(rng, COLOUR_OF_BAR).format(chart.labels[first])
-        extra.append((question, it_is(chart.colours[first])))
+    if len(set(chart.colors)) > 1:
+        question = any_of(rng, COLOR_OF_BAR).format(chart.labels[first])
+        extra.append((question, it_is(chart.colors[first])))
     return [*turns, *rng.sample(extra, 2)]

@@ -1,4 +1,4 @@
-"""Pictures of bar charts, upright and level, of two to five bars."""
+"""Images of bar charts, upright and level, of two to five bars."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fastvlm_recipes.demo_data.chart_tables import make_labels, make_title, make
 from fastvlm_recipes.demo_data.fonts import Split
 from fastvlm_recipes.demo_data.lettering import Face, Setting, fitting_size, pick_face, set_run, write
 from fastvlm_recipes.demo_data.scene import Chart, Scene
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, COLOURS
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, COLORS
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-Painter = Callable[[Image.Image, Box, RGB, RGB], None]  # picture, bar, its colour, the ink
+Painter = Callable[[Image.Image, Box, RGB, RGB], None]  # image, bar, its color, the ink
 SEEN_STYLES = (
-    "flat", "grid", "colours", "dark", "outlined", "hollow", "dotted", "striped", "ruled", "chequered",
+    "flat", "grid", "colors", "dark", "outlined", "hollow", "dotted", "striped", "ruled", "checkered",
 )  # fmt: skip
 HELD_OUT_STYLE = "hatched"  # frozen: never drawn in training
 INKS = ("black", "white")
@@ -47,8 +47,8 @@ def draw_chart(rng: Random, split: Split, style: str | None = None) -> Scene:
     if style == "grid":
         _grid_lines(scene, plan, area)
     pen = ImageDraw.Draw(scene.image)
-    for box, colour in zip(bars, plan.chart.colours, strict=True):
-        PAINTERS[style](scene.image, box, jittered(rng, colour), plan.ink[1])
+    for box, color in zip(bars, plan.chart.colors, strict=True):
+        PAINTERS[style](scene.image, box, jittered(rng, color), plan.ink[1])
     if rng.random() < 0.7 or style == "grid":
         corner = (area[0], area[3])
         pen.line((*corner, *((area[2], area[3]) if plan.is_upright else (area[0], area[1]))), plan.ink[1], 2)
@@ -64,9 +64,9 @@ def _plan(rng: Random, split: Split, style: str) -> Plan:
     is_dark = style == "dark"
     shade = rng.randint(10, 60) if is_dark else rng.randint(228, 255)
     paper: RGB = (shade, shade, min(255, shade + rng.choice((0, 0, 12)))) if rng.random() < 0.7 else (shade,) * 3
-    seen = [name for name in COLOUR_NAMES if name not in INKS and are_distinct(COLOURS[name], paper)]
-    is_colourful = style == "colours" or rng.random() < 0.25
-    colours = tuple(rng.sample(seen, count)) if is_colourful else (rng.choice(seen),) * count
+    seen = [name for name in COLOR_NAMES if name not in INKS and are_distinct(COLORS[name], paper)]
+    is_colorful = style == "colors" or rng.random() < 0.25
+    colors = tuple(rng.sample(seen, count)) if is_colorful else (rng.choice(seen),) * count
     face = pick_face(rng, split)
     labels, title = make_labels(rng, split, count), make_title(rng, split)
     if face.is_capitals_only:
@@ -74,7 +74,7 @@ def _plan(rng: Random, split: Split, style: str) -> Plan:
     if len(set(labels)) < count:  # apart only by case
         labels = tuple("ABCDE"[:count])
     has_values = rng.random() < 0.65
-    chart = Chart(title, labels, make_values(rng, count), colours, has_values, style)
+    chart = Chart(title, labels, make_values(rng, count), colors, has_values, style)
     ink = "white" if is_dark else "black"
     return Plan(chart, paper, (ink, jittered(rng, ink)), face, rng.random() < 0.6, rng.randint(19, 27))
 
@@ -144,52 +144,52 @@ def _grid_lines(scene: Scene, plan: Plan, area: Box) -> None:
             pen.line((x, top, x, bottom), faint, 1)
 
 
-def _flat(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
-    ImageDraw.Draw(picture).rectangle(box, fill=colour)
+def _flat(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
+    ImageDraw.Draw(image).rectangle(box, fill=color)
 
 
-def _outlined(picture: Image.Image, box: Box, colour: RGB, ink: RGB) -> None:
-    ImageDraw.Draw(picture).rectangle(box, fill=colour, outline=ink, width=2)
+def _outlined(image: Image.Image, box: Box, color: RGB, ink: RGB) -> None:
+    ImageDraw.Draw(image).rectangle(box, fill=color, outline=ink, width=2)
 
 
-def _hollow(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
-    ImageDraw.Draw(picture).rectangle(box, outline=colour, width=4)
+def _hollow(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
+    ImageDraw.Draw(image).rectangle(box, outline=color, width=4)
 
 
-def _dotted(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+def _dotted(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
     """Dots within a border, nothing behind them."""
     left, top, right, bottom = (round(edge) for edge in box)
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     for y in range(top + 4, bottom - 3, 8):
         for x in range(left + 4, right - 3, 8):
-            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-    pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=2)
+            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=color)
+    pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=2)
 
 
 def _lined(*, is_level: bool, pitch_px: int, line_px: int, border_px: int) -> Painter:
     """Level or upright lines within a border, nothing behind them."""
 
-    def paint(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+    def paint(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
         left, top, right, bottom = (round(edge) for edge in box)
-        pen = ImageDraw.Draw(picture)
+        pen = ImageDraw.Draw(image)
         first, last = (top, bottom) if is_level else (left, right)
         for at in range(first + 6, last, pitch_px):
-            pen.line((left, at, right, at) if is_level else (at, top, at, bottom), fill=colour, width=line_px)
-        pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=border_px)
+            pen.line((left, at, right, at) if is_level else (at, top, at, bottom), fill=color, width=line_px)
+        pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=border_px)
 
     return paint
 
 
-def _chequered(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+def _checkered(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
     """Every second square of a board, without a border."""
     left, top, right, bottom = (round(edge) for edge in box)
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     for row, y in enumerate(range(bottom, top, -7)):
         for x in range(left + 7 * (row % 2), right, 14):
-            pen.rectangle((x, max(top, y - 6), min(x + 6, right), y), fill=colour)
+            pen.rectangle((x, max(top, y - 6), min(x + 6, right), y), fill=color)
 
 
-def _hatched(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
+def _hatched(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
     """Slanted lines within a border, nothing behind them."""
     left, top, right, bottom = (round(edge) for edge in box)
     mask = Image.new("L", (max(1, right - left), max(1, bottom - top)))
@@ -197,20 +197,20 @@ def _hatched(picture: Image.Image, box: Box, colour: RGB, _ink: RGB) -> None:
     for start in range(-mask.height, mask.width, 9):
         pen.line((start, mask.height, start + mask.height, 0), 255, 3)
     pen.rectangle((0, 0, mask.width - 1, mask.height - 1), outline=255, width=3)
-    picture.paste(colour, (left, top), mask)
+    image.paste(color, (left, top), mask)
 
 
 PAINTERS: dict[str, Painter] = {
     "flat": _flat,
     "grid": _flat,
-    "colours": _flat,
+    "colors": _flat,
     "dark": _flat,
     "outlined": _outlined,
     "hollow": _hollow,
     "dotted": _dotted,
     "striped": _lined(is_level=True, pitch_px=9, line_px=3, border_px=2),
     "ruled": _lined(is_level=False, pitch_px=8, line_px=2, border_px=3),
-    "chequered": _chequered,
+    "checkered": _checkered,
     "hatched": _hatched,
 }
 

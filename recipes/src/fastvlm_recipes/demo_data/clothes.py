@@ -1,6 +1,6 @@
 """Fashion-MNIST's pieces of clothing, enlarged onto grounds of our own; its official parts for training and test.
 
-Source: Xiao et al. 2017, arXiv 1708.07747, MIT licence; Debian's package dataset-fashion-mnist holds its four files.
+Source: Xiao et al. 2017, arXiv 1708.07747, MIT license; Debian's package dataset-fashion-mnist holds its four files.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def clothes_folder() -> Path | None:
 
 @lru_cache(maxsize=2)
 def load_clothes(split: Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """(pictures (N, 28, 28), light on black; classes (N,)): 60,000 for training, 10,000 for test.
+    """(images (N, 28, 28), light on black; classes (N,)): 60,000 for training, 10,000 for test.
 
     Raises:
         FileNotFoundError: the data set is not on this machine.
@@ -69,43 +69,43 @@ def load_clothes(split: Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.ui
     if folder is None:
         raise FileNotFoundError("no Fashion-MNIST: install Debian's dataset-fashion-mnist")
     part = "train" if split == "train" else "t10k"
-    pictures = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())[_IMAGES_HEADER:]
+    images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())[_IMAGES_HEADER:]
     classes = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())[_LABELS_HEADER:]
-    return np.frombuffer(pictures, np.uint8).reshape(-1, SIDE, SIDE), np.frombuffer(classes, np.uint8)
+    return np.frombuffer(images, np.uint8).reshape(-1, SIDE, SIDE), np.frombuffer(classes, np.uint8)
 
 
 def draw_clothes(rng: Random, split: Split, count: int | None = None) -> Scene:
     """One piece, two side by side or four in a square (by chance where None), each 100 to 250 px large.
 
-    As published (light on black), inverted, or in colour on any ground.
+    As published (light on black), inverted, or in color on any ground.
     """
-    pictures, classes = load_clothes(split)
+    images, classes = load_clothes(split)
     if count is None:
         count = rng.choices((1, 2, 4), (60, 22, 18))[0]
-    picture, ink = _ground(rng)
-    scene = Scene(picture, "clothes")
+    image, ink = _ground(rng)
+    scene = Scene(image, "clothes")
     for left, top, right, bottom in CELLS[count]:
-        row = rng.randrange(len(pictures))
+        row = rng.randrange(len(images))
         side = rng.randint(120, 250) if count == 1 else rng.randint(100, 128)
-        piece = Image.fromarray(pictures[row]).resize((side, side), Image.Resampling.BICUBIC)
+        piece = Image.fromarray(images[row]).resize((side, side), Image.Resampling.BICUBIC)
         if rng.random() < 0.3:
             piece = piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         corner = rng.randint(left, right - side), rng.randint(top, bottom - side)
-        paste(picture, piece, ink, *corner)
+        paste(image, piece, ink, *corner)
         name = CLOTHES[int(classes[row])]
         scene.things.append(Thing("clothing", name, "", corner[0] + side / 2, corner[1] + side / 2, side))
     return scene
 
 
 def _ground(rng: Random) -> tuple[Image.Image, RGB]:
-    """What the pieces lie on, and their colour."""
+    """What the pieces lie on, and their color."""
     roll = rng.random()
     if roll < 0.45:
         return Image.new("RGB", (SIZE, SIZE)), (255, 255, 255)
     if roll < 0.75:
         return Image.new("RGB", (SIZE, SIZE), (255, 255, 255)), (0, 0, 0)
-    picture, ground, _ = background(rng)
-    return picture, jittered(rng, contrasting(rng, ground))
+    image, ground, _ = background(rng)
+    return image, jittered(rng, contrasting(rng, ground))
 
 
 def clothes_turns(rng: Random, scene: Scene) -> list[Turn]:

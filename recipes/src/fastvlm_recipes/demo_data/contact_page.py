@@ -1,4 +1,4 @@
-"""What explains a folder of shards to whoever opens it: README.md, and index.html with pictures and their questions."""
+"""What explains a folder of shards to whoever opens it: README.md, and index.html with images and their questions."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from fastvlm_recipes.demo_data.shard_writing import encoded, record_of
 
 __all__ = ["write_pages"]
 
-EACH = 6  # pictures of each kind on the page
-SEARCHED = 3000  # among the first so many pictures
+EACH = 6  # images of each kind on the page
+SEARCHED = 3000  # among the first so many images
 _STYLE = """body{font:16px/1.4 system-ui,sans-serif;margin:2rem;max-width:1100px}
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(256px,1fr));gap:1.2rem}
 figure{margin:0}img{width:256px;height:256px;border:1px solid #ccc}
 dt{color:#555}dd{margin:0 0 .3rem;white-space:pre-line}"""
 ABOUT = {
-    "shapes": "coloured shapes: colour, shape, number, place, comparison",
+    "shapes": "colored shapes: color, shape, number, place, comparison",
     "letter": "one letter or digit",
     "word": "a word, a number or a price to read",
-    "grid": "letters in a grid, each with its colour",
+    "grid": "letters in a grid, each with its color",
     "lines": "words one below the other",
     "emoji": "name, number, place (Noto: Apache-2.0, Fluent: MIT, Twemoji: CC-BY-4.0; held out OpenMoji: CC-BY-SA-4.0)",
     "receipt": "receipts: total, date, shop, items and prices, JSON",
     "chart": "bar charts: largest, smallest, values, number, title",
     "fashion": "Fashion-MNIST's garments (MIT)",
-    "easy": "easy-VQA's pictures and questions (MIT)",
+    "small": "a level word in small or large letters",
+    "plain": "equal shapes in a grid",
+    "easy": "easy-VQA's images and questions (MIT)",
 }
 
 
@@ -48,35 +50,35 @@ def _readme(plan: DrawingPlan) -> str:
     record = json.dumps(record_of("000000", f"000000.{encoded(example.image)[0]}", example), ensure_ascii=False)
     rows = "\n".join(f"| {kind} | {number} | {ABOUT[kind]} |" for kind, number in plan.kinds().items())
     fonts = (
-        "Fonts, words, pairs of colour and shape, layouts and styles are those of training."
+        "Fonts, words, pairs of color and shape, layouts and styles are those of training."
         if split == "train"
         else "Fonts, words, layouts and styles are those that training never sees."
     )
-    return f"""# Pictures drawn by `fastvlm demo-data`
+    return f"""# Images drawn by `fastvlm demo-data`
 
-{plan.num_pictures} pictures of 256 x 256 px with questions and answers, in {plan.num_shards} tar files
+{plan.num_images} images of 256 x 256 px with questions and answers, in {plan.num_shards} tar files
 (`{shard_name(0)}` ...). `index.html` shows some of them. {fonts}
 
-    fastvlm demo-data OUT --pictures {plan.num_pictures} --seed {plan.seed} --shards-of {plan.shard_size} \\
+    fastvlm demo-data OUT --images {plan.num_images} --seed {plan.seed} --shards-of {plan.shard_size} \\
       --split {split} --mix {mix}
 
 draws the same again on a machine with the same fonts and icons.
 
-| kind | pictures | |
+| kind | images | |
 | --- | ---: | --- |
 {rows}
 
-Each picture (`000000.png` or `.jpg`) has a record beside it (`000000.json`), in LLaVA's format:
+Each image (`000000.png` or `.jpg`) has a record beside it (`000000.json`), in LLaVA's format:
 
     {record}
 """
 
 
 def _samples(plan: DrawingPlan) -> Iterator[tuple[int, Sample]]:
-    """The first EACH pictures of each kind, by kind."""
+    """The first EACH images of each kind, by kind."""
     for kind in plan.mix:
         found = 0
-        for index in range(min(plan.num_pictures, SEARCHED)):
+        for index in range(min(plan.num_images, SEARCHED)):
             if found < EACH and kind_of(plan.seed, plan.split, index, plan.mix) == kind:
                 found += 1
                 yield index, draw_sample(plan.seed, plan.split, index, plan.mix)
@@ -86,8 +88,8 @@ def _page(plan: DrawingPlan) -> str:
     figures = "\n".join(_figure(index, sample) for index, sample in _samples(plan))
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>fastvlm demo-data</title><style>{_STYLE}</style>
-<h1>Pictures drawn by fastvlm demo-data</h1>
-<p>{plan.num_pictures} pictures, seed {plan.seed}. The first of each kind:</p>
+<h1>Images drawn by fastvlm demo-data</h1>
+<p>{plan.num_images} images, seed {plan.seed}. The first of each kind:</p>
 <main>
 {figures}
 </main></html>

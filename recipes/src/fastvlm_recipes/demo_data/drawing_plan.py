@@ -18,39 +18,40 @@ from fastvlm_recipes.demo_data.kinds import DRAWERS, kind_of
 __all__ = ["PLAN_FILE", "DrawingPlan", "claim_target", "parse_mix"]
 
 PLAN_FILE = "drawing.json"
+_STORED_NAMES = {"num_images": "num_pictures"}  # field -> its key in the file, where they differ
 _OWN = (LOCK_NAME, f".{PLAN_FILE}.part")  # all that a run has made before the plan is there
 
 
 @dataclass(frozen=True)
 class DrawingPlan:
-    """Every picture follows from these and its number.
+    """Every image follows from these and its number.
 
     Args:
         seed: of all chance, 0 or more.
         split: "train", or "test" for fonts, words, layouts and styles that training never sees.
-        num_pictures: 1 or more.
-        shard_size: pictures a shard; the last one may have fewer.
+        num_images: 1 or more.
+        shard_size: images a shard; the last one may have fewer.
         mix: kind -> share, any positive numbers.
     """
 
     seed: int
     split: Split
-    num_pictures: int
+    num_images: int
     shard_size: int
     mix: Mapping[str, int]
 
     @property
     def num_shards(self) -> int:
-        """Files that hold all pictures."""
-        return -(-self.num_pictures // self.shard_size)
+        """Files that hold all images."""
+        return -(-self.num_images // self.shard_size)
 
     def shard_range(self, shard: int) -> range:
-        """The numbers of a shard's pictures."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_pictures))
+        """The numbers of a shard's images."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
 
     def kinds(self) -> dict[str, int]:
-        """How many pictures there are of each kind."""
-        counts = Counter(kind_of(self.seed, self.split, index, self.mix) for index in range(self.num_pictures))
+        """How many images there are of each kind."""
+        counts = Counter(kind_of(self.seed, self.split, index, self.mix) for index in range(self.num_images))
         return {kind: counts[kind] for kind in self.mix}
 
 
@@ -74,7 +75,7 @@ def parse_mix(text: str) -> dict[str, int]:
 
 
 def claim_target(target: Path, plan: DrawingPlan) -> None:
-    """Write the plan into a new folder, or check that it has shards of the same one (as many pictures, or fewer).
+    """Write the plan into a new folder, or check that it has shards of the same one (as many images, or fewer).
 
     Args:
         target: a folder that the caller has locked.
@@ -91,22 +92,24 @@ def claim_target(target: Path, plan: DrawingPlan) -> None:
             )
     else:
         _check_same(file, plan)
-    write_file(file, json.dumps(asdict(plan), indent=1) + "\n")
+    stored = {_STORED_NAMES.get(name, name): value for name, value in asdict(plan).items()}
+    write_file(file, json.dumps(stored, indent=1) + "\n")
 
 
 def _check_same(file: Path, plan: DrawingPlan) -> None:
     """Raise unless the earlier plan draws the same; its last shard goes if it is not full and there is more to draw."""
     try:
-        earlier = DrawingPlan(**json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        earlier = DrawingPlan(**{name: stored.pop(_STORED_NAMES.get(name, name)) for name in asdict(plan)}, **stored)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file} cannot be read ({error}); name another folder, or remove this one.") from error
     for name, now in asdict(plan).items():
         before = asdict(earlier)[name]
-        if name != "num_pictures" and before != now:
+        if name != "num_images" and before != now:
             raise UsageError(f"{file.parent} was begun with {name} {before}, not {now}; use that, or another folder.")
-    if earlier.num_pictures > plan.num_pictures:
-        raise UsageError(f"{file.parent} was begun with {earlier.num_pictures} pictures; expected as many or more.")
-    if earlier.num_pictures < plan.num_pictures and earlier.num_pictures % plan.shard_size:
+    if earlier.num_images > plan.num_images:
+        raise UsageError(f"{file.parent} was begun with {earlier.num_images} images; expected as many or more.")
+    if earlier.num_images < plan.num_images and earlier.num_images % plan.shard_size:
         (file.parent / shard_name(earlier.num_shards - 1)).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""The easy-VQA data set: its pictures at the mini's size and its questions by picture."""
+"""The easy-VQA data set: its images at the mini's size and its questions by image."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from PIL import Image
 
 from fastvlm_recipes.demo_data.canvas import SIZE
 from fastvlm_recipes.demo_data.fonts import Split
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES
 from fastvlm_recipes.demo_data.wording import Turn, it_is, with_article
 
 
 @lru_cache(maxsize=2)
-def turns_by_picture(split: Split) -> dict[int, list[Turn]]:
-    """Picture number -> its questions and answers."""
+def turns_by_image(split: Split) -> dict[int, list[Turn]]:
+    """Image number -> its questions and answers."""
     import easy_vqa  # only training and evaluation need the package
 
-    questions, answers, pictures = easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
+    questions, answers, images = easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
     table: dict[int, list[Turn]] = {}
-    for question, answer, picture in zip(questions, answers, pictures, strict=True):
-        table.setdefault(picture, []).append((question, said(answer)))
+    for question, answer, image in zip(questions, answers, images, strict=True):
+        table.setdefault(image, []).append((question, said(answer)))
     return table
 
 
@@ -29,7 +29,7 @@ def said(answer: str) -> str:
     """The answer as the mini says it: Yes, No, It is red., It is a circle."""
     if answer in ("yes", "no"):
         return answer.capitalize()
-    return it_is(answer if answer in COLOUR_NAMES else with_article(answer))
+    return it_is(answer if answer in COLOR_NAMES else with_article(answer))
 
 
 @lru_cache(maxsize=2)
@@ -45,7 +45,7 @@ def file_of(split: Split, number: int) -> bytes:
     return Path(_paths(split)[number]).read_bytes()
 
 
-def picture(split: Split, number: int) -> Image.Image:
+def image(split: Split, number: int) -> Image.Image:
     """SIZE x SIZE RGB, enlarged from 64 px as the image processor does it (bicubic)."""
     with Image.open(_paths(split)[number]) as small:
         return small.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
@@ -53,5 +53,5 @@ def picture(split: Split, number: int) -> Image.Image:
 
 @lru_cache(maxsize=2)
 def numbers(split: Split) -> tuple[int, ...]:
-    """The pictures that have questions, in order."""
-    return tuple(sorted(turns_by_picture(split)))
+    """The images that have questions, in order."""
+    return tuple(sorted(turns_by_image(split)))

@@ -1,4 +1,4 @@
-"""Pictures of emoji from rasters made once from the SVG icon sets and kept in one compressed array.
+"""Images of emoji from rasters made once from the SVG icon sets and kept in one compressed array.
 
 Without that array (on a fresh machine) `load_rasters` gives None and the mix goes without emoji.
 """
@@ -59,9 +59,9 @@ def paste_emoji(rng: Random, scene: Scene, style: str, name: str, spot: tuple[fl
 
 
 def draw_emoji(rng: Random, styles: tuple[str, ...], count: int | None = None) -> Scene:
-    """A picture of `count` emoji (by chance 1 to 6 where None), some of them alike."""
-    picture, _, name = background(rng)
-    scene = Scene(picture, "emoji", name)
+    """An image of `count` emoji (by chance 1 to 6 where None), some of them alike."""
+    image, _, name = background(rng)
+    scene = Scene(image, "emoji", name)
     if count is None:
         count = rng.choices(range(1, 7), (45, 20, 12, 10, 7, 6))[0]
     style = rng.choice(styles)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from fastvlm_recipes.demo_data.scene import Scene
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, EMOJI_NAMES
 from fastvlm_recipes.demo_data.wording import Turn, any_of, names_listed, place_name, sentence, with_article
 
 NAMING = (
@@ -22,7 +22,7 @@ IS_THERE = ("Is there {}?", "Is there {} in the image?", "Do you see {}?", "Can 
 
 
 def emoji_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """Naming, listing, counting, presence, place, and colours of what is not there."""
+    """Naming, listing, counting, presence, place, and colors of what is not there."""
     things = scene.emoji()
     names = [thing.name for thing in things]
     if len(set(names)) == 1:
@@ -44,6 +44,6 @@ def emoji_turns(rng: Random, scene: Scene) -> list[Turn]:
     present, absent = rng.choice(names), rng.choice([name for name in EMOJI_NAMES if name not in names])
     extra.append((any_of(rng, IS_THERE).format(with_article(present)), "Yes"))
     extra.append((any_of(rng, IS_THERE).format(with_article(absent)), "No"))
-    if absent not in COLOUR_NAMES and rng.random() < 0.4:
+    if absent not in COLOR_NAMES and rng.random() < 0.4:
         extra.append((any_of(rng, (f"What color is the {absent}?",)), f"There is no {absent} in the image."))
     return [*turns, *rng.sample(extra, 2)]

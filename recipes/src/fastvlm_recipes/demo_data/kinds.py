@@ -1,4 +1,4 @@
-"""The kinds of picture that can be drawn, their shares, and what a machine lacks for some of them."""
+"""The kinds of image that can be drawn, their shares, and what a machine lacks for some of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WORD_SHARES = (8, 20, 18, 17, 14, 12, 11)
 
 @dataclass(frozen=True)
 class Sample:
-    """One drawn picture with one to five questions and answers; `kind` is one of DRAWERS."""
+    """One drawn image with one to five questions and answers; `kind` is one of DRAWERS."""
 
     scene: Scene
     turns: list[Turn]
@@ -45,7 +45,7 @@ class Sample:
 
     @property
     def image(self) -> Image.Image:
-        """The picture, RGB."""
+        """The image, RGB."""
         return self.scene.image
 
 
@@ -92,10 +92,10 @@ def emoji_styles(split: Split) -> tuple[str, ...]:
 
 
 def _easy(rng: Random, split: Split) -> Scene:
-    table = easy_questions.turns_by_picture(split)
+    table = easy_questions.turns_by_image(split)
     number = rng.choice(easy_questions.numbers(split))
     turns = table[number]
-    return Scene(easy_questions.picture(split, number), "easy", asked=rng.sample(turns, min(len(turns), 5)))
+    return Scene(easy_questions.image(split, number), "easy", asked=rng.sample(turns, min(len(turns), 5)))
 
 
 DRAWERS: dict[str, Callable[[Random, Split], Scene]] = {
@@ -123,12 +123,12 @@ def _kind(rng: Random, mix: Mapping[str, int]) -> str:
 
 
 def kind_of(seed: int, split: Split, index: int, mix: Mapping[str, int]) -> str:
-    """The kind of picture number `index`, without drawing it."""
+    """The kind of image number `index`, without drawing it."""
     return _kind(_chance(seed, split, index), mix)
 
 
 def draw_sample(seed: int, split: Split, index: int, mix: Mapping[str, int]) -> Sample:
-    """Picture number `index`: it depends on the arguments alone (and on the fonts and icons of the machine)."""
+    """Image number `index`: it depends on the arguments alone (and on the fonts and icons of the machine)."""
     rng = _chance(seed, split, index)
     kind = _kind(rng, mix)
     scene = DRAWERS[kind](rng, split)

@@ -46,10 +46,10 @@ def pick_face(rng: Random, split: Split) -> Face:
 
 @dataclass(frozen=True)
 class Run:
-    """A set run: its mask (L) and, per character, ink centre and ink size within the mask."""
+    """A set run: its mask (L) and, per character, ink center and ink size within the mask."""
 
     mask: Image.Image
-    centres: tuple[tuple[float, float], ...]
+    centers: tuple[tuple[float, float], ...]
     sizes: tuple[float, ...]
     ink_height: float
 
@@ -65,7 +65,7 @@ def _char_box(file: str, size: int, char: str) -> tuple[float, float, float, flo
 
 
 def _pens(text: str, setting: Setting, font: Font) -> list[float]:
-    """Where each character starts, in px: its neighbours' own widths, scaled to the kerned width of the whole."""
+    """Where each character starts, in px: its neighbors' own widths, scaled to the kerned width of the whole."""
     widths = [_char_width(setting.face.file, setting.size, char) for char in text]
     kerning = 1.0 if setting.spacing else float(font.getlength(text)) / max(1e-6, sum(widths))
     pens, pen = [], 0.0
@@ -92,11 +92,11 @@ def set_run(text: str, setting: Setting) -> Run:
             pencil.text((pen - left, -top), char, 255, font, anchor="ls", stroke_width=setting.stroke)
     else:
         pencil.text((-left, -top), text, 255, font, anchor="ls", stroke_width=setting.stroke)
-    centres = tuple(
+    centers = tuple(
         (pen + (box[0] + box[2]) / 2 - left, (box[1] + box[3]) / 2 - top) for pen, box in zip(pens, boxes, strict=True)
     )
     sizes = tuple(float(max(box[2] - box[0], box[3] - box[1])) for box in boxes)
-    run = Run(mask, centres, sizes, float(bottom - top - 2 * margin))
+    run = Run(mask, centers, sizes, float(bottom - top - 2 * margin))
     return _turned(run, setting.angle) if setting.angle else run
 
 
@@ -106,25 +106,25 @@ def _turned(run: Run, angle: float) -> Run:
     radians = math.radians(angle)
     cos, sin = math.cos(radians), math.sin(radians)
     half_w, half_h = run.mask.width / 2, run.mask.height / 2
-    centres = tuple(
+    centers = tuple(
         (
             mask.width / 2 + (x - half_w) * cos + (y - half_h) * sin,
             mask.height / 2 - (x - half_w) * sin + (y - half_h) * cos,
         )
-        for x, y in run.centres
+        for x, y in run.centers
     )
-    return Run(mask, centres, run.sizes, run.ink_height)
+    return Run(mask, centers, run.sizes, run.ink_height)
 
 
 def write(scene: Scene, run: Run, text: str, ink: tuple[str, RGB], left: int, top: int) -> None:
     """Pastes a set run at (left, top) and records its line and its characters (spaces leave no record)."""
-    colour, rgb = ink
+    color, rgb = ink
     paste(scene.image, run.mask, rgb, left, top)
-    for char, (x, y), size in zip(text, run.centres, run.sizes, strict=True):
+    for char, (x, y), size in zip(text, run.centers, run.sizes, strict=True):
         if char in GLYPHS:
-            scene.things.append(Thing("glyph", char, colour, left + x, top + y, size))
+            scene.things.append(Thing("glyph", char, color, left + x, top + y, size))
     middle = (left + run.mask.width / 2, top + run.mask.height / 2)
-    scene.lines.append(Line(text, colour, *middle, run.ink_height))
+    scene.lines.append(Line(text, color, *middle, run.ink_height))
 
 
 def fitting_size(text: str, face: Face, width: float, height: float) -> int:
@@ -136,5 +136,5 @@ def fitting_size(text: str, face: Face, width: float, height: float) -> int:
 
 
 def place_run(rng: Random, run: Run) -> tuple[int, int]:
-    """A random corner that keeps the run inside the picture where it fits."""
+    """A random corner that keeps the run inside the image where it fits."""
     return rng.randint(0, max(0, SIZE - run.mask.width)), rng.randint(0, max(0, SIZE - run.mask.height))

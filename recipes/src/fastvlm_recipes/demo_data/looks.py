@@ -1,7 +1,7 @@
 """What an answer speaks of: before which of its characters one looks at which things, and what in the question says so.
 
 A small decoder finds out late that "What color is the star?" is answered by the one token that shows a star: after
-70,000 pictures it named a lone shape without a mistake and chose among several by chance (every wrong answer was true
+70,000 images it named a lone shape without a mistake and chose among several by chance (every wrong answer was true
 of another shape). So the records tell it, and training may ask for it (`fastvlm.training.grounding_objective`).
 """
 
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastvlm_recipes.demo_data.scene import Scene, Thing
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, GLYPHS, SHAPE_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, GLYPHS, SHAPE_NAMES
 from fastvlm_recipes.demo_data.wording import ORDINALS, REFUSAL, Turn
 
 __all__ = ["NEGATIONS", "Look", "looks_of", "plain_words", "reminder_of"]
 
-TELLING = frozenset((*COLOUR_NAMES, *SHAPE_NAMES))
+TELLING = frozenset((*COLOR_NAMES, *SHAPE_NAMES))
 SIDE_WORDS = frozenset(("left", "right", "above", "below"))
 NEGATIONS = frozenset(("not", "no"))
 READING = frozenset(("say", "read", "written", "text", "transcribe", "word", "number", "price", "cost"))
@@ -67,20 +67,20 @@ def _telling(question: str) -> frozenset[str]:
 
 
 def _looks_at_shape(scene: Scene, question: str, answer: str) -> list[Look]:
-    """For a colour, a kind or a place: at the one shape whose kind or colour stands in the question, or the only one.
+    """For a color, a kind or a place: at the one shape whose kind or color stands in the question, or the only one.
 
     From the first word on, which is another where nothing fits ("There is no star in the image.").
     """
     shapes, words = scene.shapes(), set(plain_words(question))
-    asked = [shape for shape in shapes if shape.colour in words or shape.name in words]
+    asked = [shape for shape in shapes if shape.color in words or shape.name in words]
     said = answer.rstrip(".").split()[-1] if answer.startswith("It is ") else ""
     if said:
-        asked = [shape for shape in asked if said in (shape.colour, shape.name)] or shapes
+        asked = [shape for shape in asked if said in (shape.color, shape.name)] or shapes
     elif "where" not in words:
         return []
-    if len(asked) != 1 or (said and said not in (asked[0].colour, asked[0].name)):
+    if len(asked) != 1 or (said and said not in (asked[0].color, asked[0].name)):
         return []
-    telling = frozenset(words & {asked[0].colour, asked[0].name})
+    telling = frozenset(words & {asked[0].color, asked[0].name})
     starts = (0, answer.rindex(said)) if said else (0,)
     return [Look(start, (asked[0],), telling) for start in starts]
 
@@ -91,12 +91,12 @@ def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list
     telling = words & TELLING
     if answer not in ("Yes", "No") or not telling or words & SIDE_WORDS:
         return []
-    found = [shape for shape in shapes if telling <= {shape.colour, shape.name}]
+    found = [shape for shape in shapes if telling <= {shape.color, shape.name}]
     return [Look(0, tuple(found), frozenset(telling | (words & NEGATIONS)))]
 
 
 def reminder_of(turn: Turn) -> list[Look]:
-    """For yes or no about a picture of which nothing more is known: the words that tell what is asked for."""
+    """For yes or no about an image of which nothing more is known: the words that tell what is asked for."""
     return _look_for_shape((), *turn)
 
 

@@ -16,7 +16,7 @@ from fastvlm_recipes.demo_data.fonts import Split
 from fastvlm_recipes.demo_data.lettering import Setting, pick_face, place_run, set_run, write
 from fastvlm_recipes.demo_data.scene import Scene
 from fastvlm_recipes.demo_data.shapes import draw_shape
-from fastvlm_recipes.demo_data.vocabulary import COLOURS
+from fastvlm_recipes.demo_data.vocabulary import COLORS
 
 __all__ = ["draw_plain_grid", "draw_small_word"]
 
@@ -47,7 +47,7 @@ def draw_small_word(rng: Random, split: Split, text: str) -> Scene:
     while run.mask.width > SIZE and size > smallest:
         size = max(smallest, size * SIZE // run.mask.width)
         run = set_run(text, Setting(face, size))
-    is_black = rng.random() < 0.5 and are_distinct(COLOURS["black"], ground)
+    is_black = rng.random() < 0.5 and are_distinct(COLORS["black"], ground)
     color = "black" if is_black else contrasting(rng, ground)
     write(scene, run, text, (color, jittered(rng, color)), *place_run(rng, run))
     return scene
@@ -60,7 +60,7 @@ def draw_plain_grid(rng: Random, pairs: tuple[tuple[str, str], ...]) -> Scene:
     cells = [(column, row) for row in range(rows) for column in range(columns)]
     count = rng.randint(1, min(6, len(cells)))
     chosen = cells[:count] if rng.random() < 0.6 else sorted(rng.sample(cells, count))
-    pair = rng.choice([pair for pair in pairs if are_distinct(COLOURS[pair[0]], ground)])
+    pair = rng.choice([pair for pair in pairs if are_distinct(COLORS[pair[0]], ground)])
     cell_px = SIZE / max(columns, rows)
     radius = max(8.0, cell_px * rng.uniform(0.22, 0.42))
     for column, row in chosen:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Part = Literal["shop", "date", "items", "total", "rule"]
-# centre, left, right: one run of text. split: name left, amount right; swapped: the amount first.
-Place = Literal["centre", "left", "right", "split", "swapped"]
+# center, left, right: one run of text. split: name left, amount right; swapped: the amount first.
+Place = Literal["center", "left", "right", "split", "swapped"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Row:
     """One row (of `items`: one for each); `scale` is its height beside a plain row's, `is_boxed` light on dark."""
 
     part: Part
-    place: Place = "centre"
+    place: Place = "center"
     scale: float = 1.0
     is_boxed: bool = False
 

@@ -1,4 +1,4 @@
-"""Pictures of receipts: shop, date, one to three items with prices, total. Letters are 12 to 28 px high."""
+"""Images of receipts: shop, date, one to three items with prices, total. Letters are 12 to 28 px high."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def draw_receipt(rng: Random, split: Split, layout: str | None = None) -> Scene:
     """A receipt on paper; `layout` by chance where None: a seen one in training, a held-out one otherwise."""
     if layout is None:
         layout = rng.choice(tuple(SEEN_LAYOUTS if split == "train" else HELD_OUT_LAYOUTS))
-    picture, _, _ = background(rng)
-    scene = Scene(picture, "receipt")
+    image, _, _ = background(rng)
+    scene = Scene(image, "receipt")
     face = pick_face(rng, split)
     receipt = make_receipt(rng, split, layout)
     if face.is_capitals_only:
@@ -95,7 +95,7 @@ def _in_capitals(receipt: Receipt) -> Receipt:
 
 
 def _lay_paper(rng: Random, scene: Scene) -> tuple[tuple[int, int, int, int], RGB]:
-    """The paper's inner box (left, top, right, bottom) and its colour; on a third of the pictures it fills all."""
+    """The paper's inner box (left, top, right, bottom) and its color; on a third of the images it fills all."""
     shade = rng.randint(232, 255)
     paper = (shade, shade, max(0, shade - rng.choice((0, 0, 12, 25))))
     if rng.random() < 0.34:
@@ -169,7 +169,7 @@ def _write_at(
     ink: tuple[str, RGB],
     span: tuple[int, int, float],
 ) -> None:
-    """One run of text between `left` and `right`, its ink centred on `middle`."""
+    """One run of text between `left` and `right`, its ink centered on `middle`."""
     text, place = placed
     left, right, middle = span
     run = set_run(text, setting)

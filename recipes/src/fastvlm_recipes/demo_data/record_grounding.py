@@ -1,4 +1,4 @@
-"""What a record tells beside the conversation: where things stand in the picture, and which of them an answer means.
+"""What a record tells beside the conversation: where things stand in the image, and which of them an answer means.
 
 The columns `objects` and `looks`, as docs/training_data.md has them.
 """
@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from fastvlm_recipes.demo_data.clothes import CLOTHES
 from fastvlm_recipes.demo_data.looks import NEGATIONS, Look, looks_of, plain_words, reminder_of
 from fastvlm_recipes.demo_data.scene import Scene, Thing
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES, GLYPHS, SHAPE_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, EMOJI_NAMES, GLYPHS, SHAPE_NAMES
 from fastvlm_recipes.demo_data.wording import Turn
 
 __all__ = ["known_names", "record_grounding"]
 
 
 def known_names() -> dict[str, list[str]]:
-    """Every name and colour that an object may have: what stands in names.json beside the shards."""
+    """Every name and color that an object may have: what stands in names.json beside the shards."""
     emoji = [_emoji(name) for name in EMOJI_NAMES]
-    return {"objects": [*GLYPHS, *SHAPE_NAMES, *CLOTHES, *emoji], "colours": [*COLOUR_NAMES]}
+    return {"objects": [*GLYPHS, *SHAPE_NAMES, *CLOTHES, *emoji], "colours": [*COLOR_NAMES]}
 
 
 def record_grounding(scene: Scene, turns: Sequence[Turn]) -> dict[str, object]:
-    """The columns of one record; of a picture that was not drawn here, looks at the question's words alone."""
+    """The columns of one record; of an image that was not drawn here, looks at the question's words alone."""
     if scene.topic == "easy":
         return {"looks": _looks(scene, turns, [reminder_of(turn) for turn in turns])}
     objects = [_object(thing) for thing in scene.things]
@@ -35,7 +35,7 @@ def _object(thing: Thing) -> dict[str, object]:
     half = thing.size / 2
     box = [round(edge, 1) for edge in (thing.x - half, thing.y - half, thing.x + half, thing.y + half)]
     told: dict[str, object] = {"name": _emoji(thing.name) if thing.kind == "emoji" else thing.name, "box": box}
-    return {**told, "colour": thing.colour} if thing.colour else told
+    return {**told, "colour": thing.color} if thing.color else told
 
 
 def _emoji(name: str) -> str:

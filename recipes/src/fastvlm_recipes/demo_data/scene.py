@@ -1,4 +1,4 @@
-"""The record of what was drawn: pixels beside the truth about them. Lengths are in pixels of the picture."""
+"""The record of what was drawn: pixels beside the truth about them. Lengths are in pixels of the image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Kind = Literal["shape", "glyph", "emoji", "clothing"]
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn shape, character, emoji or garment; (x, y) is the centre of its ink, `size` its larger side."""
+    """One drawn shape, character, emoji or garment; (x, y) is the center of its ink, `size` its larger side."""
 
     kind: Kind
     name: str
-    colour: str
+    color: str
     x: float
     y: float
     size: float
@@ -27,7 +27,7 @@ class Line:
     """One run of text on one base line; `rank` is its place in reading order."""
 
     text: str
-    colour: str
+    color: str
     x: float
     y: float
     height: float
@@ -48,20 +48,20 @@ class Receipt:
 class Chart:
     """What a bar chart shows, from left to right or from the top; `title` is "" where there is none.
 
-    `colours` are the names of the bars' colours; `has_values` where each bar's number stands beside it.
+    `colors` are the names of the bars' colors; `has_values` where each bar's number stands next to it.
     """
 
     title: str
     labels: tuple[str, ...]
     values: tuple[int, ...]
-    colours: tuple[str, ...]
+    colors: tuple[str, ...]
     has_values: bool
     style: str
 
 
 @dataclass
 class Scene:
-    """A picture (RGB, square) with everything that is in it; `asked` are questions that came with the picture."""
+    """An image (RGB, square) with everything that is in it; `asked` are questions that came with the image."""
 
     image: Image.Image
     topic: str
@@ -73,7 +73,7 @@ class Scene:
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def shapes(self) -> list[Thing]:
-        """The coloured shapes, in the order of drawing."""
+        """The colored shapes, in the order of drawing."""
         return [thing for thing in self.things if thing.kind == "shape"]
 
     def emoji(self) -> list[Thing]:

@@ -15,7 +15,7 @@ from fastvlm_recipes.demo_data.trap_questions import false_premise, no_shape_tur
 from fastvlm_recipes.demo_data.wording import Turn
 
 MOST_TURNS = 5
-FALSE_PREMISES, TWINS = 0.22, 0.1  # shares of pictures with such a question
+FALSE_PREMISES, TWINS = 0.22, 0.1  # shares of images with such a question
 
 
 def turns_of(rng: Random, scene: Scene) -> list[Turn]:

@@ -1,4 +1,4 @@
-"""Questions about coloured shapes: counts, colours, kinds, presence, sides, sizes, places."""
+"""Questions about colored shapes: counts, colors, kinds, presence, sides, sizes, places."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 
 from fastvlm_recipes.demo_data.scene import Scene, Thing
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, SHAPE_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, SHAPE_NAMES
 from fastvlm_recipes.demo_data.wording import (
     Turn,
     any_of,
@@ -22,7 +22,7 @@ HOW_MANY = (
     "How many {} are there?", "How many {} do you see?", "How many {} are in the image?", "Count the {}.",
     "How many {} are in the picture?", "How many {} can you see?", "What is the number of {}?",
 )  # fmt: skip
-COLOUR_OF = (
+COLOR_OF = (
     "What color is the {}?", "What is the color of the {}?", "Which color is the {}?",
     "What color does the {} have?", "Name the color of the {}.", "The {} is what color?",
 )  # fmt: skip
@@ -50,13 +50,13 @@ SIDES = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1),
 
 def label(thing: Thing) -> str:
     """Such as "red circle"."""
-    return f"{thing.colour} {thing.name}"
+    return f"{thing.color} {thing.name}"
 
 
 def shape_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """Questions that this picture can answer: its counts, colours and kinds, and two others, in random order."""
+    """Questions that this image can answer: its counts, colors and kinds, and two others, in random order."""
     shapes = scene.shapes()
-    first = [*_counts(rng, shapes), *_colours(rng, shapes), *_kinds(rng, shapes)]
+    first = [*_counts(rng, shapes), *_colors(rng, shapes), *_kinds(rng, shapes)]
     second = [
         *_presence(rng, shapes),
         *_sides(rng, shapes),
@@ -70,48 +70,48 @@ def shape_turns(rng: Random, scene: Scene) -> list[Turn]:
 
 def _counts(rng: Random, shapes: list[Thing]) -> list[Turn]:
     turns = [(any_of(rng, HOW_MANY).format(rng.choice(("shapes", "shapes", "objects"))), str(len(shapes)))]
-    by_name, by_colour = Counter(s.name for s in shapes), Counter(s.colour for s in shapes)
+    by_name, by_color = Counter(s.name for s in shapes), Counter(s.color for s in shapes)
     name = rng.choice(list(by_name) if by_name and rng.random() < 0.85 else SHAPE_NAMES)
-    colour = rng.choice(list(by_colour) if by_colour and rng.random() < 0.85 else COLOUR_NAMES)
+    color = rng.choice(list(by_color) if by_color and rng.random() < 0.85 else COLOR_NAMES)
     turns.append((any_of(rng, HOW_MANY).format(plural(name)), str(by_name[name])))
-    turns.append((any_of(rng, HOW_MANY).format(f"{colour} shapes"), str(by_colour[colour])))
+    turns.append((any_of(rng, HOW_MANY).format(f"{color} shapes"), str(by_color[color])))
     if shapes and rng.random() < 0.5:
         one = rng.choice(shapes)
         same = sum(label(s) == label(one) for s in shapes)
-        turns.append((any_of(rng, HOW_MANY).format(f"{one.colour} {plural(one.name)}"), str(same)))
+        turns.append((any_of(rng, HOW_MANY).format(f"{one.color} {plural(one.name)}"), str(same)))
     return turns
 
 
-def _colours(rng: Random, shapes: list[Thing]) -> list[Turn]:
+def _colors(rng: Random, shapes: list[Thing]) -> list[Turn]:
     turns: list[Turn] = []
     by_name: dict[str, set[str]] = {}
     for shape in shapes:
-        by_name.setdefault(shape.name, set()).add(shape.colour)
+        by_name.setdefault(shape.name, set()).add(shape.color)
     for name in rng.sample(sorted(by_name), min(6, len(by_name))):
         if len(by_name[name]) == 1:
             noun = name if sum(s.name == name for s in shapes) == 1 else plural(name)
-            question = any_of(rng, COLOUR_OF if noun == name else ("What color are the {}?", "Which color are the {}?"))
+            question = any_of(rng, COLOR_OF if noun == name else ("What color are the {}?", "Which color are the {}?"))
             turns.append((question.format(noun), it_is(next(iter(by_name[name])))))
     if len(shapes) == 1:
-        turns.append((any_of(rng, COLOUR_OF).format("shape"), it_is(shapes[0].colour)))
+        turns.append((any_of(rng, COLOR_OF).format("shape"), it_is(shapes[0].color)))
         turns.append(
             (
                 any_of(rng, ("What color is it?", "What color is this?", "Which color do you see?")),
-                it_is(shapes[0].colour),
+                it_is(shapes[0].color),
             )
         )
     absent = rng.choice([name for name in SHAPE_NAMES if name not in by_name])
     if rng.random() < 0.35:
-        turns.append((any_of(rng, COLOUR_OF).format(absent), f"There is no {absent} in the image."))
+        turns.append((any_of(rng, COLOR_OF).format(absent), f"There is no {absent} in the image."))
     return turns
 
 
 def _kinds(rng: Random, shapes: list[Thing]) -> list[Turn]:
     turns: list[Turn] = []
-    by_colour = Counter(s.colour for s in shapes)
+    by_color = Counter(s.color for s in shapes)
     for shape in shapes:
-        if by_colour[shape.colour] == 1 and len(turns) < 6:
-            turns.append((any_of(rng, KIND_OF).format(shape.colour), it_is(with_article(shape.name))))
+        if by_color[shape.color] == 1 and len(turns) < 6:
+            turns.append((any_of(rng, KIND_OF).format(shape.color), it_is(with_article(shape.name))))
     if len(shapes) == 1:
         turns += [(any_of(rng, ONLY_SHAPE), it_is(with_article(shapes[0].name))) for _ in range(2)]
     sizes = sorted(shapes, key=lambda s: s.size)
@@ -135,19 +135,19 @@ def _kinds(rng: Random, shapes: list[Thing]) -> list[Turn]:
 def _presence(rng: Random, shapes: list[Thing]) -> list[Turn]:
     turns: list[Turn] = []
     pairs = {label(s) for s in shapes}
-    names, colours = {s.name for s in shapes}, {s.colour for s in shapes}
+    names, colors = {s.name for s in shapes}, {s.color for s in shapes}
     if shapes:
         one = rng.choice(shapes)
-        what = rng.choice((label(one), one.name, f"{one.colour} shape"))
+        what = rng.choice((label(one), one.name, f"{one.color} shape"))
         turns.append((any_of(rng, IS_THERE).format(with_article(what)), "Yes"))
-    name, colour = rng.choice(SHAPE_NAMES), rng.choice(COLOUR_NAMES)
-    if shapes and rng.random() < 0.5:  # a near miss: a colour and a shape that are there, but not together
-        name, colour = rng.choice(shapes).name, rng.choice(shapes).colour
-    what = rng.choice((f"{colour} {name}", name, f"{colour} shape"))
+    name, color = rng.choice(SHAPE_NAMES), rng.choice(COLOR_NAMES)
+    if shapes and rng.random() < 0.5:  # a near miss: a color and a shape that are there, but not together
+        name, color = rng.choice(shapes).name, rng.choice(shapes).color
+    what = rng.choice((f"{color} {name}", name, f"{color} shape"))
     is_true = {
-        f"{colour} {name}": f"{colour} {name}" in pairs,
+        f"{color} {name}": f"{color} {name}" in pairs,
         name: name in names,
-        f"{colour} shape": colour in colours,
+        f"{color} shape": color in colors,
     }
     turns.append((any_of(rng, IS_THERE).format(with_article(what)), "Yes" if is_true[what] else "No"))
     return turns

@@ -1,4 +1,4 @@
-"""Pictures of coloured shapes."""
+"""Images of colored shapes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 
 from fastvlm_recipes.demo_data.canvas import SIZE, are_distinct, background, jittered, paste
 from fastvlm_recipes.demo_data.scene import Scene, Thing
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, COLOURS, HELD_OUT_PAIRS, SHAPE_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, COLORS, HELD_OUT_PAIRS, SHAPE_NAMES
 
 Point = tuple[float, float]
 OVERSAMPLING = 2
-# How often a picture has 0, 1, ... 10 shapes.
-SHAPES_A_PICTURE = (1, 14, 20, 20, 17, 12, 12, 1, 1, 1, 1)
-ALL_PAIRS: tuple[tuple[str, str], ...] = tuple((colour, shape) for colour in COLOUR_NAMES for shape in SHAPE_NAMES)
+# How often an image has 0, 1, ... 10 shapes.
+SHAPES_A_IMAGE = (1, 14, 20, 20, 17, 12, 12, 1, 1, 1, 1)
+ALL_PAIRS: tuple[tuple[str, str], ...] = tuple((color, shape) for color in COLOR_NAMES for shape in SHAPE_NAMES)
 TRAIN_PAIRS: tuple[tuple[str, str], ...] = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 
 
@@ -99,7 +99,7 @@ def is_free(spot: tuple[float, float, float], taken: list[tuple[float, float, fl
 
 
 def find_spot(rng: Random, radius: float, taken: list[tuple[float, float, float]]) -> tuple[float, float] | None:
-    """A free place for a disc inside the picture, or None after some tries."""
+    """A free place for a disc inside the image, or None after some tries."""
     for _ in range(30):
         spot = (rng.uniform(radius, SIZE - radius), rng.uniform(radius, SIZE - radius))
         if is_free((*spot, radius), taken):
@@ -107,50 +107,50 @@ def find_spot(rng: Random, radius: float, taken: list[tuple[float, float, float]
     return None
 
 
-def draw_shape(rng: Random, picture: Image.Image, pair: tuple[str, str], x: float, y: float, radius: float) -> Thing:
+def draw_shape(rng: Random, image: Image.Image, pair: tuple[str, str], x: float, y: float, radius: float) -> Thing:
     """Draws one shape and returns the record of it."""
-    colour, shape = pair
+    color, shape = pair
     mask = shape_mask(rng, shape, radius)
-    rgb = jittered(rng, colour)
+    rgb = jittered(rng, color)
     left, top = round(x - mask.width / 2), round(y - mask.height / 2)
     if rng.random() < 0.12 and radius > 12:
-        _rim(picture, mask, rgb, left, top)
+        _rim(image, mask, rgb, left, top)
     else:
-        paste(picture, mask, rgb, left, top)
-    return Thing("shape", shape, colour, x, y, 2 * radius)
+        paste(image, mask, rgb, left, top)
+    return Thing("shape", shape, color, x, y, 2 * radius)
 
 
-def _rim(picture: Image.Image, mask: Image.Image, rgb: tuple[int, int, int], left: int, top: int) -> None:
+def _rim(image: Image.Image, mask: Image.Image, rgb: tuple[int, int, int], left: int, top: int) -> None:
     """A shape with a darker edge."""
     dark = (rgb[0] // 3, rgb[1] // 3, rgb[2] // 3)
-    paste(picture, mask, dark, left, top)
+    paste(image, mask, dark, left, top)
     inner = max(3, round(mask.width * 0.9))
     small = mask.resize((inner, inner), Image.Resampling.BILINEAR)
     shift = (mask.width - inner) // 2
-    paste(picture, small, rgb, left + shift, top + shift)
+    paste(image, small, rgb, left + shift, top + shift)
 
 
 def _palette(rng: Random, ground: tuple[int, int, int], pairs: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-    """The pairs that can be seen on the ground, sometimes narrowed so that colours or shapes repeat."""
-    seen = [pair for pair in pairs if are_distinct(COLOURS[pair[0]], ground)]
+    """The pairs that can be seen on the ground, sometimes narrowed so that colors or shapes repeat."""
+    seen = [pair for pair in pairs if are_distinct(COLORS[pair[0]], ground)]
     roll = rng.random()
     if roll < 0.3:
         shapes = set(rng.sample(SHAPE_NAMES, rng.choice((1, 2))))
         narrowed = [pair for pair in seen if pair[1] in shapes]
     elif roll < 0.5:
-        colours = set(rng.sample(COLOUR_NAMES, rng.choice((1, 2, 3))))
-        narrowed = [pair for pair in seen if pair[0] in colours]
+        colors = set(rng.sample(COLOR_NAMES, rng.choice((1, 2, 3))))
+        narrowed = [pair for pair in seen if pair[0] in colors]
     else:
         narrowed = seen
     return narrowed or seen
 
 
 def draw_shapes(rng: Random, count: int | None = None, pairs: tuple[tuple[str, str], ...] = TRAIN_PAIRS) -> Scene:
-    """A picture of `count` shapes (by chance 0 to 10 where None) that do not overlap."""
-    picture, ground, name = background(rng)
-    scene = Scene(picture, "shapes", name)
+    """An image of `count` shapes (by chance 0 to 10 where None) that do not overlap."""
+    image, ground, name = background(rng)
+    scene = Scene(image, "shapes", name)
     if count is None:
-        count = rng.choices(range(11), SHAPES_A_PICTURE)[0]
+        count = rng.choices(range(11), SHAPES_A_IMAGE)[0]
     palette = _palette(rng, ground, pairs)
     largest = 100 if count == 1 else min(64.0, 118 / math.sqrt(max(count, 1)))
     taken: list[tuple[float, float, float]] = []
@@ -160,5 +160,5 @@ def draw_shapes(rng: Random, count: int | None = None, pairs: tuple[tuple[str, s
         if spot is None:
             continue
         taken.append((*spot, radius))
-        scene.things.append(draw_shape(rng, picture, rng.choice(palette), *spot, radius))
+        scene.things.append(draw_shape(rng, image, rng.choice(palette), *spot, radius))
     return scene

@@ -1,6 +1,6 @@
-"""Draws pictures in several processes and writes them into tar shards, as webdataset has them.
+"""Draws images in several processes and writes them into tar shards, as webdataset has them.
 
-A shard holds ``000123.png`` (or ``.jpg``) beside ``000123.json``, a record in LLaVA's format. It is written beside its
+A shard holds ``000123.png`` (or ``.jpg``) beside ``000123.json``, a record in LLaVA's format. It is written next to its
 place and renamed when it is whole, so a run that was stopped goes on with the first shard that is not there.
 """
 
@@ -30,26 +30,26 @@ from fastvlm_recipes.demo_data.record_grounding import known_names, record_groun
 __all__ = ["draw_shards", "encoded", "record_of"]
 
 NAMES_FILE = "names.json"
-CHUNK = 20  # pictures that a process draws before it hands them over
+CHUNK = 20  # images that a process draws before it hands them over
 JPEG_QUALITY = 95
-MOST_PNG_COLOURS = 4096  # with more, PNG is never the smaller one
+MOST_PNG_COLORS = 4096  # with more, PNG is never the smaller one
 Member = tuple[str, bytes]  # name, content
 
 
-def encoded(picture: Image.Image) -> tuple[str, bytes]:
-    """("png" or "jpg", the file): whichever is smaller of PNG and JPEG at quality 95 with full colour."""
+def encoded(image: Image.Image) -> tuple[str, bytes]:
+    """("png" or "jpg", the file): whichever is smaller of PNG and JPEG at quality 95 with full color."""
     jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    image.save(jpeg, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     best = ("jpg", jpeg.getvalue())
-    if picture.getcolors(MOST_PNG_COLOURS) is not None:
+    if image.getcolors(MOST_PNG_COLORS) is not None:
         png = io.BytesIO()
-        picture.save(png, "PNG", compress_level=4)
+        image.save(png, "PNG", compress_level=4)
         best = min(best, ("png", png.getvalue()), key=lambda one: len(one[1]))
     return best
 
 
 def record_of(name: str, file: str, sample: Sample) -> dict[str, object]:
-    """`id`, `image`, `kind`, `conversations`, `objects`, `looks`; the first question stands after the picture."""
+    """`id`, `image`, `kind`, `conversations`, `objects`, `looks`; the first question stands after the image."""
     turns: list[dict[str, str]] = []
     for index, (question, answer) in enumerate(sample.turns):
         turns.append({"from": "human", "value": f"<image>\n{question}" if index == 0 else question})
@@ -59,7 +59,7 @@ def record_of(name: str, file: str, sample: Sample) -> dict[str, object]:
 
 
 def _members(plan: DrawingPlan, indices: Sequence[int]) -> list[Member]:
-    """Picture and record of each number, in order."""
+    """Image and record of each number, in order."""
     members: list[Member] = []
     for index in indices:
         sample = draw_sample(plan.seed, plan.split, index, plan.mix)
@@ -74,13 +74,13 @@ def _members(plan: DrawingPlan, indices: Sequence[int]) -> list[Member]:
 def draw_shards(
     target: Path, plan: DrawingPlan, num_workers: int, on_progress: Callable[[int, int], None] | None = None
 ) -> int:
-    """Draw what is not there yet; returns how many pictures that were.
+    """Draw what is not there yet; returns how many images that were.
 
     Args:
         target: the folder, new or begun by the same plan.
         plan: what to draw; the files are the same whatever `num_workers` is.
         num_workers: drawing processes, 1 or more; with 1 this process draws.
-        on_progress: called with pictures that are done, and all.
+        on_progress: called with images that are done, and all.
 
     Raises:
         UsageError: the folder holds something else, or another process draws into it, or it cannot be written to.
@@ -100,7 +100,7 @@ def _draw_missing(
     missing = [shard for shard in range(plan.num_shards) if not (target / shard_name(shard)).is_file()]
     chunks = [chunk for shard in missing for chunk in _chunks(plan.shard_range(shard))]
     num_to_draw = sum(map(len, chunks))
-    done = plan.num_pictures - num_to_draw
+    done = plan.num_images - num_to_draw
     with _drawn(plan, chunks, min(num_workers, max(1, len(chunks)))) as drawn:
         for shard in missing:
             with _whole_tar(target / shard_name(shard)) as tar:
@@ -109,7 +109,7 @@ def _draw_missing(
                         _add(tar, name, content)
                     done += len(chunk)
                     if on_progress is not None:
-                        on_progress(done, plan.num_pictures)
+                        on_progress(done, plan.num_images)
     return num_to_draw
 
 
@@ -146,7 +146,7 @@ def _whole_tar(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """One member without time or owner: the same pictures make the same file."""
+    """One member without time or owner: the same images make the same file."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(content), 0o644
     tar.addfile(info, io.BytesIO(content))

@@ -11,11 +11,11 @@ from fastvlm_recipes.demo_data.canvas import RGB, SIZE, are_distinct, background
 from fastvlm_recipes.demo_data.fonts import Split
 from fastvlm_recipes.demo_data.lettering import Face, Setting, fitting_size, pick_face, place_run, set_run, write
 from fastvlm_recipes.demo_data.scene import Scene
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, COLOURS
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, COLORS
 
 
 def _angle(rng: Random, most: float = 10.0) -> float:
-    """Degrees: level in half of the pictures."""
+    """Degrees: level in half of the images."""
     return 0.0 if rng.random() < 0.5 else rng.uniform(-most, most)
 
 
@@ -25,8 +25,8 @@ def _shown(text: str, face: Face) -> str:
 
 
 def _ink(rng: Random, ground: RGB) -> tuple[str, RGB]:
-    colour = "black" if rng.random() < 0.35 and are_distinct(COLOURS["black"], ground) else contrasting(rng, ground)
-    return colour, jittered(rng, colour)
+    color = "black" if rng.random() < 0.35 and are_distinct(COLORS["black"], ground) else contrasting(rng, ground)
+    return color, jittered(rng, color)
 
 
 def _stroke(rng: Random, size: int) -> int:
@@ -34,9 +34,9 @@ def _stroke(rng: Random, size: int) -> int:
 
 
 def _board(rng: Random, scene: Scene) -> RGB:
-    """A panel of another colour over most of the picture; returns its colour."""
-    colour = rng.choice(COLOUR_NAMES)
-    rgb = jittered(rng, colour)
+    """A panel of another color over most of the image; returns its color."""
+    color = rng.choice(COLOR_NAMES)
+    rgb = jittered(rng, color)
     inset = rng.randint(4, 24)
     box = (inset, inset + rng.randint(0, 30), SIZE - inset, SIZE - inset - rng.randint(0, 30))
     ImageDraw.Draw(scene.image).rounded_rectangle(box, rng.choice((0, 12, 24)), fill=rgb)
@@ -44,8 +44,8 @@ def _board(rng: Random, scene: Scene) -> RGB:
 
 
 def _start(rng: Random, topic: str) -> tuple[Scene, RGB]:
-    picture, ground, name = background(rng)
-    scene = Scene(picture, topic, name)
+    image, ground, name = background(rng)
+    scene = Scene(image, topic, name)
     if rng.random() < 0.12:
         ground = _board(rng, scene)
         scene.background = ""
@@ -53,7 +53,7 @@ def _start(rng: Random, topic: str) -> tuple[Scene, RGB]:
 
 
 def draw_word(rng: Random, split: Split, text: str, topic: str = "word", largest: float = 230.0) -> Scene:
-    """One word (or character) alone, from small to filling the picture."""
+    """One word (or character) alone, from small to filling the image."""
     scene, ground = _start(rng, topic)
     face = pick_face(rng, split)
     text = _shown(text, face)
@@ -76,11 +76,11 @@ def draw_lines(rng: Random, split: Split, texts: list[str], topic: str = "lines"
     texts = [_shown(text, face) for text in texts]
     pitch = SIZE / len(texts)
     size = min(fitting_size(text, face, rng.uniform(150, 236), pitch * 0.72) for text in texts)
-    is_centred, margin = rng.random() < 0.5, rng.randint(4, 30)
+    is_centerd, margin = rng.random() < 0.5, rng.randint(4, 30)
     ink = _ink(rng, ground)
     for index, text in enumerate(texts):
         run = set_run(text, Setting(face, size))
-        left = (SIZE - run.mask.width) // 2 if is_centred else min(margin, SIZE - run.mask.width)
+        left = (SIZE - run.mask.width) // 2 if is_centerd else min(margin, SIZE - run.mask.width)
         top = round(pitch * (index + 0.5) - run.mask.height / 2)
         if rng.random() < 0.3:
             ink = _ink(rng, ground)
@@ -89,18 +89,18 @@ def draw_lines(rng: Random, split: Split, texts: list[str], topic: str = "lines"
 
 
 def draw_grid(rng: Random, split: Split, columns: int, rows: int, length: int = 1) -> Scene:
-    """Characters (or short words) in a regular grid, each with its own colour; reading order is by rows."""
+    """Characters (or short words) in a regular grid, each with its own color; reading order is by rows."""
     scene, ground = _start(rng, "grid")
     face = pick_face(rng, split)
     cell_w, cell_h = SIZE / columns, SIZE / rows
-    colours = [name for name in COLOUR_NAMES if are_distinct(COLOURS[name], ground)] or ["black"]
-    rng.shuffle(colours)
+    colors = [name for name in COLOR_NAMES if are_distinct(COLORS[name], ground)] or ["black"]
+    rng.shuffle(colors)
     for index in range(columns * rows):
         text = _shown(words.token(rng, length), face)
         size = fitting_size(text, face, cell_w * rng.uniform(0.5, 0.82), cell_h * rng.uniform(0.4, 0.72))
         run = set_run(text, Setting(face, size, 0.0, _angle(rng, 8.0) if length == 1 else 0.0))
-        colour = colours[index % len(colours)]
+        color = colors[index % len(colors)]
         left = round(cell_w * (index % columns + 0.5) - run.mask.width / 2 + rng.uniform(-0.06, 0.06) * cell_w)
         top = round(cell_h * (index // columns + 0.5) - run.mask.height / 2 + rng.uniform(-0.06, 0.06) * cell_h)
-        write(scene, run, text, (colour, jittered(rng, colour)), max(0, left), max(0, top))
+        write(scene, run, text, (color, jittered(rng, color)), max(0, left), max(0, top))
     return scene

@@ -1,4 +1,4 @@
-"""Questions about written things: reading, letters by place or colour, lines, colours of text."""
+"""Questions about written things: reading, letters by place or color, lines, colors of text."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ WHICH_DIGIT = (
     "What number is shown?", "What character is this?", "Name the digit.", "Which number is in the image?",
 )  # fmt: skip
 SEE = ("What do you see?", "Describe the image.", "What is in the image?", "What is this?", "What is in the picture?")
-TEXT_COLOUR = (
+TEXT_COLOR = (
     "What color is the {}?", "What is the color of the {}?", "Which color is the {}?",
     "What color does the {} have?",
 )  # fmt: skip
 
 
 def text_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """The questions that fit the kind of picture, reading first so that it is never left out."""
+    """The questions that fit the kind of image, reading first so that it is never left out."""
     lines = scene.lines
     if scene.topic == "grid":
         turns = _grid(rng, lines)
@@ -49,7 +49,7 @@ def _letter(rng: Random, line: Line) -> list[Turn]:
     noun = "digit" if is_digit else "letter"
     turns = [(any_of(rng, WHICH_DIGIT if is_digit else WHICH_LETTER), char), (any_of(rng, READ), char)]
     turns.append((any_of(rng, SEE), f"The {noun} {char}."))
-    extra: list[Turn] = [(any_of(rng, TEXT_COLOUR).format(noun), line.colour)]
+    extra: list[Turn] = [(any_of(rng, TEXT_COLOR).format(noun), line.color)]
     extra.append((any_of(rng, ("Is this a letter or a digit?", "Is it a letter or a number?")), noun))
     place = place_name(line.x, line.y)
     if place is not None:
@@ -66,7 +66,7 @@ def _word(rng: Random, line: Line) -> list[Turn]:
     elif not text.isalnum():
         kind, wordings = "price", READ_PRICE
     turns = [(any_of(rng, wordings), text) for _ in range(2)]
-    turns.append((any_of(rng, TEXT_COLOUR).format(rng.choice(("text", kind))), line.colour))
+    turns.append((any_of(rng, TEXT_COLOR).format(rng.choice(("text", kind))), line.color))
     if kind == "price":
         return turns
     noun = "digit" if kind == "number" else "letter"
@@ -89,9 +89,9 @@ def _lines(rng: Random, lines: list[Line]) -> list[Turn]:
         asked = (f"What is the {what} word?", f"Read the {what} line.", f"What does the {what} line say?")
         extra.append((any_of(rng, asked), line.text))
     extra.append((any_of(rng, ("How many words are there?", "How many lines of text are there?")), str(len(lines))))
-    if len({line.colour for line in lines}) == len(lines):
+    if len({line.color for line in lines}) == len(lines):
         line = rng.choice(lines)
-        extra.append((any_of(rng, ("What does the {} text say?", "Which word is {}?")).format(line.colour), line.text))
+        extra.append((any_of(rng, ("What does the {} text say?", "Which word is {}?")).format(line.color), line.text))
     return [*turns, *rng.sample(extra, min(3, len(extra)))]
 
 
@@ -112,11 +112,9 @@ def _grid(rng: Random, lines: list[Line]) -> list[Turn]:
     for line in rng.sample(lines, min(3, len(lines))):
         noun = ("digit" if line.text.isdigit() else "letter") if is_letters else "word"
         if texts.count(line.text.casefold()) == 1:
-            extra.append((any_of(rng, TEXT_COLOUR).format(f"{noun} {line.text}"), line.colour))
-        if [other.colour for other in lines].count(line.colour) == 1:
-            extra.append(
-                (any_of(rng, (f"What {noun} is {line.colour}?", f"Which {noun} is {line.colour}?")), line.text)
-            )
+            extra.append((any_of(rng, TEXT_COLOR).format(f"{noun} {line.text}"), line.color))
+        if [other.color for other in lines].count(line.color) == 1:
+            extra.append((any_of(rng, (f"What {noun} is {line.color}?", f"Which {noun} is {line.color}?")), line.text))
         place = place_name(line.x, line.y)
         if place is not None and [place_name(other.x, other.y) for other in lines].count(place) == 1:
             where = "in the center" if place == "center" else f"at the {place}"

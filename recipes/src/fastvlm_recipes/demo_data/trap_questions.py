@@ -1,4 +1,4 @@
-"""Questions that a picture cannot answer, and their twins that ask the same way for what is there."""
+"""Questions that an image cannot answer, and their twins that ask the same way for what is there."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fastvlm_recipes.demo_data.chart_questions import LARGEST, VALUE_OF, largest
 from fastvlm_recipes.demo_data.receipt_questions import DATE, PRICE_OF, SHOP, TOTAL
 from fastvlm_recipes.demo_data.receipts import GOODS
 from fastvlm_recipes.demo_data.scene import Scene
-from fastvlm_recipes.demo_data.shape_questions import COLOUR_OF, KIND_OF, WHERE
+from fastvlm_recipes.demo_data.shape_questions import COLOR_OF, KIND_OF, WHERE
 from fastvlm_recipes.demo_data.text_questions import READ
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, SHAPE_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, SHAPE_NAMES
 from fastvlm_recipes.demo_data.wording import Turn, any_of, it_is, place_name, plural, with_article
 
 READ_WHAT_IS_NOT_THERE = (
@@ -36,12 +36,12 @@ def no_text_turn(rng: Random) -> Turn:
 
 def no_shape_turn(rng: Random) -> Turn:
     """Asked for shapes where there are none."""
-    shape, colour = rng.choice(SHAPE_NAMES), rng.choice(COLOUR_NAMES)
+    shape, color = rng.choice(SHAPE_NAMES), rng.choice(COLOR_NAMES)
     question, answer = rng.choice(
         (
             (f"What color is the {shape}?", refusal(shape)),
             (f"How many {plural(shape)} are there?", "0"),
-            (f"Is there {with_article(f'{colour} {shape}')}?", "No"),
+            (f"Is there {with_article(f'{color} {shape}')}?", "No"),
             ("What shape is this?", refusal("shape")),
         )
     )
@@ -58,10 +58,10 @@ def _no_chart(rng: Random) -> Turn:
 
 
 def false_premise(rng: Random, scene: Scene) -> Turn:
-    """A question that takes for granted what is not in the picture; the answer says so."""
+    """A question that takes for granted what is not in the image; the answer says so."""
     if scene.topic == "shapes":
-        colour, shape = absent_colour(rng, scene), absent_shape(rng, scene)
-        return rng.choice((colour, shape, shape, no_text_turn(rng), rng.choice((_no_receipt, _no_chart))(rng)))
+        color, shape = absent_color(rng, scene), absent_shape(rng, scene)
+        return rng.choice((color, shape, shape, no_text_turn(rng), rng.choice((_no_receipt, _no_chart))(rng)))
     if scene.receipt is not None:
         names = [name.casefold() for name, _ in scene.receipt.items]
         absent = rng.choice([name for name in GOODS if name not in names])
@@ -76,7 +76,7 @@ def false_premise(rng: Random, scene: Scene) -> Turn:
 
 def _shape_asked(rng: Random, names: tuple[str, ...] = SHAPE_NAMES) -> Turn:
     shape = rng.choice(names)
-    return any_of(rng, (*COLOUR_OF, *WHERE)).format(shape), refusal(shape)
+    return any_of(rng, (*COLOR_OF, *WHERE)).format(shape), refusal(shape)
 
 
 def _absent_from_chart(rng: Random, scene: Scene) -> Turn:
@@ -88,10 +88,10 @@ def _absent_from_chart(rng: Random, scene: Scene) -> Turn:
     return rng.choice((asked, _shape_asked(rng, names), _no_receipt(rng)))
 
 
-def absent_colour(rng: Random, scene: Scene) -> Turn:
+def absent_color(rng: Random, scene: Scene) -> Turn:
     """Such as "What shape is blue?" where nothing is blue."""
-    colours = {shape.colour for shape in scene.shapes()} | {scene.background}
-    absent = rng.choice([colour for colour in COLOUR_NAMES if colour not in colours])
+    colors = {shape.color for shape in scene.shapes()} | {scene.background}
+    absent = rng.choice([color for color in COLOR_NAMES if color not in colors])
     return any_of(rng, KIND_OF).format(absent), refusal(f"{absent} shape")
 
 
@@ -99,11 +99,11 @@ def absent_shape(rng: Random, scene: Scene) -> Turn:
     """Such as "What color is the star?" where there is no star."""
     names = {shape.name for shape in scene.shapes()}
     absent = rng.choice([name for name in SHAPE_NAMES if name not in names])
-    return any_of(rng, (*COLOUR_OF, *WHERE)).format(absent), refusal(absent)
+    return any_of(rng, (*COLOR_OF, *WHERE)).format(absent), refusal(absent)
 
 
 def twin(rng: Random, scene: Scene) -> Turn | None:
-    """A question in the words of `false_premise` that the picture does answer; None where it has none."""
+    """A question in the words of `false_premise` that the image does answer; None where it has none."""
     if scene.topic == "shapes":
         return _shape_twin(rng, scene)
     if scene.receipt is not None:
@@ -116,13 +116,13 @@ def twin(rng: Random, scene: Scene) -> Turn | None:
 
 def _shape_twin(rng: Random, scene: Scene) -> Turn | None:
     names = Counter(shape.name for shape in scene.shapes())
-    colours = Counter(shape.colour for shape in scene.shapes())
+    colors = Counter(shape.color for shape in scene.shapes())
     turns: list[Turn] = []
     for shape in scene.shapes():
-        if colours[shape.colour] == 1:
-            turns.append((any_of(rng, KIND_OF).format(shape.colour), it_is(with_article(shape.name))))
+        if colors[shape.color] == 1:
+            turns.append((any_of(rng, KIND_OF).format(shape.color), it_is(with_article(shape.name))))
         if names[shape.name] == 1:
-            turns.append((any_of(rng, COLOUR_OF).format(shape.name), it_is(shape.colour)))
+            turns.append((any_of(rng, COLOR_OF).format(shape.name), it_is(shape.color)))
             place = place_name(shape.x, shape.y)
             turns += [] if place is None else [(any_of(rng, WHERE).format(shape.name), place)]
     return rng.choice(turns) if turns else None

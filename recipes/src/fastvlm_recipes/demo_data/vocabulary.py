@@ -1,4 +1,4 @@
-"""What can be drawn: colours, shapes, characters, emoji names; and what is held out of training.
+"""What can be drawn: colors, shapes, characters, emoji names; and what is held out of training.
 
 The held-out lists are frozen: changing one makes every published score of the checkpoint meaningless.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import string
 
-# Centre of each colour in RGB; `canvas.jittered` moves it a little without crossing into a neighbour.
-COLOURS: dict[str, tuple[int, int, int]] = {
+# Center of each color in RGB; `canvas.jittered` moves it a little without crossing into a neighbor.
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 35),
     "orange": (250, 135, 15),
     "yellow": (250, 220, 30),
@@ -22,7 +22,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (128, 128, 128),
     "teal": (0, 140, 140),
 }
-COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
+COLOR_NAMES: tuple[str, ...] = tuple(COLORS)
 
 SHAPE_NAMES: tuple[str, ...] = (
     "circle",
@@ -57,7 +57,7 @@ ALPHANUMERIC: str = string.digits + string.ascii_uppercase + string.ascii_lowerc
 PUNCTUATION: str = "$€£.,:-/%!?#&+'"
 GLYPHS: str = ALPHANUMERIC + PUNCTUATION
 
-# answer -> the emoji (icon names shared by the sets) that show it. Few, for the few pictures of the first edition.
+# answer -> the emoji (icon names shared by the sets) that show it. Few, for the few images of the first edition.
 EMOJI: dict[str, tuple[str, ...]] = {
     answer: tuple(names.split())
     for answer, names in (

@@ -75,7 +75,7 @@ def it_is(what: str) -> str:
 
 
 def place_name(x: float, y: float) -> str | None:
-    """Such as "top left" or "center"; None too near a border between two thirds of the picture."""
+    """Such as "top left" or "center"; None too near a border between two thirds of the image."""
     column, row = _third(x), _third(y)
     if column is None or row is None:
         return None

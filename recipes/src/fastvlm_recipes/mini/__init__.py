@@ -1,1 +1,1 @@
-"""How the shipped checkpoint `fastvlm-mini` is made: drawn pictures, tokenizer, training, evaluation."""
+"""How the shipped checkpoint `fastvlm-mini` is made: drawn images, tokenizer, training, evaluation."""

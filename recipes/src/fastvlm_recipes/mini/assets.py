@@ -28,9 +28,9 @@ def icon_svg(icon_set: dict[str, Any], icon: str) -> str:
     )
 
 
-def rasterise(svg: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def rasterize(svg: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """(SIDE, SIDE, 4) RGBA."""
-    import resvg_py  # drawing from the finished array needs no rasteriser
+    import resvg_py  # drawing from the finished array needs no rasterizer
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA").resize((SIDE, SIDE)))
@@ -47,7 +47,7 @@ def main() -> None:
         for name, candidates in EMOJI.items():
             for icon in candidates:
                 if icon in icon_set["icons"]:
-                    icons.append(rasterise(icon_svg(icon_set, icon)))
+                    icons.append(rasterize(icon_svg(icon_set, icon)))
                     styles.append(style)
                     names.append(name)
     np.savez_compressed(folder / RASTER_FILE, icons=np.stack(icons), styles=np.array(styles), names=np.array(names))

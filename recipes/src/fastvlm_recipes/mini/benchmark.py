@@ -1,4 +1,4 @@
-"""The frozen tests: pictures, questions and accepted answers, drawn from seeds, fonts and words never trained on."""
+"""The frozen tests: images, questions and accepted answers, drawn from seeds, fonts and words never trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastvlm_recipes.demo_data.receipts import draw_receipt
 from fastvlm_recipes.demo_data.scene import Scene
 from fastvlm_recipes.demo_data.shapes import draw_shapes
 from fastvlm_recipes.demo_data.text import draw_word
-from fastvlm_recipes.demo_data.trap_questions import absent_colour, absent_shape, no_shape_turn, no_text_turn, twin
+from fastvlm_recipes.demo_data.trap_questions import absent_color, absent_shape, no_shape_turn, no_text_turn, twin
 from fastvlm_recipes.demo_data.vocabulary import EMOJI_STYLES, HELD_OUT_PAIRS, HELD_OUT_STYLE
 from fastvlm_recipes.demo_data.word_lists import HELD_OUT_WORDS_3, HELD_OUT_WORDS_LONG
 from fastvlm_recipes.demo_data.wording import it_is, sentence, with_article
@@ -28,35 +28,35 @@ PAIRS_HELD_OUT = tuple(sorted(HELD_OUT_PAIRS))
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one picture; `answers[0]` is the answer as trained, the others count as right too."""
+    """One question about one image; `answers[0]` is the answer as trained, the others count as right too."""
 
     image: Image.Image
     question: str
     answers: tuple[str, ...]
-    source: bytes | None = None  # the file that the picture comes from, where it is not drawn here
+    source: bytes | None = None  # the file that the image comes from, where it is not drawn here
 
 
-def _lone_colour(rng: Random) -> Item:
+def _lone_color(rng: Random) -> Item:
     scene = _with_one(rng)
     one = rng.choice([s for s in scene.shapes() if [t.name for t in scene.shapes()].count(s.name) == 1])
-    return Item(scene.image, f"What color is the {one.name}?", (it_is(one.colour),))
+    return Item(scene.image, f"What color is the {one.name}?", (it_is(one.color),))
 
 
 def _lone_shape(rng: Random) -> Item:
     scene = _with_one(rng)
-    ones = [s for s in scene.shapes() if [t.colour for t in scene.shapes()].count(s.colour) == 1]
+    ones = [s for s in scene.shapes() if [t.color for t in scene.shapes()].count(s.color) == 1]
     one = rng.choice(ones)
     if len(scene.shapes()) == 1:
         return Item(scene.image, "What shape is this?", (it_is(with_article(one.name)),))
-    return Item(scene.image, f"What shape is {one.colour}?", (it_is(with_article(one.name)),))
+    return Item(scene.image, f"What shape is {one.color}?", (it_is(with_article(one.name)),))
 
 
 def _with_one(rng: Random) -> Scene:
-    """One to four shapes, drawn until one can be asked for without doubt by its name, and one by its colour."""
+    """One to four shapes, drawn until one can be asked for without doubt by its name, and one by its color."""
     while True:
         scene = draw_shapes(rng, rng.randint(1, 4))
-        names, colours = [s.name for s in scene.shapes()], [s.colour for s in scene.shapes()]
-        if any(names.count(n) == 1 for n in names) and any(colours.count(c) == 1 for c in colours):
+        names, colors = [s.name for s in scene.shapes()], [s.color for s in scene.shapes()]
+        if any(names.count(n) == 1 for n in names) and any(colors.count(c) == 1 for c in colors):
             return scene
 
 
@@ -64,7 +64,7 @@ def _unseen_pair(rng: Random) -> Item:
     scene = draw_shapes(rng, 1, PAIRS_HELD_OUT)
     one = scene.shapes()[0]
     if rng.random() < 0.5:
-        return Item(scene.image, f"What color is the {one.name}?", (it_is(one.colour),))
+        return Item(scene.image, f"What color is the {one.name}?", (it_is(one.color),))
     return Item(scene.image, "What shape is this?", (it_is(with_article(one.name)),))
 
 
@@ -114,9 +114,9 @@ def _garment(rng: Random) -> Item:
 
 
 def _false_premise(rng: Random) -> Item:
-    """Asked for a shape or a colour that is not among one to five shapes."""
+    """Asked for a shape or a color that is not among one to five shapes."""
     scene = draw_shapes(rng, rng.randint(1, 5))
-    question, answer = rng.choice((absent_colour, absent_shape))(rng, scene)
+    question, answer = rng.choice((absent_color, absent_shape))(rng, scene)
     return Item(scene.image, question, (answer,))
 
 
@@ -154,15 +154,15 @@ def _as_item(turn: tuple[str, str]) -> tuple[str, tuple[str, ...]]:
 
 
 def _easy(rng: Random) -> Item:
-    table = easy_questions.turns_by_picture("test")
+    table = easy_questions.turns_by_image("test")
     number = rng.choice(sorted(table))
     question, answer = rng.choice(table[number])
-    return Item(easy_questions.picture("test", number), question, (answer,), easy_questions.file_of("test", number))
+    return Item(easy_questions.image("test", number), question, (answer,), easy_questions.file_of("test", number))
 
 
 TESTS: dict[str, Callable[[Random], Item]] = {
     "easy_vqa": _easy,
-    "colours": _lone_colour,
+    "colours": _lone_color,
     "shapes": _lone_shape,
     "unseen_pairs": _unseen_pair,
     "counts_1_6": _count,
@@ -187,6 +187,6 @@ def make_items(name: str, count: int, first: int = 0) -> list[Item]:
     return [TESTS[name](Random(f"benchmark:{name}:{index}")) for index in range(first, first + count)]
 
 
-def grey(item: Item) -> Item:
-    """The same question about a uniform grey picture: what can be answered without seeing."""
+def gray(item: Item) -> Item:
+    """The same question about a uniform gray image: what can be answered without seeing."""
     return Item(Image.new("RGB", (SIZE, SIZE), (128, 128, 128)), item.question, item.answers)

@@ -20,7 +20,7 @@ import torch
 
 import fastvlm
 from fastvlm.evaluation.text_match import normalized
-from fastvlm_recipes.mini.benchmark import TESTS, Item, grey, make_items
+from fastvlm_recipes.mini.benchmark import TESTS, Item, gray, make_items
 from fastvlm_recipes.mini.scoring import Score, character_error_rate, majority, score
 
 Ask = Callable[[Sequence[Item]], list[str]]
@@ -76,8 +76,8 @@ def as_row(result: Score) -> dict[str, float]:
 
 
 def blind_answers(asked: Ask, items: Sequence[Item]) -> list[str]:
-    """The answers to the same questions about a grey picture, each question asked once."""
-    questions = {item.question: grey(item) for item in items}
+    """The answers to the same questions about a gray image, each question asked once."""
+    questions = {item.question: gray(item) for item in items}
     answers = dict(zip(questions, asked(list(questions.values())), strict=True))
     return [answers[item.question] for item in items]
 

@@ -1,4 +1,4 @@
-"""Writes the tests as files that `fastvlm eval --suite mini --data FOLDER` takes: pictures and questions.jsonl.
+"""Writes the tests as files that `fastvlm eval --suite mini --data FOLDER` takes: images and questions.jsonl.
 
     python -m fastvlm_recipes.mini.export --out FOLDER [--tests NAME ...] [--n 400]
 
@@ -17,7 +17,7 @@ from fastvlm_recipes.mini.freeze import as_png
 
 
 def export(name: str, count: int, out: Path) -> list[str]:
-    """The lines of one test; its pictures are written."""
+    """The lines of one test; its images are written."""
     lines = []
     for index, item in enumerate(make_items(name, count)):
         file = f"{name}_{index:04d}.png"

@@ -2,8 +2,8 @@
 
     python -m fastvlm_recipes.mini.freeze --out src/fastvlm/evaluation/mini_eval
 
-The first questions of each test whose picture is at most MOST_BYTES as PNG (this leaves out pictures with noise in
-every pixel); easy-VQA's pictures are kept at their own 64 px.
+The first questions of each test whose image is at most MOST_BYTES as PNG (this leaves out images with noise in
+every pixel); easy-VQA's images are kept at their own 64 px.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ MOST_BYTES = 14_000
 
 
 def as_png(image: Image.Image) -> bytes:
-    """The picture as the bytes of a PNG file."""
+    """The image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def small_ones(name: str, count: int) -> list[tuple[Item, bytes]]:
-    """The first `count` items of a test with small pictures."""
+    """The first `count` items of a test with small images."""
     found: list[tuple[Item, bytes]] = []
     for item in make_items(name, 3 * count):
         png = item.source if item.source is not None else as_png(item.image)
@@ -57,7 +57,7 @@ def small_ones(name: str, count: int) -> list[tuple[Item, bytes]]:
 
 
 def main() -> None:
-    """Write the pictures and questions.json."""
+    """Write the images and questions.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("src/fastvlm/evaluation/mini_eval"))
     out = parser.parse_args().out

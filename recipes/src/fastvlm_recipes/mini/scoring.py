@@ -11,7 +11,7 @@ from fastvlm.evaluation.wilson import Z_95, wilson_interval
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:
-    """Normalised exact match with any of the accepted answers."""
+    """Normalized exact match with any of the accepted answers."""
     return normalized(answer) in {normalized(one) for one in accepted}
 
 

@@ -2,7 +2,7 @@
 
 Every merge grows a word **from its leading space** (" w", " wh", " wha", ...), so a word of the templates costs one
 token inside a sentence, while the first word of a reply or of a line stays a row of single letters: what the
-decoder has to copy from the picture when it reads. Only the words of Apple's prompt that open a line (system, user,
+decoder has to copy from the image when it reads. Only the words of Apple's prompt that open a line (system, user,
 assistant, You) have merges of their own.
 
     python -m fastvlm_recipes.mini.tokenizer --corpus TEXT --out FOLDER
@@ -28,7 +28,7 @@ from fastvlm_recipes.demo_data.scene import Scene
 from fastvlm_recipes.demo_data.scene_questions import turns_of
 from fastvlm_recipes.demo_data.shapes import draw_shapes
 from fastvlm_recipes.demo_data.text import draw_word
-from fastvlm_recipes.demo_data.vocabulary import COLOUR_NAMES, EMOJI_NAMES, EMOJI_STYLES, SHAPE_NAMES
+from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, EMOJI_NAMES, EMOJI_STYLES, SHAPE_NAMES
 from fastvlm_recipes.demo_data.word_lists import HELD_OUT_WORDS, TRAIN_WORDS
 
 BASE_SIZE = 4092
@@ -114,7 +114,7 @@ def question_words(num_images: int = 1500) -> Counter[str]:
 def ordered_words(corpus: str) -> Iterable[str]:
     """All words worth a token, the surest first."""
     yield from PROMPT_WORDS
-    names = " ".join((*COLOUR_NAMES, *SHAPE_NAMES, *EMOJI_NAMES, "colour color grey center left right top bottom"))
+    names = " ".join((*COLOR_NAMES, *SHAPE_NAMES, *EMOJI_NAMES, "colour color grey center left right top bottom"))
     yield from names.split()
     yield from (word for word, count in question_words().most_common() if count >= 2)
     yield from TRAIN_WORDS
