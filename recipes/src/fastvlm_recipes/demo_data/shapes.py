@@ -15,7 +15,7 @@ from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, COLORS, HELD_OUT_P
 Point = tuple[float, float]
 OVERSAMPLING = 2
 # How often an image has 0, 1, ... 10 shapes.
-SHAPES_A_IMAGE = (1, 14, 20, 20, 17, 12, 12, 1, 1, 1, 1)
+SHAPES_PER_IMAGE = (1, 14, 20, 20, 17, 12, 12, 1, 1, 1, 1)
 ALL_PAIRS: tuple[tuple[str, str], ...] = tuple((color, shape) for color in COLOR_NAMES for shape in SHAPE_NAMES)
 TRAIN_PAIRS: tuple[tuple[str, str], ...] = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
 
@@ -150,7 +150,7 @@ def draw_shapes(rng: Random, count: int | None = None, pairs: tuple[tuple[str, s
     image, ground, name = background(rng)
     scene = Scene(image, "shapes", name)
     if count is None:
-        count = rng.choices(range(11), SHAPES_A_IMAGE)[0]
+        count = rng.choices(range(11), SHAPES_PER_IMAGE)[0]
     palette = _palette(rng, ground, pairs)
     largest = 100 if count == 1 else min(64.0, 118 / math.sqrt(max(count, 1)))
     taken: list[tuple[float, float, float]] = []
