@@ -13,10 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from fastvlm.config import FastVlmConfig
-from fastvlm.model.modeling import FastVlmForConditionalGeneration
-from fastvlm.processing.image_processor import FastVlmImageProcessor
-from fastvlm.processing.processor import FastVlmProcessor
+from fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmImageProcessor, FastVlmProcessor
 
 LARGEST_SHARD = "15MB"
 MOST_BYTES, MOST_BYTES_A_FILE = 30_000_000, 16 * 2**20
