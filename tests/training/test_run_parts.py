@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastvlm.errors import DataError, TrainingError, UsageError
-from fastvlm.training.curves import curves_of, draw_curves, smoothed, thinned
+from fastvlm.training.curves import curves_of, draw_curves, smoothed
 from fastvlm.training.ema import WeightAverage
 from fastvlm.training.interruption import Interruption
 from fastvlm.training.mixing import Mixture, split_off
@@ -111,18 +111,13 @@ LOG = [
 
 def test_curves_are_those_of_the_log(tmp_path):
     curves = {(curve.panel, curve.name): curve.points for curve in curves_of(LOG)}
-    assert curves["loss", "each line of the log"] == [(1, 2.0), (3, 1.0)]
-    assert curves["loss", "samples put aside"] == [(2, 1.5)]
+    assert curves["loss", "each log line"] == [(1, 2.0), (3, 1.0)]
+    assert curves["loss", "held-out samples"] == [(2, 1.5)]
     assert curves["learning rate", "decoder"] == [(1, 1e-4), (3, 0.0)]
-    draw_curves(LOG, tmp_path / "curves.svg", "a <name> & more")
+    draw_curves(LOG, tmp_path / "curves.svg", "a <name> & $more")
     root = ElementTree.parse(tmp_path / "curves.svg").getroot()
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
-    assert "a <name> & more" in texts and "norm of the gradients" in texts
-    height, width = float(root.get("height")), float(root.get("width"))
-    assert all(
-        0 <= float(text.get("x")) <= width and 0 <= float(text.get("y")) <= height
-        for text in root.iter("{http://www.w3.org/2000/svg}text")
-    )
+    assert {"a <name> & $more", "gradient norm", "images per second"} <= set(texts)
 
 
 @pytest.mark.parametrize("log", [[], LOG[:1], [{"step": 1, "loss": 0.0}]])
@@ -131,10 +126,8 @@ def test_short_logs_can_be_drawn(log, tmp_path):
     ElementTree.parse(tmp_path / "curves.svg")
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e3, 1e3)), min_size=1, max_size=200), st.integers(1, 50))
-def test_thinned_curves_keep_their_ends(points, most):
-    kept = thinned(points, most)
-    assert kept[0] == points[0] and kept[-1] == points[-1] and len(kept) <= 2 * most + 1
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e3, 1e3)), min_size=1, max_size=200))
+def test_a_smoothed_curve_stays_within_its_values(points):
     smooth = [value for _, value in smoothed(points)]
     assert min(v for _, v in points) - 1e-6 <= min(smooth) and max(smooth) <= max(v for _, v in points) + 1e-6
 

@@ -5,7 +5,7 @@ data.json        how many samples it has seen, and a digest of them
 base_digest.json of the weights under adapters
 log.jsonl        one line every few steps
 checkpoint-N/    weights, optimizer, schedule, random numbers after step N; the newest two
-curves.svg       loss and rates, at the end
+curves.svg       loss, learning rates, gradient norm, speed; at the end, with matplotlib
 model/ adapter/  what came of it
 """
 

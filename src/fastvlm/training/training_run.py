@@ -16,7 +16,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from fastvlm import __version__
-from fastvlm.errors import UsageError
+from fastvlm.errors import MissingExtraError, UsageError
 from fastvlm.hf.loading import load
 from fastvlm.hf.lora import merge_adapter
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
@@ -307,7 +307,10 @@ class TrainingRun:
         if not trainer.is_world_process_zero():
             return
         log = self.files.read_log()
-        draw_curves(log, self.files.curves, f"{self.recipe.name}: {trainer.state.global_step:,} steps")
+        try:
+            draw_curves(log, self.files.curves, f"{self.recipe.name}: {trainer.state.global_step:,} steps")
+        except MissingExtraError as missing:
+            warnings.warn(f"There is no {self.files.curves.name}. {missing}", stacklevel=1)
         facts = self._facts(trainer, start, num_samples, log)
         if self.recipe.lora is not None:
             card = model_card(self.recipe, facts, is_adapter=True)
