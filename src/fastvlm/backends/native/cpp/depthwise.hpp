@@ -124,10 +124,10 @@ void depthwise(const Image& first, std::ptrdiff_t batch, int threads) {
   in_parallel(batch * bands * strips * groups, threads, [&](std::size_t index) {
     const auto at = static_cast<std::ptrdiff_t>(index);
     const std::ptrdiff_t group = at % groups, strip = at / groups % strips, band = at / groups / strips % bands;
-    const std::ptrdiff_t image = at / groups / strips / bands;
+    const std::ptrdiff_t number = at / groups / strips / bands;
     Image image = first;
-    image.input += image * size;
-    image.output += image * size;
+    image.input += number * size;
+    image.output += number * size;
     const std::ptrdiff_t start = band * kBandRows, stop = std::min(start + kBandRows, first.height);
     const std::ptrdiff_t last = std::min((group + 1) * kGroupBlocks, blocks);
     for (std::ptrdiff_t block = group * kGroupBlocks; block < last; ++block)
