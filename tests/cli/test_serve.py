@@ -1,14 +1,17 @@
-"""`fastvlm serve` before it serves: its help, its extra, what it was told."""
+"""`fastvlm serve` before it serves: its help, its extra, its options."""
 
 import re
+import subprocess
 import sys
+from inspect import signature
 
 import pytest
 from cli_process import plain_environment
 
-from fastvlm.cli.serve import _given
+from fastvlm.cli.serve import serve
+from fastvlm.cli.serve_options import chosen_settings
 from fastvlm.errors import MissingExtraError
-from fastvlm.server.settings import ServeSettings
+from fastvlm.server.settings import declared_settings
 
 
 def test_help_groups_its_options_and_names_only_what_exists(fastvlm):
@@ -20,45 +23,32 @@ def test_help_groups_its_options_and_names_only_what_exists(fastvlm):
     assert set(re.findall(r" (--?[a-z][a-z-]*)", examples)) <= flags
 
 
-def test_defaults_in_the_help_are_the_settings_own(fastvlm):
+def test_every_setting_is_an_option_with_its_default_and_help(fastvlm):
     page = " ".join(fastvlm("serve", "--help").out.split())
-    settings = ServeSettings()
-    for flag, value in {
-        "--port PORT": settings.port,
-        "--slots N": settings.slots,
-        "--admission-ratio N": f"{settings.admission_ratio:g}",
-        "--max-body-bytes N": settings.max_body_bytes,
-        "--max-image-bytes N": settings.max_image_bytes,
-        "--max-image-pixels N": settings.max_image_pixels,
-        "--max-images N": settings.max_images,
-        "--max-output-tokens N": settings.max_output_tokens,
-        "--max-choices N": settings.max_choices,
-        "--max-waiting N": settings.max_waiting,
-        "--max-receiving N": settings.max_receiving,
-        "--request-timeout SECONDS": f"{settings.request_timeout_s:g}",
-        "--shutdown-grace SECONDS": f"{settings.shutdown_grace_s:g}",
-        "--remote-timeout SECONDS": f"{settings.remote_timeout_s:g}",
-        "--image-cache-bytes N": settings.image_cache_bytes,
-        "--pixel-cache-bytes N": settings.pixel_cache_bytes,
-    }.items():
-        assert re.search(rf"{flag} [^[]*\[default: {value}\]", page), flag
+    for setting in declared_settings().values():
+        if setting.name == "api_keys":  # other users of the machine can see options
+            assert "--api-key " not in page
+        else:
+            assert f"{setting.flag} " in page and " ".join(setting.help.split()) in page, setting.name
+    assert "--slots N Replies that one engine generates together. [default: 4]" in page
 
 
-def test_what_was_not_typed_is_left_to_the_environment():
-    told = {"port": 1, "slots": None, "has_no_page": False, "access_log": False, "cors_origins": ["a"], "config": "x"}
-    assert _given({**told, "is_debug": True, "is_quiet": True}) == {"port": 1, "cors_origins": ("a",)}
-    assert _given({**told, "has_no_page": True, "access_log": True})["page"] is False
+def test_flags_are_named_after_settings():
+    flags = {setting.name: setting.flag for setting in declared_settings().values()}
+    expected = {"page": "--no-page", "access_log": "--access-log", "adapters": "--adapter", "slots": "--slots"}
+    expected |= {"request_timeout_s": "--request-timeout", "max_images": "--max-images"}
+    assert {name: flags[name] for name in expected} == expected
 
 
-def test_every_option_is_a_setting(fastvlm):
-    from dataclasses import fields
-    from inspect import signature
+def test_only_options_that_were_given_are_settings():
+    given = {"port": 1, "slots": None, "page": None, "access_log": None, "cors_origins": ["a"]}
+    assert chosen_settings(given) == {"port": 1, "cors_origins": ("a",)}
+    assert chosen_settings({"page": True, "access_log": True}) == {"page": False, "access_log": True}
 
-    from fastvlm.cli.serve import serve
 
-    own = {"has_no_page", "config", "is_quiet", "is_debug"}
-    settings = {field.name for field in fields(ServeSettings)} - {"page", "api_keys"}
-    assert set(signature(serve).parameters) - own == settings
+def test_every_option_is_a_setting():
+    own = {"config", "is_quiet", "is_debug"}
+    assert set(signature(serve).parameters) - own == set(declared_settings()) - {"api_keys"}
 
 
 def test_without_the_extra_there_is_one_line_that_names_it(fastvlm, monkeypatch):
@@ -85,12 +75,13 @@ def test_mistakes_are_one_line(fastvlm, arguments, words):
     assert outcome.code == 2 and words in outcome.error
 
 
-def test_help_loads_nothing_heavy():
-    import subprocess
-
+@pytest.mark.parametrize("hidden", [(), ("starlette", "uvicorn", "llguidance")])
+def test_help_needs_neither_torch_nor_the_extra(hidden):
     code = (
-        "import sys; from fastvlm.cli.main import main; main(['serve', '--help']); "
-        "print([name for name in ('torch', 'starlette', 'uvicorn', 'llguidance') if name in sys.modules])"
+        f"import sys; sys.modules.update(dict.fromkeys({hidden!r})); from fastvlm.cli.main import main; "
+        "main(['serve', '--help']); "
+        "print([name for name in ('torch', 'starlette', 'uvicorn', 'llguidance') if sys.modules.get(name)])"
     )
     done = subprocess.run([sys.executable, "-c", code], env=plain_environment(), capture_output=True, check=True)
-    assert done.stdout.decode().splitlines()[-1] == "[]"
+    lines = done.stdout.decode().splitlines()
+    assert lines[0].startswith("Usage: fastvlm serve") and lines[-1] == "[]"

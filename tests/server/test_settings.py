@@ -4,7 +4,7 @@ import pytest
 
 from fastvlm.errors import UsageError
 from fastvlm.server.setting_sources import read_settings
-from fastvlm.server.settings import ServeSettings, is_loopback
+from fastvlm.server.settings import FORMER_NAMES, ServeSettings, declared_settings, is_loopback
 
 KEY = "0123456789abcdef"
 
@@ -22,6 +22,19 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
 def test_the_environment_names_the_file_too(tmp_path):
     (tmp_path / "a.toml").write_text("page = false")
     assert not read_settings({}, {"FASTVLM_SERVE_CONFIG": str(tmp_path / "a.toml")}).page
+
+
+@pytest.mark.parametrize(("former", "present"), FORMER_NAMES.items())
+def test_names_of_version_0_1_go_on_working(tmp_path, former, present):
+    assert former not in declared_settings()
+    assert getattr(read_settings({}, {f"FASTVLM_SERVE_{former.upper()}": "5"}), present) == 5
+    file = tmp_path / "serve.toml"
+    file.write_text(f"{former} = 6")
+    assert getattr(read_settings({}, {}, file), present) == 6
+    assert getattr(read_settings({}, {f"FASTVLM_SERVE_{present.upper()}": "7"}, file), present) == 7
+    file.write_text(f"{former} = 6\n{present} = 6")
+    with pytest.raises(UsageError, match=f"set twice, as {present} and under its former name"):
+        read_settings({}, {}, file)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +55,7 @@ def test_texts_of_the_environment_become_values(name, text, value):
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"FASTVLM_SERVE_PROT": "1"}, "FASTVLM_SERVE_PROT, which is no setting. Known are model"),
+        ({"FASTVLM_SERVE_PROT": "1"}, "FASTVLM_SERVE_PROT is not a setting. Known settings: model"),
         ({"FASTVLM_SERVE_PORT": "eighty"}, "FASTVLM_SERVE_PORT is 'eighty'; expected a whole number"),
         ({"FASTVLM_SERVE_PAGE": "maybe"}, "expected true or false"),
         ({"FASTVLM_SERVE_CONFIG": "/nowhere/a.toml"}, "cannot be read"),
@@ -56,11 +69,11 @@ def test_mistakes_in_the_environment_are_named(environment, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("prot = 1", "'prot', which is no setting"),
+        ("prot = 1", "prot in '.*' is not a setting"),
         ("port = '1'", "port in .* expected a whole number"),
         ("port = true", "expected a whole number"),
-        ("remote_hosts = 'a'", "expected a list of texts"),
-        ("port = ", "is no TOML"),
+        ("remote_hosts = 'a'", "expected a list of strings"),
+        ("port = ", "is not valid TOML"),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path, content, words):

@@ -1,95 +1,84 @@
-"""Settings from where they may stand: the command line over the environment over a file over the defaults."""
+"""Reads settings: the command line overrides the environment, the environment a TOML file, the file the defaults."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from fastvlm.errors import MissingExtraError, UsageError
-from fastvlm.server.settings import ServeSettings
+from fastvlm.server.settings import FORMER_NAMES, ServeSettings, declared_settings
 
 __all__ = ["CONFIG_VARIABLE", "PREFIX", "read_settings"]
 
 PREFIX = "FASTVLM_SERVE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_BOOLS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_NOUNS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of strings", str: "a string"}
 
 
 def read_settings(
-    given: Mapping[str, Any], environment: Mapping[str, str], config_file: str | Path | None = None
+    options: Mapping[str, Any], environment: Mapping[str, str], config_file: str | Path | None = None
 ) -> ServeSettings:
     """The settings of a server.
 
     Args:
-        given: what the command line says; wins over all else.
+        options: settings from the command line.
         environment: ``FASTVLM_SERVE_<NAME>`` for each name of :class:`ServeSettings`; lists are joined by commas.
-        config_file: TOML with the same names at its top level; None for what FASTVLM_SERVE_CONFIG names, if it does.
+        config_file: TOML with the same names at its top level; None for the file that FASTVLM_SERVE_CONFIG names.
 
     Raises:
-        UsageError: a name that is not known, a value of another kind, a file that cannot be read.
+        UsageError: an unknown name, a value of another type or out of range, a file that cannot be read.
     """
-    kinds = {name: _kind(hint) for name, hint in get_type_hints(ServeSettings).items()}
-    config_file = config_file or environment.get(CONFIG_VARIABLE) or None
-    values: dict[str, Any] = {}
-    if config_file is not None:
-        values |= _from_file(Path(config_file), kinds)
-    values |= _from_environment(environment, kinds)
-    values |= given
-    return ServeSettings(**values)
+    path = config_file or environment.get(CONFIG_VARIABLE)
+    from_file = _read_toml(Path(path)) if path else {}
+    in_file = ((f"{name} in {str(path)!r}", name, value) for name, value in from_file.items())
+    variables = (
+        (variable, variable.removeprefix(PREFIX).lower(), text)
+        for variable, text in environment.items()
+        if variable.startswith(PREFIX) and variable != CONFIG_VARIABLE
+    )
+    return ServeSettings(**{**_convert(in_file, _check_type), **_convert(variables, _parse), **options})
 
 
-def _kind(hint: Any) -> type:
-    """str, int, float, bool or tuple; a hint that allows None gives what else it allows."""
-    options = [option for option in get_args(hint) if option is not type(None) and option is not Ellipsis]
-    if getattr(hint, "__origin__", None) is tuple:
-        return tuple
-    return options[0] if options else hint  # type: ignore[no-any-return]
-
-
-def _from_environment(environment: Mapping[str, str], kinds: Mapping[str, type]) -> dict[str, Any]:
-    values = {}
-    for variable, text in environment.items():
-        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
-            continue
-        name = variable.removeprefix(PREFIX).lower()
-        if name not in kinds:
-            raise UsageError(f"The environment sets {variable}, which is no setting. {_known()}")
-        values[name] = _from_text(variable, text, kinds[name])
+def _convert(items: Iterable[tuple[str, str, Any]], convert: Callable[[str, Any, type], Any]) -> dict[str, Any]:
+    """Name -> value of each item (label for messages, name, raw value) of one source."""
+    settings, values = declared_settings(), dict[str, Any]()
+    for label, name, raw in items:
+        present = FORMER_NAMES.get(name, name)
+        if present not in settings:
+            raise UsageError(f"{label} is not a setting. Known settings: {', '.join(settings)}.")
+        if present in values:
+            raise UsageError(f"{label} is set twice, as {present} and under its former name. Remove one of them.")
+        values[present] = convert(label, raw, settings[present].kind)
     return values
 
 
-def _from_text(variable: str, text: str, kind: type) -> Any:
+def _parse(label: str, text: str, kind: type) -> Any:
+    """The value of a variable of the environment."""
     if kind is tuple:
-        return tuple(word.strip() for word in text.split(",") if word.strip())
-    if kind is bool:
-        if text.lower() not in (*_TRUE, *_FALSE):
-            raise UsageError(f"{variable} is {text!r}; expected {' or '.join((_TRUE[1], _FALSE[1]))}.")
-        return text.lower() in _TRUE
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise UsageError(f"{variable} is {text!r}; expected {_noun(kind)}.") from error
+        return tuple(word for word in map(str.strip, text.split(",")) if word)
+    with contextlib.suppress(ValueError, KeyError):
+        return _BOOLS[text.lower()] if kind is bool else kind(text)
+    raise _wrong_type(label, text, kind)
 
 
-def _from_file(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
-    try:
-        content = _parse_toml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"The settings file {str(path)!r} cannot be read ({error.strerror}).") from error
-    except ValueError as error:  # of TOML, of UTF-8
-        raise UsageError(f"The settings file {str(path)!r} is no TOML: {error}.") from error
-    values = {}
-    for name, value in content.items():
-        if name not in kinds:
-            raise UsageError(f"The settings file {str(path)!r} sets {name!r}, which is no setting. {_known()}")
-        values[name] = _of_kind(f"{name} in {str(path)!r}", value, kinds[name])
-    return values
+def _check_type(label: str, value: Any, kind: type) -> Any:
+    """A value of a TOML file, if it is of the right type; an integer may stand for a float."""
+    if kind is tuple and isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return tuple(value)
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise _wrong_type(label, value, kind)
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
+def _wrong_type(label: str, value: object, kind: type) -> UsageError:
+    return UsageError(f"{label} is {value!r}; expected {_NOUNS[kind]}.")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib  # noqa: PLC0415 - only in newer Pythons
     else:
@@ -97,22 +86,9 @@ def _parse_toml(text: str) -> dict[str, Any]:
             import tomli as tomllib  # noqa: PLC0415 - its twin for Python 3.10
         except ImportError as error:
             raise MissingExtraError("tomli", "serve", "A settings file on Python 3.10") from error
-    return tomllib.loads(text)
-
-
-def _of_kind(what: str, value: Any, kind: type) -> Any:
-    if kind is tuple and isinstance(value, list) and all(isinstance(word, str) for word in value):
-        return tuple(value)
-    is_number = kind is float and isinstance(value, int) and not isinstance(value, bool)
-    if is_number or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
-        return value
-    raise UsageError(f"{what} is {value!r}; expected {_noun(kind)}.")
-
-
-def _noun(kind: type) -> str:
-    nouns = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of texts", str: "a text"}
-    return nouns[kind]
-
-
-def _known() -> str:
-    return f"Known are {', '.join(field.name for field in fields(ServeSettings))}."
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"The settings file {str(path)!r} cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # of TOML, of UTF-8
+        raise UsageError(f"The settings file {str(path)!r} is not valid TOML: {error}.") from error

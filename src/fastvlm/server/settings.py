@@ -1,124 +1,151 @@
-"""Everything that can be chosen about a server: one frozen record, checked. Loads neither torch nor a web framework."""
+"""Settings of `fastvlm serve`, each declared once. Loads neither torch nor a web framework.
+
+A field of :class:`ServeSettings` is all there is to a setting: its name, type, default, lowest value and description
+make the option on the command line, the variable of the environment and the key of the TOML file.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from fastvlm.engine.types import BITS
 from fastvlm.errors import UsageError
 
-__all__ = ["ServeSettings", "is_loopback"]
+__all__ = ["FORMER_NAMES", "ServeSettings", "Setting", "declared_settings", "is_loopback"]
 
+# Names of version 0.1, still read from the environment and from files.
+FORMER_NAMES = {
+    "max_pictures": "max_images",
+    "max_picture_bytes": "max_image_bytes",
+    "max_picture_pixels": "max_image_pixels",
+    "picture_memo_bytes": "pixel_cache_bytes",
+}
 _HOST = re.compile(r"(\*|(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.?)(:\d{1,5})?")
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
-_MIN_IMAGE_MEMORY_BYTES = 2**28
 _MIN_KEY_LENGTH = 16  # characters; 16 random letters and digits hold 95 bits
+_MIN_IMAGE_MEMORY_BYTES = 2**28  # libraries alone take half of it
+_MODEL, _NETWORK, _IMAGES, _LIMITS = "Model", "Network", "Images", "Limits"
+
+
+def _setting(group: str, default: object, text: str, *, metavar: str = "N", short: str = "", least: int = 1) -> Any:
+    """A field of :class:`ServeSettings`.
+
+    Args:
+        group: title above the option on the help page; empty for a setting without an option.
+        default: its value if it is set nowhere.
+        text: what it does; for a flag, what the flag does.
+        metavar: what stands for the value on the help page.
+        short: a one-letter option.
+        least: the lowest value of an integer.
+    """
+    metadata = {"group": group, "text": text, "metavar": metavar, "short": short, "least": least}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What `fastvlm serve` does. `_bytes`, `_pixels`, `_tokens` and `_s` are units.
-
-    Args:
-        model, revision, device, dtype, bits, image_fit, image_size: which checkpoint and how it runs, as in `ask`.
-        name: what clients call the model; None for the checkpoint's own name.
-        adapters: LoRA adapters that are served beside the model, each ``NAME=FOLDER`` with the name that clients use.
-        replicas: engines in this process for each name, with caches and slots of their own.
-        slots: replies that one replica makes at the same time.
-        admission_ratio: how long a new request's images and prompt are worked on between two tokens of running
-            replies, in decoding steps: large numbers start requests sooner, small ones keep replies flowing.
-        context: tokens of one conversation, reply included; None for what the model was made for.
-        host, port: where to listen; port 0 for any free one.
-        api_keys: clients must have one of them; empty for anyone, which only a loopback host may allow.
-        api_keys_file: a file with further keys, one a line.
-        cors_origins: pages elsewhere that may ask, as ``https://example.org``; ``*`` for all.
-        page: show the page at ``/``.
-        access_log: one line on stderr for each request.
-        remote_hosts: hosts whose images are fetched, ``example.org``, ``*.example.org``, ``example.org:8443``, or
-            ``*`` for any public one; empty for none.
-        remote_timeout_s: seconds that fetching one image may take, redirects included.
-        max_body_bytes: of one request.
-        max_image_bytes, max_image_pixels: of one image, encoded, and its width x height.
-        max_images: in one request.
-        image_workers: processes that decode images, one each at a time; requests without images never wait for them.
-        image_timeout_s: seconds that decoding one image may take.
-        image_memory_bytes: address space of one such process. 40 million pixels take up to 1.2 GB (WebP with alpha).
-        max_prompt_tokens: of one request, those of images included; None for what the context leaves.
-        max_output_tokens: of one reply; also what a request gets that names no limit.
-        max_choices: replies to one request (`n`).
-        max_waiting: requests that wait for a slot of one replica; more are answered with 429.
-        max_receiving: requests with large bodies (above 64 KiB) that are received at the same time, half of them from
-            one client, which bounds the memory for them.
-        max_connections: at the same time, half of them from one client (an IPv4 address, an IPv6 /64 network).
-        header_timeout_s: seconds for the header of one request.
-        min_body_rate: bytes a second that a body must bring, counted after the first `header_timeout_s` seconds.
-        request_timeout_s: seconds for one request, from its first byte to the reply's last.
-        shutdown_grace_s: seconds that running replies get after SIGTERM.
-        image_cache_bytes, pixel_cache_bytes: memory for known images, encoded and prepared, of one replica.
+    """The settings of one server. `_bytes`, `_pixels`, `_tokens` and `_s` (seconds) are units.
 
     Raises:
-        UsageError: a value that no server can have, or a server that anyone on the network could use without a key.
+        UsageError: a value out of range, or a server that others on the network could use without an API key.
     """
 
-    model: str = "mini"
-    revision: str | None = None
-    device: str | None = None
-    dtype: str = "auto"
-    bits: int = 16
-    image_fit: str | None = None
-    image_size: str | None = None
-    name: str | None = None
-    adapters: tuple[str, ...] = ()
-    replicas: int = 1
-    slots: int = 4
-    admission_ratio: float = 4.0
-    context: int | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_keys: tuple[str, ...] = ()
-    api_keys_file: str | None = None
-    cors_origins: tuple[str, ...] = ()
-    page: bool = True
-    access_log: bool = False
-    remote_hosts: tuple[str, ...] = ()
-    remote_timeout_s: float = 10.0
-    max_body_bytes: int = 20 * 2**20
-    max_image_bytes: int = 15 * 2**20
-    max_image_pixels: int = 40_000_000
-    max_images: int = 8
-    image_workers: int = 2
-    image_timeout_s: float = 20.0
-    image_memory_bytes: int = 3 * 2**29
-    max_prompt_tokens: int | None = None
-    max_output_tokens: int = 1024
-    max_choices: int = 8
-    max_waiting: int = 64
-    max_receiving: int = 32
-    max_connections: int = 512
-    header_timeout_s: float = 10.0
-    min_body_rate: int = 2**14
-    request_timeout_s: float = 300.0
-    shutdown_grace_s: float = 30.0
-    image_cache_bytes: int = 2**28
-    pixel_cache_bytes: int = 2**26
+    # fmt: off
+    model: str = _setting(_MODEL, "mini", "The shipped 'mini', a folder, or a Hub name.", metavar="MODEL", short="-m")
+    revision: str | None = _setting(_MODEL, None, "Branch, tag or commit of a Hub name.", metavar="REV")
+    name: str | None = _setting(_MODEL, None, "Model name for clients; if not given, as --model.", metavar="NAME")
+    adapters: tuple[str, ...] = _setting(
+        _MODEL, (), "A LoRA adapter to serve under that name; repeatable.", metavar="NAME=FOLDER")
+    device: str | None = _setting(_MODEL, None, "cpu, cuda, cuda:1, mps; a GPU if there is one.", metavar="DEVICE")
+    dtype: str = _setting(_MODEL, "auto", "auto, float32, bfloat16, float16.", metavar="DTYPE")
+    bits: int = _setting(_MODEL, 16, "Bits of the decoder's weights on a CPU: 16, 8, 4.", metavar="BITS")
+    image_fit: str | None = _setting(
+        _MODEL, None, "pad, crop or stretch; if not given, the checkpoint's.", metavar="FIT")
+    image_size: str | None = _setting(
+        _MODEL, None, "Side in pixels, or HEIGHTxWIDTH; multiples of 64.", metavar="SIZE")
+    replicas: int = _setting(_MODEL, 1, "Engines per model name, each with its own slots and caches.")
+    slots: int = _setting(_MODEL, 4, "Replies that one engine generates together.")
+    admission_ratio: float = _setting(
+        _MODEL, 4.0, "Prefill a new request for the time of N decoding steps, then decode one token for the running "
+        "ones: large values start requests sooner, small ones keep replies flowing.")
+    context: int | None = _setting(
+        _MODEL, None, "Tokens of a conversation, reply included; if not given, the model's own limit.",
+        metavar="TOKENS")
+    image_cache_bytes: int = _setting(_MODEL, 2**28, "Memory for encoded images, per engine.", least=0)
+    pixel_cache_bytes: int = _setting(_MODEL, 2**26, "Memory for preprocessed images, per engine.", least=0)
+
+    host: str = _setting(
+        _NETWORK, "127.0.0.1", "Address to listen on; any but loopback needs API keys.", metavar="HOST")
+    port: int = _setting(_NETWORK, 8000, "0 for any free port.", metavar="PORT", short="-p", least=0)
+    api_keys: tuple[str, ...] = _setting("", (), "Clients need one of these keys.")
+    api_keys_file: str | None = _setting(
+        _NETWORK, None, "Clients need one of its keys, one per line.", metavar="FILE")
+    cors_origins: tuple[str, ...] = _setting(
+        _NETWORK, (), "Origin of pages that may send requests, https://example.org; repeatable, * for all.",
+        metavar="ORIGIN")
+    page: bool = _setting(_NETWORK, True, "No web page at /.")
+    access_log: bool = _setting(_NETWORK, False, "One line on stderr per request.")
+
+    remote_hosts: tuple[str, ...] = _setting(
+        _IMAGES, (), "Fetch images from it: example.org, *.example.org, example.org:8443, * for any public one; "
+        "repeatable.", metavar="HOST")
+    remote_timeout_s: float = _setting(
+        _IMAGES, 10.0, "To fetch one image, redirects included.", metavar="SECONDS")
+    max_images: int = _setting(_IMAGES, 8, "Images in one request.", least=0)
+    max_image_bytes: int = _setting(_IMAGES, 15 * 2**20, "Size of one image, encoded.")
+    max_image_pixels: int = _setting(_IMAGES, 40_000_000, "Width x height of one image.")
+    image_workers: int = _setting(_IMAGES, 2, "Processes that decode images, one image each at a time.")
+    image_timeout_s: float = _setting(_IMAGES, 20.0, "To decode one image.", metavar="SECONDS")
+    image_memory_bytes: int = _setting(
+        _IMAGES, 3 * 2**29, "Address space of one decoding process.", least=_MIN_IMAGE_MEMORY_BYTES)
+
+    max_body_bytes: int = _setting(_LIMITS, 20 * 2**20, "Size of one request's body.")
+    max_prompt_tokens: int | None = _setting(
+        _LIMITS, None, "Tokens of a prompt, images included; if not given, what the context leaves.")
+    max_output_tokens: int = _setting(_LIMITS, 1024, "Tokens of one reply; also the default of max_tokens.")
+    max_choices: int = _setting(_LIMITS, 8, "Replies to one request (n).")
+    max_waiting: int = _setting(_LIMITS, 64, "Replies that wait for a slot, per engine; more get 429.")
+    max_receiving: int = _setting(
+        _LIMITS, 32, "Bodies above 64 KiB received at the same time, half of them from one client.")
+    max_connections: int = _setting(_LIMITS, 512, "Open connections, half of them from one client.")
+    header_timeout_s: float = _setting(_LIMITS, 10.0, "To receive a request's header.", metavar="SECONDS")
+    min_body_rate: int = _setting(
+        _LIMITS, 2**14, "Lowest upload rate in bytes per second, counted after --header-timeout.")
+    request_timeout_s: float = _setting(
+        _LIMITS, 300.0, "From a request's first byte to the reply's last.", metavar="SECONDS")
+    shutdown_grace_s: float = _setting(_LIMITS, 30.0, "For running replies after SIGTERM.", metavar="SECONDS")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_number(field.name, getattr(self, field.name))
+        for setting in declared_settings().values():
+            setting.check_range(getattr(self, setting.name))
         _check("port", self.port, self.port <= 65535, "0 to 65535")
         _check("bits", self.bits, self.bits in BITS, "16, 8 or 4")
-        least = f"{_MIN_IMAGE_MEMORY_BYTES} or more: libraries alone take half of it"
-        _check("image_memory_bytes", self.image_memory_bytes, self.image_memory_bytes >= _MIN_IMAGE_MEMORY_BYTES, least)
-        self._check_adapters()
         for host in self.remote_hosts:
             _check("remote_hosts", host, _HOST.fullmatch(host) is not None, "a host such as images.example.org")
         for origin in self.cors_origins:
             _check("cors_origins", origin, _ORIGIN.fullmatch(origin) is not None, "an origin, https://example.org")
-        object.__setattr__(self, "api_keys", (*self.api_keys, *_keys_in(self.api_keys_file)))
-        object.__setattr__(self, "api_keys_file", None)  # read once
+        self._check_adapters()
+        self._check_keys()
+
+    def _check_adapters(self) -> None:
+        names = {self.served_name}
+        for adapter in self.adapters:
+            name, _, folder = adapter.partition("=")
+            _check("adapters", adapter, bool(name and folder), "NAME=FOLDER")
+            if name in names:
+                raise UsageError(f"adapters has {name!r} twice, or it is the model's own name. Choose another name.")
+            names.add(name)
+
+    def _check_keys(self) -> None:
+        """Add the keys of `api_keys_file` to `api_keys`, then check them."""
+        object.__setattr__(self, "api_keys", (*self.api_keys, *_read_keys(self.api_keys_file)))
+        object.__setattr__(self, "api_keys_file", None)
         if any(len(key) < _MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() for key in self.api_keys):
             raise UsageError(
                 f"An API key is too short or has characters that no header can carry; expected {_MIN_KEY_LENGTH} or "
@@ -130,22 +157,6 @@ class ServeSettings:
                 "server. Set FASTVLM_SERVE_API_KEYS or --api-keys-file, or listen on 127.0.0.1."
             )
 
-    def _check_number(self, name: str, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return
-        lowest = 0 if name in ("port", "max_images", "image_cache_bytes", "pixel_cache_bytes") else 1
-        lowest_ok = value > 0 if name.endswith("_s") else value >= lowest  # False for NaN
-        _check(name, value, lowest_ok and value < 2**53, f"{'above 0' if name.endswith('_s') else f'{lowest} or more'}")
-
-    def _check_adapters(self) -> None:
-        names = {self.served_name}
-        for adapter in self.adapters:
-            name, _, folder = adapter.partition("=")
-            _check("adapters", adapter, bool(name and folder), "NAME=FOLDER")
-            if name in names:
-                raise UsageError(f"adapters has {name!r} twice, or it is the model's own name. Name it otherwise.")
-            names.add(name)
-
     @property
     def adapter_folders(self) -> dict[str, str]:
         """Name -> folder of each adapter, in their order."""
@@ -153,13 +164,65 @@ class ServeSettings:
 
     @property
     def served_names(self) -> tuple[str, ...]:
-        """All names that clients may ask for: the model's, then the adapters'."""
+        """All model names that clients may use: the model's, then the adapters'."""
         return (self.served_name, *self.adapter_folders)
 
     @property
     def served_name(self) -> str:
-        """What clients call the model: a Hub name as it is, a folder's last part."""
+        """The model's name for clients: a Hub name as it is, a folder's last part."""
         return self.name or (Path(self.model).resolve().name if Path(self.model).is_dir() else self.model)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The declaration of one setting; `kind` is str, int, float, bool or tuple. See :func:`_setting`."""
+
+    name: str
+    kind: type
+    default: object
+    group: str
+    text: str
+    metavar: str
+    short: str
+    least: int
+
+    @property
+    def flag(self) -> str:
+        """The option's name: without the unit of seconds, in the singular for lists, ``--no-`` for what is on."""
+        flag = self.name.removesuffix("_s") if self.kind is float else self.name
+        flag = flag.removesuffix("s") if self.kind is tuple else flag
+        return ("--no-" if self.default is True else "--") + flag.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        """The description, with the default."""
+        if self.kind in (bool, tuple) or self.default is None:
+            return self.text
+        return f"{self.text}  [default: {f'{self.default:g}' if isinstance(self.default, float) else self.default}]"
+
+    def check_range(self, value: object) -> None:
+        """Raise UsageError for a number out of range: seconds are above 0, integers `least` or more."""
+        if self.kind not in (int, float) or not isinstance(value, (int, float)):
+            return
+        is_seconds = self.name.endswith("_s")
+        is_in_range = (value > 0 if is_seconds else value >= self.least) and value < 2**53  # False for NaN
+        _check(self.name, value, is_in_range, "above 0" if is_seconds else f"{self.least} or more")
+
+
+@cache
+def declared_settings() -> dict[str, Setting]:
+    """Name -> declaration of each setting, in the order of the help page."""
+    hints = get_type_hints(ServeSettings)
+    return {
+        one.name: Setting(one.name, _kind(hints[one.name]), one.default, **one.metadata)
+        for one in fields(ServeSettings)
+    }
+
+
+def _kind(hint: Any) -> type:
+    """The type of `hint` without None; tuple for a tuple of any type."""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    return tuple if Ellipsis in options else options[0] if options else hint  # type: ignore[no-any-return]
 
 
 def is_loopback(host: str) -> bool:
@@ -175,16 +238,16 @@ def _check(name: str, value: object, is_right: bool, expected: str) -> None:
         raise UsageError(f"{name} is {value!r}; expected {expected}.")
 
 
-def _keys_in(file: str | None) -> tuple[str, ...]:
-    """One key a line; empty lines and those that begin with # are none."""
+def _read_keys(file: str | None) -> tuple[str, ...]:
+    """The keys in `file`, one per line; empty lines and those that begin with # are skipped."""
     if file is None:
         return ()
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"The file of API keys {file!r} cannot be read ({reason}).") from error
     keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not keys:
-        raise UsageError(f"The file of API keys {file!r} has no key in it; expected one a line.")
+        raise UsageError(f"The file of API keys {file!r} has no key in it; expected one per line.")
     return keys
