@@ -58,6 +58,7 @@ types: install-test
 
 contracts: install-test
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo recipes/pyproject.toml
 
 # Files side by side, each in one process. Their threads sleep while they wait: spinning would take the other's core.
 SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile
