@@ -21,7 +21,7 @@ settings.load_profile("any_machine")
 def forget():
     for cached in (fonts._faces, fonts.families, emoji.load_rasters, clothes.load_clothes):
         cached.cache_clear()
-    fonts._told.clear()
+    fonts._given.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -127,7 +127,7 @@ def test_a_record_tells_where_things_stand_and_what_each_reply_looks_at():
     ], "the question's own spelling, and no negation"
 
 
-def test_of_images_that_were_not_drawn_here_only_the_words_are_told():
+def test_images_of_other_data_sets_have_only_words_as_targets():
     scene = Scene(draw_shapes(Random(0), 1).image, "easy")
     told = record_grounding(scene, [("is there a green shape?", "no"), ("is there a green shape?", "No")])
     assert told == {"looks": [{"reply": 1, "at": 0, "objects": [], "words": ["green"]}]}

@@ -169,7 +169,7 @@ def test_the_pages_show_images_and_tell_how_to_draw_them_again(tmp_path):
         ("", "''"),
     ],
 )
-def test_a_wrong_mix_is_told(text, word):
+def test_a_wrong_mix_is_refused(text, word):
     with pytest.raises(UsageError, match=word):
         parse_mix(text)
 

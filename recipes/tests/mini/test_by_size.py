@@ -43,7 +43,7 @@ def test_the_same_seed_draws_the_same():
     assert first.image.tobytes() == again.image.tobytes() and first.answer == again.answer
 
 
-def test_letters_have_the_height_that_is_told():
+def test_letters_have_the_stated_height():
     assert [capital_height_px(load_font(None, size)) for size in (20, 40, 110)] == [14, 28, 76]
     assert fitting_share(Random(0), WordCell((7, 8), 150), load_font(None, 150)) < 0.5
     with pytest.raises(ValueError, match="no word of"):

@@ -1,1 +1,1 @@
-"""A seeded drawer: `(seed, split, index) -> image + what is truly in it`; the same seed draws the same image."""
+"""Draws images with questions and answers: `(seed, split, index)` -> image and record of its content."""

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, COLORS
 
-SIZE = 256  # px; training makes 512 of them: letters of 20 px are read at 40
+SIZE = 256  # px; training resizes to 512: letters of 20 px become 40 px high
 RGB = tuple[int, int, int]
 
 
@@ -32,13 +32,13 @@ def luma(color: RGB) -> float:
 
 
 def are_distinct(first: RGB, second: RGB, least: float = 60.0) -> bool:
-    """Whether ink of one color can be seen on the other."""
+    """Whether ink of one color is visible on the other."""
     gap = abs(luma(first) - luma(second))
     return gap + 0.35 * sum(abs(a - b) for a, b in zip(first, second, strict=True)) / 3 > least
 
 
 def contrasting(rng: Random, background: RGB, excluded: frozenset[str] = frozenset()) -> str:
-    """Name of a color that can be seen on `background`."""
+    """Name of a color that is visible on `background`."""
     names = [name for name in COLOR_NAMES if name not in excluded and are_distinct(COLORS[name], background)]
     return rng.choice(names) if names else ("black" if luma(background) > 127 else "white")
 
@@ -105,12 +105,12 @@ def _stripes(rng: Random, tint: RGB) -> Image.Image:
 
 
 def paste(image: Image.Image, mask: Image.Image, color: RGB, left: int, top: int) -> None:
-    """Colors `image` through the L-mode `mask` whose corner is at (left, top)."""
+    """Color `image` through the L-mode `mask` whose corner is at (left, top)."""
     image.paste(color, (left, top, left + mask.width, top + mask.height), mask)
 
 
-def weathered(rng: Random, image: Image.Image) -> Image.Image:
-    """Now and then the marks of a JPEG file or of an image that was once smaller."""
+def degraded(rng: Random, image: Image.Image) -> Image.Image:
+    """In 12 % of cases with JPEG artifacts or resized down and up again."""
     roll = rng.random()
     if roll < 0.08:
         buffer = io.BytesIO()

@@ -22,7 +22,7 @@ TITLES: tuple[str, ...] = (
     "Sales", "Votes", "Price", "Score", "Visits", "Hours", "Orders", "Costs", "People", "Goals", "Points", "Weight",
 )  # fmt: skip
 LARGEST_NUMBERS = (5, 10, 20, 50, 100)
-LEAST_GAP = 0.12  # of the largest bar, between it and the next one; so too for the smallest
+LEAST_GAP = 0.12  # least distance between the largest two and the smallest two bars, as a share of the largest
 
 
 def make_labels(rng: Random, split: Split, count: int) -> tuple[str, ...]:

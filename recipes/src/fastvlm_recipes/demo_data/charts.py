@@ -1,4 +1,4 @@
-"""Images of bar charts, upright and level, of two to five bars."""
+"""Images of bar charts with two to five bars, vertical or horizontal."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ INKS = ("black", "white")
 
 @dataclass(frozen=True)
 class Plan:
-    """How a chart is drawn: paper, ink, face of its texts, whether bars stand; `largest_px` is of the letters."""
+    """How a chart is drawn: paper, ink, font of its texts, orientation of its bars, largest font size in px."""
 
     chart: Chart
     paper: RGB
     ink: tuple[str, RGB]
     face: Face
-    is_upright: bool
+    is_vertical: bool
     largest_px: int
 
 
 def draw_chart(rng: Random, split: Split, style: str | None = None) -> Scene:
-    """A bar chart; `style` by chance where None: a seen one in training, the held-out one otherwise."""
+    """A bar chart; a random `style` if None: a seen one in training, the held-out one otherwise."""
     if style is None:
         style = rng.choice(SEEN_STYLES) if split == "train" else HELD_OUT_STYLE
     plan = _plan(rng, split, style)
@@ -51,7 +51,7 @@ def draw_chart(rng: Random, split: Split, style: str | None = None) -> Scene:
         PAINTERS[style](scene.image, box, jittered(rng, color), plan.ink[1])
     if rng.random() < 0.7 or style == "grid":
         corner = (area[0], area[3])
-        pen.line((*corner, *((area[2], area[3]) if plan.is_upright else (area[0], area[1]))), plan.ink[1], 2)
+        pen.line((*corner, *((area[2], area[3]) if plan.is_vertical else (area[0], area[1]))), plan.ink[1], 2)
     for index, box in enumerate(bars):
         _write_label(scene, plan, index, box, area)
         if plan.chart.has_values:
@@ -71,7 +71,7 @@ def _plan(rng: Random, split: Split, style: str) -> Plan:
     labels, title = make_labels(rng, split, count), make_title(rng, split)
     if face.is_capitals_only:
         labels, title = tuple(label.upper() for label in labels), title.upper()
-    if len(set(labels)) < count:  # apart only by case
+    if len(set(labels)) < count:  # differ only by case
         labels = tuple("ABCDE"[:count])
     has_values = rng.random() < 0.65
     chart = Chart(title, labels, make_values(rng, count), colors, has_values, style)
@@ -80,7 +80,7 @@ def _plan(rng: Random, split: Split, style: str) -> Plan:
 
 
 def _plot_area(rng: Random, scene: Scene, plan: Plan) -> Box:
-    """What the title and the labels leave for the bars; the title is written."""
+    """Write the title; return the area that title and labels leave for the bars."""
     top = float(rng.randint(8, 14))
     if plan.chart.title:
         size = min(fitting_size(plan.chart.title, plan.face, 220, 30), rng.randint(24, 36))
@@ -88,7 +88,7 @@ def _plot_area(rng: Random, scene: Scene, plan: Plan) -> Box:
         write(scene, run, plan.chart.title, plan.ink, (SIZE - run.mask.width) // 2, 5)
         top = run.mask.height + 12.0
     room = plan.largest_px + 8.0
-    if plan.is_upright:
+    if plan.is_vertical:
         return (
             rng.randint(8, 24),
             top + (room if plan.chart.has_values else 0),
@@ -105,24 +105,24 @@ def _label_run_width(label: str, plan: Plan) -> int:
 
 
 def _label_size(plan: Plan) -> int:
-    """px per em of all labels: within a bar's share of the width where bars stand, within 84 px where they lie."""
+    """px per em of all labels: they fit a bar's share of the width if bars are vertical, 84 px if horizontal."""
     count = len(plan.chart.labels)
-    width = (SIZE - 40) / count * 0.92 if plan.is_upright else 84
-    height = plan.largest_px if plan.is_upright else min(plan.largest_px, 200 / count * 0.6)
+    width = (SIZE - 40) / count * 0.92 if plan.is_vertical else 84
+    height = plan.largest_px if plan.is_vertical else min(plan.largest_px, 200 / count * 0.6)
     return min(plan.largest_px + 4, *(fitting_size(label, plan.face, width, height) for label in plan.chart.labels))
 
 
 def _bars(rng: Random, plan: Plan, area: Box) -> list[Box]:
-    """The bars' boxes, from the left or from the top; their lengths are in the ratio of the values."""
+    """Boxes of the bars, from the left or from the top; their lengths are proportional to the values."""
     left, top, right, bottom = area
     values = plan.chart.values
-    slot = ((right - left) if plan.is_upright else (bottom - top)) / len(values)
+    slot = ((right - left) if plan.is_vertical else (bottom - top)) / len(values)
     thickness = slot * rng.uniform(0.5, 0.85)
-    length = ((bottom - top) if plan.is_upright else (right - left)) * rng.uniform(0.85, 1.0) / max(values)
+    length = ((bottom - top) if plan.is_vertical else (right - left)) * rng.uniform(0.85, 1.0) / max(values)
     boxes: list[Box] = []
     for index, value in enumerate(values):
         middle = slot * (index + 0.5)
-        if plan.is_upright:
+        if plan.is_vertical:
             x = left + middle
             boxes.append((x - thickness / 2, bottom - max(2.0, value * length), x + thickness / 2, bottom))
         else:
@@ -136,7 +136,7 @@ def _grid_lines(scene: Scene, plan: Plan, area: Box) -> None:
     pen = ImageDraw.Draw(scene.image)
     faint: RGB = (200, 200, 205)
     for step in range(1, 5):
-        if plan.is_upright:
+        if plan.is_vertical:
             y = bottom - (bottom - top) * step / 4
             pen.line((left, y, right, y), faint, 1)
         else:
@@ -157,7 +157,7 @@ def _hollow(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
 
 
 def _dotted(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
-    """Dots within a border, nothing behind them."""
+    """Dots within a border, without a fill."""
     left, top, right, bottom = (round(edge) for edge in box)
     pen = ImageDraw.Draw(image)
     for y in range(top + 4, bottom - 3, 8):
@@ -166,22 +166,22 @@ def _dotted(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
     pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=2)
 
 
-def _lined(*, is_level: bool, pitch_px: int, line_px: int, border_px: int) -> Painter:
-    """Level or upright lines within a border, nothing behind them."""
+def _lined(*, is_horizontal: bool, pitch_px: int, line_px: int, border_px: int) -> Painter:
+    """Horizontal or vertical lines within a border, without a fill."""
 
     def paint(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
         left, top, right, bottom = (round(edge) for edge in box)
         pen = ImageDraw.Draw(image)
-        first, last = (top, bottom) if is_level else (left, right)
+        first, last = (top, bottom) if is_horizontal else (left, right)
         for at in range(first + 6, last, pitch_px):
-            pen.line((left, at, right, at) if is_level else (at, top, at, bottom), fill=color, width=line_px)
+            pen.line((left, at, right, at) if is_horizontal else (at, top, at, bottom), fill=color, width=line_px)
         pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=border_px)
 
     return paint
 
 
 def _checkered(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
-    """Every second square of a board, without a border."""
+    """A checkerboard without a border."""
     left, top, right, bottom = (round(edge) for edge in box)
     pen = ImageDraw.Draw(image)
     for row, y in enumerate(range(bottom, top, -7)):
@@ -190,7 +190,7 @@ def _checkered(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
 
 
 def _hatched(image: Image.Image, box: Box, color: RGB, _ink: RGB) -> None:
-    """Slanted lines within a border, nothing behind them."""
+    """Slanted lines within a border, without a fill."""
     left, top, right, bottom = (round(edge) for edge in box)
     mask = Image.new("L", (max(1, right - left), max(1, bottom - top)))
     pen = ImageDraw.Draw(mask)
@@ -208,18 +208,18 @@ PAINTERS: dict[str, Painter] = {
     "outlined": _outlined,
     "hollow": _hollow,
     "dotted": _dotted,
-    "striped": _lined(is_level=True, pitch_px=9, line_px=3, border_px=2),
-    "ruled": _lined(is_level=False, pitch_px=8, line_px=2, border_px=3),
+    "striped": _lined(is_horizontal=True, pitch_px=9, line_px=3, border_px=2),
+    "ruled": _lined(is_horizontal=False, pitch_px=8, line_px=2, border_px=3),
     "checkered": _checkered,
     "hatched": _hatched,
 }
 
 
 def _write_label(scene: Scene, plan: Plan, index: int, box: Box, area: Box) -> None:
-    """The bar's name below it, or left of it."""
+    """Write the bar's name below it, or left of it."""
     label = plan.chart.labels[index]
     run = set_run(label, Setting(plan.face, _label_size(plan)))
-    if plan.is_upright:
+    if plan.is_vertical:
         corner = ((box[0] + box[2] - run.mask.width) / 2, area[3] + 3)
     else:
         corner = (area[0] - 6 - run.mask.width, (box[1] + box[3] - run.mask.height) / 2)
@@ -227,12 +227,12 @@ def _write_label(scene: Scene, plan: Plan, index: int, box: Box, area: Box) -> N
 
 
 def _write_value(scene: Scene, plan: Plan, index: int, box: Box) -> None:
-    """The bar's number at its end."""
+    """Write the bar's number at its end."""
     text = str(plan.chart.values[index])
     run = set_run(
         text, Setting(plan.face, min(fitting_size(text, plan.face, 46, plan.largest_px - 2), plan.largest_px))
     )
-    if plan.is_upright:
+    if plan.is_vertical:
         corner = ((box[0] + box[2] - run.mask.width) / 2, box[1] - run.mask.height - 1)
     else:
         corner = (box[2] + 3, (box[1] + box[3] - run.mask.height) / 2)

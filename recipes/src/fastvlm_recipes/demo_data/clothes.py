@@ -1,4 +1,4 @@
-"""Fashion-MNIST's pieces of clothing, enlarged onto grounds of our own; its official parts for training and test.
+"""Fashion-MNIST's pieces of clothing, enlarged onto drawn backgrounds; its official training and test parts.
 
 Source: Xiao et al. 2017, arXiv 1708.07747, MIT license; Debian's package dataset-fashion-mnist holds its four files.
 """
@@ -33,9 +33,9 @@ NAMING = (
     "What piece of clothing is this?",
     "Which piece of clothing is this?", "What kind of clothing is this?", "Name the piece of clothing.",
 )  # fmt: skip
-IS_IT = ("Is it {}?", "Do you see {}?", "Can you see {}?")  # the first of a lone piece only
+IS_IT = ("Is it {}?", "Do you see {}?", "Can you see {}?")  # the first only for a single piece
 _HALF = SIZE // 2
-# left, top, right, bottom in px of the pieces' places, and how each is asked for.
+# Number of pieces -> (left, top, right, bottom) of each place in px, and how a question names each place.
 CELLS: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     1: ((0, 0, SIZE, SIZE),),
     2: ((0, 0, _HALF, SIZE), (_HALF, 0, SIZE, SIZE)),
@@ -53,7 +53,7 @@ PLACES: dict[int, tuple[str, ...]] = {
 
 
 def clothes_folder() -> Path | None:
-    """Where the four files lie, None if they are not there."""
+    """The folder of the four files, None if they are not there."""
     folder = Path(os.environ.get(FOLDER_VARIABLE, DEBIAN_FOLDER))
     return folder if (folder / "t10k-images-idx3-ubyte.gz").is_file() else None
 
@@ -75,9 +75,9 @@ def load_clothes(split: Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.ui
 
 
 def draw_clothes(rng: Random, split: Split, count: int | None = None) -> Scene:
-    """One piece, two side by side or four in a square (by chance where None), each 100 to 250 px large.
+    """One piece, two side by side or four in a square (random if None), each 100 to 250 px large.
 
-    As published (light on black), inverted, or in color on any ground.
+    As published (light on black), inverted, or in color on any background.
     """
     images, classes = load_clothes(split)
     if count is None:
@@ -98,7 +98,7 @@ def draw_clothes(rng: Random, split: Split, count: int | None = None) -> Scene:
 
 
 def _ground(rng: Random) -> tuple[Image.Image, RGB]:
-    """What the pieces lie on, and their color."""
+    """Background, and color of the pieces."""
     roll = rng.random()
     if roll < 0.45:
         return Image.new("RGB", (SIZE, SIZE)), (255, 255, 255)

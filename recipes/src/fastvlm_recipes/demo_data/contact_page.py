@@ -1,4 +1,4 @@
-"""What explains a folder of shards to whoever opens it: README.md, and index.html with images and their questions."""
+"""README.md and index.html of a folder of shards: how it was drawn, and some images with their questions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ draws the same again on a machine with the same fonts and icons.
 | --- | ---: | --- |
 {rows}
 
-Each image (`000000.png` or `.jpg`) has a record beside it (`000000.json`), in LLaVA's format:
+Each image (`000000.png` or `.jpg`) has a record (`000000.json`), in LLaVA's format:
 
     {record}
 """

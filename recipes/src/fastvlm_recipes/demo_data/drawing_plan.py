@@ -1,4 +1,4 @@
-"""What is to be drawn: seed, part, shares; kept beside the shards, so that a run goes on only as it began."""
+"""What is drawn: seed, part, shares. Stored with the shards, so that a run continues only with the same plan."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["PLAN_FILE", "DrawingPlan", "claim_target", "parse_mix"]
 
 PLAN_FILE = "drawing.json"
 _STORED_NAMES = {"num_images": "num_pictures"}  # field -> its key in the file, where they differ
-_OWN = (LOCK_NAME, f".{PLAN_FILE}.part")  # all that a run has made before the plan is there
+_OWN = (LOCK_NAME, f".{PLAN_FILE}.part")  # files that may exist before the plan is written
 
 
 @dataclass(frozen=True)
 class DrawingPlan:
-    """Every image follows from these and its number.
+    """Determines every image, together with the image's number.
 
     Args:
-        seed: of all chance, 0 or more.
+        seed: of the random numbers, 0 or more.
         split: "train", or "test" for fonts, words, layouts and styles that training never sees.
         num_images: 1 or more.
         shard_size: images a shard; the last one may have fewer.
@@ -42,15 +42,15 @@ class DrawingPlan:
 
     @property
     def num_shards(self) -> int:
-        """Files that hold all images."""
+        """Number of shards."""
         return -(-self.num_images // self.shard_size)
 
     def shard_range(self, shard: int) -> range:
-        """The numbers of a shard's images."""
+        """Numbers of the images in a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
 
     def kinds(self) -> dict[str, int]:
-        """How many images there are of each kind."""
+        """Number of images of each kind."""
         counts = Counter(kind_of(self.seed, self.split, index, self.mix) for index in range(self.num_images))
         return {kind: counts[kind] for kind in self.mix}
 
@@ -59,7 +59,7 @@ def parse_mix(text: str) -> dict[str, int]:
     """``shapes=34,word=40`` -> shares by kind.
 
     Raises:
-        UsageError: an unknown kind, or a share that is no whole number above 0.
+        UsageError: an unknown kind, or a share that is not a positive whole number.
     """
     mix: dict[str, int] = {}
     for part in text.split(","):
@@ -82,7 +82,7 @@ def claim_target(target: Path, plan: DrawingPlan) -> None:
         plan: what is to be drawn.
 
     Raises:
-        UsageError: it holds something else, or shards that were drawn otherwise.
+        UsageError: it holds something else, or shards of another plan.
     """
     file = target / PLAN_FILE
     if not file.is_file():
@@ -97,7 +97,7 @@ def claim_target(target: Path, plan: DrawingPlan) -> None:
 
 
 def _check_same(file: Path, plan: DrawingPlan) -> None:
-    """Raise unless the earlier plan draws the same; its last shard goes if it is not full and there is more to draw."""
+    """Raise unless the earlier plan draws the same; remove its last shard if the new plan continues it."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         earlier = DrawingPlan(**{name: stored.pop(_STORED_NAMES.get(name, name)) for name in asdict(plan)}, **stored)
@@ -114,5 +114,5 @@ def _check_same(file: Path, plan: DrawingPlan) -> None:
 
 
 def shard_name(shard: int) -> str:
-    """The file of shard number `shard`."""
+    """File name of a shard."""
     return f"shard-{shard:05d}.tar"

@@ -1,6 +1,6 @@
 """Images of emoji from rasters made once from the SVG icon sets and kept in one compressed array.
 
-Without that array (on a fresh machine) `load_rasters` gives None and the mix goes without emoji.
+Without that array (on a fresh machine) `load_rasters` returns None and no emoji are drawn.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def names_in(style: str) -> tuple[str, ...]:
 
 
 def paste_emoji(rng: Random, scene: Scene, style: str, name: str, spot: tuple[float, float], radius: float) -> None:
-    """Draws one emoji about `spot` and records it; a third are mirrored or slightly turned."""
+    """Draw one emoji around `spot` and record it; a fifth are slightly rotated."""
     rasters = load_rasters()
     if rasters is None:
         raise FileNotFoundError(f"no {RASTER_FILE}: run fastvlm_recipes.mini.assets and set {DATA_VARIABLE}")
@@ -59,7 +59,7 @@ def paste_emoji(rng: Random, scene: Scene, style: str, name: str, spot: tuple[fl
 
 
 def draw_emoji(rng: Random, styles: tuple[str, ...], count: int | None = None) -> Scene:
-    """An image of `count` emoji (by chance 1 to 6 where None), some of them alike."""
+    """An image of `count` emoji (1 to 6 at random if None), some of them alike."""
     image, _, name = background(rng)
     scene = Scene(image, "emoji", name)
     if count is None:

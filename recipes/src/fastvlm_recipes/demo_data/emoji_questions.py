@@ -1,4 +1,4 @@
-"""Questions about any scene with answers that are true of what was drawn: (question, answer) pairs."""
+"""Questions about emoji: names, number, presence, place."""
 
 from __future__ import annotations
 

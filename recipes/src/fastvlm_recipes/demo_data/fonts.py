@@ -25,7 +25,7 @@ HELD_OUT_FAMILIES: frozenset[str] = frozenset(
         "PT Sans Narrow", "PT Sans Caption", "JetBrains Mono", "Cabin", "Quattrocento", "Caladea", "Dosis",
     }
 )  # fmt: skip
-# Symbols, small capitals, scripts that no reader could name letter by letter, and system fonts of other alphabets.
+# Symbols, small capitals, scripts with illegible single letters, and system fonts of other alphabets.
 UNUSABLE: tuple[str, ...] = (
     "Standard Symbols", "D050000L", "Keyboard", "Initials", "Z003", "Chorus", "Tamil", "Math", "Smallcaps",
     "GentiumAlt", "Emoji", "Symbol", "Dingbats",
@@ -35,7 +35,7 @@ FONT_LIST_VARIABLE = "FASTVLM_MINI_FONTS"
 
 
 Faces = tuple[tuple[str, str], ...]  # (family, file)
-_told: list[Faces] = []  # what another process found, see `use_faces`
+_given: list[Faces] = []  # fonts that another process found, see `use_faces`
 
 
 def known_faces() -> Faces:
@@ -44,23 +44,23 @@ def known_faces() -> Faces:
 
 
 def use_faces(faces: Faces) -> None:
-    """Take these instead of looking for them, which takes seconds where there are hundreds."""
-    _told[:] = [faces]
+    """Use these fonts instead of searching, which takes seconds if there are hundreds."""
+    _given[:] = [faces]
     for cached in (_faces, families):
         cached.cache_clear()
 
 
 @lru_cache(maxsize=1)
 def _faces() -> Faces:
-    """As told, listed in the JSON file FASTVLM_MINI_FONTS, or asked of fontconfig."""
-    if _told:
-        return _told[0]
+    """Given by `use_faces`, listed in the JSON file FASTVLM_MINI_FONTS, or found by fontconfig."""
+    if _given:
+        return _given[0]
     listed = os.environ.get(FONT_LIST_VARIABLE)
     if listed is not None:
         return tuple((family, file) for family, file in json.loads(Path(listed).read_text()))
     try:
         out = subprocess.run(
-            ["fc-list", "--format", "%{family[0]}|%{file}\n"],  # noqa: S607  # wherever the system has it
+            ["fc-list", "--format", "%{family[0]}|%{file}\n"],  # noqa: S607  # found on PATH
             capture_output=True,
             text=True,
             check=True,
@@ -73,7 +73,7 @@ def _faces() -> Faces:
 
 
 def has_all_glyphs(file: str) -> bool:
-    """Whether the face really has every character that may be drawn (an absent one is drawn as an empty box)."""
+    """Whether the face has every character that may be drawn (a missing one is drawn as an empty box)."""
     font = ImageFont.truetype(file, 24, layout_engine=ImageFont.Layout.BASIC)
     absent = bytes(font.getmask("\uffff"))
     return all(bytes(font.getmask(char)) != absent for char in GLYPHS)
@@ -81,7 +81,7 @@ def has_all_glyphs(file: str) -> bool:
 
 @lru_cache(maxsize=2)
 def families(split: Split) -> dict[str, tuple[str, ...]]:
-    """Family -> its font files; {"": ()} stands for Pillow's own font where none is installed."""
+    """Family -> its font files; {"": ()} stands for Pillow's own font if none is installed."""
     table: dict[str, list[str]] = {}
     for family, file in _faces():
         if (family in HELD_OUT_FAMILIES) == (split == "test"):

@@ -10,7 +10,7 @@ from random import Random
 from PIL import Image
 
 from fastvlm_recipes.demo_data import easy_questions, words
-from fastvlm_recipes.demo_data.canvas import weathered
+from fastvlm_recipes.demo_data.canvas import degraded
 from fastvlm_recipes.demo_data.charts import draw_chart
 from fastvlm_recipes.demo_data.clothes import clothes_folder, draw_clothes
 from fastvlm_recipes.demo_data.emoji import draw_emoji, names_in
@@ -50,7 +50,7 @@ class Sample:
 
 
 def _read(rng: Random, split: Split, length: int) -> str:
-    """A word of `length` letters; where nothing is trained, a held-out one in half of the cases."""
+    """A word of `length` letters; in the test part a held-out one in half of the cases."""
     if split == "test" and length > 2 and rng.random() < 0.5:
         return words.held_out(rng, length, length)
     return words.longer(rng, length)
@@ -73,7 +73,7 @@ def _lines(rng: Random, split: Split) -> Scene:
 
 
 def draw_letters(rng: Random, split: Split) -> Scene:
-    """A grid of single characters, now and then of pairs."""
+    """A grid of single characters, in a quarter of the cases of pairs."""
     columns, rows = rng.choice(((2, 1), (1, 2), (2, 2), (2, 2), (3, 1), (3, 2), (2, 3), (3, 3)))
     return draw_grid(rng, split, columns, rows, rng.choice((1, 1, 1, 2)))
 
@@ -114,7 +114,7 @@ DRAWERS: dict[str, Callable[[Random, Split], Scene]] = {
 }
 
 
-def _chance(seed: int, split: Split, index: int) -> Random:
+def _generator(seed: int, split: Split, index: int) -> Random:
     return Random(f"demo:{seed}:{split}:{index}")
 
 
@@ -124,20 +124,20 @@ def _kind(rng: Random, mix: Mapping[str, int]) -> str:
 
 def kind_of(seed: int, split: Split, index: int, mix: Mapping[str, int]) -> str:
     """The kind of image number `index`, without drawing it."""
-    return _kind(_chance(seed, split, index), mix)
+    return _kind(_generator(seed, split, index), mix)
 
 
 def draw_sample(seed: int, split: Split, index: int, mix: Mapping[str, int]) -> Sample:
     """Image number `index`: it depends on the arguments alone (and on the fonts and icons of the machine)."""
-    rng = _chance(seed, split, index)
+    rng = _generator(seed, split, index)
     kind = _kind(rng, mix)
     scene = DRAWERS[kind](rng, split)
-    scene.image = weathered(rng, scene.image)
+    scene.image = degraded(rng, scene.image)
     return Sample(scene, conversation(rng, scene), kind)
 
 
 def lacking(split: Split) -> dict[str, str]:
-    """Kinds that cannot be drawn on this machine -> what brings them."""
+    """Kinds that cannot be drawn on this machine -> what to install."""
     absent: dict[str, str] = {}
     if not any(names_in(style) for style in emoji_styles(split)):
         absent["emoji"] = "icons of npm's @iconify-json sets: FASTVLM_MINI_DATA, see recipes/README.md"
@@ -149,5 +149,5 @@ def lacking(split: Split) -> dict[str, str]:
 
 
 def has_fonts(split: Split) -> bool:
-    """Whether the machine has fonts of this part; without them Pillow's own is drawn."""
+    """Whether the machine has fonts of this part; without them Pillow's own font is used."""
     return families(split) != {"": ()}

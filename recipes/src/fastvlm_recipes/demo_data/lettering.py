@@ -1,4 +1,4 @@
-"""Sets a run of characters in a font, with the place of every character's ink."""
+"""Renders a run of characters in a font and locates each character's ink."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a run is set: px per em, extra px between characters, degrees turned counter-clockwise, stroke px."""
+    """How a run is rendered: px per em, extra px between characters, degrees counter-clockwise, stroke px."""
 
     face: Face
     size: int
@@ -37,7 +37,7 @@ class Setting:
 
 
 def pick_face(rng: Random, split: Split) -> Face:
-    """A face by family first, so that large families do not outweigh the others."""
+    """A random face of a random family, so that large families do not outweigh the others."""
     table = families(split)
     files = table[rng.choice(sorted(table))]
     file = rng.choice(files) if files else ""
@@ -46,7 +46,7 @@ def pick_face(rng: Random, split: Split) -> Face:
 
 @dataclass(frozen=True)
 class Run:
-    """A set run: its mask (L) and, per character, ink center and ink size within the mask."""
+    """A rendered run: its mask (L) and, per character, ink center and ink size within the mask."""
 
     mask: Image.Image
     centers: tuple[tuple[float, float], ...]
@@ -76,7 +76,7 @@ def _pens(text: str, setting: Setting, font: Font) -> list[float]:
 
 
 def set_run(text: str, setting: Setting) -> Run:
-    """Draws `text` in white on black, cut to its ink with a margin of 2 px (before turning)."""
+    """Draw `text` in white on black, cut to its ink with a margin of 2 px (before turning)."""
     font = load(setting.face.file, setting.size)
     pens = _pens(text, setting, font)
     boxes = [_char_box(setting.face.file, setting.size, char) for char in text]
@@ -101,7 +101,7 @@ def set_run(text: str, setting: Setting) -> Run:
 
 
 def _turned(run: Run, angle: float) -> Run:
-    """The run turned about its middle by `angle` degrees counter-clockwise."""
+    """The run rotated around its center by `angle` degrees counter-clockwise."""
     mask = run.mask.rotate(angle, Image.Resampling.BILINEAR, expand=True)
     radians = math.radians(angle)
     cos, sin = math.cos(radians), math.sin(radians)
@@ -117,7 +117,7 @@ def _turned(run: Run, angle: float) -> Run:
 
 
 def write(scene: Scene, run: Run, text: str, ink: tuple[str, RGB], left: int, top: int) -> None:
-    """Pastes a set run at (left, top) and records its line and its characters (spaces leave no record)."""
+    """Paste a run at (left, top) and record its line and its characters (except spaces)."""
     color, rgb = ink
     paste(scene.image, run.mask, rgb, left, top)
     for char, (x, y), size in zip(text, run.centers, run.sizes, strict=True):
@@ -136,5 +136,5 @@ def fitting_size(text: str, face: Face, width: float, height: float) -> int:
 
 
 def place_run(rng: Random, run: Run) -> tuple[int, int]:
-    """A random corner that keeps the run inside the image where it fits."""
+    """A random top left corner that keeps the run inside the image if it fits."""
     return rng.randint(0, max(0, SIZE - run.mask.width)), rng.randint(0, max(0, SIZE - run.mask.height))

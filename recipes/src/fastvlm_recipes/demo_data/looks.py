@@ -1,8 +1,8 @@
-"""What an answer speaks of: before which of its characters one looks at which things, and what in the question says so.
+"""Attention targets: before which characters of an answer to look at which things and words of the question.
 
-A small decoder finds out late that "What color is the star?" is answered by the one token that shows a star: after
-70,000 images it named a lone shape without a mistake and chose among several by chance (every wrong answer was true
-of another shape). So the records tell it, and training may ask for it (`fastvlm.training.grounding_objective`).
+A small decoder learns late that "What color is the star?" is answered by the token that shows a star: after 70,000
+images it named a single shape without a mistake and chose among several at random (every wrong answer was true of
+another shape). So the records contain these targets, and `grounding` in a recipe trains on them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TELLING = frozenset((*COLOR_NAMES, *SHAPE_NAMES))
 SIDE_WORDS = frozenset(("left", "right", "above", "below"))
 NEGATIONS = frozenset(("not", "no"))
 READING = frozenset(("say", "read", "written", "text", "transcribe", "word", "number", "price", "cost"))
-# What questions of every kind are made of; the other words tell what is asked for.
+# Words that occur in questions of every kind; the other words say what is asked for.
 ASKING = frozenset((
     "a", "an", "and", "are", "as", "be", "called", "can", "count", "do", "does", "from", "give", "how", "image", "in",
     "is", "it", "many", "much", "name", "of", "on", "one", "picture", "return", "see", "shown", "that", "the", "there",
@@ -32,9 +32,9 @@ ASKING = frozenset((
 
 @dataclass(frozen=True)
 class Look:
-    """Before saying what stands at `start` in the answer (its length: the end), look at `things`.
+    """Before the answer's character `start` (its length: before the end), attend to `things`.
 
-    And be reminded of the `words` of the question, in small letters and American spelling. Either may be empty.
+    And to the `words` of the question, in small letters and American spelling. Either may be empty.
     """
 
     start: int
@@ -43,7 +43,7 @@ class Look:
 
 
 def looks_of(scene: Scene, turn: Turn) -> list[Look]:
-    """What to look at for the words of the answer, in their order; empty where that cannot be said."""
+    """The targets of an answer in their order; empty if they are unknown."""
     question, answer = turn
     if answer.startswith(REFUSAL):
         return [Look(0, (), _telling(question))]
@@ -62,14 +62,14 @@ def plain_words(text: str) -> list[str]:
 
 
 def _telling(question: str) -> frozenset[str]:
-    """The words that tell what is asked for."""
+    """The words that say what is asked for."""
     return frozenset(plain_words(question)) - ASKING
 
 
 def _looks_at_shape(scene: Scene, question: str, answer: str) -> list[Look]:
-    """For a color, a kind or a place: at the one shape whose kind or color stands in the question, or the only one.
+    """For a color, a kind or a place: the one shape whose kind or color stands in the question, or the only one.
 
-    From the first word on, which is another where nothing fits ("There is no star in the image.").
+    The first target is before the first word, because that differs if nothing fits ("There is no star in the image.").
     """
     shapes, words = scene.shapes(), set(plain_words(question))
     asked = [shape for shape in shapes if shape.color in words or shape.name in words]
@@ -86,7 +86,7 @@ def _looks_at_shape(scene: Scene, question: str, answer: str) -> list[Look]:
 
 
 def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list[Look]:
-    """For yes or no: at all shapes that are what was asked for."""
+    """For yes or no: all shapes that fit the question."""
     words = set(plain_words(question))
     telling = words & TELLING
     if answer not in ("Yes", "No") or not telling or words & SIDE_WORDS:
@@ -96,12 +96,12 @@ def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list
 
 
 def reminder_of(turn: Turn) -> list[Look]:
-    """For yes or no about an image of which nothing more is known: the words that tell what is asked for."""
+    """For yes or no about an image without a record: the words that say what is asked for."""
     return _look_for_shape((), *turn)
 
 
 def _looks_at_glyphs(scene: Scene, question: str, answer: str) -> list[Look]:
-    """Letter by letter for the whole text, or the one letter asked for by its place; at the end the last again."""
+    """Letter by letter for the whole text, or the letter asked for by its position; the last one again at the end."""
     glyphs, text = [thing for thing in scene.things if thing.kind == "glyph"], scene.lines[0].text
     if len(glyphs) != len(text):
         return []
@@ -109,16 +109,16 @@ def _looks_at_glyphs(scene: Scene, question: str, answer: str) -> list[Look]:
     places = {**{word: number for number, word in enumerate(ORDINALS)}, "last": len(text) - 1}
     asked = [word for word in words & set(places) if places[word] < len(text) and answer == text[places[word]]]
     if asked:
-        told, telling = [glyphs[places[asked[0]]]], frozenset(asked)
+        shown, telling = [glyphs[places[asked[0]]]], frozenset(asked)
     elif answer == text:
-        told, telling = glyphs, frozenset(words & READING)
+        shown, telling = glyphs, frozenset(words & READING)
     else:
         return []
-    return [Look(start, (glyph,), telling) for start, glyph in enumerate([*told, told[-1]])]
+    return [Look(start, (glyph,), telling) for start, glyph in enumerate([*shown, shown[-1]])]
 
 
 def _looks_at_named(things: Sequence[Thing], question: str, answer: str) -> list[Look]:
-    """At each thing before its name."""
+    """Each thing before its name."""
     telling, looks = _telling(question), []
     for name in dict.fromkeys(thing.name for thing in things):
         named = re.search(rf"(?<![\w-]){re.escape(name)}\b", answer)
@@ -128,7 +128,7 @@ def _looks_at_named(things: Sequence[Thing], question: str, answer: str) -> list
 
 
 def _looks_at_lines(scene: Scene, question: str, answer: str) -> list[Look]:
-    """At each character of what the answer reads, as long as a line, or a run in one, says the same."""
+    """Each character of the answer that equals a line, or a part of one between spaces."""
     words = plain_words(question)
     if answer in ("Yes", "No") or words[:2] == ["how", "many"] or "count" in words:
         return []
@@ -143,7 +143,7 @@ def _looks_at_lines(scene: Scene, question: str, answer: str) -> list[Look]:
 
 
 def _parts(answer: str, *, is_grid: bool) -> list[tuple[int, str]]:
-    """What an answer reads, with where it begins: the values of a JSON object, the words of a grid, or its lines."""
+    """The parts of an answer with their positions: the values of a JSON object, the words of a grid, or its lines."""
     if answer.startswith("{"):
         values = [json.dumps(value, ensure_ascii=False) for value in json.loads(answer).values()]
         return [(answer.index(value) + 1, value[1:-1]) for value in values]
@@ -160,7 +160,7 @@ def _written(scene: Scene) -> list[tuple[str, dict[int, Thing]]]:
 
 
 def _shown(part: str, lines: Sequence[tuple[str, dict[int, Thing]]]) -> dict[int, list[Thing]]:
-    """The glyphs that show each character of `part`: in lines that say just that, or else in lines that hold it."""
+    """The glyphs that show each character of `part`: in lines that equal it, or else in lines that contain it."""
     alone = [(0, glyphs) for text, glyphs in lines if text == part]
     within = [
         (found.start(), glyphs)

@@ -1,7 +1,7 @@
-"""Plain images: small level text, and equal shapes in a grid, on one color and without decoration.
+"""Plain images: small horizontal text, and equal shapes in a grid, on one color and without decoration.
 
-The other kinds fill the image: their words are at least half as wide as it is, so that a model that learns from them
-alone reads large letters and no small ones.
+In the other kinds words are at least half as wide as the image, so a model trained on those alone reads only large
+letters.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _start(rng: Random, topic: str) -> tuple[Scene, RGB]:
 
 
 def draw_small_word(rng: Random, split: Split, text: str) -> Scene:
-    """One level word anywhere in the image; its size is log-uniform, so that small letters are as frequent as large."""
+    """One horizontal word anywhere; its size is log-uniform, so that small letters are as frequent as large."""
     scene, ground = _start(rng, "word")
     face = pick_face(rng, split)
     text = text.upper() if face.is_capitals_only else text

@@ -1,4 +1,4 @@
-"""How receipts are laid out: rows from the top, each with what it says and where. Some layouts are never trained on."""
+"""Layouts of receipts: rows from the top, each with its content and place. Some are held out of training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Place = Literal["center", "left", "right", "split", "swapped"]
 
 @dataclass(frozen=True)
 class Row:
-    """One row (of `items`: one for each); `scale` is its height beside a plain row's, `is_boxed` light on dark."""
+    """One row (of `items`: one for each); `scale` is its height relative to a plain row, `is_boxed`: light on dark."""
 
     part: Part
     place: Place = "center"

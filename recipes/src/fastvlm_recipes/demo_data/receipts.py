@@ -24,7 +24,7 @@ GOODS: tuple[str, ...] = tuple(
 )
 TOTAL_WORDS = ("TOTAL", "TOTAL", "Total", "Total", "SUM", "TO PAY", "Total:")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-DARKEST_SHARE = 0.75  # of the em that a row's height leaves for letters
+LARGEST_EM_SHARE = 0.75  # px per em as a share of the row's height, at most
 Texts = tuple[str, ...]
 
 
@@ -48,7 +48,7 @@ def make_date(rng: Random) -> str:
 
 
 def make_receipt(rng: Random, split: Split, layout: str) -> Receipt:
-    """What a receipt may say; its total is the sum of its items."""
+    """Random content of a receipt; its total is the sum of its items."""
     names: list[str] = []
     for _ in range(rng.choices((1, 2, 3), (30, 42, 28))[0]):
         name = rng.choice(GOODS) if rng.random() < 0.6 else _any_word(rng, split, 3, 6).lower()
@@ -72,7 +72,7 @@ def _any_word(rng: Random, split: Split, shortest: int, longest: int) -> str:
 
 
 def draw_receipt(rng: Random, split: Split, layout: str | None = None) -> Scene:
-    """A receipt on paper; `layout` by chance where None: a seen one in training, a held-out one otherwise."""
+    """A receipt on paper; a random `layout` if None: a seen one in training, a held-out one otherwise."""
     if layout is None:
         layout = rng.choice(tuple(SEEN_LAYOUTS if split == "train" else HELD_OUT_LAYOUTS))
     image, _, _ = background(rng)
@@ -95,7 +95,7 @@ def _in_capitals(receipt: Receipt) -> Receipt:
 
 
 def _lay_paper(rng: Random, scene: Scene) -> tuple[tuple[int, int, int, int], RGB]:
-    """The paper's inner box (left, top, right, bottom) and its color; on a third of the images it fills all."""
+    """The paper's inner box (left, top, right, bottom) and its color; in a third of the images it fills all."""
     shade = rng.randint(232, 255)
     paper = (shade, shade, max(0, shade - rng.choice((0, 0, 12, 25))))
     if rng.random() < 0.34:
@@ -127,11 +127,11 @@ def _write_rows(
     ink: tuple[str, RGB],
     paper: RGB,
 ) -> None:
-    """All rows from the top, their heights in the ratio of their scales."""
+    """All rows from the top; their heights are proportional to their scales."""
     left, top, right, bottom = box
     pitch = min(50.0, (bottom - top) / sum(row.scale for row, _ in rows))
     em = min(_widest_em(texts, face, right - left) / row.scale for row, texts in rows if row.part != "rule")
-    em = min(em * 1.15, DARKEST_SHARE * pitch)
+    em = min(em * 1.15, LARGEST_EM_SHARE * pitch)
     pen, y = ImageDraw.Draw(scene.image), float(top)
     for row, texts in rows:
         height = pitch * row.scale

@@ -1,4 +1,4 @@
-"""What a record tells beside the conversation: where things stand in the image, and which of them an answer means.
+"""Grounding columns of a record: where things are in the image, and which of them an answer means.
 
 The columns `objects` and `looks`, as docs/training_data.md has them.
 """
@@ -18,13 +18,13 @@ __all__ = ["known_names", "record_grounding"]
 
 
 def known_names() -> dict[str, list[str]]:
-    """Every name and color that an object may have: what stands in names.json beside the shards."""
+    """Every name and color that an object may have: the content of names.json."""
     emoji = [_emoji(name) for name in EMOJI_NAMES]
     return {"objects": [*GLYPHS, *SHAPE_NAMES, *CLOTHES, *emoji], "colours": [*COLOR_NAMES]}
 
 
 def record_grounding(scene: Scene, turns: Sequence[Turn]) -> dict[str, object]:
-    """The columns of one record; of an image that was not drawn here, looks at the question's words alone."""
+    """The columns of one record; for an image of another data set only the words of the question."""
     if scene.topic == "easy":
         return {"looks": _looks(scene, turns, [reminder_of(turn) for turn in turns])}
     objects = [_object(thing) for thing in scene.things]
@@ -34,12 +34,12 @@ def record_grounding(scene: Scene, turns: Sequence[Turn]) -> dict[str, object]:
 def _object(thing: Thing) -> dict[str, object]:
     half = thing.size / 2
     box = [round(edge, 1) for edge in (thing.x - half, thing.y - half, thing.x + half, thing.y + half)]
-    told: dict[str, object] = {"name": _emoji(thing.name) if thing.kind == "emoji" else thing.name, "box": box}
-    return {**told, "colour": thing.color} if thing.color else told
+    entry: dict[str, object] = {"name": _emoji(thing.name) if thing.kind == "emoji" else thing.name, "box": box}
+    return {**entry, "colour": thing.color} if thing.color else entry
 
 
 def _emoji(name: str) -> str:
-    """A drawn star and the emoji of one are different things."""
+    """A drawn star and the star emoji have different names."""
     return f"{name} emoji"
 
 

@@ -1,4 +1,4 @@
-"""The record of what was drawn: pixels beside the truth about them. Lengths are in pixels of the image."""
+"""Records of what was drawn. Lengths are in pixels of the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Line:
-    """One run of text on one base line; `rank` is its place in reading order."""
+    """One run of text on one base line; (x, y) is its center."""
 
     text: str
     color: str
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a receipt says, as it is written: `items` are names with their prices; `layout` is the name of one."""
+    """Texts of a receipt as written; `items` are names with their prices, `layout` is a name of receipt_layouts.py."""
 
     shop: str
     date: str

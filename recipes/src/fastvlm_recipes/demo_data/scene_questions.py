@@ -1,4 +1,4 @@
-"""Questions about any scene with answers that are true of what was drawn: (question, answer) pairs."""
+"""Questions about a scene of any kind with true answers: (question, answer) pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FALSE_PREMISES, TWINS = 0.22, 0.1  # shares of images with such a question
 
 
 def turns_of(rng: Random, scene: Scene) -> list[Turn]:
-    """The first edition's questions, in the order to ask them; about one scene in eight gets a trap."""
+    """The first edition's questions, in the order to ask them; one scene in eight gets one without an answer."""
     if scene.topic == "shapes":
         turns, trap = shape_turns(rng, scene), no_text_turn(rng)
     elif scene.topic == "emoji":
@@ -32,9 +32,9 @@ def turns_of(rng: Random, scene: Scene) -> list[Turn]:
 
 
 def conversation(rng: Random, scene: Scene) -> list[Turn]:
-    """The second edition's: one to MOST_TURNS in random order, none of which gives away another's answer.
+    """The second edition's: one to MOST_TURNS in random order; no answer contains a later one.
 
-    Now and then one of them cannot be answered, or asks in the same words for what is there.
+    In some scenes one of them cannot be answered, or asks in the same words for something that is there.
     """
     if scene.asked:
         turns = list(scene.asked)
@@ -59,7 +59,7 @@ def conversation(rng: Random, scene: Scene) -> list[Turn]:
 
 
 def _without_echoes(turns: list[Turn]) -> list[Turn]:
-    """Each answer once, but for Yes and No: a second asking could be answered by looking up."""
+    """Each answer once, except Yes and No, because a repeated answer could be copied from the conversation."""
     kept: list[Turn] = []
     for question, answer in turns:
         is_echo = any(answer == said or (len(answer) > 3 and answer in said) for _, said in kept)

@@ -54,7 +54,7 @@ def label(thing: Thing) -> str:
 
 
 def shape_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """Questions that this image can answer: its counts, colors and kinds, and two others, in random order."""
+    """Questions about counts, colors and kinds, and two others, in random order."""
     shapes = scene.shapes()
     first = [*_counts(rng, shapes), *_colors(rng, shapes), *_kinds(rng, shapes)]
     second = [
@@ -154,7 +154,7 @@ def _presence(rng: Random, shapes: list[Thing]) -> list[Turn]:
 
 
 def _sides(rng: Random, shapes: list[Thing]) -> list[Turn]:
-    """Left, right, above, below of two shapes that their labels tell apart."""
+    """Left, right, above, below of two shapes with different labels."""
     unique = [s for s in shapes if sum(label(s) == label(t) for t in shapes) == 1]
     if len(unique) < 2:
         return []
@@ -192,7 +192,7 @@ def _places(rng: Random, scene: Scene, shapes: list[Thing]) -> list[Turn]:
 
 
 def _descriptions(rng: Random, shapes: list[Thing]) -> list[Turn]:
-    """One to three kinds of shape are listed from the left; more are only counted."""
+    """One to three different shapes are listed from the left; more are only counted."""
     question = any_of(rng, DESCRIBE)
     if not shapes:
         return [(question, "There is nothing in the image.")]

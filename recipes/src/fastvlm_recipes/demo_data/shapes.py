@@ -66,7 +66,7 @@ def outline(shape: str) -> tuple[Point, ...]:
 
 
 def _turn(rng: Random, shape: str) -> float:
-    """Radians the shape is turned by: little, so that squares stay apart from diamonds."""
+    """Rotation in radians: small, so that squares and diamonds differ."""
     if shape == "rectangle" and rng.random() < 0.35:
         return math.pi / 2
     if shape in ("triangle", "star", "pentagon", "hexagon") and rng.random() < 0.25:
@@ -93,7 +93,7 @@ def shape_mask(rng: Random, shape: str, radius: float) -> Image.Image:
 
 
 def is_free(spot: tuple[float, float, float], taken: list[tuple[float, float, float]], gap: float = 0.95) -> bool:
-    """Whether a disc (x, y, radius) keeps clear of the others."""
+    """Whether a disc (x, y, radius) does not overlap the others."""
     x, y, radius = spot
     return all(math.hypot(x - a, y - b) > gap * (radius + r) for a, b, r in taken)
 
@@ -108,7 +108,7 @@ def find_spot(rng: Random, radius: float, taken: list[tuple[float, float, float]
 
 
 def draw_shape(rng: Random, image: Image.Image, pair: tuple[str, str], x: float, y: float, radius: float) -> Thing:
-    """Draws one shape and returns the record of it."""
+    """Draw one shape and return its record."""
     color, shape = pair
     mask = shape_mask(rng, shape, radius)
     rgb = jittered(rng, color)
@@ -131,7 +131,7 @@ def _rim(image: Image.Image, mask: Image.Image, rgb: tuple[int, int, int], left:
 
 
 def _palette(rng: Random, ground: tuple[int, int, int], pairs: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-    """The pairs that can be seen on the ground, sometimes narrowed so that colors or shapes repeat."""
+    """The pairs that are visible on the background, sometimes reduced so that colors or shapes repeat."""
     seen = [pair for pair in pairs if are_distinct(COLORS[pair[0]], ground)]
     roll = rng.random()
     if roll < 0.3:
@@ -146,7 +146,7 @@ def _palette(rng: Random, ground: tuple[int, int, int], pairs: tuple[tuple[str, 
 
 
 def draw_shapes(rng: Random, count: int | None = None, pairs: tuple[tuple[str, str], ...] = TRAIN_PAIRS) -> Scene:
-    """An image of `count` shapes (by chance 0 to 10 where None) that do not overlap."""
+    """An image of `count` shapes (0 to 10 at random if None) that do not overlap."""
     image, ground, name = background(rng)
     scene = Scene(image, "shapes", name)
     if count is None:

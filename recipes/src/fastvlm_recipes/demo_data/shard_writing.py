@@ -1,7 +1,8 @@
-"""Draws images in several processes and writes them into tar shards, as webdataset has them.
+"""Draws images in several processes and writes them into tar shards, in webdataset's layout.
 
-A shard holds ``000123.png`` (or ``.jpg``) beside ``000123.json``, a record in LLaVA's format. It is written next to its
-place and renamed when it is whole, so a run that was stopped goes on with the first shard that is not there.
+A shard has an image ``000123.png`` (or ``.jpg``) and a record ``000123.json`` in LLaVA's format per sample. It is
+written under a temporary name and renamed when complete, so a run that was stopped continues with the first missing
+shard.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from fastvlm_recipes.demo_data.record_grounding import known_names, record_groun
 __all__ = ["draw_shards", "encoded", "record_of"]
 
 NAMES_FILE = "names.json"
-CHUNK = 20  # images that a process draws before it hands them over
+CHUNK = 20  # images per task of a worker process
 JPEG_QUALITY = 95
-MOST_PNG_COLORS = 4096  # with more, PNG is never the smaller one
+MOST_PNG_COLORS = 4096  # with more colors PNG is never smaller than JPEG
 Member = tuple[str, bytes]  # name, content
 
 
@@ -54,8 +55,8 @@ def record_of(name: str, file: str, sample: Sample) -> dict[str, object]:
     for index, (question, answer) in enumerate(sample.turns):
         turns.append({"from": "human", "value": f"<image>\n{question}" if index == 0 else question})
         turns.append({"from": "gpt", "value": answer})
-    told = record_grounding(sample.scene, sample.turns)
-    return {"id": name, "image": file, "kind": sample.kind, "conversations": turns, **told}
+    grounding = record_grounding(sample.scene, sample.turns)
+    return {"id": name, "image": file, "kind": sample.kind, "conversations": turns, **grounding}
 
 
 def _members(plan: DrawingPlan, indices: Sequence[int]) -> list[Member]:
@@ -74,13 +75,13 @@ def _members(plan: DrawingPlan, indices: Sequence[int]) -> list[Member]:
 def draw_shards(
     target: Path, plan: DrawingPlan, num_workers: int, on_progress: Callable[[int, int], None] | None = None
 ) -> int:
-    """Draw what is not there yet; returns how many images that were.
+    """Draw the missing shards; return the number of images drawn.
 
     Args:
         target: the folder, new or begun by the same plan.
-        plan: what to draw; the files are the same whatever `num_workers` is.
+        plan: what to draw; the files do not depend on `num_workers`.
         num_workers: drawing processes, 1 or more; with 1 this process draws.
-        on_progress: called with images that are done, and all.
+        on_progress: called with the number of finished images, and of all.
 
     Raises:
         UsageError: the folder holds something else, or another process draws into it, or it cannot be written to.
@@ -129,7 +130,7 @@ def _drawn(plan: DrawingPlan, chunks: list[range], num_workers: int) -> Iterator
 
 
 def _begin_worker(faces: tuple[tuple[str, str], ...]) -> None:
-    """Fonts are looked for once; Ctrl-C is for the parent, which ends its workers by SIGTERM."""
+    """Take the parent's fonts; ignore Ctrl-C, because the parent ends its workers by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     use_faces(faces)
@@ -137,7 +138,7 @@ def _begin_worker(faces: tuple[tuple[str, str], ...]) -> None:
 
 @contextmanager
 def _whole_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar file that has its name once it is whole."""
+    """A tar file that gets its name when it is complete."""
     with (
         whole_file(path) as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
@@ -146,7 +147,7 @@ def _whole_tar(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """One member without time or owner: the same images make the same file."""
+    """Add a member without time or owner, so that the same images make the same file."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(content), 0o644
     tar.addfile(info, io.BytesIO(content))

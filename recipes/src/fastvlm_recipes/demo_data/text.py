@@ -15,12 +15,12 @@ from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, COLORS
 
 
 def _angle(rng: Random, most: float = 10.0) -> float:
-    """Degrees: level in half of the images."""
+    """Rotation in degrees: 0 in half of the images."""
     return 0.0 if rng.random() < 0.5 else rng.uniform(-most, most)
 
 
 def _shown(text: str, face: Face) -> str:
-    """What the face really shows: some have no small letters."""
+    """The text as the face shows it: some faces have no small letters."""
     return text.upper() if face.is_capitals_only else text
 
 
@@ -70,7 +70,7 @@ def draw_word(rng: Random, split: Split, text: str, topic: str = "word", largest
 
 
 def draw_lines(rng: Random, split: Split, texts: list[str], topic: str = "lines") -> Scene:
-    """Several words, one below the other, in one face; the size follows from their number."""
+    """Several words, one below the other, in one face; the size depends on their number."""
     scene, ground = _start(rng, topic)
     face = pick_face(rng, split)
     texts = [_shown(text, face) for text in texts]

@@ -1,4 +1,4 @@
-"""Questions about written things: reading, letters by place or color, lines, colors of text."""
+"""Questions about text: reading, letters by position or color, lines, colors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXT_COLOR = (
 
 
 def text_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """The questions that fit the kind of image, reading first so that it is never left out."""
+    """Questions for the kind of image; reading comes first, so that it is never left out."""
     lines = scene.lines
     if scene.topic == "grid":
         turns = _grid(rng, lines)

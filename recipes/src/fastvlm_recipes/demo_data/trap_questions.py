@@ -1,4 +1,4 @@
-"""Questions that an image cannot answer, and their twins that ask the same way for what is there."""
+"""Questions that cannot be answered from the image, and answerable ones in the same words."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ READ_WHAT_IS_NOT_THERE = (
     "What letter is this?",
     "What word is this?",
 )
-NOT_A_BAR = ("rectangle", "square")  # a chart's bars could be taken for these
+NOT_A_BAR = ("rectangle", "square")  # a bar of a chart looks like these
 
 
 def refusal(noun: str) -> str:
-    """How the mini says that a question has no answer."""
+    """The mini's answer to a question about a `noun` that is not there."""
     return f"There is no {noun} in the image."
 
 
@@ -58,7 +58,7 @@ def _no_chart(rng: Random) -> Turn:
 
 
 def false_premise(rng: Random, scene: Scene) -> Turn:
-    """A question that takes for granted what is not in the image; the answer says so."""
+    """A question about something that is not in the image; the answer says so."""
     if scene.topic == "shapes":
         color, shape = absent_color(rng, scene), absent_shape(rng, scene)
         return rng.choice((color, shape, shape, no_text_turn(rng), rng.choice((_no_receipt, _no_chart))(rng)))
@@ -103,7 +103,7 @@ def absent_shape(rng: Random, scene: Scene) -> Turn:
 
 
 def twin(rng: Random, scene: Scene) -> Turn | None:
-    """A question in the words of `false_premise` that the image does answer; None where it has none."""
+    """A question in the words of `false_premise` that can be answered; None if there is none."""
     if scene.topic == "shapes":
         return _shape_twin(rng, scene)
     if scene.receipt is not None:

@@ -57,7 +57,7 @@ ALPHANUMERIC: str = string.digits + string.ascii_uppercase + string.ascii_lowerc
 PUNCTUATION: str = "$€£.,:-/%!?#&+'"
 GLYPHS: str = ALPHANUMERIC + PUNCTUATION
 
-# answer -> the emoji (icon names shared by the sets) that show it. Few, for the few images of the first edition.
+# answer -> the emoji (icon names shared by the sets) that show it. Few, because the first edition saw few images.
 EMOJI: dict[str, tuple[str, ...]] = {
     answer: tuple(names.split())
     for answer, names in (

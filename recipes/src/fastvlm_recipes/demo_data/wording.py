@@ -1,4 +1,4 @@
-"""How things are said: articles, plurals, lists, places."""
+"""Wording of questions and answers: articles, plurals, lists, places."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def sentence(text: str) -> str:
 
 
 def it_is(what: str) -> str:
-    """It is red. So the word follows a space and is one token, which a visual token can lie near."""
+    """It is red. (The word follows a space, so it is one token of the mini's tokenizer.)"""
     return f"It is {what}."
 
 
 def place_name(x: float, y: float) -> str | None:
-    """Such as "top left" or "center"; None too near a border between two thirds of the image."""
+    """Such as "top left" or "center"; None near a border between two thirds of the image."""
     column, row = _third(x), _third(y)
     if column is None or row is None:
         return None
@@ -93,7 +93,7 @@ def _third(position: float) -> int | None:
 
 
 def any_of(rng: Random, questions: Sequence[str]) -> str:
-    """One wording; now and then in British spelling, or carelessly typed."""
+    """A random wording; 40 % in British spelling, 12 % in small letters or without the final mark."""
     question = rng.choice(questions)
     if rng.random() < 0.4:
         question = question.replace("color", "colour").replace("gray", "grey")

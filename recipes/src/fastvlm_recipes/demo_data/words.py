@@ -42,7 +42,7 @@ def made_up(rng: Random, length: int) -> str:
 
 
 def random_characters(rng: Random, length: int) -> str:
-    """Letters of both cases and digits; never a held-out word, not even by chance."""
+    """Letters of both cases and digits; never a held-out word."""
     while True:
         text = "".join(rng.choices(ALPHANUMERIC, k=length))
         if text.casefold() not in HELD_OUT_WORDS:

@@ -1,1 +1,1 @@
-"""How the shipped checkpoint `fastvlm-mini` is made: drawn images, tokenizer, training, evaluation."""
+"""The shipped checkpoint `fastvlm-mini`: icons, tokenizer, tests, scores, shipping."""

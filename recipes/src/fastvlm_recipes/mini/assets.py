@@ -30,14 +30,14 @@ def icon_svg(icon_set: dict[str, Any], icon: str) -> str:
 
 def rasterize(svg: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """(SIDE, SIDE, 4) RGBA."""
-    import resvg_py  # drawing from the finished array needs no rasterizer
+    import resvg_py  # only this script needs it
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA").resize((SIDE, SIDE)))
 
 
 def main() -> None:
-    """Rasterise every icon that an answer names, in every style."""
+    """Rasterize every icon that an answer names, in every style."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds iconify-json-<set>/icons.json")
     folder = parser.parse_args().data

@@ -1,4 +1,4 @@
-"""The frozen tests: images, questions and accepted answers, drawn from seeds, fonts and words never trained on."""
+"""The frozen tests: images, questions and accepted answers, with seeds, fonts and words that training never used."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PAIRS_HELD_OUT = tuple(sorted(HELD_OUT_PAIRS))
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one image; `answers[0]` is the answer as trained, the others count as right too."""
+    """One question about one image; `answers[0]` is the answer as trained; the others are right, too."""
 
     image: Image.Image
     question: str
     answers: tuple[str, ...]
-    source: bytes | None = None  # the file that the image comes from, where it is not drawn here
+    source: bytes | None = None  # the image file, if the image is not drawn here
 
 
 def _lone_color(rng: Random) -> Item:
@@ -52,7 +52,7 @@ def _lone_shape(rng: Random) -> Item:
 
 
 def _with_one(rng: Random) -> Scene:
-    """One to four shapes, drawn until one can be asked for without doubt by its name, and one by its color."""
+    """One to four shapes, of which one is unique by its name and one by its color."""
     while True:
         scene = draw_shapes(rng, rng.randint(1, 4))
         names, colors = [s.name for s in scene.shapes()], [s.color for s in scene.shapes()]
@@ -95,7 +95,7 @@ def _any_held_out_word(rng: Random) -> Item:
 
 
 def _receipt_total(rng: Random) -> Item:
-    """As written, or without its currency."""
+    """The total as written, or without its currency."""
     receipt = (scene := draw_receipt(rng, "test")).receipt
     assert receipt is not None
     return Item(scene.image, "What is the total?", tuple(dict.fromkeys((receipt.total, receipt.total.lstrip("$€£")))))
@@ -114,14 +114,14 @@ def _garment(rng: Random) -> Item:
 
 
 def _false_premise(rng: Random) -> Item:
-    """Asked for a shape or a color that is not among one to five shapes."""
+    """A question about a shape or a color that is not among one to five shapes."""
     scene = draw_shapes(rng, rng.randint(1, 5))
     question, answer = rng.choice((absent_color, absent_shape))(rng, scene)
     return Item(scene.image, question, (answer,))
 
 
 def _answerable_twin(rng: Random) -> Item:
-    """The same ways to ask for one that is there."""
+    """A question in the same words about one that is there."""
     while True:
         scene = draw_shapes(rng, rng.randint(1, 5))
         turn = twin(rng, scene)

@@ -1,9 +1,9 @@
-"""The mini's score table: greedy answers on the frozen tests, beside the blind and the majority score.
+"""The mini's score table: greedy answers on the frozen tests, with the blind and the majority score.
 
     python -m fastvlm_recipes.mini.evaluate --model FOLDER [--json FILE] [--tests NAME ...] [--n 400] [--bits 16|8|4]
 
-It goes through the public package alone (`fastvlm.load`, the processor, `generate`; with `--bits` the engine with
-weights of so many bits). Needs the held-out fonts and icon sets of README.md; the frozen subset in
+It uses the public interface (`fastvlm.load`, the processor, `generate`; with `--bits` the engine with
+weights of that many bits). It needs the held-out fonts and icon sets of README.md; the frozen subset in
 src/fastvlm/evaluation/mini_eval needs nothing.
 """
 
@@ -38,7 +38,7 @@ ANSWERABLE = (
 
 
 def num_items(name: str, asked: int) -> int:
-    """Questions of a test if `asked` are wanted of each: more of those in SIZES, unless it is a small run."""
+    """Number of questions of a test: `asked`, or more for those in SIZES unless it is a small run."""
     return max(asked, SIZES.get(name, 0)) if asked >= 400 else asked
 
 
@@ -55,7 +55,12 @@ def ask_engine(engine: fastvlm.Engine, items: Sequence[Item]) -> list[str]:
 
 
 @torch.inference_mode()
-def ask(model: Any, processor: Any, items: Sequence[Item], batch: int = 20) -> list[str]:
+def ask(
+    model: fastvlm.FastVlmForConditionalGeneration,
+    processor: fastvlm.FastVlmProcessor,
+    items: Sequence[Item],
+    batch: int = 20,
+) -> list[str]:
     """Greedy answers of `generate`, in order."""
     answers: list[str] = []
     for start in range(0, len(items), batch):

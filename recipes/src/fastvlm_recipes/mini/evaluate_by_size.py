@@ -1,4 +1,4 @@
-"""How well the mini reads by the height of the letters, and counts in a plain layout, in images it was not taught by.
+"""Score of the mini by the height of the letters, and of counting in a plain layout, in images of another program.
 
     python -m fastvlm_recipes.mini.evaluate_by_size [--model mini] [--n 120] [--fonts FILE ...] [--json FILE]
 
@@ -89,7 +89,7 @@ def word_cells(
                 continue
             drawings = [draw_word_image(rng, cell, fonts[index % len(fonts)]) for index in range(n)]
             place = (table, f"{size_px} px", f"{lengths[0]}-{lengths[-1]} letters")
-            cells.append(_told(_judged(asked, drawings, place, capital_px)))
+            cells.append(_printed(_judged(asked, drawings, place, capital_px)))
     return cells
 
 
@@ -99,11 +99,11 @@ def count_cells(asked: Ask, n: int, seed: int) -> list[Cell]:
     for count in COUNTS:
         rng = Random(f"{seed}:{GRID}:{count}")
         drawings = [draw_count(rng, count) for _ in range(n)]
-        cells.append(_told(_judged(asked, drawings, (GRID, "right", str(count)), None)))
+        cells.append(_printed(_judged(asked, drawings, (GRID, "right", str(count)), None)))
     return cells
 
 
-def _told(cell: Cell) -> Cell:
+def _printed(cell: Cell) -> Cell:
     print(json.dumps(asdict(cell), ensure_ascii=False), flush=True)
     return cell
 

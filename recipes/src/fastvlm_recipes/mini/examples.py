@@ -1,4 +1,4 @@
-"""Draws the example images: unseen seeds, fonts, words and pairs of color and shape; one photo comes from elsewhere.
+"""Draws the example images: with unseen seeds, fonts, words and pairs of color and shape; also resizes one photo.
 
 python -m fastvlm_recipes.mini.examples --out examples [--photo chelsea.png]
 """

@@ -1,4 +1,4 @@
-"""Freezes a small part of the tests as files, so that any machine can score the shipped checkpoint in a minute.
+"""Writes a small part of the tests as files, so that any machine can score the shipped checkpoint in a minute.
 
     python -m fastvlm_recipes.mini.freeze --out src/fastvlm/evaluation/mini_eval
 

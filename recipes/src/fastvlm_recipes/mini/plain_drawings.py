@@ -1,4 +1,4 @@
-"""Plain images that the mini's own drawer did not make: one word in one font and size, or equal shapes in a grid.
+"""Plain images that `demo_data` did not draw: one word in one font and size, or equal shapes in a grid.
 
 Everything is drawn here with Pillow's `ImageDraw`, and nothing by `fastvlm_recipes.demo_data`, so these images follow
 other rules than those of training. Only the words are taken from there: those that training never shows.
@@ -103,7 +103,7 @@ def fitting_share(rng: Random, cell: WordCell, font: Font) -> float:
 
 
 def draw_word_image(rng: Random, cell: WordCell, font: Font) -> Drawing:
-    """One level word in one color at a random place, all of it inside. Raises ValueError where none fits."""
+    """One horizontal word in one color at a random place, all of it inside. Raises ValueError if none fits."""
     for _ in range(_TRIES):
         word = _word(rng, cell.lengths)
         if _fits(word, font):

@@ -1,4 +1,4 @@
-"""How an answer is judged, and how sure a score is."""
+"""Exact match, character error rate, and scores with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def score(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> Score:
 
 
 def majority(accepted: Sequence[Sequence[str]]) -> Score:
-    """What the single most frequent answer, given always, would score."""
+    """Score of always giving the most frequent answer."""
     commonest = Counter(normalized(good[0]) for good in accepted).most_common(1)[0][0]
     return score([commonest] * len(accepted), accepted)

@@ -25,7 +25,7 @@ def side_px(config: FastVlmConfig) -> int:
 
 
 def write_folder(model: FastVlmForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Weights in bfloat16, configs, tokenizer and processor; documents that already lie in `out` stay."""
+    """Weights in bfloat16, configs, tokenizer and processor; documents in `out` stay."""
     out.mkdir(parents=True, exist_ok=True)
     for old in (*out.glob("model*.safetensors"), *out.glob("model.safetensors.index.json")):
         old.unlink()
@@ -49,7 +49,7 @@ def write_folder(model: FastVlmForConditionalGeneration, tokenizer: PreTrainedTo
 
 
 def check_sizes(out: Path) -> int:
-    """Bytes of the folder; an error if it, or one of its files, is larger than a repository should carry."""
+    """Bytes of the folder. Raises ValueError if it, or one of its files, is too large for a repository."""
     sizes = {path.name: path.stat().st_size for path in out.iterdir() if path.is_file()}
     too_large = [name for name, size in sizes.items() if size >= MOST_BYTES_A_FILE]
     if too_large or sum(sizes.values()) >= MOST_BYTES:

@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from fastvlm_recipes.demo_data import words
-from fastvlm_recipes.demo_data.canvas import weathered
+from fastvlm_recipes.demo_data.canvas import degraded
 from fastvlm_recipes.demo_data.emoji import draw_emoji, names_in
 from fastvlm_recipes.demo_data.kinds import draw_letters
 from fastvlm_recipes.demo_data.scene import Scene
@@ -65,7 +65,7 @@ OPENING_WORDS = (
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PROMPT_WORDS = ("are", "a", "helpful", "assistant")
-COMMON_SHARE = 3  # a word must stand this often in the corpus to be worth tokens
+COMMON_SHARE = 3  # a word gets tokens if it occurs this often in the corpus
 
 
 def _draw_word(rng: Random) -> Scene:
@@ -104,7 +104,7 @@ def question_words(num_images: int = 1500) -> Counter[str]:
     for index in range(num_images):
         rng = Random(f"tokenizer:train:{index}")
         scene = DRAWERS[rng.choices(tuple(DRAWERS), shares)[0]][1](rng)
-        weathered(rng, scene.image)  # the questions depend on the numbers that this draws
+        degraded(rng, scene.image)  # the questions depend on the numbers that this draws
         for question, answer in turns_of(rng, scene):
             spoken = answer if scene.topic in ("shapes", "emoji") else ""
             seen.update(re.findall(r" ([A-Za-z]+)", f" {question} {spoken}"))
@@ -112,7 +112,7 @@ def question_words(num_images: int = 1500) -> Counter[str]:
 
 
 def ordered_words(corpus: str) -> Iterable[str]:
-    """All words worth a token, the surest first."""
+    """All words that get tokens, the most important first."""
     yield from PROMPT_WORDS
     names = " ".join((*COLOR_NAMES, *SHAPE_NAMES, *EMOJI_NAMES, "colour color grey center left right top bottom"))
     yield from names.split()
