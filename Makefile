@@ -3,15 +3,15 @@ VENV ?= .venv
 PYTHON ?= python3
 PEERS ?= .venv-peers
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers lint types contracts unit unit-oldest slow newest browser sanitize gpu-check clean
+.PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest slow newest browser sanitize gpu-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example pictures"
 	@echo "make test         install, lint, types, import contracts, all tests: what CI runs"
 	@echo "make lint|types|contracts|unit   one part of it"
-	@echo "make unit-oldest  model, processor and generation tests on the oldest supported transformers"
+	@echo "make unit-oldest  what stands on transformers, tested on the oldest supported one"
 	@echo "make slow         tests that take minutes each, which make test leaves out"
 	@echo "make newest       install as a user does, without constraints; the examples and main tests on the newest versions"
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
@@ -26,13 +26,14 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed recipes/pyproject.toml
-	$(PIP) --editable '.[test,train,serve,eval]' --editable ./recipes
-	touch $@
+# In one call, because each one compiles the kernels.
+$(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt recipes/pyproject.toml
+	$(PIP) torch==2.13.0 --editable '.[test,train,serve,eval]' --editable ./recipes
+	touch $(VENV)/.installed $@
 
 # What we are compared with, where no environment sees it: a torchvision without its compiled half would break
 # transformers there. Both without their dependencies, which would bring another torch.
-$(PEERS)/timm: constraints.txt
+$(PEERS)/timm: $(BIN)/python constraints.txt
 	$(PIP) --no-deps --upgrade --target $(PEERS) timm torchvision
 	touch $@
 
@@ -43,7 +44,7 @@ browser:
 	echo "chromium cannot be installed here; the page's tests will be skipped"
 
 install: $(VENV)/.installed
-peers: install $(PEERS)/timm
+peers: $(PEERS)/timm
 install-test: $(VENV)/.installed-test peers
 
 demo: install
@@ -71,17 +72,24 @@ unit: install-test browser
 slow: install-test
 	$(BIN)/python -m pytest -m slow
 
-test: lint types contracts unit unit-oldest
+# What needs one core runs side by side, before the tests take both.
+test:
+	$(MAKE) install-test
+	$(MAKE) --jobs 2 --output-sync lint types contracts oldest browser
+	$(MAKE) unit unit-oldest
 
+# The oldest supported transformers, with the hub client that it asks for; PYTHONPATH puts both before the newer ones.
 OLDEST = $(VENV)-oldest
-$(OLDEST)/.installed-test: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
-	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet transformers==5.16.1 --editable '.[test,train]'
+$(OLDEST)/.installed-5.16.1: $(VENV)/.installed-test
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --upgrade \
+	--target $(OLDEST) transformers==5.16.1 'huggingface-hub<2'
 	touch $@
 
-unit-oldest: $(OLDEST)/.installed-test peers
-	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/model tests/processing -m "not slow and not exhaustive"
+oldest: $(OLDEST)/.installed-5.16.1
+
+unit-oldest: oldest peers
+	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -c "import transformers as t; assert t.__version__ == '5.16.1', t.__file__"
+	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/hf -m "not slow and not exhaustive"
 
 # What a user gets: `pip install .`, the newest versions that pyproject.toml allows. torch first, because a range would
 # bring CUDA (several GB); the newest one: make newest NEWEST_TORCH=torch. The examples come before the extras.

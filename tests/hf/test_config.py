@@ -173,7 +173,7 @@ def test_arguments_may_be_keywords_tuples_or_model_args():
 IMPOSSIBLE_ENCODERS = [
     ({"layer": [1]}, r"unknown key 'layer'\. Did you mean 'layers'\?"),
     ({"model_args": {"embed_dim": [8]}}, r"model_args got the unknown key 'embed_dim'\. Did you mean 'embed_dims'\?"),
-    ({"colour": "red"}, r"unknown key 'color'\. Known keys:"),
+    ({"colour": "red"}, r"unknown key 'colour'\. Known keys:"),
     ({"architecture": "resnet50"}, r"'resnet50'; FastVLM's encoder is 'fastvit_mci3'"),
     ({"layers": []}, r"layers has 0 stages"),
     ({"layers": [1] * 6}, r"embed_dims has 5 entries for 6 stages"),
