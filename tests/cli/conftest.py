@@ -9,6 +9,7 @@ from pathlib import Path
 
 import parrot
 import pytest
+import warm_process
 from PIL import Image
 from transformers.utils import logging
 
@@ -80,11 +81,13 @@ def fastvlm(workplace, monkeypatch, capsys):
 
 @pytest.fixture
 def process(workplace):
-    """Run the command in a process of its own: ``process("ask", ...)``."""
+    """Run the command in a process of its own: forked after the imports, or, given `settings` (environment), started anew."""
 
     def run(*arguments, stdin: bytes = b"", **settings) -> Outcome:
-        command = [sys.executable, "-m", "fastvlm", *map(str, arguments)]
-        environment = {**plain_environment(), **settings}
+        words, environment = [*map(str, arguments)], {**plain_environment(), **settings}
+        if not settings:
+            return Outcome(*warm_process.run(words, environment, stdin))
+        command = [sys.executable, "-m", "fastvlm", *words]
         done = subprocess.run(command, input=stdin, capture_output=True, env=environment, check=False, timeout=300)
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 

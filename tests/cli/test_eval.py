@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import parrot
 import pytest
-from cli_process import hear_ctrl_c, plain_environment
+import warm_process
+from cli_process import plain_environment
 
 SHORT = ("--max-new-tokens", "4", "--device", "cpu")
 KEPT = ["blind.jsonl", "predictions.jsonl", "run.json", "summary.json", "worst.html"]
@@ -140,7 +139,7 @@ def test_nothing_to_ask_is_one_line(fastvlm, tmp_path):
 
 # Ctrl-C comes after the third reply, however fast the machine is.
 STOPPED = """
-import os, signal, sys
+import os, signal
 from fastvlm.evaluation.predictions import PredictionFile
 add = PredictionFile.add
 def add_and_stop(self, *told):
@@ -148,30 +147,24 @@ def add_and_stop(self, *told):
     if len(self.known) == 3:
         os.kill(os.getpid(), signal.SIGINT)
 PredictionFile.add = add_and_stop
-from fastvlm.cli.main import main
-sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT between processes")
 def test_ctrl_c_keeps_whole_replies_and_the_next_run_goes_on(endless_folder, image, tmp_path):
-    rows = [{"image": "red.png", "question": f"{number}?", "answers": ["x"]} for number in range(40)]
+    rows = [{"image": "red.png", "question": f"{number}?", "answers": ["x"]} for number in range(8)]
     file = image.parent / "many.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "fastvlm", "eval", "--task", "plain", "--data", file, "--model", endless_folder]
-    command += ["--out", out, "--device", "cpu", "--json", "--slots", "2", "--max-new-tokens"]
-    told = {"env": plain_environment(), "cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    stopped = subprocess.run(
-        [sys.executable, "-c", STOPPED, *map(str, command[3:]), "300"],
-        preexec_fn=hear_ctrl_c, check=False, timeout=300, **told,
-    )  # fmt: skip
-    assert stopped.returncode == 130 and b"Traceback" not in stopped.stderr and b"stopped" in stopped.stderr
+    command = ["eval", "--task", "plain", "--data", file, "--model", endless_folder, "--out", out, "--device", "cpu"]
+    command = [*map(str, command), "--json", "--slots", "2", "--max-new-tokens", "40"]
+    status, _, said = warm_process.run(command, plain_environment(), code=STOPPED)
+    assert status == 130 and "Traceback" not in said and "stopped" in said
     kept = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    assert 3 <= len(kept) < 40
-    done = subprocess.run([*map(str, command), "300"], check=False, timeout=300, **told)
-    result = json.loads(done.stdout)
-    assert result["resumed"] == len(kept) and result["n"] == {"plain": 40} and result["cut_off"] == 40
+    assert 3 <= len(kept) < 8
+    _, printed, _ = warm_process.run(command, plain_environment())
+    result = json.loads(printed)
+    assert result["resumed"] == len(kept) and result["n"] == {"plain": 8} and result["cut_off"] == 8
 
 
 def test_a_task_in_parts_has_a_row_for_all_of_them(fastvlm, parrot_folder, image, tmp_path):

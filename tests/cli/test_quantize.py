@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import parrot
 import pytest
 import torch
-from cli_process import hear_ctrl_c, plain_environment
+import warm_process
+from cli_process import plain_environment
 
 import fastvlm as package
 from fastvlm.backends.fast import fast_engine
@@ -30,10 +29,8 @@ def rounded(request, tmp_path_factory, parrot_folder):
     """A folder made by the command in a process of its own, and its bits."""
     bits, head_bits = request.param
     target = tmp_path_factory.mktemp("rounded") / "it"
-    command = [sys.executable, "-m", "fastvlm", "quantize", str(parrot_folder), str(target)]
-    command += ["--bits", bits, "--head-bits", head_bits]
-    done = subprocess.run(command, capture_output=True, env=plain_environment(), timeout=300, check=False)
-    assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, f"{target}\n", "")
+    command = ["quantize", str(parrot_folder), str(target), "--bits", bits, "--head-bits", head_bits]
+    assert warm_process.run(command, plain_environment()) == (0, f"{target}\n", "")
     return target, int(bits), int(head_bits)
 
 
@@ -168,34 +165,27 @@ def test_nothing_is_overwritten_and_nothing_rounded_twice(fastvlm, parrot_folder
 
 
 STOPPED = """
-import os, sys, threading
+import os, threading
 from fastvlm.conversion import quantize as quantizing
 save = quantizing.save_quantized
 def save_and_wait(quantized, file):
     save(quantized, file)
-    os.kill(os.getpid(), int(sys.argv[1]))
+    os.kill(os.getpid(), {sent})
     threading.Event().wait()
 quantizing.save_quantized = save_and_wait
-from fastvlm.cli.main import main
-sys.exit(main(sys.argv[2:]))
 """
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=str)
 def test_killed_half_way_there_is_no_folder(parrot_folder, tmp_path, sent, code):
     target = tmp_path / "stopped"
-    command = [sys.executable, "-c", STOPPED, str(int(sent)), "quantize", str(parrot_folder), str(target)]
-    done = subprocess.run(
-        command, capture_output=True, env=plain_environment(), preexec_fn=hear_ctrl_c, timeout=300, check=False
-    )
-    assert done.returncode == code and done.stdout == b"" and b"Traceback" not in done.stderr
+    command = ["quantize", str(parrot_folder), str(target)]
+    status, out, err = warm_process.run(command, plain_environment(), code=STOPPED.format(sent=int(sent)))
+    assert status == code and out == "" and "Traceback" not in err
     assert not target.exists()
     if sent != signal.SIGKILL:  # which nobody can clean up after, but the next run
         assert list(tmp_path.iterdir()) == []
-    again = subprocess.run(
-        [sys.executable, "-m", "fastvlm", *command[4:]], env=plain_environment(), timeout=300, check=False
-    )
-    assert again.returncode == 0 and list(tmp_path.iterdir()) == [target]
+    assert warm_process.run(command, plain_environment())[0] == 0 and list(tmp_path.iterdir()) == [target]
 
 
 def test_a_full_disk_leaves_nothing(fastvlm, parrot_folder, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ class Verb:
     compared: Callable[[str], bool] = lambda name: True
     again: tuple[str, ...] = ()
     is_kept: bool = False
-    num_points: int = 5
+    num_points: int = 2
 
 
 def is_whole(target: Path, reference: dict[str, str]) -> None:
@@ -136,7 +136,6 @@ VERBS = {
         compared=lambda name: name.startswith("model/") and name.endswith((".safetensors", ".json")),
         again=("--resume",),
         is_kept=True,
-        num_points=3,
     ),
 }
 if find_spec("fastvlm_recipes") is None:
