@@ -1,4 +1,4 @@
-"""The command `fastvlm` in a process of its own, forked after the imports, which take most of a short command's time."""
+"""The command `fastvlm` in a process of its own, forked after the imports, which take most of its time."""
 
 from __future__ import annotations
 

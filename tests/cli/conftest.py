@@ -81,7 +81,7 @@ def fastvlm(workplace, monkeypatch, capsys):
 
 @pytest.fixture
 def process(workplace):
-    """Run the command in a process of its own: forked after the imports, or, given `settings` (environment), started anew."""
+    """Run the command in a process of its own: forked after the imports; with `settings` (environment) a new one."""
 
     def run(*arguments, stdin: bytes = b"", **settings) -> Outcome:
         words, environment = [*map(str, arguments)], {**plain_environment(), **settings}
