@@ -16,7 +16,7 @@ from qwen2_format import small_tokenizer
 import fastvlm
 from fastvlm import FastVlmForConditionalGeneration, FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.training.recipe import Recipe
-from fastvlm.training.training_run import Outcome, TrainingRun
+from fastvlm.training.run.training_run import Outcome, TrainingRun
 
 COLORS = ("red", "green", "blue", "white", "black", "yellow", "orange", "purple")
 RATES = {"encoder": 2e-3, "projector": 1e-2, "decoder": 1e-2}

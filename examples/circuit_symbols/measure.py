@@ -26,7 +26,7 @@ from random import Random
 from draw import write
 from PIL import Image
 
-from fastvlm.evaluation.text_match import normalized
+from fastvlm.evaluation.metrics.text_match import normalized
 from fastvlm_recipes.demo_data.kinds import MIX, lacking
 
 RECIPE = Path(__file__).with_name("recipe.yaml").resolve()

@@ -140,7 +140,7 @@ def test_nothing_to_ask_is_one_line(fastvlm, tmp_path):
 # Ctrl-C comes after the third reply, however fast the machine is.
 STOPPED = """
 import os, signal
-from fastvlm.evaluation.predictions import PredictionFile
+from fastvlm.evaluation.run.predictions import PredictionFile
 add = PredictionFile.add
 def add_and_stop(self, *told):
     add(self, *told)

@@ -16,7 +16,7 @@ from fastvlm.cli import train_lines
 from fastvlm.cli.train_lines import ProgressLines
 from fastvlm.cli.train_options import read_settings
 from fastvlm.errors import UsageError
-from fastvlm.training.watching import Progress
+from fastvlm.training.run.callbacks import Progress
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def prepare(warm_up: list[list[str]]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from fastvlm.training import training_run
+    from fastvlm.training.run import training_run
 
     training_run._reporters = list  # TensorBoard writes in a thread of its own, when it likes
     for arguments in warm_up:

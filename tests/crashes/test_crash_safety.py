@@ -26,7 +26,7 @@ from mounting import mounted
 from safetensors.torch import load_file
 
 from fastvlm.storage.locks import LOCK_NAME, exclusive_folder, exclusive_lock
-from fastvlm.training.run_files import KEPT_CHECKPOINTS
+from fastvlm.training.run.run_folder import KEPT_CHECKPOINTS
 
 
 def digests(folder: Path) -> dict[str, str]:

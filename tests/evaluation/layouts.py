@@ -6,7 +6,7 @@ import json
 from PIL import Image
 
 
-def image(path, color="red"):
+def image_file(path, color="red"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 30), color).save(path)
     return path
@@ -32,7 +32,7 @@ def write_lines(path, rows):
 
 def vqav2(folder):
     """Two good questions, one whose image is missing, one without annotation; returns the questions' file."""
-    image(folder / "val2014" / "COCO_val2014_000000000042.jpg")
+    image_file(folder / "val2014" / "COCO_val2014_000000000042.jpg")
     rows = [(42000, 42), (42001, 42), (7000, 7), (42002, 42)]
     questions = [{"question_id": q, "image_id": i, "question": f"What is {q}?"} for q, i in rows]
     answers = [{"answer": "red", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
@@ -47,7 +47,7 @@ def vqav2(folder):
 
 
 def textvqa(folder):
-    image(folder / "train_images" / "0054c91397f2fe05.jpg")
+    image_file(folder / "train_images" / "0054c91397f2fe05.jpg")
     row = {
         "question": "what brand is this?",
         "image_id": "0054c91397f2fe05",
@@ -62,7 +62,7 @@ def textvqa(folder):
 
 
 def docvqa(folder):
-    image(folder / "documents" / "xnbl0037_1.png")
+    image_file(folder / "documents" / "xnbl0037_1.png")
     row = {
         "questionId": 49153,
         "question": "What is the »actual« value per 1000?",
@@ -77,14 +77,14 @@ def docvqa(folder):
 
 
 def infovqa(folder):
-    image(folder / "images" / "30471.jpeg")
+    image_file(folder / "images" / "30471.jpeg")
     row = {"questionId": 98313, "question": "How many?", "image_local_name": "30471.jpeg", "answers": ["12", "twelve"]}
     return write(folder / "infographicsVQA_val_v1.0.json", {"dataset_name": "infographicVQA", "data": [row]})
 
 
 def chartqa(folder):
     """ChartQA's folder 'test': returned as it is."""
-    image(folder / "png" / "41699051005347.png")
+    image_file(folder / "png" / "41699051005347.png")
     row = {"imgname": "41699051005347.png", "query": "How many food items?", "label": "14"}
     write(folder / "test_human.json", [row, {**row, "query": "Which is the largest?", "label": "Lamb"}])
     write(folder / "test_augmented.json", [row])
@@ -92,13 +92,13 @@ def chartqa(folder):
 
 
 def gqa(folder):
-    image(folder / "images" / "n1.jpg")
+    image_file(folder / "images" / "n1.jpg")
     row = {"question": "Is it red?", "imageId": "n1", "answer": "yes", "isBalanced": True, "fullAnswer": "Yes, it is."}
     return write(folder / "testdev_balanced_questions.json", {"20123": row, "20124": {**row, "imageId": "n2"}})
 
 
 def captions(folder):
-    image(folder / "val2014" / "COCO_val2014_000000000042.jpg")
+    image_file(folder / "val2014" / "COCO_val2014_000000000042.jpg")
     texts = ["A red wall.", "A wall that is red", "red"]
     return write(
         folder / "captions_val2014.json",
@@ -113,7 +113,7 @@ def captions(folder):
 
 def pope(folder):
     """The folder with two of POPE's files."""
-    image(folder / "val2014" / "COCO_val2014_000000016631.jpg")
+    image_file(folder / "val2014" / "COCO_val2014_000000016631.jpg")
     row = {"question_id": 1, "image": "COCO_val2014_000000016631.jpg", "text": "Is there a person in the image?"}
     write_lines(folder / "coco_pope_random.json", [{**row, "label": "yes"}, {**row, "question_id": 2, "label": "no"}])
     write_lines(folder / "coco_pope_popular.json", [{**row, "label": "yes"}])
@@ -121,7 +121,9 @@ def pope(folder):
 
 
 def seed(folder):
-    image(folder / "SEED-Bench-image" / "454172_2184500.jpg").rename(folder / "SEED-Bench-image" / "454172_2184500")
+    image_file(folder / "SEED-Bench-image" / "454172_2184500.jpg").rename(
+        folder / "SEED-Bench-image" / "454172_2184500"
+    )
     row = {
         "answer": "C",
         "choice_a": "One",
@@ -170,13 +172,13 @@ def mmmu_rows(image):
 
 def mmmu(folder):
     def image(color):
-        return image(folder / "images" / f"{color}.png", color).name
+        return image_file(folder / "images" / f"{color}.png", color).name
 
     return write(folder / "validation.json", mmmu_rows(image))
 
 
 def scienceqa(folder):
-    image(folder / "images" / "test" / "5" / "image.png")
+    image_file(folder / "images" / "test" / "5" / "image.png")
     row = {
         "question": "Which is red?",
         "choices": ["the wall", "the sky"],
@@ -193,7 +195,7 @@ def scienceqa(folder):
 
 def ai2d(folder):
     """AI2D's folder."""
-    image(folder / "images" / "0.png")
+    image_file(folder / "images" / "0.png")
     asked = {"abcLabel": False, "answerTexts": ["fish", "moss", "stone", "sun"], "correctAnswer": 3}
     questions = {"What gives light?": {**asked, "questionId": "0.png-1"}}
     write(folder / "questions" / "0.png.json", {"imageName": "0.png", "questions": questions})
@@ -205,7 +207,7 @@ def ai2d(folder):
 
 def plain(folder, count=3):
     """Our own layout; the answer of every question is a word of its text."""
-    image(folder / "red.png")
+    image_file(folder / "red.png")
     rows = [
         {"image": "red.png", "question": f"Say word{n}.", "answers": [f"word{n}"], "test": "words" if n % 2 else "more"}
         for n in range(count)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from test_runner import Echo, asked
 
 from fastvlm.errors import DataError, UsageError
-from fastvlm.evaluation.benchmark_run import run
-from fastvlm.evaluation.known_metrics import METRICS
-from fastvlm.evaluation.mini_suite import MINI_QUESTIONS, mini_place
-from fastvlm.evaluation.plain_layout import read_plain
-from fastvlm.evaluation.predictions import Prediction, PredictionFile
-from fastvlm.evaluation.run_folder import checkpoint_digest, claim_folder, questions_digest
-from fastvlm.evaluation.runner import Asking
+from fastvlm.evaluation.layouts.mini_suite import MINI_QUESTIONS, mini_place
+from fastvlm.evaluation.layouts.plain import read_plain
+from fastvlm.evaluation.metrics.table import METRICS
+from fastvlm.evaluation.run.benchmark_run import run
+from fastvlm.evaluation.run.predictions import Prediction, PredictionFile
+from fastvlm.evaluation.run.run_folder import checkpoint_digest, claim_folder, questions_digest
+from fastvlm.evaluation.run.runner import Asking
 
 EXACT = METRICS["exact"]
 QUESTIONS = asked("say one", "say two", "say three", "say four", "say five")
@@ -193,7 +193,7 @@ def test_an_image_that_breaks_after_reading_is_a_failure(tmp_path):
 
 
 def layouts_place(file):
-    from fastvlm.evaluation.vqa_layouts import Place
+    from fastvlm.evaluation.layouts.vqa import Place
 
     return Place(file)
 

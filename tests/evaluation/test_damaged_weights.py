@@ -5,11 +5,11 @@ import torch
 
 import fastvlm
 from fastvlm.errors import NonFiniteError
-from fastvlm.evaluation.benchmark_run import run
-from fastvlm.evaluation.known_metrics import METRICS
-from fastvlm.evaluation.mini_suite import mini_place
-from fastvlm.evaluation.plain_layout import read_plain
-from fastvlm.evaluation.runner import Asking
+from fastvlm.evaluation.layouts.mini_suite import mini_place
+from fastvlm.evaluation.layouts.plain import read_plain
+from fastvlm.evaluation.metrics.table import METRICS
+from fastvlm.evaluation.run.benchmark_run import run
+from fastvlm.evaluation.run.runner import Asking
 
 
 def test_weights_that_are_no_numbers_end_the_run(tmp_path):

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm.errors import DataError, MissingExtraError, UsageError
-from fastvlm.evaluation import choice_layouts, plain_layout, vqa_layouts
-from fastvlm.evaluation.record_files import json_lines, json_records, parquet_records
-from fastvlm.evaluation.vqa_layouts import Place
+from fastvlm.evaluation.layouts import choice, plain, vqa
+from fastvlm.evaluation.layouts.vqa import Place
+from fastvlm.records.tables import parquet_rows
 
 
 def reasons(reading):
@@ -19,7 +19,7 @@ def reasons(reading):
 
 
 def test_vqav2(tmp_path):
-    reading = vqa_layouts.read_vqav2(Place(layouts.vqav2(tmp_path)))
+    reading = vqa.read_vqav2(Place(layouts.vqav2(tmp_path)))
     assert [question.id for question in reading.questions] == ["42000", "42001"]
     first = reading.questions[0]
     assert first.text == "What is 42000?" and first.answers == ("red",) * 10
@@ -35,45 +35,45 @@ def test_vqav2_without_its_answers_is_one_line(tmp_path):
     file = layouts.vqav2(tmp_path)
     (tmp_path / "v2_mscoco_val2014_annotations.json").rename(tmp_path / "elsewhere.json")
     with pytest.raises(UsageError, match="--annotations"):
-        vqa_layouts.read_vqav2(Place(file))
-    assert len(vqa_layouts.read_vqav2(Place(file, annotations=tmp_path / "elsewhere.json")).questions) == 2
+        vqa.read_vqav2(Place(file))
+    assert len(vqa.read_vqav2(Place(file, annotations=tmp_path / "elsewhere.json")).questions) == 2
 
 
 def test_textvqa(tmp_path):
-    (question,) = vqa_layouts.read_textvqa(Place(layouts.textvqa(tmp_path))).questions
+    (question,) = vqa.read_textvqa(Place(layouts.textvqa(tmp_path))).questions
     assert question.id == "34602" and question.answers.count("nokia") == 9
 
 
 @pytest.mark.parametrize(("layout", "answers"), [("docvqa", ("0.28",)), ("infovqa", ("12", "twelve"))])
 def test_docvqa_and_infographicvqa(tmp_path, layout, answers):
-    (question,) = vqa_layouts.read_docvqa(Place(getattr(layouts, layout)(tmp_path))).questions
+    (question,) = vqa.read_docvqa(Place(getattr(layouts, layout)(tmp_path))).questions
     assert question.answers == answers
 
 
 def test_chartqa_counts_its_two_files_apart(tmp_path):
-    reading = vqa_layouts.read_chartqa(Place(layouts.chartqa(tmp_path), test="chartqa"))
+    reading = vqa.read_chartqa(Place(layouts.chartqa(tmp_path), test="chartqa"))
     assert [(q.test, q.answers) for q in reading.questions] == [
         ("chartqa_human", ("14",)),
         ("chartqa_human", ("Lamb",)),
         ("chartqa_augmented", ("14",)),
     ]
-    one = vqa_layouts.read_chartqa(Place(tmp_path / "test_human.json", test="chartqa"))
+    one = vqa.read_chartqa(Place(tmp_path / "test_human.json", test="chartqa"))
     assert [q.test for q in one.questions] == ["chartqa"] * 2
 
 
 def test_gqa(tmp_path):
-    reading = vqa_layouts.read_gqa(Place(layouts.gqa(tmp_path)))
+    reading = vqa.read_gqa(Place(layouts.gqa(tmp_path)))
     assert [(q.id, q.answers) for q in reading.questions] == [("20123", ("yes",))]
     assert "n2.jpg" in reading.bad[0].reason and reading.bad[0].number == 2
 
 
 def test_captions(tmp_path):
-    (question,) = vqa_layouts.read_captions(Place(layouts.captions(tmp_path))).questions
+    (question,) = vqa.read_captions(Place(layouts.captions(tmp_path))).questions
     assert question.answers == ("A red wall.", "A wall that is red", "red")
 
 
 def test_pope(tmp_path):
-    reading = choice_layouts.read_pope(Place(layouts.pope(tmp_path), test="pope"))
+    reading = choice.read_pope(Place(layouts.pope(tmp_path), test="pope"))
     assert [(q.test, q.answers) for q in reading.questions] == [
         ("pope_popular", ("yes",)),
         ("pope_random", ("yes",)),
@@ -83,7 +83,7 @@ def test_pope(tmp_path):
 
 
 def test_seed_asks_about_images_and_says_what_it_leaves_out(tmp_path):
-    reading = choice_layouts.read_seed(Place(layouts.seed(tmp_path)))
+    reading = choice.read_seed(Place(layouts.seed(tmp_path)))
     (question,) = reading.questions
     assert question.text.splitlines()[1:] == ["A. One", "B. Two", "C. Three", "D. Four"]
     assert question.answers == ("C",) and reading.left_out == {"about a video": 1} and not reading.bad
@@ -96,7 +96,7 @@ def check_mmmu(questions):
 
 
 def test_mmmu_in_json(tmp_path):
-    check_mmmu(choice_layouts.read_mmmu(Place(layouts.mmmu(tmp_path))).questions)
+    check_mmmu(choice.read_mmmu(Place(layouts.mmmu(tmp_path))).questions)
 
 
 def test_mmmu_in_parquet(tmp_path):
@@ -105,12 +105,12 @@ def test_mmmu_in_parquet(tmp_path):
     rows = layouts.mmmu_rows(lambda color: {"bytes": layouts.png(color), "path": f"{color}.png"})
     (tmp_path / "Accounting").mkdir()
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "Accounting" / "validation.parquet")
-    questions = choice_layouts.read_mmmu(Place(tmp_path)).questions
+    questions = choice.read_mmmu(Place(tmp_path)).questions
     check_mmmu(questions)
     assert questions[0].images == (layouts.png("red"), layouts.png("blue"))
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="as Parquet"):
-        list(parquet_records(tmp_path / "broken.parquet"))
+        list(parquet_rows(tmp_path / "broken.parquet"))
 
 
 def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
@@ -118,11 +118,11 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"fastvlm\[eval\]"):
-        list(parquet_records(tmp_path / "x.parquet"))
+        list(parquet_rows(tmp_path / "x.parquet"))
 
 
 def test_scienceqa(tmp_path):
-    reading = choice_layouts.read_scienceqa(Place(layouts.scienceqa(tmp_path)))
+    reading = choice.read_scienceqa(Place(layouts.scienceqa(tmp_path)))
     first, second = reading.questions
     assert first.text == "Context: Look at it.\nWhich is red?\nA. the wall\nB. the sky"
     assert first.answers == ("A",) and len(first.images) == 1
@@ -130,7 +130,7 @@ def test_scienceqa(tmp_path):
 
 
 def test_ai2d(tmp_path):
-    reading = choice_layouts.read_ai2d(Place(layouts.ai2d(tmp_path)))
+    reading = choice.read_ai2d(Place(layouts.ai2d(tmp_path)))
     (question,) = reading.questions
     assert question.answers == ("D",) and question.text.startswith("What gives light?\nA. fish")
     assert sum(reading.left_out.values()) == 1
@@ -138,12 +138,12 @@ def test_ai2d(tmp_path):
 
 def test_plain_lines_and_lists(tmp_path):
     file = layouts.plain(tmp_path)
-    lines = plain_layout.read_plain(Place(tmp_path))
+    lines = plain.read_plain(Place(tmp_path))
     assert [q.test for q in lines.questions] == ["more", "words", "more"]
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.unlink()
     (tmp_path / "questions.json").write_text(json.dumps(rows))  # all on one line
-    assert plain_layout.read_plain(Place(tmp_path)).questions == lines.questions
+    assert plain.read_plain(Place(tmp_path)).questions == lines.questions
 
 
 def test_plain_options_ids_and_inline_images(tmp_path):
@@ -152,10 +152,8 @@ def test_plain_options_ids_and_inline_images(tmp_path):
         {"id": 7, "question": "Which?", "answers": "b", "choices": ["x", "y"], "image": [uri, "red.png"]},
         {"question": "2 + 2?", "answers": [4]},
     ]
-    layouts.image(tmp_path / "red.png")
-    first, second = plain_layout.read_plain(
-        Place(layouts.write_lines(tmp_path / "mine.jsonl", rows), test="t")
-    ).questions
+    layouts.image_file(tmp_path / "red.png")
+    first, second = plain.read_plain(Place(layouts.write_lines(tmp_path / "mine.jsonl", rows), test="t")).questions
     assert (first.id, first.answers, first.images) == ("7", ("B",), (uri, tmp_path / "red.png"))
     assert first.text == "Which?\nA. x\nB. y"
     assert (second.id, second.answers, second.images, second.test) == ("q2", ("4",), (), "t")
@@ -164,7 +162,7 @@ def test_plain_options_ids_and_inline_images(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "no JSON: Expecting property name"),
+        ("{", "no JSON (Expecting property name"),
         ("[1]", "it is [1]; expected an object with 'question'"),
         ('{"answers": ["x"]}', "it has no 'question'; it has answers"),
         ('{"question": 3, "answers": ["x"]}', "'question' is 3; expected str"),
@@ -180,7 +178,7 @@ def test_plain_options_ids_and_inline_images(tmp_path):
 def test_a_bad_line_is_told_and_the_others_are_read(tmp_path, line, reason):
     good = '{"question": "?", "answers": "x", "id": "same"}'
     (tmp_path / "q.jsonl").write_text(f"\n{good}\n{line}\n")
-    reading = plain_layout.read_plain(Place(tmp_path / "q.jsonl"))
+    reading = plain.read_plain(Place(tmp_path / "q.jsonl"))
     assert len(reading.questions) == 1
     (bad,) = reading.bad
     assert (bad.line, bad.number) == (3, 2) and reason in bad.reason
@@ -192,15 +190,15 @@ def test_a_bad_line_is_told_and_the_others_are_read(tmp_path, line, reason):
     [("images", ["red.png"]), ("image_path", "red.png"), ("image", "red.png"), ("images", "red.png")],
 )
 def test_every_name_of_the_image_shows_it(tmp_path, name, value):
-    layouts.image(tmp_path / "red.png")
+    layouts.image_file(tmp_path / "red.png")
     file = layouts.write_lines(tmp_path / "q.jsonl", [{"question": "?", "answers": "x", name: value}])
-    reading = plain_layout.read_plain(Place(file))
+    reading = plain.read_plain(Place(file))
     assert [question.images for question in reading.questions] == [(tmp_path / "red.png",)] and not reading.bad
 
 
 def test_options_are_choices(tmp_path):
     row = {"question": "Which?", "answers": "B", "options": ["x", "y"]}
-    (question,) = plain_layout.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row]))).questions
+    (question,) = plain.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row]))).questions
     assert question.text == "Which?\nA. x\nB. y" and question.choices == ("x", "y")
 
 
@@ -209,7 +207,7 @@ def test_options_are_choices(tmp_path):
     [
         ({"img": "red.png"}, "it has 'img' (did you mean 'image'?), which would not be read"),
         ({"Image": "red.png"}, "'Image' (did you mean 'image'?)"),
-        ({"images": ["red.png"]}, "'pictures' (did you mean 'images'?)"),
+        ({"pictures": ["red.png"]}, "'pictures' (did you mean 'images'?)"),
         ({"option": ["x", "y"]}, "'option' (did you mean 'options'?)"),
         ({"hint": "It is red."}, "it has 'hint', which would not be read; known are question, answers"),
         ({"qestion": "Which?"}, "'qestion' (did you mean 'question'?)"),
@@ -226,9 +224,9 @@ def test_options_are_choices(tmp_path):
     ],
 )
 def test_nothing_is_asked_without_what_belongs_to_it(tmp_path, change, reason):
-    layouts.image(tmp_path / "red.png")
+    layouts.image_file(tmp_path / "red.png")
     row = {"question": "?", "answers": "x", **change}
-    reading = plain_layout.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row])))
+    reading = plain.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row])))
     assert not reading.questions
     (bad,) = reasons(reading)
     assert reason in bad
@@ -238,8 +236,8 @@ def test_nothing_is_asked_without_what_belongs_to_it(tmp_path, change, reason):
 def test_a_field_is_read_refused_or_describes(tmp_path_factory, extra):
     row = {**extra, "question": "?", "answers": "x"}
     file = layouts.write_lines(tmp_path_factory.mktemp("fields") / "q.jsonl", [row])
-    reading = plain_layout.read_plain(Place(file))
-    fields = plain_layout._FIELDS
+    reading = plain.read_plain(Place(file))
+    fields = plain._FIELDS
     unknown = [name for name, value in row.items() if value not in (None, "") and name not in fields.read]
     if any(name not in fields.described for name in unknown):
         assert not reading.questions and "which would not be read" in reading.bad[0].reason
@@ -252,10 +250,10 @@ def test_describing_and_empty_fields_do_no_harm(tmp_path):
         "metadata": {"a": 1},
         "source": "me",
         "img": None,
-        "images": [],
+        "pictures": [],
         "hint": "",
     }
-    reading = plain_layout.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row])))
+    reading = plain.read_plain(Place(layouts.write_lines(tmp_path / "q.jsonl", [row])))
     assert len(reading.questions) == 1 and not reading.bad and not reading.unread_fields
 
 
@@ -273,7 +271,7 @@ def test_describing_and_empty_fields_do_no_harm(tmp_path):
     ],
 )
 def test_a_benchmarks_unknown_field_is_refused_if_it_may_matter_and_told_otherwise(tmp_path, read, key):
-    module = choice_layouts if hasattr(choice_layouts, f"read_{read}") else vqa_layouts
+    module = choice if hasattr(choice, f"read_{read}") else vqa
     path, reader = getattr(layouts, read)(tmp_path), getattr(module, f"read_{read}")
     content, before = json.loads(path.read_text()), reader(Place(path))
     assert not before.unread_fields
@@ -316,7 +314,7 @@ def test_a_record_that_contradicts_itself(tmp_path, read, change, reason):
     inner = rows if isinstance(rows, list) else rows["questions"]
     inner[0].update(change)
     (layouts.write_lines if read == "pope" else layouts.write)(path, rows)
-    reading = getattr(choice_layouts, f"read_{read}")(Place(path))
+    reading = getattr(choice, f"read_{read}")(Place(path))
     assert len(reading.bad) == 1 and reason in reading.bad[0].reason
 
 
@@ -332,7 +330,7 @@ def test_a_record_that_contradicts_itself(tmp_path, read, change, reason):
     ],
 )
 def test_scienceqas_bad_records(tmp_path, read, record, reason):
-    (bad,) = choice_layouts.read_scienceqa(Place(layouts.write(tmp_path / "problems.json", record))).bad
+    (bad,) = choice.read_scienceqa(Place(layouts.write(tmp_path / "problems.json", record))).bad
     assert reason in bad.reason
 
 
@@ -342,41 +340,21 @@ def test_ai2ds_bad_records(tmp_path):
     layouts.write(folder / "questions" / "2.png.json", {"questions": {}})
     asked = {"answerTexts": ["x", "y"], "correctAnswer": 2, "questionId": "0-2"}
     layouts.write(folder / "questions" / "3.png.json", {"imageName": "0.png", "questions": {"?": asked, "!": 1}})
-    found = reasons(choice_layouts.read_ai2d(Place(folder)))
+    found = reasons(choice.read_ai2d(Place(folder)))
     assert len(found) == 4
     for words in ("1.png", "imageName", "there are 2 options", "expected an object"):
         assert any(words in reason for reason in found), words
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"data": [{"a": 1}, {"b": ', "line 1, column 27: no JSON"),
-        ('{"data": [1 2]}', "Expecting ','"),
-        ('{"data" [1]}', "expected a name and a colon"),
-        ("[]", "holds no JSON object"),
-        ('{"info": 1}', "has no key 'data'"),
-        ('{"data": 3}', "neither a JSON array nor an object"),
-        ("", "holds no JSON object"),
-    ],
-)
-def test_a_file_that_is_not_the_layout_is_one_line(tmp_path, text, words):
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataError, match=words):
-        list(json_records(tmp_path / "x.json", "data"))
-
-
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes('{"question": "ü"}'.encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
-        list(json_lines(tmp_path / "latin.jsonl"))
-    with pytest.raises(UsageError, match="cannot be read"):
-        list(json_lines(tmp_path / "nothing.jsonl"))
-    for read in (choice_layouts.read_pope, choice_layouts.read_mmmu, choice_layouts.read_ai2d, plain_layout.read_plain):
+    (bad,) = plain.read_plain(Place(tmp_path / "latin.jsonl")).bad
+    assert "not UTF-8" in str(bad)
+    for read in (choice.read_pope, choice.read_mmmu, choice.read_ai2d, plain.read_plain):
         with pytest.raises(UsageError, match=str(tmp_path)):
-            read(Place(tmp_path / "empty" if read is choice_layouts.read_ai2d else make_empty(tmp_path)))
+            read(Place(tmp_path / "empty" if read is choice.read_ai2d else make_empty(tmp_path)))
     with pytest.raises(UsageError, match="_human"):
-        vqa_layouts.read_chartqa(Place(make_empty(tmp_path)))
+        vqa.read_chartqa(Place(make_empty(tmp_path)))
 
 
 def make_empty(tmp_path):
@@ -384,40 +362,7 @@ def make_empty(tmp_path):
     return tmp_path / "empty"
 
 
-def test_records_have_the_lines_on_which_they_begin(tmp_path):
-    (tmp_path / "x.json").write_text('{"a": "[",\n "data":\n [1,\n\n {"b": 2}\n , 3]\n}')
-    assert [(r.line, r.number, r.content) for r in json_records(tmp_path / "x.json", "data")] == [
-        (3, 1, 1),
-        (5, 2, {"b": 2}),
-        (6, 3, 3),
-    ]
-    assert [(r.key, r.line) for r in json_records(tmp_path / "x.json")] == [("a", 1), ("data", 3)]
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@given(
-    st.lists(JSON, max_size=5), st.dictionaries(st.text(max_size=4), JSON, max_size=3), st.sampled_from([None, 0, 2])
-)
-def test_records_are_what_json_reads(tmp_path_factory, values, others, indent):
-    path = tmp_path_factory.mktemp("json") / "x.json"
-    others.pop("data", None)
-    text = json.dumps({**others, "data": values, "z": others}, indent=indent)
-    path.write_text(text, encoding="utf-8")
-    records = list(json_records(path, "data"))
-    assert [record.content for record in records] == values
-    assert [record.number for record in records] == list(range(1, len(values) + 1))
-    starts = [record.line for record in records]
-    assert starts == sorted(starts) and all(1 <= line <= text.count("\n") + 1 for line in starts)
-    assert {record.key: record.content for record in json_records(path)} == json.loads(text)
-
-
 def test_a_parquet_file_that_is_not_there(tmp_path):
     pytest.importorskip("pyarrow")
     with pytest.raises(UsageError, match="There is no file"):
-        list(parquet_records(tmp_path / "none.parquet"))
+        list(parquet_rows(tmp_path / "none.parquet"))

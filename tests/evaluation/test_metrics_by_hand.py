@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm.errors import MissingExtraError
-from fastvlm.evaluation.caption_score import caption_words, judge_captions
-from fastvlm.evaluation.known_metrics import METRICS
-from fastvlm.evaluation.option_letter import choice_accuracy, read_letter
+from fastvlm.evaluation.metrics.cider import caption_words, judge_captions
+from fastvlm.evaluation.metrics.option_letter import choice_accuracy, read_letter
+from fastvlm.evaluation.metrics.relaxed_accuracy import as_number, relaxed_accuracy
+from fastvlm.evaluation.metrics.table import METRICS
+from fastvlm.evaluation.metrics.text_match import anls, exact_match, judge_characters, similarity
+from fastvlm.evaluation.metrics.vqa_accuracy import agreement, one_spelling, vqa_accuracy
+from fastvlm.evaluation.metrics.wilson import wilson_interval
+from fastvlm.evaluation.metrics.yes_no import judge_yes_no, read_yes_no, yes_no_problem
 from fastvlm.evaluation.questions import Question
-from fastvlm.evaluation.relaxed_accuracy import as_number, relaxed_accuracy
-from fastvlm.evaluation.text_match import anls, exact_match, judge_characters, similarity
-from fastvlm.evaluation.vqa_accuracy import agreement, one_spelling, vqa_accuracy
-from fastvlm.evaluation.wilson import wilson_interval
-from fastvlm.evaluation.yes_no import judge_yes_no, read_yes_no, yes_no_problem
 
 WORDS = st.text(st.characters(codec="ascii", categories=("Ll", "Lu", "Nd", "Po", "Zs")), max_size=24)
 ANSWERED = [name for name in METRICS if name not in ("cider", "yes-no")]

@@ -8,7 +8,7 @@ from PIL import Image
 from fastvlm.engine.types import Completion, Timings, TokenEvent, Usage
 from fastvlm.errors import ImageError, NonFiniteError, PromptError
 from fastvlm.evaluation.questions import GRAY, Question, messages_of, seen_gray
-from fastvlm.evaluation.runner import Asking, ask_all
+from fastvlm.evaluation.run.runner import Asking, ask_all
 
 
 class Echo:

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.evaluation.benchmark_run import Result
-from fastvlm.evaluation.known_metrics import METRICS
-from fastvlm.evaluation.predictions import Prediction
-from fastvlm.evaluation.published_figures import published_figures
+from fastvlm.evaluation.metrics.table import METRICS
 from fastvlm.evaluation.questions import Question
-from fastvlm.evaluation.scores import Row, drawn, refusal_rows, score_tests, together
-from fastvlm.evaluation.summary import as_table, summary
+from fastvlm.evaluation.run.benchmark_run import Result
+from fastvlm.evaluation.run.predictions import Prediction
+from fastvlm.evaluation.run.published_figures import published_figures
+from fastvlm.evaluation.run.scores import Row, drawn, refusal_rows, score_tests, together
+from fastvlm.evaluation.run.summary import as_table, summary
+from fastvlm.evaluation.run.worst_page import worst_cases, worst_page
 from fastvlm.evaluation.tasks import TASKS
-from fastvlm.evaluation.worst_page import worst_cases, worst_page
 
 EXACT = METRICS["exact"]
 
@@ -122,7 +122,7 @@ def test_the_worst_cases_are_the_worst():
 
 def test_the_page_stands_alone_and_runs_nothing(tmp_path):
     evil = '<script>alert("1")</script>\x00'
-    images = (layouts.image(tmp_path / "red.png"), layouts.png(), tmp_path / "gone<b>.png")
+    images = (layouts.image_file(tmp_path / "red.png"), layouts.png(), tmp_path / "gone<b>.png")
     questions = [question("a<i>", evil, text=evil, images=images, test="<t>"), question("b", "x", test="<t>")]
     seen = {"a<i>": Prediction("a<i>", evil, "stop"), "b": Prediction("b", "", "error", "<img src=x>")}
     cases = worst_cases(questions, seen, [Row("<t>", 2, 0.0, each=(0, 0))], 10)

@@ -13,8 +13,8 @@ import fastvlm
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.hf.lora import merge_adapter
 from fastvlm.training.recipe import LoraEntry
-from fastvlm.training.start import open_start
-from fastvlm.training.training_run import TrainingRun
+from fastvlm.training.run.model_setup import set_up_model
+from fastvlm.training.run.training_run import TrainingRun
 
 # transformers 5.23 renames gradient to activation checkpointing; peft asks by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning")
@@ -55,7 +55,7 @@ def test_an_adapter_opens_and_is_what_merge_writes(small_model, small_data, tmp_
 
 def test_only_adapters_and_whole_parts_learn(small_model, small_data, tmp_path):
     parts = {**PARTS, "projector": 1e-2}
-    start = open_start(lora_recipe(small_model, small_data, parts=parts))
+    start = set_up_model(lora_recipe(small_model, small_data, parts=parts))
     learning = {name for name, p in start.model.named_parameters() if p.requires_grad}
     assert learning and all("lora_" in name or "multi_modal_projector.modules_to_save" in name for name in learning)
     outcome = TrainingRun(lora_recipe(small_model, small_data, parts=parts), tmp_path / "run").train()
@@ -78,7 +78,7 @@ def test_a_whole_encoder_comes_along_with_its_statistics(small_model, small_data
 @pytest.mark.parametrize("part", ["encoder", "projector", "decoder"])
 def test_adapters_go_to_the_part_that_is_named(part, small_model, small_data):
     parts = {"encoder": "frozen", "projector": "frozen", "decoder": "frozen", part: 1e-3}
-    start = open_start(lora_recipe(small_model, small_data, parts=parts, lora={**LORA, "parts": [part]}))
+    start = set_up_model(lora_recipe(small_model, small_data, parts=parts, lora={**LORA, "parts": [part]}))
     mark = {"encoder": "vision_tower", "projector": "multi_modal_projector", "decoder": "language_model"}[part]
     names = {name.rsplit(".lora_", 1)[0] for name, p in start.model.named_parameters() if p.requires_grad}
     assert names and all(mark in name for name in names)
@@ -90,7 +90,7 @@ def test_adapters_go_to_the_part_that_is_named(part, small_model, small_data):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_rounded_base_learns_and_its_adapter_fits_the_plain_one(bits, small_model, small_data, tmp_path):
     recipe = lora_recipe(small_model, small_data, base_bits=bits, max_steps=6)
-    start = open_start(recipe)
+    start = set_up_model(recipe)
     layer = start.plain.model.language_model.layers[0].mlp.up_proj.base_layer
     assert layer.weight.dtype in (torch.int8, torch.uint8) and not layer.weight.requires_grad
     outcome = TrainingRun(recipe, tmp_path / "run").train()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastvlm.errors import DataError
-from fastvlm.training.collation import Collator
-from fastvlm.training.supervision import IGNORED
+from fastvlm.training.data.collation import Collator
+from fastvlm.training.data.dataset import IGNORED
 
 
 def row(*ids, images=()):

@@ -12,10 +12,10 @@ from small_run import stop_at, train
 from training_files import gray, llava, openai, png, save_images, write_lines, write_tar
 
 from fastvlm.errors import UsageError
-from fastvlm.training.data_digest import row_digest
-from fastvlm.training.grounding import Grounding, Look
-from fastvlm.training.samples import Sample, open_samples
-from fastvlm.training.training_run import TrainingRun
+from fastvlm.training.data.digest import row_digest
+from fastvlm.training.data.samples import Sample, open_samples
+from fastvlm.training.grounding.objects import Grounding, Look
+from fastvlm.training.run.training_run import TrainingRun
 
 HI = {"type": "text", "text": "Hi"}
 
@@ -46,9 +46,9 @@ def test_a_row_is_the_same_in_every_process(tmp_path):
     words = frozenset("abcdefgh")
     sample = Sample([{"role": "user", "content": [HI]}], (b"12",), "x:1", Grounding((), (Look(0, 0, (), words),)))
     code = (
-        "from fastvlm.training.data_digest import row_digest\n"
-        "from fastvlm.training.grounding import Grounding, Look\n"
-        "from fastvlm.training.samples import Sample\n"
+        "from fastvlm.training.data.digest import row_digest\n"
+        "from fastvlm.training.grounding.objects import Grounding, Look\n"
+        "from fastvlm.training.data.samples import Sample\n"
         f"print(row_digest({sample!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

@@ -6,9 +6,9 @@ import pytest
 from training_files import N, llava, processor, save_images, write_lines, write_tar
 
 from fastvlm.images import ImageLimits
-from fastvlm.training.data_report import BINS, LengthSummary, RenderedSample, check_data
-from fastvlm.training.samples import open_samples
-from fastvlm.training.supervision import SupervisedDataset
+from fastvlm.training.data.dataset import SupervisedDataset
+from fastvlm.training.data.report import BINS, LengthSummary, RenderedSample, check_data
+from fastvlm.training.data.samples import open_samples
 
 PROCESSOR = processor()
 

@@ -13,16 +13,24 @@ from training_files import N, gray, llava, processor, save_images, write_lines
 
 from fastvlm.errors import DataError
 from fastvlm.hf.image_processor import fit_image
-from fastvlm.training.collation import Collator
-from fastvlm.training.grounded_rows import GroundedRows
-from fastvlm.training.grounding import EMPTY, IGNORED, GroundedObject, Grounding, Look, Names, read_grounding
-from fastvlm.training.grounding_targets import CELL_PX, Placement, cells_of, pieces_of_words, tokens_of
-from fastvlm.training.message_records import read_record
-from fastvlm.training.samples import Sample, open_samples
-from fastvlm.training.supervision import SupervisedDataset
+from fastvlm.training.data.collation import Collator
+from fastvlm.training.data.dataset import SupervisedDataset
+from fastvlm.training.data.messages import read_record
+from fastvlm.training.data.samples import Sample, open_samples
+from fastvlm.training.grounding.objects import (
+    EMPTY,
+    IGNORED,
+    GroundedObject,
+    Grounding,
+    Look,
+    ObjectNames,
+    read_grounding,
+)
+from fastvlm.training.grounding.rows import GroundingColumns
+from fastvlm.training.grounding.targets import CELL_PX, Placement, cells_of, pieces_of_words, tokens_of
 
 PROCESSOR = processor()  # 128 px: 2 x 2 visual tokens, 8 x 8 cells
-NAMES = Names({"star": 1, "circle": 2}, {"blue": 0, "red": 1})
+NAMES = ObjectNames({"star": 1, "circle": 2}, {"blue": 0, "red": 1})
 STAR = {"name": "star", "colour": "red", "box": [0, 0, 4, 4]}
 MESSAGES = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is red?"}]},
@@ -58,7 +66,7 @@ def test_columns_are_read():
         ({"objects": [{"box": [0, 0, 1, 1]}]}, "an entry of 'objects' has the name None"),
         ({"objects": [{"name": "star", "box": [0, 0, 1]}]}, "'star' has the box [0, 0, 1]; expected [left, top"),
         ({"objects": [{"name": "star", "box": [5, 0, 1, 1]}]}, "whose right or bottom comes before its left or top"),
-        ({"objects": [{**STAR, "image": 1}]}, "'star' is in image 1; the record has 1, counted from 0"),
+        ({"objects": [{**STAR, "picture": 1}]}, "'star' is in image 1; the record has 1, counted from 0"),
         ({"looks": [{"reply": 1}]}, "is about reply 1; there are 1, counted from 0"),
         ({"looks": [{"at": 8}]}, "a look is at character 8 of reply 0, which has 7"),
         ({"objects": [STAR], "looks": [{"objects": [1]}]}, "names the objects [1]; there are 1, counted from 0"),
@@ -85,8 +93,8 @@ def test_names_lie_beside_the_data(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "names.json").write_text(json.dumps({"objects": objects, "colours": ["red"]}))
     (tmp_path / "b" / "x.jsonl").write_text("")
-    names = Names.beside([tmp_path / "a", tmp_path / "b" / "x.jsonl"])
-    assert names == Names({"circle": 1, "cross": 2, "star": 3}, {"red": 0})
+    names = ObjectNames.beside([tmp_path / "a", tmp_path / "b" / "x.jsonl"])
+    assert names == ObjectNames({"circle": 1, "cross": 2, "star": 3}, {"red": 0})
     assert names.num_classes == 4 and names.color_of("blue") == IGNORED
     with pytest.raises(DataError, match="its object 'moon' is not among the 3 names"):
         names.class_of("moon")
@@ -94,10 +102,10 @@ def test_names_lie_beside_the_data(tmp_path):
 
 def test_without_names_one_is_told_what_to_write(tmp_path):
     with pytest.raises(DataError, match=r"a file names.json in .*\"star\".*Without it set grounding.objects=0"):
-        Names.beside([tmp_path])
+        ObjectNames.beside([tmp_path])
     (tmp_path / "names.json").write_text("[")
     with pytest.raises(DataError, match=r"names.json cannot be read .*expected .\"objects\""):
-        Names.beside([tmp_path])
+        ObjectNames.beside([tmp_path])
 
 
 # ------------------------------------------------------------------------------------------------- places
@@ -170,7 +178,7 @@ def grounded(*records, names=NAMES, has_looks=True, max_tokens=1000):
         messages, _ = read_record(record, Path())
         images = tuple(gray(40, (100, 100)) for _ in range(len(record.get("image") or [])))
         samples.append(Sample(messages, images, "x:1", read_grounding(record, len(images), messages)))
-    rows = GroundedRows(PROCESSOR, names, has_looks=has_looks)
+    rows = GroundingColumns(PROCESSOR, names, has_looks=has_looks)
     return SupervisedDataset(samples, PROCESSOR, max_tokens=max_tokens, grounded=rows)
 
 
@@ -178,7 +186,7 @@ TWO = {
     **llava("<image>\n<image>\nWhat is red?", "A star.", "And blue?", "A circle.", image=["a", "b"]),
     "objects": [
         {"name": "star", "colour": "red", "box": [10, 10, 30, 30]},
-        {"name": "circle", "colour": "blue", "box": [70, 70, 90, 90], "image": 1},
+        {"name": "circle", "colour": "blue", "box": [70, 70, 90, 90], "picture": 1},
     ],
     "looks": [
         {"reply": 0, "at": 2, "objects": [0], "words": ["red"]},
@@ -244,4 +252,4 @@ def test_what_is_not_asked_for_is_not_made():
 
 def test_an_unknown_name_is_told_by_its_record():
     with pytest.raises(DataError, match="its object 'star' is not among the 1 names"):
-        grounded(TWO, names=Names({"moon": 1}, {}))[0]
+        grounded(TWO, names=ObjectNames({"moon": 1}, {}))[0]

@@ -10,8 +10,8 @@ from small_run import lines, stop_at, train, weights
 from torch.testing import assert_close
 
 from fastvlm.errors import UsageError
-from fastvlm.training.grounding import IGNORED
-from fastvlm.training.grounding_objective import CellLogits, cell_loss, gaze_loss
+from fastvlm.training.grounding.objective import CellLogits, cell_loss, gaze_loss
+from fastvlm.training.grounding.objects import IGNORED
 from fastvlm.training.recipe import HeadsEntry, Recipe
 
 HEADS = {"reminding": {"layer": 0, "heads": [0]}, "looking": {"layer": 1, "heads": [1]}}

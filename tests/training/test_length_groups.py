@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm.errors import UsageError
-from fastvlm.training.length_groups import LengthGroupedBatches
+from fastvlm.training.data.length_groups import LengthGroupedBatches
 
 LENGTHS = [int(length) for length in torch.randint(10, 2000, (1003,), generator=torch.Generator().manual_seed(3))]
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import fastvlm
-from fastvlm.training.training_run import TrainingRun
+from fastvlm.training.run.training_run import TrainingRun
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))

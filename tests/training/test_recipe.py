@@ -47,7 +47,7 @@ WRONG = {
     "nothing_like_it: 0": "unknown key 'nothing_like_it'; known here: name, model",
     "parts: {encoder: {learning_rate: 1}}": "did you mean 'lr'",
     "lora: {modle: mini}": "unknown key 'lora.modle'; did you mean 'model'?",
-    "data: [{path: a, images_in: b}]": "unknown key 'data.0.images_in'; did you mean 'pictures_in'?",
+    "data: [{path: a, image_in: b}]": "unknown key 'data.0.image_in'; did you mean 'images_in'?",
     "eval: {data: [{path: a, repeats: 2}]}": "unknown key 'eval.data.0.repeats'; did you mean 'repeat'?",
     "grounding: {looking: {layer: 1, heads: [0], hed: 1}}": "'grounding.looking.hed'; did you mean 'heads'?",
     "batchsize: 3": "unknown key 'batchsize'; did you mean 'batch_size'?",
@@ -88,6 +88,12 @@ def test_short_forms_are_the_long_ones(tmp_path):
         written(tmp_path, "parts: {encoder: {lr: 1.0e-5}, decoder: {lr: frozen}}\ndata: [{path: a.json, repeat: 1}]")
     )
     assert short == long and short.learns("encoder") and not short.learns("decoder")
+
+
+def test_the_former_name_of_images_in_goes_on_working(tmp_path):
+    former = read_recipe(written(tmp_path, "data: [{path: a.json, pictures_in: folder}]"))
+    assert former == read_recipe(written(tmp_path, "data: [{path: a.json, images_in: folder}]"))
+    assert former.to_dict()["data"][0]["images_in"] == "folder" and "pictures" not in former.to_yaml()
 
 
 def test_changes_go_on_top_whatever_the_form_below(tmp_path):

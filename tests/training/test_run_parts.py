@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastvlm.errors import DataError, TrainingError, UsageError
-from fastvlm.training.curves import curves_of, draw_curves, smoothed
-from fastvlm.training.ema import WeightAverage
-from fastvlm.training.interruption import Interruption
-from fastvlm.training.mixing import Mixture, split_off
-from fastvlm.training.model_card import RunFacts, TestScore, model_card
+from fastvlm.training.data.mixing import Mixture, split_off
 from fastvlm.training.recipe import Recipe, read_recipe
-from fastvlm.training.run_files import RunFiles
+from fastvlm.training.run.curves import curves_of, draw_curves, smoothed
+from fastvlm.training.run.ema import WeightAverage
+from fastvlm.training.run.interruption import Interruption
+from fastvlm.training.run.model_card import RunFacts, TestScore, model_card
+from fastvlm.training.run.run_folder import RunFolder
 
 # Mixtures.
 
@@ -167,7 +167,7 @@ def checkpoint(files, step):
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path):
-    files = RunFiles(tmp_path)
+    files = RunFolder(tmp_path)
     with pytest.raises(UsageError, match="Is a directory"), files.saving() as work:  # noqa: PT012
         written = work / "checkpoint-1"
         written.mkdir(parents=True)
@@ -179,19 +179,19 @@ def test_checkpoints_are_whole_or_not_there(tmp_path):
 
 
 def test_what_a_kill_left_is_removed_and_the_log_is_cut(tmp_path):
-    files = RunFiles(tmp_path)
+    files = RunFolder(tmp_path)
     checkpoint(files, 2)
     (files.scratch / "checkpoint-3").mkdir(parents=True)
-    files.log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step"')
+    files.log.write_text('{"step": 1, "pictures_per_s": 9.5}\n{"step": 2}\n{"step": 3}\n{"step"')
     recipe = Recipe()
     assert files.claim(recipe, is_resumed=True).name == "checkpoint-2"
     assert not files.scratch.exists()
-    assert [line["step"] for line in files.read_log()] == [1, 2]
+    assert files.read_log() == [{"step": 1, "images_per_s": 9.5}, {"step": 2}]  # 0.1 said pictures
     assert Recipe.model_validate(yaml.safe_load(files.recipe.read_text())) == recipe
 
 
 def test_another_run_s_folder_is_refused_by_the_key_that_differs(tmp_path):
-    files = RunFiles(tmp_path / "run")
+    files = RunFolder(tmp_path / "run")
     files.folder.mkdir()
     files.log.write_text('{"step": 1}\n')  # killed before the first checkpoint: it begins again
     assert files.claim(Recipe(), is_resumed=True) is None
@@ -202,7 +202,7 @@ def test_another_run_s_folder_is_refused_by_the_key_that_differs(tmp_path):
         files.claim(Recipe(seed=3), is_resumed=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written: Not a directory"):
-        RunFiles(tmp_path / "file" / "run").claim(Recipe(), is_resumed=False)
+        RunFolder(tmp_path / "file" / "run").claim(Recipe(), is_resumed=False)
 
 
 def test_a_signal_outside_of_steps_ends_the_process_at_once():
@@ -213,7 +213,7 @@ def test_a_signal_outside_of_steps_ends_the_process_at_once():
         signal.sigtimedwait([], 1)
     assert raised.value.code == 143
     interruption = Interruption()
-    with interruption.listening(), interruption.patiently():
+    with interruption.listening(), interruption.waiting_for_step():
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012

@@ -9,7 +9,7 @@ from training_files import llava, openai, png, save_images, write_lines, write_t
 
 from fastvlm.errors import DataError, UsageError
 from fastvlm.images import open_image
-from fastvlm.training.samples import Samples, open_samples
+from fastvlm.training.data.samples import BadRecordError, Samples, open_samples
 
 
 def said(samples):
@@ -114,3 +114,19 @@ def test_links_and_paths_out_of_the_folder_are_the_users_own(tmp_path):
     records = [llava("<image>", "A.", image=name) for name in ("../far/3.png", "link.png", str(tmp_path / "far/3.png"))]
     samples = open_samples([write_lines(tmp_path / "data" / "x.jsonl", *records)])
     assert [open_image(sample.images[0]).getpixel((0, 0))[0] for sample in samples] == [3, 3, 3]
+
+
+def test_a_bad_record_tells_origin_and_reason_apart():
+    error = BadRecordError.at("x.jsonl:3", DataError("it is no JSON: why"))
+    for told in (error, pickle.loads(pickle.dumps(error))):
+        assert (str(told), told.origin, told.reason) == (
+            "x.jsonl:3: it is no JSON: why",
+            "x.jsonl:3",
+            "it is no JSON: why",
+        )
+        assert isinstance(told, DataError)
+
+
+def test_a_text_alone_makes_one_as_a_loader_of_torch_does():
+    error = BadRecordError("Caught it in a worker.\nx.jsonl:3: why")
+    assert (error.origin, error.reason) == ("", str(error))

@@ -11,9 +11,9 @@ from training_files import llava, openai, png, write_tar
 
 from fastvlm.errors import DataError
 from fastvlm.images import open_image
-from fastvlm.training.message_records import read_record
-from fastvlm.training.samples import open_samples
-from fastvlm.training.tar_shards import CAPTION_QUESTIONS, ImageInTar, caption_messages, open_shards
+from fastvlm.training.data.messages import read_record
+from fastvlm.training.data.samples import open_samples
+from fastvlm.training.data.tar_shards import CAPTION_QUESTIONS, ImageInTar, caption_messages, open_shards
 
 TURNS = json.dumps(openai("Hi", "Ho"))
 

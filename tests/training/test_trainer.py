@@ -5,12 +5,12 @@ import small_run
 import torch
 
 import fastvlm
-from fastvlm.training.collation import Collator
-from fastvlm.training.mixing import open_mixture
-from fastvlm.training.run_files import RunFiles
-from fastvlm.training.supervision import IGNORED, SupervisedDataset
-from fastvlm.training.trainer import FastVlmTrainer, with_black_image
-from fastvlm.training.training_run import TrainingRun
+from fastvlm.training.data.collation import Collator
+from fastvlm.training.data.dataset import IGNORED, SupervisedDataset
+from fastvlm.training.data.mixing import open_mixture
+from fastvlm.training.run.run_folder import RunFolder
+from fastvlm.training.run.trainer import FastVlmTrainer, with_black_image
+from fastvlm.training.run.training_run import TrainingRun
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def parts(small_model, small_data, tmp_path):
     rows = SupervisedDataset(open_mixture(recipe.data), processor, max_tokens=128)
     run = TrainingRun(recipe, tmp_path / "run")
     arguments = run._arguments(has_eval=False)
-    trainer = FastVlmTrainer(model, arguments, recipe=recipe, files=RunFiles(tmp_path / "run"))
+    trainer = FastVlmTrainer(model, arguments, recipe=recipe, files=RunFolder(tmp_path / "run"))
     return trainer, model, rows
 
 

@@ -11,8 +11,8 @@ from small_run import lines, stop_at, train, weights
 
 import fastvlm
 from fastvlm.errors import DataError, UsageError
-from fastvlm.training.model_card import TestScore
-from fastvlm.training.training_run import TrainingRun
+from fastvlm.training.run.model_card import TestScore
+from fastvlm.training.run.training_run import TrainingRun
 
 
 @pytest.fixture(scope="module")

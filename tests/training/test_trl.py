@@ -7,9 +7,9 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 import fastvlm
-from fastvlm.training.collation import Collator
-from fastvlm.training.samples import open_samples
-from fastvlm.training.supervision import SupervisedDataset
+from fastvlm.training.data.collation import Collator
+from fastvlm.training.data.dataset import SupervisedDataset
+from fastvlm.training.data.samples import open_samples
 
 # transformers 5.23 renames gradient to activation checkpointing; TRL asks by the old name.
 pytestmark = [

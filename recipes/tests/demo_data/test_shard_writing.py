@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastvlm.errors import UsageError
-from fastvlm.training.samples import open_samples
+from fastvlm.training.data.samples import open_samples
 from fastvlm_recipes.demo_data import shard_writing
 from fastvlm_recipes.demo_data.contact_page import ABOUT, write_pages
 from fastvlm_recipes.demo_data.drawing_plan import PLAN_FILE, DrawingPlan, parse_mix

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastvlm
-from fastvlm.evaluation.benchmark_run import run
-from fastvlm.evaluation.known_metrics import METRICS
-from fastvlm.evaluation.mini_suite import mini_place
-from fastvlm.evaluation.plain_layout import read_plain
+from fastvlm.evaluation.layouts.mini_suite import mini_place
+from fastvlm.evaluation.layouts.plain import read_plain
+from fastvlm.evaluation.metrics.table import METRICS
+from fastvlm.evaluation.metrics.text_match import exact_match, judge_characters
 from fastvlm.evaluation.questions import Question
-from fastvlm.evaluation.runner import Asking
+from fastvlm.evaluation.run.benchmark_run import run
+from fastvlm.evaluation.run.runner import Asking
 from fastvlm.evaluation.tasks import MINI
-from fastvlm.evaluation.text_match import exact_match, judge_characters
 from fastvlm_recipes.mini import scoring
 from fastvlm_recipes.mini.benchmark import Item
 from fastvlm_recipes.mini.evaluate import ask, blind_answers

@@ -27,8 +27,8 @@ from fastvlm.cli.terminal import Notes, print_json, quiet_libraries, say
 from fastvlm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from fastvlm.evaluation.layouts.reading import Reading
     from fastvlm.evaluation.questions import Question
-    from fastvlm.evaluation.records import Reading
 
 __all__ = ["evaluate"]
 
@@ -96,7 +96,7 @@ def evaluate(
         return
     questions = _usable(asked, reading, seed)
     quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-    from fastvlm.evaluation.runner import Asking
+    from fastvlm.evaluation.run.runner import Asking
 
     asking = Asking(chosen.hint if hint is None else hint, length, temperature, seed)
     also_blind = asked.suite is not None if is_blind is None else is_blind
@@ -108,7 +108,7 @@ def evaluate(
 
 def _show_check(reading: Reading, asked: Asked, *, is_json: bool) -> None:
     """What can be asked and what cannot; DataError if anything cannot."""
-    from fastvlm.evaluation.scores import by_test
+    from fastvlm.evaluation.run.scores import by_test
 
     counts = {test: len(group) for test, group in by_test(reading.questions).items()}
     bad = [str(record) for record in reading.bad]
@@ -132,7 +132,7 @@ def _show_check(reading: Reading, asked: Asked, *, is_json: bool) -> None:
 
 def _usable(asked: Asked, reading: Reading, seed: int) -> list[Question]:
     """The questions that will be asked. Raises DataError for bad records, unless they may be skipped."""
-    from fastvlm.evaluation.scores import drawn
+    from fastvlm.evaluation.run.scores import drawn
 
     if reading.bad and not asked.skips_bad:
         raise DataError(

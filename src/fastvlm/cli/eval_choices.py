@@ -17,7 +17,7 @@ from fastvlm.storage.locks import exclusive_folder
 
 if TYPE_CHECKING:
     from fastvlm.engine.engine import Engine
-    from fastvlm.evaluation.records import Reading
+    from fastvlm.evaluation.layouts.reading import Reading
     from fastvlm.evaluation.tasks import Task
 
 __all__ = ["Asked", "Kept", "Machine"]
@@ -40,7 +40,7 @@ class Asked:
     skips_bad: bool
 
     def __post_init__(self) -> None:
-        from fastvlm.evaluation.known_metrics import METRICS
+        from fastvlm.evaluation.metrics.table import METRICS
         from fastvlm.evaluation.tasks import TASKS
 
         if (self.task is None) == (self.suite is None):
@@ -78,8 +78,8 @@ class Asked:
 
     def read(self) -> Reading:
         """The questions; DataError or UsageError where there are none to be read."""
-        from fastvlm.evaluation.mini_suite import mini_place
-        from fastvlm.evaluation.vqa_layouts import Place
+        from fastvlm.evaluation.layouts.mini_suite import mini_place
+        from fastvlm.evaluation.layouts.vqa import Place
 
         task = self.chosen()
         if self.task is None or self.data is None:

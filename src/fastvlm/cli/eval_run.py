@@ -15,12 +15,12 @@ from fastvlm.cli.eval_choices import Asked, Kept, Machine
 from fastvlm.cli.terminal import Notes, print_json, say
 
 if TYPE_CHECKING:
-    from fastvlm.evaluation.benchmark_run import OnProgress, Result
-    from fastvlm.evaluation.judging import Metric
+    from fastvlm.evaluation.layouts.reading import Reading
+    from fastvlm.evaluation.metrics.judging import Metric
     from fastvlm.evaluation.questions import Question
-    from fastvlm.evaluation.records import Reading
-    from fastvlm.evaluation.runner import Asking
-    from fastvlm.evaluation.scores import Row
+    from fastvlm.evaluation.run.benchmark_run import OnProgress, Result
+    from fastvlm.evaluation.run.runner import Asking
+    from fastvlm.evaluation.run.scores import Row
     from fastvlm.evaluation.tasks import Task
 
 __all__ = ["Run"]
@@ -43,13 +43,13 @@ class Run:
     @property
     def metric(self) -> Metric:
         """What judges."""
-        from fastvlm.evaluation.known_metrics import METRICS
+        from fastvlm.evaluation.metrics.table import METRICS
 
         return METRICS[self.task.metric]
 
     def identity(self) -> dict[str, Any]:
         """What two runs must have in common to share predictions."""
-        from fastvlm.evaluation.run_folder import questions_digest
+        from fastvlm.evaluation.run.run_folder import questions_digest
 
         return {
             **self.machine.about(),
@@ -63,8 +63,8 @@ class Run:
 
     def made(self, notes: Notes) -> tuple[Result, dict[str, str]]:
         """Ask and judge; the result, and what it was computed on and in."""
-        from fastvlm.evaluation.benchmark_run import run
-        from fastvlm.evaluation.run_folder import checkpoint_digest, claim_folder
+        from fastvlm.evaluation.run.benchmark_run import run
+        from fastvlm.evaluation.run.run_folder import checkpoint_digest, claim_folder
 
         folder = self.machine.folder()
         if self.kept.folder is not None:
@@ -94,7 +94,7 @@ class Run:
 
     def rows(self, result: Result) -> list[Row]:
         """The tests; of a task in several parts also all together, of the mini also its refusals."""
-        from fastvlm.evaluation.scores import refusal_rows, together
+        from fastvlm.evaluation.run.scores import refusal_rows, together
 
         rows = list(result.rows)
         if self.asked.suite is not None:
@@ -106,8 +106,8 @@ class Run:
     def show(self, result: Result, reading: Reading, computed: Mapping[str, str], *, is_json: bool) -> None:
         """Write the files, print the table and the last line."""
         from fastvlm.bench.machine import environment_card
-        from fastvlm.evaluation.published_figures import published_figures
-        from fastvlm.evaluation.summary import as_table, summary
+        from fastvlm.evaluation.run.published_figures import published_figures
+        from fastvlm.evaluation.run.summary import as_table, summary
 
         rows, published = self.rows(result), published_figures(self.machine.choice.name, self.asked.name)
         about = {
@@ -128,7 +128,7 @@ class Run:
         print_json(content)
 
     def _write(self, folder: Path, content: Mapping[str, Any], result: Result) -> None:
-        from fastvlm.evaluation.worst_page import worst_cases, worst_page
+        from fastvlm.evaluation.run.worst_page import worst_cases, worst_page
         from fastvlm.storage.whole_files import write_file
 
         text = json.dumps(content, indent=1, ensure_ascii=False)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastvlm.training.recipe import Recipe
-    from fastvlm.training.training_run import Outcome
-    from fastvlm.training.watching import Progress
+    from fastvlm.training.run.callbacks import Progress
+    from fastvlm.training.run.training_run import Outcome
 
 __all__ = ["train"]
 
@@ -129,9 +129,9 @@ def _first_comment(file: Path) -> str:
 
 def _check(plan: Recipe, notes: Notes, *, is_json: bool) -> None:
     """What the samples are; DataError if any of them cannot be used."""
-    from fastvlm.training.data_report import check_data
-    from fastvlm.training.start import open_processor
-    from fastvlm.training.training_run import open_dataset
+    from fastvlm.training.data.report import check_data
+    from fastvlm.training.run.model_setup import open_processor
+    from fastvlm.training.run.training_run import open_dataset
 
     if not plan.data:
         raise UsageError("There is nothing to check: give --data, or data in the recipe.")
@@ -159,7 +159,7 @@ def _run(plan: Recipe, folder: Path, notes: Notes, **resuming: bool) -> Outcome:
     from fastvlm.cli.train_tests import measure_with, read_tests
 
     with notes.waiting("Starting"):
-        from fastvlm.training.training_run import TrainingRun
+        from fastvlm.training.run.training_run import TrainingRun
 
         tests = read_tests(plan)
     with notes.bars(*_columns()) as bar:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastvlm.cli.terminal import say
 
 if TYPE_CHECKING:
-    from fastvlm.training.watching import Progress
+    from fastvlm.training.run.callbacks import Progress
 
 __all__ = ["EVERY_S", "ProgressLines"]
 

@@ -15,8 +15,8 @@ from fastvlm.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from fastvlm.evaluation.questions import Question
-    from fastvlm.training.model_card import TestScore
     from fastvlm.training.recipe import Recipe, TestEntry
+    from fastvlm.training.run.model_card import TestScore
 
 __all__ = ["RecipeTest", "measure_with", "read_tests"]
 
@@ -43,7 +43,7 @@ def read_tests(plan: Recipe) -> list[RecipeTest]:
 
 
 def _read(number: int, entry: TestEntry) -> RecipeTest:
-    from fastvlm.evaluation.scores import drawn
+    from fastvlm.evaluation.run.scores import drawn
 
     place = f"tests.{number} of the recipe"
     data, images = (None if path is None else Path(path) for path in (entry.data, entry.images))
@@ -85,8 +85,8 @@ def _choice(plan: Recipe, folder: Path) -> ModelChoice:
 
 
 def _scores(test: RecipeTest, choice: ModelChoice, notes: Notes) -> list[TestScore]:
-    from fastvlm.evaluation.runner import Asking
-    from fastvlm.training.model_card import TestScore
+    from fastvlm.evaluation.run.runner import Asking
+    from fastvlm.training.run.model_card import TestScore
 
     task = test.asked.chosen()
     asking, machine = Asking(task.hint, task.max_new_tokens), Machine(choice, _SLOTS)

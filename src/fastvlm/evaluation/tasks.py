@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastvlm.evaluation.choice_layouts import read_ai2d, read_mmmu, read_pope, read_scienceqa, read_seed
-from fastvlm.evaluation.plain_layout import read_plain
-from fastvlm.evaluation.records import Reading
-from fastvlm.evaluation.vqa_layouts import (
+from fastvlm.evaluation.layouts.choice import read_ai2d, read_mmmu, read_pope, read_scienceqa, read_seed
+from fastvlm.evaluation.layouts.plain import read_plain
+from fastvlm.evaluation.layouts.reading import Reading
+from fastvlm.evaluation.layouts.vqa import (
     Place,
     read_captions,
     read_chartqa,

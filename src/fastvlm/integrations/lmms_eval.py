@@ -17,7 +17,7 @@ import torch
 from fastvlm.backends.fast import fast_dtype, fast_engine
 from fastvlm.engine.types import MAX_STOP_STRINGS, SEEDS, Completion, SamplingParams
 from fastvlm.errors import FastVlmError, MissingExtraError, PromptError, UsageError
-from fastvlm.evaluation.runner import answer_all
+from fastvlm.evaluation.run.runner import answer_all
 from fastvlm.hf.loading import as_dtype, load, pick_device
 
 try:

@@ -15,7 +15,7 @@ from fastvlm.errors import MissingExtraError, UsageError
 from fastvlm.training.recipe_errors import complaint, nearest_key
 
 try:
-    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 except ImportError as error:
     raise MissingExtraError("pydantic", "train", "fastvlm train") from error
 
@@ -79,14 +79,14 @@ class DataEntry(_Entry):
     """One source of samples.
 
     Args:
-        path: a file or folder as :func:`fastvlm.training.samples.open_samples` takes it.
+        path: a file or folder as :func:`fastvlm.training.data.samples.open_samples` takes it.
         images_in: the folder that its images' paths start from.
         repeat: how often each sample is seen in an epoch; 0.5 takes half of them, drawn by the seed.
         ignore: columns, keys of turns, and kinds of members of shards that are left out though they are not known.
     """
 
     path: str
-    images_in: str | None = None
+    images_in: str | None = Field(default=None, validation_alias=AliasChoices("images_in", "pictures_in"))  # 0.1's name
     repeat: Annotated[float, Field(gt=0)] = 1.0
     ignore: tuple[str, ...] = ()
 

@@ -32,7 +32,6 @@ _OTHER_NAMES = {
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
     "target_modules": "lora.parts",
-    "pictures_in": "data.images_in",
     "image_folder": "data.images_in",
     "load_in_4bit": "base_bits",
     "load_in_8bit": "base_bits",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import fastvlm
-from fastvlm.evaluation.text_match import normalized
+from fastvlm.evaluation.metrics.text_match import normalized
 from fastvlm_recipes.mini.benchmark import TESTS, Item, gray, make_items
 from fastvlm_recipes.mini.scoring import Score, character_error_rate, majority, score
 

@@ -1,0 +1,74 @@
+"""What a run came to: one JSON object, and a table for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastvlm.evaluation.metrics.judging import Metric
+from fastvlm.evaluation.run.benchmark_run import Result
+from fastvlm.evaluation.run.published_figures import PublishedFigure
+from fastvlm.evaluation.run.scores import Row
+
+__all__ = ["as_table", "summary"]
+
+_DIGITS = 4
+
+
+def summary(
+    about: Mapping[str, Any], result: Result, rows: Sequence[Row], metric: Metric, published: Sequence[PublishedFigure]
+) -> dict[str, Any]:
+    """The summary as it is printed and kept; scores from 0 to 1, rounded to four digits.
+
+    Args:
+        about: what was asked of whom: task, model, settings.
+        result: of the run.
+        rows: its tests, and what was made of them (all together, refusals).
+        metric: what judged them.
+        published: the authors' figures for this checkpoint and task.
+    """
+    return {
+        **about,
+        "metric": {"name": metric.name, "label": metric.label, "source": metric.source, "is_error": metric.is_error},
+        "scores": {row.test: _rounded(row.score) for row in rows},
+        "blind": {row.test: _rounded(row.blind) for row in rows if row.blind is not None},
+        "majority": {row.test: _rounded(row.majority) for row in rows if row.majority is not None},
+        "n": {row.test: row.n for row in rows},
+        "intervals": {row.test: [_rounded(end) for end in row.interval] for row in rows if row.interval is not None},
+        "figures": {
+            row.test: {name: _rounded(value) for name, value in row.figures.items()} for row in rows if row.figures
+        },
+        "published": [{"score": figure.score, "source": figure.source} for figure in published],
+        "failed": sum(one.error is not None for one in result.seen.values()),
+        "cut_off": sum(one.finish_reason == "length" for one in result.seen.values()),
+        "resumed": result.num_kept,
+        "seconds": round(result.seconds, 1),
+        "questions_per_s": round(result.num_asked / result.seconds, 2) if result.seconds > 0 else None,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, _DIGITS)
+
+
+def as_table(rows: Sequence[Row], metric: Metric, published: Sequence[PublishedFigure]) -> str:
+    """Markdown; percentages, but CIDEr as it is."""
+    factor, unit = (1.0, "") if metric.name == "cider" else (100.0, " %")
+    lines = [
+        f"| test | n | {metric.label}{unit} | 95 % interval | blind | majority | |",
+        "| --- | ---: | ---: | --- | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        interval = "" if row.interval is None else "-".join(f"{factor * end:.1f}" for end in row.interval)
+        cells = [f"{row.n}", _number(row.score, factor), interval, _number(row.blind, factor)]
+        notes = [f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in row.figures.items()]
+        notes += [f"{row.num_failed} could not be asked"] if row.num_failed else []
+        lines.append(f"| {row.test} | {' | '.join(cells)} | {_number(row.majority, factor)} | {', '.join(notes)} |")
+    lines += [f"\nPublished: {100 * figure.score:.1f} % ({figure.source})" for figure in published]
+    return "\n".join(lines)
+
+
+def _number(value: float | None, factor: float) -> str:
+    digits = 3 if factor == 1 else 1
+    return "" if value is None else f"{factor * value:.{digits}f}"

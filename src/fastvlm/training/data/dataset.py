@@ -1,0 +1,267 @@
+"""Samples -> `input_ids`, `labels` and `pixel_values`: what the model sees, and which of it it learns to say.
+
+Ids are the processor's own: what it makes of the same messages at inference, so every prompt is a prefix of what is
+trained on. Supervised are the assistant's texts and the ``<|im_end|>`` that ends each (Apple's ``qwen_2`` also
+supervises the line break after it, which no reply needs). They are found by token ids: ``<|im_start|>`` and
+``<|im_end|>`` cannot come from a text, because the processor refuses texts that contain them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fastvlm.errors import DataError, FastVlmError, ImageError, UsageError
+from fastvlm.hf.processor import FastVlmProcessor
+from fastvlm.images import open_image
+from fastvlm.processing.replies import ReplyFinder, short_ids_of
+from fastvlm.training.data.digest import DataDigest, digest_of_rows, row_digest
+from fastvlm.training.data.samples import BadRecordError, ImageSource, Sample
+from fastvlm.training.grounding.rows import GroundingColumns
+
+__all__ = ["IGNORED", "Supervised", "SupervisedDataset", "refuse_missing"]
+
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+CHUNK = 256  # samples that are tokenized together
+PARALLEL_FROM_CHUNKS = 16  # with fewer, processes take longer to start than to work
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A sample as tokens.
+
+    Args:
+        input_ids: T ids, N placeholders an image.
+        labels: T labels: the id where it is supervised, IGNORED elsewhere.
+        num_images: images whose placeholders are in there: the sample's first ones.
+        num_tokens: tokens of the whole sample, more than T if it was cut.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    num_images: int
+    num_tokens: int
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that are learnt."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+class SupervisedDataset(Dataset[dict[str, Tensor]]):
+    """Samples as rows for :class:`fastvlm.training.data.collation.Collator`; worker processes can use it.
+
+    Args:
+        samples: :func:`fastvlm.training.data.samples.open_samples`'s, or any sequence of samples.
+        processor: the one that will be used at inference: its chat template, tokenizer, image fit.
+        max_tokens: longest row. A longer sample is cut at its end, never inside an image's placeholders.
+        image_size: pixels of the processed image, a side or (height, width); None for the processor's own.
+        grounded: makes columns of the samples' objects and looks; None for rows without.
+
+    Raises:
+        UsageError: `max_tokens` is not positive.
+        ConfigError: a chat template that cannot be supervised; an image size that is no multiple of the stride.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: FastVlmProcessor,
+        *,
+        max_tokens: int,
+        image_size: int | tuple[int, int] | None = None,
+        grounded: GroundingColumns | None = None,
+    ) -> None:
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}; expected at least 1.")
+        self.samples, self.processor = samples, processor
+        self.max_tokens, self.image_size, self.grounded = max_tokens, image_size, grounded
+        self.tokens_each = int(processor.image_processor.num_visual_tokens(image_size))
+        self._image_id = int(processor.image_token_id)
+        self._replies = ReplyFinder(processor)
+        self._lengths = array("q", [-1]) * len(samples)
+        self._digests: array[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One row.
+
+        Returns:
+            `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) in [0, 1] if it has images; with
+            `grounded` its columns.
+
+        Raises:
+            BadRecordError: a record, a text or an image that is bad.
+        """
+        sample = self.samples[index]
+        try:
+            tokens = self.supervise(sample)
+            row = {"input_ids": torch.tensor(tokens.input_ids), "labels": torch.tensor(tokens.labels)}
+            images = self._opened(sample.images[: tokens.num_images])
+            if images:
+                row.update(self.processor.image_processor(images, image_size=self.image_size, return_tensors="pt"))
+            if self.grounded is not None:
+                sizes = [image.size for image in images]
+                height, width = row["pixel_values"].shape[2:] if images else (0, 0)
+                row.update(self.grounded.columns(sample, tokens.input_ids, sizes, (height, width)))
+        except FastVlmError as error:
+            raise BadRecordError.at(sample.origin, error) from error
+        return row
+
+    def _opened(self, images: Sequence[ImageSource]) -> list[Image.Image]:
+        refuse_missing(images)
+        return [open_image(source, limits=self.processor.image_processor.image_limits) for source in images]
+
+    def supervise(self, sample: Sample) -> Supervised:
+        """A sample's ids and labels; no image is opened. Raises FastVlmError with the reason alone."""
+        return self.supervise_ids(sample, short_ids_of(self.processor, [self._text(sample)])[0])
+
+    def supervise_ids(self, sample: Sample, short_ids: Sequence[int]) -> Supervised:
+        """As :meth:`supervise`, from ids in which an image has one placeholder. Raises FastVlmError."""
+        image_id = self._image_id
+        ids: list[int] = []
+        for token in short_ids:
+            ids += [token] * self.tokens_each if token == image_id else [token]
+        if ids.count(image_id) != len(sample.images) * self.tokens_each:
+            raise DataError(f"it has {short_ids.count(image_id)} place(s) for images and {len(sample.images)} image(s)")
+        spans = list(self._replies.spans(ids))
+        num_replies = sum(message["role"] == "assistant" for message in sample.messages)
+        if len(spans) != num_replies:
+            raise DataError(
+                f"{len(spans)} of its {num_replies} replies follow the prompt's own tokens; does a reply begin with a "
+                "blank line?"
+            )
+        end = self._cut(ids)
+        labels = [IGNORED] * end
+        for start, past in spans:
+            labels[start:past] = ids[start : min(past, end)] if start < end else []
+        if all(label == IGNORED for label in labels):
+            raise DataError(
+                f"it has {len(ids)} tokens, and none of the first {end} is the assistant's. Raise max_tokens "
+                f"(it is {self.max_tokens}; --set max_tokens=N), or leave the sample out"
+            )
+        return Supervised(ids[:end], labels, ids[:end].count(image_id) // self.tokens_each, len(ids))
+
+    def _cut(self, ids: Sequence[int]) -> int:
+        """How many ids are kept: `max_tokens`, or as many as stand before the image that would be cut there."""
+        if len(ids) <= self.max_tokens:
+            return len(ids)
+        num_placeholders = list(ids[: self.max_tokens]).count(self._image_id)
+        return self.max_tokens - num_placeholders % self.tokens_each
+
+    # ------------------------------------------------------------------------------------------ lengths
+
+    def length(self, index: int) -> int:
+        """Tokens of a row, at most `max_tokens`; no image is opened. Raises as :meth:`__getitem__`."""
+        if self._lengths[index] < 0:
+            sample = self.samples[index]
+            try:
+                self._lengths[index] = len(self.supervise(sample).input_ids)
+            except FastVlmError as error:
+                raise BadRecordError.at(sample.origin, error) from error
+        return self._lengths[index]
+
+    def lengths(self, workers: int = 0) -> Sequence[int]:
+        """:meth:`length` of every row, many tokenized at once and all remembered.
+
+        Args:
+            workers: processes that tokenize; 0: this one. It takes its time where there are many rows.
+
+        Raises:
+            BadRecordError: the first sample that is bad.
+        """
+        self._measure(workers)
+        return self._lengths
+
+    def digest(self, workers: int = 0) -> DataDigest:
+        """Of all samples, found together with :meth:`lengths`. Raises BadRecordError."""
+        return digest_of_rows(self._measure(workers))
+
+    def _measure(self, workers: int) -> array[int]:
+        """Find lengths and digests of all rows, once; the digests."""
+        if self._digests is None:
+            is_worth_it = len(self) > CHUNK * PARALLEL_FROM_CHUNKS
+            loader = DataLoader(_Chunks(self), batch_size=None, num_workers=workers if is_worth_it else 0)
+            lengths, digests = array("q"), array("q")
+            for chunk_lengths, chunk_digests in loader:
+                lengths.extend(chunk_lengths.tolist())
+                digests.extend(chunk_digests.tolist())
+            self._lengths, self._digests = lengths, digests
+        return self._digests
+
+    def measured_within(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """:meth:`length` and digest of the rows from `begin` to before `end`, int64. Raises BadRecordError."""
+        lengths, digests = [], []
+        for _, sample, short_ids in self.tokenized(begin, end):
+            if isinstance(sample, BadRecordError):
+                raise sample
+            lengths.append(self._quick_length(sample, short_ids))
+            digests.append(row_digest(sample))
+        return torch.tensor(lengths), torch.tensor(digests)
+
+    def _quick_length(self, sample: Sample, short_ids: Sequence[int]) -> int:
+        num_tokens = len(short_ids) + short_ids.count(self._image_id) * (self.tokens_each - 1)
+        if num_tokens <= self.max_tokens:
+            return num_tokens
+        try:
+            return len(self.supervise_ids(sample, short_ids).input_ids)
+        except FastVlmError as error:
+            raise BadRecordError.at(sample.origin, error) from error
+
+    def tokenized(
+        self, first: int = 0, past: int | None = None
+    ) -> Iterator[tuple[int, Sample | BadRecordError, list[int]]]:
+        """Samples `first` to before `past`, many tokenized at once: (index, sample or what is wrong with it, ids).
+
+        In the ids an image has one placeholder, as :meth:`supervise_ids` takes them.
+        """
+        past = len(self) if past is None else past
+        for begin in range(first, past, CHUNK):
+            samples = [self._readable(index) for index in range(begin, min(begin + CHUNK, past))]
+            texts = [text for sample, text in samples if not isinstance(sample, BadRecordError)]
+            ids = iter(short_ids_of(self.processor, texts) if texts else [])
+            for number, (sample, _) in enumerate(samples):
+                yield begin + number, sample, [] if isinstance(sample, BadRecordError) else next(ids)
+
+    def _readable(self, index: int) -> tuple[Sample | BadRecordError, str]:
+        """(sample, its text), or (what is wrong with it, "")."""
+        try:
+            sample = self.samples[index]
+        except BadRecordError as error:
+            return error, ""
+        try:
+            return sample, self._text(sample)
+        except FastVlmError as error:
+            return BadRecordError.at(sample.origin, error), ""
+
+    def _text(self, sample: Sample) -> str:
+        return str(self.processor.apply_chat_template(sample.messages))
+
+
+class _Chunks(Dataset[tuple[Tensor, Tensor]]):
+    """Lengths and digests of CHUNK rows by number, for a DataLoader's processes."""
+
+    def __init__(self, rows: SupervisedDataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return (len(self.rows) + CHUNK - 1) // CHUNK
+
+    def __getitem__(self, chunk: int) -> tuple[Tensor, Tensor]:
+        return self.rows.measured_within(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))
+
+
+def refuse_missing(images: Sequence[ImageSource]) -> None:
+    """Raise ImageError, with the whole path that was tried, where an image's file is not there."""
+    for number, source in enumerate(images, 1):
+        if isinstance(source, Path) and not source.is_file():
+            raise ImageError(f"image {number}: there is no file {source}; is images_in right?")

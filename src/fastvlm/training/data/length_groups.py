@@ -1,0 +1,64 @@
+"""An order of rows in which those of a batch are about equally long, so that little of it is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+from fastvlm.errors import UsageError
+
+__all__ = ["LengthGroupedBatches"]
+
+# Batches that are sorted together. More give less padding and less chance; transformers' sampler has 50, too.
+BATCHES_SORTED_TOGETHER = 50
+
+
+class LengthGroupedBatches(Sampler[int]):
+    """Indices of rows, those of each batch together: what a DataLoader takes as `sampler`, with its own `batch_size`.
+
+    All rows are shuffled, sorted by length within stretches of some batches, cut into batches, and the batches are
+    shuffled. Only the last batch may be smaller. The longest batch comes first, so that a lack of memory is met at
+    once. Text-only rows and rows with images share batches: what counts is how many tokens they have.
+
+    The order follows from `seed` and the epoch alone, so a run that goes on after an interruption can skip what it has
+    seen. ``set_epoch`` is what transformers' Trainer and accelerate call.
+
+    Args:
+        lengths: tokens of each row: :meth:`fastvlm.training.data.dataset.SupervisedDataset.lengths`.
+        batch_size: rows that are computed together.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int = 0) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; expected at least 1.")
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self) -> list[list[int]]:
+        """The batches of this epoch, in order."""
+        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)  # a prime: no two share an order
+        order = torch.randperm(len(self.lengths), generator=chance).tolist()
+        stretch = self.batch_size * BATCHES_SORTED_TOGETHER
+        batches: list[list[int]] = []
+        for begin in range(0, len(order), stretch):
+            rows = sorted(order[begin : begin + stretch], key=self.lengths.__getitem__, reverse=True)
+            batches += [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
+        rest = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        batches = [batches[k] for k in torch.randperm(len(batches), generator=chance).tolist()]
+        if batches:
+            longest = max(range(len(batches)), key=lambda k: self.lengths[batches[k][0]])
+            batches[0], batches[longest] = batches[longest], batches[0]
+        return batches + rest

@@ -1,0 +1,239 @@
+"""A record of any layout -> messages, and the images of their places.
+
+Known are LLaVA's ``conversations`` with ``image``, OpenAI's ``messages`` (content a text or a list of items), and what
+TRL and Hugging Face sets make of both: either name of the turns, ``image`` or ``images``, turns as a JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from fastvlm.errors import DataError, PromptError
+from fastvlm.processing.prompt import IMAGE_ITEMS, IMAGE_KEYS, TEXT_ITEMS, Conversation, read_conversation
+from fastvlm.records.field_names import is_given
+from fastvlm.training.data.columns import (
+    IMAGE_COLUMNS,
+    METADATA_COLUMNS,
+    READ_COLUMNS,
+    REFUSED_COLUMNS,
+    SYSTEM_COLUMN,
+    TURN_COLUMNS,
+    refuse_unknown,
+)
+from fastvlm.training.data.llava_turns import is_llava_turn, llava_message, split_at_images, without_blank_start
+
+__all__ = ["read_record"]
+
+_LLAVA_KEYS = ("from", "value", "weight")
+_OPENAI_KEYS = ("role", "content", "weight")
+_TURN_METADATA = ("id", "index", "timestamp")
+_ITEM_KEYS = {**dict.fromkeys(TEXT_ITEMS, ("type", "text")), **dict.fromkeys(IMAGE_ITEMS, ("type", *IMAGE_KEYS))}
+_ITEM_METADATA = ("id", "index", "detail")  # `detail` is OpenAI's hint of how much an image may cost
+
+
+def read_record(
+    record: Mapping[str, Any], folder: Path, *, ignored: Collection[str] = ()
+) -> tuple[list[dict[str, Any]], tuple[Any, ...]]:
+    """(messages, images) of a record: as many images as the messages have image items, in their order.
+
+    Args:
+        record: what stands in the file.
+        folder: where relative paths of images begin.
+        ignored: columns, and keys of turns and items, that are left out.
+
+    Returns:
+        Messages as ``FastVlmProcessor.apply_chat_template`` takes them, with ``{"type": "image"}`` where an image
+        stands, and images as :func:`fastvlm.images.open_image` takes them, not opened.
+
+    Raises:
+        DataError: anything that cannot be trained on; the text is the reason alone.
+    """
+    record = {name: value for name, value in record.items() if name not in ignored}
+    _check_columns(record)
+    given = _given_images(record)
+    turns = _turns(record)
+    messages = _with_system([_message(turn, index, ignored) for index, turn in enumerate(turns)], record)
+    if given and not any(is_llava_turn(turn) for turn in turns):
+        _place_images(messages, len(given))
+    try:
+        conversation = read_conversation(messages)
+    except PromptError as error:
+        raise DataError(str(error)) from error
+    _check_texts(conversation)
+    _check_replies(conversation)
+    sources = _sources(conversation, given)
+    return conversation.messages, tuple(_located(source, folder) for source in sources)
+
+
+def _check_columns(record: Mapping[str, Any]) -> None:
+    """Raise DataError for the first column that cannot be learnt from, or all that nobody reads."""
+    for name, reason in REFUSED_COLUMNS.items():
+        if is_given(record.get(name)):
+            raise DataError(f"it has {name!r}; {reason}")
+    refuse_unknown(record, READ_COLUMNS, "it has", harmless={*METADATA_COLUMNS, *REFUSED_COLUMNS})
+
+
+def _with_system(messages: list[dict[str, Any]], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The column `system` as the first turn."""
+    text = record.get(SYSTEM_COLUMN)
+    if not is_given(text):
+        return messages
+    if not isinstance(text, str):
+        raise DataError(f"its {SYSTEM_COLUMN!r} is {_shown(text)}; expected a text")
+    if any(message["role"] == "system" for message in messages):
+        raise DataError(f"it has both the column {SYSTEM_COLUMN!r} and a system turn; expected one of them")
+    return [{"role": "system", "content": [{"type": "text", "text": text}]}, *messages]
+
+
+def _turns(record: Mapping[str, Any]) -> Sequence[Any]:
+    names = [name for name in TURN_COLUMNS if record.get(name) is not None]
+    if len(names) != 1:
+        has = ", ".join(map(str, record)) or "nothing"
+        raise DataError(f"it has {has}; expected one of 'conversations' (LLaVA) and 'messages' (OpenAI)")
+    turns = record[names[0]]
+    if isinstance(turns, str):
+        try:
+            turns = json.loads(turns)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{names[0]!r} is a text, but no JSON ({error.msg})") from error
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{names[0]!r} is {_shown(turns)}; expected a list of turns")
+    return turns
+
+
+def _message(turn: Any, index: int, ignored: Collection[str]) -> dict[str, Any]:
+    """One turn as a message with a list of items; an assistant's without blank lines at its start."""
+    if is_llava_turn(turn):
+        _check_turn(turn, index, _LLAVA_KEYS, ignored)
+        message = llava_message(turn, index)
+    elif isinstance(turn, Mapping) and "role" in turn:
+        _check_turn(turn, index, _OPENAI_KEYS, ignored)
+        message = _openai_message(turn, index, ignored)
+    else:
+        raise DataError(f"turn {index} is {_shown(turn)}; expected 'from' and 'value', or 'role' and 'content'")
+    content = message["content"]
+    if message["role"] == "assistant" and content and isinstance(content[0].get("text"), str):
+        content[0] = {"type": "text", "text": without_blank_start(content[0]["text"])}
+    return message
+
+
+def _check_turn(turn: Mapping[str, Any], index: int, known: Sequence[str], ignored: Collection[str]) -> None:
+    """Raise DataError for what a turn has beside who speaks and what is said."""
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise DataError(f"turn {index} calls a tool; FastVLM's template knows no tools")
+    if "weight" not in ignored and turn.get("weight") is not None and turn["weight"] != 1:
+        raise DataError(f"turn {index} has the weight {turn['weight']!r}; every reply counts once here")
+    refuse_unknown(turn, known, f"turn {index} has", harmless=_TURN_METADATA, ignored=ignored)
+
+
+def _openai_message(turn: Mapping[str, Any], index: int, ignored: Collection[str]) -> dict[str, Any]:
+    """Arrow gives every item all columns, so what is null is not there."""
+    role, content = turn["role"], turn.get("content")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(item, Mapping) for item in content):
+        raise DataError(f"turn {index} has the content {_shown(content)}; expected a text or a list of items")
+    items: list[dict[str, Any]] = []
+    for item in content:
+        kept = {key: value for key, value in item.items() if value is not None and key not in ignored}
+        if kept.get("type") in _ITEM_KEYS:  # another type is refused with its conversation
+            refuse_unknown(kept, _ITEM_KEYS[kept["type"]], f"an item of turn {index} has", harmless=_ITEM_METADATA)
+        is_user_text = role == "user" and kept.get("type") == "text" and isinstance(kept.get("text"), str)
+        items += split_at_images(kept["text"]) if is_user_text else [kept]
+    return {"role": role, "content": items}
+
+
+def _place_images(messages: list[dict[str, Any]], count: int) -> None:
+    """TRL's habit: images that no message gives a place to stand before the first user's text."""
+    has_place = any(item.get("type") != "text" for message in messages for item in message["content"])
+    first = next((message for message in messages if message["role"] == "user"), None)
+    if not has_place and first is not None:
+        first["content"][:0] = [{"type": "image"}] * count
+
+
+def _check_texts(conversation: Conversation) -> None:
+    """JSON can hold half of a surrogate pair, which is no character and cannot be tokenized."""
+    index = 0
+    try:
+        for index, message in enumerate(conversation.messages):  # noqa: B007 - the handler tells it
+            "".join(item.get("text", "") for item in message["content"]).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"turn {index} holds half a surrogate pair (character {error.start})") from error
+
+
+def _check_replies(conversation: Conversation) -> None:
+    """Every assistant's turn says something, and there is one."""
+    replies = [(index, m) for index, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+    if not replies:
+        raise DataError("it has no assistant's turn; there is nothing to learn from it")
+    for index, message in replies:
+        if not any(item["text"].strip() for item in message["content"]):
+            raise DataError(f"turn {index}, the assistant's, is empty")
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+
+def _given_images(record: Mapping[str, Any]) -> list[Any]:
+    """What stands in one of IMAGE_COLUMNS; nothing there, an empty text and an empty list are no image."""
+    names = [name for name in IMAGE_COLUMNS if is_given(record.get(name))]
+    if len(names) > 1:
+        raise DataError(f"it has both {names[0]!r} and {names[1]!r}; expected one of them (--ignore {names[1]})")
+    if not names:
+        return []
+    value = record[names[0]]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _sources(conversation: Conversation, given: list[Any]) -> list[Any]:
+    """The images of the places: those inside the messages, or those beside them."""
+    inline, places = conversation.images, conversation.num_images
+    if inline and given:
+        raise DataError(f"it has {len(inline)} image(s) inside its messages and {len(given)} beside them")
+    if len(inline or given) != places:
+        raise DataError(f"it has {places} place(s) for images (<image>, or items) and {len(inline or given)} image(s)")
+    return inline or given
+
+
+def _located(source: Any, folder: Path) -> Any:
+    """A source that can be opened: paths from `folder`, an Arrow struct's bytes or path."""
+    if isinstance(source, Mapping):
+        return _located(_of_struct(source), folder)
+    if isinstance(source, str):
+        return _of_text(source, folder)
+    if isinstance(source, Path):
+        return folder / source
+    if isinstance(source, (bytes, bytearray)) or hasattr(source, "read") or hasattr(source, "mode"):
+        return source
+    raise DataError(f"an image is {_shown(source)}; expected a path, a data URI, or an object with bytes or path")
+
+
+def _of_struct(source: Mapping[str, Any]) -> Any:
+    """``{"bytes": ..., "path": ...}``, as Hugging Face sets store images; in JSON the bytes are base64."""
+    data = source.get("bytes")
+    if data is None:
+        data = source.get("path") or source.get("url")
+    elif isinstance(data, str):
+        data = f"data:;base64,{data}"
+    if not data:
+        raise DataError(f"an image is {_shown(dict(source))}; expected 'bytes' or 'path'")
+    return data
+
+
+def _of_text(text: str, folder: Path) -> Any:
+    if text.startswith("data:"):
+        return text
+    if text.startswith(("http://", "https://")):
+        raise DataError(f"its image {text[:80]!r} is a URL; training reads no network. Download it, and name the file")
+    if text.startswith("file://"):
+        text = unquote(urlparse(text).path)
+    return folder / text  # an absolute path stays what it is
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,0 +1,310 @@
+"""What ``fastvlm train --check`` tells: every record read, every image opened, nothing computed.
+
+Bad records are listed by origin and reason, none is replaced or left out silently.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from fastvlm.errors import FastVlmError, ImageError
+from fastvlm.images import open_image
+from fastvlm.training.data.dataset import CHUNK, IGNORED, Supervised, SupervisedDataset, refuse_missing
+from fastvlm.training.data.samples import BadRecordError, Sample
+from fastvlm.training.data.tar_shards import UnusedMember
+
+__all__ = ["BadSample", "DataReport", "LengthSummary", "RenderedSample", "check_data", "rendered"]
+
+LISTED = 20  # bad records, long samples and unused members in the text; all of them are in the dictionary
+RENDERED = 3
+SHOWN_CHARACTERS = 1200  # of one rendered sample
+BINS = 24
+BARS = " ▁▂▃▄▅▆▇█"
+SUPERVISED_MARKS = ("[[", "]]")
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A record that cannot be trained on: its index in the samples, where it stands, and why."""
+
+    index: int
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LengthSummary:
+    """Tokens of whole samples, before any is cut.
+
+    Args:
+        minimum, median, p95, maximum: in tokens; the percentiles are lengths that occur (nearest rank).
+        histogram: samples in each of BINS equal stretches from `minimum` to `maximum`.
+    """
+
+    minimum: int
+    median: int
+    p95: int
+    maximum: int
+    histogram: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> LengthSummary | None:
+        """None where there are no lengths."""
+        if not lengths:
+            return None
+        ordered = sorted(lengths)
+        low, high = ordered[0], ordered[-1]
+        counts = [0] * BINS
+        for length in ordered:
+            counts[min((length - low) * BINS // (high - low + 1), BINS - 1)] += 1
+        return cls(low, _percentile(ordered, 50), _percentile(ordered, 95), high, tuple(counts))
+
+    def line(self) -> str:
+        """The histogram as bars; a stretch with any sample has one."""
+        top = max(self.histogram)
+        steps = len(BARS) - 1
+        return "".join(BARS[-(-count * steps // top)] for count in self.histogram)
+
+
+@dataclass(frozen=True)
+class RenderedSample:
+    """A sample as the model is shown it: texts in order, and whether each is supervised.
+
+    An image's placeholders are told as ``<image x256>``.
+    """
+
+    origin: str
+    parts: tuple[tuple[str, bool], ...]
+
+    def text(self) -> str:
+        """One text, the supervised parts between SUPERVISED_MARKS."""
+        begin, end = SUPERVISED_MARKS
+        return "".join(f"{begin}{text}{end}" if is_supervised else text for text, is_supervised in self.parts)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a check has found.
+
+    Args:
+        num_samples: records looked at.
+        bad: those that cannot be trained on.
+        lengths: of the good ones; None where there is none.
+        max_tokens: the limit that they were held against.
+        too_long: origins of good samples that are longer, and will be cut at their end.
+        num_text_only: good samples without an image.
+        num_images: images of the good samples.
+        num_tokens: of the good samples, as they will be trained on.
+        num_supervised_tokens: of these, how many are learnt.
+        rendered: a few samples of different kinds.
+        unused: members of shards that belong to no record.
+    """
+
+    num_samples: int
+    bad: tuple[BadSample, ...]
+    lengths: LengthSummary | None
+    max_tokens: int
+    too_long: tuple[str, ...]
+    num_text_only: int
+    num_images: int
+    num_tokens: int
+    num_supervised_tokens: int
+    rendered: tuple[RenderedSample, ...]
+    unused: tuple[UnusedMember, ...] = ()
+
+    @property
+    def is_good(self) -> bool:
+        """No record is bad."""
+        return not self.bad
+
+    @property
+    def good(self) -> Sequence[int]:
+        """Indices of the samples that can be trained on: for :meth:`fastvlm.training.data.samples.Samples.chosen`."""
+        bad = {sample.index for sample in self.bad}
+        return array("Q", (index for index in range(self.num_samples) if index not in bad))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {**asdict(self), "is_good": self.is_good}
+
+    def text(self) -> str:
+        """For people: plain lines."""
+        return "\n".join([*self._summary(), *self._problems(), *self._rendered_lines()])
+
+    def _summary(self) -> Iterator[str]:
+        num_good = self.num_samples - len(self.bad)
+        yield f"{self.num_samples} samples: {num_good} good, {len(self.bad)} bad"
+        yield f"images: {self.num_images}; samples without one: {self.num_text_only}"
+        if self.lengths is None:
+            return
+        lengths = self.lengths
+        yield (
+            f"tokens a sample: {lengths.minimum} least, {lengths.median} median, {lengths.p95} 95th percentile, "
+            f"{lengths.maximum} most"
+        )
+        yield f"    {lengths.minimum} |{lengths.line()}| {lengths.maximum}"
+        share = 100 * self.num_supervised_tokens / self.num_tokens
+        yield f"{self.num_tokens} tokens in all; {self.num_supervised_tokens} of them supervised ({share:.1f} %)"
+
+    def _problems(self) -> Iterator[str]:
+        if self.too_long:
+            yield f"longer than max_tokens ({self.max_tokens}), will be cut at their end: {len(self.too_long)}"
+            yield from _listed(self.too_long)
+        if self.bad:
+            yield f"bad: {len(self.bad)}"
+            yield from _listed([f"{sample.origin}: {sample.reason}" for sample in self.bad])
+        if self.unused:
+            yield f"members of shards that are not used: {len(self.unused)}"
+            yield from _listed([f"{member.origin}: {member.reason}" for member in self.unused])
+
+    def _rendered_lines(self) -> Iterator[str]:
+        begin, end = SUPERVISED_MARKS
+        for sample in self.rendered:
+            text = sample.text()
+            yield ""
+            yield f"{sample.origin} (supervised: {begin}...{end})"
+            shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}... ({len(text)} characters)"
+            yield from (f"    {line}" for line in shown.splitlines())
+
+
+def _percentile(ordered: Sequence[int], percent: int) -> int:
+    """The smallest value that `percent` of all do not exceed."""
+    return ordered[-(-len(ordered) * percent // 100) - 1]
+
+
+def _listed(lines: Sequence[str]) -> Iterator[str]:
+    yield from (f"    {line}" for line in lines[:LISTED])
+    if len(lines) > LISTED:
+        yield f"    and {len(lines) - LISTED} more (--json lists all)"
+
+
+# ---------------------------------------------------------------------------------------------- checking
+
+
+@dataclass
+class _Findings:
+    """What has been found so far."""
+
+    dataset: SupervisedDataset
+    bad: list[BadSample] = field(default_factory=list)
+    lengths: array[int] = field(default_factory=lambda: array("Q"))
+    too_long: list[str] = field(default_factory=list)
+    num_text_only: int = 0
+    num_images: int = 0
+    num_tokens: int = 0
+    num_supervised: int = 0
+    rendered: list[RenderedSample] = field(default_factory=list)
+    by_kind: dict[int, RenderedSample] = field(default_factory=dict)
+
+    def add(self, sample: Sample, tokens: Supervised) -> None:
+        """A good sample."""
+        self.lengths.append(tokens.num_tokens)
+        if tokens.num_tokens > self.dataset.max_tokens:
+            self.too_long.append(sample.origin)
+        self.num_text_only += not sample.images
+        self.num_images += len(sample.images)
+        self.num_tokens += len(tokens.input_ids)
+        self.num_supervised += tokens.num_supervised
+        kind = min(len(sample.images), 2)
+        if kind not in self.by_kind:
+            self.by_kind[kind] = rendered(self.dataset, sample, tokens)
+        elif len(self.rendered) < RENDERED:
+            self.rendered.append(rendered(self.dataset, sample, tokens))
+
+    def shown(self) -> tuple[RenderedSample, ...]:
+        """One of text alone, one with an image, one with several, as far as there are such; then others."""
+        return (*self.by_kind.values(), *self.rendered)[:RENDERED]
+
+
+def check_data(
+    samples: Sequence[Sample], dataset: SupervisedDataset, on_progress: Callable[[int, int], None] | None = None
+) -> DataReport:
+    """Read every record, tokenize it, and open every image of it; nothing is trained and nothing written.
+
+    Args:
+        samples: what the dataset holds.
+        dataset: tells how samples become tokens.
+        on_progress: called with (samples done, samples) now and then.
+    """
+    findings = _Findings(dataset)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for chunk in _chunks(dataset):
+            problems = pool.map(partial(_image_problem, dataset), [sample for _, sample, _ in chunk])
+            for (index, sample, ids), problem in zip(chunk, problems, strict=True):
+                _examine(findings, index, sample, ids, problem)
+            if on_progress is not None:
+                on_progress(chunk[-1][0] + 1, len(samples))
+    return DataReport(
+        num_samples=len(samples),
+        bad=tuple(findings.bad),
+        lengths=LengthSummary.of(findings.lengths),
+        max_tokens=dataset.max_tokens,
+        too_long=tuple(findings.too_long),
+        num_text_only=findings.num_text_only,
+        num_images=findings.num_images,
+        num_tokens=findings.num_tokens,
+        num_supervised_tokens=findings.num_supervised,
+        rendered=findings.shown(),
+        unused=tuple(getattr(samples, "unused", ())),
+    )
+
+
+_Row = tuple[int, Sample | BadRecordError, list[int]]
+
+
+def _chunks(dataset: SupervisedDataset) -> Iterator[list[_Row]]:
+    """Rows as :meth:`SupervisedDataset.tokenized` gives them, CHUNK at a time."""
+    for _, rows in groupby(dataset.tokenized(), key=lambda row: row[0] // CHUNK):
+        yield list(rows)
+
+
+def _image_problem(dataset: SupervisedDataset, sample: Sample | BadRecordError) -> str:
+    """What is wrong with the first bad image of a sample; empty if nothing is."""
+    if isinstance(sample, BadRecordError):
+        return ""
+    number = 0
+    try:
+        refuse_missing(sample.images)
+        for number, source in enumerate(sample.images, 1):  # noqa: B007 - the handler tells it
+            open_image(source, limits=dataset.processor.image_processor.image_limits)
+    except ImageError as error:
+        return f"image {number}: {error}" if number else str(error)
+    return ""
+
+
+def _examine(
+    findings: _Findings, index: int, sample: Sample | BadRecordError, ids: Sequence[int], problem: str
+) -> None:
+    if isinstance(sample, BadRecordError):
+        findings.bad.append(BadSample(index, sample.origin, sample.reason))
+        return
+    try:
+        if problem:
+            raise ImageError(problem)
+        findings.add(sample, findings.dataset.supervise_ids(sample, ids))
+    except FastVlmError as error:
+        findings.bad.append(BadSample(index, sample.origin, str(error)))
+
+
+def rendered(dataset: SupervisedDataset, sample: Sample, tokens: Supervised) -> RenderedSample:
+    """A sample's tokens as text again, in stretches that are supervised or not."""
+    processor, count = dataset.processor, dataset.tokens_each
+    places = re.compile(f"(?:{re.escape(processor.image_token)}){{{count}}}")
+    parts: list[tuple[str, bool]] = []
+    pairs = zip(tokens.input_ids, tokens.labels, strict=True)
+    for is_supervised, stretch in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+        text = str(
+            processor.tokenizer.decode(
+                [token for token, _ in stretch], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+        parts.append((places.sub(f"{processor.image_token[:-1]} x{count}>", text), is_supervised))
+    return RenderedSample(sample.origin, tuple(parts))

@@ -1,0 +1,275 @@
+"""webdataset's tar shards as record sources: where each member lies is listed once, members are read by offset.
+
+Members whose names differ only after the first dot of the file name are one record: ``x.jpg`` with ``x.json``
+(conversations or messages) or ``x.txt`` (a caption), several images as ``x.0.jpg``, ``x.1.jpg``. What stands before
+the dot is the key, what stands after it the kind; this is webdataset's rule (its ``base_plus_ext``).
+
+No member is left out silently. One that might belong into its record (another kind, a second of the same kind, a link)
+makes the record bad; labels and hidden files are listed as unused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import zlib
+from array import array
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastvlm.errors import DataError
+from fastvlm.records.source import read_bytes
+from fastvlm.training.data.columns import CAPTION_METADATA, IMAGE_COLUMNS, TURN_COLUMNS
+
+__all__ = ["CAPTION_QUESTIONS", "ImageInTar", "TarShard", "UnusedMember", "caption_messages", "open_shards"]
+
+IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
+TEXT_KINDS = ("json", "txt")
+KNOWN_KINDS = ".json, .txt, .jpg, .png, .webp, .gif, .bmp, .tif, and images numbered as .0.jpg"
+# Labels and addresses that shards have for other purposes (webdataset's `autodecode` reads the first of them as ints).
+UNREAD_KINDS = ("cls", "cls2", "class", "count", "index", "inx", "id", "key", "url", "md5", "sha256")
+SHOWN_REASONS = 3  # of one record
+# A caption has no question. The paper's stage 1.5 pairs captions at random with generic questions, the image before
+# or after the question with the same probability; its 300 questions are not published, these are ours.
+CAPTION_QUESTIONS = (
+    "Describe the image.",
+    "What is in this picture?",
+    "Write a caption for this image.",
+    "What does the image show?",
+    "Tell what can be seen here.",
+    "Give a description of the picture.",
+    "Explain what this image contains.",
+    "What do you see in the image?",
+    "Describe this picture in your own words.",
+    "Summarize what is shown.",
+    "How would you caption this picture?",
+    "What is the content of this image?",
+)
+
+
+@dataclass(frozen=True)
+class ImageInTar:
+    """A member of a shard, read when it is asked for; what :func:`fastvlm.images.open_image` takes as a file."""
+
+    path: Path
+    offset_bytes: int
+    num_bytes: int
+
+    @property
+    def identity(self) -> str:
+        """What tells it from another image without reading it."""
+        return f"{self.num_bytes} bytes"
+
+    def read(self, size: int = -1) -> bytes:
+        """The first `size` bytes of the image, or all. Raises OSError, as files do."""
+        try:
+            return read_bytes(self.path, self.offset_bytes, self.num_bytes if size < 0 else min(size, self.num_bytes))
+        except DataError as error:
+            raise OSError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class UnusedMember:
+    """A member of a shard that belongs to no record or tells nothing that is learnt: ``shard.tar:x.cls``, and why."""
+
+    origin: str
+    reason: str
+
+
+@dataclass
+class _Members:
+    """What one record consists of: (offset, bytes) of images by number, of texts by kind; what is wrong with it."""
+
+    images: dict[int, tuple[int, int]] = field(default_factory=dict)
+    texts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+
+class TarShard:
+    """The records of one shard: some 60 bytes of memory each, and their names.
+
+    Args:
+        path: of the shard.
+        ignored: kinds of members (``seg.png``) and file names that are left out without being listed.
+
+    Attributes:
+        unused: members that are in no record.
+    """
+
+    def __init__(self, path: Path, ignored: Collection[str] = ()) -> None:
+        self.path, self.folder = path, path.parent
+        self._names: list[str] = []
+        self._texts = array("Q")  # offset and bytes of .json and .txt, four numbers a record; 0 bytes: not there
+        self._first_image = array("Q", [0])  # of each record, and the end
+        self._images = array("Q")  # offset and bytes
+        self._wrong: dict[int, str] = {}
+        records, self.unused = _grouped(path, ignored)
+        for name, members in records.items():
+            if members.wrong:
+                self._wrong[len(self._names)] = _joined(members.wrong)
+            self._names.append(name)
+            for kind in TEXT_KINDS:
+                self._texts.extend(members.texts.get(kind, (0, 0)))
+            for _, place in sorted(members.images.items()):
+                self._images.extend(place)
+            self._first_image.append(len(self._images) // 2)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def origin(self, index: int) -> str:
+        """``shard-000.tar:folder/x``: the names without what follows the first dot."""
+        return f"{self.path}:{self._names[index]}"
+
+    def record(self, index: int) -> dict[str, Any]:
+        """Its JSON, or its caption as messages, with its images.
+
+        Raises:
+            DataError: neither or both are there, no JSON, or a member that would be left out.
+        """
+        if index in self._wrong:
+            raise DataError(self._wrong[index])
+        images = [
+            ImageInTar(self.path, self._images[2 * k], self._images[2 * k + 1])
+            for k in range(self._first_image[index], self._first_image[index + 1])
+        ]
+        stored, caption = self._json(index), self._text(index, "txt")
+        has_turns = any(stored.get(name) for name in TURN_COLUMNS)
+        if not has_turns:
+            return _captioned(stored, caption, images, self._names[index])
+        if caption is not None:
+            raise DataError("it has turns in its .json and a caption in its .txt; take one out, or give --ignore txt")
+        if images:  # the members count, not what the JSON says of where they once lay
+            stored = {key: value for key, value in stored.items() if key not in IMAGE_COLUMNS}
+            stored["images"] = images
+        return stored
+
+    def _json(self, index: int) -> dict[str, Any]:
+        text = self._text(index, "json")
+        if text is None:
+            return {}
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"its .json is no JSON ({error.msg}, line {error.lineno})") from error
+        if not isinstance(value, dict):
+            raise DataError(f"its .json is a {type(value).__name__}; expected an object")
+        return value
+
+    def _text(self, index: int, kind: str) -> str | None:
+        place = 4 * index + 2 * TEXT_KINDS.index(kind)
+        offset, num_bytes = self._texts[place], self._texts[place + 1]
+        if not num_bytes:
+            return None
+        try:
+            return read_bytes(self.path, offset, num_bytes).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"its .{kind} is not UTF-8 (byte {error.start})") from error
+
+
+def open_shards(paths: Sequence[Path], ignored: Collection[str] = ()) -> list[TarShard]:
+    """Shards, each listed once; `ignored` as :class:`TarShard` takes it.
+
+    Raises:
+        DataError: no tar, a compressed one (its members cannot be read by offset), or one that was cut.
+    """
+    return [TarShard(path, ignored) for path in paths]
+
+
+def _captioned(stored: Mapping[str, Any], caption: str | None, images: list[ImageInTar], name: str) -> dict[str, Any]:
+    """A captioned image as a record; the JSON beside it says where the image comes from."""
+    if caption is None:
+        raise DataError("it has no .json with 'conversations' or 'messages', and no .txt with a caption")
+    if len(images) != 1:
+        raise DataError(f"it has a caption and {len(images)} images; expected one")
+    left_out = {*CAPTION_METADATA, *IMAGE_COLUMNS, *TURN_COLUMNS}
+    others = {key: value for key, value in stored.items() if key not in left_out}
+    return {**others, "messages": caption_messages(caption, name), "images": images}
+
+
+def caption_messages(caption: str, key: str) -> list[dict[str, Any]]:
+    """A caption as a conversation; the question and the image's place follow from `key`, so they never change."""
+    choice = zlib.crc32(key.encode())
+    question = {"type": "text", "text": CAPTION_QUESTIONS[choice // 2 % len(CAPTION_QUESTIONS)]}
+    items = [{"type": "image"}, question]
+    return [
+        {"role": "user", "content": items if choice % 2 else items[::-1]},
+        {"role": "assistant", "content": caption.strip()},
+    ]
+
+
+def _grouped(path: Path, ignored: Collection[str]) -> tuple[dict[str, _Members], list[UnusedMember]]:
+    """The records of a shard by name, in the order in which they begin, and the members that are in none."""
+    records: dict[str, _Members] = {}
+    unused: list[UnusedMember] = []
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if not member.isdir() and (reason := _add(records, member, ignored)):
+                    unused.append(UnusedMember(f"{path}:{member.name}", reason))
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member otherwise
+    except tarfile.ReadError as error:
+        raise DataError(
+            f"{path} cannot be read as an uncompressed tar ({error}). Was it compressed, or cut?"
+        ) from error
+    _refuse_cut(path, end)
+    return records, unused
+
+
+def _refuse_cut(path: Path, end: int) -> None:
+    """tarfile takes a header that was cut for the end. Raise DataError unless nothing but zeros comes after `end`."""
+    if path.stat().st_size < end or any(read_bytes(path, end, min(path.stat().st_size - end, tarfile.BLOCKSIZE))):
+        raise DataError(f"{path} was cut: its last member is not whole. Copy it again.")
+
+
+def _add(records: dict[str, _Members], member: tarfile.TarInfo, ignored: Collection[str]) -> str:
+    """Put a member into its record; why it is in none, or "" (it is in one, or to be ignored)."""
+    folder, slash, file_name = member.name.rpartition("/")
+    stem, _, kind = file_name.partition(".")
+    kind = kind.lower()
+    if kind in ignored or file_name in ignored:
+        return ""
+    if not stem:
+        return "its name begins with a dot, so that it has no key"
+    if kind in UNREAD_KINDS:
+        return f"nothing is learnt from members of the kind {kind!r}"
+    members = records.setdefault(f"{folder}{slash}{stem}", _Members())
+    place = (member.offset_data, member.size)
+    image = IMAGE.fullmatch(kind)
+    reason = _unusable(member, stem, kind)
+    if not reason and image is not None:
+        number = int(image[1] or -1)
+        reason = "it is a second image in the same place; number them .0.jpg, .1.jpg" * (number in members.images)
+        members.images.setdefault(number, place)
+    elif not reason:
+        reason = f"it is a second .{kind}" * (kind in members.texts)
+        members.texts.setdefault(kind, place)
+    if reason:
+        members.wrong.append(f"{file_name}: {reason}")
+    return ""
+
+
+def _unusable(member: tarfile.TarInfo, stem: str, kind: str) -> str:
+    """Why a member cannot be a part of its record; "" if it can."""
+    if not member.isreg() or member.issparse():
+        return "it is a link, a device or a sparse file; store the file itself"
+    if kind in TEXT_KINDS:
+        return "" if member.size else "it is empty"
+    if IMAGE.fullmatch(kind):
+        return ""
+    if not kind:
+        return f"it has no kind after a dot; known are {KNOWN_KINDS}"
+    last = kind.rpartition(".")[2]
+    if last in TEXT_KINDS or IMAGE.fullmatch(last):
+        return f"the key ends at the first dot, so this is the kind {kind!r} of {stem!r}; write the key without dots"
+    return f"the kind {kind!r} cannot be read; known are {KNOWN_KINDS}. Convert it, or give --ignore {kind}"
+
+
+def _joined(reasons: Sequence[str]) -> str:
+    more = len(reasons) - SHOWN_REASONS
+    return "; ".join(reasons[:SHOWN_REASONS]) + (f"; and {more} more" if more > 0 else "")

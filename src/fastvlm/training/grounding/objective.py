@@ -1,0 +1,152 @@
+"""Two objectives beside the loss of text, for records that tell where things stand; nothing of them is shipped.
+
+Objects: the encoder says what stands in every cell of 16 px, from three depths: the maps of stride 16 (a vector a
+cell), 32 (for 2 x 2 cells) and 64, the visual tokens (4 x 4 cells). That gives tens of labels an image where a reply
+gives one. Looks: two attention heads of one decoder layer are told the words of the question that say which thing is
+meant, two of a later layer the visual tokens that show it; their loss is -log of the share of attention there.
+
+Shapes: I images of h x w visual tokens, B sequences of T tokens, H attention heads, G gazes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastvlm.training.grounding.objects import EMPTY, IGNORED, ObjectNames
+from fastvlm.training.recipe import GroundingEntry, HeadsEntry
+
+__all__ = ["GROUNDING_COLUMNS", "CellHead", "CellLogits", "GroundingObjective", "cell_loss", "gaze_loss"]
+
+GROUNDING_COLUMNS = (
+    "cell_classes",
+    "cell_colors",
+    "gaze_rows",
+    "gaze_positions",
+    "gaze_is_reminder",
+    "gaze_seen",
+)
+CELL_WIDTH = 96
+DEPTHS = ((2, 1, 1.0), (3, 2, 0.5), (-1, 4, 1.0))  # stage, cells a vector tells along a side, weight
+COLOR_WEIGHT = 0.5
+# Settled heads give some tokens 1e-36 of their attention; what lies far below this is not pulled up.
+LEAST_SHARE = 1e-37
+
+
+@dataclass(frozen=True)
+class CellLogits:
+    """`classes` (I, 4h, 4w, K) and `colors` (I, 4h, 4w, C), laid out as the image."""
+
+    classes: Tensor
+    colors: Tensor
+
+
+class CellHead(nn.Module):
+    """One vector of a map -> its side x side cells, by class weights that the places share."""
+
+    def __init__(self, width: int, side: int, num_classes: int, num_colors: int) -> None:
+        super().__init__()
+        self.side, self.num_classes = side, num_classes
+        self.spread = nn.Linear(width, side * side * CELL_WIDTH)
+        self.name = nn.Linear(CELL_WIDTH, num_classes + num_colors)
+
+    def forward(self, feature_map: Tensor) -> CellLogits:
+        """feature_map (I, C, h, w) -> logits of side*h x side*w cells."""
+        batch, _, height, width = feature_map.shape
+        spread = self.spread(feature_map.permute(0, 2, 3, 1))
+        cells = spread.view(batch, height, width, self.side, self.side, CELL_WIDTH)
+        cells = cells.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
+        logits = self.name(F.gelu(cells))
+        return CellLogits(logits[..., : self.num_classes], logits[..., self.num_classes :])
+
+
+class GroundingObjective(nn.Module):
+    """Both objectives with their weights.
+
+    Args:
+        entry: of the recipe.
+        names: of all objects; None where objects are not asked for.
+        widths: channels of the encoder's stages.
+        token_width: channels of its last map.
+    """
+
+    def __init__(
+        self, entry: GroundingEntry, names: ObjectNames | None, widths: Sequence[int], token_width: int
+    ) -> None:
+        super().__init__()
+        self.entry = entry
+        self.heads = nn.ModuleList()
+        if names is not None:
+            sizes = names.num_classes, len(names.colors)
+            self.heads.extend(CellHead(widths[s] if s >= 0 else token_width, side, *sizes) for s, side, _ in DEPTHS)
+
+    def forward(
+        self, stages: Sequence[Tensor], last: Tensor | None, attentions: Sequence[Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Each objective's weighted loss, by its name.
+
+        Args:
+            stages: the maps of the encoder's stages (I, C, ., .); none where there is no image.
+            last: its last map (I, C, h, w), or None.
+            attentions: of each decoder layer (B, H, T, T).
+            batch: with GROUNDING_COLUMNS.
+        """
+        losses: dict[str, Tensor] = {}
+        if last is not None and "cell_classes" in batch and self.heads:
+            classes, colors = batch["cell_classes"], batch["cell_colors"]
+            told = [
+                weight * cell_loss(cast("CellLogits", head(stages[stage] if stage >= 0 else last)), classes, colors)
+                for head, (stage, _, weight) in zip(self.heads, DEPTHS, strict=True)
+            ]
+            losses["objects"] = self.entry.objects * torch.stack(told).sum()
+        if attentions and "gaze_rows" in batch:
+            kinds = ((self.entry.reminding, True), (self.entry.looking, False))
+            losses["looks"] = (
+                self.entry.looks
+                * torch.stack(
+                    [gaze_loss(attentions, heads, batch, is_reminder=is_reminder) for heads, is_reminder in kinds]
+                ).sum()
+            )
+        return losses
+
+
+def cell_loss(logits: CellLogits, classes: Tensor, colors: Tensor) -> Tensor:
+    """Cross-entropy of things, of empty cells and of colors, weighted against each other.
+
+    A cell with a thing weighs 1/sqrt(such cells in its image): a page of text must not drown a single letter.
+    """
+    known, things = classes != IGNORED, classes > EMPTY
+    weight = things / things.sum((1, 2), keepdim=True).clamp(min=1).sqrt()
+    weight = weight / weight.sum().clamp(min=1e-6)
+    losses = _by_cell(logits.classes, classes)
+    empty = known & ~things
+    by_empty = (losses * empty).sum() / empty.sum().clamp(min=1)
+    return (losses * weight).sum() + by_empty + COLOR_WEIGHT * (_by_cell(logits.colors, colors) * weight).sum()
+
+
+def _by_cell(logits: Tensor, targets: Tensor) -> Tensor:
+    """(I, 4h, 4w); 0 where nothing is known."""
+    if not logits.shape[-1]:
+        return torch.zeros_like(targets, dtype=torch.float32)
+    flat = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none", ignore_index=IGNORED)
+    return flat.view_as(targets)
+
+
+def gaze_loss(
+    attentions: Sequence[Tensor], heads: HeadsEntry, batch: Mapping[str, Any], *, is_reminder: bool
+) -> Tensor:
+    """-log of the share of attention where it should be, the mean over the gazes of one kind and their heads."""
+    is_kind = batch["gaze_is_reminder"] == is_reminder
+    rows, positions = batch["gaze_rows"][is_kind], batch["gaze_positions"][is_kind]
+    attention = attentions[heads.layer][:, list(heads.heads)]
+    if not len(rows):
+        return attention.sum() * 0.0
+    looked = attention[rows, :, positions].float()  # (G, heads, T)
+    shares = (looked * batch["gaze_seen"][is_kind][:, None]).sum(-1)
+    loss: Tensor = -(shares + LEAST_SHARE).log().mean()
+    return loss

@@ -1,0 +1,1 @@
+"""One run: model, optimizer groups, steps, callbacks, the run's folder, the final model and its card."""

@@ -1,0 +1,54 @@
+"""SIGTERM and Ctrl-C while a run goes on: the step in progress ends, a checkpoint is written, then the run stops."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+__all__ = ["Interruption"]
+
+_HEARD = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interruption:
+    """What asked the run to stop, if anything did.
+
+    Attributes:
+        signal: its number, or None.
+        is_waiting_for_step: True while a step will come that notices; else a signal ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.is_waiting_for_step = False
+
+    @contextmanager
+    def listening(self) -> Iterator[Interruption]:
+        """Inside, the two signals are noted instead of ending the process; a second Ctrl-C ends it."""
+        before = {number: signal.signal(number, self._note) for number in _HEARD}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def waiting_for_step(self) -> Iterator[None]:
+        """Inside, steps are made, and the next one notices."""
+        self.is_waiting_for_step = True
+        try:
+            yield
+        finally:
+            self.is_waiting_for_step = False
+
+    def _note(self, number: int, _frame: FrameType | None) -> Any:
+        is_again = self.signal is not None and number == signal.SIGINT
+        self.signal = number
+        if self.is_waiting_for_step and not is_again:
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)

@@ -1,0 +1,211 @@
+"""The folder of a run: its recipe, its log, its checkpoints, which are whole or not there.
+
+recipe.yaml      what was asked for, all keys
+data.json        how many samples it has seen, and a digest of them
+base_digest.json of the weights under adapters
+log.jsonl        one line every few steps
+checkpoint-N/    weights, optimizer, schedule, random numbers after step N; the newest two
+curves.svg       loss, learning rates, gradient norm, speed; at the end, with matplotlib
+model/ adapter/  what came of it
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastvlm.errors import UsageError
+from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
+from fastvlm.storage.locks import exclusive_folder
+from fastvlm.storage.whole_files import write_file
+from fastvlm.storage.whole_folders import name_folder, remove_folder, remove_leftovers
+from fastvlm.storage.write_errors import clear_write_errors
+from fastvlm.training.recipe import Recipe
+
+__all__ = ["KEPT_CHECKPOINTS", "RunFolder"]
+
+KEPT_CHECKPOINTS = 2
+SCRATCH = ".saving"
+_FORMER_FIELDS = {"pictures_per_s": "images_per_s"}  # log lines of version 0.1
+# Keys that may differ when a run goes on: they change neither what is learnt nor in which order.
+_FREE = ("name", "workers", "save_every_steps", "save_every_minutes", "gradient_checkpointing", "tests")
+
+
+class RunFolder:
+    """Paths in a run's folder and what is done with them.
+
+    Args:
+        folder: of the run; made by :meth:`held`, or by :meth:`claim`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().absolute()
+        self.recipe, self.log = self.folder / "recipe.yaml", self.folder / "log.jsonl"
+        self.data = self.folder / "data.json"
+        self.base = self.folder / DIGEST_FILE
+        self.curves = self.folder / "curves.svg"
+        self.model, self.adapter = self.folder / "model", self.folder / "adapter"
+        self.scratch = self.folder / SCRATCH
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        found = [(int(match[1]), path) for path in self.folder.glob("checkpoint-*") if (match := _numbered(path))]
+        return [path for _, path in sorted(found)]
+
+    def last_good(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return next(reversed(self.checkpoints()), None)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Have the folder, which is made, for this process alone. UsageError if another one trains in it."""
+        with exclusive_folder(self.folder):
+            yield
+
+    def claim(self, recipe: Recipe, *, is_resumed: bool, allows_changed_data: bool = False) -> Path | None:
+        """Make the folder this run's; the checkpoint to go on from, or None where it begins.
+
+        What an interrupted write left behind is removed. With `allows_changed_data` the samples may be others.
+
+        Raises:
+            UsageError: the folder holds a run and `is_resumed` is False, or it holds another run.
+        """
+        with clear_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            remove_leftovers(self.folder)
+        last = self.last_good()
+        if is_resumed:
+            self._refuse_another_run(recipe, ("data", *_FREE) if allows_changed_data else _FREE)
+        elif last is not None or self.model.exists() or self.adapter.exists():
+            what = last or (self.model if self.model.exists() else self.adapter)
+            raise UsageError(f"{what} is there from an earlier run. --resume goes on with it; --out begins elsewhere.")
+        else:
+            with clear_write_errors(self.log):
+                self.log.unlink(missing_ok=True)
+        self._cut_log(0 if last is None else step_of(last))
+        write_file(self.recipe, recipe.to_yaml())
+        return last
+
+    def _refuse_another_run(self, recipe: Recipe, free: Collection[str]) -> None:
+        if not self.recipe.is_file():
+            return
+        before = _with_new_keys(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
+        now = recipe.to_dict()
+        changed = [key for key in now if key not in free and before.get(key) != now[key]]
+        if changed and self.last_good() is not None:
+            key = changed[0]
+            raise UsageError(
+                f"The run in {self.folder} has {key}: {before.get(key)!r}, and now it is {now[key]!r}; its checkpoints "
+                "would not be gone on with but changed. Give the same recipe, or another --out"
+                + (", or --allow-changed-data." if key == "data" else ".")
+            )
+
+    def read_data(self) -> dict[str, Any] | None:
+        """What :meth:`write_data` wrote; None where there is nothing, as of runs of earlier versions.
+
+        Raises:
+            UsageError: another file is there.
+        """
+        if not self.data.is_file():
+            return None
+        try:
+            return dict(json.loads(self.data.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{self.data} cannot be read ({error}). Remove it to go on without it.") from error
+
+    def write_data(self, digests: Mapping[str, Any]) -> None:
+        """Digests of the samples, by name."""
+        write_file(self.data, json.dumps(digests) + "\n")
+
+    def claim_base(self, digest: BaseDigest, *, is_gone_on: bool) -> None:
+        """Write down which weights the adapters belong to; a run that goes on must find the same.
+
+        Raises:
+            UsageError: the run began on other weights.
+        """
+        before = BaseDigest.read(self.base) if is_gone_on else None
+        if before is not None and not before.same_as(digest):
+            raise UsageError(
+                f"The run in {self.folder} began on other weights than the recipe's model has now: {self.base.name} "
+                "does not match. Bring the earlier weights back, or begin elsewhere with --out."
+            )
+        if before is None:
+            write_file(self.base, digest.as_text())
+
+    def _cut_log(self, step: int) -> None:
+        """Take out lines of steps after `step`, which will be made again, and a last line that is not whole."""
+        if self.log.is_file():
+            lines = [line for line in self.log.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
+            write_file(self.log, "".join(line + "\n" for line in lines))
+
+    @contextmanager
+    def saving(self) -> Iterator[Path]:
+        """A scratch folder for one checkpoint; removed if writing fails.
+
+        Raises:
+            StorageError: the disk is full or failed.
+            UsageError: the folder cannot be written to.
+        """
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        try:
+            with clear_write_errors(self.folder):
+                yield self.scratch
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            raise
+
+    def adopt(self, name: str) -> Path:
+        """Give the written checkpoint its name, once its bytes are on the disk; the oldest ones go."""
+        work, target = self.scratch / name, self.folder / name
+        name_folder(work, target)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+            remove_folder(old)
+        return target
+
+    def log_line(self, line: dict[str, Any]) -> None:
+        """Append a line to the log. StorageError if the disk is full or failed."""
+        with clear_write_errors(self.log), self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of the log, in today's names."""
+        if not self.log.is_file():
+            return []
+        lines = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        return [{_FORMER_FIELDS.get(name, name): value for name, value in line.items()} for line in lines]
+
+
+def _with_new_keys(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the defaults of keys that did not exist when it was written."""
+    try:
+        return Recipe.model_validate(stored).to_dict()
+    except ValueError:  # a key that does not exist any more, which `_refuse_another_run` compares as it stands
+        return stored
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    match = _numbered(checkpoint)
+    if match is None:
+        raise ValueError(f"{checkpoint} is no checkpoint of a run")
+    return int(match[1])
+
+
+def _numbered(path: Path) -> re.Match[str] | None:
+    return re.fullmatch(r"checkpoint-(\d+)", path.name)
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False

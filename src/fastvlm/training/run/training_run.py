@@ -1,0 +1,396 @@
+"""A run from its recipe to its final folder: `TrainingRun.train` is the story."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainingArguments
+
+from fastvlm import __version__
+from fastvlm.errors import MissingExtraError, UsageError
+from fastvlm.hf.loading import load
+from fastvlm.hf.lora import merge_adapter
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
+from fastvlm.training.data.collation import Collator
+from fastvlm.training.data.dataset import SupervisedDataset
+from fastvlm.training.data.digest import compare_data
+from fastvlm.training.data.length_groups import LengthGroupedBatches
+from fastvlm.training.data.mixing import open_mixture, split_off
+from fastvlm.training.grounding.objective import GroundingObjective
+from fastvlm.training.grounding.objects import ObjectNames
+from fastvlm.training.grounding.rows import GroundingColumns
+from fastvlm.training.recipe import PARTS, Recipe
+from fastvlm.training.run.callbacks import (
+    AverageCallback,
+    EpochCallback,
+    LogCallback,
+    Progress,
+    ResumeCallback,
+    StopCallback,
+)
+from fastvlm.training.run.curves import draw_curves
+from fastvlm.training.run.ema import WeightAverage
+from fastvlm.training.run.error_messages import readable_errors
+from fastvlm.training.run.final_folder import write_adapter, write_card, write_model
+from fastvlm.training.run.interruption import Interruption
+from fastvlm.training.run.model_card import RunFacts, TestScore, model_card
+from fastvlm.training.run.model_setup import ModelSetup, arithmetic_dtype, open_processor, set_up_model
+from fastvlm.training.run.run_folder import RunFolder
+from fastvlm.training.run.trainer import FastVlmTrainer
+
+__all__ = ["Measure", "Outcome", "TrainingRun", "num_processes", "open_dataset"]
+
+Measure = Callable[[Path], Sequence[TestScore]]  # a final folder, a model's or an adapter's -> the tests' scores
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of :meth:`TrainingRun.train` came to.
+
+    Attributes:
+        folder: the run's.
+        model, adapter: final folders; None where there is none, or the run was stopped before its end.
+        checkpoint: the newest one.
+        step, num_steps: made, and to be made in all.
+        signal: what stopped the run, if anything did.
+        loss, eval_loss: the last ones of the log.
+    """
+
+    folder: Path
+    model: Path | None
+    adapter: Path | None
+    checkpoint: Path | None
+    step: int
+    num_steps: int
+    signal: int | None
+    loss: float | None
+    eval_loss: float | None
+
+
+def open_dataset(recipe: Recipe, entries: Any, processor: Any) -> SupervisedDataset:
+    """Rows of a recipe's sources."""
+    samples, choice = open_mixture(entries, recipe.seed), recipe.grounding
+    grounded = None
+    if choice is not None:
+        grounded = GroundingColumns(processor, object_names(recipe), has_looks=choice.looks > 0)
+    return SupervisedDataset(samples, processor, max_tokens=recipe.max_tokens, grounded=grounded)
+
+
+def _warn_of_unused(data: SupervisedDataset) -> None:
+    """One line, in the first process, of what lies in shards and is in no record."""
+    unused = getattr(data.samples, "unused", [])
+    if unused and os.environ.get("RANK", "0") == "0":
+        shown = "; ".join(f"{member.origin}: {member.reason}" for member in unused[:3])
+        warnings.warn(f"{len(unused)} members of shards are not used ({shown}). --check lists them.", stacklevel=1)
+
+
+def object_names(recipe: Recipe) -> ObjectNames | None:
+    """Of all objects in the data that a recipe learns from; None where it does not ask for objects."""
+    if recipe.grounding is None or not recipe.grounding.objects:
+        return None
+    return ObjectNames.beside(Path(entry.path) for entry in recipe.data)
+
+
+def _add_objective(model: FastVlmForConditionalGeneration, recipe: Recipe) -> GroundingObjective | None:
+    """What else is learnt, as a module of the model, so that checkpoints have it; None where there is nothing."""
+    if recipe.grounding is None:
+        return None
+    vision, text = model.config.vision_config, model.config.text_config
+    for key, heads in (("reminding", recipe.grounding.reminding), ("looking", recipe.grounding.looking)):
+        if heads.layer >= text.num_hidden_layers or max(heads.heads) >= text.num_attention_heads:
+            raise UsageError(
+                f"grounding.{key} names layer {heads.layer} and heads {list(heads.heads)}; the decoder has "
+                f"{text.num_hidden_layers} layers of {text.num_attention_heads} heads, counted from 0."
+            )
+    widths = [stage.channels for stage in vision.stages]
+    objective = GroundingObjective(recipe.grounding, object_names(recipe), widths, vision.hidden_size)
+    model.add_module("grounding_objective", objective)
+    return objective
+
+
+def num_processes() -> int:
+    """Processes that train together, as torchrun and accelerate say in the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class TrainingRun:
+    """One run.
+
+    Args:
+        recipe: with `data`.
+        folder: of the run.
+        on_progress: called after each step, in the first process.
+        commit: of the source that trains, for the model card.
+        measure: asks the recipe's tests; evaluation lies above this room, so that it is handed in.
+
+    Raises:
+        UsageError: no data; a batch that the processes cannot share; tests and nobody who asks them.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        commit: str | None = None,
+        measure: Measure | None = None,
+    ) -> None:
+        if not recipe.data:
+            raise UsageError("There is nothing to learn from: give --data, or data in the recipe.")
+        if recipe.tests and measure is None:
+            raise UsageError("The recipe has tests, which `fastvlm train` asks; in Python pass measure=, or drop them.")
+        self.recipe, self.files, self.on_progress = recipe, RunFolder(folder), on_progress
+        self.measure = measure
+        self.accumulated = _accumulated(recipe)
+        self.tool = f"fastvlm {__version__}" + (f" at {commit}" if commit else "")
+
+    def train(self, *, is_resumed: bool = False, allows_changed_data: bool = False) -> Outcome:
+        """Make the steps that are left, and write the final folder; or stop at a signal, with a checkpoint.
+
+        Args:
+            is_resumed: go on from the newest checkpoint in the folder.
+            allows_changed_data: also where the samples are not those that the run has seen.
+
+        Raises:
+            UsageError: the folder holds another run, or `is_resumed` is False and it holds this one; other samples; or
+                another process trains in it.
+            TrainingError: the loss is no number, too little memory, a full disk. The last good checkpoint is kept.
+            DataError: a sample that cannot be used, by origin.
+        """
+        interruption = Interruption()
+        with ExitStack() as held, interruption.listening(), readable_errors(self.recipe, self.files):
+            processor = open_processor(self.recipe)
+            data = open_dataset(self.recipe, self.recipe.data, processor)
+            _warn_of_unused(data)
+            learnt, aside = self._split(data, processor)
+            arguments = self._arguments(has_eval=aside is not None)
+            last = self._claim(arguments, held, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
+            self._compare_data(arguments, learnt, aside, is_gone_on=last is not None, allows_change=allows_changed_data)
+            start = set_up_model(self.recipe)
+            if start.base_digest is not None and arguments.process_index == 0:
+                self.files.claim_base(start.base_digest, is_gone_on=last is not None)
+            trainer = self._trainer(start, processor, arguments, learnt, aside)
+            self._add_callbacks(trainer, interruption, last)
+            self._run_steps(trainer, interruption, last)
+            if interruption.signal is None:
+                self._finish(trainer, start, processor, len(learnt))
+            return self._outcome(trainer, interruption.signal)
+
+    # ------------------------------------------------------------------------------------------------ before
+
+    def _split(self, data: SupervisedDataset, processor: Any) -> tuple[Any, Any]:
+        """(rows that are learnt, rows on which the loss is measured or None)."""
+        choice = self.recipe.eval
+        if choice is None:
+            return data, None
+        if choice.fraction is not None:
+            return split_off(data, choice.fraction, self.recipe.seed)
+        return data, open_dataset(self.recipe, choice.data, processor)
+
+    def _compare_data(
+        self, arguments: TrainingArguments, learnt: Any, aside: Any, *, is_gone_on: bool, allows_change: bool
+    ) -> None:
+        """The first process holds the samples against those of the run's beginning, and writes down what they are."""
+        digests = {"data": learnt.digest(self.recipe.workers)}
+        if self.recipe.eval is not None and self.recipe.eval.data:
+            digests["eval.data"] = aside.digest(self.recipe.workers)
+        if arguments.process_index == 0:
+            if is_gone_on:
+                compare_data(self.files.read_data(), digests, allows_change=allows_change)
+            self.files.write_data({name: asdict(digest) for name, digest in digests.items()})
+
+    def _claim(
+        self, arguments: TrainingArguments, held: ExitStack, *, is_resumed: bool, allows_changed_data: bool
+    ) -> Path | None:
+        """The first process has the folder until `held` is closed, and makes it ready; then all see the same."""
+        with arguments.main_process_first(desc="run folder"):
+            if arguments.process_index == 0:
+                held.enter_context(self.files.locked())
+                return self.files.claim(self.recipe, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
+            return self.files.last_good()
+
+    def _arguments(self, *, has_eval: bool) -> TrainingArguments:
+        recipe, has_gpu = self.recipe, torch.cuda.is_available() or torch.backends.mps.is_available()
+        every = recipe.eval.every if recipe.eval else 0
+        return TrainingArguments(
+            output_dir=str(self.files.folder),
+            per_device_train_batch_size=recipe.micro_batch_size,
+            per_device_eval_batch_size=recipe.micro_batch_size,
+            gradient_accumulation_steps=self.accumulated,
+            num_train_epochs=recipe.epochs,
+            max_steps=recipe.max_steps or -1,
+            learning_rate=max(recipe.parts.of(part).rate for part in PARTS),
+            lr_scheduler_type=_SCHEDULES[recipe.schedule],
+            warmup_steps=recipe.warmup_ratio,
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.max_grad_norm,
+            bf16=arithmetic_dtype(recipe) == torch.bfloat16,
+            use_cpu=not has_gpu,
+            seed=recipe.seed,
+            logging_steps=recipe.log_every,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=recipe.save_every_steps,
+            eval_strategy="steps" if has_eval and every else "no",
+            eval_steps=every or None,
+            prediction_loss_only=True,
+            dataloader_num_workers=recipe.workers,
+            dataloader_persistent_workers=recipe.workers > 0,
+            dataloader_prefetch_factor=max(2, 8 // recipe.workers) if recipe.workers else None,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            remove_unused_columns=False,
+            ddp_find_unused_parameters=False,  # there are none: see `with_black_image`
+            label_names=["labels"],
+            report_to=_reporters(),
+            disable_tqdm=True,
+        )
+
+    def _trainer(
+        self, start: ModelSetup, processor: Any, arguments: TrainingArguments, learnt: Any, aside: Any
+    ) -> FastVlmTrainer:
+        objective = _add_objective(start.plain, self.recipe)
+        lengths = learnt.lengths(self.recipe.workers)
+        order = LengthGroupedBatches(lengths, self.recipe.micro_batch_size, seed=self.recipe.seed)
+        trainer = FastVlmTrainer(
+            start.model,
+            arguments,
+            recipe=self.recipe,
+            files=self.files,
+            order=order,
+            objective=objective,
+            train_dataset=learnt,
+            eval_dataset=aside,
+            data_collator=Collator(processor.tokenizer.pad_token_id or 0),
+        )
+        if not trainer.is_deepspeed_enabled:  # which sends weights to the other processes as they lie
+            start.plain.model.vision_tower.to(memory_format=torch.channels_last)
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            for key in ("ema", "grounding"):
+                if getattr(self.recipe, key) is not None:
+                    raise UsageError(f"{key} needs whole weights in each process; with FSDP or DeepSpeed leave it out.")
+        if self.recipe.ema is not None:
+            trainer.average = WeightAverage(start.plain, self.recipe.ema)
+        return trainer
+
+    def _add_callbacks(self, trainer: FastVlmTrainer, interruption: Interruption, last: Path | None) -> None:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(LogCallback(trainer, self.on_progress))
+        trainer.add_callback(EpochCallback(trainer.order))
+        trainer.add_callback(AverageCallback(trainer))
+        trainer.add_callback(StopCallback(trainer, interruption, self.recipe.save_every_minutes))
+        if last is not None:
+            trainer.add_callback(ResumeCallback(trainer, last))
+
+    # ------------------------------------------------------------------------------------------------ steps, after
+
+    def _run_steps(self, trainer: FastVlmTrainer, interruption: Interruption, last: Path | None) -> None:
+        with interruption.waiting_for_step():
+            if last is None or not trainer.restored_at_the_end(last):
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            if interruption.signal is None and trainer.eval_dataset is not None:
+                trainer.evaluate()
+
+    def _finish(self, trainer: FastVlmTrainer, start: ModelSetup, processor: Any, num_samples: int) -> None:
+        """Final folder, card, curves; all processes take part in gathering the weights, the first writes."""
+        average = trainer.average
+        weights: dict[str, torch.Tensor] = {}
+        if self.recipe.lora is None:
+            weights = trainer.accelerator.get_state_dict(trainer.model)
+            if average is not None:
+                weights = {**weights, **average.averages}
+        if not trainer.is_world_process_zero():
+            return
+        log = self.files.read_log()
+        try:
+            draw_curves(log, self.files.curves, f"{self.recipe.name}: {trainer.state.global_step:,} steps")
+        except MissingExtraError as missing:
+            warnings.warn(f"There is no {self.files.curves.name}. {missing}", stacklevel=1)
+        facts = self._facts(trainer, start, num_samples, log)
+        if self.recipe.lora is not None:
+            card = model_card(self.recipe, facts, is_adapter=True)
+            write_adapter(self.files.adapter, trainer.model, card, start.base_digest)
+            weights = self._merged() if self.recipe.lora.merge else {}
+        if weights:
+            write_model(
+                self.files.model,
+                weights,
+                start.folder,
+                processor,
+                card=model_card(self.recipe, facts),
+                is_multi_branch=facts.is_multi_branch,
+            )
+        self._ask_tests(facts)
+
+    def _ask_tests(self, facts: RunFacts) -> None:
+        """Put the scores into the cards of what was written; the folders are whole before, whatever happens here."""
+        if not self.recipe.tests or self.measure is None:
+            return
+        for folder in (self.files.adapter, self.files.model):
+            if folder.is_dir():
+                scored = replace(facts, scores=self.measure(folder))
+                write_card(folder, model_card(self.recipe, scored, is_adapter=folder == self.files.adapter))
+
+    def _merged(self) -> dict[str, torch.Tensor]:
+        """The weights with the adapter added in, from the base as it is stored: rounding is not merged."""
+        model, _ = load(self.recipe.model, device="cpu", dtype=torch.float32)
+        return merge_adapter(model, self.files.adapter).state_dict()  # type: ignore[no-any-return]
+
+    def _facts(self, trainer: FastVlmTrainer, start: ModelSetup, num_samples: int, log: Any) -> RunFacts:
+        parameters = list(start.model.parameters())
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+        return RunFacts(
+            num_samples=num_samples,
+            num_parameters=sum(p.numel() for p in parameters),
+            num_trained=sum(p.numel() for p in parameters if p.requires_grad),
+            num_steps=trainer.state.global_step,
+            log=log,
+            tool=self.tool,
+            machine=f"{trainer.args.world_size} x {device}, torch {torch.__version__}",
+            is_multi_branch=not start.plain.model.vision_tower.timm_model.is_fused,
+        )
+
+    def _outcome(self, trainer: FastVlmTrainer, signal: int | None) -> Outcome:
+        log = self.files.read_log()
+        is_done = signal is None
+        return Outcome(
+            folder=self.files.folder,
+            model=self.files.model if is_done and self.files.model.is_dir() else None,
+            adapter=self.files.adapter if is_done and self.files.adapter.is_dir() else None,
+            checkpoint=self.files.last_good(),
+            step=trainer.state.global_step,
+            num_steps=trainer.state.max_steps,
+            signal=signal,
+            loss=next((line["loss"] for line in reversed(log) if "loss" in line), None),
+            eval_loss=next((line["eval_loss"] for line in reversed(log) if "eval_loss" in line), None),
+        )
+
+
+def _accumulated(recipe: Recipe) -> int:
+    """Micro-batches that each process adds up for a step."""
+    together = recipe.micro_batch_size * num_processes()
+    if recipe.batch_size % together:
+        raise UsageError(
+            f"batch_size is {recipe.batch_size}, which {num_processes()} processes of micro_batch_size "
+            f"{recipe.micro_batch_size} cannot share evenly; take a multiple of {together}."
+        )
+    return recipe.batch_size // together
+
+
+def _reporters() -> list[str]:
+    """TensorBoard and Weights & Biases where they are installed; the latter also has to know who logs in."""
+    found = ["tensorboard"] if find_spec("tensorboard") else []
+    has_wandb = find_spec("wandb") is not None and ("WANDB_API_KEY" in os.environ or "WANDB_MODE" in os.environ)
+    return [*found, "wandb"] if has_wandb else found
