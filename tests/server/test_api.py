@@ -373,7 +373,7 @@ def test_settings_that_cannot_be_kept_are_refused_by_name(server, settings, para
 @pytest.mark.parametrize(
     ("part", "param"),
     [
-        ({"type": "text", "text": "a", "colour": 1}, "messages[0].content[0].color"),
+        ({"type": "text", "text": "a", "colour": 1}, "messages[0].content[0].colour"),
         ({"type": "text", "text": 5}, "messages[0].content[0].text"),
         ({"type": "text"}, "messages[0].content[0].text"),
         ({"type": "image_url", "image_url": {"url": "a", "path": 1}}, "messages[0].content[0].image_url.path"),

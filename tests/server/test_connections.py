@@ -62,7 +62,7 @@ def test_slow_bodies_are_given_up_and_small_requests_pass_them_by(strict):
     slow = [connect(strict, HEAD + b"Content-Length: 1000000\r\n\r\n{") for _ in range(4)]
     assert strict.chat(question("?"), max_tokens=1).status_code == 200
     answers = [rest_of(connection) for connection in slow]
-    assert {answer[9:12] for answer in answers} == {b"408", b"429"}  # half of max_receiving is one client's
+    assert {answer[9:12] for answer in answers} == {b"408", b"429"}  # half of max_slots is one client's
     large = strict.chat(question("?", "data:image/png;base64," + "A" * 2**17), max_tokens=1)
     assert large.status_code == 400  # it was received: it is no image
 
@@ -75,14 +75,14 @@ def test_a_body_of_one_byte_a_chunk_is_received(strict):
 
 
 def test_one_client_has_half_of_what_is_received():
-    receiving = UploadSlots(4)
-    with receiving.one("a"), receiving.one("a"):
-        with pytest.raises(ApiError) as raised, receiving.one("a"):
+    slots = UploadSlots(4)
+    with slots.acquire("a"), slots.acquire("a"):
+        with pytest.raises(ApiError) as raised, slots.acquire("a"):
             pass
         assert raised.value.status == 429
-        with receiving.one("b"), receiving.one("c"), pytest.raises(ApiError), receiving.one("d"):
+        with slots.acquire("b"), slots.acquire("c"), pytest.raises(ApiError), slots.acquire("d"):
             pass
-    with receiving.one("a"):
+    with slots.acquire("a"):
         pass
 
 

@@ -12,8 +12,9 @@ from server_process import question
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.engine.engine import Engine
-from fastvlm.server.app import Service, create_app
+from fastvlm.server.app import create_app
 from fastvlm.server.openai import completions, formatters, messages
+from fastvlm.server.service import Service
 from fastvlm.server.settings import ServeSettings
 
 PART = '{"type":"text","text":"a"}'
@@ -118,8 +119,8 @@ IMAGES = {**CHATS, "messages": [question("?", "data:image/x-portable-graymap;bas
         (completions, "_token_ids", "/v1/completions", TEXTS),
         (messages, "read_data_uri", "/v1/chat/completions", IMAGES),
         (Engine, "prepare", "/v1/chat/completions", IMAGES),
-        (formatters.ChatFormatter, "whole", "/v1/chat/completions", CHATS),
-        (formatters.CompletionFormatter, "whole", "/v1/completions", TEXTS),
+        (formatters.ChatFormatter, "response", "/v1/chat/completions", CHATS),
+        (formatters.CompletionFormatter, "response", "/v1/completions", TEXTS),
     ],
 )
 def test_the_event_loop_is_free_while_one_request_is_worked_on(monkeypatch, place, name, path, body):
@@ -139,13 +140,13 @@ def test_the_event_loop_is_free_while_one_request_is_worked_on(monkeypatch, plac
 def test_a_request_forgets_its_images_once_they_are_prepared(monkeypatch):
     """What waits for a slot holds the prepared prompt, not the body."""
     seen = []
-    original = completions._answer
+    original = completions._respond
 
-    async def answer(context, asked, *rest):
-        seen.append(list(asked.messages))
-        await original(context, asked, *rest)
+    async def respond(context, request, *rest):
+        seen.append(list(request.messages))
+        await original(context, request, *rest)
 
-    monkeypatch.setattr(completions, "_answer", answer)
+    monkeypatch.setattr(completions, "_respond", respond)
 
     async def run():
         service = Service(ServeSettings(), open_engines)

@@ -198,7 +198,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path):
         port = taken.getsockname()[1]
         cases = {
             ("--host", "0.0.0.0"): "anyone could use this server",
-            ("--port", port): "cannot be listened on",
+            ("--port", port): "Cannot listen on 127.0.0.1",
             ("--port", 0, "--model", tmp_path): "config.json",
             ("--slots", 0): "slots is 0; expected 1 or more",
         }

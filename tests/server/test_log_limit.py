@@ -16,7 +16,7 @@ def test_a_burst_passes_and_the_rest_is_counted():
     assert limit.filter(record(name="asyncio")) and limit.filter(record(logging.WARNING))
     now_s = 10.0
     later = record()
-    assert limit.filter(later) and later.getMessage() == "a request failed (5 more before it were left out)"
+    assert limit.filter(later) and later.getMessage() == "a request failed (5 more were suppressed)"
     assert [limit.filter(record()) for _ in range(3)] == [True, True, False]
 
 

@@ -75,7 +75,7 @@ def test_special_tokens_that_were_added_are_known():
     words = parrot.tokenizer()
     words.add_tokens(["<|ours|>"], special_tokens=True)
     limits = text_limits(from_tokenizer(words), words, 10)
-    limits.check_marks("an ordinary < text |>", "prompt")
+    limits.check_special_tokens("an ordinary < text |>", "prompt")
     for mark in ("<|ours|>", "<|im_end|>", "<image>", "<|endoftext|>"):
         with pytest.raises(ApiError, match="reads as a mark"):
-            limits.check_marks(f"a{mark}", "prompt")
+            limits.check_special_tokens(f"a{mark}", "prompt")

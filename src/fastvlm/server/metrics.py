@@ -1,4 +1,4 @@
-"""Figures for Prometheus. Seconds and tokens; one registry a server, so that several may live in one process."""
+"""Metrics for Prometheus, in seconds and tokens. One registry per server, because several may run in one process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from fastvlm.server.openai.generation import Totals
+from fastvlm.server.openai.generation import RequestUsage
 from fastvlm.server.replicas import Replica
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -20,13 +20,13 @@ _RATES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 
 
 class Metrics:
-    """What the server counts. `replicas` are looked at when somebody asks."""
+    """All metrics of one server. Those of its engines are read when the page is requested."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("fastvlm_requests", "Requests answered.", ["route", "status"], registry=self.registry)
-        self.errors = Counter("fastvlm_errors", "Errors told to clients.", ["code"], registry=self.registry)
-        self.hang_ups = Counter("fastvlm_hang_ups", "Clients that left early.", registry=self.registry)
+        self.errors = Counter("fastvlm_errors", "Errors sent to clients.", ["code"], registry=self.registry)
+        self.hang_ups = Counter("fastvlm_hang_ups", "Clients that disconnected early.", registry=self.registry)
         self.ttft = Histogram(
             "fastvlm_time_to_first_token_seconds",
             "From a request's first byte to the reply's first text.",
@@ -34,11 +34,11 @@ class Metrics:
             registry=self.registry,
         )
         self.durations = Histogram(
-            "fastvlm_request_seconds", "Of whole requests.", ["route"], buckets=_SECONDS, registry=self.registry
+            "fastvlm_request_seconds", "Duration of requests.", ["route"], buckets=_SECONDS, registry=self.registry
         )
         self.rates = Histogram(
             "fastvlm_reply_tokens_per_second",
-            "Of single replies, after the first token.",
+            "Decoding speed of single replies, after the first token.",
             buckets=_RATES,
             registry=self.registry,
         )
@@ -50,30 +50,30 @@ class Metrics:
         )
 
     def watch(self, replicas: Mapping[str, Sequence[Replica]]) -> None:
-        """Tell of these engines too, from now on; by the name that clients ask for."""
-        self.registry.register(_Engines(replicas))
+        """Add the metrics of these engines, by model name."""
+        self.registry.register(_EngineCollector(replicas))
 
-    def add(self, totals: Totals) -> None:
+    def add(self, usage: RequestUsage) -> None:
         """Count the replies of a request."""
         counts = {
-            "prompt": totals.prompt_tokens,
-            "cached": totals.cached_tokens,
-            "image": totals.image_tokens,
-            "completion": totals.completion_tokens,
+            "prompt": usage.prompt_tokens,
+            "cached": usage.cached_tokens,
+            "image": usage.image_tokens,
+            "completion": usage.completion_tokens,
         }
         for kind, count in counts.items():
             self.tokens.labels(kind).inc(count)
-        for completion in totals.completions:
+        for completion in usage.completions:
             if completion.tokens_per_second is not None:
                 self.rates.observe(completion.tokens_per_second)
 
     def page(self) -> bytes:
-        """The text that Prometheus reads."""
+        """The page in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class _Engines(Collector):
-    """State of the engines at the moment of asking."""
+class _EngineCollector(Collector):
+    """Reads the engines' state when it is collected."""
 
     def __init__(self, replicas: Mapping[str, Sequence[Replica]]) -> None:
         self._replicas = [
@@ -81,10 +81,10 @@ class _Engines(Collector):
         ]
 
     def collect(self) -> Iterable[Metric]:
-        """One sample a replica."""
+        """One sample per replica."""
         gauges: dict[str, tuple[str, Callable[[Replica], int]]] = {
-            "fastvlm_slots": ("Replies that can be made at the same time.", lambda one: one.engine.num_slots),
-            "fastvlm_slots_running": ("Replies being made.", lambda one: one.engine.num_running),
+            "fastvlm_slots": ("Replies that can be generated at the same time.", lambda one: one.engine.num_slots),
+            "fastvlm_slots_running": ("Replies being generated.", lambda one: one.engine.num_running),
             "fastvlm_queue_waiting": ("Replies that wait for a slot.", lambda one: one.engine.num_waiting),
         }
         for name, (text, value) in gauges.items():
@@ -94,7 +94,7 @@ class _Engines(Collector):
             yield gauge
         images = CounterMetricFamily(
             "fastvlm_images",
-            "Images that prompts needed, by whether they were known.",
+            "Images in prompts, by whether the cache had them.",
             labels=["model", "replica", "cache"],
         )
         for labels, replica in self._replicas:

@@ -1,4 +1,4 @@
-"""The process: a socket, uvicorn, signals, and an end that loses no reply that has begun."""
+"""The server process: listening socket, uvicorn, signals, logs, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from pathlib import Path
 import uvicorn
 
 from fastvlm.errors import UsageError
-from fastvlm.server.app import OpenEngines, Service, create_app
+from fastvlm.server.app import create_app
 from fastvlm.server.http.connections import limited_connections
 from fastvlm.server.http.log_limit import LogLimit
+from fastvlm.server.service import OpenEngines, Service
 from fastvlm.server.settings import ServeSettings
 
 __all__ = ["serve"]
 
-_LINGER_S = 5.0  # after the grace period: time to tell clients that their replies have ended
+_LINGER_S = 5.0  # after the grace period: time to send the error events of replies that were cut
 _KEEP_ALIVE_S = 30
-_BACKLOG = 128  # not accepted yet; asyncio logs an error for each of them where files have run out
-_OTHER_FILES = 256  # beside connections: weights, images from addresses, workers
+_BACKLOG = 128  # connections not accepted yet; asyncio logs an error for each when open files run out
+_OTHER_FILES = 256  # open files besides connections: weights, images from URLs, workers
 
 
 def serve(
@@ -39,9 +40,9 @@ def serve(
     Args:
         settings: of the server.
         open_engines: opens the model, see :class:`Service`; requests are refused with 503 meanwhile.
-        page: a folder whose files are shown at ``/``.
-        on_listening: called with the server's URL once clients can connect, which are refused with 503 at first.
-        on_ready: called with it once requests are answered.
+        page: a folder whose files are served at ``/``.
+        on_listening: called with the server's URL once clients can connect; requests get 503 until it is ready.
+        on_ready: called with the URL once requests are answered.
 
     Raises:
         UsageError: the address cannot be listened on, or the system allows too few open files.
@@ -52,12 +53,12 @@ def serve(
     with _socket(settings) as listener, _logs():
         host, port = listener.getsockname()[:2]
         server = _Server(service)
-        app = create_app(service, page=page, on_failure=server.leave)
+        app = create_app(service, page=page, on_failure=server.request_shutdown)
         server.config.app = app
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         service.on_ready = lambda: on_ready(url)
         on_listening(url)
-        # uvicorn raises the signal again after a clean end, for process managers; here the end is the answer.
+        # uvicorn raises the signal again after a clean shutdown; here the process ends with exit code 0.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     if service.failure is not None:
@@ -65,7 +66,7 @@ def serve(
 
 
 def _allow_files(count: int) -> None:
-    """Have the system allow `count` open files, each connection being one; raise UsageError where it will not."""
+    """Raise the soft limit of open files to `count`; raises UsageError if the hard limit is lower."""
     if sys.platform == "win32":
         return
     import resource  # noqa: PLC0415 - not on Windows
@@ -75,14 +76,14 @@ def _allow_files(count: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < count:
         raise UsageError(
-            f"max_connections needs {count} open files ({_OTHER_FILES} for other things), and {hard} are allowed. "
+            f"max_connections needs {count} open files ({_OTHER_FILES} besides connections), and {hard} are allowed. "
             "Lower --max-connections, or raise the limit (ulimit -Hn, LimitNOFILE)."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, whose end is ours to time."""
+    """uvicorn's server with a grace period at shutdown."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -103,12 +104,12 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
 
-    def leave(self) -> None:
-        """End without a signal."""
+    def request_shutdown(self) -> None:
+        """Shut down without a signal."""
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Replies that have begun get the grace period; then they end with an error event."""
+        """Wait for running replies during the grace period; then they end with an error event."""
         self._service.stop()
         closing = asyncio.create_task(self._close_later())
         try:
@@ -123,7 +124,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but the signal that ended the server is not raised again."""
+        """uvicorn's signal handlers; the signal is not raised again afterwards."""
         with super().capture_signals():
             yield
             self._captured_signals.clear()
@@ -131,7 +132,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _socket(settings: ServeSettings) -> Iterator[socket.socket]:
-    """A listening socket, bound before the model is opened: a taken port is told at once."""
+    """A listening socket, bound before the model is opened, so that a taken port is reported at once."""
     host = settings.host.strip("[]")
     listener: socket.socket | None = None
     try:
@@ -146,7 +147,7 @@ def _socket(settings: ServeSettings) -> Iterator[socket.socket]:
         if listener is not None:
             listener.close()
         raise UsageError(
-            f"{settings.host}, port {settings.port} cannot be listened on ({error.strerror}). Try another --port."
+            f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror}). Try another --port."
         ) from error
     with listener:
         yield listener
@@ -154,7 +155,7 @@ def _socket(settings: ServeSettings) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _logs() -> Iterator[None]:
-    """Our log and uvicorn's warnings go to stderr; uvicorn's talk goes nowhere."""
+    """Write the server's log and the warnings of uvicorn and asyncio to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(LogLimit())

@@ -1,4 +1,4 @@
-"""The engines of one process: how many requests are let in, and who answers which."""
+"""The replicas of a model: admits requests, and assigns each to an engine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastvlm.server.http.errors import busy
 
 __all__ = ["Replica", "Replicas"]
 
-_REMEMBERED = 4096  # conversations whose replica is known; a few hundred KB
+_MAX_CONVERSATIONS = 4096  # whose replica is remembered; a few hundred KB
 
 
 class Replica:
-    """An engine behind its door, and the replies that it owes."""
+    """An engine, and the number of its replies that are running or waiting."""
 
     def __init__(self, engine: Engine, image_pool: ImagePool | None = None) -> None:
         self.engine, self.async_engine = engine, AsyncEngine(engine, image_pool=image_pool)
@@ -30,44 +30,44 @@ class Replica:
 
 
 class Replicas:
-    """All engines.
+    """All engines of one model.
 
     Args:
-        engines: of the same model.
-        image_pool: decodes their images; None to do it in this process.
+        engines: one per replica.
+        image_pool: decodes their images; None to decode them in this process.
     """
 
     def __init__(self, engines: Sequence[Engine], image_pool: ImagePool | None = None) -> None:
         self.all = [Replica(engine, image_pool) for engine in engines]
-        self._served: OrderedDict[str, Replica] = OrderedDict()
+        self._by_conversation: OrderedDict[str, Replica] = OrderedDict()
 
     async def open(self) -> None:
-        """Begin to take requests."""
+        """Start to accept requests."""
         for replica in self.all:
             await replica.async_engine.__aenter__()
 
     async def close(self) -> None:
-        """End all requests; their listeners get a UsageError."""
+        """End all requests with a UsageError."""
         for replica in self.all:
             await replica.async_engine.close()
 
     @property
     def num_pending(self) -> int:
-        """Replies that were promised and have not ended."""
+        """Replies that are running or waiting."""
         return sum(replica.num_pending for replica in self.all)
 
     @contextmanager
-    def claim(self, count: int, conversation: str) -> Iterator[Replica]:
-        """A replica with room for `count` replies: the one that knows the conversation, or the least busy one.
+    def reserve(self, count: int, conversation: str) -> Iterator[Replica]:
+        """A replica with room for `count` replies: the one with the conversation in its caches, or the least busy one.
 
         Raises:
-            ApiError: 429, all are full.
+            ApiError: 429, the queues of all replicas are full.
         """
         replica = self._choose(count, conversation)
-        self._served[conversation] = replica
-        self._served.move_to_end(conversation)
-        while len(self._served) > _REMEMBERED:
-            self._served.popitem(last=False)
+        self._by_conversation[conversation] = replica
+        self._by_conversation.move_to_end(conversation)
+        while len(self._by_conversation) > _MAX_CONVERSATIONS:
+            self._by_conversation.popitem(last=False)
         replica.num_pending += count
         try:
             yield replica
@@ -75,9 +75,9 @@ class Replicas:
             replica.num_pending -= count
 
     def _choose(self, count: int, conversation: str) -> Replica:
-        known = self._served.get(conversation)
+        known = self._by_conversation.get(conversation)
         if known is not None and known.num_pending + count <= known.engine.num_slots:
-            return known  # its caches begin with this conversation, and a slot is free
+            return known  # the conversation is in its caches, and a slot is free
         least = min(self.all, key=lambda replica: replica.num_pending)
         if least.num_pending + count > least.capacity:
             raise busy(f"{self.num_pending} replies are running or waiting, which is the limit. Try again later.")

@@ -222,7 +222,7 @@ def declared_settings() -> dict[str, Setting]:
 def _kind(hint: Any) -> type:
     """The type of `hint` without None; tuple for a tuple of any type."""
     options = [option for option in get_args(hint) if option is not type(None)]
-    return tuple if Ellipsis in options else options[0] if options else hint  # type: ignore[no-any-return]
+    return tuple if Ellipsis in options else options[0] if options else hint
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,6 @@
-"""Connections within limits: how many there may be, and how long a client may take for a header or to read a reply.
+"""Limits of connections: their number, the time for a header, and the time to read a response.
 
-uvicorn's own limits count requests; a client that sends half a header, or that never reads, has none of them.
+uvicorn limits only requests, so a client that sends half a header, or never reads, would hold a connection forever.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fastvlm.server.settings import ServeSettings
 
 __all__ = ["LimitedConnection", "UploadSlots", "client_key", "limited_connections"]
 
-# What one read takes from a connection: a chunked body of one byte a chunk is parsed at 20 microseconds a chunk, and
-# other connections wait meanwhile. asyncio's own 256 KiB would be half a second of that.
+# Bytes per read. A chunked body of one byte per chunk is parsed at 20 microseconds per chunk, while other connections
+# wait: asyncio's default of 256 KiB would block them for half a second.
 _READ_BYTES = 2**14
 
 
 def client_key(host: str | None) -> str:
-    """What counts as one client: an IPv4 address, the /64 network of an IPv6 address; all that have none are one."""
+    """The identity of a client: an IPv4 address, or the /64 network of an IPv6 address; empty without an address."""
     try:
         address = ipaddress.ip_address(host or "")
     except ValueError:
@@ -36,7 +36,7 @@ def client_key(host: str | None) -> str:
 
 
 class LimitedConnection(H11Protocol):
-    """uvicorn's connection with a header deadline, a share for each client, and an end for those who never read."""
+    """uvicorn's connection with a deadline for headers, a limit per client, and a deadline for reading responses."""
 
     settings: ClassVar[ServeSettings]
 
@@ -47,56 +47,56 @@ class LimitedConnection(H11Protocol):
         self._reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A client has come; it may be one too many."""
+        """Accept the connection, or refuse it with 503."""
         super().connection_made(transport)
         transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # asyncio's selector transports have it
         limit = self.settings.max_connections
         self._key = client_key(self.client[0] if self.client else None)
         own = sum(isinstance(one, LimitedConnection) and one._key == self._key for one in self.connections)
         if len(self.connections) > limit or own > share(limit):
-            message = f"There are too many connections (max_connections is {limit}, half of it for one client)."
+            message = f"Too many connections (max_connections is {limit}, half of it for one client). Try again later."
             self._refuse("503 Service Unavailable", "too_many_connections", message)
         else:
             self._watch_header()
 
     def data_received(self, data: bytes) -> None:
-        """More of a header or a body."""
+        """Receive a part of a header or a body."""
         super().data_received(data)
         self._watch_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end, from either side."""
+        """Stop the timers."""
         for timer in (self._header_timer, self._reader_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client reads slowly; after the time that a request may take, it is given up."""
+        """The client reads slowly: close the connection after `request_timeout_s`."""
         super().pause_writing()
         self._reader_timer = self.loop.call_later(self.settings.request_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """The client has read: stop the timer."""
         super().resume_writing()
         if self._reader_timer is not None:
             self._reader_timer.cancel()
 
     def _watch_header(self) -> None:
-        """The clock runs from the first wait for a header until it is whole."""
+        """Run the timer from the moment a header is expected until it is complete."""
         is_waiting = self.cycle is None or self.cycle.response_complete
         if not is_waiting and self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
         elif is_waiting and self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.settings.header_timeout_s, self._header_is_late)
+            self._header_timer = self.loop.call_later(self.settings.header_timeout_s, self._header_timed_out)
 
-    def _header_is_late(self) -> None:
+    def _header_timed_out(self) -> None:
         message = f"The request's header did not arrive within {self.settings.header_timeout_s:g} s."
         self._refuse("408 Request Timeout", "request_timeout", message)
 
     def _refuse(self, status: str, code: str, message: str) -> None:
-        """Answer without a request, and close."""
+        """Send an error without a request, and close."""
         if self.transport.is_closing():
             return
         body = json.dumps(error_body(ApiError(int(status[:3]), message, code=code, kind="server_error"))).encode()
@@ -106,20 +106,20 @@ class LimitedConnection(H11Protocol):
 
 
 def limited_connections(settings: ServeSettings) -> type[H11Protocol]:
-    """The class that uvicorn makes of each connection."""
+    """The protocol class for uvicorn."""
     return type("Connection", (LimitedConnection,), {"settings": settings})
 
 
 def share(limit: int) -> int:
-    """What one client may have of `limit`: half, so that others have the rest."""
+    """One client's part of `limit`: half of it."""
     return max(1, limit // 2)
 
 
 class UploadSlots:
-    """Large bodies that are being received, which bounds the memory for them.
+    """Limits how many large bodies are received at the same time, and so the memory for them.
 
     Args:
-        limit: how many at the same time; half of it from one client.
+        limit: number of bodies; half of it for one client.
     """
 
     def __init__(self, limit: int) -> None:
@@ -127,11 +127,11 @@ class UploadSlots:
         self._clients: list[str] = []
 
     @contextmanager
-    def one(self, client: str) -> Iterator[None]:
-        """Count one of `client` while it is received.
+    def acquire(self, client: str) -> Iterator[None]:
+        """Hold one slot for a body from `client`.
 
         Raises:
-            ApiError: 429, there are too many.
+            ApiError: 429, all are taken.
         """
         if len(self._clients) >= self._limit or self._clients.count(client) >= share(self._limit):
             raise busy(

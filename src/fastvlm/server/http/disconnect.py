@@ -1,4 +1,4 @@
-"""Work for a client that may hang up, within a time limit: it is cancelled as soon as nobody waits for it."""
+"""Runs the work for a request until the client disconnects or a time limit passes; then cancels it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from starlette.types import Receive
 __all__ = ["ClientDisconnected", "RequestTimedOut", "run_while_connected"]
 
 
-class ClientDisconnected(Exception):  # noqa: N818 - nothing went wrong here
-    """The client went away."""
+class ClientDisconnected(Exception):  # noqa: N818 - not an error of the server
+    """The client closed the connection."""
 
 
-class RequestTimedOut(Exception):  # noqa: N818 - told to the client as an error of its own
-    """The request took longer than it may."""
+class RequestTimedOut(Exception):  # noqa: N818 - becomes an ApiError
+    """The request took longer than its limit."""
 
 
 async def run_while_connected(work: Coroutine[None, None, None], receive: Receive, limit_s: float) -> None:
-    """Do `work` while the client listens.
+    """Run `work` while the client is connected.
 
     Args:
-        work: raises what it likes; cancelled, it has a chance to clean up, which is waited for.
-        receive: the request's, its body read.
-        limit_s: seconds that it may take.
+        work: its exceptions are passed on; if it is cancelled, its clean-up is awaited.
+        receive: the request's, after its body was read.
+        limit_s: seconds that the work may take.
 
     Raises:
-        ClientDisconnected, RequestTimedOut: the work has been cancelled.
+        ClientDisconnected, RequestTimedOut: the work was cancelled.
     """
     task = asyncio.ensure_future(work)
-    listening = asyncio.ensure_future(_until_gone(receive))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait({task, listening}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientDisconnected if listening.done() else RequestTimedOut
+        raise ClientDisconnected if disconnect.done() else RequestTimedOut
     finally:
-        for one in (task, listening):
+        for one in (task, disconnect):
             one.cancel()
-        await asyncio.gather(task, listening, return_exceptions=True)
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,7 @@
-"""What goes wrong, as clients of OpenAI's API read it: a status, and `{"error": {message, type, param, code}}`.
+"""Errors in OpenAI's format: a status, and `{"error": {message, type, param, code}}`.
 
-Messages of errors that are ours to make say what to do. Anything else is a fault of the server: the client hears that
-there was one, the log hears what it was.
+The message of a :class:`FastVlmError` is passed on to the client. Any other exception is a fault of the server: the
+client gets a general message, the log gets the traceback.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastvlm.errors import (
     UsageError,
 )
 
-__all__ = ["ApiError", "as_api_error", "busy", "error_body", "error_response", "invalid", "no_such_model", "unready"]
+__all__ = ["ApiError", "as_api_error", "busy", "error_body", "error_response", "invalid", "no_such_model", "not_ready"]
 
 logger = logging.getLogger("fastvlm.server")
 
@@ -37,24 +37,24 @@ _BAD_REQUEST: dict[type[FastVlmError], str] = {
     PromptError: "invalid_prompt",
     UsageError: "invalid_value",
 }
-_PYTHON_ADVICE = re.compile(r",? or (pass )?PictureLimits\([^)]*\)")  # what no client can follow
+_PYTHON_ADVICE = re.compile(r",? or (pass )?ImageLimits\([^)]*\)")  # advice for callers in Python, not for clients
 _NON_FINITE = (
     "The model computed NaN or infinity, so there is no answer: its weights are damaged, or its dtype is too narrow. "
     "The server's log says more; tell whoever runs it."
 )
-RETRY_AFTER_S = 1  # a reply of the mini takes less; one of a larger model is worth asking for again
+RETRY_AFTER_S = 1  # a reply of the mini takes less than this
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error that is sent to the client.
 
     Args:
-        status: HTTP's.
-        message: for the client: what was got, what was expected, what to do.
-        code: a word for programs.
-        param: where in the request, ``messages[0].content``.
+        status: HTTP status code.
+        message: what was got, what was expected, what to do.
+        code: identifier for programs.
+        param: path of the wrong field, ``messages[0].content``.
         kind: OpenAI's `type`.
-        headers: sent along.
+        headers: additional headers of the response.
     """
 
     def __init__(
@@ -73,30 +73,30 @@ class ApiError(Exception):
 
 
 def invalid(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """A request that cannot be answered as it is."""
+    """400: the request is wrong."""
     return ApiError(400, message, code=code, param=param)
 
 
 def no_such_model(names: Sequence[str]) -> ApiError:
-    """A name that is none of `names`."""
-    message = f"There is no such model here; this server has {', '.join(map(repr, names))}."
+    """404: the model's name is not one of `names`."""
+    message = f"The model does not exist; this server has {', '.join(map(repr, names))}."
     return ApiError(404, message, code="model_not_found", param="model")
 
 
 def busy(message: str) -> ApiError:
-    """Too many requests; the client should come back."""
+    """429: too many requests; the client should retry."""
     headers = {"Retry-After": str(RETRY_AFTER_S)}
     return ApiError(429, message, code="server_busy", kind="rate_limit_error", headers=headers)
 
 
-def unready(message: str) -> ApiError:
-    """The server has not begun, or is ending."""
+def not_ready(message: str) -> ApiError:
+    """503: the server is starting or stopping."""
     headers = {"Retry-After": str(RETRY_AFTER_S)}
     return ApiError(503, message, code="server_not_ready", kind="server_error", headers=headers)
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told about `error`."""
+    """The error that a client gets for `error`; what is not its fault is logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineBusyError):
@@ -108,15 +108,15 @@ def as_api_error(error: BaseException) -> ApiError:
         if isinstance(error, kind):
             return invalid(_PYTHON_ADVICE.sub("", str(error)), code=code)
     logger.error("a request failed", exc_info=error)
-    message = "The server failed to answer this request; its log says why."
+    message = "The server failed to answer this request; its log has the reason."
     return ApiError(500, message, code="internal_error", kind="server_error")
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
-    """The JSON of an error, whole reply or event."""
+    """The JSON body of an error, as a response or an event of a stream."""
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The whole reply of an error."""
+    """The HTTP response of an error."""
     return JSONResponse(error_body(error), error.status, headers=error.headers)

@@ -1,4 +1,4 @@
-"""A log that a client cannot flood."""
+"""A log filter that limits the rate of warnings and errors, so that clients cannot flood the log."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ __all__ = ["LogLimit"]
 
 
 class LogLimit(logging.Filter):
-    """Lets through at most `burst` warnings and errors of one logger in `window_s` seconds, and says how many it kept.
+    """Passes at most `burst` warnings and as many errors per logger in `window_s` seconds; the next one has the count.
 
-    Lines below a warning pass: they are written because somebody asked for them.
+    Records below the level of warnings pass.
 
     Args:
-        burst: records of one logger and level.
+        burst: number of records per logger and level.
         window_s: seconds, from the first of them.
-        clock: seconds that only go forward.
+        clock: monotonic time in seconds.
     """
 
     def __init__(self, burst: int = 10, window_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._burst, self._window_s, self._clock = burst, window_s, clock
-        self._windows: dict[tuple[str, int], tuple[float, int]] = {}  # when the window began, records since
+        self._windows: dict[tuple[str, int], tuple[float, int]] = {}  # start of the window, records since
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether `record` is written."""
+        """True if `record` is written."""
         if record.levelno < logging.WARNING:
             return True
         key, now_s = (record.name, record.levelno), self._clock()
         begun_s, count = self._windows.get(key, (now_s, 0))
         if now_s - begun_s >= self._window_s:
             if count > self._burst:
-                record.msg = f"{record.getMessage()} ({count - self._burst} more before it were left out)"
+                record.msg = f"{record.getMessage()} ({count - self._burst} more were suppressed)"
                 record.args = None
             begun_s, count = now_s, 0
         self._windows[key] = (begun_s, count + 1)

@@ -1,8 +1,8 @@
-"""Images behind addresses: only of allowed hosts, and never from inside the network that the server stands in.
+"""Fetches images from URLs: only from allowed hosts, and never from inside the server's own network (SSRF).
 
-For the first URL and for every redirect: scheme, host and port are checked, the name is resolved here, every address
-that it has must be public, and the connection goes to the address that was checked, so a name that changes its address
-in between (DNS rebinding) gains nothing. No proxy, no cookies, no credentials; size and time are limited.
+For the first URL and every redirect, scheme, host and port are checked, the name is resolved here, all its addresses
+must be public, and the connection goes to the address that was checked, so DNS rebinding has no effect. No proxy, no
+cookies, no credentials; size and time are limited.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _SPECIAL_V4 = tuple(
         ),
     )
 )
-_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all that is given out; the rest is special or reserved
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # all that is allocated; the rest is special or reserved
 _SPECIAL_V6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")))
-# Addresses that carry an IPv4 address inside: its owner, not they, says whether they are public.
+# An IPv6 address that contains an IPv4 address is as public as that.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -63,8 +63,8 @@ class RemoteImages:
     """Fetches images.
 
     Args:
-        hosts: who may be asked: ``example.org``, ``*.example.org``, ``example.org:8443``, ``*``; empty for nobody.
-        max_bytes: of an image.
+        hosts: allowed hosts: ``example.org``, ``*.example.org``, ``example.org:8443``, ``*``; empty for none.
+        max_bytes: size of an image.
         timeout_s: for one image, redirects included.
         resolve, is_allowed: for tests: the addresses of a name, and which of them may be connected to.
     """
@@ -86,36 +86,36 @@ class RemoteImages:
         """The bytes behind `url`.
 
         Raises:
-            ApiError: not allowed, not reachable, too large, too slow. What an inner network would answer is not told.
+            ApiError: not allowed, not reachable, too large, too slow. Says nothing about the server's own network.
         """
         if not self._hosts:
             raise invalid(
-                "This server fetches no images from addresses. Send the image as a data URI: "
+                "This server fetches no images from URLs. Send the image as a data URI: "
                 "data:image/png;base64,<payload>.",
                 code="remote_images_disabled",
             )
         try:
-            return await asyncio.wait_for(self._followed(url), self._timeout_s)
+            return await asyncio.wait_for(self._fetch(url), self._timeout_s)
         except asyncio.TimeoutError as error:
             raise invalid(f"The image took longer than {self._timeout_s} s.", code="image_unreachable") from error
-        except (httpx.HTTPError, httpx.StreamError, OSError, UnicodeError) as error:  # UnicodeError: no name of DNS
+        except (httpx.HTTPError, httpx.StreamError, OSError, UnicodeError) as error:  # UnicodeError: not a DNS name
             raise invalid("The image's host cannot be reached.", code="image_unreachable") from error
 
-    async def _followed(self, url: str) -> bytes:
+    async def _fetch(self, url: str) -> bytes:
         async with httpx.AsyncClient(trust_env=False, timeout=self._timeout_s, follow_redirects=False) as client:
             for _ in range(_MAX_REDIRECTS + 1):
-                answer = await self._asked(client, url)
+                answer = await self._request(client, url)
                 if isinstance(answer, bytes):
                     return answer
                 url = urljoin(url, answer)
-        raise invalid(f"The image's address redirects more than {_MAX_REDIRECTS} times.", code="image_unreachable")
+        raise invalid(f"The image's URL redirects more than {_MAX_REDIRECTS} times.", code="image_unreachable")
 
-    async def _asked(self, client: httpx.AsyncClient, text: str) -> bytes | str:
-        """An image's bytes, or where it is instead."""
+    async def _request(self, client: httpx.AsyncClient, text: str) -> bytes | str:
+        """An image's bytes, or the URL of a redirect."""
         url = self._checked_url(text)
         address = await self._checked_address(url)
         headers = {"Host": url.netloc.decode("ascii"), "User-Agent": "fastvlm", "Accept-Encoding": "identity"}
-        # The certificate is checked against the name, though the connection goes to the address.
+        # The certificate is checked against the name; the connection goes to the address.
         extensions = {"sni_hostname": url.raw_host.decode("ascii")}
         request = client.build_request("GET", url.copy_with(host=address), headers=headers, extensions=extensions)
         response = await client.send(request, stream=True)
@@ -159,7 +159,7 @@ class RemoteImages:
                 f"The image's host answered with HTTP status {response.status_code}.", code="image_unreachable"
             )
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise invalid("The image's host sent compressed data, which was not asked for.", code="image_unreachable")
+            raise invalid("The image's host sent compressed data, which was not requested.", code="image_unreachable")
         body = bytearray()
         async for piece in response.aiter_raw():
             body += piece
@@ -171,8 +171,8 @@ class RemoteImages:
 
 
 def _refused() -> ApiError:
-    """One answer for all: which of them it was would tell about the network that the server stands in."""
+    """One error for all reasons: the reason would reveal details of the server's own network."""
     return invalid(
-        "The image's address is not one that this server may fetch. Send the image as a data URI.",
+        "This server may not fetch the image's URL. Send the image as a data URI.",
         code="image_url_not_allowed",
     )

@@ -1,4 +1,4 @@
-"""The way out: one JSON reply, or server-sent events (WHATWG HTML, section 9.2; OpenAI ends them with `[DONE]`)."""
+"""Writes a response: one JSON document, or server-sent events (WHATWG HTML, section 9.2) that end with `[DONE]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ResponseWriter"]
 
 
 class ResponseWriter:
-    """Sends one reply; knows whether it has begun, so that an error can still become a status or only an event.
+    """Sends one response. `has_begun` says whether an error can still become an HTTP status.
 
     Args:
         send: the request's; waits while the client reads slowly.
@@ -27,13 +27,13 @@ class ResponseWriter:
         self._is_stream = False
 
     async def json(self, content: Mapping[str, Any]) -> None:
-        """The whole reply; a content that is no JSON is found before the status is sent."""
+        """Send the whole response. Content that is not JSON raises before the status is sent."""
         data = await asyncio.to_thread(_dumps, content)  # log probabilities of many choices are megabytes
         await self._begin("application/json")
         await self._write(data, is_last=True)
 
     async def event(self, content: Mapping[str, Any]) -> None:
-        """One event of a stream."""
+        """Send one event of a stream."""
         data = b"data: " + _dumps(content) + b"\n\n"
         if not self.has_begun:
             self._is_stream = True
@@ -41,11 +41,11 @@ class ResponseWriter:
         await self._write(data)
 
     async def done(self) -> None:
-        """The end of a stream."""
+        """End a stream."""
         await self._write(b"data: [DONE]\n\n", is_last=True)
 
     async def fail(self, error: ApiError) -> None:
-        """The end of a stream that failed: an event with the error, and no `[DONE]`."""
+        """End a stream with an event that has the error, without `[DONE]`."""
         if self._is_stream:
             await self._write(b"data: " + _dumps(error_body(error)) + b"\n\n", is_last=True)
 

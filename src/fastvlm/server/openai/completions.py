@@ -1,213 +1,171 @@
-"""POST /v1/chat/completions and /v1/completions: read, prepare, generate, tell. The story of a request is `_answer`."""
+"""Handlers of POST /v1/chat/completions and /v1/completions.
+
+A request is parsed, assigned to a replica, prepared (images, tokens), generated, and its response written: see
+:func:`answer_chat` and :func:`_respond`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 from fastvlm.engine.prompt_inputs import PreparedPrompt
-from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
+from fastvlm.engine.types import Completion, SamplingParams
 from fastvlm.errors import PromptError
 from fastvlm.processing.prompt import IMAGE_TOKEN
+from fastvlm.server.context import Exchange, ServerContext
 from fastvlm.server.http.body import parse
 from fastvlm.server.http.errors import invalid, no_such_model
-from fastvlm.server.http.remote_images import RemoteImages
-from fastvlm.server.http.response_writer import ResponseWriter
-from fastvlm.server.metrics import Metrics
 from fastvlm.server.openai.formatters import ChatFormatter, CompletionFormatter, ReplyFormatter
-from fastvlm.server.openai.generation import Choice, Totals, replies
-from fastvlm.server.openai.logprobs import LogprobFormatter
+from fastvlm.server.openai.generation import Choice, RequestUsage, stream_choices
 from fastvlm.server.openai.messages import check_texts, read_messages
-from fastvlm.server.openai.sampling import choice_params, read_params, reply_limit
+from fastvlm.server.openai.sampling import choice_params, max_new_tokens, sampling_params
 from fastvlm.server.openai.schemas import ChatRequest, CompletionRequest, ImagePart, Message
-from fastvlm.server.openai.structured_output import GrammarCompiler
-from fastvlm.server.openai.text_limits import TextLimits
 from fastvlm.server.replicas import Replica, Replicas
-from fastvlm.server.settings import ServeSettings
 
-__all__ = ["ServerContext", "answer_chat", "answer_completion"]
+__all__ = ["answer_chat", "answer_completion"]
 
-Given = TypeVar("Given")
-Found = TypeVar("Found")
+_Request = ChatRequest | CompletionRequest
 
 
-@dataclass(frozen=True)
-class ServerContext:
-    """What answering needs, once the model is open; `models` has the engines of each name that clients may ask for."""
-
-    settings: ServeSettings
-    models: Mapping[str, Replicas]
-    guides: GrammarCompiler
-    names: LogprobFormatter
-    remote: RemoteImages
-    metrics: Metrics
-    tokenizer: Any
-    texts: TextLimits
-    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="fastvlm-read"))
-
-    async def read(self, function: Callable[[ServerContext, Given], Found], given: Given) -> Found:
-        """``function(self, given)`` in the one thread that parses and tokenizes: memory is taken for one at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self.reader, function, self, given)
-
-
-async def answer_chat(context: ServerContext, body: bytes, writer: ResponseWriter, start_s: float) -> None:
-    """Answer one chat request; `start_s` is when it came, on :func:`time.perf_counter`'s clock."""
-    asked, conversation = await context.read(_read_chat, body)
-    del body  # and the images below: a request that waits for a slot holds its prepared prompt only
-    replicas, count = _asked_model(context, asked), _checked_count(context, asked, num_prompts=1)
-    with replicas.claim(count, conversation) as replica:
-        guides = await context.guides.make(asked.response_format, count)
-        prompt = await _chat_prompt(context, asked, replica)
-        asked.messages.clear()
-        params = _params(asked, [prompt], replica, context.settings)
+async def answer_chat(context: ServerContext, body: bytes, exchange: Exchange) -> None:
+    """Answer one chat request."""
+    request, conversation = await context.parse(_parse_chat, body)
+    del body  # and the images below: a request that waits for a slot keeps only its prepared prompt
+    replicas, count = _replicas(context, request), _num_choices(context, request, num_prompts=1)
+    with replicas.reserve(count, conversation) as replica:
+        guides = await context.grammars.make_guides(request.response_format, count)
+        messages = await read_messages(
+            request.messages,
+            context.remote_images.fetch,
+            max_images=context.settings.max_images,
+            max_image_bytes=context.settings.max_image_bytes,
+        )
+        prompt = await replica.async_engine.prepare(messages)
+        request.messages.clear()
+        del messages
+        params = _sampling_params(context, request, [prompt], replica)
         choices = [Choice(prompt, choice_params(params, index), guide) for index, guide in enumerate(guides)]
-        formatter = ChatFormatter(asked.model, context.names, has_usage=_has_usage(asked))
-        await _answer(context, asked, replica, choices, formatter, writer, start_s)
+        formatter = ChatFormatter(request.model, context.logprobs, has_usage=_has_usage(request))
+        await _respond(context, request, replica, choices, formatter, exchange)
 
 
-def _read_chat(context: ServerContext, body: bytes) -> tuple[ChatRequest, str]:
-    """The request, and what stands for its conversation: its first messages, images and all."""
-    asked = parse(body, ChatRequest)
-    check_texts(asked.messages, context.texts)
-    return asked, _digest(asked.messages[:2])
+def _parse_chat(context: ServerContext, body: bytes) -> tuple[ChatRequest, str]:
+    """The request, and a digest of its first messages, which identifies the conversation."""
+    request = parse(body, ChatRequest)
+    check_texts(request.messages, context.text_limits)
+    return request, _digest(request.messages[:2])
 
 
-async def _chat_prompt(context: ServerContext, asked: ChatRequest, replica: Replica) -> PreparedPrompt:
-    messages = await read_messages(
-        asked.messages,
-        context.remote.fetch,
-        max_images=context.settings.max_images,
-        max_image_bytes=context.settings.max_image_bytes,
-    )
-    return await replica.async_engine.prepare(messages)
-
-
-async def answer_completion(context: ServerContext, body: bytes, writer: ResponseWriter, start_s: float) -> None:
-    """Answer one completion request: the text goes in as it is, so a chat's marks may stand in it."""
-    asked, conversation = await context.read(_read_completion, body)
+async def answer_completion(context: ServerContext, body: bytes, exchange: Exchange) -> None:
+    """Answer one completion request. The text is used as it is, so it may contain a chat's special tokens."""
+    request, conversation = await context.parse(_parse_completion, body)
     del body
-    texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-    replicas, count = _asked_model(context, asked), _checked_count(context, asked, num_prompts=len(texts))
-    with replicas.claim(count, conversation) as replica:
-        prompts = []
-        for text in texts:
-            ids = await context.read(_token_ids, text)
-            prompts.append(await replica.async_engine.prepare(ids))
-        params = _params(asked, prompts, replica, context.settings)
+    texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+    replicas, count = _replicas(context, request), _num_choices(context, request, num_prompts=len(texts))
+    with replicas.reserve(count, conversation) as replica:
+        ids = [await context.parse(_token_ids, text) for text in texts]
+        prompts = [await replica.async_engine.prepare({"input_ids": [one]}) for one in ids]
+        params = _sampling_params(context, request, prompts, replica)
         each = count // len(prompts)
         choices = [Choice(prompt, choice_params(params, index)) for prompt in prompts for index in range(each)]
-        formatter = CompletionFormatter(asked.model, context.names, has_usage=_has_usage(asked))
-        await _answer(context, asked, replica, choices, formatter, writer, start_s)
+        formatter = CompletionFormatter(request.model, context.logprobs, has_usage=_has_usage(request))
+        await _respond(context, request, replica, choices, formatter, exchange)
 
 
-def _read_completion(context: ServerContext, body: bytes) -> tuple[CompletionRequest, str]:
-    """The request, and what stands for its texts."""
-    asked = parse(body, CompletionRequest)
-    if asked.best_of not in (None, asked.n or 1):
-        raise invalid(f"best_of is {asked.best_of}; expected what n is, {asked.n or 1}.", param="best_of")
-    texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+def _parse_completion(context: ServerContext, body: bytes) -> tuple[CompletionRequest, str]:
+    """The request, and a digest of its texts."""
+    request = parse(body, CompletionRequest)
+    if request.best_of not in (None, request.n or 1):
+        raise invalid(f"best_of is {request.best_of}; expected the value of n, {request.n or 1}.", param="best_of")
+    texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     for text in texts:
-        context.texts.check_length([text], "prompt")
+        context.text_limits.check_length([text], "prompt")
         if IMAGE_TOKEN in text:
-            raise invalid(f"A prompt has {IMAGE_TOKEN!r} in it; images go to /v1/chat/completions.", param="prompt")
-    return asked, _digest(texts)
+            raise invalid(f"The prompt contains {IMAGE_TOKEN!r}; send images to /v1/chat/completions.", param="prompt")
+    return request, _digest(texts)
 
 
-def _asked_model(context: ServerContext, asked: ChatRequest | CompletionRequest) -> Replicas:
-    """The engines of the model that is asked for, if it is there."""
-    if asked.model not in context.models:
-        raise no_such_model(context.settings.served_names)
-    return context.models[asked.model]
-
-
-def _checked_count(context: ServerContext, asked: ChatRequest | CompletionRequest, num_prompts: int) -> int:
-    """How many replies are asked for in all."""
-    limit = context.settings.max_choices
-    if asked.stream_options is not None and not asked.stream:
-        raise invalid("stream_options needs stream to be true.", param="stream_options")
-    count = (asked.n or 1) * num_prompts
-    if count > limit:
-        raise invalid(f"{count} replies are asked for; the limit is {limit}.", param="n")
-    return count
-
-
-def _has_usage(asked: ChatRequest | CompletionRequest) -> bool:
-    return asked.stream_options is not None and asked.stream_options.include_usage
+def _token_ids(context: ServerContext, text: str) -> list[int]:
+    ids: list[int] = context.tokenizer(text)["input_ids"]
+    if not ids:
+        raise PromptError("The prompt is empty; expected a text.")
+    return ids
 
 
 def _digest(beginning: Sequence[Message] | Sequence[str]) -> str:
-    """The same for the same messages or texts."""
-    found = hashlib.blake2b(digest_size=16)
+    """A digest of messages (roles, texts, image URLs) or texts."""
+    digest = hashlib.blake2b(digest_size=16)
     for one in beginning:
         content = one if isinstance(one, str) else one.content
         for part in content if isinstance(content, list) else [content or ""]:
             text = part if isinstance(part, str) else part.url if isinstance(part, ImagePart) else part.text
-            found.update(f"{type(part).__name__} {len(text)} ".encode() + text.encode("utf-8", "replace"))
-        found.update(b"" if isinstance(one, str) else one.role.encode())
-    return found.hexdigest()
+            digest.update(f"{type(part).__name__} {len(text)} ".encode() + text.encode("utf-8", "replace"))
+        digest.update(b"" if isinstance(one, str) else one.role.encode())
+    return digest.hexdigest()
 
 
-def _token_ids(context: ServerContext, text: str) -> dict[str, Any]:
-    ids = context.tokenizer(text)["input_ids"]
-    if not ids:
-        raise PromptError("The prompt is empty; expected a text.")
-    return {"input_ids": [ids]}
+def _replicas(context: ServerContext, request: _Request) -> Replicas:
+    """The engines of the request's model."""
+    if request.model not in context.models:
+        raise no_such_model(context.settings.served_names)
+    return context.models[request.model]
 
 
-def _params(
-    asked: ChatRequest | CompletionRequest, prompts: Sequence[PreparedPrompt], replica: Replica, settings: ServeSettings
+def _num_choices(context: ServerContext, request: _Request, num_prompts: int) -> int:
+    """Replies to all prompts together."""
+    limit = context.settings.max_choices
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options needs stream to be true.", param="stream_options")
+    count = (request.n or 1) * num_prompts
+    if count > limit:
+        raise invalid(f"The request asks for {count} replies; the limit is {limit}.", param="n")
+    return count
+
+
+def _has_usage(request: _Request) -> bool:
+    return request.stream_options is not None and request.stream_options.include_usage
+
+
+def _sampling_params(
+    context: ServerContext, request: _Request, prompts: Sequence[PreparedPrompt], replica: Replica
 ) -> SamplingParams:
-    """The settings of all choices; the longest prompt leaves the least room."""
+    """The sampling parameters of all choices; the longest prompt leaves the least room for a reply."""
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    return read_params(asked, reply_limit(asked, longest, replica.engine.context, settings))
+    return sampling_params(request, max_new_tokens(request, longest, replica.engine.context, context.settings))
 
 
-async def _answer(
+async def _respond(
     context: ServerContext,
-    asked: ChatRequest | CompletionRequest,
+    request: _Request,
     replica: Replica,
     choices: Sequence[Choice],
     formatter: ReplyFormatter,
-    writer: ResponseWriter,
-    start_s: float,
+    exchange: Exchange,
 ) -> None:
-    """The choices, as they come or whole."""
-    totals, completions = Totals(), dict[int, Completion]()
-    is_silent = True
-    opened: set[int] = set()
-    async with replies(replica, choices, totals) as events:
+    """Generate the choices, and send them as they come or as one response."""
+    usage, completions, writer = RequestUsage(), dict[int, Completion](), exchange.writer
+    has_text, begun = False, set[int]()
+    async with stream_choices(replica, choices, usage) as events:
         async for index, event in events:
-            if event.text and is_silent:
-                is_silent = False
-                context.metrics.ttft.observe(time.perf_counter() - start_s)
+            if event.text and not has_text:
+                has_text = True
+                context.metrics.ttft.observe(time.perf_counter() - exchange.start_s)
             if event.completion is not None:
                 completions[index] = event.completion
-            if asked.stream:
-                await _tell(writer, formatter, index, event, opened)
-    context.metrics.add(totals)
-    if not asked.stream:
+            if request.stream:
+                chunks = [formatter.first_chunk(index)] if index not in begun else []
+                begun.add(index)
+                for chunk in [*chunks, formatter.chunk(index, event)]:
+                    if chunk is not None:
+                        await writer.event(chunk)
+    context.metrics.add(usage)
+    if not request.stream:
         ordered = [completions[index] for index in range(len(choices))]
-        await writer.json(await asyncio.to_thread(formatter.whole, ordered, totals))
+        await writer.json(await asyncio.to_thread(formatter.response, ordered, usage))
         return
-    if _has_usage(asked):
-        await writer.event(formatter.closing(totals))
+    if _has_usage(request):
+        await writer.event(formatter.usage_chunk(usage))
     await writer.done()
-
-
-async def _tell(
-    writer: ResponseWriter, formatter: ReplyFormatter, index: int, event: TokenEvent, opened: set[int]
-) -> None:
-    """One event of one choice; its opening first."""
-    if index not in opened:
-        opened.add(index)
-        opening = formatter.opening(index)
-        if opening is not None:
-            await writer.event(opening)
-    piece = formatter.piece(index, event)
-    if piece is not None:
-        await writer.event(piece)

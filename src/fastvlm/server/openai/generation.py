@@ -1,4 +1,4 @@
-"""One request's replies from one engine: prepared once, made side by side."""
+"""Generates the choices of one request in parallel on one engine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from fastvlm.server.http.errors import ApiError
 from fastvlm.server.openai.structured_output import GrammarGuide
 from fastvlm.server.replicas import Replica
 
-__all__ = ["Choice", "Totals", "replies"]
+__all__ = ["Choice", "RequestUsage", "stream_choices"]
+
+_Events = AsyncGenerator[tuple[int, TokenEvent]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One reply that is asked for."""
+    """One reply of a request: its prompt and how it is sampled."""
 
     prompt: PreparedPrompt
     params: SamplingParams
@@ -26,14 +28,14 @@ class Choice:
 
 
 @dataclass
-class Totals:
-    """Completions of a request, as they end; one prompt of several choices counts once."""
+class RequestUsage:
+    """Token counts of a request's finished replies; a prompt of several choices counts once."""
 
     completions: list[Completion] = field(default_factory=list)
     prompts: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def add(self, choice: Choice, completion: Completion) -> None:
-        """Count a reply that has ended."""
+        """Count a finished reply."""
         usage = completion.usage
         self.completions.append(completion)
         counts = (usage.prompt_tokens, usage.cached_prompt_tokens, usage.image_tokens)
@@ -46,12 +48,12 @@ class Totals:
 
     @property
     def cached_tokens(self) -> int:
-        """Of these, not computed again."""
+        """Tokens of the prompts that were not computed again."""
         return sum(cached for _, cached, _ in self.prompts.values())
 
     @property
     def image_tokens(self) -> int:
-        """Of these, images'."""
+        """Visual tokens of the prompts."""
         return sum(image for _, _, image in self.prompts.values())
 
     @property
@@ -61,54 +63,51 @@ class Totals:
 
 
 @asynccontextmanager
-async def replies(
-    replica: Replica, choices: Sequence[Choice], totals: Totals
-) -> AsyncIterator[AsyncGenerator[tuple[int, TokenEvent]]]:
-    """Events of all choices as they come, with the choice's index; on leaving, what still runs is cancelled.
+async def stream_choices(replica: Replica, choices: Sequence[Choice], usage: RequestUsage) -> AsyncIterator[_Events]:
+    """(index, event) of all choices as they come, and `usage` counted; on exit, unfinished choices are cancelled.
 
-    What fails for one choice is raised, and ends the others. `totals` gets each reply that ends.
+    An exception of one choice is raised, and ends the others.
     """
-    inbox: asyncio.Queue[tuple[int, TokenEvent] | Exception] = asyncio.Queue()
-    pumps = [asyncio.ensure_future(_pump(replica, index, one, inbox)) for index, one in enumerate(choices)]
-    events = _events(choices, inbox, totals)
+    queue: asyncio.Queue[tuple[int, TokenEvent] | Exception] = asyncio.Queue()
+    tasks = [asyncio.ensure_future(_forward(replica, index, one, queue)) for index, one in enumerate(choices)]
+    events = _merged(choices, queue, usage)
     try:
         yield events
     finally:
         await events.aclose()
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(
-    replica: Replica, index: int, choice: Choice, inbox: asyncio.Queue[tuple[int, TokenEvent] | Exception]
+async def _forward(
+    replica: Replica, index: int, choice: Choice, queue: asyncio.Queue[tuple[int, TokenEvent] | Exception]
 ) -> None:
     try:
         async with aclosing(replica.async_engine.stream(choice.prompt, choice.params, guide=choice.guide)) as events:
             async for event in events:
-                inbox.put_nowait((index, event))
-    except Exception as error:  # noqa: BLE001 - the reader of the inbox raises it
-        inbox.put_nowait(error)
+                queue.put_nowait((index, event))
+    except Exception as error:  # noqa: BLE001 - raised by the reader of the queue
+        queue.put_nowait(error)
 
 
-async def _events(
-    choices: Sequence[Choice], inbox: asyncio.Queue[tuple[int, TokenEvent] | Exception], totals: Totals
-) -> AsyncGenerator[tuple[int, TokenEvent]]:
-    while len(totals.completions) < len(choices):
-        item = await inbox.get()
+async def _merged(
+    choices: Sequence[Choice], queue: asyncio.Queue[tuple[int, TokenEvent] | Exception], usage: RequestUsage
+) -> _Events:
+    while len(usage.completions) < len(choices):
+        item = await queue.get()
         if isinstance(item, Exception):
             raise item
         index, event = item
         if event.completion is not None:
             guide = choices[index].guide
             if guide is not None and guide.error is not None:
-                raise _cannot_follow(guide.error)
-            totals.add(choices[index], event.completion)
+                raise _grammar_failed(guide.error)
+            usage.add(choices[index], event.completion)
         yield index, event
 
 
-def _cannot_follow(error: str) -> ApiError:
-    """The schema's grammar failed in the middle of a reply."""
+def _grammar_failed(error: str) -> ApiError:
     reason = error.strip().partition("\n")[0]
     return ApiError(
         400,

@@ -1,6 +1,7 @@
-"""Messages of OpenAI's API -> the engine's. An image is in the request itself, or behind an address that is allowed.
+"""Messages of OpenAI's API -> the engine's messages, with images as bytes.
 
-Nothing here opens a file: what is no data URI and no http(s) URL is refused by its scheme, before anything reads it.
+An image is a data URI, or a URL that :mod:`fastvlm.server.http.remote_images` fetches. No file is opened: other schemes
+are refused before anything reads them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ async def read_messages(
     """Messages as :meth:`fastvlm.AsyncEngine.prepare` takes them, images as bytes.
 
     Raises:
-        ApiError: too many images, one in another turn than the user's, an address that is none or not allowed, a data
-            URI that is none, an image with too many bytes.
+        ApiError: too many images, an image outside of a user message, an invalid data URI, a URL that is not allowed,
+            an image with too many bytes.
     """
-    images = [(place, role, part) for place, role, part in _images(messages)]
+    images = list(_images(messages))
     if len(images) > max_images:
         raise invalid(f"The request has {len(images)} images; the limit is {max_images}.", param="messages")
     contents: dict[int, bytes] = {}
@@ -45,11 +46,11 @@ async def read_messages(
 
 
 def check_texts(messages: Sequence[Message], limits: TextLimits) -> None:
-    """Raise for messages whose texts are too long for the context, or can be seen to be wrong without their images.
+    """Check everything about messages that needs no image.
 
     Raises:
-        ApiError: see :class:`TextLimits`; a message without content that is not the assistant's; the assistant's at the
-            end.
+        ApiError: see :class:`TextLimits`; a message without content that is not the assistant's; an assistant's
+            message at the end.
     """
     for index, message in enumerate(messages):
         if message.content is None and message.role != "assistant":
@@ -57,14 +58,14 @@ def check_texts(messages: Sequence[Message], limits: TextLimits) -> None:
             raise invalid(f"{place} is missing or null.", param=place, code="missing_required_parameter")
     last = f"messages[{len(messages) - 1}]"
     if messages[-1].role == "assistant":
-        raise invalid(f"{last} is the assistant's, so there is nothing to answer. End with a user message.", param=last)
+        raise invalid(f"{last} has the role 'assistant'. End with a user message.", param=last)
     limits.check_length((text for _, text in _texts(messages)), "messages")
     for place, text in _texts(messages):
-        limits.check_marks(text, place)
+        limits.check_special_tokens(text, place)
 
 
 def _texts(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
-    """Place and content of each text."""
+    """(path of the field, text) of each text."""
     for index, message in enumerate(messages):
         place = f"messages[{index}].content"
         if isinstance(message.content, str):
@@ -91,7 +92,7 @@ async def _image(url: str, place: str, fetch: FetchImage, max_bytes: int) -> byt
     if scheme in ("http", "https"):
         return await fetch(url)
     raise invalid(
-        f"{place} is no data URI and no http(s) URL; paths and other schemes are refused. Expected "
+        f"{place} is neither a data URI nor an http(s) URL; paths and other schemes are refused. Expected "
         "data:image/png;base64,<payload>.",
         param=place,
         code="invalid_image_url",
@@ -107,12 +108,12 @@ def _data_uri(uri: str, place: str, max_bytes: int) -> bytes:
     except ImageError as error:
         raise invalid(str(error), param=place, code="invalid_image_url") from error
     if not data:
-        raise invalid(f"{place} is empty: 0 bytes hold no image.", param=place, code="invalid_image_url")
+        raise invalid(f"{place} is empty; expected an encoded image.", param=place, code="invalid_image_url")
     return data
 
 
 def _turns(messages: Sequence[Message], contents: dict[int, bytes]) -> list[dict[str, Any]]:
-    """The conversation as the model was trained: at most one system turn, the first; several are joined, in order."""
+    """The conversation in the form of the training data: system messages are joined, in order, into the first turn."""
     turns = [_turn(message, contents) for message in messages]
     system = [item for turn in turns if turn["role"] == "system" for item in turn["content"]]
     others = [turn for turn in turns if turn["role"] != "system"]

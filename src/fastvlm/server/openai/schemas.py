@@ -1,7 +1,7 @@
-"""Requests and replies as OpenAI's API has them (openai-python 3.54, `types/chat`, `types/completion*.py`).
+"""Schemas of requests and responses of OpenAI's API (openai-python 3.54, `types/chat`, `types/completion*.py`).
 
-A request's unknown names are refused, and what the engine cannot do is refused by value: a setting that is silently
-ignored would be a wrong answer. `top_k`, `min_p` and `repetition_penalty` are additions that vLLM's users know.
+Unknown parameters and unsupported values are refused: a parameter that is silently ignored would give a wrong answer.
+`top_k`, `min_p` and `repetition_penalty` are vLLM's additions.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ __all__ = [
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256  # a step compares every ending of the text so far with every stop string
 MAX_TOP_LOGPROBS = 20
-MAX_PARTS = 1000  # of one message
-_MAX_LABEL_CHARACTERS = 512  # of texts that have no effect
+MAX_PARTS = 1000  # in one message
+_MAX_LABEL_CHARACTERS = 512  # in texts without effect
 
 Label = Annotated[str, Field(max_length=_MAX_LABEL_CHARACTERS)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
-class _Asked(BaseModel):
-    """Part of a request: exact kinds, known names only."""
+class _Strict(BaseModel):
+    """Part of a request: exact types, known names only."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class TextPart(_Asked):
+class TextPart(_Strict):
     """A text in a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Asked):
-    """Where an image is: in the request itself, or at an address whose host the server allows."""
+class ImageUrl(_Strict):
+    """An image as a data URI, or the URL of an image on an allowed host."""
 
-    url: str = Field(description="data:image/png;base64,... or, where the server allows its host, https://...")
+    url: str = Field(description="data:image/png;base64,... or, if the server allows its host, https://...")
     detail: Literal["auto", "low", "high"] | None = Field(
         None, description="Has no effect: FastVLM has one resolution."
     )
 
 
-class ImagePart(_Asked):
+class ImagePart(_Strict):
     """An image in a user's message."""
 
     type: Literal["image_url"]
@@ -68,7 +68,7 @@ class ImagePart(_Asked):
 
     @property
     def url(self) -> str:
-        """Where the image is."""
+        """The data URI or URL."""
         return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
@@ -76,11 +76,11 @@ ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 ContentParts = Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
-class Message(_Asked):
-    """One turn. What a reply has beside its content may come back with it, as long as it is null."""
+class Message(_Strict):
+    """One turn. The other fields of a reply may be sent back with it if they are null."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | ContentParts | None = Field(None, description="Only an assistant's message may have none.")
+    content: str | ContentParts | None = Field(None, description="May be null only for an assistant's message.")
     name: Label | None = Field(None, description="Has no effect.")
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -89,29 +89,29 @@ class Message(_Asked):
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class StreamOptions(_Asked):
+class StreamOptions(_Strict):
     """Options of a streamed reply."""
 
-    include_usage: bool = Field(False, description="End with an event that has the usage of all choices.")
+    include_usage: bool = Field(False, description="The last event has the usage of all choices.")
     include_obfuscation: bool | None = Field(None, description="Has no effect.")
 
 
-class JsonSchemaFormat(_Asked):
+class JsonSchemaFormat(_Strict):
     """A JSON schema and its name."""
 
     name: str = Field("reply", max_length=64)
     description: str | None = Field(None, max_length=4096)
     schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = Field(None, description="Every schema is enforced, with or without it.")
+    strict: bool | None = Field(None, description="Every schema is enforced, with or without this.")
 
 
-class PlainFormat(_Asked):
+class PlainFormat(_Strict):
     """Text, or any JSON object."""
 
     type: Literal["text", "json_object"]
 
 
-class SchemaFormat(_Asked):
+class SchemaFormat(_Strict):
     """JSON of a schema, enforced token by token."""
 
     type: Literal["json_schema"]
@@ -121,27 +121,27 @@ class SchemaFormat(_Asked):
 ResponseFormat = Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")]
 
 
-class SamplingRequest(_Asked):
-    """What chats and completions have in common."""
+class SamplingRequest(_Strict):
+    """Parameters that chats and completions share."""
 
-    model: str = Field(description="A name that /v1/models lists.")
+    model: str = Field(description="A name listed by /v1/models.")
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens after which the reply is cut; the server and the context may cut it earlier.",
+        description="Tokens after which the reply is cut; the server's limit and the context may cut it earlier.",
     )
     temperature: float | None = Field(
-        None, ge=0, le=2, description="0, the default, takes the likeliest token. With top_p alone it is 1."
+        None, ge=0, le=2, description="0, the default, is greedy. top_p without temperature implies 1."
     )
-    top_p: float | None = Field(None, ge=0, le=1, description="0 takes the likeliest token.")
+    top_p: float | None = Field(None, ge=0, le=1, description="0 is greedy.")
     n: int | None = Field(None, ge=1, le=128)
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)] | None = None
     seed: int | None = Field(
-        None, ge=-1, lt=2**63, description="Makes draws repeatable; choice i draws with seed + i. -1 is none."
+        None, ge=-1, lt=2**63, description="Makes sampling repeatable; choice i uses seed + i. -1 is none."
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 draw among all tokens.")
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 sample from all tokens.")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     frequency_penalty: Literal[0] | None = Field(None, description="Not supported; 0 only.")
@@ -166,30 +166,28 @@ class ChatRequest(SamplingRequest):
     metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = Field(None, description="Has no effect.")
     service_tier: Label | None = Field(None, description="Has no effect.")
     safety_identifier: Label | None = Field(None, description="Has no effect.")
-    prompt_cache_key: Label | None = Field(
-        None, description="Has no effect: beginnings in common are found by content."
-    )
+    prompt_cache_key: Label | None = Field(None, description="Has no effect: common prefixes are found by content.")
 
 
 class CompletionRequest(SamplingRequest):
-    """POST /v1/completions: text as it is, without a chat's marks, and without images."""
+    """POST /v1/completions: text without a chat template, and without images."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=16, fail_fast=True)]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: Literal[False] | None = None
     suffix: None = None
-    best_of: int | None = Field(None, ge=1, description="Not supported; the same number as n only.")
+    best_of: int | None = Field(None, ge=1, description="Not supported; only the value of n is allowed.")
 
 
 class PromptDetails(BaseModel):
-    """Of the prompt's tokens."""
+    """Parts of the prompt's tokens."""
 
     cached_tokens: int
     image_tokens: int
 
 
 class UsageReply(BaseModel):
-    """Tokens of all choices."""
+    """Token counts of all choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -198,7 +196,7 @@ class UsageReply(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A token that could have come."""
+    """A candidate token."""
 
     token: str
     logprob: float
@@ -206,20 +204,20 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """The token that came, and the likeliest ones at its place."""
+    """The chosen token, and the likeliest ones in its place."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChoiceLogprobs(BaseModel):
-    """Of every token of a reply but its end."""
+    """Log probabilities of every token of a reply except its end."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
 class ReplyMessage(BaseModel):
-    """The reply's turn."""
+    """The reply's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -247,7 +245,7 @@ class ChatCompletion(BaseModel):
 
 
 class TextLogprobs(BaseModel):
-    """Lists of one length, an entry for each token."""
+    """Lists of equal length, one entry per token."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -276,7 +274,7 @@ class Completion(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that can be asked."""
+    """A model of this server."""
 
     id: str
     object: Literal["model"] = "model"
@@ -299,7 +297,7 @@ class State(BaseModel):
 
 
 class ErrorDetails(BaseModel):
-    """What went wrong."""
+    """OpenAI's error object."""
 
     message: str
     type: str
@@ -308,6 +306,6 @@ class ErrorDetails(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """Every reply that is an error."""
+    """The body of every error response."""
 
     error: ErrorDetails

@@ -1,6 +1,6 @@
-"""`response_format`, enforced token by token: a grammar says which tokens may come next (llguidance).
+"""Structured output: `response_format` as a grammar that masks the tokens of each step (llguidance).
 
-JSON comes without white space between its parts: a model that may write spaces can write them for ever.
+JSON is generated without white space between its parts, because a model that may write spaces can write them forever.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ logger = logging.getLogger("fastvlm.server")
 _MAX_SCHEMA_CHARACTERS = 64 * 1024
 _JSON: JsonCompileOptions = {"whitespace_flexible": False}
 _QUIET = 0  # llguidance's log level
-_HIDDEN = "\x00"  # before the names of special tokens: no JSON document has this character unescaped
-_EMPTY_GRAMMAR = "NoExtensionBias"  # what llguidance says of a grammar that has no document
+_HIDDEN = "\x00"  # prefix of special tokens' names: no JSON document has this character unescaped
+_EMPTY_GRAMMAR = "NoExtensionBias"  # llguidance's error for a grammar that no document satisfies
 
 
 class GrammarGuide:
-    """One reply's place in a grammar; a :class:`fastvlm.engine.sampling.TokenGuide`.
+    """The state of one reply in a grammar; a :class:`fastvlm.engine.sampling.TokenGuide`.
 
     Args:
-        matcher: at the grammar's beginning.
-        vocab_size: of the logits, which may be wider than the tokenizer's.
-        end_ids: tokens that end a reply: all that may come where the grammar has failed.
+        matcher: llguidance's, at the beginning of the grammar.
+        vocab_size: V, width of the logits, which may be larger than the tokenizer's vocabulary.
+        end_ids: tokens that end a reply: only they are allowed after the grammar has failed.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, end_ids: Sequence[int]) -> None:
         self._matcher, self._vocab_size, self._end_ids = matcher, vocab_size, list(end_ids)
 
     def allowed(self) -> Tensor:
-        """Bool (V,), True where a token may come; an end token alone once the grammar is over, or has failed."""
+        """Bool (V,), True for tokens allowed next: only end tokens once the grammar is complete or has failed."""
         words = torch.empty((self._vocab_size + 31) // 32, dtype=torch.int32)
         if not self._matcher.is_error():
             self._matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.nbytes)
@@ -55,21 +55,21 @@ class GrammarGuide:
         return bits.reshape(-1)[: self._vocab_size].bool()
 
     def took(self, token_id: int) -> None:
-        """Go on by one token."""
+        """Advance by one token."""
         self._matcher.consume_token(token_id)
 
     @property
     def error(self) -> str | None:
-        """Why the grammar cannot be followed: it allows nothing, or became too large; None while it can."""
+        """Why the grammar failed: it allows no token, or became too large; None while it works."""
         return self._matcher.get_error() if self._matcher.is_error() else None
 
 
 class GrammarCompiler:
-    """Makes guides for one model's tokens.
+    """Compiles grammars for one model's tokenizer.
 
     Args:
-        tokenizer: transformers' fast one.
-        vocab_size: of the logits.
+        tokenizer: transformers' fast tokenizer.
+        vocab_size: width of the logits.
         end_ids: tokens that end a reply.
     """
 
@@ -78,15 +78,19 @@ class GrammarCompiler:
         self.tokens = LLTokenizer(_literal_tokenizer(tokenizer), n_vocab=vocab_size, eos_token=self._end_ids)
         self._limits = LLParserLimits(verbose_errors=False)
 
-    async def make(self, asked: PlainFormat | SchemaFormat | None, count: int) -> list[GrammarGuide] | list[None]:
-        """A guide for each of `count` replies, made in another thread; None where nothing was asked for.
+    async def make_guides(
+        self, response_format: PlainFormat | SchemaFormat | None, count: int
+    ) -> list[GrammarGuide] | list[None]:
+        """One guide for each of `count` replies, compiled in another thread; None for free text.
 
         Raises:
-            ApiError: a schema that is none, is too large, or says what cannot be enforced.
+            ApiError: the schema is invalid, too large, or cannot be enforced.
         """
-        if asked is None or asked.type == "text":
+        if response_format is None or response_format.type == "text":
             return [None] * count
-        schema = asked.json_schema.schema_ if isinstance(asked, SchemaFormat) else {"type": "object"}
+        schema = (
+            response_format.json_schema.schema_ if isinstance(response_format, SchemaFormat) else {"type": "object"}
+        )
         matcher = await asyncio.to_thread(self._matcher, schema)
         matchers = [matcher, *(matcher.deep_copy() for _ in range(count - 1))]
         return [GrammarGuide(one, self._vocab_size, self._end_ids) for one in matchers]
@@ -101,16 +105,16 @@ class GrammarCompiler:
         except ValueError as error:
             raise _bad_schema(str(error)) from error
         first = GrammarGuide(matcher.deep_copy(), self._vocab_size, self._end_ids)
-        first.allowed()  # some schemas are found to be impossible only when the first token is asked for
+        first.allowed()  # llguidance finds some impossible schemas only when it computes the first mask
         if first.error is not None:
             raise _bad_schema(first.error)
         return matcher
 
 
 def _literal_tokenizer(tokenizer: Any) -> str:
-    """The JSON of `tokenizer`, with special tokens under names that no text has.
+    """The JSON of `tokenizer`, with special tokens renamed so that no text contains them.
 
-    A schema's `const` of ``<|im_end|>`` is then written with the tokens of ordinary text, not with the special token.
+    A schema's `const` of ``<|im_end|>`` is then written with ordinary tokens, not with the special token.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["padding"] = content["truncation"] = None
@@ -126,7 +130,7 @@ def _literal_tokenizer(tokenizer: Any) -> str:
 def _bad_schema(error: str) -> ApiError:
     reason = error.strip().partition("\n")[0]
     if reason == _EMPTY_GRAMMAR:
-        reason = "no finite document satisfies it (does a $ref lead back to itself, without an alternative?)"
+        reason = "no finite document satisfies it (does a $ref refer to itself without an alternative?)"
     return invalid(
         f"The schema cannot be enforced: {reason.rstrip('.')}.",
         param="response_format.json_schema.schema",

@@ -1,4 +1,4 @@
-"""How long a text may be, and what it may not contain; found without tokenizing it, which takes seconds a megabyte."""
+"""Limits of texts, checked without tokenizing them: tokenizing takes seconds per megabyte."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fastvlm.server.http.errors import ApiError, invalid
 __all__ = ["TextLimits", "text_limits"]
 
 _PIECE_CHARACTERS = 2**16
-_SEAM_BYTES = 16  # what normalization may save where two pieces meet: a letter and three marks, 4 bytes each
+_SEAM_BYTES = 16  # NFC may shorten the text by this much where two pieces meet: a letter and three marks, 4 bytes each
 _LETTERS = bytes(byte for byte in range(128) if chr(byte).isalnum())
 _HIGH = bytes(range(128, 256))
 _OTHERS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
-# Tokens of one class are short (words) or long (runs of spaces or dashes), so each class has a bound of its own.
+# One bound per class, because tokens of some classes are short (words) and of others long (runs of spaces or dashes).
 _CLASSES = (_LETTERS, _HIGH, _OTHERS)
 
 
@@ -28,9 +28,9 @@ class TextLimits:
     """Limits for the texts of one request.
 
     Args:
-        max_tokens: of the prompt.
-        longest: for each class of bytes, the most that one token of the vocabulary has.
-        special_tokens: what no text of a chat may contain.
+        max_tokens: tokens of the prompt.
+        longest: for each class of bytes, the largest number of them in one token of the vocabulary.
+        special_tokens: strings that no text of a chat may contain.
     """
 
     max_tokens: int
@@ -38,13 +38,13 @@ class TextLimits:
     special_tokens: tuple[str, ...]
 
     def check_length(self, texts: Iterable[str], param: str) -> None:
-        """Raise for texts that must have more than `max_tokens` tokens together.
+        """Refuse texts that certainly have more than `max_tokens` tokens together.
 
-        A byte-level tokenizer takes each byte of the NFC-normalized text into one token. So there are at least as many
-        tokens as there are bytes of a class, divided by the most that one token has of it.
+        A byte-level tokenizer puts each byte of the NFC-normalized text into one token. So there are at least as many
+        tokens as bytes of a class divided by the largest number of them in one token.
 
         Raises:
-            ApiError: they must; that they need not does not mean that they fit.
+            ApiError: the texts are too long. Texts that pass may still be too long.
         """
         counts, num_characters = [0] * len(_CLASSES), 0
         for text in texts:
@@ -57,17 +57,17 @@ class TextLimits:
                 if any(count > self.max_tokens * most for count, most in zip(counts, self.longest, strict=True)):
                     raise _too_long(num_characters, self.max_tokens, param)
 
-    def check_marks(self, text: str, param: str) -> None:
-        """Raise for a text that contains a special token: the model would take it for the end of a turn, or an image.
+    def check_special_tokens(self, text: str, param: str) -> None:
+        """Refuse a text with a special token: the model would read it as the end of a turn, or as an image.
 
         Raises:
-            ApiError: with the token.
+            ApiError: names the token.
         """
         found = next((token for token in self.special_tokens if token in text), None)
         if found is not None:
             raise invalid(
-                f"{param} contains {found!r}, which the model reads as a mark. Remove it, or write it otherwise; "
-                "an image is a content part of its own, of the type image_url.",
+                f"{param} contains {found!r}, which is a special token of the model. Remove it or rewrite it; send an "
+                "image as a content part of type image_url.",
                 param=param,
                 code="invalid_prompt",
             )
@@ -83,12 +83,12 @@ def _too_long(num_characters: int, max_tokens: int, param: str) -> ApiError:
 
 
 def text_limits(tokens: LLTokenizer, tokenizer: Any, max_tokens: int) -> TextLimits:
-    """The limits of a byte-level tokenizer that normalizes to NFC or not at all, as Qwen2's.
+    """The limits for a byte-level tokenizer that normalizes to NFC or not at all, as Qwen2's.
 
     Args:
         tokens: llguidance's view of the tokenizer.
-        tokenizer: transformers' fast one.
-        max_tokens: of a prompt.
+        tokenizer: transformers' fast tokenizer.
+        max_tokens: tokens of a prompt.
     """
     longest = [0] * len(_CLASSES)
     for token_id in range(tokens.vocab_size):
@@ -99,5 +99,5 @@ def text_limits(tokens: LLTokenizer, tokenizer: Any, max_tokens: int) -> TextLim
 
 
 def _count(data: bytes, members: bytes) -> int:
-    """How many bytes of `data` are among `members`."""
+    """Number of bytes of `data` that are in `members`."""
     return len(data) - len(data.translate(None, members))

@@ -1,0 +1,59 @@
+"""What the handlers of requests share, once the model is open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastvlm.server.http.remote_images import RemoteImages
+from fastvlm.server.http.response_writer import ResponseWriter
+from fastvlm.server.metrics import Metrics
+from fastvlm.server.openai.logprobs import LogprobFormatter
+from fastvlm.server.openai.structured_output import GrammarCompiler
+from fastvlm.server.openai.text_limits import TextLimits
+from fastvlm.server.replicas import Replicas
+from fastvlm.server.settings import ServeSettings
+
+__all__ = ["Exchange", "ServerContext"]
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One HTTP request as its handler sees it, without its body.
+
+    Args:
+        writer: sends the response.
+        start_s: arrival of the request, on the clock of :func:`time.perf_counter`.
+        client: what counts as one client, see :func:`fastvlm.server.http.connections.client_key`.
+    """
+
+    writer: ResponseWriter
+    start_s: float
+    client: str
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """Settings, engines by model name, and helpers of one server."""
+
+    settings: ServeSettings
+    models: Mapping[str, Replicas]
+    grammars: GrammarCompiler
+    logprobs: LogprobFormatter
+    remote_images: RemoteImages
+    metrics: Metrics
+    tokenizer: Any
+    text_limits: TextLimits
+    parser: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="fastvlm-parse")
+    )
+
+    async def parse(self, function: Callable[[ServerContext, Argument], Result], argument: Argument) -> Result:
+        """``function(self, argument)`` in the one thread that parses and tokenizes: it takes memory for one request."""
+        return await asyncio.get_running_loop().run_in_executor(self.parser, function, self, argument)
