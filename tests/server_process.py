@@ -1,22 +1,28 @@
-"""A real server in a process of its own, as a user starts it, and ways to ask it."""
+"""A real server in a process of its own, and ways to ask it."""
 
 from __future__ import annotations
 
 import atexit
 import base64
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
-import threading
+import tempfile
 import time
 from pathlib import Path
 
 import httpx
 
-START_S = 240  # a busy machine takes its time to import torch
+START_S = 240  # a busy machine takes its time to open a model
 ROOT = Path(__file__).parents[1]
+# Servers are forked from a process that has imported what they need: importing takes most of a start's time.
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+_PROCESSES = multiprocessing.get_context(_METHOD)
+_PROCESSES.set_forkserver_preload(
+    ["fastvlm.cli.main", "fastvlm.server.process", "fastvlm.backends.fast", "transformers"]
+)
 
 
 def data_uri(path: Path) -> str:
@@ -32,31 +38,49 @@ def question(text: str, *urls: str, role: str = "user") -> dict:
     return {"role": role, "content": [*images, {"type": "text", "text": text}]}
 
 
-class Server:
-    """`fastvlm serve` on a free port; `lines` is what it said on stderr."""
+def _run(arguments: list[str], log: str) -> None:
+    """`fastvlm serve` with its stderr in the file `log`; runs in the new process."""
+    for name in [name for name in os.environ if name.startswith("FASTVLM_SERVE")]:
+        del os.environ[name]
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from fastvlm.cli.main import run
 
-    def __init__(self, *arguments: object, model: object = "mini", wait: bool = True, **environment: str) -> None:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "FASTVLM_SERVE"))}
-        command = [sys.executable, "-m", "fastvlm", "serve", "--model", str(model), "--port", "0"]
-        self.process = subprocess.Popen(
-            [*command, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**plain, "HF_HUB_OFFLINE": "1", **environment},
-        )
-        atexit.register(self.process.kill)  # of a test that failed before it stopped its server
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
+    sys.argv = ["fastvlm", "serve", *arguments]
+    run()
+
+
+def _start(*arguments: object) -> tuple[multiprocessing.process.BaseProcess, Path]:
+    file, log = tempfile.mkstemp(suffix=".log")
+    os.close(file)
+    process = _PROCESSES.Process(target=_run, args=(list(map(str, arguments)), log), daemon=True)
+    process.start()
+    atexit.register(Path(log).unlink)
+    return process, Path(log)
+
+
+def refused_start(*arguments: object) -> tuple[int | None, str]:
+    """Exit code and stderr of a server that does not start."""
+    process, log = _start(*arguments)
+    process.join(START_S)
+    return process.exitcode, log.read_text()
+
+
+class Server:
+    """`fastvlm serve` on a free port."""
+
+    def __init__(self, *arguments: object, model: object = "mini", wait: bool = True) -> None:
+        self.process, self._log = _start("--model", model, "--port", 0, *arguments)
         self.url = self._until(self._address)
         self.client = httpx.Client(base_url=self.url, timeout=START_S)
         if wait:
             self._until(lambda: self.client.get("/ready").status_code == 200 or None)
 
-    def _read(self) -> None:
-        for line in self.process.stderr:
-            self.lines.append(line)
+    @property
+    def lines(self) -> list[str]:
+        """What it has written to stderr."""
+        return self._log.read_text().splitlines(keepends=True)
 
     def _address(self) -> str | None:
         found = re.search(r"http://[\d.]+:\d+", "".join(self.lines))
@@ -68,12 +92,12 @@ class Server:
             result = condition()
             if result is not None:
                 return result
-            if self.process.poll() is not None:
+            if not self.process.is_alive():
                 break
             time.sleep(0.05)
         raise AssertionError(f"the server did not start: {''.join(self.lines)}")
 
-    def until_told(self, words: str) -> None:
+    def until_line(self, words: str) -> None:
         """Wait for a line on stderr that holds `words`."""
         self._until(lambda: any(words in line for line in self.lines) or None)
 
@@ -99,16 +123,21 @@ class Server:
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         return sorted(int(child) for task in tasks for child in task.read_text().split())
 
-    def stop(self, limit_s: float = 120) -> int:
+    def signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        os.kill(self.process.pid, number)
+
+    def wait(self, limit_s: float = 120) -> int | None:
+        """The exit code, once it has ended."""
+        self.process.join(limit_s)
+        return self.process.exitcode
+
+    def stop(self, limit_s: float = 120) -> int | None:
         """SIGTERM; the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        if self.process.is_alive():
+            self.signal(signal.SIGTERM)
         try:
-            return self.process.wait(limit_s)
+            return self.wait(limit_s)
         finally:
             self.process.kill()
-            self.process.wait()
-            self._reader.join()
-            self.process.stdout.close()
-            self.process.stderr.close()
             self.client.close()

@@ -1,8 +1,6 @@
 """`fastvlm serve --adapter`: the model's name picks base or adapter, and each answers as the offline engine does."""
 
 import re
-import subprocess
-import sys
 import threading
 
 import peft
@@ -135,11 +133,3 @@ def test_what_an_adapter_takes_is_told_and_is_less_than_the_model(served):
 def in_bytes(text):
     value, unit = text.split()
     return float(value) * 1000 ** ("B", "KB", "MB", "GB").index(unit)
-
-
-def test_an_adapter_that_does_not_fit_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "fastvlm", "serve", "--port", "0", "--adapter", f"a={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("fastvlm: error: ")]
-    assert done.returncode == 1 and len(errors) == 1 and "has no adapter_config.json" in errors[0], done.stderr
-    assert "Traceback" not in done.stderr

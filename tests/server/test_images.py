@@ -138,8 +138,8 @@ def test_decoders_end_with_the_server_in_the_middle_of_an_image(how):
     with ThreadPoolExecutor(1) as threads, stopped(server) as decoders:
         slow = threads.submit(ask, server, fresh_image())
         threading.Event().wait(1)  # whether it has reached a decoder or not: what follows is the same
-        server.process.send_signal(how)
-        assert server.process.wait(120) == (0 if how == signal.SIGTERM else -how)
+        server.signal(how)
+        assert server.wait() == (0 if how == signal.SIGTERM else -how)
         assert all(has_ended(decoder) for decoder in decoders) and len(decoders) == 2
         with contextlib.suppress(Exception):  # an answer that says so, or a closed connection
             assert slow.result().status_code == 503

@@ -77,5 +77,5 @@ def test_special_tokens_that_were_added_are_known():
     limits = text_limits(from_tokenizer(words), words, 10)
     limits.check_special_tokens("an ordinary < text |>", "prompt")
     for mark in ("<|ours|>", "<|im_end|>", "<image>", "<|endoftext|>"):
-        with pytest.raises(ApiError, match="reads as a mark"):
+        with pytest.raises(ApiError, match="is a special token of the model"):
             limits.check_special_tokens(f"a{mark}", "prompt")

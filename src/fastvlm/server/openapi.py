@@ -41,7 +41,7 @@ def document(model_names: Sequence[str], *, has_keys: bool) -> dict[str, Any]:
     """
     requests = [route.request for route in API_ROUTES if isinstance(route, EngineRoute)]
     replies = [route.reply for route in API_ROUTES if route.reply is not None]
-    models = dict.fromkeys([*requests, *replies, ErrorReply])
+    models: dict[type[BaseModel], None] = dict.fromkeys([*requests, *replies, ErrorReply])
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     for request in requests:
         schemas["$defs"][request.__name__]["properties"]["model"]["enum"] = list(model_names)
@@ -52,7 +52,7 @@ def document(model_names: Sequence[str], *, has_keys: bool) -> dict[str, Any]:
         "components": {"schemas": schemas["$defs"]},
     }
     for route in API_ROUTES:
-        security = {"security": [{"key": []}]} if has_keys and needs_key(route.path) else {}
+        security: dict[str, Any] = {"security": [{"key": []}]} if has_keys and needs_key(route.path) else {}
         if isinstance(route, EngineRoute):
             operation = {"post": {**_engine_operation(route, model_names[0]), **security}}
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,6 @@ from fastvlm.server.settings import ServeSettings
 __all__ = ["serve"]
 
 _LINGER_S = 5.0  # after the grace period: time to send the error events of replies that were cut
-_KEEP_ALIVE_S = 30
 _BACKLOG = 128  # connections not accepted yet; asyncio logs an error for each when open files run out
 _OTHER_FILES = 256  # open files besides connections: weights, images from URLs, workers
 
@@ -98,7 +98,7 @@ class _Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_keep_alive=math.ceil(service.settings.header_timeout_s),
             timeout_graceful_shutdown=int(grace_s + _LINGER_S) + 1,
             backlog=_BACKLOG,
         )

@@ -11,7 +11,7 @@ from typing import Literal
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.images import ImageLimits
-from fastvlm.processing.image_pool import ImagePool
+from fastvlm.images.pool import ImagePool
 from fastvlm.server.context import ServerContext
 from fastvlm.server.http.connections import UploadSlots
 from fastvlm.server.http.remote_images import RemoteImages

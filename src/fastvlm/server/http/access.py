@@ -72,7 +72,7 @@ class AccessMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if status >= 400:
+                if status >= 400 and status != 408:  # after 408 the rest of the body would not come either
                     await incoming.drain()
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id

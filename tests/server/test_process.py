@@ -1,6 +1,8 @@
-"""Hang-ups, a full queue, time limits, keys, signals: nothing is lost, nothing is left."""
+"""The server process: disconnects, a full queue, time limits, API keys, signals, starts that are refused."""
 
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,7 +12,11 @@ import time
 
 import httpx
 import pytest
-from server_process import Server, data_uri, example, question
+from server_process import Server, data_uri, example, question, refused_start
+
+from fastvlm.errors import UsageError
+from fastvlm.server.process import serve
+from fastvlm.server.settings import ServeSettings
 
 ENDLESS = {"model": "mini", "messages": [question("Talk.")], "max_tokens": 3000}
 KEY = "a-key-of-thirty-two-characters-xx"
@@ -112,7 +118,7 @@ def test_a_image_beside_a_running_reply_is_answered(endless):
 def test_sigterm_in_the_middle_loses_no_reply_that_has_begun(endless_folder):
     server = Server("--name", "mini", "--max-output-tokens", 3000, model=endless_folder)
     stack, _, lines = open_stream(server, max_tokens=400)
-    server.process.send_signal(signal.SIGTERM)
+    server.signal(signal.SIGTERM)
     events = [line for line in lines if line]
     assert events[-1] == "data: [DONE]"
     assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
@@ -134,12 +140,12 @@ def test_after_the_grace_period_and_the_time_limit_replies_end_with_an_error(end
     assert late.json()["error"]["code"] == "timeout"
     server.until_idle()
     stack, _, lines = open_stream(server, max_tokens=4000, n=8)
-    server.process.send_signal(signal.SIGTERM)
+    server.signal(signal.SIGTERM)
     last = [line for line in lines if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] in ("server_not_ready", "timeout")
     stack.__exit__(None, None, None)
-    server.process.wait(120)  # a second signal would meet a process that has just put its own handlers away
-    assert server.stop() == 0
+    assert server.wait() == 0  # before stop(): a second signal would meet a process without its handlers
+    server.stop()
     assert "Traceback" not in "".join(server.lines)
 
 
@@ -168,45 +174,52 @@ def test_keys_are_needed_where_they_are_set(endless_folder, tmp_path):
     assert KEY not in "".join(server.lines)
 
 
-def test_before_the_model_is_open_the_server_says_so(endless_folder):
-    server = Server("--name", "mini", model=endless_folder, wait=False)
-    state = server.client.get("/ready")
-    if state.status_code == 503:  # it may have been quicker than we
-        assert state.json()["status"] in ("starting", "warming up") and state.headers["retry-after"]
-        refused = server.client.post("/v1/chat/completions", json=ENDLESS)
-        assert refused.status_code in (503, 200)
-    assert server.client.get("/health").status_code == 200
-    server.until_told("serving: mini at ")  # last: whoever waits for this line can ask at once
-    assert server.client.get("/ready").status_code == 200
-    assert [line.split()[1] for line in server.lines] == ["opening:", "serving:"]
-    assert server.stop() == 0
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "fastvlm", "serve", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+def test_the_command_says_where_it_listens_and_when_it_is_ready(endless_folder):
+    """A start as a user types it; before the model is open, requests get 503."""
+    command = [sys.executable, "-m", "fastvlm", "serve", "--port", "0", "--name", "mini", "--model", endless_folder]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        opening = process.stderr.readline()
+        url = re.search(r"http://[\d.:]+", opening)[0]
+        state = httpx.get(f"{url}/ready")
+        if state.status_code == 503:  # not if the model opens faster than this test asks
+            assert state.json()["status"] in ("starting", "warming up") and state.headers["retry-after"]
+            assert httpx.post(f"{url}/v1/chat/completions", json=ENDLESS, timeout=240).status_code in (503, 200)
+        assert httpx.get(f"{url}/health").status_code == 200
+        serving = process.stderr.readline()  # last: whoever waits for this line can send requests at once
+        assert httpx.get(f"{url}/ready").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert [opening.split()[1], serving.split()[1:3], process.stderr.read()] == [
+            "opening:",
+            ["serving:", "mini"],
+            "",
+        ]
+    assert process.returncode == 0
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
         cases = {
             ("--host", "0.0.0.0"): "anyone could use this server",
-            ("--port", port): "Cannot listen on 127.0.0.1",
+            ("--port", taken.getsockname()[1]): "Cannot listen on 127.0.0.1",
             ("--port", 0, "--model", tmp_path): "config.json",
             ("--slots", 0): "slots is 0; expected 1 or more",
+            ("--port", 0, "--adapter", f"a={tmp_path}"): "has no adapter_config.json",
         }
         for arguments, words in cases.items():
-            done = command(*arguments)
-            errors = [line for line in done.stderr.splitlines() if line.startswith("fastvlm: error: ")]
-            assert done.returncode in (1, 2) and len(errors) == 1 and words in errors[0], done.stderr
-            assert "Traceback" not in done.stderr and done.stdout == ""
+            code, stderr = refused_start(*arguments)
+            errors = [line for line in stderr.splitlines() if line.startswith("fastvlm: error: ")]
+            assert code in (1, 2) and len(errors) == 1 and words in errors[0], stderr
+            assert "Traceback" not in stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no resource limits")
+def test_too_few_open_files_for_the_connections_are_an_error(monkeypatch):
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 500))
+    with pytest.raises(UsageError, match="max_connections needs 1256 open files"):
+        serve(ServeSettings(max_connections=1000), dict)
 
 
 def test_images_reach_a_checkpoint_of_another_kind(endless, tmp_path):
