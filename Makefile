@@ -71,6 +71,7 @@ unit: install-test browser
 # Minutes each: an adapter that learns, checkpoints of the published sizes, compilation. Before a release.
 slow: install-test
 	$(BIN)/python -m pytest -m slow
+	FASTVLM_TEST_EXAMPLES=300 $(BIN)/python -m pytest -m "hypothesis and not slow and not exhaustive"
 
 # What needs one core runs side by side, before the tests take both.
 test:

@@ -288,7 +288,7 @@ print(len(report.files), report.num_bytes, peak)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' /proc to measure memory")
 def test_memory_is_that_of_a_shard_not_of_the_checkpoint(tmp_path):
-    sizes = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 16, "num_attention_heads": 8}
+    sizes = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 8}
     model = apple_layout.tokenized_model(text=sizes)
     apple = apple_layout.write_apple_folder(tmp_path / "apple", model)
     done = subprocess.run(
@@ -299,6 +299,6 @@ def test_memory_is_that_of_a_shard_not_of_the_checkpoint(tmp_path):
         env={**os.environ, "MALLOC_ARENA_MAX": "1"},
     )
     num_files, num_bytes, peak = (int(word) for word in done.stdout.split())
-    assert num_files > 20
-    assert num_bytes > 400e6
-    assert peak < 64e6  # of 400 MB; a shard is 16 MB, the largest tensor 8 MB
+    assert num_files > 8
+    assert num_bytes > 150e6
+    assert peak < 64e6  # of 150 MB; a shard is 16 MB, the largest tensor 8 MB

@@ -136,6 +136,7 @@ VERBS = {
         compared=lambda name: name.startswith("model/") and name.endswith((".safetensors", ".json")),
         again=("--resume",),
         is_kept=True,
+        num_points=1,
     ),
 }
 if find_spec("fastvlm_recipes") is None:
@@ -191,8 +192,8 @@ def num_changes(changes: list[str], kinds: tuple[str, ...]) -> int:
 
 
 def some_of(count: int, wanted: int) -> list[int]:
-    """`wanted` of the numbers 1 to `count`, evenly spread, first and last among them."""
-    return sorted({1 + round(number * (count - 1) / (wanted - 1)) for number in range(wanted)})
+    """`wanted` of the numbers 1 to `count`, evenly spread."""
+    return sorted({1 + round((number + 0.5) * (count - 1) / wanted) for number in range(wanted)})
 
 
 def check_point(verb: Verb, faulty: Faulty, sources: Path, whole: Straight, folder: Path, at: int, fault: dict) -> None:
