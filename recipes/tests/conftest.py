@@ -14,7 +14,10 @@ from fastvlm_recipes.demo_data.vocabulary import EMOJI_NAMES, EMOJI_STYLES, HELD
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A machine that is busy with other work must not fail a test.
-settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = int(os.environ.get("FASTVLM_TEST_EXAMPLES", "25"))  # more in `make slow`
+settings.register_profile(
+    "any_machine", deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("any_machine")
 
 

@@ -123,6 +123,7 @@ def test_the_padded_tokenizer_has_the_published_ids_and_cuts_text_as_before():
     assert len(model["merges"]) == 151_643 - 256  # as published: a merge for all but the bytes
 
 
+@pytest.mark.slow
 def test_a_published_size_is_written_with_its_whole_tokenizer(tmp_path, monkeypatch):
     """The 0.5B's vocabulary and ids over narrow layers: the whole one is too large for a test."""
     content = fastvlm.FastVlmConfig.preset("0.5b").to_dict()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import layouts
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_runner import Echo, asked
 
@@ -62,7 +62,6 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, after):
     assert len(lines(tmp_path)) == 5
 
 
-@settings(max_examples=30)
 @given(st.integers(0, 400))
 def test_a_half_line_is_cut_off_and_asked_again(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")

@@ -266,7 +266,6 @@ MODEL_ARGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(model_args=MODEL_ARGS)
 def test_a_config_is_either_refused_or_can_be_built_and_run(model_args):
     arguments = {"layers": [1, 1], "embed_dims": [32, 32], "token_mixers": ["repmixer", "attention"], **model_args}
@@ -344,7 +343,7 @@ def test_default_differs_from_transformers_default_as_documented(theirs):
     # Theirs has the class defaults of Qwen2 (rope theta 1e4): no checkpoint's numbers. Ours is the published 7B.
     assert theirs().text_config.rope_parameters["rope_theta"] == 10_000.0
     assert FastVlmConfig().text_config.rope_parameters["rope_theta"] == 1_000_000.0
-    text = (Path(__file__).parents[1] / "docs" / "deviations.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "deviations.md").read_text()
     assert "rope_theta" in text and "FastVlmConfig()" in text
 
 

@@ -413,7 +413,7 @@ def test_lora_on_the_decoder(tiny_model):
 # Compiling.
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(backend, tiny_model):
     torch._dynamo.reset()
     inputs = inputs_for(["titt", "it"])

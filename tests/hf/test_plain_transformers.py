@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from qwen2_format import small_tokenizer
@@ -60,7 +60,6 @@ def theirs(folder):
 # ------------------------------------------------------------------------------------------------------ crop
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 3), st.integers(0, 99))
 def test_crop_is_bit_equal_to_the_pil_backend(width, height, multiple, seed):
     image = noise(width, height, seed)

@@ -268,7 +268,6 @@ def test_boolean_and_grayscale_arrays():
         assert open_image(array).getpixel((1, 0)) == (9, 9, 9)
 
 
-@settings(deadline=None, max_examples=80)
 @given(
     shape=st.tuples(*[st.integers(0, 9)] * 3),
     dtype=st.sampled_from([np.uint8, np.uint16, np.int16, np.float32, np.bool_]),
@@ -351,7 +350,7 @@ def test_truncated_files_are_refused(format_name):
                 open_image(data[: int(len(data) * share)])
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), format_name=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO"]))
 def test_damaged_bytes_give_a_image_or_a_image_error(data, format_name):
     original = bytearray(encoded(quadrants(16, 16), format_name))
@@ -363,7 +362,6 @@ def test_damaged_bytes_give_a_image_or_a_image_error(data, format_name):
             assert open_image(bytes(original), limits=ImageLimits(max_pixels=10**6)).mode == "RGB"
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused(data):
     with warnings.catch_warnings():

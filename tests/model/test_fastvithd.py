@@ -55,7 +55,6 @@ def test_published_encoder_fuses_on_the_meta_device():
     assert {key: value.shape for key, value in fused.state_dict().items()} == shapes
 
 
-@settings(max_examples=60, deadline=None)
 @given(height=st.integers(1, 400), width=st.integers(1, 400))
 def test_token_count_is_that_of_the_real_map(height, width):
     with torch.no_grad():

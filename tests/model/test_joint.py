@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm.errors import ImageTokenMismatchError
@@ -29,7 +29,6 @@ def lay_out(layouts, tokens_each, side):
     return [p + r if side == "left" else r + p for p, r in zip(pad, rows, strict=True)], image
 
 
-@settings(max_examples=200, deadline=None)
 @given(layouts=prompts, tokens_each=st.integers(1, 5), side=st.sampled_from(["left", "right"]))
 def test_every_row_is_the_right_one(layouts, tokens_each, side):
     rows, num_images = lay_out(layouts, tokens_each, side)
@@ -65,7 +64,6 @@ def test_wrong_counts_are_told_per_sample(counts, num_images, said):
         join_image_and_text(text, features, mask_of(*counts))
 
 
-@settings(max_examples=100, deadline=None)
 @given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=4), num_images=st.integers(1, 6))
 def test_accepts_exactly_whole_images_that_add_up(counts, num_images):
     text, features = torch.zeros(len(counts), 12, WIDTH), torch.ones(num_images, 4, WIDTH)

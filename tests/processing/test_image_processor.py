@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -56,7 +56,6 @@ def test_pad_in_blocks_equals_the_whole_canvas():
     assert np.array_equal(np.asarray(fit_image(image, 256, 256)), np.asarray(padded(image, 256, 256)))
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
 def test_pad_equals_the_whole_canvas_for_any_size(width, height, rows, columns, seed):
     image = noise(width, height, seed)
@@ -129,7 +128,6 @@ def cropped(image, side):
     return image.resize(size, BICUBIC).crop((left, top, left + side, top + side))
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 4), st.integers(0, 99))
 def test_crop_equals_resize_and_centre_crop(width, height, multiple, seed):
     image = noise(width, height, seed)
@@ -180,7 +178,6 @@ def test_pixel_values_are_float32_bytes_over_255():
     assert pixels.max() == 1.0
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=4),
     target=st.tuples(st.integers(1, 4), st.integers(1, 4)),

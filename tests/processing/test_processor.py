@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from qwen2_format import small_tokenizer
@@ -88,7 +88,6 @@ def test_numbers_of_images_per_prompt(processor, texts, images, expected, side):
         assert levels(inputs) == list(range(1, sum(expected) + 1))
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     batch=st.lists(st.lists(st.sampled_from(["i", "word", " "]), max_size=6), min_size=1, max_size=4),
     side=st.sampled_from(["left", "right"]),

@@ -4,7 +4,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from training_files import llava, write_lines
 
@@ -19,7 +19,6 @@ def everything(source):
     return [source.record(index) for index in range(len(source))]
 
 
-@settings(max_examples=60)
 @given(
     records=RECORDS,
     indent=st.sampled_from([None, 0, 2]),
@@ -32,7 +31,6 @@ def test_an_array_is_read_as_json_reads_it(tmp_path_factory, records, indent, is
     assert everything(json_records(path)) == records
 
 
-@settings(max_examples=60)
 @given(records=RECORDS, mark=st.sampled_from(["", "\ufeff"]))
 def test_lines_are_read_as_json_reads_them(tmp_path_factory, records, mark):
     path = tmp_path_factory.mktemp("json") / "x.jsonl"

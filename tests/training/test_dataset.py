@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from training_files import N, gray, levels, llava, processor, save_images, write_lines
 
@@ -61,7 +61,6 @@ USERS = st.lists(st.just("<image>") | TEXTS, min_size=1, max_size=4).map(" ".joi
 TURNS = st.lists(st.tuples(USERS, TEXTS.filter(str.strip)), min_size=1, max_size=3)
 
 
-@settings(max_examples=150)
 @given(turns=TURNS, system=st.none() | TEXTS)
 def test_ids_are_the_processors_and_labels_the_replies(turns, system):
     record = llava(*[text for turn in turns for text in turn])

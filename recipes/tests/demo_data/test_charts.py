@@ -4,7 +4,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm_recipes.demo_data import charts
@@ -18,7 +18,6 @@ from fastvlm_recipes.demo_data.word_lists import HELD_OUT_WORDS
 TABLE = Chart("Votes", ("A", "B", "C"), (3, 9, 1), ("red", "blue", "red"), True, "flat")
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 5))
 def test_values_stand_apart(seed, count):
     values = make_values(Random(seed), count)
@@ -27,7 +26,6 @@ def test_values_stand_apart(seed, count):
     assert min(ordered[-1] - ordered[-2], ordered[1] - ordered[0]) >= LEAST_GAP * ordered[-1]
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 5))
 def test_labels_are_different_and_training_has_no_held_out_word(seed, count):
     labels = make_labels(Random(seed), "train", count)
@@ -40,7 +38,6 @@ def test_no_set_of_labels_has_a_held_out_word():
     assert not {label.casefold() for names in LABEL_SETS for label in names} & HELD_OUT_WORDS
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_training_never_draws_the_held_out_style(seed):
     assert draw_chart(Random(seed), "train").chart.style in SEEN_STYLES
@@ -72,7 +69,6 @@ def test_what_is_painted_is_as_long_as_the_numbers_say(style, monkeypatch):
         assert (np.abs(painted - paper).max(1) > 30).mean() > least
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), split=st.sampled_from(["train", "test"]))
 def test_labels_title_and_values_are_written(seed, split):
     scene = draw_chart(Random(seed), split)
@@ -93,7 +89,6 @@ def test_largest_and_smallest_of_a_table():
     assert (largest(TABLE), smallest(TABLE)) == ("B", "C")
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_answers_are_true_of_the_chart(seed):
     rng = Random(seed)

@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm_recipes.demo_data import words
@@ -52,7 +52,6 @@ def test_font_families_are_split_by_name() -> None:
     assert families("test") == {held_out: ("b.ttf",)}
 
 
-@settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32), length=st.integers(1, 8))
 def test_training_never_draws_a_held_out_word(seed: int, length: int) -> None:
     text = words.token(Random(seed), length)

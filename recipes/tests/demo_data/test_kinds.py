@@ -5,7 +5,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm_recipes.demo_data import fonts, kinds, words
@@ -40,7 +40,6 @@ def test_shares_are_kept_and_known_without_drawing():
     assert all(draw_sample(0, "train", index, mix).kind == kind_of(0, "train", index, mix) for index in range(12))
 
 
-@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(["word", "small", "lines", "receipt", "chart"]))
 def test_training_never_writes_a_held_out_word(seed, kind):
     scene = DRAWERS[kind](Random(seed), "train")
@@ -76,7 +75,6 @@ def test_held_out_words_of_every_length_are_drawn_and_none_is_trained_on():
     assert not HELD_OUT_WORDS & {*TRAIN_WORDS, *LONGER_TRAIN_WORDS}
 
 
-@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(ALWAYS))
 def test_no_answer_gives_another_away(seed, kind):
     rng = Random(seed)

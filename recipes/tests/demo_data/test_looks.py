@@ -3,7 +3,7 @@
 import json
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm_recipes.demo_data.charts import draw_chart
@@ -79,7 +79,6 @@ def said_by(looks, answer):
 
 
 @given(st.integers(0, 500))
-@settings(max_examples=40, deadline=None)
 def test_receipts_and_charts_are_looked_at_where_the_answer_is_written(seed):
     rng = Random(seed)
     scene = (draw_receipt, draw_chart)[seed % 2](rng, "train")

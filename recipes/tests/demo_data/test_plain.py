@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm_recipes.demo_data.canvas import SIZE
@@ -13,7 +13,6 @@ from fastvlm_recipes.demo_data.shapes import ALL_PAIRS
 from fastvlm_recipes.demo_data.vocabulary import HELD_OUT_PAIRS
 
 
-@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from(["as", "Sun", "WINDOWS", "mmmmmmmm", "$12.50"]))
 def test_a_small_word_lies_inside_the_image_and_says_what_was_asked(seed, text):
     scene = draw_small_word(Random(seed), "train", text)
@@ -27,7 +26,6 @@ def test_letters_are_small_as_often_as_large():
     assert heights[0] <= 8 and heights[-1] >= 30 and 11 <= heights[150] <= 24
 
 
-@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_shapes_of_a_grid_are_equal_and_apart(seed):
     shapes = draw_plain_grid(Random(seed), ALL_PAIRS).shapes()

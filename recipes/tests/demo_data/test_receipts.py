@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm_recipes.demo_data.canvas import SIZE
@@ -44,7 +44,6 @@ def test_everything_that_the_record_says_is_written(layout):
             assert texts[name] and texts[price]
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), split=st.sampled_from(["train", "test"]))
 def test_a_total_is_the_sum_of_its_items(seed, split):
     receipt = draw_receipt(Random(seed), split).receipt
@@ -53,7 +52,6 @@ def test_a_total_is_the_sum_of_its_items(seed, split):
     assert 1 <= len(names) == len(set(names)) <= 3
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_training_sees_no_held_out_layout_and_no_held_out_word(seed):
     receipt = draw_receipt(Random(seed), "train").receipt
@@ -93,7 +91,6 @@ def test_rows_do_not_lie_on_each_other():
             assert is_same_row or below - above > 0.4 * (height + other)
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_answers_are_true_of_the_receipt(seed):
     rng = Random(seed)
@@ -117,7 +114,6 @@ def test_answers_are_true_of_the_receipt(seed):
             assert answer == str(len(receipt.items))
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_the_json_has_what_is_asked_for_and_nothing_else(seed):
     rng = Random(seed)
@@ -134,7 +130,6 @@ def test_amounts_are_written_with_two_digits(number, sign, text):
     assert as_written(number, sign) == text
 
 
-@settings(max_examples=40)
 @given(st.integers(0, 10_000))
 def test_dates_fit_a_row(seed):
     date = make_date(Random(seed))

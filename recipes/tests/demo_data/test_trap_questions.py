@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm_recipes.demo_data.charts import draw_chart
@@ -29,7 +29,6 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("kind", DRAWN)
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_a_false_premise_names_nothing_that_is_there(kind, seed):
     rng = Random(seed)
@@ -45,7 +44,6 @@ def test_a_false_premise_names_nothing_that_is_there(kind, seed):
     assert not (missing == "bar" and scene.chart) and not (missing == "text" and scene.lines)
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_absent_colors_and_shapes_are_asked_for_by_name(seed):
     rng = Random(seed)
@@ -57,7 +55,6 @@ def test_absent_colors_and_shapes_are_asked_for_by_name(seed):
     assert answer.split()[3] in SHAPE_NAMES and answer.split()[3] in question.lower()
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_a_twin_is_true_of_the_shapes(seed):
     rng = Random(seed)

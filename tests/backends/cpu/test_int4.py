@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linears import NO_KERNELS, layer, relative_gap
 
@@ -33,7 +33,6 @@ def test_laying_a_weight_out_for_another_cpu_changes_no_value(outputs):
     assert torch.equal(other.in_blocks(64).packed, stored.packed)
 
 
-@settings(max_examples=40, deadline=None)
 @given(shape=SHAPES, group_size=st.sampled_from(GROUP_SIZES), offset=st.floats(-3, 3))
 def test_a_weight_is_at_most_half_a_step_off(shape, group_size, offset):
     _, inputs, outputs = shape
@@ -59,7 +58,6 @@ def test_constant_groups_are_kept():
         )
 
 
-@settings(max_examples=40, deadline=None)
 @given(shape=SHAPES, group_size=st.sampled_from(GROUP_SIZES), has_bias=st.booleans())
 def test_equals_the_product_with_the_rounded_weight(shape, group_size, has_bias):
     x, weight, bias = layer(*shape)

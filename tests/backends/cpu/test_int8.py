@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linears import NO_KERNELS, layer, relative_gap
 
@@ -23,7 +23,6 @@ needs_kernel = pytest.mark.skipif(not int8.cpu_kernels().has_packed_int8, reason
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 130), st.integers(1, 130))
 
 
-@settings(max_examples=40, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 9))
 def test_a_weight_is_at_most_half_a_step_off(shape, seed):
     _, weight, _ = layer(*shape, seed=seed)
@@ -51,7 +50,6 @@ def restored(x, num_terms=2):
     return (first + second[0] / 254 if second else first) * scales
 
 
-@settings(max_examples=40, deadline=None)
 @given(shape=SHAPES, dtype=st.sampled_from([torch.float32, torch.bfloat16]), num_terms=st.sampled_from([1, 2]))
 def test_activations_are_at_most_half_a_step_of_the_last_term_off(shape, dtype, num_terms):
     x = layer(*shape)[0].to(dtype)
@@ -72,7 +70,6 @@ def test_one_bfloat16_row_is_rounded_as_finely_as_many(num_terms):
 
 
 @needs_kernel
-@settings(max_examples=60, deadline=None)
 @given(shape=SHAPES, has_bias=st.booleans(), num_terms=st.sampled_from([1, 2]))
 def test_dynamic_equals_the_product_of_what_was_rounded(shape, has_bias, num_terms):
     x, weight, bias = layer(*shape)
@@ -83,7 +80,6 @@ def test_dynamic_equals_the_product_of_what_was_rounded(shape, has_bias, num_ter
     assert relative_gap(Int8DynamicLinear(rounded, bias, num_terms)(x), expected) < 1e-4
 
 
-@settings(max_examples=60, deadline=None)
 @given(shape=SHAPES, has_bias=st.booleans(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_results_are_near_those_of_the_rounded_weight(shape, has_bias, dtype):
     x, weight, bias = layer(*shape)

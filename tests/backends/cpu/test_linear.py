@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linears import NO_KERNELS, layer, relative_gap
 
@@ -17,7 +17,6 @@ from fastvlm.backends.cpu.probe import cpu_kernels
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(1, 70),
     inputs=st.integers(1, 130),

@@ -57,7 +57,6 @@ def convolved(x, weight, bias):
 
 
 @is_possible
-@settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 70), st.integers(1, 70)),
     size=st.sampled_from([3, 7]),
@@ -127,7 +126,6 @@ def test_panels_hold_a_weight_as_it_is(shape):
 
 
 @is_possible
-@settings(max_examples=40, deadline=None)
 @given(
     rows=st.one_of(st.integers(1, 70), st.integers(500, 1100)),
     inputs=MULTIPLES,
@@ -182,7 +180,6 @@ def test_ffns_of_any_shape(kernels, rows, channels, hidden, threads, seed):
 
 
 @is_possible
-@settings(max_examples=40, deadline=None)
 @given(
     batch=st.integers(1, 2),
     tokens=st.one_of(st.integers(1, 40), st.sampled_from([64, 65, 128, 129, 300, 1024])),

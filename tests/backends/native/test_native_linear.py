@@ -4,7 +4,7 @@ import natives
 import pytest
 import torch
 from compiled import is_possible
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linears import layer, relative_gap
 
@@ -46,7 +46,6 @@ def made(bits, sizes, inputs, seed=0):
     return NativeLinear(natives.built(), forms, biases), expected
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     bits=st.sampled_from([16, 8, 4]),
     rows=st.integers(1, 70),
