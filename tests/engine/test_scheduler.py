@@ -131,7 +131,7 @@ class Requests(RuleBasedStateMachine):
 
 
 TestRequests = Requests.TestCase
-TestRequests.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRequests.settings = settings(stateful_step_count=40)
 
 
 @given(KEYS, KEYS)
