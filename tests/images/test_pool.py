@@ -123,6 +123,19 @@ def test_a_quick_image_does_not_wait_for_a_slow_one():
         asyncio.run(both(made))
 
 
+def test_one_clients_images_do_not_delay_another_clients_first(monkeypatch):
+    order = []
+
+    async def run(made):
+        monkeypatch.setattr(made, "_fit", lambda content, *_: order.append(content))
+        images = [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("b", 0)]
+        await asyncio.gather(*(made.fit(image, FITTING, ImageLimits(), image[0]) for image in images))
+
+    with pool() as made:
+        asyncio.run(run(made))
+    assert order == [("a", 0), ("a", 1), ("b", 0), ("a", 2), ("a", 3)]
+
+
 def test_who_is_cancelled_while_waiting_leaves_the_queue():
     async def run(made):
         slow = asyncio.ensure_future(made.fit(slow_image(), FITTING, ImageLimits(max_bytes=2**30)))

@@ -85,13 +85,18 @@ class AsyncEngine:
 
     # ------------------------------------------------------------------------------------------ asking
 
-    async def prepare(self, prompt: Any) -> PreparedPrompt:
-        """:meth:`Engine.prepare` in this door's thread for it; what it gives may be streamed several times."""
+    async def prepare(self, prompt: Any, client: str = "") -> PreparedPrompt:
+        """:meth:`Engine.prepare` in a thread of its own; the result may be streamed several times.
+
+        Args:
+            prompt: as for :meth:`Engine.prepare`.
+            client: identifies who asks: the image pool serves clients in rotation.
+        """
         self._refuse_if_closed()
         ready = None
         if self._image_pool is not None and (contents := encoded_images(prompt)):
             image_processor = self.engine.processor.image_processor
-            ready = await decode_images(contents, image_processor, self._image_pool, self._known_images)
+            ready = await decode_images(contents, image_processor, self._image_pool, self._known_images, client)
             self._refuse_if_closed()
         return await asyncio.get_running_loop().run_in_executor(self._preparer, self.engine.prepare, prompt, ready)
 

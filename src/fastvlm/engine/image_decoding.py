@@ -32,6 +32,7 @@ async def decode_images(
     image_processor: Any,
     pool: ImagePool,
     known: Callable[[Iterable[bytes]], Awaitable[Mapping[bytes, Tensor]]],
+    client: str = "",
 ) -> dict[bytes, Image.Image | Tensor]:
     """What :meth:`fastvlm.Engine.prepare` takes as `ready`.
 
@@ -42,6 +43,7 @@ async def decode_images(
         image_processor: how they are fitted, within which limits.
         pool: what decodes those that are not known.
         known: which of them are remembered, with their pixels; the caller holds them, so they cannot leave meanwhile.
+        client: whose images they are; the pool serves clients in rotation.
 
     Raises:
         ImageError: one that cannot be decoded within the limits.
@@ -52,5 +54,5 @@ async def decode_images(
     for content in contents:
         ready.update(await known([content]))  # asked one by one: another request may have brought it meanwhile
         if content not in ready:
-            ready[content] = await pool.fit(content, fitting, image_processor.image_limits)
+            ready[content] = await pool.fit(content, fitting, image_processor.image_limits, client)
     return ready

@@ -22,6 +22,7 @@ from PIL import Image
 
 from fastvlm.errors import ImageError, ImageTooLargeError, UsageError
 from fastvlm.images import ImageLimits
+from fastvlm.images.fair_turns import FairTurns
 from fastvlm.images.worker import receive, send
 
 __all__ = ["Fitting", "ImagePool"]
@@ -59,7 +60,7 @@ class ImagePool:
     def __init__(self, num_workers: int, *, timeout_s: float, memory_bytes: int) -> None:
         self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="fastvlm-images")
-        self._num_workers = num_workers
+        self._num_workers, self._turns = num_workers, FairTurns(num_workers)
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
@@ -75,18 +76,20 @@ class ImagePool:
         for worker in [future.result() for future in workers]:
             self._put_back(worker)
 
-    async def fit(self, content: bytes, fitting: Fitting, limits: ImageLimits) -> Image.Image:
+    async def fit(self, content: bytes, fitting: Fitting, limits: ImageLimits, client: str = "") -> Image.Image:
         """The image that `content` (a file's bytes) holds, fitted: RGB of exactly the height and width of `fitting`.
 
-        Images wait for a worker in the order in which they come. Who is cancelled while waiting leaves the queue.
+        While all workers are busy, clients get the next free one in rotation, so that one client's many images do not
+        delay those of others. A task that is cancelled while it waits leaves the queue.
 
         Raises:
             ImageTooLargeError: over the limits, too much memory, too slow.
             ImageError: no image, a damaged one, or one that ended its worker.
             UsageError: the pool is closed.
         """
-        self._refuse_if_closed()
-        return await asyncio.wrap_future(self._threads.submit(self._fit, content, fitting, limits))
+        async with self._turns.turn(client):
+            self._refuse_if_closed()
+            return await asyncio.wrap_future(self._threads.submit(self._fit, content, fitting, limits))
 
     def close(self) -> None:
         """End all workers, also those that are at work: their images raise UsageError."""

@@ -43,7 +43,7 @@ async def answer_chat(context: ServerContext, body: bytes, exchange: Exchange) -
             max_images=context.settings.max_images,
             max_image_bytes=context.settings.max_image_bytes,
         )
-        prompt = await replica.async_engine.prepare(messages)
+        prompt = await replica.async_engine.prepare(messages, exchange.client)
         request.messages.clear()
         del messages
         params = _sampling_params(context, request, [prompt], replica)
