@@ -1,4 +1,4 @@
-"""`fastvlm bench`: how fast FastVLM is on this machine, beside what others would use."""
+"""`fastvlm bench`: measure FastVLM on this machine, and on request its peers."""
 
 from __future__ import annotations
 
@@ -59,38 +59,46 @@ _Dtypes = Annotated[
     typer.Option(
         "--dtype",
         metavar="LIST",
-        help="Everybody's: bfloat16, float32, float16; ratios are of the first. auto: bfloat16, or float32 on a CPU "
-        "that only emulates bfloat16.",
+        help="Of all contestants: bfloat16, float32, float16; ratios are of the first. auto: bfloat16, or float32 on a "
+        "CPU that only emulates bfloat16.",
     ),
 ]
 _Bits = Annotated[str, typer.Option("--bits", metavar="LIST", help="Bits of the decoder's weights: 16, 8, 4.")]
-_Streams = Annotated[str, typer.Option("--streams", metavar="LIST", help="Replies together, for throughput.")]
+_Streams = Annotated[str, typer.Option("--streams", metavar="LIST", help="Concurrent replies, for throughput.")]
 _Image = Annotated[
     str,
-    typer.Option("--image", metavar="WIDTHxHEIGHT", help="The JPEG that ttft begins with; 4000x3000 has 12 million."),
+    typer.Option("--image", metavar="WIDTHxHEIGHT", help="Size in pixels of the JPEG that ttft decodes."),
 ]
-_Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="How often everything is repeated.")]
-_Minutes = Annotated[float, typer.Option("--max-minutes", metavar="M", help="After these no new round is begun.")]
-_NewTokens = Annotated[int, typer.Option("--new-tokens", metavar="N", help="Tokens of a reply.")]
+_Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="Repetitions of every measurement.")]
+_Minutes = Annotated[float, typer.Option("--max-minutes", metavar="M", help="No new round starts after M minutes.")]
+_NewTokens = Annotated[int, typer.Option("--new-tokens", metavar="N", help="Tokens per reply.")]
 _Threads = Annotated[
-    int, typer.Option("--threads", metavar="N", help="Threads of every contestant; 0 leaves it to each.")
+    int, typer.Option("--threads", metavar="N", help="CPU threads of every contestant; 0: the default of each.")
 ]
 _Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", metavar="FOLDER", help="Where the checkpoint of --preset is, or is made and kept."),
+    typer.Option(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="Folder of the checkpoint of --preset: used if it exists, else made and kept.",
+    ),
 ]
 _Keep = Annotated[bool, typer.Option("--keep", help="Keep the checkpoint of --preset for the next run.")]
-_Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the medians: .svg or .png.")]
+_Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw the medians: .svg or .png. Needs the extra plots.")
+]
 _Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FOLDER", help="Write the page there too: WHAT_HARDWARE_YYYYMM.md, and .json."),
+    typer.Option(
+        "--out", metavar="FOLDER", help="Also write the report to FOLDER, as WHAT_HARDWARE_YYYYMM.md and .json."
+    ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="Print the last line alone, the JSON object.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print only the JSON object.")]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Which checkpoint: one that is there, or a random one of a preset's size."""
+    """The checkpoint to measure: an existing one, or a random one of a preset's size."""
 
     model: str | None
     preset: str | None
@@ -104,11 +112,11 @@ class _Source:
         if self.preset is not None and self.model is not None:
             raise UsageError(f"Both the model {self.model!r} and --preset {self.preset} were given; give one of them.")
         if self.preset is None and (self.checkpoint is not None or self.is_kept):
-            raise UsageError("--checkpoint and --keep are about the checkpoint that --preset makes; give --preset too.")
+            raise UsageError("--checkpoint and --keep apply to the checkpoint that --preset makes; give --preset too.")
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The model's name in reports."""
         return f"random {self.preset}" if self.preset else Path(self.model or DEFAULT_MODEL).name
 
 
@@ -138,15 +146,15 @@ def bench(
 ) -> None:
     """Measure time to first token, decoding, throughput, memory and cold start.
 
-    Every contestant has a process of its own. They work one at a time, in turn, so that a slow minute of the machine is
-    slow for all. A table of medians with their spread goes to stdout; the last line is one JSON object. Ratios above 1
-    mean that fastvlm is better.
+    Every contestant runs in its own process. They are measured one at a time, in turn, so that other load on the
+    machine slows all of them alike. Stdout gets a table of medians with their spread; its last line is one JSON object.
+    Ratios above 1 mean that fastvlm is better.
 
-    --preset makes its checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, mini: 28.7 MB) and removes
-    it afterwards, unless --keep or --checkpoint is given. One that is there already is used, and stays.
+    --preset makes a checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, mini: 28.7 MB) and removes
+    it afterwards, unless --keep or --checkpoint is given. An existing one is used and kept.
 
-    transformers' own FastVLM needs timm and torchvision, which may lie in a folder that FASTVLM_PEERS names, or in
-    .venv-peers (`make peers`). Peers that are not installed are named and left out.
+    transformers' own FastVLM needs timm and torchvision, from the folder that FASTVLM_PEERS names or from .venv-peers
+    (`make peers`). Peers that are not installed are reported and left out.
 
     \b
     Examples:
@@ -163,14 +171,17 @@ def bench(
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        typed.options("", "", 64)  # what is wrong is told before anything is made
-        _check_plot(plot)
+        typed.options("", "", 64)  # report mistakes before anything is made
+        if plot is not None:
+            from fastvlm.plots import check_plot_file
+
+            check_plot_file(plot)
     _show(_measure(source, typed, notes), plot, out, is_json=is_json)
 
 
 @dataclass(frozen=True)
 class _Typed:
-    """What to measure, as it was typed; `numbers` are taken as they are."""
+    """The options of what to measure, unparsed; `numbers` go to BenchOptions unchanged."""
 
     what: str | None
     image_size: str | None
@@ -188,7 +199,7 @@ class _Typed:
         return _image_size(self.image)
 
     def options(self, folder: str, jpeg: str, own_side_px: int) -> BenchOptions:
-        """The same, checked; `own_side_px` is the checkpoint's own size of images."""
+        """The options, parsed and checked; `own_side_px` is the checkpoint's image size."""
         from fastvlm.bench.plan import MEASURES, BenchOptions
 
         _image_size(self.image)
@@ -207,20 +218,13 @@ class _Typed:
 
 
 def _usual_dtypes(device: str) -> tuple[str]:
-    """What checkpoints are published in, unless the CPU has no arithmetic for it."""
+    """bfloat16, as checkpoints are published, unless the CPU only emulates it."""
     import torch
 
     from fastvlm.backends.fast import fast_dtype
 
     kind = fast_dtype(torch.device("cpu" if device == "cpu" else "cuda")) or torch.bfloat16
     return (str(kind).removeprefix("torch."),)
-
-
-def _check_plot(plot: Path | None) -> None:
-    from fastvlm.bench.plot import check_plot_name
-
-    if plot is not None:
-        check_plot_name(plot)
 
 
 def _measure(source: _Source, typed: _Typed, notes: Notes) -> dict[str, Any]:
@@ -239,12 +243,13 @@ def _measure(source: _Source, typed: _Typed, notes: Notes) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_json: bool) -> None:
-    from fastvlm.bench.plot import save_plot
     from fastvlm.bench.report import as_text, file_name, write_files
     from fastvlm.storage.whole_files import write_file
 
-    result["command"] = _command_line()
+    result["command"] = shlex.join(["fastvlm", *sys.argv[1:]])
     if plot is not None:
+        from fastvlm.bench.plot import save_plot
+
         save_plot(result, plot)
     if out is not None:
         stem = file_name(result, datetime.datetime.now(datetime.timezone.utc).date())
@@ -255,14 +260,9 @@ def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_jso
     print_json(result)
 
 
-def _command_line() -> str:
-    """The command as it was typed."""
-    return shlex.join(["fastvlm", *sys.argv[1:]])
-
-
 @contextmanager
 def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
-    """The checkpoint's folder; a random one is made, and removed afterwards unless it is to be kept."""
+    """The checkpoint's folder; a random one is made, and removed afterwards unless it is kept."""
     if source.preset is None:
         from fastvlm.formats.places import checkpoint_path
 
@@ -275,7 +275,8 @@ def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
     is_kept = source.is_kept or source.checkpoint is not None
     size = checkpoint_bytes(source.preset)
     if not folder.exists():
-        notes.say(f"A random {source.preset} checkpoint, {in_bytes(size)}, goes to {folder}{_fate(is_kept)}")
+        fate = " and stays there." if is_kept else " and is removed afterwards (--keep keeps it)."
+        notes.say(f"A random {source.preset} checkpoint, {in_bytes(size)}, goes to {folder}{fate}")
     with ExitStack() as stack:
         with notes.counting("Making the checkpoint") as on_count:
             done = [0]
@@ -289,13 +290,9 @@ def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
         yield path
 
 
-def _fate(is_kept: bool) -> str:
-    return " and stays there." if is_kept else " and is removed afterwards (--keep keeps it)."
-
-
 @contextmanager
 def _progress(notes: Notes) -> Iterator[Callable[[float, float, str], None]]:
-    """A bar on a terminal's stderr: what is being measured, and the minutes that it will still take."""
+    """A progress bar on a terminal's stderr: what is being measured, and the minutes left."""
     from rich.progress import BarColumn, TextColumn
 
     columns = (TextColumn("{task.description:<40}", markup=False), BarColumn(), TextColumn("{task.fields[left]}"))
