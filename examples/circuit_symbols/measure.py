@@ -55,7 +55,7 @@ def tell(text: str) -> None:
 
 
 def draw_old_kinds(folder: Path, num_rehearsed: int, num_asked: int) -> None:
-    """What is learnt again, in the shares that the model learnt it in; and what is asked, in equal shares."""
+    """What is learned again, in the shares that the model learned it in; and what is asked, in equal shares."""
     fastvlm(folder, "demo-data", "rehearsal", "--images", num_rehearsed, "--seed", 3)
     absent = lacking("test")
     kinds = ",".join(f"{kind}=1" for kind in MIX if kind not in absent)

@@ -162,7 +162,7 @@ def test_plain_options_ids_and_inline_images(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "no JSON (Expecting property name"),
+        ("{", "not valid JSON (Expecting property name"),
         ("[1]", "it is [1]; expected an object with 'question'"),
         ('{"answers": ["x"]}', "it has no 'question'; it has answers"),
         ('{"question": 3, "answers": ["x"]}', "'question' is 3; expected str"),
@@ -232,10 +232,16 @@ def test_nothing_is_asked_without_what_belongs_to_it(tmp_path, change, reason):
     assert reason in bad
 
 
+@pytest.fixture(scope="module")
+def one_folder(tmp_path_factory):
+    """For tests with many examples: a new folder for each takes longer than the example."""
+    return tmp_path_factory.mktemp("examples")
+
+
 @given(st.dictionaries(st.text(min_size=1, max_size=9), st.none() | st.integers() | st.text(max_size=3), max_size=3))
-def test_a_field_is_read_refused_or_describes(tmp_path_factory, extra):
+def test_a_field_is_read_refused_or_describes(one_folder, extra):
     row = {**extra, "question": "?", "answers": "x"}
-    file = layouts.write_lines(tmp_path_factory.mktemp("fields") / "q.jsonl", [row])
+    file = layouts.write_lines(one_folder / "q.jsonl", [row])
     reading = plain.read_plain(Place(file))
     fields = plain._FIELDS
     unknown = [name for name, value in row.items() if value not in (None, "") and name not in fields.read]

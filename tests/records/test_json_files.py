@@ -15,6 +15,12 @@ TEXTS = st.text('a"\\[]{},: \n\ré😀')  # what could be taken for JSON's own m
 RECORDS = st.lists(st.dictionaries(TEXTS, TEXTS | st.lists(TEXTS) | st.dictionaries(TEXTS, st.integers()), max_size=3))
 
 
+@pytest.fixture(scope="module")
+def one_folder(tmp_path_factory):
+    """For tests with many examples: a new folder for each takes longer than the example."""
+    return tmp_path_factory.mktemp("examples")
+
+
 def everything(source):
     return [source.record(index) for index in range(len(source))]
 
@@ -25,15 +31,15 @@ def everything(source):
     is_ascii=st.booleans(),
     mark=st.sampled_from(["", "\ufeff"]),
 )
-def test_an_array_is_read_as_json_reads_it(tmp_path_factory, records, indent, is_ascii, mark):
-    path = tmp_path_factory.mktemp("json") / "x.json"
+def test_an_array_is_read_as_json_reads_it(one_folder, records, indent, is_ascii, mark):
+    path = one_folder / "x.json"
     path.write_text(mark + json.dumps(records, indent=indent, ensure_ascii=is_ascii) + "\n", encoding="utf-8")
     assert everything(json_records(path)) == records
 
 
 @given(records=RECORDS, mark=st.sampled_from(["", "\ufeff"]))
-def test_lines_are_read_as_json_reads_them(tmp_path_factory, records, mark):
-    path = tmp_path_factory.mktemp("json") / "x.jsonl"
+def test_lines_are_read_as_json_reads_them(one_folder, records, mark):
+    path = one_folder / "x.jsonl"
     path.write_text(mark + "\r\n\n".join(json.dumps(record) for record in records), encoding="utf-8", newline="")
     assert everything(json_lines(path)) == records
 
@@ -42,10 +48,10 @@ def test_a_broken_line_breaks_no_other(tmp_path):
     source = json_lines(write_lines(tmp_path / "x.jsonl", llava("Hi", "Ho"), "", '{"a": ', '["a"]', llava("A", "B")))
     assert [source.origin(index) for index in range(len(source))] == [f"{tmp_path}/x.jsonl:{n}" for n in (1, 3, 4, 5)]
     assert source.record(3) == llava("A", "B")
-    with pytest.raises(DataError, match=r"it is no JSON \(Expecting value: line 3, column 6\)"):
+    with pytest.raises(DataError, match=r"it is not valid JSON \(Expecting value: line 3, column 6\)"):
         source.record(1)
     assert source.record(2) == ["a"]
-    assert [record.problem[:13] for record in source] == ["", "it is no JSON", "", ""]
+    assert [record.problem[:20] for record in source] == ["", "it is not valid JSON", "", ""]
 
 
 def test_bytes_that_are_no_text(tmp_path):
@@ -67,7 +73,7 @@ def test_a_broken_record_of_an_array_breaks_no_other(tmp_path):
     path.write_text('[{"a": 1},\n {"b":\n oops}, {"c": 3}]')
     source = json_records(path)
     assert source.record(2) == {"c": 3}
-    with pytest.raises(DataError, match=r"no JSON .*: line 3, column 2"):
+    with pytest.raises(DataError, match=r"not valid JSON .*: line 3, column 2"):
         source.record(1)
 
 
@@ -110,7 +116,7 @@ def test_a_file_that_became_shorter_is_told(tmp_path):
     ("text", "words"),
     [
         ('{"data": [{"a": 1}, {"b": ', "ends within its array or object, which begins on line 1"),
-        ('{"data" [1]}', "x.json:1: it is no JSON .expected a name and a colon"),
+        ('{"data" [1]}', "x.json:1: it is not valid JSON .expected a name and a colon"),
         ("[]", "holds no JSON object"),
         ('{"info": 1}', "has no key 'data'"),
         ('{"data": 3}', "neither a JSON array nor an object"),
@@ -126,7 +132,7 @@ def test_a_file_that_is_not_the_layout_is_one_line(tmp_path, text, words):
 def test_a_missing_comma_spoils_its_own_record(tmp_path):
     (tmp_path / "x.json").write_text('{"data": [{"a": 1} {"b": 2},\n {"c": 3}]}')
     bad, good = json_records(tmp_path / "x.json", "data")
-    assert "it is no JSON (Extra data: line 1, column 10)" in bad.problem and good.content == {"c": 3}
+    assert "it is not valid JSON (Extra data: line 1, column 10)" in bad.problem and good.content == {"c": 3}
 
 
 def test_records_have_the_lines_on_which_they_begin(tmp_path):
@@ -149,8 +155,8 @@ JSON = st.recursive(
 @given(
     st.lists(JSON, max_size=5), st.dictionaries(st.text(max_size=4), JSON, max_size=3), st.sampled_from([None, 0, 2])
 )
-def test_records_are_what_json_reads(tmp_path_factory, values, others, indent):
-    path = tmp_path_factory.mktemp("json") / "x.json"
+def test_records_are_what_json_reads(one_folder, values, others, indent):
+    path = one_folder / "x.json"
     others.pop("data", None)
     text = json.dumps({**others, "data": values, "z": others}, indent=indent)
     path.write_text(text, encoding="utf-8")

@@ -1,8 +1,10 @@
-"""A tiny checkpoint and its samples, and one thread: on a busy machine two of them wait for each other."""
+"""A tiny checkpoint and its samples; one thread and no figures, which take as long as a small run's steps."""
 
 import pytest
 import small_run
 import torch
+
+from fastvlm.training.run import training_run
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,6 +13,13 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "draw_curves", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ PARTS = {"encoder": "frozen", "projector": "frozen", "decoder": 2e-2}
 
 
 def lora_recipe(model, data, **changes):
-    return small_run.recipe(model, data, **{"parts": PARTS, "lora": LORA, "max_steps": 4, **changes})
+    return small_run.recipe(model, data, **{"parts": PARTS, "lora": LORA, "max_steps": 2, **changes})
 
 
 def logits(model, processor):
@@ -37,9 +37,15 @@ def opened(folder):
     return fastvlm.load(folder, device="cpu", dtype="float32")
 
 
-def test_an_adapter_opens_and_is_what_merge_writes(small_model, small_data, tmp_path):
+@pytest.fixture(scope="module")
+def merged_run(small_model, small_data, tmp_path_factory):
+    """Adapters, and the whole model with them added in."""
     recipe = lora_recipe(small_model, small_data, lora={**LORA, "merge": True})
-    outcome = TrainingRun(recipe, tmp_path / "run").train()
+    return TrainingRun(recipe, tmp_path_factory.mktemp("adapters") / "run").train()
+
+
+def test_an_adapter_opens_and_is_what_merge_writes(small_model, merged_run):
+    outcome = merged_run
     base, processor = opened(small_model)
     before = logits(base, processor)
     merged, _ = opened(outcome.model)
@@ -106,10 +112,10 @@ def test_adapters_go_on_to_the_last_bit(small_model, small_data, tmp_path):
     straight = TrainingRun(recipe, tmp_path / "straight").train()
 
     def stop(progress):
-        if progress.step == 2:
+        if progress.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert TrainingRun(recipe, tmp_path / "run", on_progress=stop).train().step == 2
+    assert TrainingRun(recipe, tmp_path / "run", on_progress=stop).train().step == 1
     gone_on = TrainingRun(recipe, tmp_path / "run").train(is_resumed=True)
     name = "adapter_model.safetensors"
     assert (gone_on.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
@@ -125,8 +131,8 @@ def another_base(small_model, folder):
     return folder / small_model.name
 
 
-def test_an_adapter_knows_the_weights_that_it_was_made_for(small_model, small_data, tmp_path):
-    outcome = TrainingRun(lora_recipe(small_model, small_data, max_steps=1), tmp_path / "run").train()
+def test_an_adapter_knows_the_weights_that_it_was_made_for(small_model, merged_run, tmp_path):
+    outcome = merged_run
     other, _ = opened(another_base(small_model, tmp_path))
     with pytest.raises(CheckpointError, match="was made for other weights"):
         merge_adapter(other, outcome.adapter)
@@ -146,14 +152,13 @@ def test_adapters_do_not_go_on_beside_other_weights(small_model, small_data, tmp
         TrainingRun(recipe, tmp_path / "run").train(is_resumed=True)
 
 
-def test_what_is_no_adapter_is_refused(small_model, small_data, tmp_path):
+def test_what_is_no_adapter_is_refused(small_model, merged_run, tmp_path):
     base, _ = opened(small_model)
     with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
         merge_adapter(base, tmp_path)
-    outcome = TrainingRun(lora_recipe(small_model, small_data, max_steps=1), tmp_path / "run").train()
     mini, _ = fastvlm.load("mini", device="cpu", dtype="float32")
     with pytest.raises(CheckpointError, match="was made for"):
-        merge_adapter(mini, outcome.adapter)
+        merge_adapter(mini, merged_run.adapter)
 
 
 def test_the_numbers_are_apple_s():

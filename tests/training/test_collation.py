@@ -1,4 +1,4 @@
-"""Rows of different lengths in one batch: padding that is never attended to nor learnt, images in order."""
+"""Rows of different lengths in one batch: padding that is never attended to nor learned, images in order."""
 
 import pytest
 import torch

@@ -39,8 +39,8 @@ def test_bad_records_are_told_by_origin_and_reason(mixed):
     report = check(mixed)
     reasons = {sample.origin.rpartition(":")[2]: sample.reason for sample in report.bad}
     assert list(reasons) == ["3", "4", "6", "7"]
-    assert reasons["3"] == f"picture 1: there is no file {mixed.parent}/gone.png; is pictures_in right?"
-    assert reasons["4"].startswith("it is no JSON")
+    assert reasons["3"] == f"image 1: there is no file {mixed.parent}/gone.png; is images_in right?"
+    assert reasons["4"].startswith("it is not valid JSON")
     assert "is not an image that can be opened" in reasons["6"] and reasons["6"].startswith("image 1: ")
     assert "none of the first 1000 is the assistant's. Raise max_tokens" in reasons["7"]
     assert [sample.index for sample in report.bad] == [2, 3, 5, 6]
@@ -128,5 +128,5 @@ def test_members_that_are_not_used_are_listed(tmp_path):
     path = write_tar(tmp_path / "s.tar", {"x.json": json.dumps(llava("Hi", "Ho")), "x.cls": "3", "y.heic": b"1"})
     report = check(path)
     assert [(bad.origin, bad.reason[:8]) for bad in report.bad] == [(f"{path}:y", "y.heic: ")]
-    assert f"not used: 1\n    {path}:x.cls: nothing is learnt" in report.text()
+    assert f"not used: 1\n    {path}:x.cls: nothing is learned" in report.text()
     assert report.to_dict()["unused"][0]["origin"] == f"{path}:x.cls"

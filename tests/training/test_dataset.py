@@ -1,4 +1,4 @@
-"""What is trained on is what the processor makes of a conversation; learnt are the replies and their end tokens."""
+"""What is trained on is what the processor makes of a conversation; learned are the replies and their end tokens."""
 
 import pickle
 import re
@@ -220,7 +220,7 @@ def test_the_first_bad_sample_stops_lengths(tmp_path):
     rows = SupervisedDataset(open_samples([path]), PROCESSOR, max_tokens=100)
     with pytest.raises(DataError, match=f"^{path}:2: it has no assistant's turn"):
         rows.lengths()
-    with pytest.raises(DataError, match=f"^{path}:3: it is no JSON"):
+    with pytest.raises(DataError, match=f"^{path}:3: it is not valid JSON"):
         rows.length(2)
 
 

@@ -174,7 +174,7 @@ def test_nothing_is_no_image(nothing):
         ({"conversations": [{"from": "robot", "value": "Hi"}]}, "from 'robot'; known are human"),
         ({"conversations": [{"from": "human", "value": None}]}, "the value None"),
         ({"conversations": []}, "expected a list of turns"),
-        ({"conversations": "no"}, "is a text, but no JSON"),
+        ({"conversations": "no"}, "is a text, but not valid JSON"),
         ({"conversations": ["Hi"]}, "turn 0 is str 'Hi'"),
         ({"id": "Hi"}, "it has id; expected one of 'conversations' (LLaVA) and 'messages' (OpenAI)"),
         ({"messages": [1], "conversations": [2]}, "expected one of"),

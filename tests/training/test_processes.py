@@ -59,26 +59,30 @@ def alone(small_model, small_data, tmp_path_factory):
     return TrainingRun(small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7), folder).train()
 
 
-def test_two_processes_learn_what_one_learns(alone, small_model, small_data, tmp_path):
-    recipe = small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7)
-    done = in_processes(recipe, tmp_path / "run")
-    assert done.stdout.split() == [str(tmp_path / "run" / "model")], "one process speaks"
-    assert losses(tmp_path / "run") == pytest.approx(losses(alone.folder), rel=1e-4)
-    assert norms(tmp_path / "run") == pytest.approx(norms(alone.folder), rel=1e-2)
+@pytest.fixture(scope="module")
+def together(small_model, small_data, tmp_path_factory):
+    """(recipe, folder, what was printed) of two processes that do the same, with checkpoints after steps 4 and 7."""
+    folder = tmp_path_factory.mktemp("runs") / "together"
+    recipe = small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7, save_every_steps=4)
+    return recipe, folder, in_processes(recipe, folder).stdout
+
+
+def test_two_processes_learn_what_one_learns(alone, together):
+    _, folder, printed = together
+    assert printed.split() == [str(folder / "model")], "one process speaks"
+    assert losses(folder) == pytest.approx(losses(alone.folder), rel=1e-4)
+    assert norms(folder) == pytest.approx(norms(alone.folder), rel=1e-2)
     expected = fastvlm.load(alone.model, device="cpu")[0].state_dict()
-    found = fastvlm.load(tmp_path / "run" / "model", device="cpu")[0].state_dict()
+    found = fastvlm.load(folder / "model", device="cpu")[0].state_dict()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name], atol=2e-3, rtol=2e-2, msg=name)
 
 
-def test_two_processes_go_on_together(alone, small_model, small_data, tmp_path):
-    recipe = small_run.recipe(small_model, small_data, micro_batch_size=2, max_steps=7, save_every_steps=4)
-    in_processes(recipe, tmp_path / "run")
-    whole = losses(tmp_path / "run")
-    for gone in ("checkpoint-7", "model"):
-        shutil.rmtree(tmp_path / "run" / gone)
-    in_processes(recipe, tmp_path / "run", "--resume")
-    assert losses(tmp_path / "run") == whole
+def test_two_processes_go_on_together(together, tmp_path):
+    recipe, folder, _ = together
+    again = shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-7", "model"))
+    in_processes(recipe, again, "--resume")
+    assert losses(again) == losses(folder)
 
 
 def test_weights_shared_out_by_fsdp2_learn_the_same(alone, small_model, small_data, tmp_path):

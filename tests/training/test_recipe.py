@@ -58,7 +58,7 @@ WRONG = {
     "parts: {encoder: -1.0}": "parts.encoder",
     "parts: {encoder: frosen}": "parts.encoder.*frozen",
     "base_bits: 8": "only a frozen base under lora",
-    "parts: {encoder: frozen, projector: frozen, decoder: frozen}": "nothing would be learnt",
+    "parts: {encoder: frozen, projector: frozen, decoder: frozen}": "nothing would be learned",
     "batch_size: 10": "no multiple of micro_batch_size 8",
     "lora: {parts: [encoder]}": "parts.encoder.lr",
     "lora: {parts: [decoder]}\nema: 0.9": "with lora leave it out",
@@ -66,7 +66,7 @@ WRONG = {
     "lora: {parts: [projector]}": "decoder either has adapters or is frozen",
     "eval: {every: 3}": "either data or fraction",
     "- a": "holds a list; expected keys and values",
-    "a: [": "is no YAML",
+    "a: [": "is not valid YAML",
 }
 
 

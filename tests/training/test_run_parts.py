@@ -55,10 +55,10 @@ class Rows:
 
 @given(st.integers(2, 50), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_what_is_put_aside_is_not_learnt(count, fraction, seed):
-    learnt, aside = split_off(Rows(count), fraction, seed)
-    first, second = set(learnt), set(aside)
+    learned, aside = split_off(Rows(count), fraction, seed)
+    first, second = set(learned), set(aside)
     assert first and second and not first & second and first | second == set(range(count))
-    assert learnt.lengths() == [10 * learnt[i] for i in range(len(learnt))]
+    assert learned.lengths() == [10 * learned[i] for i in range(len(learned))]
 
 
 def test_one_sample_cannot_be_both():

@@ -103,7 +103,7 @@ def test_nothing_is_refused(tmp_path):
     with pytest.raises(UsageError, match="No data is given"):
         open_samples([])
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(DataError, match="no record is in there"):
+    with pytest.raises(DataError, match="found no record"):
         open_samples([tmp_path / "x.json"])
 
 
@@ -117,12 +117,12 @@ def test_links_and_paths_out_of_the_folder_are_the_users_own(tmp_path):
 
 
 def test_a_bad_record_tells_origin_and_reason_apart():
-    error = BadRecordError.at("x.jsonl:3", DataError("it is no JSON: why"))
+    error = BadRecordError.at("x.jsonl:3", DataError("it is not valid JSON: why"))
     for told in (error, pickle.loads(pickle.dumps(error))):
         assert (str(told), told.origin, told.reason) == (
-            "x.jsonl:3: it is no JSON: why",
+            "x.jsonl:3: it is not valid JSON: why",
             "x.jsonl:3",
-            "it is no JSON: why",
+            "it is not valid JSON: why",
         )
         assert isinstance(told, DataError)
 

@@ -45,7 +45,7 @@ def test_members_with_one_stem_are_a_record(tmp_path):
     assert [sample.origin for sample in samples] == [f"{tmp_path}/s.tar:{name}" for name in ("a/x", "a/y", "b/x")]
     assert [gray_levels(sample.images) for sample in samples] == [[7], [8], []]
     assert [(m.origin, m.reason) for m in samples.unused] == [
-        (f"{tmp_path}/s.tar:a/y.cls", "nothing is learnt from members of the kind 'cls'")
+        (f"{tmp_path}/s.tar:a/y.cls", "nothing is learned from members of the kind 'cls'")
     ]
     assert samples[0].messages[1]["content"][0]["text"] == "Seven."
 
@@ -83,7 +83,7 @@ def test_a_caption_gets_a_question_that_never_changes(tmp_path):
         ({"x.png": b"1"}, "no .json with 'conversations' or 'messages', and no .txt"),
         ({"x.json": '{"width": 3}', "x.png": b"1"}, "and no .txt with a caption"),
         ({"x.txt": "A cat."}, "a caption and 0 images; expected one"),
-        ({"x.json": "{"}, "its .json is no JSON"),
+        ({"x.json": "{"}, "its .json is not valid JSON"),
         ({"x.json": "[1]"}, "its .json is a list"),
         ({"x.txt": b"\xff", "x.png": b"1"}, "its .txt is not UTF-8"),
         ({"x.txt": "A.", "x.json": TURNS, "x.png": b"1"}, "turns in its .json and a caption in its .txt"),
@@ -141,7 +141,7 @@ def test_hidden_files_are_in_no_record_and_listed(tmp_path):
     source = shard(tmp_path, members)
     assert [member.origin for member in source.unused] == [f"{tmp_path}/s.tar:{n}" for n in members if n != "x.json"]
     assert "begins with a dot" in source.unused[0].reason
-    with pytest.raises(DataError, match=r"no record is in there.*Not used: .*x\.cls \(nothing is learnt.*; 1 in all"):
+    with pytest.raises(DataError, match=r"found no record.*Not used: .*x\.cls \(nothing is learned.*; 1 in all"):
         open_samples([write_tar(tmp_path / "t.tar", {"x.cls": "3"})])
 
 

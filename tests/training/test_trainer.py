@@ -37,7 +37,7 @@ def test_the_loss_is_the_model_s_own(parts):
     torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
 
 
-def test_logits_are_made_only_where_something_is_learnt(parts):
+def test_logits_are_made_only_where_something_is_learned(parts):
     trainer, model, rows = parts
     batch = batch_of(rows, 0, 1)
     _, outputs = trainer.compute_loss(model, batch, return_outputs=True)

@@ -1,4 +1,4 @@
-"""`fastvlm eval`: how right the answers are, on benchmarks' own files or on the mini's own questions."""
+"""`fastvlm eval`: score a model on benchmarks' own files or on the mini suite."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def evaluate(
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
 ) -> None:
-    """Score a model on a benchmark's own files, or on the mini's own questions.
+    """Score a model on a benchmark's own files, or on the mini suite.
 
     A table goes to stdout: each test's score with its 95 % interval, beside what always giving the commonest answer
     would score, what the model says without seeing (--blind), and what its authors report, if it is a published
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _show_check(reading: Reading, asked: Asked, *, is_json: bool) -> None:
-    """What can be asked and what cannot; DataError if anything cannot."""
+    """Print the report of --check. Raises DataError if there are bad records."""
     from fastvlm.evaluation.run.scores import by_test
 
     counts = {test: len(group) for test, group in by_test(reading.questions).items()}
@@ -131,7 +131,7 @@ def _show_check(reading: Reading, asked: Asked, *, is_json: bool) -> None:
 
 
 def _usable(asked: Asked, reading: Reading, seed: int) -> list[Question]:
-    """The questions that will be asked. Raises DataError for bad records, unless they may be skipped."""
+    """The questions to ask. Raises DataError for bad records, unless they are skipped."""
     from fastvlm.evaluation.run.scores import drawn
 
     if reading.bad and not asked.skips_bad:

@@ -1,4 +1,4 @@
-"""What `fastvlm eval` was asked to do, checked before anything is read or loaded."""
+"""Checked options of `fastvlm eval`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_SLOTS = 256
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be asked, as it was typed, checked against itself."""
+    """Options that choose the questions."""
 
     task: str | None
     suite: str | None
@@ -66,7 +66,7 @@ class Asked:
 
     @property
     def name(self) -> str:
-        """The task's, or the suite's."""
+        """Name of the task or the suite."""
         return str(self.task or self.suite)
 
     def chosen(self) -> Task:
@@ -77,7 +77,7 @@ class Asked:
         return replace(task, metric=self.metric) if self.metric is not None else task
 
     def read(self) -> Reading:
-        """The questions; DataError or UsageError where there are none to be read."""
+        """Read the questions. Raises DataError or UsageError."""
         from fastvlm.evaluation.layouts.mini_suite import mini_place
         from fastvlm.evaluation.layouts.vqa import Place
 
@@ -89,7 +89,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Kept:
-    """Where the results go."""
+    """Options of the output folder."""
 
     folder: Path | None
     is_restart: bool
@@ -105,14 +105,14 @@ class Kept:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Have the folder, if there is one, for this run alone. UsageError if another run writes there."""
+        """Lock the folder, if there is one. Raises UsageError if another run writes there."""
         with nullcontext() if self.folder is None else exclusive_folder(self.folder.absolute()):
             yield
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Which model, and how it computes."""
+    """Options of the model and the engine."""
 
     choice: ModelChoice
     slots: int
@@ -122,13 +122,13 @@ class Machine:
             raise UsageError(f"--slots is {self.slots}; expected 1 to {MOST_SLOTS}.")
 
     def folder(self) -> Path:
-        """Where the checkpoint lies; a Hub's is fetched first."""
+        """Path of the checkpoint; downloads one from the Hub."""
         from fastvlm.formats.places import checkpoint_path
 
         return checkpoint_path(self.choice.name, revision=self.choice.revision)
 
     def open(self, folder: Path, notes: Notes) -> tuple[Engine, dict[str, str]]:
-        """The engine, and what it computes on and in."""
+        """Open the engine; also return its device and dtype."""
         from fastvlm.backends.fast import fast_engine
 
         with notes.waiting(f"Opening {self.choice.name}"):
@@ -141,7 +141,7 @@ class Machine:
             return fast_engine(model, processor, num_slots=self.slots, **settings), computed
 
     def about(self) -> dict[str, Any]:
-        """What decides the replies beside the questions."""
+        """Settings that determine the replies, besides the questions."""
         choice = self.choice
         return {
             "model": choice.name,

@@ -1,4 +1,4 @@
-"""The options of `fastvlm eval` that no other verb has, in groups."""
+"""Options of `fastvlm eval`, in groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One evaluation as the command makes and shows it."""
+"""One evaluation of the command line: run, files and table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WORTH_KEEPING = 500  # questions from which on losing the replies would hurt
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation: everything that was decided, and then what came of it."""
+    """One evaluation with all its settings."""
 
     asked: Asked
     task: Task
@@ -42,13 +42,13 @@ class Run:
 
     @property
     def metric(self) -> Metric:
-        """What judges."""
+        """The metric of the task."""
         from fastvlm.evaluation.metrics.table import METRICS
 
         return METRICS[self.task.metric]
 
     def identity(self) -> dict[str, Any]:
-        """What two runs must have in common to share predictions."""
+        """Settings that two runs must share to reuse predictions."""
         from fastvlm.evaluation.run.run_folder import questions_digest
 
         return {
@@ -62,7 +62,7 @@ class Run:
         }
 
     def made(self, notes: Notes) -> tuple[Result, dict[str, str]]:
-        """Ask and judge; the result, and what it was computed on and in."""
+        """Ask and score; return the result, device and dtype."""
         from fastvlm.evaluation.run.benchmark_run import run
         from fastvlm.evaluation.run.run_folder import checkpoint_digest, claim_folder
 
@@ -93,7 +93,7 @@ class Run:
         return result, computed
 
     def rows(self, result: Result) -> list[Row]:
-        """The tests; of a task in several parts also all together, of the mini also its refusals."""
+        """Rows of the tests, with their mean for a task in parts and refusals for the mini suite."""
         from fastvlm.evaluation.run.scores import refusal_rows, together
 
         rows = list(result.rows)
@@ -140,7 +140,7 @@ class Run:
 
 @contextmanager
 def progress_bars(notes: Notes) -> Iterator[OnProgress]:
-    """A bar on a terminal's stderr: how many are done, how many a second, and the time that is left."""
+    """Progress bars on stderr: count, rate and remaining time."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (

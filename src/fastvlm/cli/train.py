@@ -1,4 +1,4 @@
-"""`fastvlm train`: a recipe and samples become a checkpoint."""
+"""`fastvlm train`: train a checkpoint by a recipe."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _plan(
     changes: dict[str, Any],
     max_steps: int | None,
 ) -> Recipe:
-    """The recipe with what the command line changes in it."""
+    """Read the recipe and apply the command line's changes."""
     from fastvlm.training.recipe import read_recipe
 
     if images_in is not None and not data:
@@ -128,7 +128,7 @@ def _first_comment(file: Path) -> str:
 
 
 def _check(plan: Recipe, notes: Notes, *, is_json: bool) -> None:
-    """What the samples are; DataError if any of them cannot be used."""
+    """Print the report of --check. Raises DataError if a sample cannot be used."""
     from fastvlm.training.data.report import check_data
     from fastvlm.training.run.model_setup import open_processor
     from fastvlm.training.run.training_run import open_dataset
@@ -170,7 +170,7 @@ def _run(plan: Recipe, folder: Path, notes: Notes, **resuming: bool) -> Outcome:
 
 
 def _show(outcome: Outcome, *, is_json: bool) -> None:
-    """Where the result is; or, if a signal stopped the run, how to go on, and the exit code of that signal."""
+    """Print the result's path, or how to resume after a signal; return the exit code."""
     if outcome.signal is not None:
         name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
         say(
@@ -193,7 +193,7 @@ def _resuming_command() -> str:
 
 
 def _columns() -> tuple[Any, ...]:
-    """Of a bar on a terminal's stderr: steps, loss, images a second, time that is left."""
+    """Columns of the progress bar: steps, loss, images per second, remaining time."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     return (
@@ -206,7 +206,7 @@ def _columns() -> tuple[Any, ...]:
 
 
 def _teller(bar: Any) -> Callable[[Progress], None]:
-    """What shows each step on `bar`."""
+    """A progress callback that updates `bar`."""
     task = bar.add_task("", total=None, facts="", start=False)
 
     def tell(progress: Any) -> None:

@@ -1,4 +1,4 @@
-"""How far a run is, for a file or a pipe in place of a terminal: a line on stderr every half a minute."""
+"""Progress lines on stderr every half a minute, if it is not a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERY_S = 30.0
 
 
 class ProgressLines:
-    """Says how far it is, at most once in EVERY_S seconds and first when as many have gone by.
+    """Prints the progress at most once in EVERY_S seconds, first after that time.
 
     Args:
         kind: begins each line, ``fastvlm: KIND: ...``.
@@ -31,13 +31,13 @@ class ProgressLines:
         self.first: tuple[float, int] | None = None
 
     def tell(self, progress: Progress) -> None:
-        """After each step."""
+        """Report a step."""
         loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
         speed = f", {progress.images_per_s:.1f} images/s" if progress.images_per_s else ""
         self._say("step", progress.step, progress.num_steps, loss + speed)
 
     def count(self, done: int, total: int) -> None:
-        """After some of `total` samples."""
+        """Report a count of `total` samples."""
         self._say("sample", done, total, "")
 
     def _say(self, what: str, done: int, total: int, facts: str) -> None:

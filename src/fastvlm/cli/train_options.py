@@ -1,4 +1,4 @@
-"""The options of `fastvlm train` that no other verb has, in groups, and what may be written in `--set`."""
+"""Options of `fastvlm train`, in groups, and the parser of `--set`."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ AllowChangedData = Annotated[
 
 
 def read_settings(settings: Sequence[str] | None) -> dict[str, Any]:
-    """Dotted keys and values, each read as YAML.
+    """Parse dotted keys and YAML values.
 
     Raises:
-        UsageError: a setting without '=', or a value that is no YAML.
+        UsageError: a setting without '=', or a value that is not valid YAML.
     """
     import yaml
 
@@ -101,7 +101,7 @@ def read_settings(settings: Sequence[str] | None) -> dict[str, Any]:
 
 
 def as_number(value: Any) -> Any:
-    """1e-5, which YAML takes for a word because it has no point, as the number that it is."""
+    """Convert "1e-5", which YAML reads as a string because it has no point, to a number."""
     if isinstance(value, str):
         try:
             return float(value)

@@ -1,4 +1,4 @@
-"""The tests of a recipe: read before a run begins, asked of what it wrote."""
+"""Tests of a recipe: read before the run, run on the final folders."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _LIMIT_SEED = 0  # likewise, of the questions that `limit` draws
 
 @dataclass(frozen=True)
 class RecipeTest:
-    """One entry of a recipe's tests: what was asked for, and its questions."""
+    """One entry of a recipe's tests with its questions."""
 
     asked: Asked
     questions: list[Question]
 
 
 def read_tests(plan: Recipe) -> list[RecipeTest]:
-    """The questions of all tests; what is wrong with them is told before hours of training, not after.
+    """Read the questions of all tests, so that errors appear before the training and not after it.
 
     Raises:
         UsageError: an unknown task, a file that is not there, no questions.
@@ -63,7 +63,7 @@ def _read(number: int, entry: TestEntry) -> RecipeTest:
 def measure_with(
     plan: Recipe, tests: list[RecipeTest], notes: Notes, on_start: Callable[[], None]
 ) -> Callable[[Path], list[TestScore]]:
-    """What asks all tests of a final folder: a model's, or an adapter's on the recipe's model.
+    """A function that runs all tests on a final folder, of a model or an adapter.
 
     `on_start` is called before, to take down what else is shown: rich shows one bar at a time.
     """
@@ -76,7 +76,7 @@ def measure_with(
 
 
 def _choice(plan: Recipe, folder: Path) -> ModelChoice:
-    """An adapter's folder says nothing of images: they are shown as large as it was trained on."""
+    """The model choice for a folder; an adapter is tested at the image size of its training."""
     if not (folder / "adapter_config.json").is_file():
         return ModelChoice(str(folder))
     size = plan.image_size

@@ -1,1 +1,1 @@
-"""How right the answers are: benchmarks' own files, asked through the engine, judged by the published metrics."""
+"""Evaluation: benchmarks' own files, answered by the engine, scored by the published metrics."""

@@ -1,4 +1,4 @@
-"""One question of a benchmark, and how it is put to the model."""
+"""Benchmark questions and their conversion to chat messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Question:
-    """A question about images, with the answers that count as right.
+    """A question about images with its correct answers.
 
     Args:
         id: known by it in the predictions; unique in a run.
@@ -56,29 +56,29 @@ class Question:
 
 
 def letters_for(choices: Sequence[str]) -> str:
-    """The letters of the options: ``"ABC"`` for three; at most 26."""
+    """Letters of the options: ``"ABC"`` for three; at most 26."""
     return _LETTERS[: len(choices)]
 
 
 def with_options(text: str, choices: Sequence[str]) -> str:
-    """`text` and below it ``A. first option`` and so on: LLaVA's and lmms-eval's way to show options."""
+    """Append lines ``A. first option`` and so on to `text`, as LLaVA and lmms-eval do."""
     lines = [f"{letter}. {choice}" for letter, choice in zip(letters_for(choices), choices, strict=True)]
     return "\n".join([text, *lines])
 
 
 def seen_gray(question: Question) -> Question:
-    """The same question about uniform gray images: what is answered right then, is answered without seeing."""
+    """The same question about uniform gray images, to measure answers that do not depend on the image."""
     return replace(question, is_blind=True)
 
 
 def missing_places(question: Question) -> list[int]:
-    """The numbers of images that the text wants to show (``<image 3>``) and that the question does not have."""
+    """Numbers of images that the text refers to (``<image 3>``) and the question lacks."""
     numbers = sorted({int(number) for number in _PLACE.findall(question.text)})
     return [number for number in numbers if not 1 <= number <= len(question.images)]
 
 
 def messages_of(question: Question, hint: str = "") -> list[dict[str, Any]]:
-    """One user turn: images without a place of their own, then the text; `hint` is its last line.
+    """The question as one user message: images without a position in the text first; `hint` is the last line.
 
     Raises:
         ImageError: an image that cannot be opened.

@@ -1,4 +1,4 @@
-"""The tasks: which files, which metric, how the question is put, and how long an answer may be."""
+"""Benchmark tasks: reader, metric, prompt hint and maximum reply length."""
 
 from __future__ import annotations
 

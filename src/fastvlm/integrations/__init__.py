@@ -1,1 +1,1 @@
-"""Other people's programs that run FastVLM through its engine. What they need is imported only here."""
+"""Plugins for other programs that run FastVLM; their packages are imported only here."""

@@ -33,7 +33,7 @@ _MAX_NEW_TOKENS = 1024  # what lmms-eval's own models take where a task says not
 
 
 class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
-    """FastVLM behind lmms-eval's interface.
+    """FastVLM as an lmms-eval model.
 
     Args:
         pretrained: "mini", a folder, or a Hub name.
@@ -99,11 +99,11 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return engine_messages(doc_to_messages(self.task_dict[task][split][doc_id]))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not there: says so."""
+        """Not supported: raises UsageError."""
         raise NotImplementedError(f"fastvlm answers one round; {len(requests)} requests want several (multi_round).")
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not there: says so."""
+        """Not supported: raises UsageError."""
         raise NotImplementedError(
             f"fastvlm answers with text; {len(requests)} requests want log-likelihoods. Take the task's variant with "
             "output_type generate_until."
@@ -111,7 +111,7 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
 
 def engine_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """lmms-eval's messages as the engine takes them.
+    """Convert lmms-eval's messages to the engine's.
 
     Raises:
         PromptError: sound or video in them.
@@ -128,7 +128,7 @@ def _item(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling_params(wanted: Mapping[str, Any]) -> SamplingParams:
-    """The engine's settings for a task's ``generation_kwargs``; likeliest tokens unless it asks for a temperature."""
+    """Sampling parameters from a task's ``generation_kwargs``; greedy unless it sets a temperature."""
     if int(wanted.get("num_beams") or 1) > 1:
         warnings.warn(f"num_beams is {wanted['num_beams']}; fastvlm searches without beams.", UserWarning, stacklevel=2)
     temperature = float(wanted.get("temperature") or 0.0) if wanted.get("do_sample", True) else 0.0
@@ -150,7 +150,7 @@ def _number(name: str, value: int | str) -> int:
 
 
 def _own_device(device: str | None) -> str | torch.device | None:
-    """This process's GPU where lmms-eval runs several processes; else what was asked for."""
+    """This process's GPU if lmms-eval runs several processes, else the requested device."""
     rank = os.environ.get("LOCAL_RANK")
     is_one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return f"cuda:{rank}" if device == "cuda" and is_one_of_several and rank is not None else device

@@ -1,4 +1,4 @@
-"""How lmms-eval finds us: its entry-point group ``lmms_eval.models`` names :func:`manifest`.
+"""Entry point of lmms-eval: its group ``lmms_eval.models`` names :func:`manifest`.
 
 lmms-eval 0.7 (``lmms_eval/models/registry_v2.py``, ``load_entrypoint_manifests``) calls it while it makes its registry,
 so this file imports nothing else of lmms-eval, and the model's class is named by its path only.

@@ -1,4 +1,4 @@
-"""Names of a record's fields: which of them nobody reads, and the known name that an unknown one is nearest to."""
+"""Field names of records: unknown names, and the known name that is nearest to each."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _BLANK = re.compile(rb"\s*")
 
 
 class JsonSource:
-    """Records by their place in a file.
+    """Records of a JSON file by their byte offsets.
 
     Args:
         path: the file, as the user named it.
@@ -74,7 +74,7 @@ class JsonSource:
         return place if self._is_one_per_line else f"{place} (record {index + 1})"
 
     def record(self, index: int) -> Any:
-        """The parsed value. Raises DataError: it is no JSON."""
+        """The parsed value. Raises DataError: it is not valid JSON."""
         return self._parsed(read_bytes(self.path, self._starts[index], self._sizes[index]), self._lines[index])
 
     def _parsed(self, data: bytes, line: int) -> Any:
@@ -82,7 +82,7 @@ class JsonSource:
             return json.loads(data)
         except json.JSONDecodeError as error:
             place = f"line {line + error.lineno - 1}, column {error.colno}"
-            raise DataError(f"it is no JSON ({error.msg}: {place})") from error
+            raise DataError(f"it is not valid JSON ({error.msg}: {place})") from error
         except UnicodeDecodeError as error:
             raise DataError(f"it is not UTF-8 (byte {error.start} of the record)") from error
 
@@ -201,7 +201,7 @@ def _trimmed(path: Path, data: _File, begin: int, end: int, *, is_object: bool) 
     except ValueError as error:  # no UTF-8, or a control character
         reason = str(error)
     line = data[:begin].count(b"\n") + 1
-    raise DataError(f"{path}:{line}: it is no JSON ({reason}).")
+    raise DataError(f"{path}:{line}: it is not valid JSON ({reason}).")
 
 
 def _past_blank(data: _File, position: int) -> int:

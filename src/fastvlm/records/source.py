@@ -1,4 +1,4 @@
-"""What the readers of all formats have in common: records by number, read from their files when they are asked for.
+"""Record sources: records by index, read from their files lazily.
 
 No file is kept open: each read opens its file, so a source can be pickled, and used by many worker processes at once.
 """

@@ -41,7 +41,7 @@ class TableColumns(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageInTable:
-    """An image in a cell, read when it is asked for; what :func:`fastvlm.images.open_image` takes as a file.
+    """An image in a table cell, read lazily; a file object for :func:`fastvlm.images.open_image`.
 
     Args:
         file, group, row: the cell's place; `group` is ARROW in an Arrow file, `row` counts within the group.
@@ -59,7 +59,7 @@ class ImageInTable:
 
     @property
     def identity(self) -> str:
-        """What tells it from another image without reading it: its file's name and size, and the place in there."""
+        """Identity for digests, without reading the image: the file's name and size, and the cell's position."""
         place = (self.group, self.row, self.column, self.item)
         return f"{self.file.name} of {_num_bytes(self.file)} bytes: {place}"
 

@@ -1,1 +1,1 @@
-"""Training by recipe: what is learnt, from which samples, at which rates; transformers' Trainer does the work."""
+"""Training from a YAML recipe, on transformers' Trainer."""

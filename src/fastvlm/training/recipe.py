@@ -1,4 +1,4 @@
-"""What a training run is made of: a YAML file, every key checked before anything is opened.
+"""Recipes: YAML files that define a training run; every key is checked before anything is opened.
 
 A rate is a number or the word ``frozen``; lengths are in tokens, sides in pixels, times in minutes.
 """
@@ -115,7 +115,7 @@ class HeadsEntry(_Entry):
 
 
 class GroundingEntry(_Entry):
-    """Objectives beside the loss of text, for records with `objects` and `looks` (docs/training_data.md).
+    """Losses in addition to the text loss, for records with `objects` and `looks` (docs/training_data.md).
 
     Args:
         objects: weight of naming what stands in every 16 px of an image; 0: not. Needs names.json beside the data.
@@ -131,7 +131,7 @@ class GroundingEntry(_Entry):
 
 
 class EvalEntry(_Entry):
-    """Samples on which the loss is measured and nothing is learnt.
+    """Samples on which the loss is measured and nothing is learned.
 
     Args:
         data: sources of their own; or
@@ -252,7 +252,7 @@ class Recipe(_Entry):
         if self.base_bits != 16 and self.lora is None:
             raise ValueError(f"base_bits is {self.base_bits}, which only a frozen base under lora can have")
         if self.lora is None and all(self.parts.of(part).is_frozen for part in PARTS):
-            raise ValueError("all three parts are frozen and there is no lora: nothing would be learnt")
+            raise ValueError("all three parts are frozen and there is no lora: nothing would be learned")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
         if self.lora is not None:
@@ -341,7 +341,7 @@ def _content_of(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise UsageError(
-            f"{file} is no YAML: {where}. A recipe is keys and values, as `fastvlm train --recipes` shows."
+            f"{file} is not valid YAML: {where}. A recipe is keys and values, as `fastvlm train --recipes` shows."
         ) from None
     if content is None:
         return {}

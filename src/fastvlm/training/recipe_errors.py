@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: keys that cannot be, and what a misspelt one was meant to be."""
+"""Error messages for recipes: invalid values, and unknown keys with the nearest known one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OTHER_NAMES = {
 
 
 def nearest_key(key: str, here: Sequence[str], elsewhere: Mapping[str, str]) -> str | None:
-    """What an unknown key was probably meant to be; None where nothing is near.
+    """The known key nearest to an unknown one, or None.
 
     Args:
         key: the last part of it, without the keys above.
@@ -58,7 +58,7 @@ def nearest_key(key: str, here: Sequence[str], elsewhere: Mapping[str, str]) -> 
 
 
 def complaint(found: Sequence[Any], nearest: Callable[[list[str]], str]) -> str:
-    """Pydantic's errors in one line; `nearest` says of an unknown key, by its parts, which one was meant."""
+    """Format pydantic's errors in one line; `nearest` returns a hint for an unknown key, given by its parts."""
     lines = [_one_complaint(entry, nearest) for entry in found[:_MOST_COMPLAINTS]]
     more = f" And {len(found) - _MOST_COMPLAINTS} more." if len(found) > _MOST_COMPLAINTS else ""
     return f"{' '.join(lines)}{more}"

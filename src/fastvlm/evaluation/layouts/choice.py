@@ -1,4 +1,4 @@
-"""Benchmarks with options, in their own files: SEED-Bench, MMMU, ScienceQA, AI2D, and POPE with its yes and no."""
+"""Readers of multiple-choice and yes/no benchmarks: SEED-Bench, MMMU, ScienceQA, AI2D, POPE."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _mmmu_question(place: Place, record: Record) -> Question:
 
 
 def _listed(value: list[Any] | str, name: str) -> tuple[str, ...]:
-    """A list, or a list written as Python (MMMU's own way), as texts."""
+    """Convert a list, or the text of a Python list (as in MMMU), to strings."""
     try:
         items = ast.literal_eval(value) if isinstance(value, str) else value
     except (ValueError, SyntaxError) as error:
@@ -210,7 +210,7 @@ def read_ai2d(place: Place) -> Reading:
 
 
 def _ai2d_records(files: list[Path]) -> Iterator[Record]:
-    """One record a question; its content has the image's name in it."""
+    """Yield one record per question, with the image's name in its content."""
     for file in files:
         try:
             members = {record.key: record.content for record in json_records(file)}
@@ -243,7 +243,7 @@ def _ai2d_question(place: Place, record: Record, wanted: set[str] | None) -> Que
 def _multiple_choice(
     identity: str, test: str, text: str, images: tuple[ImageSource, ...], answer: str, choices: tuple[str, ...]
 ) -> Question:
-    """A question with its options below it."""
+    """Make a question with its options below the text. Raises RecordProblem."""
     if not 2 <= len(choices) <= MOST_OPTIONS:
         raise RecordProblem(f"it has {len(choices)} options; expected 2 to {MOST_OPTIONS}")
     letter = answer.strip().upper()

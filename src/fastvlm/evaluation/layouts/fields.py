@@ -1,4 +1,4 @@
-"""The fields that a record may have: what is read, what describes it only, and what nobody knows.
+"""Known fields of a layout's records, and the errors for unknown ones.
 
 A field that is not known may hold the image, the options or a part of the question under another name; a record that
 has one would be asked without them, and its score would be wrong unseen.
@@ -25,13 +25,13 @@ _DECIDING = re.compile(
 
 
 def listed(text: str) -> frozenset[str]:
-    """The names in a text, with white space between them."""
+    """Split a text at white space."""
     return frozenset(text.split())
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What is known about a layout's fields.
+    """The known fields of a layout.
 
     Args:
         read: names that the reader uses.
@@ -45,7 +45,7 @@ class Fields:
     is_closed: bool = False
 
     def unread(self, content: Any) -> list[str]:
-        """Names of a record's object that are neither read nor known. Raises RecordProblem for those that may matter.
+        """Unknown field names of a record. Raises RecordProblem for names that may be a part of the question.
 
         Null, empty texts, lists and objects say nothing: files in columns have every column in every row.
         """

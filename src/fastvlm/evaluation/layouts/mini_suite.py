@@ -1,4 +1,4 @@
-"""The mini's own questions: 380 of its tests, frozen, with their images; they come with the package."""
+"""The mini suite: 380 test questions with their images, shipped with the package."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ MINI_QUESTIONS = Path(__file__).parents[1] / "mini_eval"
 
 
 def mini_place(data: Path | None = None) -> Place:
-    """The questions that ship with the package, or others in the same layout, such as the recipe's whole tests."""
+    """Place of the shipped questions, or of others in the same layout, such as the recipe's full tests."""
     return Place(MINI_QUESTIONS if data is None else data, test="mini")

@@ -1,4 +1,4 @@
-"""Our own layout: one question a line, or a JSON list of them."""
+"""Reader of the `plain` layout: one question per line, or a JSON list."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _question(record: Record, folders: list[Path], test: str) -> Question:
 
 
 def _only_name(content: Any, names: tuple[str, ...]) -> str | None:
-    """Which of a field's names the record has; None without a value. Raises RecordProblem if it has two."""
+    """The one of a field's names that the record has, or None. Raises RecordProblem if it has two."""
     given = [name for name in names if content.get(name) is not None]
     if len(given) > 1:
         raise RecordProblem(
@@ -87,7 +87,7 @@ def _choices(content: Any) -> tuple[str, ...]:
 
 
 def _letters(answers: tuple[str, ...], choices: tuple[str, ...]) -> tuple[str, ...]:
-    """The answers as capital letters of options. Raises RecordProblem for any other answer."""
+    """Convert answers to capital option letters. Raises RecordProblem for any other answer."""
     letters = tuple(answer.strip().upper() for answer in answers)
     if not set(letters) <= set(letters_for(choices)):
         raise RecordProblem(f"'answers' is {answers}; with 'choices' it is the right one's letter")

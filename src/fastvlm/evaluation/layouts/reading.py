@@ -1,4 +1,4 @@
-"""From records to questions: fields checked, bad records kept with file, line and reason, nothing dropped silently."""
+"""Conversion of records to questions: checks fields, and keeps bad records with file, line and reason."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ T = TypeVar("T")
 
 
 class RecordProblem(ValueError):  # noqa: N818 - it never leaves this room
-    """What is wrong with a record."""
+    """A record that cannot be used, with the reason."""
 
 
 class LeftOut(Exception):  # noqa: N818 - it never leaves this room
-    """A record that is right but not part of the task, and why."""
+    """A valid record that is not part of the task, with the reason."""
 
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be asked."""
+    """File, line and reason of a bad record."""
 
     file: str
     line: int
@@ -54,7 +54,7 @@ class BadRecord:
 
 @dataclass
 class Reading:
-    """What was found in a benchmark's files.
+    """Result of reading a benchmark's files.
 
     Args:
         questions: what can be asked, in the files' order.
@@ -69,7 +69,7 @@ class Reading:
     unread_fields: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Reading) -> None:
-        """Append what another file had."""
+        """Append the result of another file."""
         self.questions += other.questions
         self.bad += other.bad
         self.left_out += other.left_out
@@ -77,7 +77,7 @@ class Reading:
 
 
 def values_of(records: Iterable[Record], reading: Reading, make: Callable[[Record], T], fields: Fields) -> Iterator[T]:
-    """What `make` makes of each record; it raises RecordProblem for a bad one and LeftOut for one that is not meant.
+    """Convert records with `make`, which raises RecordProblem for a bad one and LeftOut for one outside the task.
 
     A record with a field that is not among `fields` is bad, or the field is counted in `reading` (see Fields).
     """
@@ -105,7 +105,7 @@ def _attempt(record: Record, reading: Reading, make: Callable[[Record], T]) -> T
 
 
 def read_questions(records: Iterable[Record], make: Callable[[Record], Question], fields: Fields) -> Reading:
-    """The questions that `make` makes of the records, as :func:`values_of`; no id may stand there twice."""
+    """Convert records to questions as :func:`values_of`; ids must be unique."""
     reading, lines = Reading(), dict[str, int]()
 
     def make_new(record: Record) -> Question:
@@ -137,7 +137,7 @@ def _checked(question: Question) -> Question:
 
 
 def need(content: Any, name: str, *kinds: type) -> Any:
-    """The field `name` of a record's object, which has to be of one of `kinds`. Raises RecordProblem."""
+    """The field `name` of a record, of one of the types `kinds`. Raises RecordProblem."""
     if not isinstance(content, dict):
         raise RecordProblem(f"it is {_kind(content)}; expected an object with {name!r}")
     if name not in content:
@@ -150,7 +150,7 @@ def need(content: Any, name: str, *kinds: type) -> Any:
 
 
 def need_texts(content: Any, name: str) -> tuple[str, ...]:
-    """A field with a text, or a list of texts (numbers count as texts)."""
+    """A field with a text or a list of texts; numbers are converted."""
     value = need(content, name, str, int, float, list)
     values = value if isinstance(value, list) else [value]
     if not values or any(isinstance(one, bool) or not isinstance(one, (str, int, float)) for one in values):
@@ -164,7 +164,7 @@ def _kind(value: Any) -> str:
 
 
 def find_image(folders: Sequence[Path], names: Sequence[str]) -> ImageSource:
-    """The first of `names` that is a file in one of `folders`. Raises RecordProblem."""
+    """The first existing file of `names` in `folders`. Raises RecordProblem."""
     for folder in folders:
         for name in names:
             if name and (folder / name).is_file():

@@ -1,4 +1,4 @@
-"""Benchmarks with free answers, in their own files: VQAv2, TextVQA, DocVQA and InfographicVQA, ChartQA, GQA, captions.
+"""Readers of open-ended benchmarks: VQAv2, TextVQA, DocVQA, InfographicVQA, ChartQA, GQA, COCO captions.
 
 Each reader takes the place of the data and gives a :class:`Reading`; what it expects stands in its docstring, as the
 benchmark's authors publish it.
@@ -59,7 +59,7 @@ _COCO_CAPTION_FIELDS = Fields(read=("image_id", "caption"), described=listed("id
 
 @dataclass(frozen=True)
 class Place:
-    """Where a benchmark lies.
+    """Paths of a benchmark.
 
     Args:
         data: the file with the questions; of some benchmarks a folder.
@@ -74,7 +74,7 @@ class Place:
     test: str = "test"
 
     def folders(self, *usual: str) -> list[Path]:
-        """Where images may be: the folder that was given, or the usual ones beside the data, and beside the data."""
+        """Folders to search for images: the given one, or the usual ones next to the data and the data's own."""
         if self.images is not None:
             return [self.images]
         home = self.data if self.data.is_dir() else self.data.parent
@@ -117,7 +117,7 @@ def _annotation_file(place: Place) -> Path:
 
 
 def _annotations(path: Path) -> tuple[dict[int, tuple[str, ...]], Reading]:
-    """Answers by the question's number, and what is wrong among them."""
+    """Answers by question number, and the bad annotations."""
     answers, reading = dict[int, tuple[str, ...]](), Reading()
 
     def make(record: Record) -> tuple[int, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""CIDEr: how much a caption shares with what people wrote, rare words counting more.
+"""CIDEr score of captions.
 
 Source: Vedantam et al., CIDEr: Consensus-based Image Description Evaluation (CVPR 2015, arXiv 1411.5726); computed by
 the COCO team's code (CIDEr-D, 1- to 4-grams, sigma 6) in the package pycocoevalcap. That code splits words with
@@ -23,13 +23,13 @@ _NEGATED = re.compile(r"(\w)(n't)\b", re.IGNORECASE)
 
 
 def caption_words(text: str) -> str:
-    """Small words joined by blanks, without punctuation; "isn't" and "dog's" in two, as the Penn Treebank has them."""
+    """Lower-case words joined by spaces, without punctuation, split as in the Penn Treebank ("is n't", "dog 's")."""
     parted = _NEGATED.sub(r"\1 n_t", text)
     return " ".join(word.lower().replace("n_t", "n't") for word in _WORD.findall(parted))
 
 
 def judge_captions(replies: Sequence[str], questions: Sequence[Question]) -> Judged:
-    """CIDEr over all captions (about 1 where a caption is like another person's, at most 10), and each one's.
+    """CIDEr over all captions (about 1 for a person's caption, at most 10) and for each one.
 
     How rare a word is is counted in these questions' own references, so a score of few questions means little.
 

@@ -1,4 +1,4 @@
-"""What a metric is: replies and questions in, one score each and one over all out."""
+"""Metric interface: replies and questions -> a score per reply and a total."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Judge", "Judged", "Metric", "mean", "one_by_one"]
 
 @dataclass(frozen=True)
 class Judged:
-    """Scores of some replies.
+    """Scores of a set of replies.
 
     Args:
         score: over all of them; what the metric is quoted by.
@@ -31,14 +31,14 @@ Judge = Callable[[Sequence[str], Sequence[Question]], Judged]
 
 
 def _no_problem(question: Question) -> str | None:
-    """Any answer will do."""
+    """No restriction on the answers."""
     del question
     return None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A published way to score.
+    """A published metric.
 
     Args:
         name: what the summary and `--metric` call it.
@@ -63,7 +63,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def one_by_one(score: Callable[[str, Question], float]) -> Judge:
-    """A judge whose score is the mean of each reply's own."""
+    """A judge whose total is the mean of the replies' scores."""
 
     def judge(replies: Sequence[str], questions: Sequence[Question]) -> Judged:
         each = tuple(score(reply, question) for reply, question in zip(replies, questions, strict=True))

@@ -1,4 +1,4 @@
-"""Multiple choice: which option a reply means (MMMU, ScienceQA, SEED-Bench, AI2D).
+"""Multiple choice: extraction of the option letter from a reply (MMMU, ScienceQA, SEED-Bench, AI2D).
 
 Source: Yue et al., MMMU (CVPR 2024, arXiv 2311.16502), section 4.1: the letter is looked for by rules, then the
 option's own text, and MMMU's free answers by number or phrase. Where nothing is found MMMU draws an option at random;
@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
 
 def read_letter(reply: str, choices: Sequence[str]) -> str | None:
-    """The letter of the option that `reply` means; None if it is not to be seen.
+    """Letter of the option that `reply` chooses, or None.
 
     In this order: a letter that the reply begins with; the last letter in brackets; the last after "answer", "option"
     or "choice"; a lone small letter; the one option whose text is the reply, or is in it; the one capital letter that
@@ -53,7 +53,7 @@ def read_letter(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _announced(rest: str, choices: Sequence[str]) -> str | None:
-    """The letter right after "answer"; where it may be an article, an option whose text begins there goes first."""
+    """The letter after "answer"; if it may be an article, an option text that begins there takes precedence."""
     found, letters = _LETTER.match(rest), letters_for(choices)
     if found is None or found[1].upper() not in letters:
         return None
@@ -67,7 +67,7 @@ def _announced(rest: str, choices: Sequence[str]) -> str | None:
 
 
 def _by_text(reply: str, choices: Sequence[str]) -> str | None:
-    """The letter of the one option that is said; an option inside a longer one that is said does not count."""
+    """Letter of the only option whose text is in the reply; an option contained in a longer one does not count."""
     said, options = _words(reply), [_words(choice) for choice in choices]
     letters = letters_for(choices)
     equal = [letter for letter, option in zip(letters, options, strict=True) if option and option == said]
@@ -96,14 +96,14 @@ def _only(letters: Sequence[str]) -> str | None:
 
 
 def choice_accuracy(reply: str, question: Question) -> float:
-    """1 if the reply means a right option, or, where there are no options, gives the answer; else 0."""
+    """1 if the reply chooses a correct option or, without options, contains the answer; else 0."""
     if question.choices:
         return float(read_letter(reply, question.choices) in question.answers)
     return float(any(_gives(reply, answer) for answer in question.answers))
 
 
 def _gives(reply: str, answer: str) -> bool:
-    """MMMU's free answers: a number of the reply is the answer to two decimals, or the reply has the answer in it."""
+    """MMMU's open answers: the reply contains the answer, or its number rounded to two decimals."""
     bare = answer.strip().replace(",", "")
     if _NUMBER.fullmatch(bare):
         numbers = _NUMBER.findall(re.sub(r"(?<=\d),(?=\d)", "", reply))

@@ -1,4 +1,4 @@
-"""ChartQA's relaxed accuracy: numbers may be off by 5 %, anything else must match.
+"""ChartQA's relaxed accuracy: numbers within 5 %, other answers exact.
 
 Source: Masry et al., ChartQA (Findings of ACL 2022, arXiv 2203.10244), section 5.1, after Methani et al., PlotQA (WACV
 2020, arXiv 1909.00997). As in the scripts in use, "12%" is 0.12, and a true 0 has to be met exactly.
@@ -16,7 +16,7 @@ TOLERANCE = 0.05
 
 
 def as_number(text: str) -> float | None:
-    """The number that `text` is, a percentage as its hundredth; None for anything else, and for infinities."""
+    """Parse a finite number (a percentage as its hundredth); None for anything else."""
     text = text.strip()
     try:
         number = float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
@@ -26,7 +26,7 @@ def as_number(text: str) -> float | None:
 
 
 def relaxed_accuracy(reply: str, question: Question) -> float:
-    """1 if the reply is within 5 % of one of the answers, or equal to it blind to case; else 0."""
+    """1 if the reply is within 5 % of an answer, or equal to it ignoring case; else 0."""
     return float(any(_is_near(reply, answer) for answer in question.answers))
 
 

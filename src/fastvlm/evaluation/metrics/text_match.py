@@ -1,4 +1,4 @@
-"""Replies compared with answers as strings: exact match, ANLS, character error rate."""
+"""String metrics: exact match, ANLS, character error rate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OUTER_MARKS = (
 
 
 def normalized(text: str) -> str:
-    """Small letters; no "it is", article, outer punctuation, or runs of blanks; British and American spelling alike."""
+    """Lower case without "it is", articles, outer punctuation and repeated spaces, in American spelling."""
     text = re.sub(r"\s+", " ", text.strip().casefold())
     text = text.strip(_OUTER_MARKS) or text
     text = re.sub(r"^it is ", "", text)
@@ -34,12 +34,12 @@ def normalized(text: str) -> str:
 
 
 def exact_match(reply: str, question: Question) -> float:
-    """1 if the reply is one of the answers, both normalized; else 0."""
+    """1 if the reply equals an answer after normalization; else 0."""
     return float(normalized(reply) in {normalized(answer) for answer in question.answers})
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Insertions, deletions and replacements that turn one string into the other (Levenshtein)."""
+    """Levenshtein distance of two strings."""
     row = list(range(len(second) + 1))
     for index, left in enumerate(first, 1):
         diagonal, row[0] = row[0], index
@@ -49,14 +49,14 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def similarity(reply: str, answer: str) -> float:
-    """1 - edit distance / length of the longer one, 0 to 1; blind to case, runs of blanks count as one."""
+    """1 - edit distance / length of the longer string, ignoring case and repeated spaces."""
     first, second = (" ".join(text.casefold().split()) for text in (reply, answer))
     longest = max(len(first), len(second))
     return 1.0 if longest == 0 else 1 - edit_distance(first, second) / longest
 
 
 def anls(reply: str, question: Question) -> float:
-    """Similarity to the nearest answer; 0 where less than half of it is right.
+    """Similarity to the nearest answer, or 0 if it is below one half.
 
     Source: Biten et al., Scene Text Visual Question Answering (ICCV 2019, arXiv 1905.13648), equation 1, tau = 0.5; of
     DocVQA by Mathew et al. (WACV 2021, arXiv 2007.00398), section 5.1. A normalized distance NL counts if NL < tau.
@@ -66,7 +66,7 @@ def anls(reply: str, question: Question) -> float:
 
 
 def judge_characters(replies: Sequence[str], questions: Sequence[Question]) -> Judged:
-    """Edits needed per true character over all replies together, blind to case, against the nearest answer.
+    """Character error rate over all replies against the nearest answers, ignoring case.
 
     Each reply's own score is 1 - edits / characters, at least 0. More edits than characters are possible: the rate may
     be above 1.
@@ -81,6 +81,6 @@ def judge_characters(replies: Sequence[str], questions: Sequence[Question]) -> J
 
 
 def _nearest(reply: str, question: Question) -> tuple[int, int]:
-    """Edits to the nearest answer, and its characters."""
+    """(edit distance to the nearest answer, its length)."""
     pairs = [(edit_distance(reply.casefold(), answer.casefold()), len(answer)) for answer in question.answers]
     return min(pairs, key=lambda pair: (pair[0] / max(1, pair[1]), pair))

@@ -1,4 +1,4 @@
-"""VQA accuracy: a reply is as right as people agree with it.
+"""VQA accuracy: agreement of a reply with the annotators.
 
 Source: Antol et al., VQA: Visual Question Answering (ICCV 2015, arXiv 1505.00468), section 3, and the evaluation page
 https://visualqa.org/evaluation.html: the mean over all ways to leave one annotator out of min(others who agree / 3, 1),
@@ -36,14 +36,14 @@ _CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTED.split()}
 
 
 def one_spelling(text: str) -> str:
-    """Small letters, no punctuation and articles, numbers up to ten as digits, apostrophes where they belong."""
+    """Official normalization: lower case, no punctuation and articles, digits for numbers up to ten, apostrophes."""
     words = _without_punctuation(" ".join(text.split())).lower().split()
     spelt = [_NUMBERS.get(word, word) for word in words if word not in _ARTICLES]
     return " ".join(_CONTRACTIONS.get(word, word) for word in spelt)
 
 
 def _without_punctuation(text: str) -> str:
-    """Marks beside a blank go, marks inside words become a blank; all go if there is a number such as 1,000."""
+    """Remove marks next to a space, replace others by a space; remove all if there is a number such as 1,000."""
     result = text
     has_digit_comma = _DIGIT_COMMA.search(text) is not None
     for mark in _PUNCTUATION:
@@ -53,7 +53,7 @@ def _without_punctuation(text: str) -> str:
 
 
 def agreement(reply: str, answers: Sequence[str]) -> float:
-    """0 to 1: mean over the annotators of min(those among the others who gave this reply / 3, 1).
+    """Mean over the annotators of min(number of others with this reply / 3, 1), 0 to 1.
 
     With ten annotators it is 0, 0.3, 0.6, 0.9 and 1 for none to four who agree. Where there are fewer than four, all
     others have to agree; a lone annotator decides.
@@ -68,5 +68,5 @@ def agreement(reply: str, answers: Sequence[str]) -> float:
 
 
 def vqa_accuracy(reply: str, question: Question) -> float:
-    """The agreement of the question's annotators with the reply, all brought to one spelling."""
+    """Agreement of the annotators with the reply, after normalization."""
     return agreement(one_spelling(reply), [one_spelling(answer) for answer in question.answers])

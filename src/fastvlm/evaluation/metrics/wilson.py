@@ -1,4 +1,4 @@
-"""How sure a score is."""
+"""Confidence interval of a score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Z_95 = 1.96  # two-sided 95 % of the normal distribution
 
 
 def wilson_interval(share: float, n: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a share of `n` questions, both in 0 to 1.
+    """Wilson score interval of a share of `n` questions, 0 to 1.
 
     For scores between 0 and 1 that are not only right or wrong (VQA accuracy, ANLS) it is on the wide side: such a
     score with the mean p varies by at most p (1 - p).

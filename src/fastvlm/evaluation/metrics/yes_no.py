@@ -1,4 +1,4 @@
-"""POPE: does a model see what is not there? Yes or no, with yes as the positive class.
+"""POPE: yes/no questions about objects, with yes as the positive class.
 
 Source: Li et al., Evaluating Object Hallucination in Large Vision-Language Models (EMNLP 2023, arXiv 2305.10355),
 section 5.1; how a free reply is read follows the authors' evaluation: only its first sentence counts, and it is "no" if
@@ -23,13 +23,13 @@ _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "isn't" and "no-one" are
 
 
 def read_yes_no(reply: str) -> str:
-    """``"yes"`` or ``"no"``."""
+    """Convert a reply to ``"yes"`` or ``"no"``."""
     first_sentence = reply.split(".", maxsplit=1)[0].lower()
     return "no" if _NO & set(_WORD.findall(first_sentence)) else "yes"
 
 
 def yes_no_problem(question: Question) -> str | None:
-    """Why a question cannot be judged: its answer is neither yes nor no. None if it can."""
+    """The reason why a question cannot be judged (its answer is neither yes nor no), or None."""
     if _true_answer(question) in {"yes", "no"}:
         return None
     return f"the question {question.id!r} has the answer {question.answers[0]!r}; this metric needs yes or no"

@@ -1,4 +1,4 @@
-"""A whole evaluation: asked, kept, judged. `run` is the story."""
+"""A whole evaluation: `run` asks the questions, stores the predictions and scores them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OnProgress = Callable[[str, int, int], None]  # what is asked, how many are done
 
 
 def _keep_silent(*_: object) -> None:
-    """For runs that nobody watches."""
+    """Default progress callback: does nothing."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave.
+    """Result of an evaluation.
 
     Args:
         rows: one a test.
@@ -57,7 +57,7 @@ def run(
     is_blind: bool = False,
     on_progress: OnProgress = _keep_silent,
 ) -> Result:
-    """Ask what has not been answered yet, then judge everything.
+    """Ask the unanswered questions, then score all.
 
     Args:
         engine: answers.
@@ -108,7 +108,7 @@ def _ask(
     what: str,
     on_progress: OnProgress,
 ) -> int:
-    """Ask those that `kept` has no reply to; returns how many."""
+    """Ask the questions without a stored reply; return how many."""
     left = [question for question in questions if not kept.is_answered(question.id)]
     done, total = len(questions) - len(left), len(questions)
     on_progress(what, done, total)
@@ -126,7 +126,7 @@ def _ask(
 def _ask_blind(
     engine: Engine, questions: Sequence[Question], asking: Asking, folder: Path | None, on_progress: OnProgress
 ) -> tuple[dict[str, str], int]:
-    """Replies to the gray images by the question's id, and how many were asked: each distinct question once."""
+    """(replies to gray images by question id, number of questions asked); each distinct question is asked once."""
     names = {question.id: _blind_id(question) for question in questions}
     distinct = {names[question.id]: replace(seen_gray(question), id=names[question.id]) for question in questions}
     with PredictionFile(_file(folder, "blind.jsonl")) as kept:
@@ -135,5 +135,5 @@ def _ask_blind(
 
 
 def _blind_id(question: Question) -> str:
-    """The same for questions that look the same when nothing is seen."""
+    """An id that is equal for questions with the same text and number of images."""
     return hashlib.sha256(f"{len(question.images)}\n{question.text}".encode()).hexdigest()[:16]

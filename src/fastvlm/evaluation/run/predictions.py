@@ -1,4 +1,4 @@
-"""Replies as they come, in a file that a later run goes on with.
+"""File of predictions, appended reply by reply, from which a later run resumes.
 
 One line a reply, written with a single call and flushed before the next question is asked: whatever ends the process,
 the file holds whole lines and at most one half. That half is cut off when the file is opened again.
@@ -25,7 +25,7 @@ _APPENDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model said to a question, or why it could not be asked.
+    """The model's reply to a question, or the error.
 
     Args:
         id: the question's.
@@ -41,7 +41,7 @@ class Prediction:
 
 
 class PredictionFile:
-    """The predictions of a run, by the question's id; `path` None keeps them in memory alone.
+    """Predictions of a run by question id; in memory only if `path` is None.
 
     Use it as a context; no other process can meanwhile.
 
@@ -91,11 +91,11 @@ class PredictionFile:
         os.close(handle)
 
     def is_answered(self, identity: str) -> bool:
-        """True if a reply is there (a failure is none)."""
+        """True if there is a reply, not an error."""
         return identity in self.known and self.known[identity].error is None
 
     def add(self, prediction: Prediction, about: dict[str, Any]) -> None:
-        """Keep a prediction; `about` stands beside it in the file, for readers. DataError if the disk is full, say."""
+        """Store a prediction, with `about` as further fields. Raises DataError if it cannot be written."""
         if self._handle is not None:
             line = json.dumps({**asdict(prediction), **about}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
             self._write(self._handle, line)
@@ -114,7 +114,7 @@ class PredictionFile:
             )
 
     def _read(self, path: Path) -> None:
-        """What an earlier run said; a half line at the end is cut off."""
+        """Read the predictions of an earlier run; cut off an incomplete last line."""
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         self.num_cut_bytes = len(data) - whole

@@ -1,4 +1,4 @@
-"""What the authors report for their checkpoints, to stand beside ours.
+"""Scores that the authors report for their checkpoints.
 
 Percentages. Sources: Vasu et al., FastVLM (CVPR 2025, arXiv 2412.13303v2), table 6 by its rows (R4 and so on, all 1024
 px) and table 11 (text-rich tasks); and the model cards of apple/FastVLM-* on the Hub, which equal no row of the paper:
@@ -45,14 +45,14 @@ _HUB_NAME = re.compile(r"fastvlm-(0\.5b|1\.5b|7b)")
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """A score that others report: 0 to 1, and where it stands."""
+    """A published score (0 to 1) and its source."""
 
     score: float
     source: str
 
 
 def published_figures(model: str, task: str) -> list[PublishedFigure]:
-    """What is reported for the checkpoint of this name on this task; nothing for other names.
+    """Published scores of the checkpoint of this name on a task; empty for other names.
 
     Apple's zip folders (``llava-fastvithd_0.5b_stage3``) are the paper's; ``apple/FastVLM-0.5B`` has its card.
     """

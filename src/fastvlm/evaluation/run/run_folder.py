@@ -1,4 +1,4 @@
-"""A folder holds the predictions of one run: same checkpoint, same questions, same settings, or it is refused."""
+"""The output folder of a run: it is refused for another checkpoint, other questions or other settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUM_SAMPLES, _SAMPLE_BYTES = 32, 2**16
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """What stands for a checkpoint's content: names, sizes, and samples spread over each file (2 MB of each at most).
+    """Digest of a checkpoint: file names, sizes, and samples of each file (at most 2 MB).
 
     A file that was trained on differs everywhere, so samples tell it; reading 15 GB to be quite sure would take longer
     than many a run.
@@ -40,13 +40,13 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def questions_digest(questions: Sequence[Question]) -> str:
-    """What stands for the questions in `run.json`: changes with their ids, texts and answers."""
+    """Digest of the questions' ids, texts and answers."""
     rows = [[question.id, question.test, question.text, *question.answers] for question in questions]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def claim_folder(folder: Path, identity: Mapping[str, Any], *, is_restart: bool = False) -> None:
-    """Make `folder` this run's own: new, or left by a run of the same model, questions and settings.
+    """Prepare `folder` for this run: new, or of a run with the same model, questions and settings.
 
     `is_restart` removes what another run left there.
 

@@ -1,4 +1,4 @@
-"""Questions through the engine: every slot busy, the next images made ready meanwhile, failures told apart.
+"""Runner: keeps every engine slot busy, prepares the next images meanwhile, and records failures per question.
 
 What is asked when depends on the questions and on the engine's slots alone, not on how fast anything is, so that two
 runs put the same requests together.
@@ -28,7 +28,7 @@ OnPrediction = Callable[[Question, Prediction], None]
 
 @dataclass(frozen=True)
 class Asking:
-    """How questions are asked.
+    """Prompt and sampling settings of an evaluation.
 
     Args:
         hint: the last line of every question.
@@ -43,14 +43,14 @@ class Asking:
     seed: int = 0
 
     def params(self, question: Question) -> SamplingParams:
-        """The engine's settings for a question; the same whatever else is asked."""
+        """Sampling parameters of a question; independent of the other questions."""
         digest = hashlib.sha256(f"{self.seed}:{question.id}".encode()).digest()
         seed = int.from_bytes(digest[:8], "big") % SEEDS
         return SamplingParams(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=seed)
 
 
 def ask_all(engine: Engine, questions: Sequence[Question], asking: Asking, on_prediction: OnPrediction) -> None:
-    """Ask all questions; `on_prediction` gets each reply as it is finished, in this thread.
+    """Ask all questions; calls `on_prediction` for each finished reply in this thread.
 
     An image that cannot be opened, or a prompt that does not fit, gives a prediction with its error. Anything else
     that fails (memory, a bug, the disk that `on_prediction` writes to, Ctrl-C) ends the run.
@@ -72,7 +72,7 @@ def answer_all(
     params_of: Callable[[T], SamplingParams],
     on_reply: Callable[[T, Completion | FastVlmError], None],
 ) -> None:
-    """Completions of anything that prompts can be made of.
+    """Generate completions for items of any type.
 
     Args:
         engine: nobody else uses it meanwhile.
@@ -101,7 +101,7 @@ def answer_all(
 
 @dataclass
 class _Work(Generic[T]):
-    """What is being made ready, and what runs in the engine."""
+    """Items in preparation and items in the engine."""
 
     engine: Engine
     waiting: Iterator[T]
@@ -113,7 +113,7 @@ class _Work(Generic[T]):
     )
 
     def make_ready(self) -> bool:
-        """Let images be opened and resized for as many items as there are slots; False if nothing is left."""
+        """Start preparing images for as many items as there are slots; return False if nothing is left."""
         while len(self.ready) < self.engine.num_slots:
             for item in self.waiting:
                 self.ready.append((item, self.pool.submit(self._prepared, item)))
@@ -126,7 +126,7 @@ class _Work(Generic[T]):
         return self.engine.prepare(self.prompt_of(item))
 
     def step(self) -> list[tuple[T, Completion]]:
-        """One step of the engine, and what it finished. Raises what failed in it."""
+        """Run one engine step and yield what it finished. Raises the engine's error."""
         finished: list[tuple[T, Completion]] = []
         for event in self.engine.step():
             if event.finish_reason is None or event.request_id not in self.running:
@@ -139,7 +139,7 @@ class _Work(Generic[T]):
         return finished
 
     def close(self) -> None:
-        """Let nothing run on."""
+        """Abort what is still running."""
         self.pool.shutdown(cancel_futures=True)
         for request_id in self.running:
             self.engine.cancel(request_id)

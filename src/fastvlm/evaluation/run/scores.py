@@ -1,4 +1,4 @@
-"""Predictions and questions -> the rows of the table: score, interval, blind score, majority score, by test."""
+"""Score table: score, interval, blind score and majority score of each test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFUSAL = "there is no"  # how the mini says that a question has no answer
 
 @dataclass(frozen=True)
 class Row:
-    """One test's line of the table; scores as the metric gives them, 0 to 1 but for CIDEr.
+    """A row of the score table; scores are 0 to 1 except for CIDEr.
 
     Args:
         test, n: its name and its questions.
@@ -45,7 +45,7 @@ class Row:
     each: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For the summary: without the single scores."""
+        """The row for the summary, without the scores of single replies."""
         return {
             "n": self.n,
             "score": self.score,
@@ -58,7 +58,7 @@ class Row:
 
 
 def by_test(questions: Sequence[Question]) -> dict[str, list[Question]]:
-    """The questions of each test, both in the order in which they come."""
+    """Group questions by test, in order."""
     groups: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         groups[question.test].append(question)
@@ -66,7 +66,7 @@ def by_test(questions: Sequence[Question]) -> dict[str, list[Question]]:
 
 
 def drawn(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """At most `limit` questions of each test, drawn with `seed`, in their own order; all if None."""
+    """At most `limit` random questions of each test, in their original order; all if None."""
     if limit is None:
         return list(questions)
     kept: set[str] = set()
@@ -120,7 +120,7 @@ def _interval(judged: Judged) -> tuple[float, float] | None:
 
 
 def commonest_answer(questions: Sequence[Question]) -> str:
-    """The answer that is right most often, as a single reply to all questions; the first of several.
+    """The single reply that is correct for most questions; the first of several.
 
     Each question's own answer is the one that most of its annotators gave.
     """
@@ -131,7 +131,7 @@ def commonest_answer(questions: Sequence[Question]) -> str:
 
 
 def together(name: str, rows: Sequence[Row]) -> Row:
-    """The mean of several tests' scores, each counting alike: how POPE's and ChartQA's parts are quoted."""
+    """Unweighted mean of several tests' scores, as reported for POPE and ChartQA."""
     blinds = [row.blind for row in rows if row.blind is not None]
     majorities = [row.majority for row in rows if row.majority is not None]
     return Row(
@@ -147,7 +147,7 @@ def together(name: str, rows: Sequence[Row]) -> Row:
 def refusal_rows(
     questions: Sequence[Question], seen: Mapping[str, Prediction], blind: Mapping[str, str] | None
 ) -> list[Row]:
-    """Where the mini's questions have none that can be answered: how often it says so, and how often wrongly.
+    """Rows for unanswerable questions of the mini suite: correct refusals and false refusals.
 
     ``unanswerable_refused`` is the share of refusals among questions whose answer is one, ``false_refusals`` among the
     others; of the latter less is better. No rows without unanswerable questions.

@@ -1,4 +1,4 @@
-"""What a run came to: one JSON object, and a table for people."""
+"""Summary of a run: a JSON object and a Markdown table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DIGITS = 4
 def summary(
     about: Mapping[str, Any], result: Result, rows: Sequence[Row], metric: Metric, published: Sequence[PublishedFigure]
 ) -> dict[str, Any]:
-    """The summary as it is printed and kept; scores from 0 to 1, rounded to four digits.
+    """The summary as JSON values; scores from 0 to 1, rounded to four digits.
 
     Args:
         about: what was asked of whom: task, model, settings.
@@ -53,7 +53,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def as_table(rows: Sequence[Row], metric: Metric, published: Sequence[PublishedFigure]) -> str:
-    """Markdown; percentages, but CIDEr as it is."""
+    """The scores as a Markdown table, in percent except for CIDEr."""
     factor, unit = (1.0, "") if metric.name == "cider" else (100.0, " %")
     lines = [
         f"| test | n | {metric.label}{unit} | 95 % interval | blind | majority | |",

@@ -1,4 +1,4 @@
-"""A page of the questions that went worst, with their images: one file that needs nothing else and runs nothing."""
+"""HTML page of the lowest-scored questions with their images: one self-contained file without scripts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class WorstCase:
-    """A question, what was said to it, and its score."""
+    """A question with its reply and score."""
 
     question: Question
     prediction: Prediction
@@ -42,7 +42,7 @@ class WorstCase:
 def worst_cases(
     questions: Sequence[Question], seen: Mapping[str, Prediction], rows: Sequence[Row], count: int, seed: int = 0
 ) -> list[WorstCase]:
-    """At most `count` questions with the lowest scores, those that are wholly right left out; ties are drawn by lot."""
+    """At most `count` questions with the lowest scores below 1; ties are broken at random."""
     groups, scores = by_test(questions), {row.test: row.each for row in rows}
     cases = [
         WorstCase(question, seen[question.id], score)
@@ -55,7 +55,7 @@ def worst_cases(
 
 
 def worst_page(title: str, cases: Sequence[WorstCase], num_questions: int) -> str:
-    """The page, as HTML; every text is escaped, and the page may load and run nothing."""
+    """The page as HTML; all texts are escaped, and a policy forbids it to load or run anything."""
     articles = "\n".join(_article(case) for case in cases) or "<p>Every reply is right.</p>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -83,7 +83,7 @@ def _article(case: WorstCase) -> str:
 
 
 def _thumbnail(source: ImageSource) -> str:
-    """An image of at most 256 px a side, inlined; a word where it cannot be opened."""
+    """An inlined image of at most 256 px, or a note that it cannot be opened."""
     try:
         image = open_image(source)
     except ImageError as error:
@@ -97,7 +97,7 @@ def _thumbnail(source: ImageSource) -> str:
 
 
 def _shown(text: str) -> str:
-    """Escaped, with control characters and lone surrogates as U+FFFD."""
+    """Escape HTML; replace control characters and lone surrogates by U+FFFD."""
     clean = "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text
     )

@@ -1,4 +1,4 @@
-"""Rows of different lengths -> a batch: padded on the right, images of all rows in one tensor."""
+"""Collation: rows of different lengths -> a batch, padded on the right, with the images of all rows in one tensor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Collator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """A batch.
+        """Collate rows into a batch.
 
         Args:
             rows: `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) where there are images.
@@ -59,7 +59,7 @@ class Collator:
         return batch
 
     def _gazes(self, rows: Sequence[Mapping[str, Tensor]], width: int) -> dict[str, Tensor]:
-        """All rows' gazes one after the other, each T long."""
+        """The gazes of all rows, concatenated and padded to T tokens."""
         counts = torch.tensor([len(row["gaze_positions"]) for row in rows])
         return {
             "gaze_rows": torch.arange(len(rows)).repeat_interleave(counts),
@@ -71,7 +71,7 @@ class Collator:
         }
 
     def _padded(self, parts: list[Tensor], value: int) -> Tensor:
-        """(B, T) of parts (T,)."""
+        """Pad 1-D tensors on the right to (B, T)."""
         padded = pad_sequence(parts, batch_first=True, padding_value=value)
         missing = -padded.shape[1] % (self.pad_to_multiple_of or 1)
         return torch.nn.functional.pad(padded, (0, missing), value=value)

@@ -1,6 +1,6 @@
-"""The columns that a record may have, and the refusal of all others by name.
+"""Columns of a training record, and the errors for all other columns.
 
-A column that is not known may change what should be learnt: an image under another name, a system prompt, tools. So it
+A column that is not known may change what should be learned: an image under another name, a system prompt, tools. So it
 is an error and not left out, unless it describes where the record comes from (METADATA_COLUMNS) or the user names it as
 one to ignore.
 """
@@ -50,7 +50,7 @@ _IDS = ("id", "ids", "uid", "uuid", "key", "index", "idx", "image_id", "question
 _ORIGINS = ("source", "sources", "dataset", "dataset_name", "data_source", "origin", "license", "timestamp", "__url__")
 _FILING = ("subset", "split", "category", "task", "kind", "lang", "language", "width", "height", "metadata", "meta")
 METADATA_COLUMNS = frozenset((*_IDS, *_ORIGINS, *_FILING, "__index_level_0__"))
-# What img2dataset writes beside each image (its README, "Output format"); read by nobody where a caption is learnt.
+# What img2dataset writes beside each image (its README, "Output format"); read by nobody where a caption is learned.
 CAPTION_METADATA = frozenset(
     ("caption", "url", "status", "error_message", "original_width", "original_height", "exif", "sha256", "md5")
 )
@@ -64,7 +64,7 @@ def refuse_unknown(
     harmless: Collection[str] = (),
     ignored: Collection[str] = (),
 ) -> None:
-    """Raise DataError if an object has a value under a name that nobody reads.
+    """Raise DataError if an object has a value under an unknown name.
 
     Args:
         values: a record, a turn, an item.

@@ -1,4 +1,4 @@
-"""Samples -> `input_ids`, `labels` and `pixel_values`: what the model sees, and which of it it learns to say.
+"""Dataset of tokenized samples: `input_ids`, `labels` (replies only) and `pixel_values`.
 
 Ids are the processor's own: what it makes of the same messages at inference, so every prompt is a prefix of what is
 trained on. Supervised are the assistant's texts and the ``<|im_end|>`` that ends each (Apple's ``qwen_2`` also
@@ -35,7 +35,7 @@ PARALLEL_FROM_CHUNKS = 16  # with fewer, processes take longer to start than to 
 
 @dataclass(frozen=True)
 class Supervised:
-    """A sample as tokens.
+    """Token ids and labels of a sample.
 
     Args:
         input_ids: T ids, N placeholders an image.
@@ -51,12 +51,12 @@ class Supervised:
 
     @property
     def num_supervised(self) -> int:
-        """Tokens that are learnt."""
+        """Number of tokens with a label."""
         return sum(label != IGNORED for label in self.labels)
 
 
 class SupervisedDataset(Dataset[dict[str, Tensor]]):
-    """Samples as rows for :class:`fastvlm.training.data.collation.Collator`; worker processes can use it.
+    """Map-style dataset of rows for :class:`fastvlm.training.data.collation.Collator`; works in DataLoader workers.
 
     Args:
         samples: :func:`fastvlm.training.data.samples.open_samples`'s, or any sequence of samples.
@@ -93,7 +93,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One row.
+        """Tokenize a sample and open its images.
 
         Returns:
             `input_ids`, `labels` int64 (T,), and `pixel_values` float32 (I, 3, H, W) in [0, 1] if it has images; with
@@ -122,7 +122,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return [open_image(source, limits=self.processor.image_processor.image_limits) for source in images]
 
     def supervise(self, sample: Sample) -> Supervised:
-        """A sample's ids and labels; no image is opened. Raises FastVlmError with the reason alone."""
+        """Token ids and labels of a sample, without opening images. Raises FastVlmError with the reason alone."""
         return self.supervise_ids(sample, short_ids_of(self.processor, [self._text(sample)])[0])
 
     def supervise_ids(self, sample: Sample, short_ids: Sequence[int]) -> Supervised:
@@ -152,7 +152,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return Supervised(ids[:end], labels, ids[:end].count(image_id) // self.tokens_each, len(ids))
 
     def _cut(self, ids: Sequence[int]) -> int:
-        """How many ids are kept: `max_tokens`, or as many as stand before the image that would be cut there."""
+        """Number of ids to keep: `max_tokens`, or fewer so that no image is cut in the middle."""
         if len(ids) <= self.max_tokens:
             return len(ids)
         num_placeholders = list(ids[: self.max_tokens]).count(self._image_id)
@@ -161,7 +161,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
     # ------------------------------------------------------------------------------------------ lengths
 
     def length(self, index: int) -> int:
-        """Tokens of a row, at most `max_tokens`; no image is opened. Raises as :meth:`__getitem__`."""
+        """Number of tokens of a row, at most `max_tokens`, without opening images. Raises as :meth:`__getitem__`."""
         if self._lengths[index] < 0:
             sample = self.samples[index]
             try:
@@ -171,7 +171,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return self._lengths[index]
 
     def lengths(self, workers: int = 0) -> Sequence[int]:
-        """:meth:`length` of every row, many tokenized at once and all remembered.
+        """:meth:`length` of every row; tokenizes in batches and caches the result.
 
         Args:
             workers: processes that tokenize; 0: this one. It takes its time where there are many rows.
@@ -183,11 +183,11 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return self._lengths
 
     def digest(self, workers: int = 0) -> DataDigest:
-        """Of all samples, found together with :meth:`lengths`. Raises BadRecordError."""
+        """Digest of all samples, computed together with :meth:`lengths`. Raises BadRecordError."""
         return digest_of_rows(self._measure(workers))
 
     def _measure(self, workers: int) -> array[int]:
-        """Find lengths and digests of all rows, once; the digests."""
+        """Compute lengths and digests of all rows once; return the digests."""
         if self._digests is None:
             is_worth_it = len(self) > CHUNK * PARALLEL_FROM_CHUNKS
             loader = DataLoader(_Chunks(self), batch_size=None, num_workers=workers if is_worth_it else 0)
@@ -220,7 +220,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
     def tokenized(
         self, first: int = 0, past: int | None = None
     ) -> Iterator[tuple[int, Sample | BadRecordError, list[int]]]:
-        """Samples `first` to before `past`, many tokenized at once: (index, sample or what is wrong with it, ids).
+        """Yield (index, sample or its error, ids) of samples `first` to before `past`, tokenized in batches.
 
         In the ids an image has one placeholder, as :meth:`supervise_ids` takes them.
         """
@@ -233,7 +233,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
                 yield begin + number, sample, [] if isinstance(sample, BadRecordError) else next(ids)
 
     def _readable(self, index: int) -> tuple[Sample | BadRecordError, str]:
-        """(sample, its text), or (what is wrong with it, "")."""
+        """(sample, its rendered text), or (its error, "")."""
         try:
             sample = self.samples[index]
         except BadRecordError as error:

@@ -1,4 +1,4 @@
-"""Which samples a run has seen: a number and a digest, compared when it goes on.
+"""Digest of a run's samples, compared when the run is resumed.
 
 Of each sample the digest takes its messages, what it says of objects and looks, and of its images the path, the bytes
 or data URI in the record, the number of bytes in a shard, or, in Arrow and Parquet files, the file's name and size. No
@@ -26,14 +26,14 @@ _ROW_BYTES = 8
 
 @dataclass(frozen=True)
 class DataDigest:
-    """Of samples in their order: how many, and a digest of all of them as hexadecimal digits."""
+    """Number of samples and a hexadecimal digest of all of them in order."""
 
     num_samples: int
     digest: str
 
 
 def row_digest(sample: Sample) -> int:
-    """A signed number of 64 bits that follows from what a sample teaches."""
+    """64-bit signed digest of a sample's messages, images and grounding."""
     grounding = None
     if sample.grounding is not None:
         objects = sample.grounding.objects
@@ -45,7 +45,7 @@ def row_digest(sample: Sample) -> int:
 
 
 def _identity(image: ImageSource) -> str:
-    """What tells an image from another one, without reading a file."""
+    """Identity of an image: its bytes' digest, its path, or its place in a file; no file is read."""
     if isinstance(image, (bytes, bytearray)):
         return hashlib.blake2b(image, digest_size=_ROW_BYTES).hexdigest()
     if isinstance(image, (str, Path)):
@@ -54,12 +54,12 @@ def _identity(image: ImageSource) -> str:
 
 
 def digest_of_rows(rows: array[int]) -> DataDigest:
-    """Of all samples, from each one's :func:`row_digest`, int64."""
+    """Digest of all samples from their :func:`row_digest`s (int64)."""
     return DataDigest(len(rows), hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest())
 
 
 def compare_data(stored: Mapping[str, Any] | None, now: Mapping[str, DataDigest], *, allows_change: bool) -> None:
-    """Refuse to go on with other samples than a run has seen.
+    """Refuse to resume a run with other samples than it was started with.
 
     Args:
         stored: what :func:`dataclasses.asdict` made of the digests by name ("data", "eval.data") when the run began;
@@ -72,8 +72,8 @@ def compare_data(stored: Mapping[str, Any] | None, now: Mapping[str, DataDigest]
     """
     if stored is None:
         warnings.warn(
-            "The run does not tell which samples it has seen (an earlier version began it), so whether they have "
-            "changed is not known. From now on they are compared.",
+            "The run was started by an earlier version that did not record its samples, so changes cannot be "
+            "detected. They are recorded from now on.",
             stacklevel=1,
         )
         return
@@ -82,9 +82,9 @@ def compare_data(stored: Mapping[str, Any] | None, now: Mapping[str, DataDigest]
             continue
         before = (stored.get(name) or {}).get("num_samples", 0)
         what = f"{before} samples before, {digest.num_samples} now"
-        text = f"The samples of {name} are not those that the run has seen ({what})"
+        text = f"The samples of {name} are not those that the run was started with ({what})"
         if not allows_change:
             raise UsageError(
                 f"{text}. Give the same samples, another --out, or --allow-changed-data to go on with these."
             )
-        warnings.warn(f"{text}; it goes on with these.", stacklevel=1)
+        warnings.warn(f"{text}; it continues with the new ones.", stacklevel=1)

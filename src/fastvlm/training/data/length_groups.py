@@ -1,4 +1,4 @@
-"""An order of rows in which those of a batch are about equally long, so that little of it is padding."""
+"""Length-grouped sampling: the rows of a batch are about equally long, which saves padding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCHES_SORTED_TOGETHER = 50
 
 
 class LengthGroupedBatches(Sampler[int]):
-    """Indices of rows, those of each batch together: what a DataLoader takes as `sampler`, with its own `batch_size`.
+    """A sampler of row indices, batch by batch, for a DataLoader with the same `batch_size`.
 
     All rows are shuffled, sorted by length within stretches of some batches, cut into batches, and the batches are
     shuffled. Only the last batch may be smaller. The longest batch comes first, so that a lack of memory is met at
@@ -37,7 +37,7 @@ class LengthGroupedBatches(Sampler[int]):
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose order comes next."""
+        """Set the epoch (from 0) that determines the order."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -18,12 +18,12 @@ _BLANK_START = re.compile(r"\A\s*[\r\n]+")
 
 
 def is_llava_turn(turn: Any) -> bool:
-    """Whether a turn is ``{"from": ..., "value": ...}``."""
+    """True if a turn is ``{"from": ..., "value": ...}``."""
     return isinstance(turn, Mapping) and turn.get("from") is not None and "value" in turn
 
 
 def llava_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The message of one turn. Raises DataError: an unknown speaker, a value that is no text."""
+    """Convert one turn to a message. Raises DataError: an unknown speaker, or a value that is not a string."""
     speaker, text = turn["from"], turn["value"]
     if speaker not in ROLES:
         raise DataError(f"turn {index} is from {speaker!r}; known are {', '.join(ROLES)}")
@@ -36,7 +36,7 @@ def llava_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def split_at_images(text: str) -> list[dict[str, Any]]:
-    """Items of a user's text: an image item where ``<image>`` stands.
+    """Split a user's text into text items and an image item for each ``<image>``.
 
     The chat template puts one line break between an image and a text, whatever stood there, and moves images that end
     the text to its front; so white space beside ``<image>`` goes, and a text of nothing else is none.
@@ -56,7 +56,7 @@ def split_at_images(text: str) -> list[dict[str, Any]]:
 
 
 def without_blank_start(text: str) -> str:
-    """An assistant's text without blank lines at its start.
+    """Remove blank lines at the start of an assistant's text.
 
     The prompt ends with ``<|im_start|>assistant`` and a line break. A line break that follows would become one token
     with it, and then no prompt would be a prefix of what is trained on.

@@ -1,4 +1,4 @@
-"""A record of any layout -> messages, and the images of their places.
+"""Conversion of a record in any layout to chat messages and a list of images.
 
 Known are LLaVA's ``conversations`` with ``image``, OpenAI's ``messages`` (content a text or a list of items), and what
 TRL and Hugging Face sets make of both: either name of the turns, ``image`` or ``images``, turns as a JSON text.
@@ -38,7 +38,7 @@ _ITEM_METADATA = ("id", "index", "detail")  # `detail` is OpenAI's hint of how m
 def read_record(
     record: Mapping[str, Any], folder: Path, *, ignored: Collection[str] = ()
 ) -> tuple[list[dict[str, Any]], tuple[Any, ...]]:
-    """(messages, images) of a record: as many images as the messages have image items, in their order.
+    """Convert a record to (messages, images), one image for each image item, in order.
 
     Args:
         record: what stands in the file.
@@ -70,7 +70,7 @@ def read_record(
 
 
 def _check_columns(record: Mapping[str, Any]) -> None:
-    """Raise DataError for the first column that cannot be learnt from, or all that nobody reads."""
+    """Raise DataError for unsupported or unknown columns."""
     for name, reason in REFUSED_COLUMNS.items():
         if is_given(record.get(name)):
             raise DataError(f"it has {name!r}; {reason}")
@@ -78,7 +78,7 @@ def _check_columns(record: Mapping[str, Any]) -> None:
 
 
 def _with_system(messages: list[dict[str, Any]], record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The column `system` as the first turn."""
+    """Prepend the column `system` as the first message."""
     text = record.get(SYSTEM_COLUMN)
     if not is_given(text):
         return messages
@@ -99,14 +99,14 @@ def _turns(record: Mapping[str, Any]) -> Sequence[Any]:
         try:
             turns = json.loads(turns)
         except json.JSONDecodeError as error:
-            raise DataError(f"{names[0]!r} is a text, but no JSON ({error.msg})") from error
+            raise DataError(f"{names[0]!r} is a text, but not valid JSON ({error.msg})") from error
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{names[0]!r} is {_shown(turns)}; expected a list of turns")
     return turns
 
 
 def _message(turn: Any, index: int, ignored: Collection[str]) -> dict[str, Any]:
-    """One turn as a message with a list of items; an assistant's without blank lines at its start."""
+    """Convert one turn to a message with a list of items."""
     if is_llava_turn(turn):
         _check_turn(turn, index, _LLAVA_KEYS, ignored)
         message = llava_message(turn, index)
@@ -122,7 +122,7 @@ def _message(turn: Any, index: int, ignored: Collection[str]) -> dict[str, Any]:
 
 
 def _check_turn(turn: Mapping[str, Any], index: int, known: Sequence[str], ignored: Collection[str]) -> None:
-    """Raise DataError for what a turn has beside who speaks and what is said."""
+    """Raise DataError if a turn has tool calls, a weight, or unknown keys."""
     if turn.get("tool_calls") or turn.get("function_call"):
         raise DataError(f"turn {index} calls a tool; FastVLM's template knows no tools")
     if "weight" not in ignored and turn.get("weight") is not None and turn["weight"] != 1:
@@ -148,7 +148,7 @@ def _openai_message(turn: Mapping[str, Any], index: int, ignored: Collection[str
 
 
 def _place_images(messages: list[dict[str, Any]], count: int) -> None:
-    """TRL's habit: images that no message gives a place to stand before the first user's text."""
+    """Insert images without a placeholder before the first user's text, as TRL does."""
     has_place = any(item.get("type") != "text" for message in messages for item in message["content"])
     first = next((message for message in messages if message["role"] == "user"), None)
     if not has_place and first is not None:
@@ -166,7 +166,7 @@ def _check_texts(conversation: Conversation) -> None:
 
 
 def _check_replies(conversation: Conversation) -> None:
-    """Every assistant's turn says something, and there is one."""
+    """Raise DataError unless there is an assistant's turn and none is empty."""
     replies = [(index, m) for index, m in enumerate(conversation.messages) if m["role"] == "assistant"]
     if not replies:
         raise DataError("it has no assistant's turn; there is nothing to learn from it")
@@ -179,7 +179,7 @@ def _check_replies(conversation: Conversation) -> None:
 
 
 def _given_images(record: Mapping[str, Any]) -> list[Any]:
-    """What stands in one of IMAGE_COLUMNS; nothing there, an empty text and an empty list are no image."""
+    """The images of the record's image column; null, an empty text and an empty list count as none."""
     names = [name for name in IMAGE_COLUMNS if is_given(record.get(name))]
     if len(names) > 1:
         raise DataError(f"it has both {names[0]!r} and {names[1]!r}; expected one of them (--ignore {names[1]})")
@@ -190,7 +190,7 @@ def _given_images(record: Mapping[str, Any]) -> list[Any]:
 
 
 def _sources(conversation: Conversation, given: list[Any]) -> list[Any]:
-    """The images of the places: those inside the messages, or those beside them."""
+    """Images in order of their placeholders, from the messages or from the record's image column."""
     inline, places = conversation.images, conversation.num_images
     if inline and given:
         raise DataError(f"it has {len(inline)} image(s) inside its messages and {len(given)} beside them")
@@ -200,7 +200,7 @@ def _sources(conversation: Conversation, given: list[Any]) -> list[Any]:
 
 
 def _located(source: Any, folder: Path) -> Any:
-    """A source that can be opened: paths from `folder`, an Arrow struct's bytes or path."""
+    """Convert an image value to what `open_image` takes: a path below `folder`, or an Arrow struct's bytes or path."""
     if isinstance(source, Mapping):
         return _located(_of_struct(source), folder)
     if isinstance(source, str):

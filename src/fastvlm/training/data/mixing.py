@@ -1,4 +1,4 @@
-"""Several sources of samples as one, and a share of it put aside for measuring the loss."""
+"""Mixture of several sources of samples, and the split into training and evaluation samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Mixture", "Portion", "open_mixture", "split_off"]
 
 
 class Mixture(Sequence[Sample]):
-    """Sources one after the other, each as often as its `repeat` says.
+    """Concatenation of sources, each repeated by its factor.
 
     Args:
         sources: samples and how often each of them is seen; what a fraction leaves over is drawn by `seed`.
@@ -41,13 +41,13 @@ class Mixture(Sequence[Sample]):
         return source[number]
 
     def origin(self, index: int) -> str:
-        """Where a sample comes from, without reading it."""
+        """Origin of a sample, without reading it."""
         source, number = self._place(index)
         return str(source.origin(number))
 
     @property
     def unused(self) -> list[UnusedMember]:
-        """What lies in the sources' files and belongs to no record."""
+        """Members of the sources' files that belong to no record."""
         return [member for source in self.sources for member in getattr(source, "unused", ())]
 
     def _place(self, index: int) -> tuple[Any, int]:
@@ -58,7 +58,7 @@ class Mixture(Sequence[Sample]):
 
 
 def _order(count: int, repeat: float, seed: int) -> torch.Tensor:
-    """Indices (int64) into a source: whole rounds, then a drawn part of one."""
+    """Indices (int64) into a source: whole repetitions, then a random subset for the fraction."""
     rounds, share = int(repeat), repeat - int(repeat)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(count, generator=generator)[: round(share * count)].sort().values
@@ -93,18 +93,18 @@ class Portion(Dataset[Any]):
         return self.dataset[int(self.indices[index])]
 
     def digest(self, workers: int = 0) -> DataDigest:
-        """Of the whole dataset."""
+        """Digest of the whole dataset."""
         found: DataDigest = self.dataset.digest(workers)
         return found
 
     def lengths(self, workers: int = 0) -> list[int]:
-        """Tokens of every row."""
+        """Number of tokens of every row."""
         every = self.dataset.lengths(workers)
         return [int(every[index]) for index in self.indices.tolist()]
 
 
 def split_off(dataset: Any, fraction: float, seed: int) -> tuple[Portion, Portion]:
-    """(what is learnt from, what the loss is measured on): disjoint, drawn by `seed`, the second at least one row.
+    """Random disjoint split by `seed` into (training rows, evaluation rows); at least one row in each.
 
     Raises:
         DataError: too few rows to have both.

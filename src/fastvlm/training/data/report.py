@@ -1,4 +1,4 @@
-"""What ``fastvlm train --check`` tells: every record read, every image opened, nothing computed.
+"""Report of ``fastvlm train --check``: reads every record and opens every image, computes nothing.
 
 Bad records are listed by origin and reason, none is replaced or left out silently.
 """
@@ -33,7 +33,7 @@ SUPERVISED_MARKS = ("[[", "]]")
 
 @dataclass(frozen=True)
 class BadSample:
-    """A record that cannot be trained on: its index in the samples, where it stands, and why."""
+    """A record that cannot be trained on: its index, its origin and the reason."""
 
     index: int
     origin: str
@@ -42,7 +42,7 @@ class BadSample:
 
 @dataclass(frozen=True)
 class LengthSummary:
-    """Tokens of whole samples, before any is cut.
+    """Statistics of sample lengths in tokens, before truncation.
 
     Args:
         minimum, median, p95, maximum: in tokens; the percentiles are lengths that occur (nearest rank).
@@ -57,7 +57,7 @@ class LengthSummary:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> LengthSummary | None:
-        """None where there are no lengths."""
+        """Compute the statistics; None if there are no lengths."""
         if not lengths:
             return None
         ordered = sorted(lengths)
@@ -76,7 +76,7 @@ class LengthSummary:
 
 @dataclass(frozen=True)
 class RenderedSample:
-    """A sample as the model is shown it: texts in order, and whether each is supervised.
+    """A rendered sample: text pieces in order, each supervised or not.
 
     An image's placeholders are told as ``<image x256>``.
     """
@@ -85,14 +85,14 @@ class RenderedSample:
     parts: tuple[tuple[str, bool], ...]
 
     def text(self) -> str:
-        """One text, the supervised parts between SUPERVISED_MARKS."""
+        """The whole text, with supervised parts between SUPERVISED_MARKS."""
         begin, end = SUPERVISED_MARKS
         return "".join(f"{begin}{text}{end}" if is_supervised else text for text, is_supervised in self.parts)
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a check has found.
+    """Result of a data check.
 
     Args:
         num_samples: records looked at.
@@ -103,7 +103,7 @@ class DataReport:
         num_text_only: good samples without an image.
         num_images: images of the good samples.
         num_tokens: of the good samples, as they will be trained on.
-        num_supervised_tokens: of these, how many are learnt.
+        num_supervised_tokens: of these, how many are learned.
         rendered: a few samples of different kinds.
         unused: members of shards that belong to no record.
     """
@@ -122,7 +122,7 @@ class DataReport:
 
     @property
     def is_good(self) -> bool:
-        """No record is bad."""
+        """True if there is no bad record."""
         return not self.bad
 
     @property
@@ -132,11 +132,11 @@ class DataReport:
         return array("Q", (index for index in range(self.num_samples) if index not in bad))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """The whole report as JSON values."""
         return {**asdict(self), "is_good": self.is_good}
 
     def text(self) -> str:
-        """For people: plain lines."""
+        """The report as plain text."""
         return "\n".join([*self._summary(), *self._problems(), *self._rendered_lines()])
 
     def _summary(self) -> Iterator[str]:
@@ -176,7 +176,7 @@ class DataReport:
 
 
 def _percentile(ordered: Sequence[int], percent: int) -> int:
-    """The smallest value that `percent` of all do not exceed."""
+    """Nearest-rank percentile."""
     return ordered[-(-len(ordered) * percent // 100) - 1]
 
 
@@ -191,7 +191,7 @@ def _listed(lines: Sequence[str]) -> Iterator[str]:
 
 @dataclass
 class _Findings:
-    """What has been found so far."""
+    """Accumulated results of a check in progress."""
 
     dataset: SupervisedDataset
     bad: list[BadSample] = field(default_factory=list)
@@ -205,7 +205,7 @@ class _Findings:
     by_kind: dict[int, RenderedSample] = field(default_factory=dict)
 
     def add(self, sample: Sample, tokens: Supervised) -> None:
-        """A good sample."""
+        """Add a valid sample."""
         self.lengths.append(tokens.num_tokens)
         if tokens.num_tokens > self.dataset.max_tokens:
             self.too_long.append(sample.origin)
@@ -220,14 +220,14 @@ class _Findings:
             self.rendered.append(rendered(self.dataset, sample, tokens))
 
     def shown(self) -> tuple[RenderedSample, ...]:
-        """One of text alone, one with an image, one with several, as far as there are such; then others."""
+        """Samples to render: one without images, one with one, one with several, then others."""
         return (*self.by_kind.values(), *self.rendered)[:RENDERED]
 
 
 def check_data(
     samples: Sequence[Sample], dataset: SupervisedDataset, on_progress: Callable[[int, int], None] | None = None
 ) -> DataReport:
-    """Read every record, tokenize it, and open every image of it; nothing is trained and nothing written.
+    """Read and tokenize every record and open all its images; trains and writes nothing.
 
     Args:
         samples: what the dataset holds.
@@ -267,7 +267,7 @@ def _chunks(dataset: SupervisedDataset) -> Iterator[list[_Row]]:
 
 
 def _image_problem(dataset: SupervisedDataset, sample: Sample | BadRecordError) -> str:
-    """What is wrong with the first bad image of a sample; empty if nothing is."""
+    """Error of the first bad image of a sample, or ""."""
     if isinstance(sample, BadRecordError):
         return ""
     number = 0
@@ -295,7 +295,7 @@ def _examine(
 
 
 def rendered(dataset: SupervisedDataset, sample: Sample, tokens: Supervised) -> RenderedSample:
-    """A sample's tokens as text again, in stretches that are supervised or not."""
+    """Decode a sample's tokens into supervised and unsupervised text pieces."""
     processor, count = dataset.processor, dataset.tokens_each
     places = re.compile(f"(?:{re.escape(processor.image_token)}){{{count}}}")
     parts: list[tuple[str, bool]] = []

@@ -1,4 +1,4 @@
-"""Files of any known kind -> samples, by number, read when they are asked for.
+"""Opening of training data: files and folders of any known format -> samples by index, read lazily.
 
 Sources of formats: haotian-liu/LLaVA's ``docs/Finetune_Custom_Data.md``, OpenAI's chat messages, Hugging Face
 ``datasets``' ``save_to_disk`` and Parquet, webdataset's tar shards.
@@ -45,7 +45,7 @@ class BadRecordError(DataError):
 
     @classmethod
     def at(cls, origin: str, error: Exception) -> BadRecordError:
-        """With the origin of the record that `error` tells about."""
+        """The error for the record at `origin`."""
         return cls(f"{origin}: {error}", origin, str(error))
 
     def __reduce__(self) -> tuple[type[BadRecordError], tuple[str, str, str]]:
@@ -101,7 +101,7 @@ class Samples(Sequence[Sample]):
     @overload
     def __getitem__(self, index: slice) -> Samples: ...
     def __getitem__(self, index: int | slice) -> Sample | Samples:
-        """The sample. Raises BadRecordError (a DataError) where the record cannot be trained on."""
+        """Read a sample. Raises BadRecordError (a DataError) if the record cannot be trained on."""
         if isinstance(index, slice):
             return self.chosen(range(len(self))[index])
         source, number = self._place(index)
@@ -119,22 +119,22 @@ class Samples(Sequence[Sample]):
         return Sample(messages, images, origin, grounding)
 
     def origin(self, index: int) -> str:
-        """Where a sample comes from, without reading it."""
+        """Origin of a sample, without reading it."""
         source, number = self._place(index)
         return source.origin(number)
 
     def chosen(self, indices: Sequence[int]) -> Samples:
-        """The samples of these indices, in this order."""
+        """A subset by indices, in this order."""
         order = array("Q", (self._number(index) for index in indices))
         return Samples(self._sources, images_in=self._images_in, order=order, ignored=self._ignored)
 
     @property
     def unused(self) -> list[UnusedMember]:
-        """What lies in the sources' files and belongs to no record, of whole files also where samples were chosen."""
+        """Members of the sources' files that belong to no record, of whole files even if samples were chosen."""
         return [member for source in self._sources for member in getattr(source, "unused", ())]
 
     def _number(self, index: int) -> int:
-        """Which of all records an index means."""
+        """Convert an index to a record number. Raises IndexError."""
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"There is no sample {index}; there are {size}.")
@@ -169,13 +169,13 @@ def open_samples(
         raise UsageError(f"No data is given. Expected {KNOWN}.")
     folder = None if images_in is None else Path(images_in)
     if folder is not None and not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}, in which the images should be.")
+        raise UsageError(f"There is no folder {folder}, given as the folder of the images.")
     sources = [source for path in paths for source in _open(Path(path), folder, ignored)]
     samples = Samples(sources, images_in=folder, ignored=ignored)
     if not len(samples):
         unused = samples.unused
         first = f" Not used: {unused[0].origin} ({unused[0].reason}); {len(unused)} in all." if unused else ""
-        raise DataError(f"{', '.join(map(str, paths))}: no record is in there. Expected {KNOWN}.{first}")
+        raise DataError(f"{', '.join(map(str, paths))}: found no record. Expected {KNOWN}.{first}")
     return samples
 
 

@@ -1,4 +1,4 @@
-"""webdataset's tar shards as record sources: where each member lies is listed once, members are read by offset.
+"""WebDataset tar shards as record sources: members are listed once and read by offset.
 
 Members whose names differ only after the first dot of the file name are one record: ``x.jpg`` with ``x.json``
 (conversations or messages) or ``x.txt`` (a caption), several images as ``x.0.jpg``, ``x.1.jpg``. What stands before
@@ -52,7 +52,7 @@ CAPTION_QUESTIONS = (
 
 @dataclass(frozen=True)
 class ImageInTar:
-    """A member of a shard, read when it is asked for; what :func:`fastvlm.images.open_image` takes as a file."""
+    """An image in a shard, read lazily; a file object for :func:`fastvlm.images.open_image`."""
 
     path: Path
     offset_bytes: int
@@ -60,7 +60,7 @@ class ImageInTar:
 
     @property
     def identity(self) -> str:
-        """What tells it from another image without reading it."""
+        """Identity for digests, without reading the image."""
         return f"{self.num_bytes} bytes"
 
     def read(self, size: int = -1) -> bytes:
@@ -73,7 +73,7 @@ class ImageInTar:
 
 @dataclass(frozen=True)
 class UnusedMember:
-    """A member of a shard that belongs to no record or tells nothing that is learnt: ``shard.tar:x.cls``, and why."""
+    """A member of a shard that is not used, such as ``shard.tar:x.cls``, and the reason."""
 
     origin: str
     reason: str
@@ -81,7 +81,7 @@ class UnusedMember:
 
 @dataclass
 class _Members:
-    """What one record consists of: (offset, bytes) of images by number, of texts by kind; what is wrong with it."""
+    """Members of one record: (offset, bytes) of images by number and of texts by kind, and errors."""
 
     images: dict[int, tuple[int, int]] = field(default_factory=dict)
     texts: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class _Members:
 
 
 class TarShard:
-    """The records of one shard: some 60 bytes of memory each, and their names.
+    """Records of one shard; each takes about 60 bytes of memory plus its name.
 
     Args:
         path: of the shard.
@@ -125,7 +125,7 @@ class TarShard:
         return f"{self.path}:{self._names[index]}"
 
     def record(self, index: int) -> dict[str, Any]:
-        """Its JSON, or its caption as messages, with its images.
+        """The record's JSON, or its caption as messages, with its images.
 
         Raises:
             DataError: neither or both are there, no JSON, or a member that would be left out.
@@ -154,7 +154,7 @@ class TarShard:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"its .json is no JSON ({error.msg}, line {error.lineno})") from error
+            raise DataError(f"its .json is not valid JSON ({error.msg}, line {error.lineno})") from error
         if not isinstance(value, dict):
             raise DataError(f"its .json is a {type(value).__name__}; expected an object")
         return value
@@ -191,7 +191,7 @@ def _captioned(stored: Mapping[str, Any], caption: str | None, images: list[Imag
 
 
 def caption_messages(caption: str, key: str) -> list[dict[str, Any]]:
-    """A caption as a conversation; the question and the image's place follow from `key`, so they never change."""
+    """Convert a caption to a conversation; question and image position are chosen by a hash of `key`."""
     choice = zlib.crc32(key.encode())
     question = {"type": "text", "text": CAPTION_QUESTIONS[choice // 2 % len(CAPTION_QUESTIONS)]}
     items = [{"type": "image"}, question]
@@ -202,7 +202,7 @@ def caption_messages(caption: str, key: str) -> list[dict[str, Any]]:
 
 
 def _grouped(path: Path, ignored: Collection[str]) -> tuple[dict[str, _Members], list[UnusedMember]]:
-    """The records of a shard by name, in the order in which they begin, and the members that are in none."""
+    """Group a shard's members: (records by name, in order of their first member; unused members)."""
     records: dict[str, _Members] = {}
     unused: list[UnusedMember] = []
     end = 0
@@ -228,7 +228,7 @@ def _refuse_cut(path: Path, end: int) -> None:
 
 
 def _add(records: dict[str, _Members], member: tarfile.TarInfo, ignored: Collection[str]) -> str:
-    """Put a member into its record; why it is in none, or "" (it is in one, or to be ignored)."""
+    """Add a member to its record; return the reason if it is unused, else ""."""
     folder, slash, file_name = member.name.rpartition("/")
     stem, _, kind = file_name.partition(".")
     kind = kind.lower()
@@ -237,7 +237,7 @@ def _add(records: dict[str, _Members], member: tarfile.TarInfo, ignored: Collect
     if not stem:
         return "its name begins with a dot, so that it has no key"
     if kind in UNREAD_KINDS:
-        return f"nothing is learnt from members of the kind {kind!r}"
+        return f"nothing is learned from members of the kind {kind!r}"
     members = records.setdefault(f"{folder}{slash}{stem}", _Members())
     place = (member.offset_data, member.size)
     image = IMAGE.fullmatch(kind)
@@ -255,7 +255,7 @@ def _add(records: dict[str, _Members], member: tarfile.TarInfo, ignored: Collect
 
 
 def _unusable(member: tarfile.TarInfo, stem: str, kind: str) -> str:
-    """Why a member cannot be a part of its record; "" if it can."""
+    """The reason why a member cannot be used in its record, or ""."""
     if not member.isreg() or member.issparse():
         return "it is a link, a device or a sparse file; store the file itself"
     if kind in TEXT_KINDS:

@@ -1,4 +1,4 @@
-"""Two objectives beside the loss of text, for records that tell where things stand; nothing of them is shipped.
+"""Auxiliary losses for records with object positions; their heads are not part of the final model.
 
 Objects: the encoder says what stands in every cell of 16 px, from three depths: the maps of stride 16 (a vector a
 cell), 32 (for 2 x 2 cells) and 64, the visual tokens (4 x 4 cells). That gives tens of labels an image where a reply
@@ -47,7 +47,7 @@ class CellLogits:
 
 
 class CellHead(nn.Module):
-    """One vector of a map -> its side x side cells, by class weights that the places share."""
+    """Classification head: one feature vector -> logits of its side x side cells."""
 
     def __init__(self, width: int, side: int, num_classes: int, num_colors: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class CellHead(nn.Module):
 
 
 class GroundingObjective(nn.Module):
-    """Both objectives with their weights.
+    """The weighted auxiliary losses.
 
     Args:
         entry: of the recipe.
@@ -88,7 +88,7 @@ class GroundingObjective(nn.Module):
     def forward(
         self, stages: Sequence[Tensor], last: Tensor | None, attentions: Sequence[Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Each objective's weighted loss, by its name.
+        """Compute each objective's weighted loss, by name.
 
         Args:
             stages: the maps of the encoder's stages (I, C, ., .); none where there is no image.
@@ -116,7 +116,7 @@ class GroundingObjective(nn.Module):
 
 
 def cell_loss(logits: CellLogits, classes: Tensor, colors: Tensor) -> Tensor:
-    """Cross-entropy of things, of empty cells and of colors, weighted against each other.
+    """Weighted cross-entropy of objects, empty cells and colors.
 
     A cell with a thing weighs 1/sqrt(such cells in its image): a page of text must not drown a single letter.
     """
@@ -140,7 +140,7 @@ def _by_cell(logits: Tensor, targets: Tensor) -> Tensor:
 def gaze_loss(
     attentions: Sequence[Tensor], heads: HeadsEntry, batch: Mapping[str, Any], *, is_reminder: bool
 ) -> Tensor:
-    """-log of the share of attention where it should be, the mean over the gazes of one kind and their heads."""
+    """Mean of -log(share of attention on the right tokens) over the gazes of one kind and their heads."""
     is_kind = batch["gaze_is_reminder"] == is_reminder
     rows, positions = batch["gaze_rows"][is_kind], batch["gaze_positions"][is_kind]
     attention = attentions[heads.layer][:, list(heads.heads)]

@@ -1,9 +1,9 @@
-"""Where things stand in an image, and which of them each reply speaks of: two optional columns of a record.
+"""Object positions in images and the objects that replies refer to: two optional columns of a record.
 
 ``objects``: ``[{"name": "star", "colour": "red", "box": [x0, y0, x1, y1], "picture": 0}, ...]``, boxes in pixels of the
 image as it is stored. ``looks``: ``[{"reply": 0, "at": 6, "objects": [0], "words": ["star"]}, ...]``: what the
 assistant looks at before it says what begins at character `at` of its reply number `reply` (the reply's length: before
-it ends), and the words of the question that tell so. Both are learnt in training alone, see `grounding_objective`.
+it ends), and the words of the question that tell so. Both are learned in training alone, see `grounding_objective`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class GroundedObject:
-    """A thing in image number `image` of a sample; `box` is in pixels of the stored image, `color` may be ""."""
+    """An object in image number `image` of a sample; `box` is in pixels of the stored image, `color` may be ""."""
 
     name: str
     color: str
@@ -51,7 +51,7 @@ class GroundedObject:
 
 @dataclass(frozen=True)
 class Look:
-    """Before character `at` of reply `reply`: the objects of these numbers, told by these words of the question."""
+    """Objects that character `at` of reply `reply` refers to, and the question's words that identify them."""
 
     reply: int
     at: int
@@ -61,7 +61,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Grounding:
-    """What a record tells; `objects` None: nothing is known of what stands in its images."""
+    """Grounding of a record; `objects` is None if its images are not annotated."""
 
     objects: tuple[GroundedObject, ...] | None
     looks: tuple[Look, ...]
@@ -77,7 +77,7 @@ def read_grounding(
     *,
     ignored: Collection[str] = (),
 ) -> Grounding | None:
-    """The columns `objects` and `looks` of a record; None where it has neither.
+    """Read the columns `objects` and `looks` of a record; None if it has neither.
 
     Args:
         record: what stands in the file.
@@ -140,7 +140,7 @@ def _look(entry: Mapping[str, Any], num_objects: int, replies: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class ObjectNames:
-    """Every name and every color that the objects of a data set may have: NAMES_FILE beside its records.
+    """Class indices of all object names and colors of a dataset, from NAMES_FILE next to its records.
 
     Args:
         objects: name -> class, from 1.
@@ -152,7 +152,7 @@ class ObjectNames:
 
     @classmethod
     def beside(cls, sources: Iterable[Path]) -> ObjectNames:
-        """Those of all NAMES_FILEs in the folders of the sources, sorted. Raises DataError: none, or a damaged one."""
+        """Read all NAMES_FILEs in the sources' folders. Raises DataError if there is none or one is damaged."""
         objects: set[str] = set()
         colors: set[str] = set()
         folders = dict.fromkeys(source if source.is_dir() else source.parent for source in sources)
@@ -173,17 +173,17 @@ class ObjectNames:
 
     @property
     def num_classes(self) -> int:
-        """With the empty cell's."""
+        """Number of classes, with that of empty cells."""
         return len(self.objects) + 1
 
     def class_of(self, name: str) -> int:
-        """Its class. Raises DataError: it is not among them."""
+        """Class of an object name. Raises DataError if it is unknown."""
         if name not in self.objects:
             raise DataError(f"its object {name!r} is not among the {len(self.objects)} names of {NAMES_FILE}")
         return self.objects[name]
 
     def color_of(self, color: str) -> int:
-        """Its class; IGNORED for one that is not among them, and for ""."""
+        """Class of a color; IGNORED if it is unknown or empty."""
         return self.colors.get(color, IGNORED)
 
 

@@ -1,4 +1,4 @@
-"""A sample's objects and looks -> tensors beside its `input_ids`: what the grounding objective asks for.
+"""Tensors of a sample's objects and looks for the grounding losses.
 
 Shapes: T tokens, I images of h x w visual tokens, G gazes: wishes that the token at one position attend to others.
 """
@@ -31,7 +31,7 @@ Gaze = tuple[int, bool, frozenset[int]]  # position, whether it is to words of t
 
 
 class GroundingColumns:
-    """Makes the grounding columns of rows; worker processes can use it.
+    """Computes the grounding columns of rows; works in DataLoader workers.
 
     Args:
         processor: that made the rows' ids.
@@ -47,7 +47,7 @@ class GroundingColumns:
     def columns(
         self, sample: Sample, ids: Sequence[int], sizes: Sequence[tuple[int, int]], processed: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """The columns of a row.
+        """Compute the columns of a row.
 
         Args:
             sample: with or without grounding.
@@ -92,7 +92,7 @@ class GroundingColumns:
         placements: Sequence[Placement],
         processed: tuple[int, int],
     ) -> Iterator[Gaze]:
-        """The gazes of all replies; of what was cut off there are none."""
+        """Gazes of all replies, without those of truncated text."""
         replies = [_text_of(message) for message in sample.messages if message["role"] == "assistant"]
         visual = [position for position, token in enumerate(ids) if token == self._image_id]
         asked_from = 0
@@ -112,7 +112,7 @@ class GroundingColumns:
     def _looked_at(
         self, look: Look, grounding: Grounding, placements: Sequence[Placement], processed: tuple[int, int]
     ) -> Iterator[int]:
-        """Numbers of visual tokens, counted through all images of the sample."""
+        """Indices of visual tokens over all images of the sample."""
         stride = self.processor.patch_size
         grid = processed[0] // stride, processed[1] // stride
         for thing in (grounding.objects[number] for number in look.objects if grounding.objects is not None):

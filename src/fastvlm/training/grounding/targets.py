@@ -1,4 +1,4 @@
-"""What a record tells of its images, in the model's own measures: cells, visual tokens, positions of tokens.
+"""Grounding targets: cells, visual tokens and token positions from boxes and words.
 
 h x w visual tokens of 64 px, and as many times 4 x 4 cells of 16 px; T tokens of a sample.
 """
@@ -25,21 +25,21 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a stored image lies in the processed one: ``processed = scale * stored + offset``, in pixels."""
+    """Mapping from stored to processed pixels: ``processed = scale * stored + offset``."""
 
     scale: tuple[float, float]
     offset: tuple[float, float]
 
     @classmethod
     def of(cls, stored: tuple[int, int], processed: tuple[int, int], fit: str) -> Placement:
-        """`stored` and `processed` are (width, height); as `fit_image` does it, to within a pixel."""
+        """The mapping of `fit_image`, to within a pixel; `stored` and `processed` are (width, height)."""
         ratios = processed[0] / stored[0], processed[1] / stored[1]
         scale = ratios if fit == "stretch" else ((min if fit == "pad" else max)(ratios),) * 2
         offset = tuple((p - s * ratio) / 2 for p, s, ratio in zip(processed, stored, scale, strict=True))
         return cls(scale, (offset[0], offset[1]))
 
     def place(self, box: Box) -> Box:
-        """A box of the stored image in the processed one."""
+        """Map a box of the stored image to the processed one."""
         (across, down), (left, top) = self.scale, self.offset
         return box[0] * across + left, box[1] * down + top, box[2] * across + left, box[3] * down + top
 
@@ -49,14 +49,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Cells:
-    """`classes`, `colors` int64 (4h, 4w): what stands in each cell; IGNORED: nothing is known."""
+    """`classes`, `colors` int64 (4h, 4w): class of each cell; IGNORED if unknown."""
 
     classes: Int64Array
     colors: Int64Array
 
     @classmethod
     def unknown(cls, height: int, width: int) -> Cells:
-        """Of a processed image of which nothing is known."""
+        """Cells of a processed image without annotation."""
         shape = height // CELL_PX, width // CELL_PX
         return cls(np.full(shape, IGNORED, np.int64), np.full(shape, IGNORED, np.int64))
 
@@ -64,7 +64,7 @@ class Cells:
 def cells_of(
     objects: Sequence[GroundedObject], names: ObjectNames, placement: Placement, height: int, width: int
 ) -> Cells:
-    """The cells of one processed image; a cell near several things belongs to the nearest.
+    """Cells of one processed image; a cell near several objects belongs to the nearest.
 
     Raises:
         DataError: an object whose name is not among `names`.
@@ -88,7 +88,7 @@ def cells_of(
 
 
 def _claimed(first: float, last: float, count: int) -> slice:
-    """Cells along one side whose middles lie in the heart of a thing from `first` to `last`; one at least."""
+    """Cells along one axis whose centers are in the inner part of an object from `first` to `last`; at least one."""
     middle, reach = (first + last) / 2, max(LEAST_CLAIM_PX, CLAIMED * (last - first))
     start = int(np.ceil((middle - reach) / CELL_PX - 0.5))
     stop = int(np.floor((middle + reach) / CELL_PX - 0.5)) + 1
@@ -97,7 +97,7 @@ def _claimed(first: float, last: float, count: int) -> slice:
 
 
 def tokens_of(box: Box, placement: Placement, grid: tuple[int, int], stride_px: int) -> Iterator[int]:
-    """Numbers, row by row, of the visual tokens of a `grid` (h, w) that show the middle of a box."""
+    """Row-major indices of the visual tokens of a `grid` (h, w) in the inner part of a box."""
     left, top, right, bottom = placement.place(box)
     for row in _touched(top, bottom, grid[0], stride_px):
         for column in _touched(left, right, grid[1], stride_px):
@@ -114,7 +114,7 @@ def _touched(first: float, last: float, count: int, stride_px: int) -> range:
 
 
 def positions_of_looks(looks: Sequence[Look], reply: str, pieces: Sequence[str]) -> Iterator[tuple[int, Look]]:
-    """(number of the reply's token before which a look is made, the look); the end is one more token.
+    """Yield (index of the reply's token before which a look happens, the look); the end counts as a token.
 
     Nothing where the pieces do not spell the reply (characters of several bytes that are several tokens).
     """
@@ -126,7 +126,7 @@ def positions_of_looks(looks: Sequence[Look], reply: str, pieces: Sequence[str])
 
 
 def pieces_of_words(words: frozenset[str], pieces: Sequence[str]) -> list[int]:
-    """Numbers of the pieces of a text, as tokenized, that spell one of `words` (small letters)."""
+    """Indices of a text's token strings that spell one of `words` (lower case)."""
     owner = [number for number, piece in enumerate(pieces) for _ in piece]
     found: set[int] = set()
     for match in re.finditer(r"\w+", "".join(pieces)):

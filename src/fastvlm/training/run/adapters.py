@@ -1,4 +1,4 @@
-"""Small matrices beside frozen weights (LoRA), plain or rounded ones (as in QLoRA). peft does the work."""
+"""LoRA adapters on plain or quantized (QLoRA) weights, by peft."""
 
 from __future__ import annotations
 

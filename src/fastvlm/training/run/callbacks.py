@@ -1,4 +1,4 @@
-"""What hangs on Trainer's steps: the log, the bar's numbers, averaging the weights, stopping, saving by the clock."""
+"""Trainer callbacks: log and progress, weight average, sampler epochs, resuming, stopping, timed checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = ("loss", "grad_norm", "eval_loss")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         step, num_steps: made, and to be made in all.
@@ -38,14 +38,14 @@ class Progress:
 
 
 class Pace:
-    """Images and samples a second, over the time since it was last asked; saving and measuring count as well."""
+    """Throughput since the last call, in images and samples per second; includes saving and evaluation."""
 
     def __init__(self, trainer: FastVlmTrainer) -> None:
         self.trainer = trainer
         self.mark = (time.monotonic(), 0, 0)
 
     def read(self) -> tuple[float, float]:
-        """(images, samples) a second over all processes, which get like shares."""
+        """(images, samples) per second over all processes, which get equal shares."""
         trainer, (then_s, images, samples) = self.trainer, self.mark
         now = (time.monotonic(), trainer.num_images, trainer.num_samples)
         self.mark = now
@@ -54,7 +54,7 @@ class Pace:
 
 
 class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Writes log.jsonl and tells the progress.
+    """Writes log.jsonl and reports the progress.
 
     A line has `step`, `epoch`, `loss` (mean since the line before), `grad_norm`, `lr` by part, `images_per_s`,
     `samples_per_s`; or `step` and `eval_loss`. `loss` has the other objectives in it; their own, of the last
@@ -67,17 +67,17 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         self.speeds = (0.0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The clock starts."""
+        """Start the clock."""
         del args, state, control
         self.pace.read()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The rates that this step uses; afterwards they are the next one's."""
+        """Remember the learning rates of this step, before the scheduler changes them."""
         del args, state, control
         self.rates = self.trainer.rates()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """One line."""
+        """Write a line."""
         del args, control
         logs = logs or {}
         if not state.is_world_process_zero or not any(key in logs for key in _SHOWN):
@@ -92,14 +92,14 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         self.trainer.files.log_line(line)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tell how far it is."""
+        """Report the progress."""
         del args, control
         if self.on_progress is not None and state.is_world_process_zero:
             self.on_progress(Progress(state.global_step, state.max_steps, self.loss, *self.speeds))
 
 
 class EpochCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells the sampler its epoch, also where a run goes on in the middle of one."""
+    """Sets the sampler's epoch, also when a run is resumed within one."""
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
@@ -111,7 +111,7 @@ class EpochCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class AverageCallback(TrainerCallback):  # type: ignore[misc]
-    """Keeps the average of the weights."""
+    """Updates the average of the weights."""
 
     def __init__(self, trainer: FastVlmTrainer) -> None:
         self.trainer = trainer
@@ -124,13 +124,13 @@ class AverageCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class ResumeCallback(TrainerCallback):  # type: ignore[misc]
-    """Takes up what Trainer's own checkpoints leave out."""
+    """Restores the state that Trainer's checkpoints lack."""
 
     def __init__(self, trainer: FastVlmTrainer, checkpoint: Path) -> None:
         self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Losses of the log's next line, average of the weights."""
+        """Restore the accumulated losses and the average of the weights."""
         del args, state, control
         self.trainer.restore_window(self.checkpoint)
         if self.trainer.average is not None:
@@ -138,13 +138,13 @@ class ResumeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class StopCallback(TrainerCallback):  # type: ignore[misc]
-    """Saves when a signal came or the time is up; all processes do the same in the same step."""
+    """Saves after a signal or a time interval, in the same step in all processes."""
 
     def __init__(self, trainer: FastVlmTrainer, interruption: Interruption, minutes: float) -> None:
         self.trainer, self.interruption, self.every_s = trainer, interruption, 60 * minutes
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After each step."""
+        """Report a step."""
         del state
         is_stopped = self.interruption.signal is not None
         is_due = time.monotonic() - self.trainer.saved_at_s > self.every_s

@@ -1,4 +1,4 @@
-"""A running average of the weights that learn, kept beside them."""
+"""Exponential moving average of the trained weights."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step number `step` (from 1)."""
+        """Update the average with the weights after step `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [p.detach() for p in self.weights.values()]
         torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model has the averages; after it, its own weights again."""
+        """Context in which the model has the averaged weights."""
         own = {name: p.detach().clone() for name, p in self.weights.items()}
         self._fill(self.averages)
         try:
@@ -58,7 +58,7 @@ class WeightAverage:
         save_file({name: average.contiguous() for name, average in self.averages.items()}, folder / FILE)
 
     def load(self, folder: Path) -> None:
-        """Read them back. Raises TrainingError if the checkpoint has none, or of other weights."""
+        """Load the averages. Raises TrainingError if the checkpoint has none, or those of other weights."""
         file = folder / FILE
         found = load_file(file) if file.is_file() else {}
         if found.keys() != self.averages.keys():

@@ -1,4 +1,4 @@
-"""What happened to a run, in words: too little memory, a full disk, a sample that a reading process could not read."""
+"""Readable errors of a run: out of memory, disk full, samples that a DataLoader worker could not read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FROM_WORKER = re.compile(r"^Caught \w+ in DataLoader worker process")
 
 @contextmanager
 def readable_errors(recipe: Recipe, files: RunFolder) -> Iterator[None]:
-    """Errors of the system and of libraries inside become a TrainingError that says what is kept and what to do."""
+    """Context that turns errors of the system and of libraries into a TrainingError with advice."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError, SafetensorError, DataError) as error:
@@ -55,7 +55,7 @@ def _words(error: Exception, recipe: Recipe, files: RunFolder) -> Exception | No
 
 
 def _is_of_the_disk(error: Exception, files: RunFolder) -> bool:
-    """An error of writing into the run's folder, such as TensorBoard's; one that names another file is not."""
+    """True for an error of writing into the run's folder, such as TensorBoard's, but not for other files."""
     if not isinstance(error, OSError) or error.errno not in _DISK_FAILED:
         return False
     return error.filename is None or Path(str(error.filename)).absolute().is_relative_to(files.folder)

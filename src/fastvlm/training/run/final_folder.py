@@ -1,4 +1,4 @@
-"""What comes of a run: a folder in the ``fast_vlm`` format with a fused encoder, all or nothing."""
+"""The final model folder: ``fast_vlm`` format with a fused encoder, written atomically."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write_model(
 
 
 def write_adapter(target: Path, model: Any, card: str, base_digest: BaseDigest | None) -> None:
-    """Write peft's adapter, and parts that learnt whole, as peft does; beside it the digest of its base's weights."""
+    """Write peft's adapter, fully trained parts, and the digest of the base's weights."""
     with whole_folder(target, replaces=True) as work:
         model.save_pretrained(work)
         if base_digest is not None:
@@ -85,12 +85,12 @@ def write_adapter(target: Path, model: Any, card: str, base_digest: BaseDigest |
 
 
 def write_card(target: Path, card: str) -> None:
-    """Replace the card of a folder that is there; the new one is whole or the old one stays."""
+    """Replace the model card of a folder atomically."""
     write_file(target / "README.md", card)
 
 
 def _config_of(folder: CheckpointFolder, processor: FastVlmProcessor, *, is_multi_branch: bool) -> FastVlmConfig:
-    """The source's, with as many visual tokens as images have now, and the encoder's form."""
+    """The source's config with the number of visual tokens and the encoder's form of the trained model."""
     config: FastVlmConfig = FastVlmConfig.from_dict(dict(folder.config))
     height, width = processor.image_processor.image_size
     config.image_seq_length = num_visual_tokens(height, width, processor.patch_size)
@@ -100,7 +100,7 @@ def _config_of(folder: CheckpointFolder, processor: FastVlmProcessor, *, is_mult
 
 
 def _fused(tensors: dict[str, Tensor], config: FastVlmConfig) -> dict[str, Tensor]:
-    """The same with the encoder's branches made one; the config follows."""
+    """The same weights and config with the encoder's branches fused."""
     encoder = FastViTHD(config.vision_config)
     own = {name.removeprefix(ENCODER): t for name, t in tensors.items() if name.startswith(ENCODER)}
     encoder.load_state_dict(own)
@@ -114,6 +114,6 @@ def _dtype(tensor: Tensor, folder: CheckpointFolder) -> torch.dtype:
 
 
 def _for_inference(processor: FastVlmProcessor) -> FastVlmProcessor:
-    """Batched replies begin where the prompts end: padded on the left, as every folder of ours says."""
+    """Set padding to the left, because batched generation continues at the end of the prompts."""
     processor.padding_side = "left"
     return processor

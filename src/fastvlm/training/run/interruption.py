@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while a run goes on: the step in progress ends, a checkpoint is written, then the run stops."""
+"""SIGTERM and Ctrl-C during a run: the current step is completed, a checkpoint is written, then the run stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEARD = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption:
-    """What asked the run to stop, if anything did.
+    """The signal that asked the run to stop, if any.
 
     Attributes:
         signal: its number, or None.
@@ -27,7 +27,7 @@ class Interruption:
 
     @contextmanager
     def listening(self) -> Iterator[Interruption]:
-        """Inside, the two signals are noted instead of ending the process; a second Ctrl-C ends it."""
+        """Context in which the two signals are recorded instead of ending the process; a second Ctrl-C ends it."""
         before = {number: signal.signal(number, self._note) for number in _HEARD}
         try:
             yield self
@@ -37,7 +37,7 @@ class Interruption:
 
     @contextmanager
     def waiting_for_step(self) -> Iterator[None]:
-        """Inside, steps are made, and the next one notices."""
+        """Context of the training loop, in which the next step handles a signal."""
         self.is_waiting_for_step = True
         try:
             yield

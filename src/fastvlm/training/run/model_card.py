@@ -1,4 +1,4 @@
-"""README.md of what a run wrote: from which checkpoint and data, by which recipe, with which loss."""
+"""Model card (README.md) of a run's result: checkpoint, data, recipe, losses, scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LICENCE = (
 
 @dataclass(frozen=True)
 class TestScore:
-    """What a test came to, of the folder that the card lies in.
+    """Score of a test on the final folder.
 
     Attributes:
         test, n: its name and its questions.
@@ -47,11 +47,11 @@ class TestScore:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the card tells beside the recipe.
+    """Facts of a run for the model card.
 
     Attributes:
-        num_samples: that were learnt from in an epoch.
-        num_parameters, num_trained: weights of the model, and those that learnt.
+        num_samples: that were learned from in an epoch.
+        num_parameters, num_trained: weights of the model, and those that learned.
         num_steps: made.
         log: the run's log.
         tool: version and commit of what trained.
@@ -114,7 +114,7 @@ def _data(recipe: Recipe, facts: RunFacts) -> str:
 
 
 def _training(recipe: Recipe, facts: RunFacts) -> str:
-    rows = ["| part | what learnt | learning rate |", "| --- | --- | --- |"]
+    rows = ["| part | what learned | learning rate |", "| --- | --- | --- |"]
     for part in PARTS:
         entry = recipe.parts.of(part)
         has_adapter = recipe.lora is not None and part in recipe.lora.parts
@@ -123,7 +123,7 @@ def _training(recipe: Recipe, facts: RunFacts) -> str:
     share = facts.num_trained / max(facts.num_parameters, 1)
     words = (
         f"{facts.num_steps:,} steps of {recipe.batch_size} samples, {recipe.schedule} schedule after a warm-up of "
-        f"{recipe.warmup_ratio:.0%}, AdamW; {facts.num_trained:,} of {facts.num_parameters:,} weights learnt "
+        f"{recipe.warmup_ratio:.0%}, AdamW; {facts.num_trained:,} of {facts.num_parameters:,} weights learned "
         f"({share:.1%}). Made with {facts.tool} on {facts.machine}."
     )
     return "\n".join([*rows, "", words])
@@ -135,7 +135,7 @@ def _evaluation(facts: RunFacts) -> str:
     if losses:
         tail = losses[-max(1, len(losses) // 20) :]
         rows.append(
-            f"- loss a token on what was learnt: {losses[0]:.3f} at first, {sum(tail) / len(tail):.3f} at the end"
+            f"- loss a token on what was learned: {losses[0]:.3f} at first, {sum(tail) / len(tail):.3f} at the end"
         )
     put_aside = [line["eval_loss"] for line in facts.log if "eval_loss" in line]
     if put_aside:

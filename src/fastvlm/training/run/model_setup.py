@@ -1,4 +1,4 @@
-"""What a run begins from: model and processor of a checkpoint, in the form and with the parts that learn."""
+"""Model and processor at the start of a run: loaded, frozen, quantized and wrapped as the recipe says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["ModelSetup", "arithmetic_dtype", "open_processor", "set_up_model"]
 
 @dataclass(frozen=True)
 class ModelSetup:
-    """An opened checkpoint.
+    """The model of a run.
 
     Attributes:
         model: what is trained: a FastVLM, or peft's wrapper around one.
@@ -42,7 +42,7 @@ class ModelSetup:
 
 
 def arithmetic_dtype(recipe: Recipe) -> torch.dtype:
-    """What products are computed in.
+    """The dtype of matrix products.
 
     Raises:
         UsageError: bfloat16 was asked for on a GPU without it.
@@ -65,7 +65,7 @@ def open_processor(recipe: Recipe) -> FastVlmProcessor:
 
 
 def set_up_model(recipe: Recipe) -> ModelSetup:
-    """The recipe's model, its parts frozen or learning, adapters in place.
+    """Load the recipe's model, freeze its parts and add adapters.
 
     Weights that learn are float32. Under adapters the others have the arithmetic's dtype, or `base_bits`.
 
@@ -100,7 +100,7 @@ def _base_digest(plain: FastVlmForConditionalGeneration, folder: Path, dtype: to
 
 
 def _at_random(folder: Path) -> FastVlmForConditionalGeneration:
-    """A model of a checkpoint's sizes in training form: a multi-branch encoder, random weights."""
+    """A randomly initialized model of a checkpoint's sizes with a multi-branch encoder."""
     config = FastVlmConfig.from_dict(dict(inspect_folder(folder).config))
     vision = config.vision_config
     vision.model_args = {**(vision.model_args or {}), "inference_mode": False}

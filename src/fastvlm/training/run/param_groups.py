@@ -1,4 +1,4 @@
-"""Which weights learn, at which rate, with or without decay, and which BatchNorms stay as they are.
+"""Parameter groups: learning rate and weight decay of each part; frozen parts and BatchNorms.
 
 Names of parameters may carry prefixes of wrappers (peft, DDP); the part is found by what every wrapper keeps.
 """
@@ -29,7 +29,7 @@ def part_of(name: str) -> Part:
 
 
 def set_trainable(model: nn.Module, recipe: Recipe) -> None:
-    """Let exactly the parts learn that the recipe says; adapters are added after this."""
+    """Set `requires_grad` by the recipe's parts; adapters are added later."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(recipe.learns(part_of(name)))
 
@@ -52,7 +52,7 @@ class ParameterGroup:
     parameters: list[nn.Parameter]
 
     def as_dict(self) -> dict[str, Any]:
-        """What torch's optimizers take; `part` rides along for the log."""
+        """The group as torch's optimizers take it; `part` is for the log."""
         return {"params": self.parameters, "lr": self.lr, "weight_decay": self.weight_decay, "part": self.part}
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, its log, its checkpoints, which are whole or not there.
+"""The folder of a run: recipe, log, and checkpoints that are written atomically.
 
 recipe.yaml      what was asked for, all keys
 data.json        how many samples it has seen, and a digest of them
@@ -34,12 +34,12 @@ __all__ = ["KEPT_CHECKPOINTS", "RunFolder"]
 KEPT_CHECKPOINTS = 2
 SCRATCH = ".saving"
 _FORMER_FIELDS = {"pictures_per_s": "images_per_s"}  # log lines of version 0.1
-# Keys that may differ when a run goes on: they change neither what is learnt nor in which order.
+# Keys that may differ when a run goes on: they change neither what is learned nor in which order.
 _FREE = ("name", "workers", "save_every_steps", "save_every_minutes", "gradient_checkpointing", "tests")
 
 
 class RunFolder:
-    """Paths in a run's folder and what is done with them.
+    """Paths in a run's folder and operations on them.
 
     Args:
         folder: of the run; made by :meth:`held`, or by :meth:`claim`.
@@ -65,12 +65,12 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Have the folder, which is made, for this process alone. UsageError if another one trains in it."""
+        """Create the folder and lock it for this process. Raises UsageError if another process trains in it."""
         with exclusive_folder(self.folder):
             yield
 
     def claim(self, recipe: Recipe, *, is_resumed: bool, allows_changed_data: bool = False) -> Path | None:
-        """Make the folder this run's; the checkpoint to go on from, or None where it begins.
+        """Prepare the folder for this run; return the checkpoint to resume from, or None at the start.
 
         What an interrupted write left behind is removed. With `allows_changed_data` the samples may be others.
 
@@ -109,7 +109,7 @@ class RunFolder:
             )
 
     def read_data(self) -> dict[str, Any] | None:
-        """What :meth:`write_data` wrote; None where there is nothing, as of runs of earlier versions.
+        """Digests written by :meth:`write_data`; None if there are none, as in runs of earlier versions.
 
         Raises:
             UsageError: another file is there.
@@ -122,11 +122,11 @@ class RunFolder:
             raise UsageError(f"{self.data} cannot be read ({error}). Remove it to go on without it.") from error
 
     def write_data(self, digests: Mapping[str, Any]) -> None:
-        """Digests of the samples, by name."""
+        """Write the digests of the samples, by name."""
         write_file(self.data, json.dumps(digests) + "\n")
 
     def claim_base(self, digest: BaseDigest, *, is_gone_on: bool) -> None:
-        """Write down which weights the adapters belong to; a run that goes on must find the same.
+        """Record the digest of the weights under adapters, or compare it when a run is resumed.
 
         Raises:
             UsageError: the run began on other weights.
@@ -141,7 +141,7 @@ class RunFolder:
             write_file(self.base, digest.as_text())
 
     def _cut_log(self, step: int) -> None:
-        """Take out lines of steps after `step`, which will be made again, and a last line that is not whole."""
+        """Remove lines of steps after `step`, which are repeated, and an incomplete last line."""
         if self.log.is_file():
             lines = [line for line in self.log.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
             write_file(self.log, "".join(line + "\n" for line in lines))
@@ -163,7 +163,7 @@ class RunFolder:
             raise
 
     def adopt(self, name: str) -> Path:
-        """Give the written checkpoint its name, once its bytes are on the disk; the oldest ones go."""
+        """Rename the written checkpoint to its final name after syncing; remove the oldest ones."""
         work, target = self.scratch / name, self.folder / name
         name_folder(work, target)
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -177,7 +177,7 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log, in today's names."""
+        """The lines of the log, with current field names."""
         if not self.log.is_file():
             return []
         lines = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]

@@ -1,5 +1,5 @@
-"""transformers' Trainer with what a FastVLM needs: rates per part, logits only where something is learnt, checkpoints
-that are whole or not there, and clear words when a run cannot go on.
+"""transformers' Trainer with per-part learning rates, logits for supervised tokens only, atomic checkpoints and
+readable errors.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -41,13 +41,13 @@ _BLACK_SIDE_PX = 128  # 2 x 2 visual tokens: the smallest image that every stage
 
 
 class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
-    """Trains by a recipe.
+    """Trainer for a FastVLM and a recipe.
 
     Args:
         recipe: rates, decay, BatchNorms.
         files: where checkpoints go.
         order: yields indices of the training samples; told each epoch.
-        objective: what else is learnt; a module of the model.
+        objective: what else is learned; a module of the model.
         model, args, kwargs: as for `transformers.Trainer`.
     """
 
@@ -90,15 +90,15 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         if not is_alone and "pixel_values" not in inputs and self._sees_images():
             inputs = with_black_image(inputs, self.accelerator.unwrap_model(model).config.image_token_index)
         targets = F.pad(inputs.pop("labels")[:, 1:], (0, 1), value=IGNORED)
-        is_learnt = targets != IGNORED
+        is_learned = targets != IGNORED
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         if model.training and self.objective is not None:
-            outputs, others = self._grounded(model, inputs, grounding, self.objective, logits_to_keep=is_learnt)
+            outputs, others = self._grounded(model, inputs, grounding, self.objective, logits_to_keep=is_learned)
         else:
-            outputs, others = model(**inputs, logits_to_keep=is_learnt, use_cache=False), None
-        loss = F.cross_entropy(outputs.logits.float(), targets[is_learnt], reduction="sum")
-        count = is_learnt.sum() if num_items_in_batch is None else num_items_in_batch
+            outputs, others = model(**inputs, logits_to_keep=is_learned, use_cache=False), None
+        loss = F.cross_entropy(outputs.logits.float(), targets[is_learned], reduction="sum")
+        count = is_learned.sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / torch.as_tensor(count, device=loss.device).clamp(min=1)
         if num_items_in_batch is not None and not is_alone:
             loss = loss * self.accelerator.num_processes  # the processes' gradients are averaged, the tokens counted
@@ -157,7 +157,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     # ------------------------------------------------------------------------------------------------ optimizer, order
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a group for each part with and without weight decay."""
+        """Create AdamW with a group for each part, with and without weight decay."""
         optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
         if optimizer is None:
             found = parameter_groups(self.model if model is None else model, self.recipe)
@@ -173,7 +173,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return {group["part"]: float(group["lr"]) for group in groups if "part" in group}
 
     def get_train_dataloader(self) -> Any:
-        """As Trainer's; a signal to the run's group does not reach who reads images."""
+        """As Trainer's, with workers in their own process groups, so that Ctrl-C does not kill them."""
         loader = super().get_train_dataloader()
         plain = getattr(loader, "base_dataloader", loader)  # accelerate's goes around torch's
         plain.worker_init_fn = partial(_undisturbed, plain.worker_init_fn)
@@ -186,12 +186,12 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return torch.utils.data.SequentialSampler(eval_dataset)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """0: nobody asks, and counting walks over all parameters in each step."""
+        """0: not used here, and counting iterates over all parameters in each step."""
         del inputs
         return 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As Trainer's; with the averaged weights, if there are any."""
+        """As Trainer's, with the averaged weights if there are any."""
         if self.average is None:
             return super().evaluate(*args, **kwargs)  # type: ignore[no-any-return]
         with self.average.in_place():
@@ -220,9 +220,9 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.saved_at_s = time.monotonic()
 
     def restored_at_the_end(self, checkpoint: Path) -> bool:
-        """Take the weights of a checkpoint whose run had made all its steps: True; from another nothing: False.
+        """Load the weights of a checkpoint after the last step and return True; return False for an earlier one.
 
-        Trainer itself would make one more step.
+        Trainer itself would run one more step.
         """
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -234,7 +234,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return True
 
     def restore_window(self, checkpoint: Path) -> None:
-        """Take up the losses that were added since the log's last line; Trainer begins with none."""
+        """Restore the losses accumulated since the last log line, which Trainer does not save."""
         file = checkpoint / _WINDOW.format(rank=self.args.process_index)
         if file.is_file():
             window = torch.load(file, map_location=self._tr_loss.device, weights_only=True)
@@ -243,7 +243,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
 
 def _undisturbed(begin: Callable[[int], None] | None, number: int) -> None:
-    """Begin a reading process, in a group of its own: what a terminal sends to the run's group is the run's alone."""
+    """Put a DataLoader worker into its own process group, so that Ctrl-C does not kill it."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     if begin is not None:
@@ -251,9 +251,9 @@ def _undisturbed(begin: Callable[[int], None] | None, number: int) -> None:
 
 
 def with_black_image(inputs: dict[str, Any], image_token_id: int) -> dict[str, Any]:
-    """A batch of text with one more row, a black image in which nothing is learnt.
+    """Add a row with a black image and no labels to a batch of text.
 
-    Of several processes each must use every weight in every step, or they wait for each other for ever.
+    Every process must use every weight in every step, or the gradient reduction deadlocks.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     tokens = (_BLACK_SIDE_PX // 64) ** 2

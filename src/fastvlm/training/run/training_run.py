@@ -1,4 +1,4 @@
-"""A run from its recipe to its final folder: `TrainingRun.train` is the story."""
+"""One training run, from the recipe to the final folder; `TrainingRun.train` lists its steps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of :meth:`TrainingRun.train` came to.
+    """Result of :meth:`TrainingRun.train`.
 
     Attributes:
         folder: the run's.
@@ -79,7 +79,7 @@ class Outcome:
 
 
 def open_dataset(recipe: Recipe, entries: Any, processor: Any) -> SupervisedDataset:
-    """Rows of a recipe's sources."""
+    """Open a recipe's sources as a dataset."""
     samples, choice = open_mixture(entries, recipe.seed), recipe.grounding
     grounded = None
     if choice is not None:
@@ -88,7 +88,7 @@ def open_dataset(recipe: Recipe, entries: Any, processor: Any) -> SupervisedData
 
 
 def _warn_of_unused(data: SupervisedDataset) -> None:
-    """One line, in the first process, of what lies in shards and is in no record."""
+    """Warn once, in the first process, of shard members that are not used."""
     unused = getattr(data.samples, "unused", [])
     if unused and os.environ.get("RANK", "0") == "0":
         shown = "; ".join(f"{member.origin}: {member.reason}" for member in unused[:3])
@@ -96,14 +96,14 @@ def _warn_of_unused(data: SupervisedDataset) -> None:
 
 
 def object_names(recipe: Recipe) -> ObjectNames | None:
-    """Of all objects in the data that a recipe learns from; None where it does not ask for objects."""
+    """Names of all objects in a recipe's data; None if it has no object loss."""
     if recipe.grounding is None or not recipe.grounding.objects:
         return None
     return ObjectNames.beside(Path(entry.path) for entry in recipe.data)
 
 
 def _add_objective(model: FastVlmForConditionalGeneration, recipe: Recipe) -> GroundingObjective | None:
-    """What else is learnt, as a module of the model, so that checkpoints have it; None where there is nothing."""
+    """Add the auxiliary losses as a module of the model, so that checkpoints contain it; None if there are none."""
     if recipe.grounding is None:
         return None
     vision, text = model.config.vision_config, model.config.text_config
@@ -120,7 +120,7 @@ def _add_objective(model: FastVlmForConditionalGeneration, recipe: Recipe) -> Gr
 
 
 def num_processes() -> int:
-    """Processes that train together, as torchrun and accelerate say in the environment."""
+    """Number of training processes, from the environment that torchrun and accelerate set."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -157,7 +157,7 @@ class TrainingRun:
         self.tool = f"fastvlm {__version__}" + (f" at {commit}" if commit else "")
 
     def train(self, *, is_resumed: bool = False, allows_changed_data: bool = False) -> Outcome:
-        """Make the steps that are left, and write the final folder; or stop at a signal, with a checkpoint.
+        """Run the remaining steps and write the final folder, or stop at a signal with a checkpoint.
 
         Args:
             is_resumed: go on from the newest checkpoint in the folder.
@@ -174,24 +174,26 @@ class TrainingRun:
             processor = open_processor(self.recipe)
             data = open_dataset(self.recipe, self.recipe.data, processor)
             _warn_of_unused(data)
-            learnt, aside = self._split(data, processor)
+            learned, aside = self._split(data, processor)
             arguments = self._arguments(has_eval=aside is not None)
             last = self._claim(arguments, held, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
-            self._compare_data(arguments, learnt, aside, is_gone_on=last is not None, allows_change=allows_changed_data)
+            self._compare_data(
+                arguments, learned, aside, is_gone_on=last is not None, allows_change=allows_changed_data
+            )
             start = set_up_model(self.recipe)
             if start.base_digest is not None and arguments.process_index == 0:
                 self.files.claim_base(start.base_digest, is_gone_on=last is not None)
-            trainer = self._trainer(start, processor, arguments, learnt, aside)
+            trainer = self._trainer(start, processor, arguments, learned, aside)
             self._add_callbacks(trainer, interruption, last)
             self._run_steps(trainer, interruption, last)
             if interruption.signal is None:
-                self._finish(trainer, start, processor, len(learnt))
+                self._finish(trainer, start, processor, len(learned))
             return self._outcome(trainer, interruption.signal)
 
     # ------------------------------------------------------------------------------------------------ before
 
     def _split(self, data: SupervisedDataset, processor: Any) -> tuple[Any, Any]:
-        """(rows that are learnt, rows on which the loss is measured or None)."""
+        """(training rows, evaluation rows or None)."""
         choice = self.recipe.eval
         if choice is None:
             return data, None
@@ -200,10 +202,10 @@ class TrainingRun:
         return data, open_dataset(self.recipe, choice.data, processor)
 
     def _compare_data(
-        self, arguments: TrainingArguments, learnt: Any, aside: Any, *, is_gone_on: bool, allows_change: bool
+        self, arguments: TrainingArguments, learned: Any, aside: Any, *, is_gone_on: bool, allows_change: bool
     ) -> None:
-        """The first process holds the samples against those of the run's beginning, and writes down what they are."""
-        digests = {"data": learnt.digest(self.recipe.workers)}
+        """Compare the samples with those at the run's start and record them, in the first process."""
+        digests = {"data": learned.digest(self.recipe.workers)}
         if self.recipe.eval is not None and self.recipe.eval.data:
             digests["eval.data"] = aside.digest(self.recipe.workers)
         if arguments.process_index == 0:
@@ -214,7 +216,7 @@ class TrainingRun:
     def _claim(
         self, arguments: TrainingArguments, held: ExitStack, *, is_resumed: bool, allows_changed_data: bool
     ) -> Path | None:
-        """The first process has the folder until `held` is closed, and makes it ready; then all see the same."""
+        """Lock and prepare the folder in the first process; return the checkpoint to resume from."""
         with arguments.main_process_first(desc="run folder"):
             if arguments.process_index == 0:
                 held.enter_context(self.files.locked())
@@ -259,10 +261,10 @@ class TrainingRun:
         )
 
     def _trainer(
-        self, start: ModelSetup, processor: Any, arguments: TrainingArguments, learnt: Any, aside: Any
+        self, start: ModelSetup, processor: Any, arguments: TrainingArguments, learned: Any, aside: Any
     ) -> FastVlmTrainer:
         objective = _add_objective(start.plain, self.recipe)
-        lengths = learnt.lengths(self.recipe.workers)
+        lengths = learned.lengths(self.recipe.workers)
         order = LengthGroupedBatches(lengths, self.recipe.micro_batch_size, seed=self.recipe.seed)
         trainer = FastVlmTrainer(
             start.model,
@@ -271,7 +273,7 @@ class TrainingRun:
             files=self.files,
             order=order,
             objective=objective,
-            train_dataset=learnt,
+            train_dataset=learned,
             eval_dataset=aside,
             data_collator=Collator(processor.tokenizer.pad_token_id or 0),
         )
@@ -304,7 +306,7 @@ class TrainingRun:
                 trainer.evaluate()
 
     def _finish(self, trainer: FastVlmTrainer, start: ModelSetup, processor: Any, num_samples: int) -> None:
-        """Final folder, card, curves; all processes take part in gathering the weights, the first writes."""
+        """Write the final folder, its card and the curves; all processes gather the weights, the first one writes."""
         average = trainer.average
         weights: dict[str, torch.Tensor] = {}
         if self.recipe.lora is None:
@@ -335,7 +337,7 @@ class TrainingRun:
         self._ask_tests(facts)
 
     def _ask_tests(self, facts: RunFacts) -> None:
-        """Put the scores into the cards of what was written; the folders are whole before, whatever happens here."""
+        """Run the recipe's tests on the final folders and add the scores to their cards."""
         if not self.recipe.tests or self.measure is None:
             return
         for folder in (self.files.adapter, self.files.model):
@@ -344,7 +346,7 @@ class TrainingRun:
                 write_card(folder, model_card(self.recipe, scored, is_adapter=folder == self.files.adapter))
 
     def _merged(self) -> dict[str, torch.Tensor]:
-        """The weights with the adapter added in, from the base as it is stored: rounding is not merged."""
+        """Weights of the base, as stored and not rounded, with the adapter merged."""
         model, _ = load(self.recipe.model, device="cpu", dtype=torch.float32)
         return merge_adapter(model, self.files.adapter).state_dict()  # type: ignore[no-any-return]
 
@@ -379,7 +381,7 @@ class TrainingRun:
 
 
 def _accumulated(recipe: Recipe) -> int:
-    """Micro-batches that each process adds up for a step."""
+    """Gradient accumulation steps of each process."""
     together = recipe.micro_batch_size * num_processes()
     if recipe.batch_size % together:
         raise UsageError(
@@ -390,7 +392,7 @@ def _accumulated(recipe: Recipe) -> int:
 
 
 def _reporters() -> list[str]:
-    """TensorBoard and Weights & Biases where they are installed; the latter also has to know who logs in."""
+    """Installed reporters: TensorBoard, and Weights & Biases if it is configured."""
     found = ["tensorboard"] if find_spec("tensorboard") else []
     has_wandb = find_spec("wandb") is not None and ("WANDB_API_KEY" in os.environ or "WANDB_MODE" in os.environ)
     return [*found, "wandb"] if has_wandb else found
