@@ -92,7 +92,10 @@ def test_check_tells_everything_and_asks_nothing(fastvlm, questions):
     bad = fastvlm("eval", "--task", "plain", "--data", questions, "--check", "--json")
     assert bad.code == 1 and "1 of 4 records" in bad.error
     assert json.loads(bad.out)["bad_records"] == [
-        f"{questions}, line 4, record 4: no JSON: Expecting property name enclosed in double quotes, column 2"
+        (
+            f"{questions}, line 4, record 4: it is not valid JSON (Expecting property name enclosed in double quotes: "
+            "line 4, column 2)"
+        )
     ]
 
 

@@ -1,4 +1,4 @@
-"""A run that goes on is told when the samples are not those that it has seen."""
+"""A resumed run detects changed samples."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_as_many_others_are_refused_too_and_a_new_path_if_wanted(stopped, data, 
     moved = small_run.recipe(recipe.model, tmp_path / "copy" / data.name, max_steps=2)
     with pytest.raises(UsageError, match="or --allow-changed-data"):
         train(moved, folder, is_resumed=True)
-    with pytest.warns(UserWarning, match="it goes on with these"):
+    with pytest.warns(UserWarning, match="it continues with the new ones"):
         assert TrainingRun(moved, folder).train(is_resumed=True, allows_changed_data=True).step == 2
 
 
@@ -113,7 +113,7 @@ def test_a_run_of_an_earlier_version_says_so_once(stopped):
     stored = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(stored.replace("  ignore: []\n", ""))  # a key that did not exist
     assert stored != (folder / "recipe.yaml").read_text()
-    with pytest.warns(UserWarning, match="does not tell which samples it has seen"):
+    with pytest.warns(UserWarning, match="did not record its samples"):
         assert train(recipe, folder, is_resumed=True).step == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
