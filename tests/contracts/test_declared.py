@@ -19,10 +19,6 @@ SOURCES = {
     "fastvlm": (ROOT / "pyproject.toml", ROOT / "src"),
     "fastvlm-recipes": (ROOT / "recipes/pyproject.toml", ROOT / "recipes/src"),
 }
-# Modules of distributions that need not be installed where the tests run -> the distribution.
-MAY_BE_ABSENT = {
-    "torchvision": "torchvision",
-}
 
 
 def imported_modules(folder: Path) -> dict[str, str]:
@@ -59,7 +55,15 @@ def test_what_is_imported_is_declared(name):
     for module, file in imported_modules(folder).items():
         if module in sys.stdlib_module_names or module in own:
             continue
-        distributions = {normal(one) for one in of_module.get(module, [MAY_BE_ABSENT.get(module, module)])}
+        distributions = {normal(one) for one in of_module.get(module, [module])}
         if not distributions & known:
             missing[module] = (file, distributions)
     assert not missing
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_requirement_has_its_reason_next_to_it(name):
+    lines = SOURCES[name][0].read_text(encoding="utf-8").splitlines()
+    requirements = [line for line in lines if re.match(r'  "[\w.-]+[<>=\[;].*",', line)]
+    assert len(requirements) > 5
+    assert [line for line in requirements if "  #" not in line] == []
