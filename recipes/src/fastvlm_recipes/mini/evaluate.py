@@ -14,9 +14,10 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 
 import fastvlm
 from fastvlm.evaluation.metrics.text_match import normalized
@@ -42,13 +43,25 @@ def num_items(name: str, asked: int) -> int:
     return max(asked, SIZES.get(name, 0)) if asked >= 400 else asked
 
 
-def messages_of(item: Item) -> list[dict[str, Any]]:
+class Asked(Protocol):
+    """A question about an image."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, RGB."""
+
+    @property
+    def question(self) -> str:
+        """The text of the question."""
+
+
+def messages_of(item: Asked) -> list[dict[str, Any]]:
     """One user turn."""
     content = [{"type": "image", "image": item.image}, {"type": "text", "text": item.question}]
     return [{"role": "user", "content": content}]
 
 
-def ask_engine(engine: fastvlm.Engine, items: Sequence[Item]) -> list[str]:
+def ask_engine(engine: fastvlm.Engine, items: Sequence[Asked]) -> list[str]:
     """Greedy answers of an engine, in order."""
     params = fastvlm.SamplingParams(max_new_tokens=MOST_TOKENS)
     return [engine.generate(messages_of(item), params).text.strip() for item in items]

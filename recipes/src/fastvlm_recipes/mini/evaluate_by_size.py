@@ -21,6 +21,7 @@ from random import Random
 import torch
 
 import fastvlm
+from fastvlm_recipes.mini.evaluate import ask_engine
 from fastvlm_recipes.mini.plain_drawings import (
     Drawing,
     WordCell,
@@ -38,7 +39,6 @@ SIZES_PX = (20, 40, 60, 80, 110, 150)
 LENGTHS = ((3, 4), (5, 6), (7, 8))
 COUNTS = (1, 2, 3, 4, 5, 6)
 OWN_FONT, OTHER_FONTS, GRID = "Pillow's own font", "other fonts", "shapes in a grid"
-MOST_TOKENS = 24
 _LEAST_FITTING = 0.5
 
 Ask = Callable[[Sequence[Drawing]], list[str]]
@@ -130,16 +130,6 @@ def _as_table(cells: Sequence[Cell]) -> str:
 
 def _percent(cell: Cell) -> str:
     return f"{100 * cell.right / cell.n:.0f} % ({100 * cell.low:.0f}-{100 * cell.high:.0f})"
-
-
-def ask_engine(engine: fastvlm.Engine, drawings: Sequence[Drawing]) -> list[str]:
-    """Greedy replies, in order."""
-    params = fastvlm.SamplingParams(max_new_tokens=MOST_TOKENS)
-    replies = []
-    for drawing in drawings:
-        content = [{"type": "image", "image": drawing.image}, {"type": "text", "text": drawing.question}]
-        replies.append(engine.generate([{"role": "user", "content": content}], params).text.strip())
-    return replies
 
 
 def _parser() -> argparse.ArgumentParser:
