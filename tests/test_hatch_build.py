@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -43,3 +44,14 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(tmp_path):
     assert libraries(path) == [] and PURE in path.name
     if sys.platform == "linux" and os.uname().machine == "x86_64":
         assert "kernels are left out" in said and "CXX is 'no-such-compiler'" in said
+
+
+@pytest.mark.parametrize(("project", "package"), [(".", "fastvlm"), ("recipes", "fastvlm_recipes")])
+def test_a_source_archive_has_its_own_package_and_no_other(project, package, tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT / project, capture_output=True, check=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as tar:
+        names = {tuple(name.split("/")[1:]) for name in tar.getnames()}
+    assert {name[1] for name in names if name[0] == "src"} == {package}
+    assert not [name for name in names if name[0] in ("tests", "recipes", "docs")]
