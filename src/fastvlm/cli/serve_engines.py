@@ -1,4 +1,4 @@
-"""The engines of `fastvlm serve`: for the model and each adapter one a replica, on weights that are held once."""
+"""The engines of `fastvlm serve`: one per replica, for the model and each adapter, on shared weights."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["open_engines"]
 
 
 def open_engines(
-    folder: Path, choice: ModelChoice, settings: ServeSettings, tell: Callable[[str, str], None]
+    folder: Path, choice: ModelChoice, settings: ServeSettings, report: Callable[[str, str], None]
 ) -> dict[str, list[Engine]]:
-    """For each name that is served its engines, the model's own first.
+    """The engines of each model name, the model's own first.
 
     Args:
         folder, choice: the checkpoint, and how it is opened.
-        settings: adapters, replicas, and what each engine gets.
-        tell: hears (kind, message): what each adapter takes beside the model.
+        settings: adapters, replicas, and the settings of each engine.
+        report: called with (kind, message): the memory that each adapter takes.
 
     Raises:
         CheckpointError: an adapter that does not fit the model.
-        MissingExtraError: there are adapters, and no peft.
+        MissingExtraError: there are adapters, and peft is not installed.
     """
     from fastvlm.backends.fast import SharedWeights
     from fastvlm.hf.lora import merge_adapter, sharing_copy
@@ -46,7 +46,7 @@ def open_engines(
         engines[name] = [_engine(one, processor, choice, settings, shared) for one in several]
         if shared is not None and name != settings.served_name:
             own = in_bytes(shared.num_bytes - before)
-            tell("adapter", f"{name}: {own} of decoder weights beside those of {settings.served_name}")
+            report("adapter", f"{name}: {own} of decoder weights besides those of {settings.served_name}")
     return engines
 
 

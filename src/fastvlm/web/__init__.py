@@ -1,4 +1,4 @@
-"""The page that `fastvlm serve` shows: static files that talk to `/v1` like any stranger. No build step."""
+"""The web page of `fastvlm serve`: static files without a build step, which use only the public API `/v1`."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["page_folder"]
 
 
 def page_folder() -> Path:
-    """Where the page's files are; `index.html` is the page."""
+    """Folder of the page's files; `index.html` is the page."""
     return Path(__file__).parent / "page"

@@ -40,7 +40,7 @@ _BAD_REQUEST: dict[type[FastVlmError], str] = {
 _PYTHON_ADVICE = re.compile(r",? or (pass )?ImageLimits\([^)]*\)")  # advice for callers in Python, not for clients
 _NON_FINITE = (
     "The model computed NaN or infinity, so there is no answer: its weights are damaged, or its dtype is too narrow. "
-    "The server's log says more; tell whoever runs it."
+    "The server's log has the details; ask its operator."
 )
 RETRY_AFTER_S = 1  # a reply of the mini takes less than this
 

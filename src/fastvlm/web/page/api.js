@@ -1,4 +1,4 @@
-// The page's only way to the model: /v1, as any client of OpenAI's API has it.
+// Client of the server's OpenAI API (/v1).
 
 export class ApiError extends Error {
   constructor(status, message, code) {
@@ -12,7 +12,7 @@ let key = sessionStorage.getItem("key") ?? "";
 
 export function useKey(text) {
   key = text.trim();
-  sessionStorage.setItem("key", key); // gone with the tab
+  sessionStorage.setItem("key", key); // forgotten when the tab closes
 }
 
 function headers() {

@@ -1,11 +1,11 @@
-// Images on their way to the server: files, frames of a video, and whether two frames differ.
+// Prepares images for the server: files, frames of a video; compares frames.
 
 const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
-const LARGEST_BYTES = 4e6; // larger files are drawn smaller here: the model sees at most 1024 px or so
+const LARGEST_BYTES = 4e6; // larger files are scaled down here: the model sees at most about 1024 px
 const LARGEST_SIDE = 2048;
 const FRAME_SIDE = 768;
-const SIGHT = 32; // frames are compared as images of this side, in gray
-const CHANGE = 6; // mean difference of gray, of 255, from which a frame counts as new; camera noise is about 2
+const SIGHT = 32; // side in pixels of the gray images that are compared
+const CHANGE = 6; // mean difference of gray values (0 to 255) of a changed frame; camera noise is about 2
 
 export async function fromFile(file) {
   if (!file.type.startsWith("image/")) throw new Error(`${file.name || "That"} is no image.`);
@@ -44,7 +44,7 @@ export function frame(video) {
   return draw(video, video.videoWidth, video.videoHeight, FRAME_SIDE);
 }
 
-// What a frame looks like from afar: SIGHT x SIGHT values of gray.
+// SIGHT x SIGHT gray values of a frame.
 export function glance(video) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = SIGHT;

@@ -1,9 +1,9 @@
-// Live mode: a short answer about what the camera or screen shows, again as soon as the last one ends.
+// Live mode: asks repeatedly about the camera or the screen.
 
 import { ask } from "./api.js";
 import { closeVideo, differ, frame, glance, openVideo } from "./images.js";
 
-const PAUSE_MS = 200; // between two looks at an unchanged image
+const PAUSE_MS = 200; // between two checks of an unchanged image
 const TOKENS = 32;
 
 function counted(count, noun) {
@@ -27,12 +27,12 @@ export class Live {
   async start(kind) {
     this.end();
     const controller = (this.controller = new AbortController());
-    // Nothing of the last time may pass for this one's.
+    // Clear results of the previous run.
     this.hooks.onAnswer("");
     this.hooks.onStats("");
     try {
       await openVideo(this.video, kind);
-      // Who ends the sharing in the browser's own bar ends it here too.
+      // Sharing can also be stopped in the browser's own bar.
       this.video.srcObject.getVideoTracks()[0].onended = () => this.end();
       await this.run(controller.signal);
     } catch (error) {

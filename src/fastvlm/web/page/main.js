@@ -1,4 +1,4 @@
-// The page: a conversation about images. State is the list of messages as /v1/chat/completions takes them.
+// The page: a conversation about images. Its state is the list of messages for /v1/chat/completions.
 
 import { ApiError, ask, firstModel, useKey } from "./api.js";
 import { Live } from "./live.js";
@@ -102,7 +102,7 @@ async function addFiles(files) {
   }
 }
 
-// ---------------------------------------------------------------- asking
+// ---------------------------------------------------------------- requests
 
 function userTurn(text) {
   const images = images.map((url) => ({ type: "image_url", image_url: { url } }));
@@ -143,7 +143,7 @@ async function send(text, format = null) {
   if (running || !text.trim()) return;
   clearError();
   const draft = { text, images };
-  const talk = messages; // "New" begins another one meanwhile
+  const talk = messages; // "New" may replace it meanwhile
   const turn = userTurn(text);
   const shown = [showTurn("user", text, images), showTurn("assistant", "")];
   images = [];
@@ -158,19 +158,19 @@ async function send(text, format = null) {
     for (const one of shown) one.remove();
     images = draft.images;
     showImages();
-    $("question").value = draft.text; // nothing that was typed is lost
+    $("question").value = draft.text; // keep what was typed
     $("welcome").hidden = messages.length > 0;
   }
   if ($("key-row").hidden) $("question").focus();
 }
 
-// [text, whether the turn stands]: a reply that was stopped stays, one that failed before its first word does not.
+// [text, whether the turn is kept]: a stopped reply is kept, one that failed before its first word is not.
 async function answerInto(turn, asked, format) {
   const paragraph = turn.querySelector("p");
   paragraph.classList.add("waiting");
   const start = performance.now();
   let [text, first, last, reply] = ["", null, null, null];
-  // Once a frame: laid out for every token, a long and fast reply leaves no time for a click on Stop.
+  // Once per frame: layout for every token of a long reply would block clicks on Stop.
   let frame = null;
   const show = () => {
     frame = null;
@@ -243,7 +243,7 @@ async function snap() {
   }
 }
 
-// ---------------------------------------------------------------- what people do
+// ---------------------------------------------------------------- event handlers
 
 $("ask").onsubmit = (event) => {
   event.preventDefault();
@@ -307,7 +307,7 @@ document.addEventListener("drop", (event) => {
   addFiles([...event.dataTransfer.files]);
 });
 
-// ---------------------------------------------------------------- the start
+// ---------------------------------------------------------------- start
 
 function showExamples() {
   for (const [name, text] of EXAMPLES) {
