@@ -1,8 +1,8 @@
 """Requests that are valid JSON and a lot of work: others are answered meanwhile, and memory is bounded."""
 
 import asyncio
-import json
 import threading
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -86,59 +86,63 @@ def open_engines():
     return {"mini": [Engine(parrot.model(words), processor, num_slots=1)]}
 
 
-async def asked_meanwhile(held: threading.Event, release: threading.Event, path: str, body: dict) -> tuple[int, int]:
-    """(status of /health while the request is held, the request's own status)."""
-    service = Service(ServeSettings(), open_engines)
-    app = create_app(service)
+@asynccontextmanager
+async def application():
+    """A client of the application in this process."""
+    service = Service(ServeSettings(image_workers=1), open_engines)
+    transport = httpx.ASGITransport(app=create_app(service))
     await service.start(lambda: None)
     assert service.failure is None
-    held.clear()  # the warm-up has passed here too
-    release.clear()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-        asked = asyncio.create_task(client.post(path, json=body))
-        assert await asyncio.to_thread(held.wait, 120)
-        health = await client.get("/health")
-        assert not asked.done()
-        release.set()
-        status = (await asked).status_code
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        yield client
     await service.close()
-    return health.status_code, status
 
 
 CHATS = {"model": "mini", "messages": [question("?")], "max_tokens": 2}
 TEXTS = {"model": "mini", "prompt": "A", "max_tokens": 2}
 IMAGES = {**CHATS, "messages": [question("?", "data:image/x-portable-graymap;base64,UDUgMSAxIDI1NQoA")]}
+BLOCKED = [
+    (completions, "parse", "/v1/chat/completions", CHATS),
+    (completions, "check_texts", "/v1/chat/completions", CHATS),
+    (completions, "_digest", "/v1/completions", TEXTS),
+    (completions, "_token_ids", "/v1/completions", TEXTS),
+    (messages, "read_data_uri", "/v1/chat/completions", IMAGES),
+    (Engine, "prepare", "/v1/chat/completions", IMAGES),
+    (formatters.ChatFormatter, "response", "/v1/chat/completions", CHATS),
+    (formatters.CompletionFormatter, "response", "/v1/completions", TEXTS),
+]
 
 
-@pytest.mark.parametrize(
-    ("place", "name", "path", "body"),
-    [
-        (completions, "parse", "/v1/chat/completions", CHATS),
-        (completions, "check_texts", "/v1/chat/completions", CHATS),
-        (completions, "_digest", "/v1/completions", TEXTS),
-        (completions, "_token_ids", "/v1/completions", TEXTS),
-        (messages, "read_data_uri", "/v1/chat/completions", IMAGES),
-        (Engine, "prepare", "/v1/chat/completions", IMAGES),
-        (formatters.ChatFormatter, "response", "/v1/chat/completions", CHATS),
-        (formatters.CompletionFormatter, "response", "/v1/completions", TEXTS),
-    ],
-)
-def test_the_event_loop_is_free_while_one_request_is_worked_on(monkeypatch, place, name, path, body):
-    held, release = threading.Event(), threading.Event()
-    release.set()
-    original = getattr(place, name)
+def blocking(function, held, release):
+    """`function`, which waits for `release` before it begins."""
 
-    def slow(*arguments, **settings):
+    def wrapper(*arguments):
         held.set()
         assert release.wait(120), "the event loop stood still"
-        return original(*arguments, **settings)
+        return function(*arguments)
 
-    monkeypatch.setattr(place, name, slow)
-    assert asyncio.run(asked_meanwhile(held, release, path, body)) == (200, 200)
+    return wrapper
+
+
+def test_the_event_loop_is_free_while_one_request_is_worked_on(monkeypatch):
+    async def run():
+        async with application() as client:
+            for place, name, path, body in BLOCKED:
+                held, release = threading.Event(), threading.Event()
+                with monkeypatch.context() as patch:
+                    patch.setattr(place, name, blocking(getattr(place, name), held, release))
+                    asked = asyncio.create_task(client.post(path, json=body))
+                    assert await asyncio.to_thread(held.wait, 120), name
+                    health = await client.get("/health")
+                    assert health.status_code == 200 and not asked.done(), name
+                    release.set()
+                    assert (await asked).status_code == 200, name
+
+    asyncio.run(run())
 
 
 def test_a_request_forgets_its_images_once_they_are_prepared(monkeypatch):
-    """What waits for a slot holds the prepared prompt, not the body."""
+    """A request that waits for a slot holds the prepared prompt, not the body."""
     seen = []
     original = completions._respond
 
@@ -149,12 +153,7 @@ def test_a_request_forgets_its_images_once_they_are_prepared(monkeypatch):
     monkeypatch.setattr(completions, "_respond", respond)
 
     async def run():
-        service = Service(ServeSettings(), open_engines)
-        app = create_app(service)
-        await service.start(lambda: None)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-            response = await client.post("/v1/chat/completions", json=json.loads(json.dumps(IMAGES)))
-        await service.close()
-        return response.status_code
+        async with application() as client:
+            return (await client.post("/v1/chat/completions", json=IMAGES)).status_code
 
     assert asyncio.run(run()) == 200 and seen == [[]]

@@ -60,17 +60,18 @@ def stopped(server):
 
 
 @pytest.fixture(scope="module")
-def patient():
+def patient(endless_folder):
     """A server whose images may take as long as they like, but little memory."""
-    running = Server("--image-workers", 1, "--image-timeout", 3000, "--image-memory-bytes", 2**28)
+    limits = ("--image-workers", 1, "--image-timeout", 3000, "--image-memory-bytes", 2**28)
+    running = Server("--name", "mini", *limits, model=endless_folder)
     yield running
     assert running.stop() == 0, running.lines
 
 
 @pytest.fixture(scope="module")
-def strict():
+def strict(endless_folder):
     """A server that waits a second for an image."""
-    running = Server("--image-workers", 1, "--image-timeout", 1)
+    running = Server("--name", "mini", "--image-workers", 1, "--image-timeout", 1, model=endless_folder)
     yield running
     assert running.stop() == 0, running.lines
 
@@ -133,8 +134,9 @@ def test_a_jpeg_of_many_scans_is_refused(strict):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_decoders_end_with_the_server_in_the_middle_of_an_image(how):
-    server = Server("--image-workers", 2, "--image-timeout", 3000, "--shutdown-grace", 1)
+def test_decoders_end_with_the_server_in_the_middle_of_an_image(how, endless_folder):
+    limits = ("--image-workers", 2, "--image-timeout", 3000, "--shutdown-grace", 1)
+    server = Server("--name", "mini", *limits, model=endless_folder)
     with ThreadPoolExecutor(1) as threads, stopped(server) as decoders:
         slow = threads.submit(ask, server, fresh_image())
         threading.Event().wait(1)  # whether it has reached a decoder or not: what follows is the same
