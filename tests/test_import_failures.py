@@ -1,4 +1,4 @@
-"""A torchvision that does not fit torch is named, with the cure, by the command line and in Python."""
+"""A torchvision that does not match torch is named, with the cure, by the command line and in Python."""
 
 import os
 import subprocess
@@ -42,14 +42,14 @@ def test_verbs_say_so_in_one_line(command, misfit, tmp_path):
     assert finished.returncode == 1
     assert finished.stdout == ""
     assert finished.stderr.count("\n") == 1
-    assert "torchvision 0.9.0 does not fit torch 2." in finished.stderr
+    assert "torchvision 0.9.0 does not match torch 2." in finished.stderr
     assert "pip uninstall torchvision" in finished.stderr
 
 
 def test_python_says_so(misfit, tmp_path):
     code = "import fastvlm\ntry: fastvlm.load('mini')\nexcept ImportError as error: print(type(error).__name__, error)"
     finished = run(["-c", code], misfit, tmp_path)
-    assert finished.stdout.startswith("InstallationError torchvision 0.9.0 does not fit torch 2."), finished.stderr
+    assert finished.stdout.startswith("InstallationError torchvision 0.9.0 does not match torch 2."), finished.stderr
 
 
 def test_other_errors_are_left_alone():
@@ -68,5 +68,5 @@ def test_the_error_may_be_a_cause(monkeypatch):
     except ModuleNotFoundError as error:
         explanation = explain_import_failure(error)
     assert isinstance(explanation, InstallationError)
-    assert "torchvision 0.29.2 does not fit torch 2.13.0+cpu" in str(explanation)
+    assert "torchvision 0.29.2 does not match torch 2.13.0+cpu" in str(explanation)
     assert str(explanation).endswith("pip install 'torchvision==0.28.*'")

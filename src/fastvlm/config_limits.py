@@ -1,7 +1,7 @@
-"""Ranges of the numbers in a configuration: what no FastVLM has is an error before anything is built by it.
+"""Ranges of the numbers in a configuration, checked before a model is built from it.
 
-The limits are far above every published model. They are there so that a file with a billion layers, no heads or a
-width of -1 is refused with words, instead of a loop that does not end or an error from inside a library.
+The limits are far above every published model. They refuse a file with a billion layers, no heads or a width of -1 with
+a clear error, instead of an endless loop or an error from inside a library.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _MAY_BE_NONE = frozenset({"head_dim", "sliding_window", "num_key_value_heads", "
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LARGEST_TOKEN = 1 << 31
 _DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
-# Which implementation computes is for whoever runs a model: the name may be a repository whose code would be fetched.
+# Whoever runs a model chooses the implementation: the name may be a Hub repository whose code would be downloaded.
 _CODE_CHOICES = ("attn_implementation", "experts_implementation")
 
 
 def check_number(
     owner: str, name: str, value: Any, smallest: float, largest: float, kinds: tuple[type, ...] = (int,)
 ) -> None:
-    """Raise ConfigError unless `value` is a number of `kinds`, no bool, from `smallest` to `largest`."""
+    """Raise ConfigError unless `value` is a number of `kinds`, not a bool, from `smallest` to `largest`."""
     is_number = isinstance(value, kinds) and not isinstance(value, bool)
     if is_number and math.isfinite(value) and smallest <= value <= largest:
         return
@@ -55,10 +55,10 @@ def check_number(
 
 
 def check_decoder_numbers(text: Mapping[str, Any], owner: str = "text_config") -> None:
-    """Check type and range of every known number of a decoder, and that heads fit; keys that are absent are skipped.
+    """Check type and range of every known number of a decoder, and that widths and heads match; skip absent keys.
 
     Raises:
-        ConfigError: the first that no decoder can have, by name.
+        ConfigError: names the first invalid key.
     """
     given = {key: value for key, value in text.items() if value is not None or key not in _MAY_BE_NONE}
     for name, limits in _SIZES.items():
@@ -121,7 +121,7 @@ def check_dtype(owner: str, value: Any) -> None:
 
 
 def without_code_choices(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`config`, of a file, without keys that choose which code computes, at any depth; and the names of these keys."""
+    """A copy of `config` without the keys that choose an implementation, at any depth; and the names of these keys."""
     kept: dict[str, Any] = {}
     found: list[str] = []
     for key, value in config.items():

@@ -1,4 +1,4 @@
-"""One class for each thing a user can do wrong; every message says what was got, what was expected and what to do.
+"""Exception classes, one for each kind of failure. Messages say what was got, what was expected and what to do.
 
 All of them derive from :class:`FastVlmError`, and also from the built-in exception that fits, so that code written
 against transformers (``except ValueError``) keeps working.
@@ -34,11 +34,11 @@ class FastVlmError(Exception):
 
 
 class ConfigError(FastVlmError, ValueError):
-    """A configuration that no FastVLM can have: an unknown key, a width that does not fit, a wrong name."""
+    """An invalid configuration: an unknown key, a number out of range, widths that do not match."""
 
 
 class ImageError(FastVlmError, ValueError):
-    """Something that should hold an image and does not, or that is larger than the limits allow."""
+    """An image source that holds no readable image, or one larger than the limits allow."""
 
 
 class ImageTooLargeError(ImageError):
@@ -58,15 +58,15 @@ class ContextLengthError(FastVlmError, ValueError):
 
 
 class DataError(FastVlmError, ValueError):
-    """Questions or samples that cannot be read: a file that is no JSON, records without the fields they need."""
+    """Questions or samples that cannot be read: a file that is not JSON, records without the fields they need."""
 
 
 class EngineBusyError(FastVlmError, ValueError):
-    """More requests than an engine lets wait: try again later, or wait for room."""
+    """More requests than an engine lets wait: try again later."""
 
 
 class MeasurementError(FastVlmError, ValueError):
-    """A measurement that could not be made: a process that died or hung, a model that it could not open."""
+    """A measurement that could not be made: a process that died or hung, a model that could not be opened."""
 
 
 class StorageError(FastVlmError, OSError):
@@ -74,7 +74,7 @@ class StorageError(FastVlmError, OSError):
 
 
 class TrainingError(FastVlmError, RuntimeError):
-    """A training run that cannot go on: a loss that is no number, too little memory, a full disk."""
+    """A training run that cannot go on: a NaN loss, out of memory, a full disk."""
 
 
 class AttentionError(FastVlmError, ValueError):
@@ -82,7 +82,7 @@ class AttentionError(FastVlmError, ValueError):
 
 
 class BuildError(FastVlmError, RuntimeError):
-    """Kernels that could not be built here: no compiler, a CPU that lacks what they need."""
+    """Kernels that could not be built: no compiler, or a CPU without the instructions that they need."""
 
 
 class NonFiniteError(FastVlmError, RuntimeError):
@@ -94,7 +94,7 @@ class CheckpointError(FastVlmError, ValueError):
 
 
 class UsageError(FastVlmError, ValueError):
-    """A command line or a request that asks for something that does not exist or does not go together."""
+    """A command line or a request with unknown or contradictory options."""
 
 
 class InstallationError(FastVlmError, ImportError):

@@ -1,4 +1,4 @@
-"""Import errors that another package's installation causes, explained.
+"""Readable errors for imports that fail because torchvision does not match torch.
 
 transformers imports torchvision wherever it is installed, though nothing in this package needs it. A torchvision made
 for another torch then makes every import of transformers' models fail with "operator torchvision::nms does not exist".
@@ -14,22 +14,22 @@ from fastvlm.errors import InstallationError
 __all__ = ["explain_import_failure"]
 
 _MARK = "torchvision::"
-_MINORS_APART = 15  # torch 2.9 goes with torchvision 0.24, 2.13 with 0.28
+_MINORS_APART = 15  # torch 2.9 needs torchvision 0.24, 2.13 with 0.28
 
 
 def explain_import_failure(error: BaseException) -> InstallationError | None:
-    """What to tell the user if a torchvision that does not fit torch is behind `error`; None for any other error."""
+    """The error for the user if `error` comes from a torchvision that does not match torch; None for any other."""
     if not any(_MARK in str(one) for one in _chain(error)):
         return None
     torch, torchvision = _version("torch"), _version("torchvision")
     return InstallationError(
-        f"torchvision {torchvision} does not fit torch {torch}, so transformers' models cannot be imported. fastvlm "
+        f"torchvision {torchvision} does not match torch {torch}, so transformers' models cannot be imported. fastvlm "
         f"does not need torchvision: run pip uninstall torchvision, or install the one for this torch: {_cure(torch)}"
     )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that led to it."""
+    """The error, its cause, the cause's cause, and so on."""
     seen: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in seen:

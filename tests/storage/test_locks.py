@@ -39,7 +39,7 @@ def test_a_second_process_is_refused_and_told_who_has_it(tmp_path):
     with holder(tmp_path / "run") as other:
         with pytest.raises(UsageError) as raised, exclusive_folder(tmp_path / "run"):
             raise AssertionError("two at once")
-        assert f"run is being written by process {other.pid}. Wait until that has ended" in str(raised.value)
+        assert f"run is being written by process {other.pid}. Wait until it has ended" in str(raised.value)
         other.communicate("")
         with exclusive_folder(tmp_path / "run"):
             pass

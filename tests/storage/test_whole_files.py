@@ -49,7 +49,7 @@ def test_what_fails_in_between_leaves_the_old_one(error, tmp_path):
 
 def test_a_full_disk_leaves_the_old_one(small_disk):
     write_file(small_disk / "a", "old")
-    with pytest.raises(StorageError, match=r"a cannot be written: No space left on device\. Make room there"):
+    with pytest.raises(StorageError, match=r"a cannot be written: No space left on device\. Free some space"):
         write_file(small_disk / "a", bytes(2 << 20))
     with pytest.raises(StorageError, match="No space left"), whole_file(small_disk / "b") as stream:
         stream.writelines([bytes(10_000)] * 200)

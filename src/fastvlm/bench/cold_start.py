@@ -1,4 +1,4 @@
-"""Cold start: from a process's start to the first byte of its answer, file cache warm."""
+"""Cold start: seconds from process start to the first byte of the answer, with a warm file cache."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def ask_command(folder: str, image: str, question: str, device: str = "cpu", dty
 def transformers_command(
     folder: str, image: str, question: str, device: str = "cpu", dtype: str = "bfloat16"
 ) -> list[str]:
-    """The same with transformers alone; see ``cold_transformers.py``."""
+    """The same question by ``cold_transformers.py``."""
     asked = [folder, image, question, str(NEW_TOKENS), device, dtype]
     return [sys.executable, "-m", "fastvlm.bench.cold_transformers", *asked]
 
 
 class ColdStart:
-    """Starts a command, and waits for its first byte.
+    """Starts a command and times the first byte of its output.
 
     Args:
         command: program and arguments; it writes its answer to stdout.
-        threads: for OMP_NUM_THREADS; 0 leaves it alone.
+        threads: for OMP_NUM_THREADS; 0 for the default.
     """
 
     def __init__(self, command: Sequence[str], threads: int = 0) -> None:
@@ -44,7 +44,7 @@ class ColdStart:
         self.environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
 
     def open(self) -> Measured:
-        """Nothing to open: every start is a new one."""
+        """Does nothing: every measurement starts a new process."""
         return Measured(0.0)
 
     def cold_start(self) -> Measured:

@@ -1,4 +1,4 @@
-"""A question asked with transformers alone, as shortly as its documentation does it: the peer of `fastvlm ask`.
+"""Ask one question with transformers alone, as its documentation does: the peer of `fastvlm ask`.
 
 python -m fastvlm.bench.cold_transformers FOLDER IMAGE QUESTION NEW_TOKENS DEVICE DTYPE
 """

@@ -1,7 +1,7 @@
-"""What a FastVLM costs, counted from its configuration alone: multiply-adds of the encoder, bytes of a decoded token.
+"""Costs computed from a configuration: multiply-adds of the encoder, FLOPs of a prompt, bytes per decoded token.
 
-A FLOP is a multiplication or an addition, so a multiply-add (MAC) is two. Only convolutions, linears and attention
-products count, as in the literature; normalisations and activations are left out.
+A FLOP is a multiplication or an addition, so a multiply-add (MAC) counts two. Only convolutions, linears and attention
+products count, as in the literature; normalizations and activations are left out.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def encoder_flops(config: FastVlmConfig, height_px: int, width_px: int) -> int:
 
 
 def decoder_weights(config: FastVlmConfig) -> int:
-    """Weights of the decoder's linears and of its head: all that one decoded token is multiplied with."""
+    """Weights of the decoder's linears and of its head: all that one decoded token is multiplied by."""
     text = config.text_config
     return int(_layer_weights(config) * text.num_hidden_layers + text.hidden_size * text.vocab_size)
 
@@ -91,7 +91,7 @@ def prefill_flops(config: FastVlmConfig, num_tokens: int) -> int:
 def decoded_token_bytes(config: FastVlmConfig, bits: int, context_tokens: int = 0, cache_bytes: int = 2) -> int:
     """Bytes that one decoded token has to read: every weight once, and the cache of the tokens before it.
 
-    Scales of quantized weights (3 to 13 %) are not counted, so a fraction of the bandwidth made from this is low.
+    Scales of quantized weights (3 to 13 %) are not counted, so a bandwidth fraction computed from this is too low.
 
     Args:
         config: the model's.

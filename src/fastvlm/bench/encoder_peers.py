@@ -1,6 +1,6 @@
-"""Peers for the encoder alone: FastViTHD and projector in OpenVINO and in ONNX Runtime, from our own network.
+"""Peers of the encoder: our FastViTHD and projector in OpenVINO and in ONNX Runtime.
 
-The fused copy (``FastViTHD.deploy()``) in float32 is what both get; converted in memory, for one size of image.
+Both get the fused copy (``FastViTHD.deploy()``) in float32, converted in memory for one image size.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class EncoderContestant(ABC):
     Args:
         folder: the checkpoint.
         dtype: what the runtime may compute in: "bfloat16" or "float32".
-        threads: of the runtime; 0 leaves it alone.
+        threads: of the runtime; 0 for the default.
     """
 
     packages: tuple[str, ...]
@@ -66,7 +66,7 @@ class EncoderContestant(ABC):
         """A function of the image's numpy array, from the traced network; `image` (1, 3, H, W) is an example."""
 
     def open(self) -> Measured:
-        """See that the runtime is there."""
+        """Import the runtime."""
         add_peers_folder()
         start_s = time.perf_counter()
         for package in self.packages:

@@ -1,4 +1,4 @@
-"""What is measured of a model that has transformers' `generate`: ours as the reference path, and transformers' own."""
+"""Measurements of a model with transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pixels(side_px: int) -> Tensor:
 
 
 def sketch(features: Tensor) -> list[float]:
-    """Numbers at even distances of a tensor: enough to tell how far two of its kind are apart."""
+    """Evenly spaced numbers of a tensor, by which two results are compared."""
     flat = features.detach().flatten()
     return [float(x) for x in flat[:: max(1, len(flat) // _SKETCH_NUMBERS)][:_SKETCH_NUMBERS]]
 
@@ -37,7 +37,7 @@ def steady_rate(times_s: list[list[float]]) -> float:
     """Tokens a second of several replies together, while all of them are being decoded.
 
     Args:
-        times_s: for each reply, the moments at which its tokens came.
+        times_s: for each reply, the times of its tokens.
 
     Raises:
         UsageError: some reply ended before another began.
@@ -50,13 +50,13 @@ def steady_rate(times_s: list[list[float]]) -> float:
 
 
 def wait_for(device: str) -> None:
-    """Let a stopwatch see work that was only queued: on a GPU."""
+    """Wait until queued work is done (on a GPU), before the time is read."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 class Stamps:
-    """A streamer for `generate` that notes when each token came; several replies at once are fine."""
+    """A streamer for `generate` that records the time of each token, of one or several replies."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
@@ -72,7 +72,7 @@ class Stamps:
         self.token_ids.append(value.reshape(-1))
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Does nothing: no token is held back."""
 
 
 class GeneratingContestant(ABC):
@@ -81,7 +81,7 @@ class GeneratingContestant(ABC):
     Args:
         folder: the checkpoint.
         dtype: "bfloat16", "float32", ...
-        threads: of torch; 0 leaves it alone.
+        threads: of torch; 0 for the default.
         device: "cpu", "cuda".
     """
 
@@ -98,7 +98,7 @@ class GeneratingContestant(ABC):
 
     @abstractmethod
     def set_side(self, side_px: int) -> None:
-        """Make the processor bring images to this size."""
+        """Set the size to which the processor resizes images."""
 
     @abstractmethod
     def image(self, data: bytes) -> Any:
@@ -154,7 +154,7 @@ class GeneratingContestant(ABC):
         return self.throughput(1, num_tokens, prompt_tokens, seed)
 
     def throughput(self, num_streams: int, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
-        """Tokens a second of several replies together, after all have begun."""
+        """Tokens a second of several replies together, while all are being decoded."""
         inputs = {name: value.repeat(num_streams, 1) for name, value in self._text_inputs(prompt_tokens, seed).items()}
         stamps = Stamps()
         self.model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False, streamer=stamps)
@@ -189,7 +189,7 @@ class GeneratingContestant(ABC):
 
 
 class _EncoderTimed:
-    """While entered, notes in `spans["encode"]` the seconds from the vision tower's begin to the projector's end."""
+    """Context that stores the seconds from the vision tower's start to the projector's end in `spans["encode"]`."""
 
     def __init__(self, model: Any, spans: dict[str, float], device: str) -> None:
         self._model, self._spans, self._device = model, spans, device

@@ -1,4 +1,4 @@
-"""How much memory this process has taken at most."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak_bytes(device: str = "cpu") -> int:
-    """Largest resident set of this process so far, in bytes; with a CUDA device what was taken there at most.
+    """Largest resident set of this process so far, in bytes; for a CUDA device the peak allocated there.
 
-    Linux tells it for the program that runs (VmHWM). ``ru_maxrss``, which is all that other systems have, also counts
-    what the parent held when it started us.
+    Linux reports it for the running program (VmHWM). ``ru_maxrss``, on other systems, also counts the parent's memory
+    at the time of the fork.
     """
     if device.startswith("cuda"):
         import torch

@@ -1,4 +1,4 @@
-"""Ourselves: the engine, with weights of 16, 8 or 4 bits."""
+"""The contestant `fastvlm`: the engine, with weights of 16, 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class OwnContestant:
 
     Args:
         folder: the checkpoint.
-        dtype: what is computed in.
+        dtype: the dtype of the computation.
         bits: of the decoder's and the head's weights: 16 (those of `dtype`), 8 or 4.
-        threads: of torch; 0 leaves it alone.
+        threads: of torch; 0 for the default.
         device: "cpu", "cuda".
         num_slots: requests at the same time.
     """
@@ -51,7 +51,7 @@ class OwnContestant:
         self.engine: Any = None
 
     def open(self) -> Measured:
-        """Load the model, as `fastvlm ask` does: on a CPU the engine turns the weights into `dtype`."""
+        """Load the model, as `fastvlm ask` does; on a CPU the engine converts the weights to `dtype`."""
         start_s = time.perf_counter()
         dtype = as_dtype(self.dtype)
         model, self.processor = load(self.folder, device=self.device, dtype=None if self.device == "cpu" else dtype)
@@ -78,12 +78,12 @@ class OwnContestant:
         return Measured(reply.timings.prefill / 1000, check=[float(reply.token_ids[0])], facts=facts)
 
     def ttft(self, image: str, side_px: int) -> Measured:
-        """Seconds from an image file's bytes to the first text; nothing is known of the image before."""
+        """Seconds from an image file's bytes to the first text; the caches are empty."""
         self.engine.forget()
         return self._first_text(Path(image).read_bytes(), side_px, FIRST_QUESTION)
 
     def second_question(self, image: str, side_px: int) -> Measured:
-        """As `ttft`, of another question about the same image, whose bytes are opened again."""
+        """As `ttft`, of another question about the same image, whose bytes are decoded again."""
         first = self.ttft(image, side_px)
         second = self._first_text(Path(image).read_bytes(), side_px, SECOND_QUESTION)
         return Measured(second.value, {**second.parts, "first_question": first.value}, second.check)
@@ -93,9 +93,9 @@ class OwnContestant:
         return self.throughput(1, num_tokens, prompt_tokens, seed)
 
     def throughput(self, num_streams: int, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
-        """Tokens a second of several replies together, after all have begun.
+        """Tokens a second of several replies together, while all are being decoded.
 
-        Those that begin first get as many tokens more as they are ahead.
+        Replies start one per step; earlier ones get more tokens, so that all end in the same step.
         """
         prompt = self._text_prompt(prompt_tokens, seed)
         ids = [

@@ -1,4 +1,4 @@
-"""What is measured of whom: the options, the contestants, and the steps of one round."""
+"""Plan of a benchmark: options, measures, contestants, and the steps of one round."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ class Measure:
     """One thing that is measured.
 
     Args:
-        command: the workers' word for it.
+        command: the worker's command.
         unit: "s", "tokens/s" or "bytes".
-        what: in words, for people.
-        max_rounds: rounds in which it is repeated; more would take long and tell little.
-        has_warm_up: True if a first time is not counted; the others take long, and rounds for which there is no time
-            go without them.
+        what: description in reports.
+        max_rounds: repetitions at most.
+        has_warm_up: True to run it once before, not counted; False for measures that take long.
     """
 
     command: str
@@ -77,16 +76,16 @@ class BenchOptions:
         folder: the checkpoint.
         image: a JPEG file.
         what: names of MEASURES.
-        sides_px: sides of the square that images are brought to; ratios are told for the first.
-        dtypes: what is computed in; the first is everybody's, the others are measured beside it.
-        bits: of our decoder's weights.
-        streams: replies together, for throughput.
-        has_peers: True to measure the others too.
-        rounds: how often everything is repeated, unless `max_minutes` are over before.
-        max_minutes: when no new round is begun.
-        threads: of every contestant; 0 for what each of them takes.
-        device: "cpu" or "cuda"; OpenVINO and ONNX Runtime are measured on a CPU alone.
-        prompt_tokens, new_tokens: of the prompts and replies by which decoding is measured.
+        sides_px: side of the square image input; ratios are reported for the first.
+        dtypes: dtypes of the computation; all contestants use the first, ours are also measured in the others.
+        bits: bits per weight of our decoder.
+        streams: numbers of concurrent replies, for throughput.
+        has_peers: True to measure the peers too.
+        rounds: repetitions of everything, unless `max_minutes` end first.
+        max_minutes: no new round starts after these.
+        threads: of every contestant; 0 for the default of each.
+        device: "cpu" or "cuda"; OpenVINO and ONNX Runtime are measured on a CPU only.
+        prompt_tokens, new_tokens: lengths of prompt and reply when decoding is measured.
 
     Raises:
         UsageError: a value outside its range.
@@ -136,14 +135,14 @@ def _check_all(flag: str, values: tuple[Any, ...], known: tuple[Any, ...]) -> No
 
 @dataclass(frozen=True)
 class Contestant:
-    """Somebody who is measured, in a process of its own.
+    """A program that is measured, in a process of its own.
 
     Args:
         label: in results: "fastvlm-int8".
-        kind: the worker's.
-        options: the worker's.
+        kind: a key of :data:`fastvlm.bench.worker.KINDS`.
+        options: the worker's arguments.
         measures: names of MEASURES that it takes part in.
-        program: what runs the worker.
+        program: command that runs the worker.
     """
 
     label: str
@@ -154,12 +153,12 @@ class Contestant:
 
     @property
     def worker(self) -> str:
-        """The name of its process: starting commands needs another process than an open model."""
+        """The name of its process; cold starts use another process than the open model."""
         return f"{self.label} (cold)" if self.kind == "command" else self.label
 
     @property
     def arguments(self) -> list[str]:
-        """What its program is called with."""
+        """Arguments of `program`."""
         return [self.kind, json.dumps(self.options)]
 
 

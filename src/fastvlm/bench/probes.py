@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured beside the contestants: matrix products, and reading memory."""
+"""Peaks of this machine, measured between the contestants: matrix products and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROW_WIDTH = 4096
 
 
 def best_seconds(work: Callable[[], object], repeats: int = 3, device: str = "cpu") -> float:
-    """The shortest of some runs, after one that is not counted."""
+    """Shortest of `repeats` runs in seconds, after a warm-up."""
     work()
     wait_for(device)
     times_s = []
@@ -38,7 +38,7 @@ class MachineProbe:
     """Peaks of this CPU with this many threads, or of a GPU.
 
     Args:
-        threads: of torch; 0 leaves it alone.
+        threads: of torch; 0 for the default.
         device: "cpu", "cuda".
     """
 
@@ -49,7 +49,7 @@ class MachineProbe:
         self._stream: Tensor | None = None
 
     def open(self) -> Measured:
-        """Tell what torch runs on; `value` has no meaning."""
+        """Report torch's threads and the GPU's name in `facts`; `value` has no meaning."""
         facts: dict[str, Any] = {"threads": torch.get_num_threads()}
         if self.device.startswith("cuda"):
             facts["gpu"] = torch.cuda.get_device_name(self.device)
@@ -59,7 +59,7 @@ class MachineProbe:
     def matrix_peak(self) -> Measured:
         """FLOP/s of the fastest way to multiply; `parts` has each.
 
-        A CPU that emulates bfloat16 is not asked for it: that takes a minute, and is no peak.
+        bfloat16 is skipped on a CPU that emulates it, where it takes a minute.
         """
         has_bfloat16 = self.device != "cpu" or cpu_kernels().has_fast_bfloat16
         dtypes = (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
@@ -74,7 +74,7 @@ class MachineProbe:
 
     @torch.inference_mode()
     def bandwidth(self) -> Measured:
-        """Bytes a second of the fastest way to read memory once; `parts` has each."""
+        """Bytes per second of the fastest way to read memory; `parts` has each."""
         if self._stream is None:
             self._stream = torch.ones(_STREAM_BYTES // (4 * _ROW_WIDTH), _ROW_WIDTH, device=self.device)
         data, row = self._stream, torch.ones(_ROW_WIDTH, device=self.device)

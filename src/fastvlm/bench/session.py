@@ -1,4 +1,4 @@
-"""One run of `fastvlm bench`: a checkpoint, an image, the race, its result."""
+"""One run of `fastvlm bench`: checkpoint, image, measurements, result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["image_file", "measure", "random_checkpoint"]
 def random_checkpoint(
     preset: str, folder: Path, *, is_kept: bool, on_bytes: Callable[[int], None] = lambda _: None
 ) -> Iterator[Path]:
-    """A random checkpoint in `folder`: the one that is there, or a new one, removed afterwards unless `is_kept`."""
+    """A random checkpoint in `folder`: an existing one, or a new one, removed afterwards unless `is_kept`."""
     was_there = folder.exists()
     try:
         yield make_checkpoint(preset, folder, on_bytes)
@@ -36,7 +36,7 @@ def random_checkpoint(
 
 @contextmanager
 def image_file(width_px: int, height_px: int) -> Iterator[str]:
-    """The path of a JPEG like a photograph, while it is needed."""
+    """Path of a temporary JPEG that is as hard to decode as a photograph."""
     with tempfile.TemporaryDirectory(prefix="fastvlm-bench-") as folder:
         file = Path(folder) / f"{width_px}x{height_px}.jpg"
         file.write_bytes(photo_jpeg(width_px, height_px))
@@ -44,19 +44,19 @@ def image_file(width_px: int, height_px: int) -> Iterator[str]:
 
 
 def measure(options: BenchOptions, model: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-    """Run everything that `options` ask for; see :func:`fastvlm.bench.results.result_of` for what comes back.
+    """Run the benchmark; returns what :func:`fastvlm.bench.results.result_of` describes, and `model`.
 
     Args:
         options: what to measure.
-        model: `name`, `is_random` and `parameters`, for the page.
-        on_progress: called with (seconds done, seconds in all as far as is known, what is going on).
+        model: `name`, `is_random` and `parameters`, for the report.
+        on_progress: called with (seconds done, estimated seconds in total, current step).
 
     Raises:
         CheckpointError: the folder holds no FastVLM.
         MeasurementError: it cannot be opened.
     """
     config = FastVlmConfig.from_dict(inspect_folder(Path(options.folder)).config)
-    card = environment_card()  # before the run: the load is that of the others
+    card = environment_card()  # before the run, so that the load average is that of other programs
     everybody = contestants(options)
     limits = Limits(options.rounds, 60 * options.max_minutes)
     probe = {"threads": options.threads, "device": options.device}

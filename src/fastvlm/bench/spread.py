@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times better the first of two is: the ratio of the medians, and the range over single rounds."""
+    """How many times better one contestant is: the ratio of medians, and the range of the ratios of single rounds."""
 
     value: float
     lowest: float
@@ -60,9 +60,9 @@ def summarize(samples: Sequence[float]) -> Spread:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], *, is_more_better: bool) -> Ratio:
-    """How many times better `ours` are than `theirs`: above 1 they are.
+    """How many times better `ours` are than `theirs`.
 
-    Samples of the same place were taken in the same round; a round that one of them lacks is left out of the range.
+    Samples at the same index are of the same round; rounds that one of the two lacks are left out of the range.
 
     Args:
         ours, theirs: positive samples in one unit.

@@ -1,4 +1,4 @@
-"""The peer: transformers' own FastVLM, opened from the same folder, used as its documentation shows."""
+"""The contestant `transformers`: its own FastVLM over the same folder, used as its documentation shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["TransformersContestant"]
 
 
 class TransformersContestant(GeneratingContestant):
-    """transformers' `FastVlmForConditionalGeneration`: sdpa, eager, images as they come (NCHW)."""
+    """transformers' `FastVlmForConditionalGeneration`: sdpa, eager, images in NCHW."""
 
     def load(self) -> dict[str, Any]:
         """See :class:`GeneratingContestant`."""

@@ -5,9 +5,9 @@ Reads one JSON object a line from stdin and answers each with one line on stdout
     {"do": "encode", "side_px": 1024}  ->  {"ok": true, "value": 0.52, "parts": {}, "check": [1.3, ...]}
     {"do": "encode", "side_px": 100}   ->  {"ok": false, "error": "one line", "kind": "UsageError"}
 
-`value` is in seconds, tokens a second or bytes, as the measurement's unit says; `parts` names what the value is made
-of; `check` holds numbers by which contestants are compared. The process ends when stdin does. Libraries that print are
-kept off the answers: what they write to stdout goes to stderr.
+`value` is in seconds, tokens a second or bytes, as the measurement's unit says; `parts` are the components of
+the value; `check` holds numbers by which contestants are compared. The process ends with its stdin. What libraries
+print to stdout goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastvlm.errors import UsageError
 
 __all__ = ["KINDS", "Measured", "main", "serve"]
 
-# Kind -> module and class; each is imported in its own process alone.
+# Kind -> module and class; each is imported only in its own process.
 KINDS = {
     "fastvlm": ("fastvlm.bench.own", "OwnContestant"),
     "transformers": ("fastvlm.bench.transformers_peer", "TransformersContestant"),
@@ -47,7 +47,7 @@ class Measured:
 
 
 def contestant(kind: str, options: dict[str, Any]) -> Any:
-    """An unopened contestant; its public methods are the commands that it knows.
+    """A contestant, not opened; its public methods are its commands.
 
     Raises:
         UsageError: there is no such kind.
@@ -59,7 +59,7 @@ def contestant(kind: str, options: dict[str, Any]) -> Any:
 
 
 def answer(line: str, of: Callable[[], Any]) -> dict[str, Any]:
-    """The answer to one line; whatever fails becomes one line of text."""
+    """The answer to one line; an exception becomes one line of text."""
     try:
         command = json.loads(line)
         name = command.pop("do")
@@ -73,7 +73,7 @@ def answer(line: str, of: Callable[[], Any]) -> dict[str, Any]:
 
 
 def serve(kind: str, options: dict[str, Any], lines: Iterator[str], answers: TextIO) -> None:
-    """Answer every line until there are no more; the contestant is made for the first one."""
+    """Answer every line; the contestant is created for the first one."""
     made: list[Any] = []
 
     def only_one() -> Any:
@@ -89,7 +89,7 @@ def serve(kind: str, options: dict[str, Any], lines: Iterator[str], answers: Tex
 
 def main(arguments: list[str]) -> int:
     """Run the worker over this process's stdin and stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the workers
     kind, options = arguments
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -1,1 +1,1 @@
-"""How files and folders reach the disk: whole or not at all, by one run at a time, with clear errors."""
+"""Atomic writes of files and folders, locks against concurrent writers, and readable write errors."""

@@ -1,8 +1,8 @@
-"""One run at a time in a folder: an exclusive ``flock`` on a small file.
+"""Exclusive lock on a folder or file: ``flock`` on a small lock file.
 
-The system drops the lock with the process that has it, however that ends; a lock file that is left behind is free and
-stops nobody. The file names its owner for the other run's message. Where there is no ``flock`` (Windows, some network
-file systems) a warning says that two runs at once go unnoticed.
+The operating system releases the lock when its process ends, however it ends, so a leftover lock file blocks nobody.
+The file names its owner for the error message of other processes. Without ``flock`` (Windows, some network file
+systems) a warning says that concurrent writers are not detected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _held: set[int] = set()  # descriptors
 
 
 def _let_go_in_child() -> None:
-    """A forked child, such as one that reads samples, would keep the lock alive after its parent was killed."""
+    """Close the locks in a forked child, which would otherwise keep them after its parent was killed."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)
@@ -47,10 +47,10 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def exclusive_folder(folder: Path) -> Iterator[None]:
-    """Make `folder`, parents too, and have it alone while inside.
+    """Create `folder` with its parents and hold its lock while inside.
 
     Raises:
-        UsageError: another process has it; it cannot be made or written to.
+        UsageError: another process holds the lock, or the folder cannot be written.
         StorageError: the disk is full or failed.
     """
     with clear_write_errors(folder):
@@ -61,14 +61,14 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive_lock(lock: Path, target: Path) -> Iterator[None]:
-    """Have the file `lock` locked while inside; it is removed afterwards.
+    """Hold a lock on the file `lock` while inside; remove the file afterwards.
 
     Args:
         lock: the lock file; its folder exists.
         target: what the lock is for, named in errors.
 
     Raises:
-        UsageError: another process has it, or the file cannot be made there.
+        UsageError: another process holds the lock, or the file cannot be created.
         StorageError: the disk is full or failed.
     """
     with clear_write_errors(target):
@@ -129,7 +129,7 @@ def lock_now(descriptor: int, target: Path, *, waits: bool = False) -> bool:
 
 
 def open_alone(file: Path, target: Path) -> int:
-    """A descriptor of the temporary `file`, emptied; waits while another process writes it, until that has ended."""
+    """Descriptor of the temporary `file`, truncated; waits until no other process writes it."""
     while True:
         descriptor = os.open(file, _OPEN | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -153,7 +153,7 @@ def _has_name(descriptor: int, file: Path) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Name the owner; on a full disk the lock does without."""
+    """Write the owner into the lock file; a full disk is ignored."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()} {platform.node()}\n".encode())
@@ -166,7 +166,7 @@ def _in_use(descriptor: int, target: Path) -> str:
         owner = f"this process ({number})"
     elif machine and machine != platform.node():
         owner += f" on {machine}"
-    return f"{target} is being written by {owner}. Wait until that has ended, stop it, or name another place."
+    return f"{target} is being written by {owner}. Wait until it has ended, stop it, or name another place."
 
 
 def _warn(target: Path, reason: str) -> None:

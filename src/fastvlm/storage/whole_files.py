@@ -1,4 +1,4 @@
-"""A file that is whole or not there: written beside its place, brought to the disk, then renamed."""
+"""Atomic file writes: to a temporary file in the same folder, synced to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ def write_file(file: Path, content: str | bytes, *, is_new: bool = False) -> Non
 
 @contextmanager
 def whole_file(file: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
-    """A stream for the content of `file`, which has all of it afterwards, also if the power fails, or stays as it was.
+    """Binary stream whose content replaces `file` at the end, atomically, also if the power fails.
 
-    Links are followed. A device or a pipe, which has no content to keep, is written to as it is. Two processes that
-    write the same file take turns.
+    Links are followed. A device or a pipe is written directly. Two processes that write the same file take turns.
 
     Args:
         file: its folder exists.
@@ -57,7 +56,7 @@ def whole_file(file: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
 
 
 def part_of(place: Path) -> Path:
-    """Where the content of `place` is written before it has that name; left by a killed process, taken by the next."""
+    """The temporary file of `place`; one left by a killed process is reused by the next."""
     return place.with_name(f".{place.name}.part")
 
 
@@ -114,8 +113,8 @@ def _rename(part: Path, place: Path, *, is_new: bool) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk."""
-    if os.name == "nt":  # which opens no folders, and writes names at once
+    """Sync the directory `folder` to the disk."""
+    if os.name == "nt":  # Windows cannot open folders, and writes names at once
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""A folder that is whole or not there; what a killed run left of one is removed by the next.
+"""Atomic folder writes: complete or absent; the next run removes what a killed one left.
 
 ``.NAME.part``  being written
 ``.NAME.old``   the whole folder that is being replaced
@@ -26,14 +26,14 @@ _LEFTOVERS = ("*.part", "*.gone")
 
 @contextmanager
 def whole_folder(target: Path, *, replaces: bool = False) -> Iterator[Path]:
-    """A folder beside `target` that takes its name at the end, on the disk, or is removed if anything goes wrong.
+    """Temporary folder that is renamed to `target` at the end, synced to the disk, or removed after any error.
 
     Args:
         target: an absolute path whose parent exists.
-        replaces: a folder of that name is replaced; without, it is an error.
+        replaces: True to replace an existing folder, which is an error otherwise.
 
     Raises:
-        UsageError: another process writes `target`; it exists; the place cannot be written to.
+        UsageError: another process writes `target`, it exists, or its parent cannot be written.
         StorageError: the disk is full or failed.
     """
     with exclusive_lock(target.with_name(f".{target.name}.lock"), target), clear_write_errors(target):
@@ -43,7 +43,7 @@ def whole_folder(target: Path, *, replaces: bool = False) -> Iterator[Path]:
         try:
             yield work
             if not replaces and target.exists():
-                raise UsageError(f"{target} has appeared meanwhile, and nothing is overwritten. Name another folder.")
+                raise UsageError(f"{target} was created meanwhile, and nothing is overwritten. Name another folder.")
             name_folder(work, target)
         except BaseException:  # Ctrl-C too
             shutil.rmtree(work, ignore_errors=True)
@@ -51,10 +51,10 @@ def whole_folder(target: Path, *, replaces: bool = False) -> Iterator[Path]:
 
 
 def _tidy(target: Path) -> None:
-    """Remove what a killed run left; a whole folder that it was about to replace comes back."""
+    """Remove what a killed run left; restore a complete folder that it was about to replace."""
     work, old = part_of(target), _old(target)
     if work.exists() and not CAN_LOCK:
-        raise UsageError(f"{work} is there: another run writes {target}, or one was killed. If so, remove it.")
+        raise UsageError(f"{work} exists: another run writes {target}, or was killed. If it was killed, remove {work}.")
     _remove(work)
     _remove(_gone(target))
     if old.exists() and not target.exists():
@@ -64,9 +64,9 @@ def _tidy(target: Path) -> None:
 
 
 def name_folder(work: Path, target: Path) -> None:
-    """Give the written folder `work` the name `target`, in place of one that is there, once its bytes are on the disk.
+    """Sync the folder `work` to the disk and rename it to `target`, replacing an existing one.
 
-    At every moment `target` is a whole folder or not there.
+    At every moment `target` is a complete folder or absent.
     """
     _sync_tree(work)
     old = _old(target)
@@ -79,7 +79,7 @@ def name_folder(work: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove `folder`, which is never half there under its own name."""
+    """Remove `folder`: renamed first, so that it never exists incomplete under its own name."""
     gone = _gone(folder)
     _remove(gone)
     folder.rename(gone)
@@ -87,7 +87,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed runs left in `folder`, which the caller has locked."""
+    """Remove what killed runs left in `folder`. The caller holds its lock."""
     for old in folder.glob(".*.old"):
         target = old.with_name(old.name.removesuffix(".old")[1:])
         if target.exists():

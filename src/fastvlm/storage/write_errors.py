@@ -1,4 +1,4 @@
-"""What a failed write says: the system's reason, and what the user can do about it."""
+"""Readable errors for failed writes: the operating system's reason, and what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastvlm.errors import FastVlmError, StorageError, UsageError
 
 __all__ = ["clear_write_errors", "reason_of", "write_error"]
 
-_FULL = "Make room there, or name a place on another disk."
+_FULL = "Free some space, or name a place on another disk."
 _ELSEWHERE = "Name a place elsewhere."
 _FOLDER_IN_THE_WAY = "A folder has that name, and a file is expected. Name another file."
 _EDQUOT = getattr(errno, "EDQUOT", errno.ENOSPC)  # Windows has no quota of that name
@@ -44,9 +44,9 @@ _TORCH_ERROR = re.compile(r"PytorchStreamWriter failed|unexpected pos|iostream e
 
 @contextmanager
 def clear_write_errors(target: Path) -> Iterator[None]:
-    """Errors of writing `target` inside become one of ours; all others pass.
+    """Turn errors of writing `target` inside into StorageError or UsageError; let all others pass.
 
-    An OSError that names a file which is not part of `target`, such as one that could not be read, passes too.
+    An OSError about a file outside `target`, such as one that could not be read, passes too.
 
     Raises:
         StorageError: the disk is full or failed.
@@ -63,7 +63,7 @@ def clear_write_errors(target: Path) -> Iterator[None]:
 
 
 def write_error(target: Path, error: Exception) -> FastVlmError:
-    """The error that tells the user why `target` could not be written."""
+    """The StorageError or UsageError that says why `target` could not be written."""
     number = _number_of(error)
     message = f"{target} cannot be written: {reason_of(error) or error}."
     if number in _DISK_FAILED:
@@ -72,7 +72,7 @@ def write_error(target: Path, error: Exception) -> FastVlmError:
 
 
 def reason_of(error: Exception) -> str | None:
-    """The system's reason in an error of Python, of torch or of a library in Rust; None if it is none of a file."""
+    """The system's reason in an error of Python, of torch or of a Rust library; None if it is not about a file."""
     number = _number_of(error)
     if number is not None:
         return os.strerror(number)
@@ -87,7 +87,7 @@ def _number_of(error: Exception) -> int | None:
 
 
 def _is_about(error: Exception, target: Path) -> bool:
-    """False for an OSError that names a file which is neither `target`, in it, nor one of its temporary neighbors."""
+    """False for an OSError about a file that is neither `target`, in it, nor one of its temporary files."""
     names = [getattr(error, "filename", None), getattr(error, "filename2", None)]  # two of a copy that failed
     found = [Path(name).absolute() for name in names if isinstance(name, (str, os.PathLike))]
     return not found or any(_belongs_to(place, target.absolute()) for place in found)
