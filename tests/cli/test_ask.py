@@ -199,7 +199,7 @@ def gallery(folder):
         (["ask", folder / "nothing.png", "q"], 2, "There is no file"),
         (["ask", folder / "sub", "q"], 2, "is a folder"),
         (["ask", "What is this?", folder / "text.png"], 2, "the question comes last. Try: fastvlm ask "),
-        (["ask", "What is this?", "data:image/png;base64,AA"], 2, "'What is this?' is none: the question comes last"),
+        (["ask", "What is this?", "data:image/png;base64,AA"], 2, "'What is this?' is not: the question comes last"),
         (["ask", "no.png", folder / "text.png"], 2, "There is no question"),
         (["ask", folder / "text.png"], 2, "There is no question"),
         (["ask", "What", "is", "this?"], 2, "in quotes"),

@@ -153,7 +153,7 @@ def test_a_saved_chat_names_files_as_paths_and_addresses_as_urls():
 
 def test_an_image_in_stdin_is_no_question(process, image, parrot_folder):
     outcome = process("chat", "-m", parrot_folder, stdin=image.read_bytes())
-    assert outcome.code == 2 and "Stdin is no text in UTF-8" in outcome.error and outcome.out == ""
+    assert outcome.code == 2 and "Stdin is not UTF-8 text" in outcome.error and outcome.out == ""
 
 
 def test_a_refused_question_leaves_no_trace(fastvlm, image, parrot_folder):

@@ -162,7 +162,7 @@ def test_a_system_without_flock_closes_before_it_renames(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (OSError(errno.ENOSPC, "x"), StorageError, "No space left on device. Make room"),
+        (OSError(errno.ENOSPC, "x"), StorageError, "No space left on device. Free some space"),
         (OSError(errno.EIO, "x"), StorageError, "Input/output error. The disk failed"),
         (OSError(errno.EFBIG, "x"), StorageError, "File too large"),
         (OSError(errno.EROFS, "x"), UsageError, "read-only"),

@@ -50,7 +50,7 @@ def ask(
             help="Files, URLs or data URIs; '-' reads one from stdin, and so does none if an image is piped in.",
         ),
     ],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     device: DeviceOption = None,
@@ -68,10 +68,10 @@ def ask(
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
 ) -> None:
-    """Ask one question about one or several images; the answer appears as it is written.
+    """Ask one question about one or several images; the answer is printed token by token.
 
-    The answer goes to stdout and nothing else does. Several images are shown to the model in the order given. Without
-    an image and with none in stdin, the question is asked alone.
+    Only the answer goes to stdout. Several images are passed in the order given. Without an image, also in stdin, the
+    question is asked alone.
 
     \b
     Examples:
@@ -94,7 +94,7 @@ def ask(
         names = [STDIN]
     images, opening_ms = open_images(names, notes)
     answerer = open_answerer(choice, sampling, notes, is_debug=is_debug)
-    if not names:  # what is piped in may have come by now
+    if not names:  # an image may have arrived in stdin by now
         images, opening_ms = _late_image(notes)
     messages = [*system_message(system), user_message(images, question)]
     if is_json:
@@ -108,7 +108,7 @@ def ask(
 
 
 def _late_image(notes: Notes) -> tuple[list[Image], float]:
-    """The image that waits in stdin, if one does; a silent pipe is not waited for, and a person is told."""
+    """The image in stdin, if one has arrived by now; a silent pipe is not waited for, which a note says."""
     if has_piped_image():
         return open_images([STDIN], notes)
     if is_silent_pipe():
@@ -117,7 +117,7 @@ def _late_image(notes: Notes) -> tuple[list[Image], float]:
 
 
 def summary(model: str, reply: Reply) -> str:
-    """One line on what an answer took."""
+    """One line: tokens, times and speed of an answer."""
     usage, timings = reply.usage, reply.timings
     parts = [
         Path(model).name,

@@ -1,4 +1,4 @@
-"""`fastvlm build-kernels`: our own CPU kernels, compiled on this machine where installing did not."""
+"""`fastvlm build-kernels`: compile the CPU kernels if the installation did not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["build_kernels"]
 
 
 def build_kernels(is_json: JsonOption = False, is_quiet: QuietOption = False, is_debug: DebugOption = False) -> None:
-    """Compile the CPU kernels, where installing found no compiler.
+    """Compile the CPU kernels, if the installation found no compiler.
 
     Installing compiles them if there is g++ 11 or later or clang++ 12 (CXX names another); then nothing is left to do.
     They are for Linux on CPUs with AMX, where images, prompts and replies in bfloat16, int8 and int4 are computed by

@@ -1,4 +1,4 @@
-"""`fastvlm chat`: several questions about images, with what was said before in mind."""
+"""`fastvlm chat`: a conversation about images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ HELP = """\
 def chat(
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE", help="Files, URLs or data URIs to begin with; /image shows more."),
+        typer.Argument(metavar="IMAGE", help="Files, URLs or data URIs to start with; /image adds more."),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
@@ -73,9 +73,9 @@ def chat(
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
 ) -> None:
-    """Talk about images: several questions, each with what was said before in mind.
+    """Chat about images: several questions, each answered with the conversation so far as context.
 
-    Lines that begin with a slash are commands (/help lists them). Ctrl-C stops a reply, Ctrl-D leaves. When stdin is
+    Lines starting with a slash are commands (/help lists them). Ctrl-C stops a reply, Ctrl-D leaves. When stdin is
     not a terminal, each of its lines is a turn and only the answers are printed; the exit code is 1 if a turn failed.
 
     \b
@@ -100,7 +100,7 @@ def chat(
 
 
 class Chat:
-    """The loop: a line from the user, a command or an answer."""
+    """The chat loop: reads lines, runs commands, prints answers."""
 
     def __init__(self, answerer: Answerer, conversation: Conversation, notes: Notes, *, is_debug: bool) -> None:
         self.answerer, self.conversation, self.notes, self.is_debug = answerer, conversation, notes, is_debug
@@ -116,7 +116,7 @@ class Chat:
         }
 
     def run(self) -> int:
-        """Talk until the user leaves; returns how many turns failed."""
+        """Chat until the user leaves; returns the number of failed turns."""
         self.notes.say("Type a question, or /help. Ctrl-D leaves.")
         read_line = _LineEditor().read if self._is_interactive else _read_piped
         while True:
@@ -133,9 +133,9 @@ class Chat:
                 self._take(line)
 
     def _take(self, line: str) -> None:
-        """One line; a mistake in it is told, and the chat goes on."""
+        """Handle one line; an error is printed, and the chat goes on."""
         try:
-            if _are_files(line):  # as a terminal pastes what is dropped on it
+            if _are_files(line):  # as a terminal pastes files that are dropped on it
                 self._image(line)
             elif line.startswith("/"):
                 name, _, argument = line.partition(" ")
@@ -174,7 +174,7 @@ class Chat:
         self.answers.write("\n")
 
     def _stop(self, turn: Turn, so_far: str) -> None:
-        """Keep what was said before Ctrl-C; a question without any answer is forgotten."""
+        """Keep the partial answer after Ctrl-C; drop a question without any answer."""
         if so_far:
             turn.answer = so_far
         else:
@@ -226,7 +226,7 @@ def _read_piped() -> str | None:
         line.encode()
     except UnicodeError as error:
         raise UsageError(
-            "Stdin is no text in UTF-8; expected a question on each line. An image is an argument: fastvlm chat cat.png"
+            "Stdin is not UTF-8 text; expected a question on each line. An image is an argument: fastvlm chat cat.png"
         ) from error
     return line.strip() if line else None
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of and costs, told from its configuration and the headers of its files."""
+"""Facts about a checkpoint, from its configuration and the headers of its files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNKNOWN_LICENCE = "No license is stated in the folder; ask whoever made the che
 
 @dataclass(frozen=True)
 class Parameters:
-    """Trainable numbers by part; a tied head has none of its own."""
+    """Parameters by part; 0 for a tied head."""
 
     encoder: int
     projector: int
@@ -36,7 +36,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all parts."""
         return sum(asdict(self).values())
 
     def weight_bytes(self) -> dict[str, int]:
@@ -47,7 +47,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Images:
-    """How images reach the model, and what each takes of the context."""
+    """Size and fit of images, and visual tokens per image."""
 
     height_px: int
     width_px: int
@@ -57,7 +57,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Quantized:
-    """How `fastvlm quantize` rounded the decoder, and what its weights take."""
+    """Quantization of the decoder, and the size of its weights."""
 
     bits: int
     group_size: int
@@ -68,7 +68,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """All that `fastvlm info` tells; `dtype` is that of the stored decoder."""
+    """Everything that `fastvlm info` prints; `dtype` is that of the stored decoder."""
 
     path: Path
     dialect: str
@@ -101,7 +101,7 @@ class CheckpointFacts:
         return {"float32": 4 * numbers, "bfloat16": 2 * numbers}
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the fields, and what follows from them."""
+        """All fields and derived numbers, for JSON."""
         return {
             **asdict(self),
             "path": str(self.path),
@@ -116,7 +116,7 @@ def read_facts(path: Path) -> CheckpointFacts:
 
     Raises:
         CheckpointError: it is not a complete FastVLM checkpoint.
-        ConfigError: its configuration describes no FastVLM.
+        ConfigError: its configuration is not that of a FastVLM.
     """
     folder = inspect_folder(path)
     config = FastVlmConfig.from_dict(folder.config)
@@ -158,7 +158,7 @@ def _quantized(folder: CheckpointFolder) -> Quantized | None:
 
 
 def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> Parameters:
-    """Numbers by part from canonical names and shapes."""
+    """Parameters by part, from canonical names and shapes."""
     counts = dict.fromkeys(("encoder", "projector", "embeddings", "decoder", "head"), 0)
     for name, shape in shapes.items():
         if not name.endswith(_BUFFERS):
@@ -208,7 +208,7 @@ def _images(folder: CheckpointFolder, config: FastVlmConfig) -> Images:
 
 
 def license_note(folder: Path, size: str | None) -> str:
-    """What may be done with the weights, as far as the folder's license file and the network's size tell."""
+    """License of the weights, from the folder's license file and the network's size."""
     files = sorted(folder.glob("LICEN[SC]E*"))
     notes = [f"{_first_line(file)} (see {file.name} in the folder)." for file in files[:1]]
     if size not in (None, "mini"):

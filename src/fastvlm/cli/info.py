@@ -1,4 +1,4 @@
-"""`fastvlm info`: what a checkpoint is made of and what it costs to run, without loading it."""
+"""`fastvlm info`: architecture and cost of a checkpoint, without loading it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def info(
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
 ) -> None:
-    """Show what a checkpoint is made of and what it costs to run.
+    """Show the architecture of a checkpoint and what it costs to run.
 
     Layout, sizes, parameters by part, visual tokens per image, memory by number format, and what the license allows.
     Only the configuration and the headers of the weight files are read.
@@ -66,7 +66,7 @@ def info(
 
 
 def _verify(model: str, revision: str | None, notes: Notes, *, is_json: bool) -> None:
-    """Print what the checksums say of each file; raises typer.Exit(1) if a file is changed or missing."""
+    """Print the state of each file by its checksum; raises typer.Exit(1) if one is changed or missing."""
     from fastvlm.formats.checksums import verify_checksums
     from fastvlm.formats.places import checkpoint_path
 
@@ -85,7 +85,7 @@ def _verify(model: str, revision: str | None, notes: Notes, *, is_json: bool) ->
 
 
 def page(model: str, facts: CheckpointFacts, about: str | None = None) -> str:
-    """The facts for people, as lines of a label and its value; `about` says what the model is good for."""
+    """The report: lines of a label and a value; `about` says what the model is good for."""
     images, counts = facts.images, facts.parameters
     size = f", the size of FastVLM-{facts.size.upper()}" if facts.size and facts.size != "mini" else ""
     files = f"{in_bytes(facts.file_bytes)} in {_several(facts.num_files, 'file')}"
@@ -128,7 +128,7 @@ def _rounding(quantized: Quantized) -> str:
 
 
 def _row(label: str, value: str) -> str:
-    """A label and its value; a long value goes on below, except a path, which is copied whole."""
+    """A label and its value; long values are wrapped, except paths."""
     indent = " " * (_LABEL_WIDTH + 1)
     lines = textwrap.wrap(value, 100, break_long_words=False, break_on_hyphens=False, drop_whitespace=False) or [""]
     text = f"\n{indent}".join(line.rstrip() for line in (lines if label != "path" else [value]))

@@ -1,4 +1,4 @@
-"""SIGTERM in a verb that writes: it leaves as Ctrl-C does, by the exits that clean up."""
+"""SIGTERM handling of verbs that write files: clean up as after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TERMINATED = 128 + 15  # as a shell reports a command ended by SIGTERM
 
 @contextmanager
 def leaving_cleanly() -> Iterator[None]:
-    """SIGTERM raises SystemExit inside, so that nothing half written stays."""
+    """SIGTERM raises SystemExit inside, so that partial files are removed."""
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
         raise SystemExit(_TERMINATED)

@@ -1,4 +1,4 @@
-"""What the shipped checkpoint can and cannot do, as the command says it."""
+"""Note on what the shipped checkpoint can and cannot do."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_shipped(folder: Path) -> bool:
 
 
 def tell_once(folder: Path, notes: Notes) -> None:
-    """Say what the model is if it is the shipped one: one line, to a terminal, the first time for this user."""
+    """Print one line about the shipped checkpoint, on a terminal, once per user."""
     if not notes.is_shown or not is_shipped(folder):
         return
     try:

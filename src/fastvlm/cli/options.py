@@ -1,4 +1,4 @@
-"""The options that verbs share, and what the command knows about its own run."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULT_MODEL = "mini"
 
 @dataclass
 class Invocation:
-    """One run of the command: what its error handling must know, filled in while options are read."""
+    """Settings of one run that error handling needs, set while options are parsed."""
 
     is_debug: bool = False
 
@@ -45,7 +45,7 @@ def _note_debug(context: typer.Context, value: bool) -> bool:
 
 
 def grouped_option(group: str, *flags: str, metavar: str | None = None, text: str) -> Any:
-    """An option that stands under the title `group` on its verb's help page."""
+    """An option listed under the title `group` on its verb's help page."""
     return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=group)
 
 
@@ -85,18 +85,18 @@ AdapterOption = Annotated[
     typer.Option("--adapter", metavar="DIR", help="Add an adapter that fastvlm train wrote, or another of peft's."),
 ]
 MaxNewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Tokens after which a reply is cut.")
+    int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Maximum number of tokens in a reply.")
 ]
 TemperatureOption = Annotated[
     float,
-    typer.Option("--temperature", metavar="T", help="0 takes the likeliest token; higher is more varied."),
+    typer.Option("--temperature", metavar="T", help="0 is greedy decoding; higher values are more varied."),
 ]
 TopPOption = Annotated[
     float | None,
-    typer.Option("--top-p", metavar="P", help="Sample among tokens that hold P of the probability."),
+    typer.Option("--top-p", metavar="P", help="Sample from the most likely tokens that together have probability P."),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", metavar="SEED", help="Makes a reply at a temperature repeatable.")
+    int | None, typer.Option("--seed", metavar="SEED", help="Random seed; makes sampling repeatable.")
 ]
 SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="System prompt in place of the model's own.")
@@ -115,7 +115,7 @@ ImageSizeOption = Annotated[
         "--image-size", metavar="SIZE", help="Side in pixels, or HEIGHTxWIDTH; multiples of 64. More sees finer detail."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors: no progress, no summary.")
 ]

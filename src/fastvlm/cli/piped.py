@@ -1,7 +1,7 @@
-"""Is an image waiting in stdin? Found out without waiting, and without taking what is not an image.
+"""Detect an image in stdin without waiting and without consuming anything.
 
-Stdin belongs to others too: in ``while read -r line; do fastvlm ask "$line"; done < questions.txt`` it holds the lines
-to come. So the first bytes are looked at where they are, and text is left alone.
+Stdin may belong to another program: in ``while read -r line; do fastvlm ask "$line"; done < questions.txt`` it holds
+the next lines. So the first bytes are peeked at, and text is not consumed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def has_piped_image() -> bool:
 
 
 def is_silent_pipe() -> bool:
-    """True if stdin is a pipe that is open and has sent nothing so far."""
+    """True if stdin is an open pipe without data so far."""
     fd = _stdin()
     if fd is None or not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return False
@@ -36,7 +36,7 @@ def is_silent_pipe() -> bool:
 
 
 def _stdin() -> int | None:
-    """Stdin's descriptor; None for a terminal, and where there is none."""
+    """Stdin's descriptor; None for a terminal, or without stdin."""
     try:
         fd = sys.stdin.fileno()
         return None if os.isatty(fd) else fd
@@ -45,7 +45,7 @@ def _stdin() -> int | None:
 
 
 def _head() -> bytes | None:
-    """The first bytes that wait in stdin, not taken from there; None if there are none, or none can be looked at."""
+    """The first bytes of stdin, not consumed; None if there are none, or they cannot be peeked at."""
     fd = _stdin()
     if fd is None:
         return None
@@ -64,7 +64,7 @@ def _head() -> bytes | None:
 
 
 def _head_of_pipe(fd: int) -> bytes | None:
-    """By Linux's tee(2), which copies from pipe to pipe and leaves the first as it is."""
+    """Peek at a pipe by Linux's tee(2), which copies from one pipe to another without consuming."""
     tee = ctypes.CDLL(None, use_errno=True).tee
     reader, writer = os.pipe()
     with closing(os.fdopen(reader, "rb", buffering=0)) as copy:
@@ -76,7 +76,7 @@ def _head_of_pipe(fd: int) -> bytes | None:
 
 
 def _is_binary(head: bytes) -> bool:
-    """True for bytes that are no text in UTF-8; a character may be cut at the end."""
+    """True for bytes that are not UTF-8 text; the last character may be cut."""
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:

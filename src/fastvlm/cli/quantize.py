@@ -1,4 +1,4 @@
-"""`fastvlm quantize`: a checkpoint whose decoder has weights of 8 or 4 bits."""
+"""`fastvlm quantize`: write a checkpoint whose decoder has 8- or 4-bit weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def quantize(
         int, typer.Option("--group-size", metavar="N", help="Inputs that share a scale at 4 bits: 32, 64 or 128.")
     ] = 32,
     head_bits: Annotated[
-        int, typer.Option("--head-bits", metavar="BITS", help="Of the head: 8 or 4, which is heard at once.")
+        int, typer.Option("--head-bits", metavar="BITS", help="Of the head: 8, or 4, which changes answers noticeably.")
     ] = 8,
     revision: RevisionOption = None,
     is_json: JsonOption = False,
@@ -45,9 +45,9 @@ def quantize(
 ) -> None:
     """Round a decoder's weights to 8 or 4 bits and write the model to a new folder.
 
-    The folder opens like any other (ask, chat, serve, fastvlm.load), faster and in less memory on a CPU: its rounded
-    weights are mapped, not read, and stand in it only once. The encoder stays as it is. The folder appears when all of
-    it is written, or not at all; the source is only read. The path of the new folder is printed.
+    The folder opens like any other (ask, chat, serve, fastvlm.load), faster and in less memory on a CPU, because its
+    quantized weights are memory-mapped. The encoder is not quantized. The folder appears once it is complete; the
+    source is only read. The path of the new folder is printed.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def quantize(
     _check_number("--head-bits", head_bits, _BITS)
     _check_number("--group-size", group_size, _GROUP_SIZES)
     target = f"{Path(model).name}-int{bits}" if target is None else target
-    new_folder(target)  # what is wrong is told before anything is imported or fetched
+    new_folder(target)  # report mistakes before anything is imported or downloaded
     notes = Notes(is_quiet=is_quiet)
     quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
     folder = checkpoint_path(model, revision=revision)

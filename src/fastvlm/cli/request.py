@@ -1,4 +1,4 @@
-"""What was asked: the images and the question as typed, checked before anything heavy is loaded."""
+"""Checks of the images and the question on the command line, before anything slow is imported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _USAGE = 'Usage: fastvlm ask [IMAGE...] "QUESTION"'
 
 
 def check_order(images: Sequence[str], question: str) -> None:
-    """Raise UsageError, with the command as it should be, if the last argument is an image and another one is not."""
+    """Raise UsageError, with the corrected command, if the last argument is an image and another one is not."""
     if not _is_image_name(question):
         return
     texts = [name for name in images if not _is_image_name(name)]
@@ -32,7 +32,7 @@ def check_order(images: Sequence[str], question: str) -> None:
             ["fastvlm", "ask", *(name if len(name) <= _SHOWN else "data:..." for name in images), texts[0]]
         )
         raise UsageError(
-            f"{_shown(question)} is an image and {_shown(texts[0])} is none: the question comes last. Try: {command}"
+            f"{_shown(question)} is an image and {_shown(texts[0])} is not: the question comes last. Try: {command}"
         )
 
 
@@ -41,7 +41,7 @@ def _is_image_name(text: str) -> bool:
 
 
 def check_question(question: str) -> None:
-    """Raise UsageError if `question` is empty, is no text, or is rather an image whose question was forgotten."""
+    """Raise UsageError if `question` is empty, not valid text, or the name of an image."""
     if not question.strip():
         raise UsageError(f"The question is empty. {_USAGE}")
     try:
@@ -57,9 +57,9 @@ def check_question(question: str) -> None:
 
 
 def check_images(images: Sequence[str], hint: str = "") -> None:
-    """Raise UsageError for an image that cannot be there: a missing file, a folder, two readers of stdin.
+    """Raise UsageError for a missing file, a folder, or stdin given twice.
 
-    `hint` says what else a name without a file may have been.
+    `hint` ends the error about a missing file.
     """
     if images.count(STDIN) > 1:
         raise UsageError(f"'-' stands {images.count(STDIN)} times, but stdin can be read only once.")
@@ -81,7 +81,7 @@ def _check_file(image: str, hint: str) -> None:
 
 
 def _kind(text: str) -> str | None:
-    """``"file"`` (a pipe too), ``"folder"``, or None if `text` is no path that exists."""
+    """``"file"`` (a pipe too), ``"folder"``, or None if `text` is not an existing path."""
     try:
         mode = Path(text).stat().st_mode
     except (OSError, ValueError):  # not there, too long for a name, a null byte: text, not a path

@@ -1,7 +1,4 @@
-"""What the command says beside its answer: everything here goes to stderr, and only to a terminal.
-
-Answers are on stdout, talk is on stderr, and a pipe gets no talk at all.
-"""
+"""Terminal output: answers on stdout; progress and notes on stderr, only if it is a terminal."""
 
 from __future__ import annotations
 
@@ -32,13 +29,13 @@ __all__ = [
 ]
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
-PATIENCE_S = 2.0  # work that takes longer shows that it goes on
+PATIENCE_S = 2.0  # longer work shows its progress
 
 
 def quiet_libraries(*, is_quiet: bool, is_debug: bool) -> None:
     """Keep warnings, logs and progress bars of the libraries off this process's stderr.
 
-    Our own warnings become lines like our errors (none with `is_quiet`). With `is_debug` nothing is held back.
+    Our own warnings are printed as lines like our errors (none with `is_quiet`). With `is_debug` nothing is hidden.
     """
     quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
     if is_debug:
@@ -53,7 +50,7 @@ def quiet_libraries(*, is_quiet: bool, is_debug: bool) -> None:
 
 
 def quiet_warnings(*, is_quiet: bool, is_debug: bool) -> None:
-    """What :func:`quiet_libraries` does, as far as it can be done before transformers is imported, which takes long."""
+    """The part of :func:`quiet_libraries` that does not need to import transformers, which is slow."""
     if is_debug:
         return
     if is_quiet:
@@ -63,7 +60,7 @@ def quiet_warnings(*, is_quiet: bool, is_debug: bool) -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if _has_no_bars(is_quiet):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # names a package that it can do without on some CPUs
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional package on some CPUs
 
 
 def _has_no_bars(is_quiet: bool) -> bool:
@@ -85,20 +82,20 @@ def say(kind: str, message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would obey: control characters (escapes, bells) become U+FFFD."""
+    """`text` with control characters (escapes, bells) replaced by U+FFFD, so that a terminal does not obey them."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text
     )
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One JSON object on one line of stdout; escaped where stdout's encoding does not hold every character."""
+    """Print one JSON object on one line of stdout; ASCII only if stdout's encoding is not Unicode."""
     holds_all = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     sys.stdout.write(json.dumps(content, ensure_ascii=not holds_all) + "\n")
 
 
 def in_bytes(num_bytes: int) -> str:
-    """Bytes in the unit that leaves one to four digits: 12.3 KB, 456 MB (powers of 1000, as on disks)."""
+    """A number of bytes with its unit (powers of 1000): 12.3 KB, 456 MB."""
     value, unit = float(num_bytes), 0
     while value >= 1000 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
@@ -106,38 +103,38 @@ def in_bytes(num_bytes: int) -> str:
 
 
 class Answers:
-    """The answer's way out: stdout, each piece at once."""
+    """Writer of answers to stdout, flushed after each piece."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
 
     def write(self, text: str) -> None:
-        """Show a piece of an answer now; on a terminal without what it would obey."""
+        """Write a piece of an answer and flush; on a terminal without control characters."""
         sys.stdout.write(printable(text) if self._is_terminal else text)
         sys.stdout.flush()
 
 
 class Notes:
-    """Progress and summaries on stderr, shown to a terminal and to nobody else.
+    """Progress and summaries on stderr, shown only on a terminal.
 
     Args:
-        is_quiet: True if the user asked for silence.
+        is_quiet: True to show nothing.
     """
 
     def __init__(self, *, is_quiet: bool = False) -> None:
-        from rich.console import Console  # here: the help pages need none of it
+        from rich.console import Console  # imported late: help pages do not need it
 
         self.is_quiet = is_quiet
         self.is_shown = sys.stderr.isatty() and not is_quiet
         self._console = Console(stderr=True, quiet=not self.is_shown, highlight=False, markup=False)
 
     def say(self, text: str) -> None:
-        """A faint line (a plain one with NO_COLOR)."""
+        """Print a faint line (a plain one with NO_COLOR)."""
         self._console.print(printable(text), style="" if os.environ.get("NO_COLOR") else "dim", soft_wrap=True)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """A spinner with `text` and the seconds gone by, if the work inside takes longer than PATIENCE_S."""
+        """A spinner with `text` and the elapsed seconds, if the work inside takes longer than PATIENCE_S."""
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
@@ -148,7 +145,7 @@ class Notes:
 
     @contextmanager
     def bars(self, *columns: Any) -> Iterator[Any]:
-        """A ``rich.progress.Progress`` of these columns, gone when the work inside is done."""
+        """A ``rich.progress.Progress`` of these columns, removed when the work inside is done."""
         from rich.progress import Progress
 
         with Progress(*columns, console=self._console, transient=True, disable=not self.is_shown) as progress:

@@ -1,4 +1,4 @@
-"""Folders of this user that the command writes to."""
+"""The user's cache folder."""
 
 from __future__ import annotations
 
