@@ -167,7 +167,7 @@ def test_a_system_without_flock_closes_before_it_renames(tmp_path, monkeypatch):
         (OSError(errno.EFBIG, "x"), StorageError, "File too large"),
         (OSError(errno.EROFS, "x"), UsageError, "read-only"),
         (OSError(errno.EMFILE, "x"), UsageError, "Too many open files"),
-        (Exception("I/O error: No space left on device (os error 28)"), StorageError, "No space left on device. Make"),
+        (Exception("I/O error: No space left on device (os error 28)"), StorageError, "No space left on device. Free"),
         (
             RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0"),
             StorageError,

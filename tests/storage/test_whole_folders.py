@@ -118,6 +118,6 @@ def test_a_parent_that_takes_nothing(read_only_disk):
 def test_a_system_without_flock_does_not_guess(tmp_path, monkeypatch):
     monkeypatch.setattr(whole_folders, "CAN_LOCK", False)
     (tmp_path / ".new.part").mkdir()
-    with pytest.raises(UsageError, match="If so, remove it"):
+    with pytest.raises(UsageError, match="If it was killed, remove"):
         write(tmp_path / "new", "1")
     assert names(tmp_path) == [".new.part"]
