@@ -184,7 +184,7 @@ def test_bad_use_is_one_line(fastvlm, workplace, arguments, words):
 def test_an_earlier_run_is_not_written_over(fastvlm, written, tmp_path):
     (tmp_path / "run" / "model").mkdir(parents=True)
     done = fastvlm("train", written, "--out", tmp_path / "run")
-    assert done.code == 2 and "--resume goes on with it" in done.error
+    assert done.code == 2 and "--resume continues it" in done.error
 
 
 def test_settings_are_read_as_yaml():

@@ -86,7 +86,7 @@ def test_failures_are_kept_and_asked_again(tmp_path):
 
 def test_a_line_that_is_no_prediction_is_told(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "1", "reply": "x", "finish_reason": "stop", "error": null}\nrubbish\n')
-    with pytest.raises(DataError, match="line 2 is no prediction"), PredictionFile(tmp_path / "p.jsonl"):
+    with pytest.raises(DataError, match="line 2 is not a prediction"), PredictionFile(tmp_path / "p.jsonl"):
         pass
 
 

@@ -148,7 +148,7 @@ def test_adapters_do_not_go_on_beside_other_weights(small_model, small_data, tmp
     changed = another_base(small_model, tmp_path / "new")
     shutil.rmtree(base)
     shutil.copytree(changed, base)
-    with pytest.raises(UsageError, match=r"began on other weights .* base_digest\.json does not match"):
+    with pytest.raises(UsageError, match=r"was started from other weights .* base_digest\.json does not match"):
         TrainingRun(recipe, tmp_path / "run").train(is_resumed=True)
 
 

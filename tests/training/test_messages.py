@@ -185,7 +185,10 @@ def test_nothing_is_no_image(nothing):
         ({"messages": [{"role": "tool", "content": "Hi"}]}, "the role 'tool'"),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}, "turn 0 calls a tool"),
         ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "the weight 0"),
-        (openai([{"type": "image", "image": "x.png"}], "A.", image="y.png"), "inside its messages and 1 beside them"),
+        (
+            openai([{"type": "image", "image": "x.png"}], "A.", image="y.png"),
+            "inside its messages and 1 in its image column",
+        ),
         (openai([{"type": "image", "image": "x.png"}, IMAGE], "A."), "2 place(s)"),
         ({**llava("<image>", "A.", image="x.png"), "images": ["x.png"]}, "both 'image' and 'images'"),
         (llava("<image>", "A.", image="https://a.b/c.png"), "is a URL; training reads no network"),

@@ -155,7 +155,7 @@ def test_images_of_another_size_are_what_the_folder_then_says(model, data, tmp_p
 
 
 def test_a_folder_with_a_run_is_not_written_over(straight, model, data):
-    with pytest.raises(UsageError, match="--resume goes on with it"):
+    with pytest.raises(UsageError, match="--resume continues it"):
         train(small_run.recipe(model, data), straight.folder)
     with pytest.raises(UsageError, match="batch_size: 4, and now it is 8"):
         train(small_run.recipe(model, data, batch_size=8), straight.folder, is_resumed=True)

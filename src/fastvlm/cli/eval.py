@@ -87,7 +87,7 @@ def evaluate(
     machine = Machine(ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter), slots)
     chosen = asked.chosen()
     length = chosen.max_new_tokens if max_new_tokens is None else max_new_tokens
-    Sampling(max_new_tokens=length, temperature=temperature, seed=seed)  # what is wrong is told before anything is read
+    Sampling(max_new_tokens=length, temperature=temperature, seed=seed)  # refuses bad values before anything is read
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Reading the questions"):
         reading = asked.read()

@@ -136,7 +136,7 @@ class Machine:
             settings = engine_settings(model, self.choice)
             dtype = settings["dtype"] or model.dtype
             computed = {"device": str(model.device), "dtype": str(dtype).removeprefix("torch.")}
-            # Nobody watches a reply: requests start at once, and the same ones always run together.
+            # No reply is streamed: requests start at once, and the same ones always run together.
             settings["admission_ratio"] = math.inf
             return fast_engine(model, processor, num_slots=self.slots, **settings), computed
 

@@ -54,12 +54,12 @@ Images = Annotated[
 ]
 Annotations = Annotated[
     Path | None,
-    _option(_QUESTIONS, "--annotations", metavar="FILE", text="VQAv2's answers, if not beside its questions."),
+    _option(_QUESTIONS, "--annotations", metavar="FILE", text="VQAv2's answers, if not next to its questions."),
 ]
 Limit = Annotated[
     int | None, _option(_QUESTIONS, "--limit", metavar="N", text="At most N questions a test, drawn with --seed.")
 ]
-Check = Annotated[bool, _option(_QUESTIONS, "--check", text="Read everything, tell what is wrong, and ask nothing.")]
+Check = Annotated[bool, _option(_QUESTIONS, "--check", text="Read everything, report what is wrong, and ask nothing.")]
 SkipBad = Annotated[
     bool, _option(_QUESTIONS, "--skip-bad", text="Leave out records that cannot be asked; they are named and counted.")
 ]
@@ -107,8 +107,8 @@ Out = Annotated[
         _RESULTS,
         "--out",
         metavar="FOLDER",
-        text="Keep predictions.jsonl, summary.json and worst.html there, and go on where an earlier run stopped.",
+        text="Write predictions.jsonl, summary.json and worst.html there, and resume an earlier run.",
     ),
 ]
-Restart = Annotated[bool, _option(_RESULTS, "--restart", text="Forget what an earlier run left in --out.")]
+Restart = Annotated[bool, _option(_RESULTS, "--restart", text="Delete an earlier run's results in --out.")]
 Worst = Annotated[int, _option(_RESULTS, "--worst", metavar="N", text="Questions on the page of the worst.")]

@@ -68,7 +68,7 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
         model, processor = load(pretrained, device=self.device, dtype=None if stored else kind, revision=revision)
         processor.image_processor.choose(None if image_size is None else int(image_size), image_fit)
         slots = _number("batch_size", batch_size)
-        whole = {"num_slots": slots, "admission_ratio": math.inf}  # nobody watches a reply
+        whole = {"num_slots": slots, "admission_ratio": math.inf}  # start requests at once: no reply is streamed
         self.engine = fast_engine(model, processor, bits=int(bits), dtype=kind, **whole)  # type: ignore[arg-type]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

@@ -198,7 +198,7 @@ def open_parquet(
     """Parquet files of one split; arguments as in :func:`open_saved_dataset`.
 
     Raises:
-        UsageError: files of several splits (train-00000-of-00002.parquet beside test-00000-of-00001.parquet).
+        UsageError: files of several splits (train-00000-of-00002.parquet and test-00000-of-00001.parquet).
         DataError: damaged files.
         MissingExtraError: pyarrow is not installed.
     """
@@ -305,7 +305,7 @@ def _num_bytes(file: Path) -> int:
 
 @lru_cache(maxsize=16)
 def _group_texts(file: Path, group: int, columns: TableColumns) -> pa.Table:
-    """The columns of a row group that are read, without the bytes of images beside the text."""
+    """The columns of a row group that are read, without the bytes of images."""
     with _parquet(file) as parquet:
         paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
         wanted = [path for path in paths if path.split(".")[0] in columns.plain]

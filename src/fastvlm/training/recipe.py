@@ -92,7 +92,7 @@ class DataEntry(_Entry):
 
 
 class LoraEntry(_Entry):
-    """Small matrices beside frozen weights; the numbers are those of Apple's code (ml-fastvlm at 592b4ad, train.py).
+    """LoRA adapters; the defaults are those of Apple's code (ml-fastvlm at 592b4ad, train.py).
 
     Args:
         r, alpha, dropout: rank, scale (``alpha / r``), dropout before the first matrix.
@@ -118,10 +118,10 @@ class GroundingEntry(_Entry):
     """Losses in addition to the text loss, for records with `objects` and `looks` (docs/training_data.md).
 
     Args:
-        objects: weight of naming what stands in every 16 px of an image; 0: not. Needs names.json beside the data.
-        looks: weight of attending to what a reply speaks of; 0: not.
-        reminding: heads that are shown which words of the question tell what is meant.
-        looking: heads of a later layer, which are shown the visual tokens.
+        objects: weight of the object classification loss on 16 px cells; 0: off. Needs names.json next to the data.
+        looks: weight of the attention loss; 0: off.
+        reminding: heads trained to attend to the question's words that identify the object.
+        looking: heads of a later layer, trained to attend to the object's visual tokens.
     """
 
     objects: Annotated[float, Field(ge=0)] = 0.5
@@ -195,7 +195,7 @@ class Recipe(_Entry):
         model: the checkpoint to begin from: "mini", a folder, a Hub name.
         from_scratch: keep only the model's sizes and tokenizer: random weights, a multi-branch encoder.
         data, eval: samples.
-        grounding: more to learn from records that tell where things stand; None: text alone.
+        grounding: auxiliary losses for records with object positions; None: text loss only.
         image_size: side in pixels, or [height, width]; None for the checkpoint's.
         parts, lora: who learns, and how fast.
         base_bits: of the frozen weights under adapters: 16 as they are, 8 or 4 (needs `lora`).
@@ -252,9 +252,11 @@ class Recipe(_Entry):
         if self.base_bits != 16 and self.lora is None:
             raise ValueError(f"base_bits is {self.base_bits}, which only a frozen base under lora can have")
         if self.lora is None and all(self.parts.of(part).is_frozen for part in PARTS):
-            raise ValueError("all three parts are frozen and there is no lora: nothing would be learned")
+            raise ValueError("all three parts are frozen and there is no lora: nothing would be trained")
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
         if self.lora is not None:
             self._check_beside(self.lora)
         if self.grounding is not None:
@@ -278,14 +280,14 @@ class Recipe(_Entry):
         if self.learns("decoder"):
             raise ValueError("with lora the decoder either has adapters or is frozen: parts.decoder.lr=frozen")
         if self.from_scratch:
-            raise ValueError("adapters beside random weights: from_scratch and lora do not go together")
+            raise ValueError("from_scratch and lora do not go together, because adapters need trained weights")
         if self.ema is not None:
             raise ValueError("ema averages whole weights; with lora leave it out")
         if self.grounding is not None:
             raise ValueError("grounding teaches whole weights; with lora leave it out")
 
     def learns(self, part: Part) -> bool:
-        """True if a part's own weights change; adapters beside it do not count."""
+        """True if a part's own weights are trained; its adapters do not count."""
         has_adapters = self.lora is not None and part in self.lora.parts
         return not has_adapters and not self.parts.of(part).is_frozen
 

@@ -174,7 +174,7 @@ def read_chartqa(place: Place) -> Reading:
     """``test_human.json`` and ``test_augmented.json`` (github.com/vis-nlp/ChartQA).
 
     Lists of `imgname`, `query`, `label`. One file, or the folder with both, which then count apart. Images are in
-    ``png`` beside them. There are no ids: a question is known by its file and place.
+    ``png`` next to them. There are no ids: a question is identified by its file and position.
     """
     if not place.data.is_dir():
         return _read_chart_file(place, place.data, place.test)

@@ -66,7 +66,7 @@ def run(
         asking: hint, length, temperature, seed.
         folder: where predictions are kept and looked for; None to keep nothing.
         is_blind: ask the same about a gray image too, each distinct question once.
-        on_progress: is told before the first question and after each.
+        on_progress: called before the first question and after each one.
 
     Raises:
         UsageError: no questions.

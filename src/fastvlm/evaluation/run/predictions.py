@@ -46,7 +46,7 @@ class PredictionFile:
     Use it as a context; no other process can meanwhile.
 
     Raises:
-        DataError: a line is no prediction, or nothing more can be written.
+        DataError: a line is not a prediction, or the file cannot be written.
         StorageError: the disk is full or failed.
         UsageError: the file cannot be written to, or another process has it.
     """
@@ -136,6 +136,6 @@ def _prediction(path: Path, number: int, line: bytes) -> Prediction:
         return Prediction(str(row["id"]), str(row["reply"]), str(row["finish_reason"]), row.get("error"))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}, line {number} is no prediction ({type(error).__name__}: {error}). Mend or remove the line, or "
-            "begin anew with --restart."
+            f"{path}, line {number} is not a prediction ({type(error).__name__}: {error}). Fix or remove the line, or "
+            "start over with --restart."
         ) from error

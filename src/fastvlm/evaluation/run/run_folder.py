@@ -79,7 +79,7 @@ def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
     now = json.loads(json.dumps(identity))
     other = [name for name in now if earlier.get(name) != now[name]]
     if other:
-        told = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in other)
+        differences = ", ".join(f"{name} {earlier.get(name)!r}, now {now[name]!r}" for name in other)
         raise UsageError(
-            f"{folder} has predictions of another run: {told}. Name another --out, or begin anew with --restart."
+            f"{folder} has predictions of another run: {differences}. Name another --out, or start over with --restart."
         )

@@ -75,7 +75,7 @@ def answer_all(
     """Generate completions for items of any type.
 
     Args:
-        engine: nobody else uses it meanwhile.
+        engine: must not be used by others meanwhile.
         items: what is asked about, in the order in which they are let in.
         prompt_of: messages of an item; called in another thread, a few items ahead.
         params_of: settings of an item.

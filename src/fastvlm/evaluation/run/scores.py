@@ -26,10 +26,10 @@ class Row:
     Args:
         test, n: its name and its questions.
         score: over all of them; those that could not be asked count as an empty reply.
-        interval: 95 % of the score, None where it is no mean.
+        interval: 95 % confidence interval; None if the score is not a mean.
         blind: the score of the replies to the same questions about a gray image, None if they were not asked.
         majority: the score of always giving the commonest answer.
-        figures: what else the metric tells.
+        figures: further figures of the metric.
         num_failed: questions that could not be asked.
         each: one score a question, in the questions' order; for the worst cases.
     """

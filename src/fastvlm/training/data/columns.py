@@ -50,7 +50,7 @@ _IDS = ("id", "ids", "uid", "uuid", "key", "index", "idx", "image_id", "question
 _ORIGINS = ("source", "sources", "dataset", "dataset_name", "data_source", "origin", "license", "timestamp", "__url__")
 _FILING = ("subset", "split", "category", "task", "kind", "lang", "language", "width", "height", "metadata", "meta")
 METADATA_COLUMNS = frozenset((*_IDS, *_ORIGINS, *_FILING, "__index_level_0__"))
-# What img2dataset writes beside each image (its README, "Output format"); read by nobody where a caption is learned.
+# What img2dataset writes next to each image (its README, "Output format"); not used for captions.
 CAPTION_METADATA = frozenset(
     ("caption", "url", "status", "error_message", "original_width", "original_height", "exif", "sha256", "md5")
 )
@@ -86,7 +86,7 @@ def refuse_unknown(
 def table_check(ignored: Collection[str]) -> Callable[[Path, Sequence[str], Callable[[str], bool]], None]:
     """A check of a table's columns, as :func:`fastvlm.records.tables.open_parquet` takes it.
 
-    It raises DataError for a file without turns, and for values in a column that nobody reads and `ignored` has not.
+    It raises DataError for a file without turns, and for values in an unknown column that is not in `ignored`.
     """
     known = {*READ_COLUMNS, *REFUSED_COLUMNS, *METADATA_COLUMNS}
 

@@ -67,7 +67,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
 
     Raises:
         UsageError: `max_tokens` is not positive.
-        ConfigError: a chat template that cannot be supervised; an image size that is no multiple of the stride.
+        ConfigError: a chat template that cannot be supervised; an image size that is not a multiple of the stride.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ def split_at_images(text: str) -> list[dict[str, Any]]:
     """Split a user's text into text items and an image item for each ``<image>``.
 
     The chat template puts one line break between an image and a text, whatever stood there, and moves images that end
-    the text to its front; so white space beside ``<image>`` goes, and a text of nothing else is none.
+    the text to its front; so white space next to ``<image>`` is removed, and a text of white space only is dropped.
     """
     parts = text.split(IMAGE_TOKEN)
     last = len(parts) - 1

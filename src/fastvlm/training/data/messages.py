@@ -156,10 +156,10 @@ def _place_images(messages: list[dict[str, Any]], count: int) -> None:
 
 
 def _check_texts(conversation: Conversation) -> None:
-    """JSON can hold half of a surrogate pair, which is no character and cannot be tokenized."""
+    """Raise DataError for half a surrogate pair, which JSON can contain and which cannot be tokenized."""
     index = 0
     try:
-        for index, message in enumerate(conversation.messages):  # noqa: B007 - the handler tells it
+        for index, message in enumerate(conversation.messages):  # noqa: B007 - used by the handler
             "".join(item.get("text", "") for item in message["content"]).encode()
     except UnicodeEncodeError as error:
         raise DataError(f"turn {index} holds half a surrogate pair (character {error.start})") from error
@@ -193,7 +193,7 @@ def _sources(conversation: Conversation, given: list[Any]) -> list[Any]:
     """Images in order of their placeholders, from the messages or from the record's image column."""
     inline, places = conversation.images, conversation.num_images
     if inline and given:
-        raise DataError(f"it has {len(inline)} image(s) inside its messages and {len(given)} beside them")
+        raise DataError(f"it has {len(inline)} image(s) inside its messages and {len(given)} in its image column")
     if len(inline or given) != places:
         raise DataError(f"it has {places} place(s) for images (<image>, or items) and {len(inline or given)} image(s)")
     return inline or given

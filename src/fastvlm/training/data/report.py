@@ -78,7 +78,7 @@ class LengthSummary:
 class RenderedSample:
     """A rendered sample: text pieces in order, each supervised or not.
 
-    An image's placeholders are told as ``<image x256>``.
+    An image's placeholders are shown as ``<image x256>``.
     """
 
     origin: str
@@ -231,7 +231,7 @@ def check_data(
 
     Args:
         samples: what the dataset holds.
-        dataset: tells how samples become tokens.
+        dataset: tokenizes the samples.
         on_progress: called with (samples done, samples) now and then.
     """
     findings = _Findings(dataset)
@@ -273,7 +273,7 @@ def _image_problem(dataset: SupervisedDataset, sample: Sample | BadRecordError) 
     number = 0
     try:
         refuse_missing(sample.images)
-        for number, source in enumerate(sample.images, 1):  # noqa: B007 - the handler tells it
+        for number, source in enumerate(sample.images, 1):  # noqa: B007 - used by the handler
             open_image(source, limits=dataset.processor.image_processor.image_limits)
     except ImageError as error:
         return f"image {number}: {error}" if number else str(error)

@@ -60,7 +60,7 @@ class Sample:
         messages: as ``FastVlmProcessor.apply_chat_template`` takes them, ``{"type": "image"}`` where an image stands.
         images: as many as there are image items, in their order; opened when they are used.
         origin: where it comes from, ``train.jsonl:17``.
-        grounding: where things stand in the images, if the record tells.
+        grounding: positions of objects in the images, if the record has them.
     """
 
     messages: list[dict[str, Any]]

@@ -99,11 +99,11 @@ class GroundingObjective(nn.Module):
         losses: dict[str, Tensor] = {}
         if last is not None and "cell_classes" in batch and self.heads:
             classes, colors = batch["cell_classes"], batch["cell_colors"]
-            told = [
+            cell_losses = [
                 weight * cell_loss(cast("CellLogits", head(stages[stage] if stage >= 0 else last)), classes, colors)
                 for head, (stage, _, weight) in zip(self.heads, DEPTHS, strict=True)
             ]
-            losses["objects"] = self.entry.objects * torch.stack(told).sum()
+            losses["objects"] = self.entry.objects * torch.stack(cell_losses).sum()
         if attentions and "gaze_rows" in batch:
             kinds = ((self.entry.reminding, True), (self.entry.looking, False))
             losses["looks"] = (

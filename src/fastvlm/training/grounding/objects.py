@@ -86,7 +86,7 @@ def read_grounding(
         ignored: columns, and keys of their entries, that are left out.
 
     Raises:
-        DataError: what is no list of such entries, or speaks of what is not there; the text is the reason alone.
+        DataError: an invalid list, or a reference to a missing image or object; the text is the reason alone.
     """
     stored, looks = (None if column in ignored else record.get(column) for column in GROUNDING_COLUMNS)
     if stored is None and looks is None:

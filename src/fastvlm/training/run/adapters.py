@@ -13,7 +13,7 @@ from fastvlm.training.recipe import LoraEntry, Part, Recipe
 
 __all__ = ["add_adapters", "round_base", "target_pattern"]
 
-# Every product with a matrix, as in Apple's code (`find_all_linear_names`) for the decoder; of the encoder what is no
+# Every linear layer, as in Apple's code (`find_all_linear_names`) for the decoder; of the encoder what is not a
 # depthwise convolution: attention, and the 1x1 convolutions of the ConvFFNs.
 TARGETS: dict[Part, str] = {
     "encoder": r"vision_tower\..*\.(qkv|token_mixer\.proj|mlp\.fc1|mlp\.fc2)",
@@ -51,7 +51,7 @@ def add_adapters(model: nn.Module, recipe: Recipe) -> Any:
     )
     adapted = peft.get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = recipe.model
-    # Embeddings never learn beside adapters; left to find that out, peft looks for the base's config on the Hub.
+    # Embeddings are never trained with adapters; without this, peft looks for the base's config on the Hub.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -58,7 +58,7 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
 
     A line has `step`, `epoch`, `loss` (mean since the line before), `grad_norm`, `lr` by part, `images_per_s`,
     `samples_per_s`; or `step` and `eval_loss`. `loss` has the other objectives in it; their own, of the last
-    micro-batch, stand beside it by their names.
+    micro-batch, follow by name.
     """
 
     def __init__(self, trainer: FastVlmTrainer, on_progress: Callable[[Progress], None] | None) -> None:

@@ -49,7 +49,7 @@ def _words(error: Exception, recipe: Recipe, files: RunFolder) -> Exception | No
     if _is_of_the_disk(error, files) or _NO_ROOM_WORDS.search(str(error)):
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         return TrainingError(
-            _not_written(f"Writing to {files.folder} failed: {reason}. Make room there, or mend it.", files)
+            _not_written(f"Writing to {files.folder} failed: {reason}. Free space there, or repair the disk.", files)
         )
     return None
 
@@ -85,4 +85,4 @@ def _no_memory(recipe: Recipe, files: RunFolder) -> str:
 
 
 def _not_written(what: str, files: RunFolder) -> str:
-    return f"{what} Nothing half-written was left there, and {_kept(files)}; go on with --resume."
+    return f"{what} No incomplete file was left there, and {_kept(files)}; continue with --resume."

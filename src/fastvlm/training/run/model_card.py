@@ -25,7 +25,7 @@ class TestScore:
         test, n: its name and its questions.
         metric: in words.
         score: over all of them, 0 to 1 (CIDEr: 0 to 10).
-        interval: 95 % of the score; None where it is no mean.
+        interval: 95 % confidence interval; None if the score is not a mean.
         majority: the score of always giving the commonest answer; None where that says nothing.
         is_share: of the questions, shown in percent; False for CIDEr.
     """

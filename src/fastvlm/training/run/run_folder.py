@@ -86,7 +86,9 @@ class RunFolder:
             self._refuse_another_run(recipe, ("data", *_FREE) if allows_changed_data else _FREE)
         elif last is not None or self.model.exists() or self.adapter.exists():
             what = last or (self.model if self.model.exists() else self.adapter)
-            raise UsageError(f"{what} is there from an earlier run. --resume goes on with it; --out begins elsewhere.")
+            raise UsageError(
+                f"{what} exists from an earlier run. --resume continues it; another --out starts a new one."
+            )
         else:
             with clear_write_errors(self.log):
                 self.log.unlink(missing_ok=True)
@@ -103,8 +105,8 @@ class RunFolder:
         if changed and self.last_good() is not None:
             key = changed[0]
             raise UsageError(
-                f"The run in {self.folder} has {key}: {before.get(key)!r}, and now it is {now[key]!r}; its checkpoints "
-                "would not be gone on with but changed. Give the same recipe, or another --out"
+                f"The run in {self.folder} has {key}: {before.get(key)!r}, and now it is {now[key]!r}; a run can only "
+                "be resumed unchanged. Give the same recipe, or another --out"
                 + (", or --allow-changed-data." if key == "data" else ".")
             )
 
@@ -119,7 +121,7 @@ class RunFolder:
         try:
             return dict(json.loads(self.data.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{self.data} cannot be read ({error}). Remove it to go on without it.") from error
+            raise UsageError(f"{self.data} cannot be read ({error}). Remove it to continue without it.") from error
 
     def write_data(self, digests: Mapping[str, Any]) -> None:
         """Write the digests of the samples, by name."""
@@ -134,8 +136,8 @@ class RunFolder:
         before = BaseDigest.read(self.base) if is_gone_on else None
         if before is not None and not before.same_as(digest):
             raise UsageError(
-                f"The run in {self.folder} began on other weights than the recipe's model has now: {self.base.name} "
-                "does not match. Bring the earlier weights back, or begin elsewhere with --out."
+                f"The run in {self.folder} was started from other weights than the recipe's model has now: "
+                f"{self.base.name} does not match. Restore the earlier weights, or start a new run with another --out."
             )
         if before is None:
             write_file(self.base, digest.as_text())
@@ -196,7 +198,7 @@ def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was written."""
     match = _numbered(checkpoint)
     if match is None:
-        raise ValueError(f"{checkpoint} is no checkpoint of a run")
+        raise ValueError(f"{checkpoint} is not a checkpoint of a run")
     return int(match[1])
 
 

@@ -46,7 +46,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     Args:
         recipe: rates, decay, BatchNorms.
         files: where checkpoints go.
-        order: yields indices of the training samples; told each epoch.
+        order: sampler of training indices; its epoch is set by a callback.
         objective: what else is learned; a module of the model.
         model, args, kwargs: as for `transformers.Trainer`.
     """
@@ -131,7 +131,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return any(self.recipe.learns(part) for part in ("encoder", "projector")) or self.is_fsdp_enabled
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one micro-batch. Raises TrainingError if the loss is no finite number."""
+        """Forward and backward of one micro-batch. Raises TrainingError if the loss is not finite."""
         self.num_samples += len(inputs["input_ids"])
         self.num_images += len(inputs.get("pixel_values", ()))
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)

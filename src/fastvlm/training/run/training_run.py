@@ -135,7 +135,7 @@ class TrainingRun:
         measure: asks the recipe's tests; evaluation lies above this room, so that it is handed in.
 
     Raises:
-        UsageError: no data; a batch that the processes cannot share; tests and nobody who asks them.
+        UsageError: no data; a batch that cannot be divided among the processes; tests without `measure`.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class TrainingRun:
         measure: Measure | None = None,
     ) -> None:
         if not recipe.data:
-            raise UsageError("There is nothing to learn from: give --data, or data in the recipe.")
+            raise UsageError("There is no training data: give --data, or data in the recipe.")
         if recipe.tests and measure is None:
             raise UsageError("The recipe has tests, which `fastvlm train` asks; in Python pass measure=, or drop them.")
         self.recipe, self.files, self.on_progress = recipe, RunFolder(folder), on_progress
@@ -166,7 +166,7 @@ class TrainingRun:
         Raises:
             UsageError: the folder holds another run, or `is_resumed` is False and it holds this one; other samples; or
                 another process trains in it.
-            TrainingError: the loss is no number, too little memory, a full disk. The last good checkpoint is kept.
+            TrainingError: the loss is not finite, out of memory, disk full. The last good checkpoint is kept.
             DataError: a sample that cannot be used, by origin.
         """
         interruption = Interruption()
