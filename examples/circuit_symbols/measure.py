@@ -1,8 +1,8 @@
-"""The whole example: draw, measure, fine-tune, measure again, and tell what was gained and what was forgotten.
+"""The whole example: draw, measure, fine-tune, measure again, and report what was gained and what was forgotten.
 
     python examples/circuit_symbols/measure.py work
 
-Everything lies in ``work`` afterwards; a second call goes on where drawing and training were stopped. What is measured
+All results are in ``work``; a second call resumes drawing and training. What is measured
 besides the circuit symbols is drawn by `fastvlm demo-data --split heldout`: as many images of each kind that this
 machine can draw, with fonts, words, layouts and styles that neither the model nor the rehearsal has seen. Before and
 after are asked the same questions, so the interval of the difference is that of pairs.
@@ -37,7 +37,7 @@ Z_95 = 1.96
 
 
 def fastvlm(folder: Path, *words: object) -> None:
-    """One command in `folder`, as a user types it, and shown as such."""
+    """Run a command in `folder` and print it."""
     command = ["fastvlm", *map(str, words)]
     tell(f"$ {shlex.join(command)}")
     done = subprocess.run([sys.executable, "-m", *command], check=False, cwd=folder, stdout=subprocess.DEVNULL)
@@ -46,7 +46,7 @@ def fastvlm(folder: Path, *words: object) -> None:
 
 
 def tell(text: str) -> None:
-    """A line on stderr: what goes on."""
+    """Print a line on stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -55,7 +55,7 @@ def tell(text: str) -> None:
 
 
 def draw_old_kinds(folder: Path, num_rehearsed: int, num_asked: int) -> None:
-    """What is learned again, in the shares that the model learned it in; and what is asked, in equal shares."""
+    """Draw the rehearsal samples, in the shares of the original training, and the questions, in equal shares."""
     fastvlm(folder, "demo-data", "rehearsal", "--images", num_rehearsed, "--seed", 3)
     absent = lacking("test")
     kinds = ",".join(f"{kind}=1" for kind in MIX if kind not in absent)
