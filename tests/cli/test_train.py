@@ -111,7 +111,7 @@ def test_into_a_file_there_is_a_line_every_half_minute(capsys, monkeypatch):
     said = []
     for step in range(1, 121):
         clock.now_s += 1
-        lines.tell(Progress(step, 120, None if step < 60 else 0.5, 0.0 if step < 60 else 8.0, 8.0))
+        lines.report(Progress(step, 120, None if step < 60 else 0.5, 0.0 if step < 60 else 8.0, 8.0))
         said += [(step, line) for line in capsys.readouterr().err.splitlines()]
     assert said == [
         (30, "fastvlm: training: step 30 of 120, 0:01:30 left"),

@@ -164,18 +164,18 @@ def _run(plan: Recipe, folder: Path, notes: Notes, **resuming: bool) -> Outcome:
         tests = read_tests(plan)
     with notes.bars(*_columns()) as bar:
         measure = measure_with(plan, tests, notes, bar.stop) if tests else None
-        tell = _teller(bar) if notes.is_shown or notes.is_quiet else ProgressLines("training").tell
-        run = TrainingRun(plan, folder, on_progress=tell, commit=source_commit(), measure=measure)
+        report = _progress_callback(bar) if notes.is_shown or notes.is_quiet else ProgressLines("training").report
+        run = TrainingRun(plan, folder, on_progress=report, commit=source_commit(), measure=measure)
         return run.train(**resuming)
 
 
 def _show(outcome: Outcome, *, is_json: bool) -> None:
-    """Print the result's path, or how to resume after a signal; return the exit code."""
+    """Print the result's path; after a signal print how to resume, and exit with its code."""
     if outcome.signal is not None:
         name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
         say(
             "stopped",
-            f"by {name} after step {outcome.step} of {outcome.num_steps}; {outcome.checkpoint} is written. Go on with: "
+            f"by {name} after step {outcome.step} of {outcome.num_steps}; {outcome.checkpoint} is written. Resume with: "
             f"{_resuming_command()}",
         )
         raise SystemExit(128 + outcome.signal)
@@ -205,11 +205,11 @@ def _columns() -> tuple[Any, ...]:
     )
 
 
-def _teller(bar: Any) -> Callable[[Progress], None]:
+def _progress_callback(bar: Any) -> Callable[[Progress], None]:
     """A progress callback that updates `bar`."""
     task = bar.add_task("", total=None, facts="", start=False)
 
-    def tell(progress: Any) -> None:
+    def report(progress: Any) -> None:
         if bar.tasks[0].total is None:
             bar.start_task(task)
         loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
@@ -220,4 +220,4 @@ def _teller(bar: Any) -> Callable[[Progress], None]:
             facts=f"{loss}  {progress.images_per_s:.1f} images/s",
         )
 
-    return tell
+    return report

@@ -30,7 +30,7 @@ class ProgressLines:
         self.said_s = clock()
         self.first: tuple[float, int] | None = None
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         """Report a step."""
         loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
         speed = f", {progress.images_per_s:.1f} images/s" if progress.images_per_s else ""

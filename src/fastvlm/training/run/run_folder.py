@@ -127,13 +127,13 @@ class RunFolder:
         """Write the digests of the samples, by name."""
         write_file(self.data, json.dumps(digests) + "\n")
 
-    def claim_base(self, digest: BaseDigest, *, is_gone_on: bool) -> None:
+    def claim_base(self, digest: BaseDigest, *, is_resumed: bool) -> None:
         """Record the digest of the weights under adapters, or compare it when a run is resumed.
 
         Raises:
             UsageError: the run began on other weights.
         """
-        before = BaseDigest.read(self.base) if is_gone_on else None
+        before = BaseDigest.read(self.base) if is_resumed else None
         if before is not None and not before.same_as(digest):
             raise UsageError(
                 f"The run in {self.folder} was started from other weights than the recipe's model has now: "

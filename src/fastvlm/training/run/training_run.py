@@ -170,24 +170,24 @@ class TrainingRun:
             DataError: a sample that cannot be used, by origin.
         """
         interruption = Interruption()
-        with ExitStack() as held, interruption.listening(), readable_errors(self.recipe, self.files):
+        with ExitStack() as locks, interruption.listening(), readable_errors(self.recipe, self.files):
             processor = open_processor(self.recipe)
             data = open_dataset(self.recipe, self.recipe.data, processor)
             _warn_of_unused(data)
-            learned, aside = self._split(data, processor)
-            arguments = self._arguments(has_eval=aside is not None)
-            last = self._claim(arguments, held, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
+            train_rows, eval_rows = self._split(data, processor)
+            arguments = self._arguments(has_eval=eval_rows is not None)
+            last = self._claim(arguments, locks, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
             self._compare_data(
-                arguments, learned, aside, is_gone_on=last is not None, allows_change=allows_changed_data
+                arguments, train_rows, eval_rows, is_resumed=last is not None, allows_change=allows_changed_data
             )
-            start = set_up_model(self.recipe)
-            if start.base_digest is not None and arguments.process_index == 0:
-                self.files.claim_base(start.base_digest, is_gone_on=last is not None)
-            trainer = self._trainer(start, processor, arguments, learned, aside)
+            setup = set_up_model(self.recipe)
+            if setup.base_digest is not None and arguments.process_index == 0:
+                self.files.claim_base(setup.base_digest, is_resumed=last is not None)
+            trainer = self._trainer(setup, processor, arguments, train_rows, eval_rows)
             self._add_callbacks(trainer, interruption, last)
             self._run_steps(trainer, interruption, last)
             if interruption.signal is None:
-                self._finish(trainer, start, processor, len(learned))
+                self._finish(trainer, setup, processor, len(train_rows))
             return self._outcome(trainer, interruption.signal)
 
     # ------------------------------------------------------------------------------------------------ before
@@ -202,24 +202,24 @@ class TrainingRun:
         return data, open_dataset(self.recipe, choice.data, processor)
 
     def _compare_data(
-        self, arguments: TrainingArguments, learned: Any, aside: Any, *, is_gone_on: bool, allows_change: bool
+        self, arguments: TrainingArguments, train_rows: Any, eval_rows: Any, *, is_resumed: bool, allows_change: bool
     ) -> None:
         """Compare the samples with those at the run's start and record them, in the first process."""
-        digests = {"data": learned.digest(self.recipe.workers)}
+        digests = {"data": train_rows.digest(self.recipe.workers)}
         if self.recipe.eval is not None and self.recipe.eval.data:
-            digests["eval.data"] = aside.digest(self.recipe.workers)
+            digests["eval.data"] = eval_rows.digest(self.recipe.workers)
         if arguments.process_index == 0:
-            if is_gone_on:
+            if is_resumed:
                 compare_data(self.files.read_data(), digests, allows_change=allows_change)
             self.files.write_data({name: asdict(digest) for name, digest in digests.items()})
 
     def _claim(
-        self, arguments: TrainingArguments, held: ExitStack, *, is_resumed: bool, allows_changed_data: bool
+        self, arguments: TrainingArguments, locks: ExitStack, *, is_resumed: bool, allows_changed_data: bool
     ) -> Path | None:
         """Lock and prepare the folder in the first process; return the checkpoint to resume from."""
         with arguments.main_process_first(desc="run folder"):
             if arguments.process_index == 0:
-                held.enter_context(self.files.locked())
+                locks.enter_context(self.files.locked())
                 return self.files.claim(self.recipe, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
             return self.files.last_good()
 
@@ -261,30 +261,30 @@ class TrainingRun:
         )
 
     def _trainer(
-        self, start: ModelSetup, processor: Any, arguments: TrainingArguments, learned: Any, aside: Any
+        self, setup: ModelSetup, processor: Any, arguments: TrainingArguments, train_rows: Any, eval_rows: Any
     ) -> FastVlmTrainer:
-        objective = _add_objective(start.plain, self.recipe)
-        lengths = learned.lengths(self.recipe.workers)
+        objective = _add_objective(setup.plain, self.recipe)
+        lengths = train_rows.lengths(self.recipe.workers)
         order = LengthGroupedBatches(lengths, self.recipe.micro_batch_size, seed=self.recipe.seed)
         trainer = FastVlmTrainer(
-            start.model,
+            setup.model,
             arguments,
             recipe=self.recipe,
             files=self.files,
             order=order,
             objective=objective,
-            train_dataset=learned,
-            eval_dataset=aside,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
             data_collator=Collator(processor.tokenizer.pad_token_id or 0),
         )
         if not trainer.is_deepspeed_enabled:  # which sends weights to the other processes as they lie
-            start.plain.model.vision_tower.to(memory_format=torch.channels_last)
+            setup.plain.model.vision_tower.to(memory_format=torch.channels_last)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             for key in ("ema", "grounding"):
                 if getattr(self.recipe, key) is not None:
                     raise UsageError(f"{key} needs whole weights in each process; with FSDP or DeepSpeed leave it out.")
         if self.recipe.ema is not None:
-            trainer.average = WeightAverage(start.plain, self.recipe.ema)
+            trainer.average = WeightAverage(setup.plain, self.recipe.ema)
         return trainer
 
     def _add_callbacks(self, trainer: FastVlmTrainer, interruption: Interruption, last: Path | None) -> None:
@@ -305,7 +305,7 @@ class TrainingRun:
             if interruption.signal is None and trainer.eval_dataset is not None:
                 trainer.evaluate()
 
-    def _finish(self, trainer: FastVlmTrainer, start: ModelSetup, processor: Any, num_samples: int) -> None:
+    def _finish(self, trainer: FastVlmTrainer, setup: ModelSetup, processor: Any, num_samples: int) -> None:
         """Write the final folder, its card and the curves; all processes gather the weights, the first one writes."""
         average = trainer.average
         weights: dict[str, torch.Tensor] = {}
@@ -320,16 +320,16 @@ class TrainingRun:
             draw_curves(log, self.files.curves, f"{self.recipe.name}: {trainer.state.global_step:,} steps")
         except MissingExtraError as missing:
             warnings.warn(f"There is no {self.files.curves.name}. {missing}", stacklevel=1)
-        facts = self._facts(trainer, start, num_samples, log)
+        facts = self._facts(trainer, setup, num_samples, log)
         if self.recipe.lora is not None:
             card = model_card(self.recipe, facts, is_adapter=True)
-            write_adapter(self.files.adapter, trainer.model, card, start.base_digest)
+            write_adapter(self.files.adapter, trainer.model, card, setup.base_digest)
             weights = self._merged() if self.recipe.lora.merge else {}
         if weights:
             write_model(
                 self.files.model,
                 weights,
-                start.folder,
+                setup.folder,
                 processor,
                 card=model_card(self.recipe, facts),
                 is_multi_branch=facts.is_multi_branch,
@@ -350,8 +350,8 @@ class TrainingRun:
         model, _ = load(self.recipe.model, device="cpu", dtype=torch.float32)
         return merge_adapter(model, self.files.adapter).state_dict()  # type: ignore[no-any-return]
 
-    def _facts(self, trainer: FastVlmTrainer, start: ModelSetup, num_samples: int, log: Any) -> RunFacts:
-        parameters = list(start.model.parameters())
+    def _facts(self, trainer: FastVlmTrainer, setup: ModelSetup, num_samples: int, log: Any) -> RunFacts:
+        parameters = list(setup.model.parameters())
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
         return RunFacts(
             num_samples=num_samples,
@@ -361,7 +361,7 @@ class TrainingRun:
             log=log,
             tool=self.tool,
             machine=f"{trainer.args.world_size} x {device}, torch {torch.__version__}",
-            is_multi_branch=not start.plain.model.vision_tower.timm_model.is_fused,
+            is_multi_branch=not setup.plain.model.vision_tower.timm_model.is_fused,
         )
 
     def _outcome(self, trainer: FastVlmTrainer, signal: int | None) -> Outcome:
