@@ -175,8 +175,8 @@ def _show(outcome: Outcome, *, is_json: bool) -> None:
         name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
         say(
             "stopped",
-            f"by {name} after step {outcome.step} of {outcome.num_steps}; {outcome.checkpoint} is written. Resume with: "
-            f"{_resuming_command()}",
+            f"by {name} after step {outcome.step} of {outcome.num_steps}; {outcome.checkpoint} is written. "
+            f"Resume with: {_resuming_command()}",
         )
         raise SystemExit(128 + outcome.signal)
     if is_json:
