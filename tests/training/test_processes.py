@@ -78,6 +78,7 @@ def test_two_processes_learn_what_one_learns(alone, together):
         torch.testing.assert_close(tensor, expected[name], atol=2e-3, rtol=2e-2, msg=name)
 
 
+@pytest.mark.slow  # three processes start: a minute
 def test_two_processes_go_on_together(together, tmp_path):
     recipe, folder, _ = together
     again = shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-7", "model"))
