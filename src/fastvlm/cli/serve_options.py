@@ -34,7 +34,7 @@ def _parameter(setting: Setting) -> Parameter:
 def chosen_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were given on the command line; a flag stands for the opposite of its default."""
     settings = declared_settings()
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for name, value in options.items():
         if settings[name].kind is bool and value:
             chosen[name] = not settings[name].default
