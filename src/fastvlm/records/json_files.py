@@ -143,36 +143,44 @@ def _value_of(path: Path, data: _File, start: int, key: str) -> int:
     """Where the value of `key` begins, a member of the object at `start`."""
     if data[start : start + 1] != b"{":
         raise DataError(f"{path} holds no JSON object; expected one with the key {key!r}.")
-    for begin, _, name in _elements(path, data, start):
-        if name != key:
-            continue
-        if data[begin : begin + 1] not in (b"[", b"{"):
-            raise DataError(f"{path} has neither a JSON array nor an object under {key!r}; is it the right file?")
-        return begin
+    begin, is_last = start + 1, False
+    while not is_last:
+        member = _KEY.match(data, _past_blank(data, begin))
+        if member is not None and member[1] == json.dumps(key).encode():
+            if data[member.end() : member.end() + 1] not in (b"[", b"{"):
+                raise DataError(f"{path} has neither a JSON array nor an object under {key!r}; is it the right file?")
+            return member.end()
+        end, is_last = _end_of_element(path, data, begin, start)
+        if data[begin:end].strip():
+            _trimmed(path, data, begin, end, is_object=True)  # refuses what is not a member
+        begin = end + 1
     raise DataError(f"{path} has no key {key!r}; is it the right file for this task?")
 
 
 def _elements(path: Path, data: _File, start: int, *, is_whole_file: bool = False) -> Iterator[_Span]:
     """Each element of the array, or member of the object, that begins at byte `start`."""
-    is_object, begin, position = data[start : start + 1] == b"{", start + 1, start + 1
+    is_object, begin, is_last = data[start : start + 1] == b"{", start + 1, False
+    while not is_last:
+        end, is_last = _end_of_element(path, data, begin, start)
+        if data[begin:end].strip() or not is_last:
+            yield _trimmed(path, data, begin, end, is_object=is_object)
+        begin = end + 1
+    rest = _past_blank(data, begin)
+    if is_whole_file and rest < len(data):
+        raise DataError(f"{path} has something after its array or object (byte {rest}); expected one alone.")
+
+
+def _end_of_element(path: Path, data: _File, position: int, start: int) -> tuple[int, bool]:
+    """(byte of the comma or bracket after the element at `position`, whether it is the bracket)."""
     while True:
         mark = _MARK.search(data, position)
         if mark is None:
             raise _cut(path, data, start)
         kind, position = mark.group()[:1], mark.end()
+        if kind in b",]}":
+            return mark.start(), kind != b","
         if kind in b"[{":
             position = _past_value(path, data, position, start)
-        if kind not in b",]}":
-            continue
-        end = mark.start()
-        if data[begin:end].strip() or kind == b",":
-            yield _trimmed(path, data, begin, end, is_object=is_object)
-        begin = position
-        if kind in b"]}":
-            break
-    rest = _past_blank(data, position)
-    if is_whole_file and rest < len(data):
-        raise DataError(f"{path} has something after its array or object (byte {rest}); expected one alone.")
 
 
 def _past_value(path: Path, data: _File, position: int, start: int) -> int:
