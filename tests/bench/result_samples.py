@@ -1,9 +1,9 @@
-"""A race that was never run, and its result."""
+"""A measurements that was never run, and its result."""
 
 from fastvlm import FastVlmConfig
 from fastvlm.bench.plan import BenchOptions
 from fastvlm.bench.results import result_of
-from fastvlm.bench.rounds import Race
+from fastvlm.bench.rounds import Measurements
 from fastvlm.bench.worker import Measured
 
 SIDE = (("side_px", 1024),)
@@ -24,8 +24,8 @@ def encoded(seconds, shift=0.0):
     return Measured(seconds, check=[1.0 + shift, 2.0])
 
 
-def race() -> Race:
-    found = Race(rounds=2, seconds=61.0)
+def measurements() -> Measurements:
+    found = Measurements(rounds=2, seconds=61.0)
     found.samples = {
         ("encode", SIDE, "fastvlm"): [encoded(0.5), encoded(0.7)],
         ("encode", SIDE, "transformers"): [encoded(3.0, 0.1), encoded(3.6, 0.1)],
@@ -53,5 +53,5 @@ def race() -> Race:
 def result(**settings) -> dict:
     options = BenchOptions("folder", "image.jpg", has_peers=True, **settings)
     about = {"name": "random 0.5b", "is_random": True, "parameters": 620_000_000}
-    found = result_of(options, FastVlmConfig.preset("0.5b"), race(), CARD)
+    found = result_of(options, FastVlmConfig.preset("0.5b"), measurements(), CARD)
     return {"model": about, **found, "command": "fastvlm bench --preset 0.5b --peers"}

@@ -7,7 +7,7 @@ import torch
 
 import fastvlm
 from fastvlm.bench.encoder_peers import DeployedEncoder, EncoderContestant, OnnxRuntimeContestant, OpenVinoContestant
-from fastvlm.bench.generating import pixels, sketch
+from fastvlm.bench.measuring import pixels, sketch
 
 
 @torch.no_grad()

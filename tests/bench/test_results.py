@@ -1,10 +1,10 @@
-"""The result of a race: numbers that can be checked by hand, reasons where there are none, plain JSON."""
+"""The result of a run: numbers that can be checked by hand, reasons where there are none, plain JSON."""
 
 import json
 import math
 
 import pytest
-from result_samples import race, result
+from result_samples import measurements, result
 
 from fastvlm import FastVlmConfig
 from fastvlm.bench.costs import decoded_token_bytes, encoder_flops
@@ -55,9 +55,9 @@ def test_a_ratio_that_is_not_there_has_a_reason():
 
 def test_what_was_not_asked_for_says_so():
     config = FastVlmConfig.preset("0.5b")
-    alone = result_of(BenchOptions("f", "p", what=("encode",)), config, race().__class__(), {})
+    alone = result_of(BenchOptions("f", "p", what=("encode",)), config, measurements().__class__(), {})
     assert alone["not_measured"]["ttft_vs_transformers"] == "ttft was not asked for (--what)"
-    some = race()
+    some = measurements()
     del some.samples["encode", (("side_px", 1024),), "transformers"]
     why = result_of(BenchOptions("f", "p"), config, some, {})["not_measured"]["encode_vs_transformers"]
     assert why == "transformers was not measured (--peers)"
@@ -75,7 +75,7 @@ def test_fractions_are_of_the_best_peak():
 
 def test_a_run_in_float32_reads_twice_as_much():
     config = FastVlmConfig.preset("0.5b")
-    found = result_of(BenchOptions("f", "p", dtypes=("float32",)), config, race(), {})
+    found = result_of(BenchOptions("f", "p", dtypes=("float32",)), config, measurements(), {})
     expected = 20 * decoded_token_bytes(config, 32, 290) / 25e9
     assert found["roofline"]["fractions"]["decode fastvlm"] == pytest.approx(expected, abs=1e-4)
 

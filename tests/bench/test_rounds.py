@@ -1,4 +1,4 @@
-"""The race over fake workers: order, warm-up, what happens to those that fail, and the time limit."""
+"""The measurements over fake workers: order, warm-up, what happens to those that fail, and the time limit."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def fake_probe(monkeypatch, fake):
     monkeypatch.setattr(rounds._Runner, "open_all", lambda self, _: begin(self, fake("machine", measures=())))
 
 
-def race(*contestants, what=("encode", "decode"), rounds=2, max_s=600.0, step_s=30.0, on=lambda *_: None):
+def measurements(*contestants, what=("encode", "decode"), rounds=2, max_s=600.0, step_s=30.0, on=lambda *_: None):
     options = BenchOptions("folder", "image.jpg", what=what)
     return run(contestants, steps(options, list(contestants)), Limits(rounds, max_s, 30.0, step_s), on)
 
@@ -23,7 +23,7 @@ def race(*contestants, what=("encode", "decode"), rounds=2, max_s=600.0, step_s=
 def test_everybody_is_measured_in_turn_and_the_other_way_round(fake, tmp_path, read_log):
     log = str(tmp_path / "log")
     a, b = (fake(name, {"encode": {"value": 2.0}}, log=log, who=name) for name in "ab")
-    found = race(a, b)
+    found = measurements(a, b)
     told = [(line["who"], line["do"]) for line in read_log(tmp_path / "log")]
     one_round = [("a", "encode"), ("b", "encode"), ("a", "decode"), ("b", "decode")]
     other_way = [("b", "encode"), ("a", "encode"), ("b", "decode"), ("a", "decode")]
@@ -36,7 +36,7 @@ def test_everybody_is_measured_in_turn_and_the_other_way_round(fake, tmp_path, r
 
 def test_some_measures_are_repeated_less_and_memory_comes_last(fake, tmp_path, read_log):
     a = fake("a", log=str(tmp_path / "log"), measures=("throughput", "decode", "memory"))
-    found = race(a, what=("throughput", "decode", "memory"), rounds=4)
+    found = measurements(a, what=("throughput", "decode", "memory"), rounds=4)
     told = [line["do"] for line in read_log(tmp_path / "log")]
     assert told.count("decode") == 5 and told.count("throughput") == 2 * 4 and told.count("memory") == 1
     assert told[-1] == "memory" and told[1] == "decode"
@@ -61,7 +61,7 @@ def run_with_short_limit(*contestants):
 
 def test_what_is_refused_once_is_not_asked_again(fake, tmp_path, read_log):
     b = fake("b", {"encode": "refuse"}, log=str(tmp_path / "log"))
-    found = race(fake("a"), b, rounds=3)
+    found = measurements(fake("a"), b, rounds=3)
     assert found.failures == {"b: encode 1024": "b: cannot do that"}
     told = [line["do"] for line in read_log(tmp_path / "log")]
     assert told.count("encode") == 1 and told.count("decode") == 4
@@ -69,18 +69,18 @@ def test_what_is_refused_once_is_not_asked_again(fake, tmp_path, read_log):
 
 def test_a_model_that_does_not_open_is_an_error(fake, running):
     with pytest.raises(MeasurementError, match="a: cannot do that"):
-        race(fake("a", {"open": "refuse"}), fake("b"))
+        measurements(fake("a", {"open": "refuse"}), fake("b"))
 
 
 def test_no_round_is_begun_that_does_not_fit(fake):
-    assert race(fake("a"), rounds=50, max_s=0.0).rounds == 1
-    assert race(fake("a"), rounds=3, max_s=600.0).rounds == 3
+    assert measurements(fake("a"), rounds=50, max_s=0.0).rounds == 1
+    assert measurements(fake("a"), rounds=3, max_s=600.0).rounds == 3
 
 
 def test_a_round_without_time_for_what_is_long_has_the_rest(fake, monkeypatch):
     monkeypatch.setattr(rounds._Runner, "_seconds_of", lambda _, step: 100.0 if step.measure == "throughput" else 0.0)
     a = fake("a", measures=("throughput", "decode"))
-    found = race(a, what=("throughput", "decode"), rounds=4, max_s=300.0)  # 4 x 100 s of throughput in a round
+    found = measurements(a, what=("throughput", "decode"), rounds=4, max_s=300.0)  # 4 x 100 s of throughput in a round
     assert found.rounds == 4
     assert len(found.samples["throughput", (("streams", 8),), "a"]) == 1
     assert len(found.samples["decode", (), "a"]) == 4
@@ -101,14 +101,14 @@ def test_ctrl_c_leaves_nothing_running(fake, running, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        race(fake("a", child=True), fake("b"), on=interrupt)
+        measurements(fake("a", child=True), fake("b"), on=interrupt)
     assert len(started) == 3
     assert not any(running(worker._process.pid) for worker in started)
 
 
 def test_progress_never_claims_less_than_was_done(fake):
     told = []
-    race(fake("a"), fake("b"), rounds=3, on=lambda *now: told.append(now))
+    measurements(fake("a"), fake("b"), rounds=3, on=lambda *now: told.append(now))
     assert all(0 <= done <= total for done, total, _ in told)
     assert [what for _, _, what in told[:4]] == ["opening a", "opening b", "opening machine", "encode 1024 a"]
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvlm.bench.generating import pixels, sketch
+from fastvlm.bench.measuring import pixels, sketch
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.peers_folder import add_peers_folder
 from fastvlm.bench.worker import Measured

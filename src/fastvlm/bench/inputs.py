@@ -1,4 +1,4 @@
-"""What is asked: an image like a photograph, and prompts of a given length. Seeded: the same for everybody."""
+"""Inputs of all contestants: a JPEG like a photograph, and prompts of a given length. Seeded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GRAIN = 0.06
 
 
 def photo_jpeg(width_px: int, height_px: int, seed: int = 0) -> bytes:
-    """A JPEG of about a photograph's entropy: patches of color at five scales, and a little grain."""
+    """A JPEG with about a photograph's entropy: patches of color at five scales, and a little grain."""
     draw = random.Random(seed)  # noqa: S311  # an image, no secret
     image = Image.new("RGB", (width_px, height_px), "gray")
     for cells in (3, 7, 17, 41, 97):
@@ -32,7 +32,7 @@ def photo_jpeg(width_px: int, height_px: int, seed: int = 0) -> bytes:
 
 
 def long_question(count_tokens: Callable[[str], int], num_tokens: int, seed: int = 0) -> str:
-    """A question whose prompt has at least `num_tokens` tokens, and hardly more; texts of two seeds begin differently.
+    """A question whose prompt has `num_tokens` tokens or a few more; texts of two seeds begin differently.
 
     Args:
         count_tokens: tokens of the whole prompt around a question.

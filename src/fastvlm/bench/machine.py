@@ -1,4 +1,4 @@
-"""The environment card: what a result was measured on, and with what."""
+"""Environment of a result: hardware, versions, commit, load."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pillow")
 
 
 def environment_card() -> dict[str, Any]:
-    """Machine, versions, commit and load, as they are now; JSON values only."""
+    """Current machine, versions, commit and load, as JSON values."""
     return {
         "cpu": cpu_name(),
         "cores": _usable_cores(),
@@ -55,7 +55,7 @@ def environment_card() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The CPU as its maker calls it."""
+    """The CPU's model name."""
     return _cpu_field("model name") or platform.processor() or platform.machine() or "unknown"
 
 

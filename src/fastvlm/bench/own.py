@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from fastvlm.backends.fast import fast_engine
-from fastvlm.bench.generating import pixels, sketch, steady_rate, wait_for
 from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
+from fastvlm.bench.measuring import pixels, sketch, steady_rate, wait_for
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.worker import Measured
 from fastvlm.engine.types import Bits, Completion, SamplingParams

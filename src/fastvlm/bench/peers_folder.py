@@ -1,4 +1,4 @@
-"""Where transformers' FastVLM finds timm and torchvision, in the processes that measure it.
+"""Import path of timm and torchvision, which transformers' FastVLM needs, in the processes that measure it.
 
 They may lie in a folder that the environment variable ``FASTVLM_PEERS`` names, or in ``.venv-peers``, where
 ``make peers`` puts them, in the current directory or at the root of the tree that fastvlm is imported from; those
@@ -25,7 +25,7 @@ INSTALL_LINE = "pip install --no-deps timm torchvision"
 
 
 def add_peers_folder() -> None:
-    """Let this process import what lies in the peers' folder, if there is one."""
+    """Add the peers' folder to this process's import path, if it exists."""
     roots = (Path.cwd(), Path(fastvlm.__file__).resolve().parents[2])
     found = next((str(root / MADE_FOLDER) for root in roots if (root / MADE_FOLDER).is_dir()), None)
     folder = os.environ.get("FASTVLM_PEERS", found)
@@ -34,7 +34,7 @@ def add_peers_folder() -> None:
 
 
 def prepare_torchvision() -> None:
-    """Import torchvision as a whole, or without the registrations that its compiled half is missing for.
+    """Import torchvision, if need be without the registrations of its compiled operators.
 
     Raises:
         FastVlmError: timm or torchvision is not installed; it says how to get them.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.backends.cpu.probe import cpu_kernels
-from fastvlm.bench.generating import wait_for
+from fastvlm.bench.measuring import wait_for
 from fastvlm.bench.worker import Measured
 
 __all__ = ["MachineProbe", "best_seconds"]

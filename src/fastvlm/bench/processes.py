@@ -1,4 +1,4 @@
-"""The measuring side's hold on its workers: one process each, a question and an answer at a time, a time limit.
+"""Worker processes as the parent sees them: start, one command and answer at a time with a time limit, end.
 
 Workers live in process groups of their own, so that Ctrl-C reaches only us, and what they started ends with them. A
 worker whose parent is gone reads the end of its stdin, and ends too.
@@ -30,7 +30,7 @@ _LAST_WORDS = 300  # characters of stderr that an error quotes
 
 
 class WorkerProcess:
-    """A worker, from its start to its end.
+    """A running worker process.
 
     Args:
         name: for messages.
@@ -60,7 +60,7 @@ class WorkerProcess:
 
     @property
     def is_alive(self) -> bool:
-        """True until it has ended, or was ended."""
+        """True until it has ended."""
         return self._process.poll() is None
 
     def ask(self, command: dict[str, Any], timeout_s: float) -> Measured:
@@ -82,7 +82,7 @@ class WorkerProcess:
         return self._understood(line, command["do"])
 
     def end(self) -> None:
-        """End it and all that it started, now."""
+        """Kill it and its children."""
         self._signal_group(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
         self._process.wait()
         self._reader.join()
@@ -91,7 +91,7 @@ class WorkerProcess:
         self._errors.close()
 
     def leave(self) -> None:
-        """Let it leave by itself, for a moment; then end it."""
+        """Close its stdin and wait a moment; then kill it."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # `end` is for that
             self._stdin.close()
             self._process.wait(_END_S)
@@ -137,7 +137,7 @@ class WorkerProcess:
 
 @contextmanager
 def all_ended(workers: dict[str, WorkerProcess]) -> Iterator[None]:
-    """Whatever happens inside, no process of `workers` is left when it is over."""
+    """End all processes of `workers` on the way out, also after an error."""
     try:
         yield
     except BaseException:

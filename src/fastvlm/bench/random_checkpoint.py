@@ -1,4 +1,4 @@
-"""A checkpoint of a published size with random weights: for measuring speed where the true weights are not at hand.
+"""A checkpoint of a published size with random weights: to measure speed without the true weights.
 
 Speed depends on shapes alone, so weights are drawn; the scales are such that numbers stay in range through all layers.
 The tokenizer is as large as the published one: the shipped mini's vocabulary, filled up to 151,643 tokens with numbers,
@@ -141,7 +141,7 @@ def _planned(config: FastVlmConfig, loudness: Tensor) -> list[PlannedTensor]:
 
 
 def _drawn(name: str, shape: tuple[int, ...], index: int, loudness: Tensor) -> Tensor:
-    """Values of one tensor: each kind at the scale at which a signal keeps its size."""
+    """Values of one tensor, scaled so that activations keep their magnitude."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED + index))
@@ -171,7 +171,7 @@ def _loudness(tokenizer: Any, num_rows: int) -> Tensor:
 
 
 def _tokenizer(shipped: Path, config: FastVlmConfig) -> Any:
-    """The shipped tokenizer, filled up to this model's vocabulary."""
+    """The shipped tokenizer, padded to this model's vocabulary."""
     tokenizer = load_processor(shipped, FastVlmConfig.from_dict(read_json(shipped / "config.json"))).tokenizer
     num_base = config.text_config.bos_token_id  # <|endoftext|> follows the last base token
     content = padded_tokenizer(json.loads(tokenizer.backend_tokenizer.to_str()), num_base)
@@ -198,6 +198,6 @@ def padded_tokenizer(content: dict[str, Any], num_base: int) -> dict[str, Any]:
 
 
 def number_tokens() -> Iterator[str]:
-    """``00`` to ``99``, ``000`` to ``999``, and so on: numbers that the pre-tokenizer never leaves whole."""
+    """``00`` to ``99``, ``000`` to ``999``, and so on: numbers that the pre-tokenizer always splits."""
     for digits in itertools.count(2):
         yield from (f"{number:0{digits}d}" for number in range(10**digits))

@@ -1,4 +1,4 @@
-"""A result as a page for people: plain text for the terminal, Markdown for the folder of results."""
+"""A result as a report: plain text for the terminal, Markdown for a file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Section:
 
 
 def sections(result: dict[str, Any]) -> list[Section]:
-    """The page's tables, in their order; empty ones are left out."""
+    """The tables of the report that have rows."""
     tables = [_measure_table(name, result) for name in MEASURES]
     tables += [_ratio_table(result), _roofline_table(result), _agreement_table(result), _failure_table(result)]
     return [table for table in tables if table.rows]
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The report as plain text."""
     blocks = ["\n".join(_headline(result))]
     for section in sections(result):
         lines = _aligned([section.columns, *section.rows])
@@ -45,7 +45,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def as_markdown(result: dict[str, Any], title: str) -> str:
-    """For the folder of results: with the command, the versions and the spread."""
+    """The report as Markdown, with the command."""
     blocks = [f"# {title}", "\n".join(f"- {line}" for line in _headline(result)), f"    {result['command']}"]
     blocks.append("Medians with quartiles and range over the rounds; ratios above 1 mean that fastvlm is better.")
     for section in sections(result):
@@ -100,7 +100,7 @@ def _measure_row(found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _short(value: float) -> str:
-    """Three digits, or all that stand before the point."""
+    """Three significant digits, or all digits before the point."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
@@ -147,7 +147,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def write_files(result: dict[str, Any], folder: Path, stem: str) -> Path:
-    """Write the page as Markdown; returns its path."""
+    """Write the report as Markdown to `folder`; returns the file."""
     with clear_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{stem}.md"

@@ -1,4 +1,4 @@
-"""From a race to its result: medians with spread, ratios, fractions of the machine's peaks, agreement. JSON values."""
+"""Result of a run as JSON values: medians with spread, ratios, fractions of the machine's peaks, agreement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from fastvlm.bench.costs import decoded_token_bytes, encoder_flops, prefill_flops
 from fastvlm.bench.plan import MEASURES, UNITS, BenchOptions
-from fastvlm.bench.rounds import Race
+from fastvlm.bench.rounds import Measurements
 from fastvlm.bench.spread import Ratio, ratio, summarize
 from fastvlm.bench.worker import Measured
 from fastvlm.hf.config import FastVlmConfig
@@ -19,7 +19,7 @@ __all__ = ["RATIOS", "SCHEMA", "Pair", "result_of"]
 SCHEMA = 1
 _DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 _FEATURES, _TOKENS = ("encode",), ("prefill", "ttft", "decode")
-# Whose features the others' are compared with: the first that is there.
+# Features are compared with those of the first of these that was measured.
 _REFERENCES = ("onnxruntime-float32", "openvino-float32", "transformers", "fastvlm")
 
 
@@ -50,30 +50,32 @@ RATIOS = {
 }
 
 
-def result_of(options: BenchOptions, config: FastVlmConfig, race: Race, card: dict[str, Any]) -> dict[str, Any]:
-    """Everything there is to tell.
+def result_of(
+    options: BenchOptions, config: FastVlmConfig, measurements: Measurements, card: dict[str, Any]
+) -> dict[str, Any]:
+    """The whole result.
 
     Returns:
-        `settings`, `environment`, `rounds`, `seconds`, `measures` (samples with their spread), `ratios` (above 1: we
-        are better; None where not measured), `ratio_ranges` (over single rounds), `not_measured` (why), `roofline`,
-        `agreement`, `failures`.
+        `settings`, `environment`, `rounds`, `seconds`, `measures` (samples with their spread), `ratios` (above 1:
+        fastvlm is better; None where not measured), `ratio_ranges` (over single rounds), `not_measured` (why),
+        `roofline`, `agreement`, `failures`.
     """
-    measures = [_measure(key, samples) for key, samples in race.samples.items()]
-    ratios = {name: _ratio(pair, options, race) for name, pair in RATIOS.items()}
+    measures = [_measure(key, samples) for key, samples in measurements.samples.items()]
+    ratios = {name: _ratio(pair, options, measurements) for name, pair in RATIOS.items()}
     found = {name: value for name, value in ratios.items() if isinstance(value, Ratio)}
     return {
         "schema": SCHEMA,
         "settings": _settings(options),
-        "environment": {**card, **_versions(race)},
-        "rounds": race.rounds,
-        "seconds": round(race.seconds, 1),
+        "environment": {**card, **_versions(measurements)},
+        "rounds": measurements.rounds,
+        "seconds": round(measurements.seconds, 1),
         "measures": measures,
         "ratios": {name: round(found[name].value, 3) if name in found else None for name in ratios},
         "ratio_ranges": {name: [round(v.lowest, 3), round(v.highest, 3)] for name, v in found.items()},
         "not_measured": {name: why for name, why in ratios.items() if isinstance(why, str)},
-        "roofline": _roofline(options, config, race),
-        "agreement": _agreement(race),
-        "failures": race.failures,
+        "roofline": _roofline(options, config, measurements),
+        "agreement": _agreement(measurements),
+        "failures": measurements.failures,
     }
 
 
@@ -92,8 +94,8 @@ def _settings(options: BenchOptions) -> dict[str, Any]:
     }
 
 
-def _versions(race: Race) -> dict[str, Any]:
-    facts = {name: value for opened in race.opened.values() for name, value in opened.facts.items()}
+def _versions(measurements: Measurements) -> dict[str, Any]:
+    facts = {name: value for opened in measurements.opened.values() for name, value in opened.facts.items()}
     return {"threads": facts.pop("threads", None), **facts}
 
 
@@ -122,16 +124,16 @@ def _case(measure: str, options: BenchOptions, variant: int | None) -> tuple[tup
     return (("streams", variant),) if variant is not None else ()
 
 
-def _ratio(pair: Pair, options: BenchOptions, race: Race) -> Ratio | str:
-    """The ratio, or why there is none."""
+def _ratio(pair: Pair, options: BenchOptions, measurements: Measurements) -> Ratio | str:
+    """The ratio, or the reason why there is none."""
     case = _case(pair.measure, options, pair.variant)
     if pair.measure not in options.what:
         return f"{pair.measure} was not asked for (--what)"
-    ours = race.samples.get((pair.measure, case, pair.ours))
-    theirs = race.samples.get((pair.measure, case, pair.theirs))
+    ours = measurements.samples.get((pair.measure, case, pair.ours))
+    theirs = measurements.samples.get((pair.measure, case, pair.theirs))
     for contestant, samples in ((pair.ours, ours), (pair.theirs, theirs)):
         if not samples:
-            return _why_not(contestant, pair, case, options, race)
+            return _why_not(contestant, pair, case, options, measurements)
     assert ours is not None and theirs is not None  # noqa: S101  # told above
     mine = [sample.value for sample in ours]
     if pair.measure == "second-question":
@@ -140,12 +142,14 @@ def _ratio(pair: Pair, options: BenchOptions, race: Race) -> Ratio | str:
     return ratio(mine, [sample.value for sample in theirs], is_more_better=is_more_better)
 
 
-def _why_not(contestant: str, pair: Pair, case: tuple[Any, ...], options: BenchOptions, race: Race) -> str:
+def _why_not(
+    contestant: str, pair: Pair, case: tuple[Any, ...], options: BenchOptions, measurements: Measurements
+) -> str:
     suffix = "".join(f" {value}" for _, value in case)
     worker = f"{contestant} (cold)" if pair.measure == "cold-start" else contestant
     for name in (worker, f"{contestant}: {pair.measure}{suffix}"):
-        if name in race.failures:
-            return race.failures[name]
+        if name in measurements.failures:
+            return measurements.failures[name]
     if not contestant.startswith("fastvlm") and not options.has_peers:
         return f"{contestant} was not measured (--peers)"
     return f"{contestant} was not measured"
@@ -154,17 +158,17 @@ def _why_not(contestant: str, pair: Pair, case: tuple[Any, ...], options: BenchO
 # ------------------------------------------------------------------------------------------------------ peaks
 
 
-def _roofline(options: BenchOptions, config: FastVlmConfig, race: Race) -> dict[str, Any]:
-    """The machine's peaks in this run, and what fraction of them each contestant's median reaches."""
-    peaks = {name: max(m.value for m in found) for name, found in race.peaks.items()}
+def _roofline(options: BenchOptions, config: FastVlmConfig, measurements: Measurements) -> dict[str, Any]:
+    """The machine's peaks in this run, and the fraction of them that each contestant's median reaches."""
+    peaks = {name: max(m.value for m in found) for name, found in measurements.peaks.items()}
     fractions: dict[str, float] = {}
-    for (measure, case, contestant), samples in race.samples.items():
+    for (measure, case, contestant), samples in measurements.samples.items():
         median = summarize([sample.value for sample in samples]).median
         fraction = _fraction(measure, dict(case), contestant, median, options, config, peaks, samples[0])
         if fraction is not None:
             label = " ".join([measure, *(str(value) for _, value in case), contestant])
             fractions[label] = round(fraction, 4)
-    ways = {name: found[-1].parts for name, found in race.peaks.items()}
+    ways = {name: found[-1].parts for name, found in measurements.peaks.items()}
     return {"peaks": peaks, "ways": ways, "fractions": fractions}
 
 
@@ -199,15 +203,19 @@ def _weight_bits(contestant: str, options: BenchOptions) -> int:
 # ------------------------------------------------------------------------------------------------------ agreement
 
 
-def _agreement(race: Race) -> dict[str, Any]:
-    """How far the contestants' results are apart.
+def _agreement(measurements: Measurements) -> dict[str, Any]:
+    """Differences between the contestants' results.
 
     For features the relative distance of 256 numbers (norm) from a reference's; for replies how many of their first
     tokens are those of transformers.
     """
     found: dict[str, Any] = {}
-    for measure, case in {(measure, case): None for measure, case, _ in race.samples}:
-        there = {name: samples[0].check for (m, c, name), samples in race.samples.items() if (m, c) == (measure, case)}
+    for measure, case in {(measure, case): None for measure, case, _ in measurements.samples}:
+        there = {
+            name: samples[0].check
+            for (m, c, name), samples in measurements.samples.items()
+            if (m, c) == (measure, case)
+        }
         label = " ".join([measure, *(str(value) for _, value in case)])
         if measure in _FEATURES and len(there) > 1:
             reference = next(name for name in _REFERENCES if name in there)

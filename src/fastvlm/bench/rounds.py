@@ -1,7 +1,7 @@
-"""The race: every worker opened, everything once to warm up, then round after round, one worker at a time.
+"""Run the measurements: open every worker, warm up, then repeat all steps in rounds, one worker at a time.
 
-A round goes through all steps before any is repeated, so that a neighbor who makes the machine slow for a while
-makes it slow for everybody; every second round goes the other way round.
+A round runs all steps before any is repeated, so that other load on the machine slows all contestants alike. Every
+second round reverses the order of the contestants.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from fastvlm.bench.processes import WorkerProcess, all_ended
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import MeasurementError
 
-__all__ = ["PROBES", "Limits", "Race", "run"]
+__all__ = ["PROBES", "Limits", "Measurements", "run"]
 
-OnProgress = Callable[[float, float, str], None]  # seconds done, seconds in all as far as is known, what is going on
+OnProgress = Callable[[float, float, str], None]  # seconds done, estimated seconds in total, current step
 
 PROBES = ("matrix_peak", "bandwidth")
 _PROBE = "machine"
-_GUESS_S = 5.0  # a step's time before it is known
-_SETTLE_S = 0.05  # threads of the last worker stop spinning
+_GUESS_S = 5.0  # assumed time of a step before it has run
+_SETTLE_S = 0.05  # until the last worker's threads stop spinning
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long things may take.
+    """Limits of a run.
 
     Args:
-        rounds: at most.
-        max_s: after so many seconds no round is begun any more; the first always is.
-        open_s: for a worker to open its model.
-        step_s: for one command; the first of its kind, which may convert a model, may take as long as opening.
+        rounds: maximum number of rounds.
+        max_s: no round starts after so many seconds, except the first.
+        open_s: time limit of opening a model.
+        step_s: time limit of one command; `open_s` for the first of its kind, which may convert a model.
     """
 
     rounds: int
@@ -44,8 +44,8 @@ class Limits:
 
 
 @dataclass
-class Race:
-    """What came out."""
+class Measurements:
+    """Samples, failures and peaks of a run."""
 
     samples: dict[tuple[str, tuple[tuple[str, int], ...], str], list[Measured]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # contestant, or contestant and measure -> one line
@@ -58,7 +58,7 @@ class Race:
 class _Runner:
     def __init__(self, everybody: Sequence[Contestant], steps: Sequence[Step], limits: Limits, on: OnProgress) -> None:
         self.everybody, self.steps, self.limits, self.on_progress = everybody, list(steps), limits, on
-        self.race = Race()
+        self.measurements = Measurements()
         self.workers: dict[str, WorkerProcess] = {}
         self._start_s = time.perf_counter()
         self._took_s: dict[Step, float] = {}
@@ -75,7 +75,7 @@ class _Runner:
             worker = WorkerProcess(contestant.worker, contestant.arguments, contestant.program, threads)
             self.workers[contestant.worker] = worker
             try:
-                self.race.opened[contestant.worker] = worker.ask({"do": "open"}, self.limits.open_s)
+                self.measurements.opened[contestant.worker] = worker.ask({"do": "open"}, self.limits.open_s)
             except MeasurementError as error:
                 self._drop(contestant.worker, str(error))
 
@@ -88,24 +88,24 @@ class _Runner:
     def go_round(self) -> None:
         """One round, counted."""
         steps = self._next_round()
-        self.race.rounds += 1
+        self.measurements.rounds += 1
         for probe in PROBES:
             self._probe(probe)
-        for step in steps if self.race.rounds % 2 else _other_way_round(steps):
+        for step in steps if self.measurements.rounds % 2 else _reversed_contestants(steps):
             measured = self._run(step, self.limits.step_s)
             if measured is not None:
-                self.race.samples.setdefault(step.key, []).append(measured)
+                self.measurements.samples.setdefault(step.key, []).append(measured)
 
     def has_time(self) -> bool:
-        """True if another round is wanted, and fits."""
-        if self.race.rounds >= self.limits.rounds:
+        """True if another round is wanted and fits into the time limit."""
+        if self.measurements.rounds >= self.limits.rounds:
             return False
-        return self.race.rounds == 0 or self._fits(self._next_round())
+        return self.measurements.rounds == 0 or self._fits(self._next_round())
 
     def _next_round(self) -> list[Step]:
-        """Everything, or what is short if everything does not fit any more: few samples of what is long tell enough."""
-        steps = self._runnable(self.race.rounds + 1)
-        if self.race.rounds == 0 or self._fits(steps):
+        """All steps of the next round, or only the short ones if all do not fit into the time left."""
+        steps = self._runnable(self.measurements.rounds + 1)
+        if self.measurements.rounds == 0 or self._fits(steps):
             return steps
         return [step for step in steps if MEASURES[step.measure].has_warm_up]
 
@@ -114,22 +114,22 @@ class _Runner:
         return bool(steps) and self.elapsed_s + needed_s < self.limits.max_s
 
     def memory(self) -> None:
-        """Ask for what is known only at the end."""
+        """Measure what is known only at the end: peak memory."""
         for step in self.steps:
             if step.measure == "memory" and step.worker in self.workers:
                 measured = self._run(step, self.limits.step_s)
                 if measured is not None:
-                    self.race.samples[step.key] = [measured]
+                    self.measurements.samples[step.key] = [measured]
 
     def _runnable(self, number: int) -> list[Step]:
-        """The steps of round `number` whose workers are there and can do them."""
+        """The steps of round `number` whose workers run and have not failed them."""
         return [
             step
             for step in self.steps
             if step.measure != "memory"
             and number <= MEASURES[step.measure].max_rounds
             and step.worker in self.workers
-            and _label(step) not in self.race.failures
+            and _label(step) not in self.measurements.failures
         ]
 
     def _run(self, step: Step, timeout_s: float) -> Measured | None:
@@ -142,7 +142,7 @@ class _Runner:
             measured = self.workers[step.worker].ask(step.command, timeout_s)
         except MeasurementError as error:
             if self.workers[step.worker].is_alive:
-                self.race.failures.setdefault(_label(step), str(error))
+                self.measurements.failures.setdefault(_label(step), str(error))
             else:
                 self._drop(step.worker, str(error))
             return None
@@ -157,30 +157,30 @@ class _Runner:
         except MeasurementError as error:
             self._drop(_PROBE, str(error))
             return
-        self.race.peaks.setdefault(name, []).append(measured)
+        self.measurements.peaks.setdefault(name, []).append(measured)
 
     def _drop(self, name: str, reason: str) -> None:
         self.workers.pop(name).end()
-        self.race.failures[name] = reason
+        self.measurements.failures[name] = reason
 
     def _seconds_of(self, step: Step) -> float:
         known = self._took_s.values()
         return self._took_s.get(step, sum(known) / len(known) if known else _GUESS_S) + _SETTLE_S
 
     def _tell(self, what: str) -> None:
-        rounds = range(self.race.rounds + 1, self.limits.rounds + 1)
+        rounds = range(self.measurements.rounds + 1, self.limits.rounds + 1)
         left_s = sum(self._seconds_of(step) for number in rounds for step in self._runnable(number))
         self.on_progress(self.elapsed_s, min(self.elapsed_s + left_s, max(self.limits.max_s, self.elapsed_s)), what)
 
 
 def _label(step: Step) -> str:
-    """What a failed command is noted under, which is not tried again."""
+    """Key of a failed command in `failures`; it is not tried again."""
     case = "".join(f" {value}" for _, value in step.case)
     return f"{step.contestant}: {step.measure}{case}"
 
 
-def _other_way_round(steps: Sequence[Step]) -> list[Step]:
-    """The same measures in the same order, the contestants of each the other way round."""
+def _reversed_contestants(steps: Sequence[Step]) -> list[Step]:
+    """The same order of measures, with the contestants of each reversed."""
     groups: dict[Any, list[Step]] = {}
     for step in steps:
         groups.setdefault((step.measure, step.case), []).append(step)
@@ -193,7 +193,7 @@ def run(
     limits: Limits,
     on_progress: OnProgress,
     probe: dict[str, Any] | None = None,
-) -> Race:
+) -> Measurements:
     """Measure `steps`; no process is left when it returns or raises.
 
     `probe` are the options of what measures the machine's peaks: `threads`, `device`.
@@ -207,11 +207,11 @@ def run(
     with all_ended(runner.workers):
         runner.open_all(Contestant(_PROBE, "probe", probe or {}, frozenset()))
         first = everybody[0].worker
-        if first in runner.race.failures:
-            raise MeasurementError(runner.race.failures[first])
+        if first in runner.measurements.failures:
+            raise MeasurementError(runner.measurements.failures[first])
         runner.warm_up()
         while runner.has_time():
             runner.go_round()
         runner.memory()
-    runner.race.seconds = runner.elapsed_s
-    return runner.race
+    runner.measurements.seconds = runner.elapsed_s
+    return runner.measurements

@@ -60,5 +60,5 @@ def measure(options: BenchOptions, model: dict[str, Any], on_progress: OnProgres
     everybody = contestants(options)
     limits = Limits(options.rounds, 60 * options.max_minutes)
     probe = {"threads": options.threads, "device": options.device}
-    race = run(everybody, steps(options, everybody), limits, on_progress, probe)
-    return {"model": model, **result_of(options, config, race, card)}
+    measurements = run(everybody, steps(options, everybody), limits, on_progress, probe)
+    return {"model": model, **result_of(options, config, measurements, card)}

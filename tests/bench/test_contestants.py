@@ -1,4 +1,4 @@
-"""What is measured through `generate`, and the engine beside it: the same tokens and features, in real processes."""
+"""The workers of `fastvlm` and `transformers` in real processes: the same tokens and features."""
 
 import importlib.util
 import json
@@ -13,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.bench.generating import Stamps, pixels, sketch, steady_rate
 from fastvlm.bench.inputs import photo_jpeg
+from fastvlm.bench.measuring import pixels, sketch, steady_rate
+from fastvlm.bench.transformers_peer import Stamps
 from fastvlm.errors import UsageError
 
 PEERS = Path(importlib.util.find_spec("timm").origin).parents[1]
