@@ -37,7 +37,7 @@ from typing import Any
 import httpx
 
 import fastvlm
-from fastvlm.backends.fast import fast_dtype
+from fastvlm.backends.local import fast_dtype
 from fastvlm.hf.loading import pick_device
 
 ROOT = Path(__file__).parents[1]

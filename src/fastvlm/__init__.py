@@ -14,7 +14,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastvlm.backends.fast import fast_engine
     from fastvlm.conversion.convert import convert
     from fastvlm.engine.async_engine import AsyncEngine
     from fastvlm.engine.engine import Engine
@@ -50,7 +49,6 @@ _HOME_OF = {
     "SamplingParams": "fastvlm.engine.types",
     "TokenEvent": "fastvlm.engine.types",
     "convert": "fastvlm.conversion.convert",
-    "fast_engine": "fastvlm.backends.fast",
     "load": "fastvlm.hf.loading",
     "num_visual_tokens": "fastvlm.hf.config",
     "open_image": "fastvlm.images",
@@ -75,7 +73,6 @@ __all__ = [
     "TokenEvent",
     "__version__",
     "convert",
-    "fast_engine",
     "load",
     "num_visual_tokens",
     "open_image",

@@ -1,21 +1,24 @@
-"""A whole FastVLM's configuration without transformers: what an engine reads of it, and nothing of the rest.
+"""The configuration of a whole FastVLM: plain records, read from the dictionary of a ``fast_vlm`` ``config.json``.
 
-Importing transformers' own configurations takes a second. A ``config.json`` that says anything out of the ordinary is
-not for this file: :func:`light_config` gives None, and :class:`fastvlm.FastVlmConfig` reads it and says what is wrong.
+Importing transformers' own configurations takes a second. :func:`read_config` reads what published checkpoints say; for
+anything else it raises :class:`UnusualCheckpointError`, and :class:`fastvlm.FastVlmConfig` reads it or says what is
+wrong with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastvlm.config_limits import LONGEST_IMAGE, check_decoder_numbers, check_dtype, check_number
-from fastvlm.encoder_config import BASE_KEYS, CARRIED_KEYS, CARRIED_VISION_KEYS, EncoderShape, num_visual_tokens
-from fastvlm.errors import ConfigError
+from fastvlm.encoder_config import BASE_KEYS, CARRIED_KEYS, CARRIED_VISION_KEYS, EncoderConfig, num_visual_tokens
+from fastvlm.errors import ConfigError, UnusualCheckpointError
 
-__all__ = ["IMAGE_TOKEN_INDEX", "LightConfig", "LightDecoderConfig", "LightEncoderConfig", "WholeShape", "light_config"]
+__all__ = ["BITS", "IMAGE_TOKEN_INDEX", "Bits", "DecoderConfig", "DerivedNumbers", "ModelConfig", "read_config"]
 
+Bits = Literal[16, 8, 4]  # of a decoder's weights; 16 for what the checkpoint has
+BITS: tuple[Bits, ...] = (16, 8, 4)
 IMAGE_TOKEN_INDEX = 151646  # `<image>`: the first id after Qwen2's own special tokens
 QWEN2_STOP_TOKEN_IDS = (151645, 151643)  # `<|im_end|>`, `<|endoftext|>`
 
@@ -58,12 +61,14 @@ _ENCODER_KEYS = (
 )
 
 
-class WholeShape:
-    """What follows from a whole model's configuration, whoever has read it."""
+class DerivedNumbers:
+    """What follows from a whole model's configuration; shared with :class:`fastvlm.FastVlmConfig`."""
 
     text_config: Any
     vision_config: Any
     image_token_index: int
+    projector_hidden_act: str
+    multimodal_projector_bias: bool
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -81,8 +86,8 @@ class WholeShape:
 
 
 @dataclass(frozen=True)
-class LightDecoderConfig:
-    """A plain Qwen2: full attention in every layer, default positions; the names are transformers'."""
+class DecoderConfig:
+    """A plain Qwen2 decoder: full attention in every layer. The names are transformers'."""
 
     vocab_size: int
     hidden_size: int
@@ -91,73 +96,67 @@ class LightDecoderConfig:
     num_attention_heads: int
     num_key_value_heads: int
     max_position_embeddings: int
+    head_dim: int
     rms_norm_eps: float
     rope_theta: float
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
-    model_type: str = "qwen2"
-    hidden_act: str = "silu"
 
-    @property
-    def layer_types(self) -> list[str]:
-        """Of every layer."""
-        return ["full_attention"] * self.num_hidden_layers
-
-    @property
-    def rope_parameters(self) -> dict[str, Any]:
-        """As transformers keeps them."""
-        return {"rope_type": "default", "rope_theta": self.rope_theta}
-
-
-class LightEncoderConfig(EncoderShape):
-    """The encoder's; see :class:`EncoderShape`."""
-
-    architecture = "fastvit_mci3"
-
-    def __init__(self, stored: Mapping[str, Any]) -> None:
-        self.settle(stored.get("hidden_size"), stored.get("model_args"), {})
+    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
+        """Key/value cache that one token takes, all layers: 12,288 bytes for the 0.5B in bfloat16 (2 bytes each)."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value
 
 
 @dataclass(frozen=True)
-class LightConfig(WholeShape):
-    """What an engine reads of a whole model's configuration; see :class:`fastvlm.FastVlmConfig`."""
+class ModelConfig(DerivedNumbers):
+    """A whole FastVLM; :class:`fastvlm.FastVlmConfig` explains the fields."""
 
-    text_config: LightDecoderConfig
-    vision_config: LightEncoderConfig
+    text_config: DecoderConfig
+    vision_config: EncoderConfig
     image_token_index: int
-    image_seq_length: int
-    projector_hidden_act: str
-    multimodal_projector_bias: bool
-    tie_word_embeddings: bool
+    image_seq_length: int = 256
+    projector_hidden_act: str = "gelu"
+    multimodal_projector_bias: bool = True
+    tie_word_embeddings: bool = False
 
 
-def light_config(stored: Mapping[str, Any]) -> LightConfig | None:
-    """The configuration that a ``fast_vlm`` dictionary gives, or None for one that is not plain."""
-    if not _is_within_limits(stored):
-        return None
-    decoder, encoder = _decoder(stored.get("text_config")), _encoder(stored.get("vision_config"))
-    if decoder is None or encoder is None or not _is_plain(stored):
-        return None
+def read_config(stored: Mapping[str, Any]) -> ModelConfig:
+    """The configuration in a ``fast_vlm`` dictionary.
+
+    Raises:
+        UnusualCheckpointError: it says anything that published checkpoints do not say.
+    """
+    text, vision = stored.get("text_config"), stored.get("vision_config")
+    if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
+        raise _unusual("text_config or vision_config", None)
+    _check_limits(stored, text, vision)
+    _check_keys("config.json", stored, _WHOLE_KEYS)
+    _check_fixed(stored)
+    decoder, encoder = _decoder(text), _encoder(vision)
+    if "image_token_index" in stored and "image_token_id" in stored:
+        raise _unusual("image_token_index", "given twice")
     index = stored.get("image_token_index", stored.get("image_token_id", IMAGE_TOKEN_INDEX))
-    tied = [part.get("tie_word_embeddings", False) for part in (stored, stored["text_config"])]
-    if not _is_int(index) or not 0 <= index < decoder.vocab_size or not all(isinstance(flag, bool) for flag in tied):
-        return None
-    return LightConfig(
+    if not _is_int(index) or not 0 <= index < decoder.vocab_size:
+        raise _unusual("image_token_index", index)
+    tied = [part.get("tie_word_embeddings", False) for part in (stored, text)]
+    if not all(isinstance(flag, bool) for flag in tied):
+        raise _unusual("tie_word_embeddings", tied)
+    return ModelConfig(
         text_config=decoder,
         vision_config=encoder,
         image_token_index=index,
         image_seq_length=stored.get("image_seq_length", 256),
-        projector_hidden_act="gelu",
         multimodal_projector_bias=stored.get("multimodal_projector_bias", True),
         tie_word_embeddings=any(tied),
     )
 
 
-def _is_within_limits(stored: Mapping[str, Any]) -> bool:
-    """Whether the numbers and dtypes are ones that a FastVLM can have."""
-    text, vision = stored.get("text_config"), stored.get("vision_config")
-    if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
-        return False
+def _unusual(name: str, value: Any) -> UnusualCheckpointError:
+    return UnusualCheckpointError(f"{name} is {str(value)[:80]!r}, which published checkpoints do not have.")
+
+
+def _check_limits(stored: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
+    """Raise unless numbers and dtypes are ones that a FastVLM can have."""
     try:
         for part in (stored, text, vision):
             check_dtype("", part.get("dtype"))
@@ -165,83 +164,90 @@ def _is_within_limits(stored: Mapping[str, Any]) -> bool:
         check_decoder_numbers(text)
         check_number("", "image_seq_length", stored.get("image_seq_length", 256), 1, LONGEST_IMAGE)
         check_number("", "initializer_range", vision.get("initializer_range", 0.02), 0, 100, (int, float))
-    except ConfigError:
-        return False
-    return True
+    except ConfigError as error:
+        raise UnusualCheckpointError(str(error)) from error
 
 
-def _is_plain(stored: Mapping[str, Any]) -> bool:
-    """Whether what is not looked at further has the only value that it may have."""
-    return (
-        {key for key in stored if not key.startswith("_")} <= _WHOLE_KEYS
-        and ("image_token_index" in stored) + ("image_token_id" in stored) < 2
-        and stored.get("projector_hidden_act", "gelu") == "gelu"
-        and stored.get("vision_feature_select_strategy", "full") == "full"
-        and _is_int(stored.get("vision_feature_layer", -1))
-        and stored.get("vision_feature_layer", -1) == -1
-        and isinstance(stored.get("multimodal_projector_bias", True), bool)
-        and _is_int(stored.get("image_seq_length", 256))
-    )
+def _check_keys(where: str, stored: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
+    if unknown := sorted({key for key in stored if not key.startswith("_")} - known):
+        raise _unusual(where, f"with the key {unknown[0]}")
 
 
-def _encoder(stored: Any) -> LightEncoderConfig | None:
-    if not isinstance(stored, Mapping) or not {key for key in stored if not key.startswith("_")} <= _ENCODER_KEYS:
-        return None
-    if stored.get("model_type", "timm_wrapper") != "timm_wrapper" or stored.get("architecture", "fastvit_mci3") != (
-        "fastvit_mci3"
-    ):
-        return None
+def _check_fixed(stored: Mapping[str, Any]) -> None:
+    """Raise unless the fields that have one value in FastVLM have it."""
+    for name, value in (("projector_hidden_act", "gelu"), ("vision_feature_select_strategy", "full")):
+        if stored.get(name, value) != value:
+            raise _unusual(name, stored[name])
+    layer = stored.get("vision_feature_layer", -1)
+    if not _is_int(layer) or layer != -1:
+        raise _unusual("vision_feature_layer", layer)
+    if not isinstance(stored.get("multimodal_projector_bias", True), bool):
+        raise _unusual("multimodal_projector_bias", stored["multimodal_projector_bias"])
+
+
+def _encoder(stored: Mapping[str, Any]) -> EncoderConfig:
+    _check_keys("vision_config", stored, _ENCODER_KEYS)
+    for name, value in (("model_type", "timm_wrapper"), ("architecture", "fastvit_mci3")):
+        if stored.get(name, value) != value:
+            raise _unusual(f"vision_config.{name}", stored[name])
     try:
-        return LightEncoderConfig(stored)
-    except ConfigError:
-        return None
+        return EncoderConfig(stored.get("hidden_size"), stored.get("model_args"))
+    except ConfigError as error:
+        raise UnusualCheckpointError(str(error)) from error
 
 
-def _decoder(stored: Any) -> LightDecoderConfig | None:
-    if not isinstance(stored, Mapping) or stored.get("model_type", "qwen2") != "qwen2":
-        return None
+def _decoder(stored: Mapping[str, Any]) -> DecoderConfig:
     sizes: dict[str, Any] = {name: stored.get(name) for name in _DECODER_SIZES}
-    epsilon, theta = stored.get("rms_norm_eps"), _rope_theta(stored)
-    eos, pad = stored.get("eos_token_id"), stored.get("pad_token_id")
-    eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if (
-        not all(_is_int(size) and size > 0 for size in sizes.values())
-        or not isinstance(epsilon, float)
-        or theta is None
-        or not all(_is_int(token) for token in [*eos_ids, 0 if pad is None else pad])
-        or not _has_full_attention(stored, sizes)
-    ):
-        return None
-    return LightDecoderConfig(**sizes, rms_norm_eps=epsilon, rope_theta=theta, eos_token_id=eos, pad_token_id=pad)
-
-
-def _has_full_attention(stored: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool:
-    """Whether attention is Qwen2's own, over all tokens, in heads of the usual width."""
-    heads = sizes["num_attention_heads"]
-    width = sizes["hidden_size"] // heads
-    return (
-        stored.get("hidden_act", "silu") == "silu"
-        and not stored.get("use_sliding_window", False)
-        and stored.get("layer_types") in (None, [], ["full_attention"] * sizes["num_hidden_layers"])
-        and stored.get("head_dim", width) in (None, width)
-        and heads % sizes["num_key_value_heads"] == 0
-        and "quantization_config" not in stored
+    for name, size in sizes.items():
+        if not _is_int(size) or size <= 0:
+            raise _unusual(f"text_config.{name}", size)
+    _check_attention(stored, sizes)
+    epsilon, eos, pad = stored.get("rms_norm_eps"), stored.get("eos_token_id"), stored.get("pad_token_id")
+    if not isinstance(epsilon, float):
+        raise _unusual("text_config.rms_norm_eps", epsilon)
+    ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(_is_int(token) for token in [*ends, 0 if pad is None else pad]):
+        raise _unusual("text_config's end tokens", [eos, pad])
+    head_dim = sizes["hidden_size"] // sizes["num_attention_heads"]
+    theta = _rope_theta(stored)
+    return DecoderConfig(
+        **sizes, head_dim=head_dim, rms_norm_eps=epsilon, rope_theta=theta, eos_token_id=eos, pad_token_id=pad
     )
 
 
-def _rope_theta(stored: Mapping[str, Any]) -> float | None:
-    """The base of default positions, in today's words or in those of older files; None for other positions."""
+def _check_attention(stored: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Raise unless this is Qwen2's attention over all tokens, in heads of the usual width."""
+    heads, layers = sizes["num_attention_heads"], sizes["num_hidden_layers"]
+    width = sizes["hidden_size"] // heads
+    allowed = {
+        "model_type": ("qwen2",),
+        "hidden_act": ("silu",),
+        "use_sliding_window": (False, None),
+        "layer_types": (None, [], ["full_attention"] * layers),
+        "head_dim": (None, width),
+        "quantization_config": (None,),
+    }
+    for name, values in allowed.items():
+        if stored.get(name, values[0]) not in values:
+            raise _unusual(f"text_config.{name}", stored[name])
+    if heads % sizes["num_key_value_heads"]:
+        raise _unusual("text_config.num_key_value_heads", sizes["num_key_value_heads"])
+
+
+def _rope_theta(stored: Mapping[str, Any]) -> float:
+    """The base of default rotary positions, under its present name or that of older files."""
     positions = stored.get("rope_parameters")
     if positions is None:
         positions = {"rope_type": "default", "rope_theta": stored.get("rope_theta")}
         positions = {} if stored.get("rope_scaling") is not None else positions
     elif "rope_theta" in stored or "rope_scaling" in stored:
-        return None
+        raise _unusual("text_config.rope_parameters", "given twice")
     if not isinstance(positions, Mapping) or set(positions) != {"rope_type", "rope_theta"}:
-        return None
+        raise _unusual("text_config.rope_parameters", positions)
     theta = positions["rope_theta"]
-    is_number = isinstance(theta, float) or _is_int(theta)
-    return theta if positions["rope_type"] == "default" and is_number else None
+    if positions["rope_type"] != "default" or not (isinstance(theta, float) or _is_int(theta)):
+        raise _unusual("text_config.rope_parameters", positions)
+    return float(theta)
 
 
 def _is_int(value: Any) -> bool:

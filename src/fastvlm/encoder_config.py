@@ -1,6 +1,6 @@
 """What the encoder is made of: the published hyper-parameters, and every number that follows from them.
 
-No library is imported here: :class:`fastvlm.hf.config.FastViTHDConfig` is transformers' config over it.
+No library is imported here; :class:`fastvlm.FastViTHDConfig` adds transformers' base class.
 
 Source: apple/ml-fastvlm at 592b4ad, ``llava/model/multimodal_encoder/mobileclip/mci.py``.
 """
@@ -22,7 +22,7 @@ __all__ = [
     "CARRIED_KEYS",
     "CARRIED_VISION_KEYS",
     "PUBLISHED_MODEL_ARGS",
-    "EncoderShape",
+    "EncoderConfig",
     "StageConfig",
     "check_type",
     "num_visual_tokens",
@@ -142,18 +142,27 @@ def _kernel_pair(value: Any) -> tuple[int, int] | None:
     return (pair[0], pair[1])
 
 
-class EncoderShape:
-    """The encoder's arguments checked, and every number that follows from them; a config's other half.
+class EncoderConfig:
+    """The encoder's arguments, checked, and every number that follows from them.
+
+    Args:
+        hidden_size: channels of the feature map, ``embed_dims[-1] * cls_ratio``; None takes that, another is refused.
+        model_args: overrides of the published encoder, by timm's names.
+        shorthand: the same as keywords; they win.
 
     Attributes:
         architecture: always ``"fastvit_mci3"``.
-        hidden_size: channels of the feature map, ``embed_dims[-1] * cls_ratio``.
-        model_args: overrides of the published encoder.
+
+    Raises:
+        ConfigError: an unknown argument, stages of different lengths, a width that the next layer cannot take.
     """
 
-    architecture: str
+    architecture: str = "fastvit_mci3"
     hidden_size: int
     model_args: dict[str, Any] | None
+
+    def __init__(self, hidden_size: int | None = None, model_args: Any = None, **shorthand: Any) -> None:
+        self.settle(hidden_size, model_args, shorthand)
 
     def settle(self, hidden_size: int | None, model_args: Any, shorthand: Mapping[str, Any]) -> None:
         """Take the arguments, checked, and derive the width.

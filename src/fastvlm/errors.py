@@ -25,6 +25,7 @@ __all__ = [
     "PromptError",
     "StorageError",
     "TrainingError",
+    "UnusualCheckpointError",
     "UsageError",
 ]
 
@@ -91,6 +92,10 @@ class NonFiniteError(FastVlmError, RuntimeError):
 
 class CheckpointError(FastVlmError, ValueError):
     """A folder, file or Hub repository that is not a complete FastVLM checkpoint."""
+
+
+class UnusualCheckpointError(CheckpointError):
+    """A checkpoint that only transformers can open, if anything can; the message says what is unusual about it."""
 
 
 class UsageError(FastVlmError, ValueError):

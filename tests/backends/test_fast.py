@@ -15,7 +15,8 @@ from fastvlm.backends.cpu.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
 from fastvlm.backends.cpu.linear import PackedLinear, PlainLinear, packed_linear_in
 from fastvlm.backends.fast import SharedWeights, fast_dtype, fast_engine
 from fastvlm.engine.engine import Engine
-from fastvlm.engine.types import BITS, SamplingParams
+from fastvlm.config import BITS
+from fastvlm.engine.types import SamplingParams
 from fastvlm.errors import UsageError
 from fastvlm.hf.lora import sharing_copy
 

@@ -9,21 +9,16 @@ from __future__ import annotations
 import math
 import mmap
 from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["KeyValueCache", "kv_bytes_per_token"]
+from fastvlm.config import DecoderConfig
+
+__all__ = ["KeyValueCache"]
 
 # Memory of this process alone; Windows' anonymous maps are that without flags.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-
-
-def kv_bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:
-    """Bytes that one token takes in the cache: keys and values of all layers. 12,288 for the 0.5B in bfloat16."""
-    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
-    return 2 * int(text_config.num_hidden_layers * text_config.num_key_value_heads * head_dim) * dtype.itemsize
 
 
 class KeyValueCache:
@@ -32,21 +27,24 @@ class KeyValueCache:
     Keys and values lie in one tensor so that a new token's are written at once.
 
     Args:
-        text_config: the decoder's config: layers, key/value heads, head width.
+        config: of the decoder: layers, key/value heads, head width.
         num_slots: requests at the same time.
         context: tokens a slot can hold.
         dtype, device: of the decoder.
     """
 
     def __init__(
-        self, text_config: Any, num_slots: int, context: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        config: DecoderConfig,
+        num_slots: int,
+        context: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.num_slots, self.context = num_slots, context
-        self.bytes_per_token = kv_bytes_per_token(text_config, dtype)
-        kv_heads, layers = text_config.num_key_value_heads, text_config.num_hidden_layers
-        head_dim = self.bytes_per_token // (2 * layers * kv_heads * dtype.itemsize)
-        shape = (num_slots, 2 * kv_heads, context, head_dim)
-        self.layers = [_zeros(shape, dtype, torch.device(device)) for _ in range(layers)]
+        self.bytes_per_token = config.kv_bytes_per_token(dtype.itemsize)
+        shape = (num_slots, 2 * config.num_key_value_heads, context, config.head_dim)
+        self.layers = [_zeros(shape, dtype, torch.device(device)) for _ in range(config.num_hidden_layers)]
         self.slots = [[layer[slot] for layer in self.layers] for slot in range(num_slots)]  # views, made once
 
     @property

@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 
-from fastvlm.backends.fast import fast_engine
+from fastvlm.backends.devices import as_dtype, pick_device
 from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
 from fastvlm.bench.measuring import pixels, sketch, steady_rate, wait_for
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.worker import Measured
-from fastvlm.engine.types import Bits, Completion, SamplingParams
+from fastvlm.config import Bits
+from fastvlm.engine.engine import Engine
+from fastvlm.engine.types import Completion, SamplingParams
 from fastvlm.errors import UsageError
-from fastvlm.hf.image_processor import image_size_px
-from fastvlm.hf.loading import as_dtype, load
+from fastvlm.opening import open_checkpoint
+from fastvlm.processing.image_processor import image_size_px
+from fastvlm.processing.processor import Processor
 
 __all__ = ["OwnContestant"]
 
@@ -47,16 +50,33 @@ class OwnContestant:
         self.folder, self.dtype, self.bits, self.num_slots, self.device = folder, dtype, bits, num_slots, device
         if threads:
             torch.set_num_threads(threads)
-        self.processor: Any = None
-        self.engine: Any = None
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, once it is open."""
+        if self._engine is None:
+            raise UsageError("Nothing is open; call open() first.")
+        return self._engine
+
+    @property
+    def processor(self) -> Processor:
+        """The engine's."""
+        return self.engine.processor
 
     def open(self) -> Measured:
         """Load the model, as `fastvlm ask` does; on a CPU the engine converts the weights to `dtype`."""
         start_s = time.perf_counter()
-        dtype = as_dtype(self.dtype)
-        model, self.processor = load(self.folder, device=self.device, dtype=None if self.device == "cpu" else dtype)
-        settings: dict[str, Any] = {"num_slots": self.num_slots, "admission_ratio": math.inf}  # one begins each step
-        self.engine = fast_engine(model, self.processor, bits=self.bits, dtype=dtype, **settings)
+        dtype, device = as_dtype(self.dtype), pick_device(self.device)
+        checkpoint = open_checkpoint(self.folder, device=device, dtype=dtype)
+        self._engine = Engine.from_checkpoint(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            bits=self.bits,
+            num_slots=self.num_slots,
+            admission_ratio=math.inf,  # one begins each step
+        )
         return Measured(time.perf_counter() - start_s)
 
     @torch.inference_mode()
@@ -109,7 +129,7 @@ class OwnContestant:
             moment = time.perf_counter()
             for event in events:
                 times_s[event.request_id].append(moment)
-                tokens += [float(event.token_id)] if event.request_id == ids[-1] else []
+                tokens += [float(event.token_id)] if event.request_id == ids[-1] and event.token_id is not None else []
         return Measured(steady_rate(list(times_s.values())), check=tokens, facts={"tokens": len(tokens)})
 
     def memory(self) -> Measured:

@@ -11,7 +11,7 @@ from typing import Any
 from fastvlm.bench.cold_start import ask_command, transformers_command
 from fastvlm.bench.inputs import FIRST_QUESTION
 from fastvlm.bench.processes import WORKER
-from fastvlm.engine.types import BITS
+from fastvlm.config import BITS
 from fastvlm.errors import UsageError
 
 __all__ = [

@@ -221,7 +221,7 @@ def _usual_dtypes(device: str) -> tuple[str]:
     """bfloat16, as checkpoints are published, unless the CPU only emulates it."""
     import torch
 
-    from fastvlm.backends.fast import fast_dtype
+    from fastvlm.backends.local import fast_dtype
 
     kind = fast_dtype(torch.device("cpu" if device == "cpu" else "cuda")) or torch.bfloat16
     return (str(kind).removeprefix("torch."),)

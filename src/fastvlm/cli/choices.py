@@ -6,7 +6,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from fastvlm.engine.types import BITS, TEMPERATURES, SamplingParams
+from fastvlm.config import BITS
+from fastvlm.engine.types import TEMPERATURES, SamplingParams
 from fastvlm.errors import UsageError
 from fastvlm.formats.places import adapter_folder
 

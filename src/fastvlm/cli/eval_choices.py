@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvlm.cli.choices import ModelChoice, check_word
-from fastvlm.cli.opening import engine_settings, open_model
+from fastvlm.cli.opening import open_engine
 from fastvlm.cli.terminal import Notes
 from fastvlm.errors import UsageError
 from fastvlm.storage.locks import exclusive_folder
@@ -129,16 +129,12 @@ class Machine:
 
     def open(self, folder: Path, notes: Notes) -> tuple[Engine, dict[str, str]]:
         """Open the engine; also return its device and dtype."""
-        from fastvlm.backends.fast import fast_engine
-
         with notes.waiting(f"Opening {self.choice.name}"):
-            model, processor = open_model(folder, self.choice)
-            settings = engine_settings(model, self.choice)
-            dtype = settings["dtype"] or model.dtype
-            computed = {"device": str(model.device), "dtype": str(dtype).removeprefix("torch.")}
             # No reply is streamed: requests start at once, and the same ones always run together.
-            settings["admission_ratio"] = math.inf
-            return fast_engine(model, processor, num_slots=self.slots, **settings), computed
+            settings: dict[str, Any] = {"num_slots": self.slots, "admission_ratio": math.inf}
+            engine = open_engine(folder, self.choice, notes, **settings)
+        dtype = str(engine.backend.dtype).removeprefix("torch.")
+        return engine, {"device": str(engine.backend.device), "dtype": dtype}
 
     def about(self) -> dict[str, Any]:
         """Settings that determine the replies, besides the questions."""

@@ -1,16 +1,13 @@
-"""Opening what a verb works with: images first, because a wrong path should be told before a model is loaded."""
+"""Opening what a verb works with: images first, so that a wrong path is reported before a model is loaded."""
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.request import STDIN
@@ -18,20 +15,20 @@ from fastvlm.cli.terminal import Notes, quiet_libraries, quiet_warnings
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
 
     from fastvlm.cli.answering import Answerer
     from fastvlm.engine.engine import Engine
-    from fastvlm.engine.types import Bits
-    from fastvlm.processing.tokenizer import LightTokenizer
+    from fastvlm.formats.checkpoint import Checkpoint
+    from fastvlm.processing.processor import Processor
 
 __all__ = [
+    "choose_images",
     "engine_settings",
     "open_answerer",
+    "open_chosen",
     "open_engine",
     "open_images",
-    "open_model",
     "system_message",
     "user_message",
 ]
@@ -67,59 +64,47 @@ def _read_stdin() -> bytes:
 
 
 def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_debug: bool) -> Answerer:
-    """The chosen model, ready to answer; the libraries are imported here, and the time for it is part of loading."""
+    """The chosen model, ready to answer; importing the libraries is part of loading."""
     from fastvlm.cli.mini_notice import tell_once
     from fastvlm.formats.places import checkpoint_path
-    from fastvlm.processing.tokenizer import light_tokenizer
 
     start_s = time.perf_counter()
     quiet_warnings(is_quiet=notes.is_quiet, is_debug=is_debug)
     folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
     tell_once(folder, notes)
-    with _nothing_collected(), ThreadPoolExecutor(1) as beside:
-        tokenizer = beside.submit(light_tokenizer, folder)  # while this thread imports torch
-        with notes.waiting("Starting"):
-            from fastvlm.cli.answering import Answerer
-        with notes.waiting(f"Opening {choice.name}"):
-            opened = _open_light(folder, choice, tokenizer.result)
-            if opened is None:
-                quiet_libraries(is_quiet=notes.is_quiet, is_debug=is_debug)
-            engine = open_engine(folder, choice, opened, num_slots=1)
+    with notes.waiting(f"Opening {choice.name}"):
+        engine = open_engine(folder, choice, notes, is_debug=is_debug, num_slots=1)
+        from fastvlm.cli.answering import Answerer
     return Answerer(engine, sampling, load_ms=1000 * (time.perf_counter() - start_s))
 
 
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Without looks for garbage: what opening makes stays, and 1,700 looks at it took a tenth of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+def open_engine(folder: Path, choice: ModelChoice, notes: Notes, *, is_debug: bool = False, **settings: Any) -> Engine:
+    """The engine for the checkpoint in `folder` as chosen; `settings` are those of :meth:`Engine.from_checkpoint`."""
+    checkpoint = open_chosen(folder, choice, notes, is_debug=is_debug)
+    from fastvlm.engine.engine import Engine
+
+    return Engine.from_checkpoint(checkpoint, **engine_settings(choice), **settings)
 
 
-def open_engine(folder: Path, choice: ModelChoice, opened: tuple[Any, Any] | None = None, **settings: Any) -> Engine:
-    """The engine for a checkpoint as chosen, over `opened` if model and processor are; `settings` are the engine's."""
-    from fastvlm.backends.fast import fast_engine
+def open_chosen(folder: Path, choice: ModelChoice, notes: Notes, *, is_debug: bool = False) -> Checkpoint:
+    """The checkpoint in `folder`, with the chosen adapter merged, and size and fit of images as chosen."""
+    from fastvlm.opening import open_checkpoint
 
-    model, processor = opened or open_model(folder, choice)
-    return fast_engine(model, processor, **engine_settings(model, choice), **settings)
+    def be_quiet() -> None:
+        quiet_libraries(is_quiet=notes.is_quiet, is_debug=is_debug)
+
+    if choice.adapter is None:
+        checkpoint = open_checkpoint(folder, **_place(choice), before_transformers=be_quiet)
+    else:
+        be_quiet()
+        from fastvlm.hf.lora import open_with_adapters
+
+        _, [checkpoint] = open_with_adapters(folder, [choice.adapter], **_place(choice))
+    choose_images(checkpoint.processor, choice)
+    return checkpoint
 
 
-def _open_light(folder: Path, choice: ModelChoice, tokenizer: Callable[[], LightTokenizer | None]) -> Any:
-    """Model and processor without transformers, or None where it needs them (and for adapters, peft)."""
-    from fastvlm.backends.devices import pick_device
-    from fastvlm.formats.opening import open_light
-
-    opened = None if choice.adapter or pick_device(choice.device).type != "cpu" else open_light(folder, tokenizer)
-    if opened is not None:
-        _choose(opened[1], choice)
-    return opened
-
-
-def _choose(processor: Any, choice: ModelChoice) -> None:
+def choose_images(processor: Processor, choice: ModelChoice) -> None:
     """Size and fit of images as chosen, with a warning about more pixels than the checkpoint states."""
     images = processor.image_processor
     own = images.image_size
@@ -133,40 +118,18 @@ def _choose(processor: Any, choice: ModelChoice) -> None:
         )
 
 
-def engine_settings(model: Any, choice: ModelChoice) -> dict[str, Any]:
-    """What :func:`fastvlm.fast_engine` has to know of the choice: bits, and what to compute in."""
-    return {"bits": cast("Bits", choice.bits), "dtype": _computed_in(model.device, choice)}
+def engine_settings(choice: ModelChoice) -> dict[str, Any]:
+    """What :meth:`fastvlm.Engine.from_checkpoint` has to know of the choice: device, dtype and bits."""
+    return {**_place(choice), "bits": choice.bits}
 
 
-def _computed_in(device: torch.device, choice: ModelChoice) -> torch.dtype | None:
-    """None for the checkpoint's own."""
-    from fastvlm.backends.devices import as_dtype
-    from fastvlm.backends.fast import fast_dtype
-
-    return fast_dtype(device) if choice.dtype == "auto" else as_dtype(choice.dtype)
-
-
-def open_model(folder: Path, choice: ModelChoice, *, is_turned: bool = False) -> tuple[Any, Any]:
-    """Model and processor as chosen, for :func:`fastvlm.fast_engine` with :func:`engine_settings` alone.
-
-    For a CPU the weights stay as the file has them, mapped: the engine lays them out in what it computes in. Products
-    that are stored in 8 or 4 bits are left to it too; elsewhere they become plain weights. With `is_turned` the weights
-    are in what is computed in already, for who changes them before. An adapter is added into plain weights.
-    """
-    from fastvlm.backends.devices import pick_device
-    from fastvlm.hf import loading
+def _place(choice: ModelChoice) -> dict[str, Any]:
+    """Where and in what is computed; None as dtype for the checkpoint's own."""
+    from fastvlm.backends.devices import as_dtype, pick_device
+    from fastvlm.backends.local import fast_dtype
 
     device = pick_device(choice.device)
-    is_plain = device.type != "cpu" or choice.adapter is not None
-    dtype = _computed_in(device, choice) if is_plain or is_turned else None
-    model: Any
-    model, processor = loading.load(folder, device=device, dtype=dtype, has_products=is_plain)
-    if choice.adapter is not None:
-        from fastvlm.hf.lora import merge_adapter
-
-        model = merge_adapter(model, choice.adapter)
-    _choose(processor, choice)
-    return model, processor
+    return {"device": device, "dtype": fast_dtype(device) if choice.dtype == "auto" else as_dtype(choice.dtype)}
 
 
 def user_message(images: Sequence[Image], question: str) -> dict[str, Any]:

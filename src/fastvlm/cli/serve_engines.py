@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastvlm.cli.choices import ModelChoice
-from fastvlm.cli.opening import engine_settings, open_model
+from fastvlm.cli.opening import choose_images, engine_settings
 from fastvlm.cli.terminal import in_bytes
 
 if TYPE_CHECKING:
-    from fastvlm.backends.fast import SharedWeights
     from fastvlm.engine.engine import Engine
+    from fastvlm.formats.checkpoint import Checkpoint
     from fastvlm.server.settings import ServeSettings
 
 __all__ = ["open_engines"]
@@ -32,34 +32,45 @@ def open_engines(
         CheckpointError: an adapter that does not fit the model.
         MissingExtraError: there are adapters, and peft is not installed.
     """
-    from fastvlm.backends.fast import SharedWeights
-    from fastvlm.hf.lora import merge_adapter, sharing_copy
+    from fastvlm.backends.local import LocalBackend
 
-    model, processor = open_model(folder, choice, is_turned=bool(settings.adapter_folders))
-    models = {settings.served_name: model}
-    models |= {name: merge_adapter(model, where) for name, where in settings.adapter_folders.items()}
-    copies = {name: [one, *(sharing_copy(one) for _ in range(settings.replicas - 1))] for name, one in models.items()}
-    shared = SharedWeights() if len(models) * settings.replicas > 1 else None
+    checkpoints = _checkpoints(folder, choice, settings)
     engines: dict[str, list[Engine]] = {}
-    for name, several in copies.items():
-        before = 0 if shared is None else shared.num_bytes
-        engines[name] = [_engine(one, processor, choice, settings, shared) for one in several]
-        if shared is not None and name != settings.served_name:
-            own = in_bytes(shared.num_bytes - before)
+    base: Engine | None = None
+    for name, checkpoint in checkpoints.items():
+        first = _engine(checkpoint, choice, settings, base)
+        base = first if base is None else base
+        engines[name] = [first, *(_engine(checkpoint, choice, settings, first) for _ in range(settings.replicas - 1))]
+        if name != settings.served_name and isinstance(first.backend, LocalBackend):
+            own = in_bytes(first.backend.weights.own_bytes)
             report("adapter", f"{name}: {own} of decoder weights besides those of {settings.served_name}")
     return engines
 
 
-def _engine(
-    model: Any, processor: Any, choice: ModelChoice, settings: ServeSettings, shared: SharedWeights | None
-) -> Engine:
-    from fastvlm.backends.fast import fast_engine
+def _checkpoints(folder: Path, choice: ModelChoice, settings: ServeSettings) -> dict[str, Checkpoint]:
+    """Name -> checkpoint: the model's, then one for each adapter."""
+    from fastvlm.opening import open_checkpoint
 
-    return fast_engine(
-        model,
-        processor,
-        **engine_settings(model, choice),
-        shared=shared,
+    place = engine_settings(choice)
+    place.pop("bits")
+    adapters = settings.adapter_folders
+    if adapters:
+        from fastvlm.hf.lora import open_with_adapters
+
+        base, adapted = open_with_adapters(folder, list(adapters.values()), **place)
+    else:
+        base, adapted = open_checkpoint(folder, **place), []
+    choose_images(base.processor, choice)
+    return {settings.served_name: base, **dict(zip(adapters, adapted, strict=True))}
+
+
+def _engine(checkpoint: Checkpoint, choice: ModelChoice, settings: ServeSettings, base: Engine | None) -> Engine:
+    from fastvlm.engine.engine import Engine
+
+    return Engine.from_checkpoint(
+        checkpoint,
+        **engine_settings(choice),
+        base=base,
         num_slots=settings.slots,
         context=settings.context,
         max_waiting=settings.max_waiting,

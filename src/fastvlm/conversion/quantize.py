@@ -26,7 +26,7 @@ from fastvlm.conversion.shards import PlannedTensor, write_safetensors
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.checksums import write_checksums
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
-from fastvlm.formats.names import EMBEDDING, HEAD
+from fastvlm.formats.names import EMBEDDING, HEAD, linear_groups
 from fastvlm.formats.quantized_file import (
     QUANTIZED_FILE,
     REST_FILE,
@@ -35,7 +35,6 @@ from fastvlm.formats.quantized_file import (
     QuantizationError,
     QuantizationOptions,
     QuantizedWeights,
-    product_names,
     save_quantized,
 )
 from fastvlm.formats.rounding import RoundedWeight, quantize_int4, quantize_int8
@@ -123,7 +122,7 @@ def quantize(
 def _planned(folder: CheckpointFolder, config: FastVlmConfig) -> list[PlannedTensor]:
     """All tensors; raises where these are not what the network, and a plain Qwen2 decoder, has."""
     planned = planned_tensors(folder, config, checked_shapes(folder, config), do_fuse=False)
-    names = {name for names in product_names(config.text_config.num_hidden_layers) for name in names} - {HEAD}
+    names = {name for names in linear_groups(config.text_config.num_hidden_layers) for name in names} - {HEAD}
     if lost := sorted(names - folder.keys.keys()):
         raise CheckpointError(
             f"{folder.path} has no {lost[0]}: its decoder is no plain Qwen2, which is what is rounded."
@@ -148,7 +147,7 @@ def round_products(
         has_tied_head: True if the embedding table is the head.
         progress: called with (products rounded, products in all).
     """
-    names = product_names(num_layers)
+    names = linear_groups(num_layers)
     products: list[Product] = []
     errors: list[float] = []
     dtype = torch.float32

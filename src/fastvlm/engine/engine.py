@@ -7,19 +7,22 @@ last, so that replies do not stand still for it. Everything happens in the threa
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
 from itertools import compress, count
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fastvlm.backends.cpu.linear import LinearFactory, plain_linear
-from fastvlm.backends.cuda_graphs import GraphedEncode
-from fastvlm.backends.decoder import Decoder
-from fastvlm.engine.encode_images import Encode, encode_images
+from fastvlm.backends.backend import Backend
+from fastvlm.backends.generators import finished
+from fastvlm.backends.local import Kernels, LocalBackend, make_backend
+from fastvlm.config import Bits
+from fastvlm.engine.encode_images import encode_images
 from fastvlm.engine.encoder_cache import EncoderCache
 from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
 from fastvlm.engine.prompt_inputs import PreparedPrompt, prepare
@@ -27,97 +30,133 @@ from fastvlm.engine.sampling import Sampler, TokenGuide, pick_tokens
 from fastvlm.engine.scheduler import Admission, Scheduler
 from fastvlm.engine.sequence import Reply
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
-from fastvlm.errors import ContextLengthError, UsageError
+from fastvlm.errors import ContextLengthError
+from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.model import finite
+from fastvlm.model.context_length import refuse_overlong
 from fastvlm.model.joint import join_image_and_text
+from fastvlm.processing.processor import Processor
 
-__all__ = ["ADMISSION_RATIO", "Engine"]
+__all__ = ["ADMISSION_RATIO", "Engine", "HasCheckpoint"]
 
 ADMISSION_RATIO = 4.0  # docs/performance.md, "While others start"
-_CHUNK_TOKENS = 64  # of a prompt on a CPU while others run; elsewhere a prompt takes hardly longer than a token
-_CONTEXT_TOKENS = 8192  # where memory is taken when it is claimed (a GPU), and nothing else was asked for
 _IMAGE_CACHE_BYTES = 2**28  # 585 images of the 0.5B in bfloat16
 _PIXEL_CACHE_BYTES = 2**26  # five images of 1024 px
 
 
+class HasCheckpoint(Protocol):
+    """A live model that an engine can be made from; transformers' models of this package are."""
+
+    def to_checkpoint(self, processor: Processor) -> Checkpoint:
+        """The model's weights, which stay the model's, and what belongs to them."""
+
+
 class Engine:
-    """Answers with a loaded model, as `generate` would, token for token.
+    """Answers many requests with one model, as `generate` would, token for token.
 
     Args:
-        model, processor: as :func:`fastvlm.load` returns them; nothing is opened here. `processor` can be read.
-        num_slots: replies that are made at the same time.
-        context: tokens that one of them may have, prompt included; None for the model's own on a CPU, where only what
-            is used takes memory, and at most 8192 elsewhere. A token takes ``kv_bytes_per_token`` bytes.
+        checkpoint: for its configuration, processor and end tokens; its weights are the backend's matter.
+        backend: computes; its `num_slots` and `context` are the engine's.
         max_waiting: requests that may wait for a slot, beside those for which one is free.
         admission_ratio: while replies are made, a new request's image and prompt are computed in slices, each about
             this many times as long as a decoding step, with a decoding step between two. Large numbers start requests
             sooner, small ones keep replies flowing; ``math.inf`` for no slices: the most tokens a second if nobody
-            watches. Slices need an `encode` that has them and, for the prompt, a CPU.
+            watches. Slices need a backend that pauses: on a CPU.
         image_cache_bytes: memory for projected images, which are known by their content.
         pixel_cache_bytes: memory for images as they go into the encoder, which are known by the bytes they came in.
-        encode: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D); None for the model's own.
-        make_linear, takes_weights: the decoder's products, and whether the model may lose the weights that go into
-            them; see :class:`fastvlm.backends.decoder.Decoder`.
-        has_fixed_shapes: decode and encode on buffers of fixed shape, on a GPU as CUDA graphs
-            (:mod:`fastvlm.backends.cuda_graphs`).
-        dtype: of :class:`fastvlm.backends.decoder.Decoder`.
         clock: seconds that only go forward.
 
+    Attributes:
+        processor: image processor, tokenizer and chat template; can be changed between requests.
+        config: the model's.
+        backend: what computes.
+
     Raises:
-        UsageError: a model in training mode, or numbers that no engine can have.
-        ConfigError: a decoder that is no plain Qwen2.
+        UsageError: numbers that no engine can have.
     """
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        checkpoint: Checkpoint,
+        backend: Backend,
         *,
-        num_slots: int = 4,
-        context: int | None = None,
         max_waiting: int = 64,
         admission_ratio: float = ADMISSION_RATIO,
         image_cache_bytes: int = _IMAGE_CACHE_BYTES,
         pixel_cache_bytes: int = _PIXEL_CACHE_BYTES,
-        encode: Encode | None = None,
-        make_linear: LinearFactory = plain_linear,
-        takes_weights: bool = False,
-        has_fixed_shapes: bool = False,
-        dtype: torch.dtype | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if model.training:
-            raise UsageError("The model is in training mode, in which it answers otherwise. Call model.eval() first.")
-        self._model, self.processor, self._clock = model, processor, clock
-        self.config = model.config
-        self.context = _context(model, context)
-        self._encode = self._encode_with_model if encode is None else encode
-        self._decoder = Decoder(
-            model,
-            num_slots,
-            self.context,
-            make_linear,
-            takes_weights=takes_weights,
-            has_fixed_shapes=has_fixed_shapes,
-            dtype=dtype,
+        self.backend, self.processor, self.config = backend, checkpoint.processor, checkpoint.config
+        self._stop_ids, self._clock = checkpoint.stop_token_ids, clock
+        self._scheduler = Scheduler(
+            backend.num_slots, max_waiting, admission_ratio=admission_ratio, chunk_tokens=backend.chunk_tokens
         )
-        self._files = model.mapped_files if self._decoder.device.type == "cpu" else None
-        chunk_tokens = _CHUNK_TOKENS if self._decoder.device.type == "cpu" else None
-        self._scheduler = Scheduler(num_slots, max_waiting, admission_ratio=admission_ratio, chunk_tokens=chunk_tokens)
-        if has_fixed_shapes:
-            self._encode = GraphedEncode(self._encode, self._decoder.device)
         self._encoder_cache, self._pixel_cache = EncoderCache(image_cache_bytes), PixelCache(pixel_cache_bytes)
-        self._stop_ids = frozenset(_stop_ids(model))
         self._replies: dict[int, Reply] = {}
         self._work: Generator[None, None, Tensor] | None = None  # on the request that starts
         self._ids = count(1)
         self._outbox: list[TokenEvent] = []
         self._mailboxes: dict[int, deque[TokenEvent]] = {}
 
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        bits: Bits = 16,
+        num_slots: int = 4,
+        context: int | None = None,
+        kernels: Kernels = "fast",
+        base: Engine | None = None,
+        **settings: Any,
+    ) -> Engine:
+        """An engine for `checkpoint` with the fastest kernels for `device`.
+
+        Args:
+            checkpoint: as :func:`fastvlm.open_checkpoint` returns it; it can be used afterwards.
+            device, dtype, bits, num_slots, context, kernels: see :func:`fastvlm.backends.local.make_backend`.
+            base: an engine made with the same settings from this checkpoint, or from the one that it differs from by
+                some tensors; weights that are the same are held once. It may run in another thread.
+            settings: of :class:`Engine`.
+        """
+        shared = base.backend if base is not None and isinstance(base.backend, LocalBackend) else None
+        backend = make_backend(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            bits=bits,
+            num_slots=num_slots,
+            context=context,
+            kernels=kernels,
+            base=shared,
+        )
+        if base is not None:  # tokenizers are changed while they are used: one for each thread
+            checkpoint = replace(checkpoint, processor=copy.deepcopy(checkpoint.processor))
+        return cls(checkpoint, backend, **settings)
+
+    @classmethod
+    def from_model(cls, model: HasCheckpoint, processor: Processor, **settings: Any) -> Engine:
+        """An engine for a live model, as :func:`fastvlm.load` returns it with its processor.
+
+        The model can still be used afterwards; drop it, if it is not, because its weights take memory of their own.
+
+        Args:
+            model: a :class:`fastvlm.FastVlmForConditionalGeneration` in eval mode.
+            processor: a :class:`fastvlm.FastVlmProcessor`.
+            settings: of :meth:`from_checkpoint`.
+
+        Raises:
+            UsageError: a model in training mode.
+            ConfigError: a decoder that is no plain Qwen2.
+        """
+        return cls.from_checkpoint(model.to_checkpoint(processor), **settings)
+
     @property
     def num_slots(self) -> int:
         """Replies that are made at the same time."""
-        return self._decoder.cache.num_slots
+        return self.backend.num_slots
 
     @property
     def max_waiting(self) -> int:
@@ -135,9 +174,14 @@ class Engine:
         return len(self._scheduler.waiting)
 
     @property
+    def context(self) -> int:
+        """Tokens that one request may have, prompt and reply."""
+        return self.backend.context
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of key/value cache that one token takes."""
-        return self._decoder.cache.bytes_per_token
+        return self.backend.kv_bytes_per_token
 
     @property
     def image_hits(self) -> tuple[int, int]:
@@ -178,7 +222,7 @@ class Engine:
             request_id,
             prepared,
             params,
-            Sampler(params, prepared.token_ids, self._decoder.device, guide),
+            Sampler(params, prepared.token_ids, self.backend.device, guide),
             decode=self._decode_text,
             stop_ids=self._stop_ids,
             clock=self._clock,
@@ -226,7 +270,7 @@ class Engine:
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Image embeds (I, N, D) of pixel_values (I, 3, H, W) in [0, 1], computed anew."""
-        return self._encode(pixel_values)
+        return finished(self.backend.encode(pixel_values))
 
     def forget(self) -> None:
         """Drop what is kept of earlier requests: images and prefixes."""
@@ -247,8 +291,8 @@ class Engine:
         Raises:
             CheckpointError: the weights are mapped from a file that was written to since.
         """
-        if self._replies and self._files is not None:
-            self._files.check()
+        if self._replies:
+            self.backend.check_weights()
         events, self._outbox = self._outbox, []
         begun_s = self._clock()
         running = [self._replies[request_id] for request_id in self._scheduler.decoding]
@@ -264,7 +308,7 @@ class Engine:
         """Logits (B, V) after the newest token of each reply."""
         tokens = [reply.last_token for reply in replies]
         slots, positions = [reply.slot for reply in replies], [reply.position for reply in replies]
-        logits = self._decoder.decode(tokens, slots, positions)
+        logits = self.backend.decode(tokens, slots, positions)
         for reply in replies:
             self._scheduler.computed(reply.request_id, [reply.last_token])
         return logits
@@ -323,11 +367,11 @@ class Engine:
         prompt, keys, start = reply.prompt, reply.prompt.keys, admission.num_reused
         reply.admitted(admission.slot, start)
         if admission.source is not None:
-            self._decoder.cache.copy_prefix(admission.source, admission.slot, start)
+            self.backend.copy_prefix(admission.source, admission.slot, start)
             self._scheduler.computed(reply.request_id, keys[:start])
         begin, first_image = prompt.cut(start)
         reply.encoding()
-        image_embeds = yield from encode_images(prompt, first_image, self._encode, self._encoder_cache)
+        image_embeds = yield from encode_images(prompt, first_image, self.backend, self._encoder_cache)
         reply.encoded()
         if image_embeds is not None:
             finite.check_finite(image_embeds, finite.IMAGE_FEATURES)
@@ -335,12 +379,12 @@ class Engine:
         finite.check_finite(embeds, finite.EMBEDDINGS)
         while True:
             chunk = embeds[: self._scheduler.next_chunk(len(embeds))]
-            hidden = self._decoder.fill(chunk, admission.slot, start)
+            hidden = self.backend.prefill_chunk(chunk, admission.slot, start)
             self._scheduler.computed(reply.request_id, keys[start : start + len(chunk)])
             start, embeds = start + len(chunk), embeds[len(chunk) :]
             if not len(embeds):
                 finite.check_finite(hidden, finite.HIDDEN)
-                return self._decoder.logits(hidden)[0]
+                return self.backend.logits(hidden)[0]
             yield
 
     def _end(self, request_id: int) -> None:
@@ -353,15 +397,10 @@ class Engine:
     # ------------------------------------------------------------------------------------------ images
 
     @torch.no_grad()
-    def _encode_with_model(self, pixel_values: Tensor) -> Tensor:
-        features = self._model.get_image_features(pixel_values.to(self._decoder.device), return_dict=True)
-        return features.pooler_output  # type: ignore[no-any-return]
-
-    @torch.no_grad()
     def _inputs_embeds(self, prompt: PreparedPrompt, begin: int, image_embeds: Tensor | None) -> Tensor:
         """Embeddings (T, D) of the prompt from position `begin` on."""
         ids = prompt.token_ids[begin:]
-        embeds = self._decoder.embed(ids)
+        embeds = self.backend.embed(ids)
         if image_embeds is None:
             return embeds
         is_placeholder = torch.tensor([ids], device=embeds.device) == self.config.image_token_index
@@ -370,7 +409,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ details
 
     def _check_context(self, prompt_tokens: int, new_tokens: int) -> None:
-        self._model.check_context(prompt_tokens, new_tokens)
+        refuse_overlong(self.config.text_config.max_position_embeddings, prompt_tokens, new_tokens)
         if prompt_tokens + new_tokens > self.context:
             raise ContextLengthError(
                 f"The prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, "
@@ -379,20 +418,4 @@ class Engine:
             )
 
     def _decode_text(self, token_ids: Sequence[int]) -> str:
-        return self.processor.decode(token_ids, skip_special_tokens=True)  # type: ignore[no-any-return]
-
-
-def _context(model: Any, asked: int | None) -> int:
-    own = int(model.config.text_config.max_position_embeddings)
-    if asked is None:
-        return own if model.device.type == "cpu" else min(own, _CONTEXT_TOKENS)
-    if not 1 < asked <= own:
-        raise UsageError(f"context is {asked} tokens; expected 2 to {own}, which this model was made for.")
-    return asked
-
-
-def _stop_ids(model: Any) -> Iterator[int]:
-    """The decoder's own end tokens, and those that the generation config adds."""
-    yield from model.config.stop_token_ids
-    asked = getattr(model.generation_config, "eos_token_id", None)
-    yield from asked if isinstance(asked, (list, tuple)) else [] if asked is None else [asked]
+        return self.processor.decode(token_ids, skip_special_tokens=True)

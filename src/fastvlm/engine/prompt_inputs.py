@@ -9,19 +9,18 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastvlm.config import ModelConfig
 from fastvlm.engine.encoder_cache import image_digest
 from fastvlm.engine.pixel_cache import DIGESTS
 from fastvlm.engine.scheduler import Key
 from fastvlm.errors import UsageError
 from fastvlm.model.joint import check_image_token_counts
-
-if TYPE_CHECKING:
-    from fastvlm.hf.config import FastVlmConfig
+from fastvlm.processing.processor import Processor
 
 __all__ = ["PreparedPrompt", "prepare"]
 
@@ -64,13 +63,13 @@ class PreparedPrompt:
         return (self.placeholder_positions[before - inside] if inside else start), first
 
 
-def prepare(prompt: Any, processor: Any, config: FastVlmConfig) -> PreparedPrompt:
+def prepare(prompt: Any, processor: Processor, config: ModelConfig) -> PreparedPrompt:
     """`prompt` made ready.
 
     Args:
         prompt: messages as :meth:`FastVlmProcessor.apply_chat_template` takes them; or what that returns for one
             conversation (`input_ids` (1, T), perhaps `attention_mask` and `pixel_values`); or a prepared one.
-        processor: a :class:`fastvlm.FastVlmProcessor`; only messages need it.
+        processor: only messages need it.
         config: the model's.
 
     Raises:
@@ -97,7 +96,7 @@ def prepare(prompt: Any, processor: Any, config: FastVlmConfig) -> PreparedPromp
     )
 
 
-def _processed(messages: Sequence[Any], processor: Any) -> Mapping[str, Any]:
+def _processed(messages: Sequence[Any], processor: Processor) -> Mapping[str, Any]:
     inputs: Mapping[str, Any] = processor.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )

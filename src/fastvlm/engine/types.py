@@ -9,8 +9,6 @@ from typing import Literal
 from fastvlm.errors import UsageError
 
 __all__ = [
-    "BITS",
-    "Bits",
     "Completion",
     "FinishReason",
     "SamplingParams",
@@ -19,9 +17,6 @@ __all__ = [
     "TokenLogprobs",
     "Usage",
 ]
-
-Bits = Literal[16, 8, 4]  # of a decoder's weights; 16 for what the checkpoint has
-BITS: tuple[Bits, ...] = (16, 8, 4)
 
 # "stop": an end token or a stop string; "length": max_new_tokens are reached; "cancelled"; "error": see the event.
 FinishReason = Literal["stop", "length", "cancelled", "error"]

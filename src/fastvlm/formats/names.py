@@ -16,11 +16,16 @@ from collections.abc import Iterable
 
 __all__ = [
     "APPLE_ENCODER",
+    "DECODER",
     "EMBEDDING",
     "ENCODER",
+    "FINAL_NORM",
     "HEAD",
+    "PROJECTOR",
     "is_apple",
     "is_multi_branch",
+    "layer_linears",
+    "linear_groups",
     "names_from_apple",
     "names_from_fast_vlm",
     "names_to_apple",
@@ -28,7 +33,10 @@ __all__ = [
 
 ENCODER = "model.vision_tower.timm_model."
 APPLE_ENCODER = "model.vision_tower.vision_tower.model."
+DECODER = "model.language_model."
+PROJECTOR = "model.multi_modal_projector."
 EMBEDDING = "model.language_model.embed_tokens.weight"
+FINAL_NORM = "model.language_model.norm.weight"
 HEAD = "lm_head.weight"
 
 # (Apple, fast_vlm): whole parts, by prefix.
@@ -60,6 +68,28 @@ _NETWORK = re.compile(r"network\.(\d+)\.([^.]+)")
 _STAGE = re.compile(r"stages\.(\d+)\.(downsample|pos_emb|blocks)\.")
 # Segments that only the training form has, in fast_vlm names.
 _BRANCHES = re.compile(r"\.(conv_kxk|conv_scale|identity|large_conv|small_conv|pos_enc|mixer)\.")
+
+
+# Linear layers of a decoder layer that read the same input are computed as one; their outputs lie side by side.
+_LAYER_LINEARS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "output": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+def layer_linears(layer: int) -> dict[str, tuple[str, ...]]:
+    """ "qkv", "output", "gate_up" and "down" -> canonical names of the weights (out, in) of decoder layer `layer`."""
+    return {
+        linear: tuple(f"{DECODER}layers.{layer}.{part}.weight" for part in parts)
+        for linear, parts in _LAYER_LINEARS.items()
+    }
+
+
+def linear_groups(num_layers: int) -> list[tuple[str, ...]]:
+    """The names of :func:`layer_linears` for all layers in order, then the head's."""
+    return [names for layer in range(num_layers) for names in layer_linears(layer).values()] + [(HEAD,)]
 
 
 def is_apple(keys: Iterable[str]) -> bool:

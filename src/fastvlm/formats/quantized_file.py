@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastvlm.errors import CheckpointError, ConfigError
-from fastvlm.formats.names import HEAD
+from fastvlm.formats.names import HEAD, layer_linears, linear_groups
 from fastvlm.formats.quantized_metadata import parse_metadata
 from fastvlm.formats.rounding import GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
 
@@ -37,7 +37,6 @@ __all__ = [
     "QuantizationOptions",
     "QuantizedWeights",
     "load_quantized",
-    "product_names",
     "quantized_weights_of",
     "save_quantized",
 ]
@@ -49,22 +48,6 @@ _FORMAT = "3"
 _AGAIN = "Quantize the model again."
 _LARGEST = 65504.0  # of a scale or zero: the largest number of float16, which no checkpoint's weights reach
 Bits = Literal[4, 8]
-_LAYER_PRODUCTS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-
-
-def product_names(num_layers: int) -> list[tuple[str, ...]]:
-    """Canonical names of the weights (out, in) of each product of a decoder; several lie one after the other."""
-    layers = [
-        tuple(f"model.language_model.layers.{layer}.{part}.weight" for part in parts)
-        for layer in range(num_layers)
-        for parts in _LAYER_PRODUCTS
-    ]
-    return [*layers, (HEAD,)]
 
 
 @dataclass(frozen=True)
@@ -226,7 +209,7 @@ def quantized_weights_of(folder: Path) -> QuantizedWeights | None:
 
 def _products(opened: Any, described: Sequence[Any], options: QuantizationOptions) -> tuple[Product, ...]:
     """Every product that the metadata describes; `opened` holds their tensors and no other."""
-    expected = product_names((len(described) - 1) // len(_LAYER_PRODUCTS))
+    expected = linear_groups((len(described) - 1) // len(layer_linears(0)))
     found = [tuple(product["names"]) for product in described]
     if found != expected:
         pairs = zip_longest(found, expected)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -35,13 +34,11 @@ class WeightFiles:
         entries: file key -> :class:`TensorEntry`.
         quantized: the decoder's products, where these are stored in 8 or 4 bits; None elsewhere. Their entries and
             tensors are those of the weights as they were before, rounded.
-        left_out_dtype: if given, products are not read: in their place stand zeros of this dtype, of no memory.
     """
 
     folder: Path
     entries: dict[str, TensorEntry]
     quantized: QuantizedWeights | None = None
-    left_out_dtype: torch.dtype | None = None
     _open: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -83,9 +80,7 @@ class WeightFiles:
     def tensor(self, key: str) -> Tensor:
         """The tensor of file key `key`, on the CPU, mapped from the file where that is possible."""
         if self.quantized is not None and self._is_product(key):
-            if self.left_out_dtype is None:
-                return self.quantized.tensor(key)
-            return torch.zeros((), dtype=self.left_out_dtype).expand(self.entries[key].shape)
+            return self.quantized.tensor(key)
         handle = self._handle(self.entries[key].file)
         tensor: Tensor = handle[key] if isinstance(handle, dict) else handle.get_tensor(key)
         return tensor

@@ -17,14 +17,14 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
-from fastvlm.config import IMAGE_TOKEN_INDEX, WholeShape
+from fastvlm.config import IMAGE_TOKEN_INDEX, DerivedNumbers
 from fastvlm.config_limits import LONGEST_IMAGE, check_decoder_numbers, check_dtype, check_number, without_code_choices
 from fastvlm.encoder_config import (
     BASE_KEYS,
     CARRIED_KEYS,
     CARRIED_VISION_KEYS,
     PUBLISHED_MODEL_ARGS,
-    EncoderShape,
+    EncoderConfig,
     check_type,
     num_visual_tokens,
     refuse_unknown,
@@ -126,7 +126,7 @@ _FIELD_TYPES: dict[str, type] = {
 }
 
 
-class FastViTHDConfig(EncoderShape, PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
+class FastViTHDConfig(EncoderConfig, PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
     """Configuration of the encoder; ``FastViTHDConfig()`` is the published one (122,714,208 parameters).
 
     The architecture is set by `model_args`, the arguments that timm's ``fastvit_mci3`` takes (`layers`,
@@ -180,7 +180,7 @@ class FastViTHDConfig(EncoderShape, PretrainedConfig):  # type: ignore[misc]  # 
         return output
 
 
-class FastVlmConfig(WholeShape, PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
+class FastVlmConfig(DerivedNumbers, PretrainedConfig):  # type: ignore[misc]  # transformers' class factory is untyped
     """Configuration of a whole FastVLM; ``FastVlmConfig()`` is the published 7B.
 
     Args:

@@ -1,4 +1,4 @@
-"""The image processor for transformers: its base class, its files, its batches; the work is the light one's."""
+"""The image processor for transformers: its base class, its files, its batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.processing_utils import ImagesKwargs
 from fastvlm.processing.image_processor import (
     FIXED_KEYS,
     IMAGE_FITS,
-    LightImageProcessor,
+    ImageProcessor,
     fit_image,
     image_size_px,
 )
@@ -28,10 +28,10 @@ class FastVlmImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc,call-
     patch_size: int | None
 
 
-class FastVlmImageProcessor(LightImageProcessor, BaseImageProcessor):  # type: ignore[misc]  # transformers is untyped
+class FastVlmImageProcessor(ImageProcessor, BaseImageProcessor):  # type: ignore[misc]  # transformers is untyped
     """Images -> `pixel_values`, by PIL.
 
-    See :class:`fastvlm.processing.image_processor.LightImageProcessor` for its arguments, attributes and errors.
+    See :class:`fastvlm.processing.image_processor.ImageProcessor` for its arguments, attributes and errors.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -47,7 +47,7 @@ class FastVlmImageProcessor(LightImageProcessor, BaseImageProcessor):  # type: i
         **file_keys: Any,
     ) -> None:
         BaseImageProcessor.__init__(self)
-        LightImageProcessor.__init__(self, image_size, image_fit, patch_size, resample, **file_keys)
+        ImageProcessor.__init__(self, image_size, image_fit, patch_size, resample, **file_keys)
 
     def _batch(self, data: dict[str, Any], return_tensors: str | None) -> Mapping[str, Any]:
         return BatchFeature(data, tensor_type=return_tensors)  # type: ignore[no-any-return]

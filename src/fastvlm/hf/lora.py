@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,19 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fastvlm.errors import CheckpointError, MissingExtraError, UsageError
+from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.formats.json_files import read_json
 from fastvlm.formats.places import ADAPTER_CONFIG as _CONFIG
 from fastvlm.formats.places import ADAPTER_WEIGHTS as _WEIGHTS
 from fastvlm.formats.places import adapter_folder
+from fastvlm.formats.quantized_file import REST_FILE
 from fastvlm.formats.weight_sets import one_weight_set
 from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
+from fastvlm.hf.loading import load
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
+from fastvlm.hf.processor import FastVlmProcessor
 
-__all__ = ["merge_adapter", "sharing_copy"]
+__all__ = ["merge_adapter", "open_with_adapters", "sharing_copy"]
 
 _PICKLED = "adapter_model.bin"  # peft's older format
 _PREFIX = "base_model.model."  # peft's name of the model inside
@@ -82,15 +87,42 @@ def merge_adapter(model: Any, folder: str | Path) -> Any:
 
     Raises:
         CheckpointError: no adapter, not a LoRA one, or made for another model.
-        UsageError: a model whose weights are packed in 8 or 4 bits.
         MissingExtraError: peft is not installed.
     """
-    if model.stored_products is not None:
+    return _merge(model, _read(adapter_folder(folder)))
+
+
+def open_with_adapters(
+    folder: Path, adapters: Sequence[str | Path], device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> tuple[Checkpoint, list[Checkpoint]]:
+    """The checkpoint in `folder`, and one for each of `adapters` with that adapter merged.
+
+    Merging is peft's, on transformers' model. Tensors that an adapter does not change are the base's own.
+
+    Raises:
+        UsageError: a checkpoint that is stored in 8 or 4 bits.
+        CheckpointError, MissingExtraError: as :func:`merge_adapter`.
+    """
+    if (folder / REST_FILE).is_file():
         raise UsageError(
             "The checkpoint is stored in 8 or 4 bits, and an adapter can be merged into plain weights only. Take the "
             "checkpoint that it was made from; --bits rounds the merged weights."
         )
-    adapter = _read(adapter_folder(folder))
+    model, processor = load(folder, device=device, dtype=dtype)
+    base = model.to_checkpoint(processor)
+    return base, [_adapted(base, model, processor, _read(adapter_folder(where))) for where in adapters]
+
+
+def _adapted(
+    base: Checkpoint, model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, adapter: _Adapter
+) -> Checkpoint:
+    merged: Checkpoint = _merge(model, adapter).to_checkpoint(processor)
+    modules = [*adapter.pairs, *(_module(name) for name in adapter.shapes if ".lora_embedding_" in name)]
+    names = {*adapter.plain, *(f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))}
+    return base.with_tensors({name: merged.tensors[name] for name in names if name in merged.tensors})
+
+
+def _merge(model: Any, adapter: _Adapter) -> Any:
     _check_base(adapter, model)
     _check_places(adapter, model)
     return _merged(adapter, sharing_copy(model, own=frozenset(adapter.plain)))

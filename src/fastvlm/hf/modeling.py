@@ -20,7 +20,9 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple
 
 from fastvlm.errors import AttentionError, ConfigError
+from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.hf.cache_name import CACHE_NAME, cache_argument
+from fastvlm.hf.checkpoint import checkpoint_of
 from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.generation import FastVlmGenerationMixin
 from fastvlm.hf.pretrained import DialectLoading
@@ -28,6 +30,7 @@ from fastvlm.hf.vision_tower import FastVlmVisionTower
 from fastvlm.model.fastvithd import as_feature_tokens
 from fastvlm.model.joint import join_image_and_text
 from fastvlm.model.projector import FastVlmMultiModalProjector
+from fastvlm.processing.processor import Processor
 
 __all__ = [
     "FastVlmCausalLMOutputWithPast",
@@ -230,6 +233,18 @@ class FastVlmForConditionalGeneration(FastVlmPreTrainedModel, FastVlmGenerationM
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head."""
         self.lm_head = new_embeddings
+
+    def to_checkpoint(self, processor: Processor) -> Checkpoint:
+        """This model as the record that an engine is built from; its tensors are the model's own.
+
+        Args:
+            processor: that belongs to it.
+
+        Raises:
+            UsageError: the model is in training mode, or an adapter is attached to its encoder or projector.
+            ConfigError: a decoder that is no plain Qwen2.
+        """
+        return checkpoint_of(self, processor)
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """See :meth:`FastVlmModel.get_image_features`."""

@@ -18,7 +18,6 @@ from fastvlm.errors import CheckpointError, ConfigError, FastVlmError
 from fastvlm.formats.differences import Differences
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.mapped_files import MappedFiles
-from fastvlm.formats.quantized_file import QuantizedWeights
 from fastvlm.formats.source import local_folder
 from fastvlm.hf.config import FastVlmConfig
 
@@ -34,7 +33,6 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
     """`from_pretrained` that opens ``fast_vlm`` and Apple's ``llava_qwen2``, from folders and from the Hub."""
 
     config_class = FastVlmConfig
-    stored_products: QuantizedWeights | None = None  # those that were left out on loading; an engine computes with them
     mapped_files: MappedFiles | None = None  # that the weights may be mapped from
 
     @classmethod
@@ -44,14 +42,12 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
         Keys that are missing, left over or of another shape are an error. ``ignore_mismatched_sizes=True`` keeps its
         meaning, and who asks for ``output_loading_info=True`` gets the lists instead of the error.
 
-        A folder of ``fastvlm quantize`` opens with its rounded weights as plain ones. With ``has_products=False`` they
-        are left out, zeros in their place, and handed over as ``stored_products``: for an engine, and nothing else.
+        A folder of ``fastvlm quantize`` opens with its rounded weights as plain ones.
 
         Raises:
             CheckpointError: not a complete FastVLM checkpoint, not found, gated, or offline and not in the cache.
             ConfigError: a configuration that no FastVLM can have, or a dtype that is none.
         """
-        has_products = kwargs.pop("has_products", True)
         name = pretrained_model_name_or_path
         if name is None or any(kwargs.get(key) is not None for key in _PLAIN_TRANSFORMERS):
             return super().from_pretrained(name, *model_args, **kwargs)
@@ -69,13 +65,10 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
             config = FastVlmConfig.from_pretrained(config)
         if "quantization_config" not in folder.raw_config:
             cls._check_keys(folder, config, kwargs)
-        if not has_products and folder.weights.quantized is not None:
-            kwargs["dtype"] = folder.weights.left_out_dtype = _dtype_of(kwargs, folder)
         model = cls._load(folder, config, model_args, kwargs)
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.config.name_or_path = str(name)
         loaded.mapped_files = MappedFiles(folder.weights.files)
-        loaded.stored_products = folder.weights.quantized if folder.weights.left_out_dtype is not None else None
         return model
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, Qwen2Config
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
 
@@ -17,23 +17,25 @@ from fastvlm.errors import PromptError
 from fastvlm.formats.json_files import check_text_files
 from fastvlm.hf.hub_settings import apple_settings, configured_image_token_id, hub_settings, refuse_missing_folder
 from fastvlm.hf.image_processor import FastVlmImageProcessor
-from fastvlm.processing.image_processor import LightImageProcessor
-from fastvlm.processing.processor import LightProcessor
+from fastvlm.processing.image_processor import ImageProcessor
+from fastvlm.processing.processor import Processor
 from fastvlm.processing.stored import stored_settings
 
 __all__ = ["FastVlmProcessor"]
 
 
-class FastVlmProcessor(LightProcessor, ProcessorMixin):  # type: ignore[misc]  # transformers is untyped here
+class FastVlmProcessor(Processor, ProcessorMixin):  # type: ignore[misc]  # transformers is untyped here
     """Image processor and tokenizer in one, with the model's chat template.
 
-    See :class:`fastvlm.processing.processor.LightProcessor` for its arguments and calls.
+    See :class:`fastvlm.processing.processor.Processor` for its arguments and calls.
     """
 
+    image_processor: FastVlmImageProcessor
+    tokenizer: PreTrainedTokenizerBase
     text_settings = frozenset(TextKwargs.__annotations__)
     _new_image_processor = FastVlmImageProcessor
 
-    def _hold(self, image_processor: LightImageProcessor, tokenizer: Any, chat_template: str) -> None:
+    def _hold(self, image_processor: ImageProcessor, tokenizer: Any, chat_template: str) -> None:
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     def _batch(self, data: dict[str, Any]) -> BatchFeature:

@@ -10,15 +10,18 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from fastvlm.backends.fast import fast_dtype, fast_engine
+from fastvlm.backends.devices import as_dtype, pick_device
+from fastvlm.backends.local import fast_dtype
+from fastvlm.config import Bits
+from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import MAX_STOP_STRINGS, SEEDS, Completion, SamplingParams
 from fastvlm.errors import FastVlmError, MissingExtraError, PromptError, UsageError
 from fastvlm.evaluation.run.runner import answer_all
-from fastvlm.hf.loading import as_dtype, load, pick_device
+from fastvlm.opening import open_checkpoint
 
 try:
     from lmms_eval.api.model import lmms
@@ -64,12 +67,17 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
         del max_batch_size
         self.device = pick_device(_own_device(device))
         kind = fast_dtype(self.device) if dtype == "auto" else as_dtype(dtype)
-        stored = self.device.type == "cpu"  # the engine turns the weights
-        model, processor = load(pretrained, device=self.device, dtype=None if stored else kind, revision=revision)
-        processor.image_processor.choose(None if image_size is None else int(image_size), image_fit)
+        checkpoint = open_checkpoint(pretrained, revision=revision, device=self.device, dtype=kind)
+        checkpoint.processor.image_processor.choose(None if image_size is None else int(image_size), image_fit)
         slots = _number("batch_size", batch_size)
-        whole = {"num_slots": slots, "admission_ratio": math.inf}  # start requests at once: no reply is streamed
-        self.engine = fast_engine(model, processor, bits=int(bits), dtype=kind, **whole)  # type: ignore[arg-type]
+        self.engine = Engine.from_checkpoint(
+            checkpoint,
+            device=self.device,
+            dtype=kind,
+            bits=cast("Bits", int(bits)),
+            num_slots=slots,
+            admission_ratio=math.inf,  # start requests at once: no reply is streamed
+        )
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Replies, in the order of the requests: (context, doc_to_messages, generation kwargs, doc id, task, split).

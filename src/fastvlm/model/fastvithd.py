@@ -12,12 +12,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fastvlm.encoder_config import EncoderShape, StageConfig
+from fastvlm.encoder_config import EncoderConfig, StageConfig
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import (
     FfnConv2d,
@@ -27,9 +27,6 @@ from fastvlm.model.blocks import (
     RepConditionalPosEnc,
     RepMixerBlock,
 )
-
-if TYPE_CHECKING:
-    from fastvlm.hf.config import FastViTHDConfig
 
 __all__ = ["FastViTHD", "FastViTHDStage", "as_feature_tokens", "deployed", "init_weights"]
 
@@ -44,7 +41,7 @@ class FastViTHDStage(nn.Module):
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]
 
-    def __init__(self, stage: StageConfig, config: EncoderShape) -> None:
+    def __init__(self, stage: StageConfig, config: EncoderConfig) -> None:
         super().__init__()
         is_fused = config.is_inference_form
         self.downsample: nn.Module = nn.Identity()
@@ -63,7 +60,7 @@ class FastViTHDStage(nn.Module):
         self.blocks = nn.Sequential(*(self._block(stage, config) for _ in range(stage.depth)))
 
     @staticmethod
-    def _block(stage: StageConfig, config: EncoderShape) -> nn.Module:
+    def _block(stage: StageConfig, config: EncoderConfig) -> nn.Module:
         if stage.token_mixer == "attention":
             return AttentionBlock(stage.channels, ratio=stage.mlp_ratio, layer_scale_init=config.layer_scale_init)
         return RepMixerBlock(
@@ -87,15 +84,15 @@ class FastViTHDStage(nn.Module):
 
 
 class FastViTHD(nn.Module):
-    """The encoder. ``FastViTHD(FastViTHDConfig())`` is the published one, with random weights.
+    """The encoder. ``FastViTHD()`` is the published one, with random weights.
 
     Args:
         config: architecture; None for the published one.
     """
 
-    def __init__(self, config: FastViTHDConfig | EncoderShape | None = None) -> None:
+    def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
-        self.config = config = _published() if config is None else config
+        self.config = config = EncoderConfig() if config is None else config
         is_fused = config.is_inference_form
         width, last = config.stages[0].in_channels, config.stages[-1].channels
 
@@ -151,12 +148,6 @@ class FastViTHD(nn.Module):
         checkpoint's.
         """
         return deployed(self).reparameterize()  # its blocks are fused by now; the config follows
-
-
-def _published() -> FastViTHDConfig:
-    from fastvlm.hf.config import FastViTHDConfig  # noqa: PLC0415  # it brings transformers, which the encoder does not need
-
-    return FastViTHDConfig()
 
 
 def deployed(part: M, dtype: torch.dtype | None = None) -> M:

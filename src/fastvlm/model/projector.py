@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
+from fastvlm.config import DerivedNumbers
 from fastvlm.errors import ConfigError
 
 __all__ = ["FastVlmMultiModalProjector"]
@@ -18,7 +17,7 @@ class FastVlmMultiModalProjector(nn.Module):
         config: a :class:`fastvlm.FastVlmConfig`, or a :class:`fastvlm.config.LightConfig`.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: DerivedNumbers) -> None:
         super().__init__()
         width, has_bias = config.text_config.hidden_size, config.multimodal_projector_bias
         self.linear_1 = nn.Linear(config.vision_config.hidden_size, width, bias=has_bias)

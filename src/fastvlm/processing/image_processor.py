@@ -1,4 +1,4 @@
-"""Images -> `pixel_values`, float32 (I, 3, H, W) in [0, 1], as the model was trained; without transformers.
+"""Images -> `pixel_values`, float32 (I, 3, H, W) in [0, 1], as the model was trained.
 
 Three ways to fit an image into H x W pixels:
 
@@ -24,7 +24,7 @@ from fastvlm.errors import ConfigError, ImageError
 from fastvlm.images import DEFAULT_LIMITS, ImageLimits, open_image
 from fastvlm.images.fitting import IMAGE_FITS, fit_image
 
-__all__ = ["IMAGE_FITS", "LightImageProcessor", "fit_image", "image_size_px"]
+__all__ = ["IMAGE_FITS", "ImageProcessor", "fit_image", "image_size_px"]
 
 DEFAULT_IMAGE_SIZE_PX = 1024
 DEFAULT_PATCH_SIZE_PX = 64  # pixels a side of one visual token: the encoder's stride
@@ -79,7 +79,7 @@ def _fit_name(value: Any) -> str:
     return str(value)
 
 
-class LightImageProcessor:
+class ImageProcessor:
     """Images -> `pixel_values`, by PIL; :class:`fastvlm.FastVlmImageProcessor` is this for transformers.
 
     Args:

@@ -1,7 +1,6 @@
 """Images and text -> what the model takes: `input_ids`, `attention_mask` (B, T) and `pixel_values` (I, 3, H, W).
 
-Nothing here needs transformers, whose import takes seconds: :class:`fastvlm.FastVlmProcessor` is this with
-transformers' base class, tokenizers, batches and files.
+Nothing here needs transformers: :class:`fastvlm.FastVlmProcessor` adds its base class, tokenizers, batches and files.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastvlm.errors import ConfigError, ImageTokenMismatchError, PromptError
-from fastvlm.processing.image_processor import LightImageProcessor
+from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.prompt import (
     CHAT_TEMPLATES,
     IMAGE_TOKEN,
@@ -22,15 +21,16 @@ from fastvlm.processing.prompt import (
 )
 from fastvlm.processing.replies import ReplyFinder
 from fastvlm.processing.stored import add_image_token
+from fastvlm.processing.tokenizer import TokenizerLike
 
-__all__ = ["LightProcessor"]
+__all__ = ["Processor"]
 
 PADDING_SIDES = ("left", "right")
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 _IMAGE_KWARGS = frozenset({"image_size", "image_fit"})
 
 
-class LightProcessor:
+class Processor:
     """Image processor and tokenizer in one, with the model's chat template.
 
     Args:
@@ -47,12 +47,15 @@ class LightProcessor:
     """
 
     text_settings: ClassVar[frozenset[str]] = frozenset()  # what the tokenizer takes in a call, beside the text
-    _new_image_processor: ClassVar[type[LightImageProcessor]] = LightImageProcessor
+    _new_image_processor: ClassVar[type[ImageProcessor]] = ImageProcessor
+    image_processor: ImageProcessor
+    tokenizer: TokenizerLike
+    chat_template: str
 
     def __init__(
         self,
-        image_processor: LightImageProcessor | None = None,
-        tokenizer: Any = None,
+        image_processor: ImageProcessor | None = None,
+        tokenizer: TokenizerLike | None = None,
         patch_size: int | None = None,
         vision_feature_select_strategy: str | None = "full",
         chat_template: str | None = None,
@@ -61,6 +64,8 @@ class LightProcessor:
         padding_side: str = "left",
         image_token_id: int | None = None,
     ) -> None:
+        if tokenizer is None:
+            raise ConfigError("A processor needs a tokenizer: pass tokenizer=..., or call from_pretrained.")
         image_processor = self._new_image_processor() if image_processor is None else image_processor
         if patch_size not in (None, image_processor.patch_size):
             raise ConfigError(f"patch_size is {patch_size}, but the image processor's is {image_processor.patch_size}.")
@@ -77,9 +82,8 @@ class LightProcessor:
         self.image_token_id = add_image_token(tokenizer, image_token=image_token, expected_id=image_token_id)
         self.padding_side = padding_side
 
-    def _hold(self, image_processor: LightImageProcessor, tokenizer: Any, chat_template: str) -> None:
-        self.image_processor: Any = image_processor
-        self.tokenizer, self.chat_template = tokenizer, chat_template
+    def _hold(self, image_processor: ImageProcessor, tokenizer: TokenizerLike, chat_template: str) -> None:
+        self.image_processor, self.tokenizer, self.chat_template = image_processor, tokenizer, chat_template
 
     @property
     def patch_size(self) -> int:
@@ -158,8 +162,8 @@ class LightProcessor:
         """What a call returns for `data`."""
         return data
 
-    def decode(self, token_ids: Any, **settings: Any) -> Any:
-        """The tokenizer's `decode`."""
+    def decode(self, token_ids: Any, **settings: Any) -> str:
+        """The text of one row of ids; `settings` are the tokenizer's, such as `skip_special_tokens`."""
         return self.tokenizer.decode(token_ids, **settings)
 
     def _images_per_prompt(self, images: Any, prompts: Sequence[str]) -> list[int]:

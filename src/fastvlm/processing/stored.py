@@ -10,6 +10,7 @@ from tokenizers import AddedToken
 from fastvlm.errors import CheckpointError, ConfigError, PromptError
 from fastvlm.processing.prompt import CHAT_TEMPLATES, IMAGE_TOKEN, TRANSFORMERS_TEMPLATE, read_conversation, render
 from fastvlm.processing.templates import TemplateLimitError, render_template
+from fastvlm.processing.tokenizer import TokenizerLike
 
 __all__ = [
     "add_image_token",
@@ -26,7 +27,7 @@ _PROBE = [
 _TEXT_PROBE = (("user", "a"), ("assistant", "b"), ("user", "c"))
 
 
-def add_image_token(tokenizer: Any, *, image_token: str = IMAGE_TOKEN, expected_id: int | None = None) -> int:
+def add_image_token(tokenizer: TokenizerLike, *, image_token: str = IMAGE_TOKEN, expected_id: int | None = None) -> int:
     """The id of `image_token`; a tokenizer without it gets it, as a special token, after its last id.
 
     Raises:
@@ -35,7 +36,9 @@ def add_image_token(tokenizer: Any, *, image_token: str = IMAGE_TOKEN, expected_
     # The whole vocabulary is large, and the token is hardly ever elsewhere than among the added ones.
     if image_token not in tokenizer.get_added_vocab() and image_token not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(image_token, normalized=False, special=True)], special_tokens=True)
-    image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
+    image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+    if image_token_id is None:
+        raise ConfigError(f"The tokenizer takes no token {image_token!r}.")
     if expected_id is not None and image_token_id != expected_id:
         raise ConfigError(
             f"The tokenizer has {image_token!r} as id {image_token_id}, but the model's config says image_token_index "

@@ -1,8 +1,8 @@
-"""A Qwen2 tokenizer as its file has it, without transformers around it: what a question and its reply need.
+"""The Qwen2 tokenizer of a checkpoint, by the `tokenizers` library.
 
 transformers builds its Qwen2 tokenizer from the file's vocabulary and merges, and sets the rest itself. Where the file
-says the same about the rest, the file alone gives the same tokens; where it does not, or where the other files say
-anything unusual, :func:`light_tokenizer` gives None and the tokenizer is transformers' matter.
+says the same about the rest, the file alone gives the same tokens. Where it does not, or where other files say anything
+unusual, :func:`open_tokenizer` raises :class:`UnusualCheckpointError`: only transformers gives the right tokens then.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-__all__ = ["LightTokenizer", "light_tokenizer"]
+from fastvlm.errors import UnusualCheckpointError
+
+__all__ = ["Tokenizer", "TokenizerLike", "open_tokenizer"]
 
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _OLDER_FILES = ("added_tokens.json", "special_tokens_map.json")  # read only where the settings name no added tokens
@@ -57,8 +60,38 @@ _IDLE_SETTINGS = frozenset(
 )
 
 
-class LightTokenizer:
-    """What a processor asks of a tokenizer, in transformers' words.
+class TokenizerLike(Protocol):
+    """What a processor asks of a tokenizer; :class:`Tokenizer` and transformers' tokenizers have it."""
+
+    padding_side: str
+    eos_token_id: int | None
+    all_special_tokens: list[str]
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """Id -> added token."""
+
+    def __call__(self, text: Sequence[str], **settings: Any) -> Mapping[str, Any]:
+        """`input_ids` and `attention_mask` of texts."""
+
+    def decode(self, token_ids: Any, **settings: Any) -> str:
+        """The text of one row of ids."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id, added tokens included."""
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Added token -> id."""
+
+    def add_tokens(self, tokens: Sequence[AddedToken], *, special_tokens: bool) -> int:
+        """Give `tokens` the ids after the last; how many were new."""
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        """The id of one token; None if there is none."""
+
+
+class Tokenizer:
+    """A Qwen2 tokenizer with the methods of transformers' that a question and its reply need.
 
     Args:
         backend: the tokenizer of the file.
@@ -69,13 +102,13 @@ class LightTokenizer:
         padding_side: kept for who asks; nothing is padded here.
     """
 
-    def __init__(self, backend: Tokenizer, named: Mapping[str, str], extra: Sequence[str]) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, named: Mapping[str, str], extra: Sequence[str]) -> None:
         self.backend_tokenizer = backend
         self.all_special_tokens = list(dict.fromkeys([*named.values(), *extra]))
         self.eos_token_id = backend.token_to_id(named["eos_token"])
         self.padding_side = "right"
 
-    def __call__(self, text: Sequence[str], return_tensors: str | None = None) -> dict[str, Any]:
+    def __call__(self, text: Sequence[str], *, return_tensors: str | None = None, **_settings: Any) -> dict[str, Any]:
         """`input_ids` and `attention_mask` of texts; as tensors (1, T) of one text with ``"pt"``."""
         rows = [encoding.ids for encoding in self.backend_tokenizer.encode_batch(list(text))]
         masks = [[1] * len(row) for row in rows]
@@ -85,7 +118,7 @@ class LightTokenizer:
             return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
         return {"input_ids": rows, "attention_mask": masks}
 
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False) -> str:
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False, **_settings: Any) -> str:
         """The text of one row of ids."""
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
         return str(self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
@@ -115,34 +148,42 @@ class LightTokenizer:
         return found
 
 
-def light_tokenizer(folder: Path) -> LightTokenizer | None:
-    """The tokenizer of a checkpoint's folder, or None if it is not a plain Qwen2 one.
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder.
 
     Nothing here holds the interpreter while the file is read, so that another thread can import meanwhile.
+
+    Raises:
+        UnusualCheckpointError: it is not a plain Qwen2 tokenizer, or cannot be read.
     """
     is_older = not (folder / _FILE).is_file()
     try:
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         if not isinstance(settings, dict) or not _are_plain(settings, folder):
-            return None
-        backend = _from_vocabulary(folder, settings) if is_older else Tokenizer.from_file(str(folder / _FILE))
-    except Exception:  # noqa: BLE001  # tokenizers raises plain Exception; transformers will say what is wrong
-        return None
+            raise UnusualCheckpointError(f"{folder / _SETTINGS} has settings that change a Qwen2 tokenizer.")
+        if is_older:
+            backend = _from_vocabulary(folder, settings)
+        else:
+            backend = tokenizers.Tokenizer.from_file(str(folder / _FILE))
+    except UnusualCheckpointError:
+        raise
+    except Exception as error:  # tokenizers raises plain Exception; transformers will say what is wrong
+        raise UnusualCheckpointError(f"The tokenizer of {folder} cannot be read: {error}") from error
     named = {name: _content(settings.get(name, _DEFAULTS.get(name))) for name in (*_NAMED, "image_token")}
     special = {name: token for name, token in named.items() if token is not None}
     extra = [_content(token) for key in _UNNAMED for token in settings.get(key) or []]
     if not _is_qwen2(backend) or not _are_known(backend, settings, [*special.values(), *extra]):
-        return None
-    return LightTokenizer(backend, special, [token for token in extra if token is not None])
+        raise UnusualCheckpointError(f"{folder / _FILE} is no plain Qwen2 tokenizer.")
+    return Tokenizer(backend, special, [token for token in extra if token is not None])
 
 
-def _from_vocabulary(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
+def _from_vocabulary(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The tokenizer of a folder in the older way: vocabulary and merges in files of their own, the marks in settings.
 
     Raises:
         Exception: tokenizers' own; KeyError or TypeError if the settings do not tell the marks.
     """
-    backend = Tokenizer(models.BPE.from_file(*(str(folder / name) for name in _OLDER_VOCABULARY)))
+    backend = tokenizers.Tokenizer(models.BPE.from_file(*(str(folder / name) for name in _OLDER_VOCABULARY)))
     backend.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(_CUTS), behavior="isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -173,7 +214,7 @@ def _are_plain(settings: Mapping[str, Any], folder: Path) -> bool:
     )
 
 
-def _is_qwen2(backend: Tokenizer) -> bool:
+def _is_qwen2(backend: tokenizers.Tokenizer) -> bool:
     """Whether the file says of everything but vocabulary and merges what transformers' Qwen2 tokenizer is made with."""
     model, normalizer, cuts = backend.model, _state(backend.normalizer), _state(backend.pre_tokenizer)
     pre_tokenizers = [
@@ -196,7 +237,7 @@ def _state(part: Any) -> dict[str, Any]:
     return {} if part is None else dict(json.loads(part.__getstate__()))
 
 
-def _are_known(backend: Tokenizer, settings: Mapping[str, Any], special: Sequence[str | None]) -> bool:
+def _are_known(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], special: Sequence[str | None]) -> bool:
     """Whether all tokens that the settings name are in the file already, as the settings have them."""
     added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
     marks = {token.content for token in added.values() if token.special}

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from fastvlm.engine.types import BITS
+from fastvlm.config import BITS
 from fastvlm.errors import UsageError
 
 __all__ = ["FORMER_NAMES", "ServeSettings", "Setting", "declared_settings", "is_loopback"]

@@ -10,7 +10,7 @@ from linears import NO_KERNELS, layer, relative_gap
 from fastvlm.backends.cpu import int4
 from fastvlm.backends.cpu.int4 import GROUP_SIZES, Int4Linear, int4_factory, int4_linear, pack_int4, quantize_int4
 from fastvlm.backends.cpu.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
-from fastvlm.backends.cpu.linear import PlainLinear
+from fastvlm.backends.linear import PlainLinear
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 4).map(lambda n: 128 * n), st.integers(1, 200))
 needs_kernel = pytest.mark.skipif(not int4.cpu_kernels().int4_block, reason="no int4 kernel on this CPU")

@@ -16,7 +16,7 @@ from fastvlm.backends.cpu.int8 import (
     quantize_int8,
     quantize_rows,
 )
-from fastvlm.backends.cpu.linear import PlainLinear
+from fastvlm.backends.linear import PlainLinear
 
 MAKERS = [int8_linear, int8_weight_only_linear]
 needs_kernel = pytest.mark.skipif(not int8.cpu_kernels().has_packed_int8, reason="this CPU multiplies no 8 bits")

@@ -23,18 +23,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvlm.backends.cpu.linear import Activation, PackedLinear, PlainLinear, gelu_, many_rows_linear, packed_linear
+from fastvlm.backends.cpu.linear import PackedLinear, gelu_, many_rows_linear, packed_linear
 from fastvlm.backends.cpu.probe import cpu_kernels
+from fastvlm.backends.generators import finished
+from fastvlm.backends.linear import Activation, PlainLinear
 from fastvlm.backends.native.amx_linear import TileLinear
 from fastvlm.backends.native.kernels import NativeDepthwise, NativeKernels, native_kernels
 from fastvlm.encoder_config import ATTENTION_HEAD_DIM
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
-from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens, deployed
+from fastvlm.model.fastvithd import FastViTHD, deployed
 
-__all__ = ["Convolution", "FastEncoder", "FastImageEmbedder", "Ffn", "InBands", "tile_rows"]
+__all__ = ["Convolution", "FastEncoder", "Ffn", "InBands", "tile_rows"]
 
-T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 Step = Callable[[Tensor], Tensor]
 # Rows (positions) a thread works on at a time: 0.75 MB of hidden map in the first stage, 1.5 MB in the second.
@@ -72,7 +73,7 @@ class FastEncoder:
 
         Its memory is NHWC, so turning it into visual tokens (B, N, hidden_size) copies nothing.
         """
-        return _result(self.slices(pixel_values))
+        return finished(self.slices(pixel_values))
 
     @torch.no_grad()
     def slices(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
@@ -82,42 +83,6 @@ class FastEncoder:
             x = step(x)
             yield
         return x.permute(0, 3, 1, 2)
-
-
-class FastImageEmbedder:
-    """Images to what the decoder reads, with the fast encoder: the engine's `encode`.
-
-    Args:
-        model: a :class:`fastvlm.FastVlmForConditionalGeneration`; it stays as it is.
-        dtype: what to compute and answer in; None for encoder and projector as they are.
-        encoder: made of the same weights before, for the same dtype; None to make one.
-    """
-
-    def __init__(self, model: Any, dtype: torch.dtype | None = None, *, encoder: FastEncoder | None = None) -> None:
-        self._encoder = FastEncoder(model.model.vision_tower.timm_model, dtype) if encoder is None else encoder
-        projector = model.model.multi_modal_projector
-        is_turned = dtype is not None and any(weight.dtype != dtype for weight in projector.parameters())
-        self._projector = copy.deepcopy(projector).to(dtype) if is_turned else projector
-
-    def __call__(self, pixel_values: Tensor) -> Tensor:
-        """Image embeddings (I, N, D) of images (I, 3, H, W) in [0, 1], in `dtype`."""
-        return _result(self.slices(pixel_values))
-
-    @torch.no_grad()
-    def slices(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
-        """The same in steps, as :meth:`FastEncoder.slices`."""
-        feature_map = yield from self._encoder.slices(pixel_values)
-        embeds: Tensor = self._projector(as_feature_tokens(feature_map))
-        return embeds
-
-
-def _result(work: Generator[None, None, T]) -> T:
-    """What `work` returns at its end."""
-    try:
-        while True:
-            next(work)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
 
 
 def _folded(part: M) -> M:

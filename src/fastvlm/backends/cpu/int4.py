@@ -1,6 +1,6 @@
 """Linear layers with 4-bit weights, a scale and a zero for each group of inputs of each output channel.
 
-How they are rounded and laid out is told in ``formats/rounding.py``. torch's kernel packs other numbers of outputs
+``formats/rounding.py`` says how they are rounded and laid out. torch's kernel packs other numbers of outputs
 together on other CPUs; where that is not what files hold, the weight is laid out anew once, in memory of its own.
 """
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fastvlm.backends.cpu.int8 import CHUNK_BYTES, Int8DynamicLinear, Int8WeightOnlyLinear, int8_linear
-from fastvlm.backends.cpu.linear import Linear, LinearFactory, PlainLinear
 from fastvlm.backends.cpu.probe import cpu_kernels
-from fastvlm.backends.mapped_memory import give_back
-from fastvlm.formats.rounding import GROUP_SIZES, Int4Weight, pack_int4, quantize_int4
+from fastvlm.backends.linear import PlainLinear
+from fastvlm.backends.page_release import release_pages
+from fastvlm.formats.rounding import Int4Weight, quantize_int4
 
-__all__ = ["GROUP_SIZES", "Int4Linear", "Int4Weight", "int4_factory", "int4_linear", "pack_int4", "quantize_int4"]
+__all__ = ["Int4Linear", "int4_linear"]
 
 # From so many rows on, turning the weight into floats and multiplying that is faster than the int4 kernel, whose time
 # grows with the rows (AMD Zen 4 in bfloat16, Zen 3 in float32, torch 2.13; see docs/performance.md).
@@ -34,7 +34,7 @@ class Int4Linear:
         self.weight, self.num_bytes = weight.in_blocks(kernels.int4_block), weight.num_bytes
         self.out_features, self.in_features = weight.out_features, weight.in_features
         if self.weight is not weight:
-            give_back(weight.packed)
+            release_pages(weight.packed)
         self._bias = None if bias is None else bias.detach()
         self._many_rows_dtype = kernels.many_rows_dtype
 
@@ -79,17 +79,8 @@ def int4_linear(
         if weight.shape[1] % group_size:
             return int8_linear(weight, bias)
         given, weight = weight, quantize_int4(weight.cpu(), group_size)
-        give_back(given)
+        release_pages(given)
     if cpu_kernels().int4_block and (bias is None or bias.device.type == "cpu"):
         return Int4Linear(weight, bias)
     device = torch.device("cpu") if bias is None else bias.device
     return PlainLinear(weight.dequantize().to(device), bias)
-
-
-def int4_factory(group_size: int = 32) -> LinearFactory:
-    """A factory of 4-bit linears with this group size."""
-
-    def make(weight: Tensor, bias: Tensor | None) -> Linear:
-        return int4_linear(weight, bias, group_size)
-
-    return make

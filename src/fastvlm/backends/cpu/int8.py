@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvlm.backends.cpu.linear import PlainLinear
 from fastvlm.backends.cpu.probe import cpu_kernels
-from fastvlm.backends.mapped_memory import give_back
+from fastvlm.backends.linear import PlainLinear
+from fastvlm.backends.page_release import release_pages
 from fastvlm.formats.rounding import Int8Weight, quantize_int8
 
 __all__ = [
@@ -80,7 +80,7 @@ class Int8DynamicLinear:
         self.out_features, self.in_features = weight.values.shape
         self.num_bytes = weight.values.nbytes + weight.scales.nbytes
         self._packed = torch.ops.onednn.qlinear_prepack(weight.values, None)
-        give_back(weight.values)
+        release_pages(weight.values)
         self._scales, self._zero_points = weight.scales, torch.zeros(self.out_features, dtype=torch.long)
         self._num_terms = num_terms or (2 if self.in_features <= self.out_features < 2 * self.in_features else 1)
         self._bias = self._shared_bias = None if bias is None else bias.detach().float()
@@ -187,5 +187,5 @@ def rounded_to_int8(weight: Tensor) -> Int8Weight:
     """As :func:`quantize_int8`, some rows at a time: the float32 copies of a whole head would be the largest memory."""
     rows = max(1, ROUNDED_VALUES // weight.shape[1])
     parts = [quantize_int8(part) for part in torch.split(weight.detach(), rows)]
-    give_back(weight)
+    release_pages(weight)
     return Int8Weight(torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts]))

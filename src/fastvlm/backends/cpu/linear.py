@@ -1,80 +1,26 @@
-"""Linear layers for inference: made once from a weight, called many times. Plain, or packed for the CPU.
-
-A *factory* turns (weight, bias) into a callable; the decoder and the encoder take factories and do not know the kernels
-behind them. Every factory works on every machine: where a kernel is missing, the next best takes its place.
+"""Linear layers whose weight is packed for the CPU once, by oneDNN; plain ones where it has no kernel.
 
 Shapes: a weight is (out, in), a bias (out,), inputs are (..., in), outputs (..., out) in the dtype of the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastvlm.backends.cpu.probe import cpu_kernels
-from fastvlm.backends.mapped_memory import give_back
+from fastvlm.backends.linear import Activation, Linear, PlainLinear, joined, joined_biases
 from fastvlm.backends.native.amx_linear import TileLinear, tile_linear
 from fastvlm.backends.native.kernels import native_kernels
+from fastvlm.backends.page_release import release_pages
 
-__all__ = [
-    "Activation",
-    "Linear",
-    "LinearFactory",
-    "PackedLinear",
-    "PlainLinear",
-    "gelu_",
-    "many_rows_linear",
-    "packed_linear",
-    "packed_linear_in",
-    "plain_linear",
-]
+__all__ = ["PackedLinear", "PackedLinears", "gelu_", "many_rows_linear", "packed_linear"]
 
-# Values that the buffer of `packed_linear_in` holds: what a layer has (gate and up of the 7B: 135.8 million), less than
+# Values that the buffer of `PackedLinears` holds: what a layer has (gate and up of the 7B: 135.8 million), less than
 # a head (136.1 million in the 0.5B).
 LARGEST_BUFFER = 136_000_000
-
-Activation = Literal["none", "gelu"]
-Linear = Callable[[Tensor], Tensor]
-
-
-class LinearFactory(Protocol):
-    """Makes a linear layer; it may keep `weight` or make its own form of it."""
-
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """The layer of `weight` (out, in) and `bias` (out,) or None."""
-
-
-class PlainLinear:
-    """``F.linear``, then exact GELU if asked for: any device, any floating dtype, and the measure of the others.
-
-    Computes in the weight's dtype.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> None:
-        self.weight, self.activation = weight.detach(), activation
-        self.bias = None if bias is None else bias.detach().to(weight.dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        y = F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-        return (F.gelu(y) if self.activation == "gelu" else y).to(x.dtype)
-
-    def added(self, x: Tensor, other: Tensor) -> Tensor:
-        """`other` (..., out) plus the outputs; `other` may be overwritten."""
-        return other.add_(self(x))
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the weight takes."""
-        return self.weight.nbytes
-
-    def dense(self) -> Tensor:
-        """The weight (out, in)."""
-        return self.weight
 
 
 class PackedLinear:
@@ -93,7 +39,7 @@ class PackedLinear:
         self._has_tiles = cpu_kernels().has_tiles(weight.dtype)
         self._fused: Activation = "none" if self._has_tiles else activation
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
-        give_back(weight)
+        release_pages(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) of the weight's dtype -> (..., out)."""
@@ -124,41 +70,48 @@ def gelu_(x: Tensor) -> Tensor:
     return y
 
 
-def plain_linear(weight: Tensor, bias: Tensor | None) -> PlainLinear:
-    """``F.linear`` on the weight as it is."""
-    return PlainLinear(weight, bias)
-
-
 def packed_linear(weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> PackedLinear | PlainLinear:
-    """The weight in its own dtype, packed where that works (float32 and bfloat16 on a CPU with oneDNN)."""
+    """The weight in its own dtype, packed where that works (float32 and bfloat16 on a CPU with oneDNN).
+
+    A plain layer holds `weight` itself, so a caller that reuses its memory asks `has_packed` first.
+    """
     if weight.device.type == "cpu" and cpu_kernels().has_packed(weight.dtype):
         return PackedLinear(weight, bias, activation)
     return PlainLinear(weight, bias, activation)
 
 
-def packed_linear_in(dtype: torch.dtype) -> LinearFactory:
-    """A factory as :func:`packed_linear` that computes in `dtype`, whatever the weights are in.
+class PackedLinears:
+    """A maker of packed layers that compute in `dtype`, whatever the weights are in.
 
-    Packing copies, so the turned weight needs its memory only until then: all of them take turns in one buffer. Fresh
-    memory for each costs as much time as the packing. A head gets memory of its own, so that the buffer stays small.
+    Packing copies, so what is joined or turned into `dtype` for it needs memory only until then: one buffer serves all
+    layers, because fresh memory for each costs as much time as the packing. A head gets memory of its own, so that the
+    buffer stays small.
     """
-    buffer = torch.empty(0, dtype=dtype)
 
-    def make(weight: Tensor, bias: Tensor | None) -> Linear:
-        nonlocal buffer
-        bias = None if bias is None else bias.to(dtype)
-        if weight.dtype == dtype or weight.device.type != "cpu" or not cpu_kernels().has_packed(dtype):
-            return packed_linear(weight.to(dtype), bias)
-        if weight.numel() > LARGEST_BUFFER:
-            turned = weight.to(dtype)
-        else:
-            if buffer.numel() < weight.numel():
-                buffer = torch.empty(weight.numel(), dtype=dtype)
-            turned = buffer[: weight.numel()].view(weight.shape).copy_(weight)
-        give_back(weight)
-        return PackedLinear(turned, bias)
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype, self._buffer = dtype, torch.empty(0, dtype=dtype)
 
-    return make
+    def __call__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, is_head: bool) -> Linear:
+        """See :class:`LinearMaker`."""
+        bias = joined_biases([None if bias is None else bias.detach().to(self._dtype) for bias in biases])
+        weight = self._ready(weights, is_head=is_head)
+        for part in weights:
+            release_pages(part)
+        return packed_linear(weight, bias)
+
+    def _ready(self, weights: Sequence[Tensor], *, is_head: bool) -> Tensor:
+        """`weights` in one tensor of `dtype`: the buffer's, where packing copies it afterwards."""
+        if len(weights) == 1 and weights[0].dtype == self._dtype:
+            return weights[0].detach()
+        num_rows, num_values = sum(map(len, weights)), sum(weight.numel() for weight in weights)
+        if is_head or num_values > LARGEST_BUFFER or not cpu_kernels().has_packed(self._dtype):
+            return joined(weights).to(self._dtype)
+        if self._buffer.numel() < num_values:
+            self._buffer = torch.empty(num_values, dtype=self._dtype)
+        turned = self._buffer[:num_values].view(num_rows, -1)
+        for part, weight in zip(torch.split(turned, [len(weight) for weight in weights]), weights, strict=True):
+            part.copy_(weight.detach())
+        return turned
 
 
 def many_rows_linear(

@@ -10,19 +10,22 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastvlm.backends.decoder_weights import DecoderLayer, DecoderWeights
 from fastvlm.backends.kv_cache import KeyValueCache
 from fastvlm.backends.native.address import address
 from fastvlm.backends.native.kernels import MOST_ROWS, NativeKernels
 from fastvlm.backends.native.linear import NativeLinear, NativeProduct, product_kernels
+from fastvlm.config import DecoderConfig
+from fastvlm.formats.checkpoint import RotaryPositions
+from fastvlm.formats.names import HEAD
 
-__all__ = ["NativeDecoder", "Weights", "passes_are_right"]
+__all__ = ["NativeDecoder", "passes_are_right"]
 
 _UNPACKED = 32  # `kUnpacked` in kernels/products_unpacked.hpp
 _HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # kernels/decoder_attention.hpp
@@ -56,58 +59,84 @@ class NativeModel(ctypes.Structure):
 Tables = tuple[Tensor, Tensor]
 
 
-class Weights(NamedTuple):
-    """What a decoder is made of: for each layer its norms (D,) and products, then the last norm and the head."""
+class _NativeLayer(NamedTuple):
+    """A decoder layer all of whose linear layers are native."""
 
-    layers: Sequence[Any]  # of decoder.py: attention_norm, qkv, output, mlp_norm, gate_up, down
-    norm: Tensor
-    head: Any
-    num_heads: int
-    epsilon: float
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    qkv: NativeLinear
+    output: NativeLinear
+    gate_up: NativeLinear
+    down: NativeLinear
+
+    @classmethod
+    def of(cls, layer: DecoderLayer) -> _NativeLayer | None:
+        """`layer`, or None if the kernels do not take it."""
+        qkv, output, gate_up, down = layer.qkv, layer.output, layer.gate_up, layer.down
+        norms = (layer.attention_norm, layer.mlp_norm)
+        if not (isinstance(qkv, NativeLinear) and isinstance(output, NativeLinear)):
+            return None
+        if not (isinstance(gate_up, NativeLinear) and isinstance(down, NativeLinear)):
+            return None
+        has_whole_halves = gate_up.product.num_parts == 2 or gate_up.product.outputs // 2 % _UNPACKED == 0
+        if not has_whole_halves or not all(norm.dtype == torch.bfloat16 and norm.is_contiguous() for norm in norms):
+            return None
+        return cls(*norms, qkv, output, gate_up, down)
 
 
 class NativeDecoder:
     """Steps of one decoder over its cache; made by :meth:`over`."""
 
-    def __init__(self, kernels: NativeKernels, weights: Weights, cache: KeyValueCache) -> None:
-        self._kernels, self._vocab_size = kernels, weights.head.out_features
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        weights: DecoderWeights,
+        layers: Sequence[_NativeLayer],
+        head: NativeLinear,
+        cache: KeyValueCache,
+    ) -> None:
+        self._kernels, self._vocab_size = kernels, head.out_features
         num_slots, planes, context, head_width = shape = cache.layers[0].shape
         self._num_slots, self._context = num_slots, context
-        sizes = _Sizes(
-            len(weights.norm), weights.num_heads, planes // 2, head_width, weights.layers[0].down.in_features
-        )
-        sizes.check_head(weights.head)
-        layers = [_layer(layer, sizes, held, shape) for layer, held in zip(weights.layers, cache.layers, strict=True)]
-        self._held = weights, cache  # what the pointers point to
+        heads, epsilon = weights.config.num_attention_heads, weights.config.rms_norm_eps
+        sizes = _Sizes(len(weights.norm), heads, planes // 2, head_width, layers[0].down.in_features)
+        sizes.check_head(head)
+        structures = [_structure(layer, sizes, held, shape) for layer, held in zip(layers, cache.layers, strict=True)]
+        self._held = weights, layers, head, cache  # what the pointers point to
         self._model = NativeModel(
-            (NativeLayer * len(layers))(*layers),
+            (NativeLayer * len(layers))(*structures),
             address("norm", weights.norm, torch.bfloat16, sizes.width),
-            ctypes.pointer(weights.head.product),
+            ctypes.pointer(head.product),
             len(layers),
             sizes.width,
             sizes.heads,
             sizes.kv_heads,
             head_width,
             context,
-            weights.epsilon,
+            epsilon,
         )
 
     @classmethod
-    def over(cls, weights: Weights, cache: KeyValueCache) -> NativeDecoder | None:
+    def over(cls, weights: DecoderWeights, cache: KeyValueCache) -> NativeDecoder | None:
         """Steps over these weights and this cache, or None if the kernels do not take them."""
         kernels = product_kernels()
         if kernels is None or not weights.layers or not passes_are_right(kernels):
             return None
+        return cls._over(kernels, weights, cache)
+
+    @classmethod
+    def _over(cls, kernels: NativeKernels, weights: DecoderWeights, cache: KeyValueCache) -> NativeDecoder | None:
         _, planes, context, head_width = cache.layers[0].shape
+        layers, head = [_NativeLayer.of(layer) for layer in weights.layers], weights.head
+        taken = [layer for layer in layers if layer is not None]
         is_taken = (
-            all(_is_taken(layer) for layer in weights.layers)
-            and isinstance(weights.head, NativeLinear)
+            len(taken) == len(layers)
             and all(held.dtype == torch.bfloat16 and held.is_contiguous() for held in (weights.norm, *cache.layers))
             and head_width in _HEAD_WIDTHS
-            and 2 * weights.num_heads <= planes * _MOST_SHARING
+            and 2 * weights.config.num_attention_heads <= planes * _MOST_SHARING
             and context >= _TILE_ROWS
         )
-        return cls(kernels, weights, cache) if is_taken else None
+        return cls(kernels, weights, taken, head, cache) if is_taken and isinstance(head, NativeLinear) else None
 
     def decode(self, embeds: Tensor, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> Tensor:
         """Logits (B, V) after `embeds` (B, D), one token of each of `slots`, at `positions`; all bfloat16.
@@ -123,8 +152,8 @@ class NativeDecoder:
             self._call(embeds[some], places[:, some], tables, logits[some], is_prompt=False)
         return logits
 
-    def fill(self, embeds: Tensor, slot: int, start: int, tables: Tables) -> Tensor:
-        """The last of `embeds` (T, D) after all layers (1, D); `slot` holds them after its first `start` tokens.
+    def prefill_chunk(self, embeds: Tensor, slot: int, start: int, tables: Tables) -> Tensor:
+        """Prefill `embeds` (T, D) into `slot` at position `start`; return the last token's hidden state (1, D).
 
         Raises:
             ValueError: a slot or position that the cache or `tables` do not have.
@@ -164,7 +193,7 @@ class _Sizes(NamedTuple):
             raise ValueError(f"{self.heads} heads share {self.kv_heads} of keys and values; expected a divisor.")
         self._check("head", head, self.width, head.out_features)
 
-    def check_layer(self, layer: Any) -> None:
+    def check_layer(self, layer: _NativeLayer) -> None:
         """Raise ValueError if a product of `layer` is of another shape."""
         mixed = self.heads * self.head_width
         self._check("qkv", layer.qkv, self.width, mixed + 2 * self.kv_heads * self.head_width)
@@ -188,15 +217,38 @@ def passes_are_right(kernels: NativeKernels) -> bool:
         name: ((torch.arange(out * width) * (7 + 2 * i) % 16 - 7.5) / 64).reshape(out, width).to(half)
         for i, (name, out) in enumerate(rows.items())
     }
-    products = {name: NativeLinear(kernels, [weight], [None]) for name, weight in dense.items()}
+    linears = {name: NativeLinear(kernels, [weight], [None]) for name, weight in dense.items()}
     norm, table = torch.ones(width, dtype=half), torch.full((tokens, 1, 32), 0.5, dtype=half)
-    layer = SimpleNamespace(attention_norm=norm, mlp_norm=norm, **products)
-    config = SimpleNamespace(hidden_size=width, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1)
-    decoder = NativeDecoder(
-        kernels, Weights([layer], norm, products["head"], 2, 0.0), KeyValueCache(config, 2, 48, half)
+    config = DecoderConfig(
+        vocab_size=rows["head"],
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=48,
+        head_dim=32,
+        rms_norm_eps=0.0,
+        rope_theta=1e4,
+        eos_token_id=None,
+        pad_token_id=None,
     )
+    head = linears.pop("head")
+    weights = DecoderWeights(
+        config=config,
+        dtype=half,
+        embedding=dense["head"],
+        linears={(HEAD,): head},
+        layers=(DecoderLayer(attention_norm=norm, mlp_norm=norm, **linears),),
+        norm=norm,
+        rotary=RotaryPositions.default(config.rope_theta, config.head_dim),
+        own_bytes=0,
+    )
+    decoder = NativeDecoder._over(kernels, weights, KeyValueCache(config, 2, 48, half))
+    if decoder is None:
+        return False
     embeds = (torch.arange(width) * 5 % 16 - 7.5).to(half).expand(tokens, width)
-    normed, (qkv, output, gate_up, down, head) = (
+    normed, (qkv, output, gate_up, down, head_weight) = (
         partial(F.rms_norm, normalized_shape=(width,)),
         map(Tensor.float, dense.values()),
     )
@@ -206,25 +258,15 @@ def passes_are_right(kernels: NativeKernels) -> bool:
     hidden = hidden + (F.silu(gate) * up) @ down.T
     near = partial(torch.allclose, rtol=2e-2, atol=2e-2)
     logits = decoder.decode(embeds[:2], [1, 0], [0, 0], (table, table))
-    filled = decoder.fill(embeds, 1, 0, (table, table))
-    return near(logits.float(), (normed(hidden) @ head.T).expand(2, -1)) and near(filled.float(), hidden)
+    filled = decoder.prefill_chunk(embeds, 1, 0, (table, table))
+    return near(logits.float(), (normed(hidden) @ head_weight.T).expand(2, -1)) and near(filled.float(), hidden)
 
 
-def _layer(layer: Any, sizes: _Sizes, cache: Tensor, shape: Sequence[int]) -> NativeLayer:
+def _structure(layer: _NativeLayer, sizes: _Sizes, cache: Tensor, shape: Sequence[int]) -> NativeLayer:
     sizes.check_layer(layer)
     return NativeLayer(
         address("attention_norm", layer.attention_norm, torch.bfloat16, sizes.width),
         address("mlp_norm", layer.mlp_norm, torch.bfloat16, sizes.width),
-        *(ctypes.pointer(product.product) for product in (layer.qkv, layer.output, layer.gate_up, layer.down)),
+        *(ctypes.pointer(linear.product) for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)),
         address("cache", cache, torch.bfloat16, *shape),
     )
-
-
-def _is_taken(layer: Any) -> bool:
-    products = (layer.qkv, layer.output, layer.gate_up, layer.down)
-    norms = (layer.attention_norm, layer.mlp_norm)
-    if not all(isinstance(product, NativeLinear) for product in products):
-        return False
-    gate_up = layer.gate_up.product
-    has_whole_halves = gate_up.num_parts == 2 or gate_up.outputs // 2 % _UNPACKED == 0
-    return has_whole_halves and all(norm.dtype == torch.bfloat16 and norm.is_contiguous() for norm in norms)

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastvlm.backends.cpu.linear import Linear
-from fastvlm.backends.mapped_memory import give_back
+from fastvlm.backends.linear import Linear
 from fastvlm.backends.native.address import address
 from fastvlm.backends.native.kernels import SWITCH, NativeKernels, native_kernels
+from fastvlm.backends.page_release import release_pages
 from fastvlm.errors import ConfigError
 from fastvlm.formats.rounding import (
     FILE_BLOCK,
@@ -34,8 +34,8 @@ from fastvlm.formats.rounding import (
 )
 
 __all__ = [
-    "NativeFactory",
     "NativeLinear",
+    "NativeLinears",
     "NativeMatrix",
     "NativeProduct",
     "has_native_linears",
@@ -102,31 +102,27 @@ class NativeLinear:
         return y.view(*x.shape[:-1], self.out_features)
 
 
-class NativeFactory:
-    """A factory of :class:`NativeLinear`, where :func:`has_native_linears`; nothing has to be laid side by side.
+class NativeLinears:
+    """A maker of :class:`NativeLinear`, for machines with :func:`has_native_linears`; nothing is joined or copied.
 
     Args:
-        form: of a weight (out, in), what is multiplied: itself in bfloat16, or rounded.
+        form: of a weight (out, in) and whether it is the head's, what is multiplied: itself in bfloat16, or rounded.
     """
 
-    def __init__(self, form: Callable[[Tensor], Tensor | RoundedWeight]) -> None:
+    def __init__(self, form: Callable[[Tensor, bool], Tensor | RoundedWeight]) -> None:
         self._form = form
 
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """The layer of `weight` (out, in) and `bias` (out,) or None."""
-        return self.of_parts([weight], [bias])
-
-    def of_parts(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Linear:
-        """One layer of several weights over the same input, their outputs side by side."""
-        formed = [self._form(weight.detach()) for weight in weights]
+    def __call__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, is_head: bool) -> Linear:
+        """See :class:`fastvlm.backends.linear.LinearMaker`."""
+        formed = [self._form(weight.detach(), is_head) for weight in weights]
         for weight, form in zip(weights, formed, strict=True):
-            if not isinstance(form, Tensor) or form.data_ptr() != weight.data_ptr():
-                give_back(weight)
-        product = native_linear(formed, biases)
-        if product is None:
+            if form is not weight and not (isinstance(form, Tensor) and form.dtype == weight.dtype):
+                release_pages(weight)
+        layer = native_linear(formed, biases)
+        if layer is None:
             shapes = [list(weight.shape) for weight in weights]
             raise ConfigError(f"Weights of {shapes} are not for the compiled kernels. Set {SWITCH}=0.")
-        return product
+        return layer
 
 
 def has_native_linears(dtype: torch.dtype) -> bool:

@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastvlm.backends import mapped_memory
+from fastvlm.backends import page_release
 from fastvlm.backends.cpu.int8 import int8_linear
 from fastvlm.backends.cpu.linear import PackedLinear, packed_linear, packed_linear_in
-from fastvlm.backends.mapped_memory import give_back
+from fastvlm.backends.page_release import release_pages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="done on Linux alone")
 
@@ -50,7 +50,7 @@ def resident_bytes(tensor):
 def test_pages_of_a_file_leave_and_come_back_with_the_same_values(mapped):
     before = mapped.clone()
     assert resident_bytes(mapped) >= mapped.nbytes
-    assert mapped.nbytes <= give_back(mapped) < mapped.nbytes + 8192
+    assert mapped.nbytes <= release_pages(mapped) < mapped.nbytes + 8192
     assert resident_bytes(mapped) == 0
     assert torch.equal(mapped, before)
     assert resident_bytes(mapped) >= mapped.nbytes
@@ -60,7 +60,7 @@ def test_pages_of_a_file_leave_and_come_back_with_the_same_values(mapped):
 def test_what_was_written_since_is_never_lost(mapped, place):
     """The page exists in this process alone; dropping it would bring the file's values back."""
     mapped[place] = 77.0
-    assert give_back(mapped) == 0
+    assert release_pages(mapped) == 0
     assert mapped[place] == 77.0
 
 
@@ -69,23 +69,23 @@ def test_a_neighbor_that_was_written_to_is_not_lost(row):
     first, mapped, last = row
     assert first.data_ptr() + first.nbytes == mapped.data_ptr() and mapped.data_ptr() % 4096
     first[-1, -1], last[0, 0] = 77.0, 78.0
-    give_back(mapped)
+    release_pages(mapped)
     assert (first[-1, -1], last[0, 0]) == (77.0, 78.0)
 
 
 def test_memory_that_is_no_files_stays():
     own = torch.randn(SHAPE)
     before = own.clone()
-    assert give_back(own) == 0
+    assert release_pages(own) == 0
     assert torch.equal(own, before)
     shared = own.clone().share_memory_()  # as between the processes of a data loader
-    give_back(shared)
+    release_pages(shared)
     assert torch.equal(shared, before)
 
 
 def test_what_is_no_piece_of_memory_is_left_alone(mapped):
-    assert give_back(mapped.T) == give_back(mapped[:, :5]) == give_back(mapped[:0]) == 0
-    assert give_back(torch.empty(SHAPE, device="meta")) == 0
+    assert release_pages(mapped.T) == release_pages(mapped[:, :5]) == release_pages(mapped[:0]) == 0
+    assert release_pages(torch.empty(SHAPE, device="meta")) == 0
     assert resident_bytes(mapped) >= mapped.nbytes
 
 
@@ -94,15 +94,15 @@ def test_without_the_table_of_pages_nothing_is_given_back(mapped, monkeypatch, t
     table = tmp_path / "pagemap"
     if content is not None:
         table.write_bytes(content)
-    monkeypatch.setattr(mapped_memory, "_PAGEMAP", table)
-    assert give_back(mapped) == 0
-    monkeypatch.setattr(mapped_memory, "_madvise", mapped_memory._madvise.__wrapped__)
-    assert give_back(mapped) == 0
+    monkeypatch.setattr(page_release, "_PAGEMAP", table)
+    assert release_pages(mapped) == 0
+    monkeypatch.setattr(page_release, "_madvise", page_release._madvise.__wrapped__)
+    assert release_pages(mapped) == 0
 
 
 def test_elsewhere_nothing_is_done(mapped, monkeypatch):
-    monkeypatch.setattr(mapped_memory, "_madvise", lambda: None)
-    assert give_back(mapped) == 0
+    monkeypatch.setattr(page_release, "_madvise", lambda: None)
+    assert release_pages(mapped) == 0
     assert resident_bytes(mapped) >= mapped.nbytes
 
 

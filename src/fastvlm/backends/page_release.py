@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["give_back"]
+__all__ = ["release_pages"]
 
 _PAGEMAP = Path("/proc/self/pagemap")  # a 64-bit word a page: Documentation/admin-guide/mm/pagemap.rst of Linux
 _WORD_BYTES = 8
@@ -25,7 +25,7 @@ _FIRST_FLAG = 61  # bit 61: belongs to a file or is shared; 62: swapped out; 63:
 _FILE = 1
 
 
-def give_back(tensor: Tensor) -> int:
+def release_pages(tensor: Tensor) -> int:
     """Let the pages of `tensor` that a file holds leave this process's memory; its values stay what they are.
 
     Nothing happens to memory that is no file's, or that was written to since it was mapped (such a page exists here

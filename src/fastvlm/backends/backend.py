@@ -1,0 +1,69 @@
+"""What the engine asks of whatever computes: the protocol that every backend has.
+
+I images, N visual tokens an image, T tokens, B rows, D decoder width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Backend"]
+
+
+class Backend(Protocol):
+    """Weights, and a key/value cache with slots, on one device. One thread at a time may call it.
+
+    Attributes:
+        device, dtype: where and in what it computes.
+        num_slots: sequences that the cache holds at the same time.
+        context: tokens that one slot holds, prompt and reply.
+        kv_bytes_per_token: bytes of cache that one token takes.
+        chunk_tokens: tokens of a prompt to prefill at a time while other requests decode; None for all of them.
+        encodes_singly: True if images should be handed over one by one, because each is encoded in short steps.
+    """
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102
+    @property
+    def num_slots(self) -> int: ...  # noqa: D102
+    @property
+    def context(self) -> int: ...  # noqa: D102
+    @property
+    def kv_bytes_per_token(self) -> int: ...  # noqa: D102
+    @property
+    def chunk_tokens(self) -> int | None: ...  # noqa: D102
+    @property
+    def encodes_singly(self) -> bool: ...  # noqa: D102
+
+    def encode(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+        """Encode and project images: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D), the return value.
+
+        The work may be paused or dropped at each yield.
+        """
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """Token embeddings (T, D)."""
+
+    def prefill_chunk(self, embeds: Tensor, slot: int, start: int) -> Tensor:
+        """Prefill `embeds` (T, D) into `slot` at position `start`; return the last token's hidden state (1, D).
+
+        The slot holds the first `start` tokens already.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (T, V) of hidden states (T, D) that :meth:`prefill_chunk` returned."""
+
+    def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Logits (B, V) after one more token in each of `slots`, at `positions`; valid until the next call."""
+
+    def copy_prefix(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy keys and values of the first `num_tokens` of slot `source` to slot `target`."""
+
+    def check_weights(self) -> None:
+        """Raise CheckpointError if a file that weights are mapped from was written to."""

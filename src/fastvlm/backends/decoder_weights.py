@@ -1,0 +1,173 @@
+"""A decoder's weights as an engine computes with them: linear layers made once, by name, from a checkpoint.
+
+Several decoders may hold the same :class:`DecoderWeights` (replicas). A checkpoint that differs from another one in
+some tensors (a merged adapter) shares every layer whose tensors are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastvlm.backends.linear import Linear, LinearMaker, PlainLinear, joined_biases
+from fastvlm.config import DecoderConfig
+from fastvlm.formats.checkpoint import Checkpoint, RotaryPositions
+from fastvlm.formats.names import DECODER, EMBEDDING, FINAL_NORM, HEAD, layer_linears, linear_groups
+from fastvlm.formats.rounding import RoundedWeight
+
+__all__ = ["DecoderLayer", "DecoderWeights", "RoundedMaker", "prepare_decoder"]
+
+RoundedMaker = Callable[[RoundedWeight, Tensor | None], Linear]  # (weight, bias (out,)) -> layer
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """One layer: two norms (D,) and four linear layers; `gate_up` gives gate and up projections, concatenated."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    output: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderWeights:
+    """All weights of a decoder and its head.
+
+    Attributes:
+        config: sizes.
+        dtype: what is computed in.
+        embedding: (V, D), of the checkpoint's dtype.
+        linears: names of the weights that a linear layer is made of -> that layer.
+        layers: the same by layer, with the norms.
+        norm: (D,), before the head.
+        rotary: positions.
+        own_bytes: memory of the linear layers that no other weights share.
+    """
+
+    config: DecoderConfig
+    dtype: torch.dtype
+    embedding: Tensor
+    linears: Mapping[tuple[str, ...], Linear]
+    layers: tuple[DecoderLayer, ...]
+    norm: Tensor
+    rotary: RotaryPositions
+    own_bytes: int
+
+    @property
+    def head(self) -> Linear:
+        """The output projection: (T, D) -> logits (T, V)."""
+        return self.linears[HEAD,]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.embedding.device
+
+
+def prepare_decoder(
+    checkpoint: Checkpoint,
+    make: LinearMaker,
+    make_rounded: RoundedMaker,
+    dtype: torch.dtype,
+    device: torch.device,
+    base: DecoderWeights | None = None,
+) -> DecoderWeights:
+    """Lay out the decoder of `checkpoint` for computing.
+
+    Args:
+        checkpoint: stays as it is.
+        make: of weights in floating dtypes.
+        make_rounded: of weights that the checkpoint has in 8 or 4 bits.
+        dtype, device: what is computed in, and where.
+        base: prepared in the same way from the checkpoint that ``checkpoint.changed`` is counted from; its layers are
+            taken over where no tensor has changed.
+    """
+    prepared = _Preparation(checkpoint, make, make_rounded, dtype, base)
+    # The head first: packing takes twice its memory for a moment, which is free again when the layers come.
+    names = linear_groups(checkpoint.config.text_config.num_hidden_layers)
+    linears = {group: prepared.linear(group) for group in (names[-1], *names[:-1])}
+
+    def norm(name: str) -> Tensor:
+        return checkpoint.tensors[name].detach().to(device, dtype)
+
+    def layer(index: int) -> DecoderLayer:
+        prefix = f"{DECODER}layers.{index}."
+        return DecoderLayer(
+            attention_norm=norm(f"{prefix}input_layernorm.weight"),
+            mlp_norm=norm(f"{prefix}post_attention_layernorm.weight"),
+            **{part: linears[group] for part, group in layer_linears(index).items()},
+        )
+
+    rotary = checkpoint.rotary
+    return DecoderWeights(
+        config=checkpoint.config.text_config,
+        dtype=dtype,
+        embedding=checkpoint.tensors[EMBEDDING].detach().to(device),
+        linears=linears,
+        layers=tuple(map(layer, range(checkpoint.config.text_config.num_hidden_layers))),
+        norm=norm(FINAL_NORM),
+        rotary=RotaryPositions(rotary.frequencies.to(device), rotary.scaling),
+        own_bytes=prepared.own_bytes,
+    )
+
+
+class _Preparation:
+    """Makes linear layers by name, or takes them over from `base`; see :func:`prepare_decoder`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        make: LinearMaker,
+        make_rounded: RoundedMaker,
+        dtype: torch.dtype,
+        base: DecoderWeights | None,
+    ) -> None:
+        self._checkpoint, self._make, self._make_rounded = checkpoint, make, make_rounded
+        self._dtype, self._base = dtype, base
+        self.own_bytes = 0
+
+    def linear(self, names: tuple[str, ...]) -> Linear:
+        """The layer of the weights `names` over the same input."""
+        sources = [self._source(name) for name in names]
+        biases = [_bias_name(name) for name in sources]
+        if self._base is not None and not self._checkpoint.changed.intersection((*sources, *biases)):
+            return self._base.linears[names]
+        layer = self._made(names, sources, [self._checkpoint.tensors.get(bias) for bias in biases])
+        self.own_bytes += int(getattr(layer, "num_bytes", 0))
+        return layer
+
+    def _source(self, name: str) -> str:
+        """The tensor that has the weight `name`: a tied head is the embedding table."""
+        return EMBEDDING if name == HEAD and HEAD not in self._checkpoint.tensors else name
+
+    def _made(self, names: tuple[str, ...], sources: Sequence[str], biases: Sequence[Tensor | None]) -> Linear:
+        rounded = self._checkpoint.rounded.get(names)
+        if rounded is not None:
+            return self._make_rounded(rounded, joined_biases(biases))
+        if any(name in self._checkpoint.layers for name in names):
+            return _side_by_side([self._own_layer(name, source) for name, source in zip(names, sources, strict=True)])
+        weights = [self._checkpoint.tensors[source] for source in sources]
+        return self._make(weights, biases, is_head=names == (HEAD,))
+
+    def _own_layer(self, name: str, source: str) -> Linear:
+        """The layer that computes by code of its own, in its own dtype; else a plain one."""
+        own = self._checkpoint.layers.get(name)
+        if own is not None:
+            return own
+        return PlainLinear(
+            self._checkpoint.tensors[source].to(self._dtype), self._checkpoint.tensors.get(_bias_name(name))
+        )
+
+
+def _bias_name(weight_name: str) -> str:
+    return weight_name.removesuffix("weight") + "bias"
+
+
+def _side_by_side(layers: Sequence[Linear]) -> Linear:
+    return layers[0] if len(layers) == 1 else lambda x: torch.cat([layer(x) for layer in layers], dim=-1)

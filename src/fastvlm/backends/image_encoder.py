@@ -1,0 +1,124 @@
+"""Image encoder and projector of a backend: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D).
+
+I images, N visual tokens an image, C encoder channels, D decoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastvlm.backends.cpu.encoder import FastEncoder
+from fastvlm.backends.cuda_graphs import GraphedEncode
+from fastvlm.backends.page_release import release_pages
+from fastvlm.formats.checkpoint import Checkpoint
+from fastvlm.formats.names import ENCODER, PROJECTOR
+from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens
+from fastvlm.model.projector import FastVlmMultiModalProjector
+
+__all__ = ["ImageEncoder", "SteppedImageEncoder", "TorchImageEncoder", "images_dtype"]
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class ImageEncoder(Protocol):
+    """Encodes and projects images."""
+
+    @property
+    def is_stepped(self) -> bool:
+        """True if it is quick to pause: images should be handed over one by one."""
+
+    def __call__(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+        """Image embeds (I, N, D), the return value; the work may be paused or dropped at each yield."""
+
+
+class SteppedImageEncoder:
+    """The encoder for CPUs, in steps; see :class:`FastEncoder`.
+
+    Args:
+        checkpoint: stays as it is; pages of its files that were copied leave memory.
+        dtype: what is computed in.
+        base: an encoder of the checkpoint that ``checkpoint.changed`` is counted from; unchanged parts are shared.
+    """
+
+    is_stepped = True
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, base: SteppedImageEncoder | None = None) -> None:
+        if base is None or _has_changed(checkpoint, ENCODER):
+            module = _encoder(checkpoint)
+            self.encoder = FastEncoder(module, dtype)
+            for weight in module.parameters():
+                release_pages(weight)
+        else:
+            self.encoder = base.encoder
+        self.projector: FastVlmMultiModalProjector
+        if base is None or _has_changed(checkpoint, PROJECTOR):
+            self.projector = _projector(checkpoint).to(dtype)
+        else:
+            self.projector = base.projector
+
+    @torch.no_grad()
+    def __call__(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+        """See :class:`ImageEncoder`."""
+        feature_map = yield from self.encoder.slices(pixel_values)
+        embeds: Tensor = self.projector(as_feature_tokens(feature_map))
+        return embeds
+
+
+class TorchImageEncoder:
+    """Encoder and projector as PyTorch modules, on any device; on a GPU of CUDA as graphs if `has_graphs`."""
+
+    is_stepped = False
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, has_graphs: bool = False
+    ) -> None:
+        self._dtype, self._device = dtype, device
+        self._encoder, self._projector = (
+            _encoder(checkpoint).to(device, dtype),
+            _projector(checkpoint).to(device, dtype),
+        )
+        self._encode = GraphedEncode(self._forward, device) if has_graphs else self._forward
+
+    def __call__(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+        """See :class:`ImageEncoder`."""
+        yield from ()
+        return self._encode(pixel_values.to(self._device))
+
+    @torch.no_grad()
+    def _forward(self, pixel_values: Tensor) -> Tensor:
+        embeds: Tensor = self._projector(as_feature_tokens(self._encoder(pixel_values.to(self._dtype))))
+        return embeds
+
+
+def images_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What images are computed in beside a decoder in `dtype`: the encoder's numbers are too large for float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _has_changed(checkpoint: Checkpoint, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in checkpoint.changed)
+
+
+def _encoder(checkpoint: Checkpoint) -> FastViTHD:
+    with torch.device("meta"):
+        module = FastViTHD(checkpoint.config.vision_config)
+    return _with_tensors(module, checkpoint, ENCODER)
+
+
+def _projector(checkpoint: Checkpoint) -> FastVlmMultiModalProjector:
+    with torch.device("meta"):
+        module = FastVlmMultiModalProjector(checkpoint.config)
+    return _with_tensors(module, checkpoint, PROJECTOR)
+
+
+def _with_tensors(module: M, checkpoint: Checkpoint, prefix: str) -> M:
+    """`module` on the checkpoint's tensors themselves, in eval mode."""
+    tensors = checkpoint.tensors
+    own = {name.removeprefix(prefix): tensors[name].detach() for name in tensors if name.startswith(prefix)}
+    module.load_state_dict(own, assign=True)
+    return module.requires_grad_(False).eval()

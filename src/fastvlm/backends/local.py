@@ -1,0 +1,225 @@
+"""The backend of one process on one device, and which kernels it is made of.
+
+On a CPU: the encoder on NHWC maps in short steps, the decoder's weights packed once or read where they lie. On a GPU:
+PyTorch's own layers, with CUDA graphs. `kernels="reference"` takes PyTorch's own layers everywhere, for comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastvlm.backends.cpu.int4 import int4_linear
+from fastvlm.backends.cpu.int8 import int8_linear, rounded_to_int8
+from fastvlm.backends.cpu.linear import PackedLinears
+from fastvlm.backends.cpu.probe import cpu_kernels
+from fastvlm.backends.decoder import Decoder
+from fastvlm.backends.decoder_weights import DecoderWeights, prepare_decoder
+from fastvlm.backends.image_encoder import ImageEncoder, SteppedImageEncoder, TorchImageEncoder, images_dtype
+from fastvlm.backends.linear import Linear, LinearMaker, joined, joined_biases, plain_linears
+from fastvlm.backends.native.linear import NativeLinears, has_native_linears, native_linear
+from fastvlm.config import BITS, Bits
+from fastvlm.errors import UsageError
+from fastvlm.formats.checkpoint import Checkpoint
+from fastvlm.formats.mapped_files import MappedFiles
+from fastvlm.formats.rounding import GROUP_SIZES, Int8Weight, RoundedWeight, quantize_int4
+
+__all__ = ["LocalBackend", "fast_dtype", "make_backend"]
+
+Kernels = Literal["fast", "reference"]
+_CHUNK_TOKENS = 64  # of a prompt on a CPU while others run; elsewhere a prompt takes hardly longer than a token
+_CONTEXT_TOKENS = 8192  # where memory is taken when it is claimed (a GPU), and nothing else was asked for
+
+
+class LocalBackend:
+    """A :class:`fastvlm.backends.backend.Backend` on one device of this machine; made by :func:`make_backend`."""
+
+    def __init__(self, images: ImageEncoder, decoder: Decoder, files: MappedFiles | None) -> None:
+        self.images, self.decoder, self._files = images, decoder, files
+
+    @property
+    def weights(self) -> DecoderWeights:
+        """The decoder's; replicas hold the same object."""
+        return self.decoder.weights
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.decoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the decoder computes in."""
+        return self.decoder.dtype
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that the cache holds at the same time."""
+        return self.decoder.cache.num_slots
+
+    @property
+    def context(self) -> int:
+        """Tokens that one slot holds, prompt and reply."""
+        return self.decoder.cache.context
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of cache that one token takes."""
+        return self.decoder.cache.bytes_per_token
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Tokens of a prompt to prefill at a time while other requests decode; None for all of them."""
+        return _CHUNK_TOKENS if self.device.type == "cpu" else None
+
+    @property
+    def encodes_singly(self) -> bool:
+        """True if images should be handed over one by one."""
+        return self.images.is_stepped
+
+    def encode(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
+        """Image embeds (I, N, D) of pixel_values (I, 3, H, W) in [0, 1], the return value."""
+        return self.images(pixel_values)
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """Token embeddings (T, D)."""
+        return self.decoder.embed(token_ids)
+
+    def prefill_chunk(self, embeds: Tensor, slot: int, start: int) -> Tensor:
+        """Prefill `embeds` (T, D) into `slot` at position `start`; return the last token's hidden state (1, D)."""
+        return self.decoder.prefill_chunk(embeds, slot, start)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (T, V) of hidden states (T, D)."""
+        return self.decoder.logits(hidden)
+
+    def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Logits (B, V) after one more token in each of `slots`, at `positions`."""
+        return self.decoder.decode(token_ids, slots, positions)
+
+    def copy_prefix(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy keys and values of the first `num_tokens` of slot `source` to slot `target`."""
+        self.decoder.cache.copy_prefix(source, target, num_tokens)
+
+    def check_weights(self) -> None:
+        """Raise CheckpointError if a file that weights are mapped from was written to."""
+        if self._files is not None:
+            self._files.check()
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """What an engine on `device` is fast in; None for the checkpoint's own dtype.
+
+    float32 on a CPU without bfloat16 arithmetic (most laptops), where bfloat16 is emulated: twice the memory, a
+    fraction of the time (docs/performance.md).
+    """
+    return torch.float32 if device.type == "cpu" and not cpu_kernels().has_fast_bfloat16 else None
+
+
+def make_backend(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    bits: Bits = 16,
+    num_slots: int = 4,
+    context: int | None = None,
+    kernels: Kernels = "fast",
+    base: LocalBackend | None = None,
+) -> LocalBackend:
+    """A backend for `checkpoint` on `device`.
+
+    Args:
+        checkpoint: stays as it is and can be used afterwards.
+        device: None for where its tensors are.
+        dtype: what is computed in; None for the checkpoint's own. Weights are turned one by one while they are laid
+            out, so a checkpoint whose weights lie in a mapped file never exists in `dtype` as a whole.
+        bits: of the decoder's weights on a CPU. 16 keeps them as the checkpoint has them: its floating dtype, or the 8
+            or 4 bits in which ``fastvlm quantize`` stored them. At 4 the head keeps 8.
+        num_slots: sequences at the same time.
+        context: tokens of one sequence, prompt and reply; None for the model's own on a CPU, where only what is used
+            takes memory, and at most 8192 elsewhere.
+        kernels: "reference" for PyTorch's own layers and no graphs.
+        base: a backend made with the same settings from the checkpoint that ``checkpoint.changed`` is counted from:
+            weights are shared where no tensor has changed. The two may run in different threads.
+
+    Raises:
+        UsageError: bits that the checkpoint cannot be had in, fewer than 16 away from a CPU, an impossible context.
+    """
+    device = checkpoint.tensors[next(iter(checkpoint.tensors))].device if device is None else device
+    dtype = checkpoint.dtype if dtype is None else dtype
+    _check_bits(bits, checkpoint.bits, device)
+    is_fast = kernels == "fast"
+    has_graphs = is_fast and device.type == "cuda"
+    images: ImageEncoder
+    if is_fast and device.type == "cpu":
+        shared = base.images if base is not None and isinstance(base.images, SteppedImageEncoder) else None
+        images = SteppedImageEncoder(checkpoint, images_dtype(dtype), shared)
+    elif base is not None and not checkpoint.changed:
+        images = base.images
+    else:
+        images = TorchImageEncoder(checkpoint, images_dtype(dtype), device, has_graphs=has_graphs)
+    make = _linears(bits, dtype) if is_fast and device.type == "cpu" else plain_linears(device, dtype)
+    rounded = partial(_rounded_linear, dtype=dtype, device=device)
+    weights = prepare_decoder(checkpoint, make, rounded, dtype, device, None if base is None else base.weights)
+    decoder = Decoder(weights, num_slots, _context(checkpoint, context, device), has_fixed_shapes=has_graphs)
+    return LocalBackend(images, decoder, checkpoint.files if device.type == "cpu" else None)
+
+
+def _check_bits(bits: Bits, stored: int | None, device: torch.device) -> None:
+    if bits not in BITS:
+        raise UsageError(f"bits is {bits!r}; expected 16, 8 or 4.")
+    if bits != 16 and device.type != "cpu":
+        raise UsageError(f"bits is {bits}, but the model is on {device}; weights of 8 and 4 bits need a CPU.")
+    if stored is not None and bits not in (16, stored):
+        raise UsageError(
+            f"bits is {bits}, but this checkpoint is stored in {stored}. Leave it at that, or take the checkpoint that "
+            "it was made from."
+        )
+
+
+def _context(checkpoint: Checkpoint, asked: int | None, device: torch.device) -> int:
+    own = checkpoint.config.text_config.max_position_embeddings
+    if asked is None:
+        return own if device.type == "cpu" else min(own, _CONTEXT_TOKENS)
+    if not 1 < asked <= own:
+        raise UsageError(f"context is {asked} tokens; expected 2 to {own}, which this model was made for.")
+    return asked
+
+
+def _linears(bits: Bits, dtype: torch.dtype) -> LinearMaker:
+    """What makes a CPU's linear layers of weights in floating dtypes."""
+    if has_native_linears(dtype):
+        return NativeLinears(partial(_native_form, bits=bits))
+    if bits == 16:
+        return PackedLinears(dtype)
+
+    def make(weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, is_head: bool) -> Linear:
+        weight, bias = joined(weights), joined_biases(biases)
+        return int8_linear(weight, bias) if bits == 8 or is_head else int4_linear(weight, bias)
+
+    return make
+
+
+def _native_form(weight: Tensor, is_head: bool, *, bits: Bits) -> Tensor | RoundedWeight:
+    """What the compiled kernels multiply: `weight` (out, in) itself in bfloat16, or rounded."""
+    if bits == 16:
+        return weight.to(torch.bfloat16).contiguous()
+    has_groups = weight.shape[1] % GROUP_SIZES[0] == 0
+    if bits == 8 or is_head or not has_groups:
+        return rounded_to_int8(weight)
+    return quantize_int4(weight, GROUP_SIZES[0])
+
+
+def _rounded_linear(weight: RoundedWeight, bias: Tensor | None, *, dtype: torch.dtype, device: torch.device) -> Linear:
+    """The layer of a weight that the checkpoint has in 8 or 4 bits; away from a CPU in `dtype`."""
+    if device.type != "cpu":
+        return plain_linears(device, dtype)([weight.dequantize()], [bias], is_head=False)
+    native = native_linear([weight], [bias]) if dtype == torch.bfloat16 else None
+    if native is not None:
+        return native
+    return int8_linear(weight, bias) if isinstance(weight, Int8Weight) else int4_linear(weight, bias)
