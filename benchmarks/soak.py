@@ -76,7 +76,7 @@ def body(picture: str, text: str) -> dict:
 
 def offline_replies() -> dict[tuple[str, str], str]:
     """What the engine says without a server."""
-    engine = fastvlm.fast_engine(*fastvlm.load("mini", dtype=fast_dtype(pick_device())))
+    engine = fastvlm.Engine.from_model(*fastvlm.load("mini", dtype=fast_dtype(pick_device())))
     replies = {}
     for picture in PICTURES:
         for text in QUESTIONS:

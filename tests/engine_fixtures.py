@@ -3,12 +3,12 @@
 import math
 
 import compiled
+import engines
 import natives
 import pytest
 import tiny
 import torch
 
-from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 
 
@@ -60,7 +60,7 @@ def encoder(model):
 def make_engine(model, encoder):
     def make(**settings):
         usual = {"num_slots": 3, "encode": encoder, "admission_ratio": math.inf}  # steps that do not depend on time
-        return Engine(model, Letters(), **{**usual, **settings})
+        return engines.engine(model, Letters(), **{**usual, **settings})
 
     return make
 

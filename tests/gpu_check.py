@@ -27,7 +27,7 @@ GREEDY = SamplingParams(max_new_tokens=12)
 def open_engine(device, dtype=torch.float32):
     """The shipped model on `device`, its processor, and an engine on buffers of fixed shape."""
     model, processor = fastvlm.load("mini", device=device, dtype=dtype)
-    return model, processor, Engine(model, processor, num_slots=3, has_fixed_shapes=True)
+    return model, processor, Engine.from_model(model, processor, num_slots=3)
 
 
 def question(image, text="What do you see?"):
@@ -56,7 +56,7 @@ def check_one_after_the_other(device):
     for image in IMAGES:
         reply = engine.generate(question(image), GREEDY)
         assert without_end(model, reply.token_ids) == generated(model, processor, question(image)), image
-    captured = engine._decoder.fixed.num_captured
+    captured = engine.backend.decoder.fixed.num_captured
     assert (captured > 0) == (torch.device(device).type == "cuda"), f"{captured} graphs were captured"
 
 
@@ -98,8 +98,8 @@ def check_bfloat16(device):
     """Logits of a step in bfloat16 beside float32's on a CPU."""
     rows = []
     for where, dtype in ((device, torch.bfloat16), ("cpu", torch.float32)):
-        decoder = open_engine(where, dtype)[2]._decoder
-        decoder.prefill(decoder.embed(range(5, 25)), 1)
+        decoder = open_engine(where, dtype)[2].backend.decoder
+        decoder.logits(decoder.prefill_chunk(decoder.embed(range(5, 25)), 1))
         rows.append(decoder.decode([44], [1], [20])[0].float().cpu().clone())
     gap = (rows[0] - rows[1]).norm() / rows[1].norm()
     assert gap < 0.05, f"{gap:.3f}"

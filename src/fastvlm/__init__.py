@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastvlm.hf.registration import register
     from fastvlm.images import open_image
     from fastvlm.model.fastvithd import FastViTHD
+    from fastvlm.opening import open_checkpoint
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ _HOME_OF = {
     "convert": "fastvlm.conversion.convert",
     "load": "fastvlm.hf.loading",
     "num_visual_tokens": "fastvlm.hf.config",
+    "open_checkpoint": "fastvlm.opening",
     "open_image": "fastvlm.images",
     "register": "fastvlm.hf.registration",
 }
@@ -75,6 +77,7 @@ __all__ = [
     "convert",
     "load",
     "num_visual_tokens",
+    "open_checkpoint",
     "open_image",
     "register",
 ]

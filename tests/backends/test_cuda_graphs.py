@@ -1,5 +1,6 @@
 """Work on buffers of fixed shape equals the usual one; on a GPU it is captured, which `make gpu-check` tries."""
 
+import engines
 import gpu_check
 import pytest
 import tiny
@@ -8,7 +9,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastvlm.backends import cuda_graphs as fixed_shapes
 from fastvlm.backends.cuda_graphs import FixedShapes, GraphedDecode, GraphedEncode, attention_lengths
-from fastvlm.backends.decoder import Decoder
 from fastvlm.engine.types import SamplingParams
 
 CPU = torch.device("cpu")
@@ -81,16 +81,16 @@ def test_replies_longer_than_one_length_of_attention(monkeypatch, model, make_en
     side = question("titt", seed=3)
     engine = make_engine(has_fixed_shapes=True)
     assert engine.generate(side.inputs, short).token_ids == side.generated(model)
-    assert len(engine._decoder.fixed._steps) > 1
+    assert len(engine.backend.decoder.fixed._steps) > 1
 
 
 @torch.inference_mode()
 def test_a_step_recorded_once_serves_other_tokens_slots_and_positions(model):
     """A graph in all but the GPU: operations on tensors alone are recorded and run again; numbers would be frozen."""
-    recorded, usual = Decoder(model, 3, 64, has_fixed_shapes=True), Decoder(model, 3, 64)
+    recorded, usual = engines.decoder(model, 3, 64, has_fixed_shapes=True), engines.decoder(model, 3, 64)
     for slot in range(3):
         for decoder in (recorded, usual):
-            decoder.prefill(decoder.embed(tiny.prompt("t" * (5 + slot), seed=slot)), slot)
+            engines.prefilled(decoder, decoder.embed(tiny.prompt("t" * (5 + slot), seed=slot)), slot)
     at_first = torch.tensor([[9, 9], [0, 1], [5, 6]])
     step = make_fx(lambda rows: recorded._fixed_step(rows, 64))(at_first)
     for rows in ([[7, 8], [0, 1], [5, 6]], [[30, 4], [2, 0], [7, 6]], [[6, 5], [1, 2], [7, 8]]):

@@ -1,8 +1,8 @@
 """The decoder over slots equals the model it is made of, prompt and steps, alone and side by side."""
 
 import copy
-import weakref
 
+import engines
 import pytest
 import tiny
 import torch
@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvlm.backends.cached_attention import attend_rows_together
-from fastvlm.backends.cpu.linear import plain_linear
 from fastvlm.backends.decoder import Decoder
 from fastvlm.errors import ConfigError
 
@@ -35,52 +34,52 @@ def assert_same(ours, theirs):
 
 
 def test_a_prompt(model):
-    decoder = Decoder(model, num_slots=2, context=CONTEXT)
+    decoder = engines.decoder(model, num_slots=2, context=CONTEXT)
     for slot, ids in enumerate(PROMPTS[:2]):
-        assert_same(decoder.prefill(decoder.embed(ids), slot), expected(model, ids)[-1])
+        assert_same(engines.prefilled(decoder, decoder.embed(ids), slot), expected(model, ids)[-1])
 
 
 def test_a_prompt_of_one_token(model):
-    decoder = Decoder(model, num_slots=1, context=CONTEXT)
-    assert_same(decoder.prefill(decoder.embed([5]), 0), expected(model, [5])[-1])
+    decoder = engines.decoder(model, num_slots=1, context=CONTEXT)
+    assert_same(engines.prefilled(decoder, decoder.embed([5]), 0), expected(model, [5])[-1])
 
 
 @pytest.mark.parametrize("start", [1, 4, 8])
 def test_a_prompt_that_continues_what_the_slot_holds(model, start):
-    decoder = Decoder(model, num_slots=2, context=CONTEXT)
+    decoder = engines.decoder(model, num_slots=2, context=CONTEXT)
     ids = PROMPTS[1]
-    decoder.prefill(decoder.embed(ids[:start]), 1)
-    assert_same(decoder.prefill(decoder.embed(ids[start:]), 1, start), expected(model, ids)[-1])
+    engines.prefilled(decoder, decoder.embed(ids[:start]), 1)
+    assert_same(engines.prefilled(decoder, decoder.embed(ids[start:]), 1, start), expected(model, ids)[-1])
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
 def test_a_prompt_in_chunks(model, size):
-    decoder = Decoder(model, num_slots=2, context=CONTEXT)
+    decoder = engines.decoder(model, num_slots=2, context=CONTEXT)
     ids, theirs = PROMPTS[1], expected(model, PROMPTS[1])
     for start in range(0, len(ids), size):
         chunk = ids[start : start + size]
-        hidden = decoder.fill(decoder.embed(chunk), 1, start)
+        hidden = decoder.prefill_chunk(decoder.embed(chunk), 1, start)
         assert_same(decoder.logits(hidden)[0], theirs[start + len(chunk) - 1])
 
 
 def test_a_prefix_copied_from_another_slot(model):
-    decoder = Decoder(model, num_slots=2, context=CONTEXT)
+    decoder = engines.decoder(model, num_slots=2, context=CONTEXT)
     ids = PROMPTS[1]
-    decoder.prefill(decoder.embed([*ids[:5], 7, 8]), 0)
+    engines.prefilled(decoder, decoder.embed([*ids[:5], 7, 8]), 0)
     decoder.cache.copy_prefix(0, 1, 5)
-    assert_same(decoder.prefill(decoder.embed(ids[5:]), 1, 5), expected(model, ids)[-1])
+    assert_same(engines.prefilled(decoder, decoder.embed(ids[5:]), 1, 5), expected(model, ids)[-1])
 
 
 def test_what_a_slot_held_beyond_the_prefix_does_not_show(model):
-    decoder = Decoder(model, num_slots=1, context=CONTEXT)
-    decoder.prefill(decoder.embed(tiny.prompt("t" * 30, seed=9)), 0)
-    assert_same(decoder.prefill(decoder.embed(PROMPTS[0]), 0), expected(model, PROMPTS[0])[-1])
+    decoder = engines.decoder(model, num_slots=1, context=CONTEXT)
+    engines.prefilled(decoder, decoder.embed(tiny.prompt("t" * 30, seed=9)), 0)
+    assert_same(engines.prefilled(decoder, decoder.embed(PROMPTS[0]), 0), expected(model, PROMPTS[0])[-1])
 
 
 def test_steps_of_one_slot(model):
-    decoder = Decoder(model, num_slots=3, context=CONTEXT)
+    decoder = engines.decoder(model, num_slots=3, context=CONTEXT)
     ids, theirs = PROMPTS[1], expected(model, PROMPTS[1])
-    decoder.prefill(decoder.embed(ids[:3]), 2)
+    engines.prefilled(decoder, decoder.embed(ids[:3]), 2)
     for position in range(3, len(ids)):
         ours = decoder.decode([ids[position]], [2], [position])
         assert ours.shape == (1, tiny.VOCAB)
@@ -96,10 +95,10 @@ def together(cache, slots, positions):
 def test_steps_of_several_slots(model, slots, is_together, monkeypatch):
     if is_together:  # what other devices than the CPU do
         monkeypatch.setattr("fastvlm.backends.decoder.attend_rows", together)
-    decoder = Decoder(model, num_slots=4, context=CONTEXT)
+    decoder = engines.decoder(model, num_slots=4, context=CONTEXT)
     continuation = tiny.prompt("t" * 4, seed=77)
     for slot, ids in zip(slots, PROMPTS, strict=True):
-        decoder.prefill(decoder.embed(ids), slot)
+        engines.prefilled(decoder, decoder.embed(ids), slot)
     for step, token in enumerate(continuation):
         positions = [len(ids) + step for ids in PROMPTS]
         logits = decoder.decode([token] * 3, slots, positions)
@@ -109,12 +108,12 @@ def test_steps_of_several_slots(model, slots, is_together, monkeypatch):
 
 @pytest.mark.parametrize("slots", [[1], [2, 0, 1]])
 def test_steps_of_fixed_shape(model, slots):
-    decoder = Decoder(model, num_slots=4, context=CONTEXT, has_fixed_shapes=True)
-    usual = Decoder(model, num_slots=4, context=CONTEXT)
+    decoder = engines.decoder(model, num_slots=4, context=CONTEXT, has_fixed_shapes=True)
+    usual = engines.decoder(model, num_slots=4, context=CONTEXT)
     prompts = PROMPTS[: len(slots)]
     for slot, ids in zip(slots, prompts, strict=True):
         for each in (decoder, usual):
-            each.prefill(each.embed(ids), slot)
+            engines.prefilled(each, each.embed(ids), slot)
     for step, token in enumerate(tiny.prompt("t" * 4, seed=77)):
         positions = [len(ids) + step for ids in prompts]
         step_of = ([token] * len(slots), slots, positions)
@@ -123,9 +122,9 @@ def test_steps_of_fixed_shape(model, slots):
 
 def test_positions_beyond_the_first_table():
     model = tiny.model(text={"max_position_embeddings": 3000})
-    decoder = Decoder(model, num_slots=1, context=3000)
+    decoder = engines.decoder(model, num_slots=1, context=3000)
     ids = tiny.prompt("t" * 1500)
-    assert_same(decoder.prefill(decoder.embed(ids), 0), expected(model, ids)[-1])
+    assert_same(engines.prefilled(decoder, decoder.embed(ids), 0), expected(model, ids)[-1])
     ours = [decoder.decode([5], [0], [position]) for position in range(1500, 1503)]
     assert_same(ours[-1][0], expected(model, [*ids, 5, 5, 5])[-1])
 
@@ -136,44 +135,39 @@ def test_positions_beyond_the_first_table():
 def test_scaled_positions(rope):
     text = {"rope_parameters": {"rope_theta": 10000.0, "original_max_position_embeddings": 64, **rope}}
     model = tiny.model(text=text)
-    decoder = Decoder(model, num_slots=1, context=CONTEXT)
-    assert_same(decoder.prefill(decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
+    decoder = engines.decoder(model, num_slots=1, context=CONTEXT)
+    assert_same(engines.prefilled(decoder, decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
 
 
 def test_bfloat16():
     model = tiny.model().bfloat16()
-    decoder = Decoder(model, num_slots=1, context=CONTEXT)
+    decoder = engines.decoder(model, num_slots=1, context=CONTEXT)
     assert decoder.cache.layers[0].dtype == torch.bfloat16
-    ours, theirs = decoder.prefill(decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1]
+    ours, theirs = engines.prefilled(decoder, decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1]
     assert ours.dtype == torch.bfloat16
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
-def test_weights_are_held_once_and_the_model_stays_what_it_was():
+def test_a_model_with_a_decoder_over_it_stays_what_it_was():
     model = tiny.model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     logits = expected(model, PROMPTS[1])
-    weights = []
-
-    def remember(weight, bias):
-        weights.append(weight)
-        return plain_linear(weight, bias)
-
-    Decoder(model, num_slots=1, context=CONTEXT, make_linear=remember)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    assert {weight.untyped_storage().data_ptr() for weight in weights} <= own
+    engines.decoder(model, num_slots=1, context=CONTEXT)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert_same(expected(model, PROMPTS[1]), logits)
-    first = [weight.data_ptr() for weight in weights]
-    weights.clear()
-    Decoder(model, num_slots=1, context=CONTEXT, make_linear=remember)
-    assert [weight.data_ptr() for weight in weights] == first, "a second engine moved the weights again"
+
+
+def test_decoders_may_share_their_weights(model):
+    first = engines.decoder(model, num_slots=1, context=CONTEXT)
+    second = Decoder(first.weights, num_slots=2, context=CONTEXT)
+    for each in (first, second):
+        assert_same(engines.prefilled(each, each.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
 
 
 def test_a_model_with_a_decoder_over_it_can_still_be_saved(tmp_path):
     model = tiny.model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Decoder(model, num_slots=1, context=CONTEXT)
+    engines.decoder(model, num_slots=1, context=CONTEXT)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.state_dict().items())
@@ -187,34 +181,11 @@ def test_products_are_exchangeable(model):
         shapes.append(tuple(weight.shape))
         return lambda x: F.linear(x, 2 * weight, None if bias is None else 2 * bias) / 2
 
-    decoder = Decoder(model, num_slots=1, context=CONTEXT, make_linear=doubled_then_halved)
+    decoder = engines.decoder(model, num_slots=1, context=CONTEXT, make=engines.maker(doubled_then_halved))
     kv = model.config.text_config.num_key_value_heads * 8
     layer = [(32 + 2 * kv, 32), (32, 32), (2 * 48, 32), (32, 48)]
     assert shapes == [(tiny.VOCAB, 32), *layer, *layer]
-    assert_same(decoder.prefill(decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
-
-
-@pytest.mark.parametrize("is_tied", [False, True])
-def test_weights_that_are_taken_are_held_by_the_products_alone(is_tied):
-    model = tiny.model(text={"tie_word_embeddings": is_tied})
-    theirs = expected(model, PROMPTS[1])[-1]
-    with torch.no_grad():
-        features = model.get_image_features(tiny.images(1)).pooler_output
-    packed = []
-
-    def copied(weight, bias):
-        packed.append(weakref.ref(weight))
-        return plain_linear(weight.clone(), bias)
-
-    decoder = Decoder(model, 1, CONTEXT, copied, takes_weights=True)
-    assert_same(decoder.prefill(decoder.embed(PROMPTS[1]), 0), theirs)
-    kept = [ref for ref in packed if ref() is not None]
-    assert not kept, "a weight is held twice"
-    assert sum(p.numel() == 0 for p in model.model.language_model.parameters()) == 2 * 7
-    assert model.get_input_embeddings().weight.shape == (tiny.VOCAB, 32)
-    assert (model.lm_head.weight.numel() == 0) == (not is_tied), "the embeddings are still needed"
-    with torch.no_grad():
-        assert torch.equal(model.get_image_features(tiny.images(1)).pooler_output, features)
+    assert_same(engines.prefilled(decoder, decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
 
 
 class Adapted(nn.Linear):
@@ -229,8 +200,8 @@ def test_layers_that_are_no_plain_linears_are_called(model):
     for layer in model.model.language_model.layers:
         for owner, name in ((layer.self_attn, "k_proj"), (layer.mlp, "up_proj")):
             getattr(owner, name).__class__ = Adapted
-    decoder = Decoder(model, num_slots=1, context=CONTEXT)
-    assert_same(decoder.prefill(decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
+    decoder = engines.decoder(model, num_slots=1, context=CONTEXT)
+    assert_same(engines.prefilled(decoder, decoder.embed(PROMPTS[1]), 0), expected(model, PROMPTS[1])[-1])
 
 
 @pytest.mark.parametrize(
@@ -243,4 +214,4 @@ def test_layers_that_are_no_plain_linears_are_called(model):
 )
 def test_other_decoders_are_refused(text, words):
     with pytest.raises(ConfigError, match=words):
-        Decoder(tiny.model(text=text), num_slots=1, context=CONTEXT)
+        engines.decoder(tiny.model(text=text), num_slots=1, context=CONTEXT)

@@ -7,12 +7,13 @@ import pytest
 import tiny
 import torch
 
-from fastvlm.backends.kv_cache import KeyValueCache, kv_bytes_per_token
+from fastvlm.backends.kv_cache import KeyValueCache
+from fastvlm.hf.checkpoint import plain_config
 from fastvlm.hf.config import FastVlmConfig
 
 
 def cache(num_slots=3, context=8, dtype=torch.float32):
-    return KeyValueCache(tiny.config().text_config, num_slots, context, dtype)
+    return KeyValueCache(plain_config(tiny.config()).text_config, num_slots, context, dtype)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ def cache(num_slots=3, context=8, dtype=torch.float32):
     [("0.5b", 24 * 2 * 2 * 64 * 2), ("1.5b", 28 * 2 * 2 * 128 * 2), ("7b", 28 * 2 * 4 * 128 * 2)],
 )
 def test_bytes_per_token_of_the_published_sizes(preset, expected):
-    assert kv_bytes_per_token(FastVlmConfig.preset(preset).text_config, torch.bfloat16) == expected
+    assert plain_config(FastVlmConfig.preset(preset)).text_config.kv_bytes_per_token(2) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

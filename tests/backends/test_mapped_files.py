@@ -17,16 +17,16 @@ from fastvlm.formats.mapped_files import MappedFiles
 ASK_TWICE = """
 import sys, shutil
 from pathlib import Path
-from fastvlm.formats.opening import open_light
-from fastvlm.backends.fast import fast_engine
+from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.errors import CheckpointError
-from fastvlm.processing.tokenizer import light_tokenizer
 import fastvlm
 
 folder, change, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-opened = open_light(folder, lambda: light_tokenizer(folder)) if how == "light" else fastvlm.load(folder, device="cpu")
-engine = fast_engine(*opened)
+if how == "folder":
+    engine = Engine.from_checkpoint(fastvlm.open_checkpoint(folder))
+else:
+    engine = Engine.from_model(*fastvlm.load(folder, device="cpu"))
 ask = lambda: engine.generate([{"role": "user", "content": "Hello?"}], SamplingParams(max_new_tokens=3)).text
 first = ask()
 file = folder / "model.safetensors"
@@ -44,7 +44,7 @@ print("work left:", engine.has_work and bool(engine.cancel(2)))
 """
 
 
-@pytest.mark.parametrize("how", ["light", "whole"])
+@pytest.mark.parametrize("how", ["folder", "model"])
 @pytest.mark.parametrize(
     ("change", "words"), [("truncated", "was written to while its weights were in use"), ("replaced", "same")]
 )

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fastvlm.backends import page_release
 from fastvlm.backends.cpu.int8 import int8_linear
-from fastvlm.backends.cpu.linear import PackedLinear, packed_linear, packed_linear_in
+from fastvlm.backends.cpu.linear import PackedLinear, PackedLinears, packed_linear
 from fastvlm.backends.page_release import release_pages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="done on Linux alone")
@@ -106,11 +106,14 @@ def test_elsewhere_nothing_is_done(mapped, monkeypatch):
     assert resident_bytes(mapped) >= mapped.nbytes
 
 
-@pytest.mark.parametrize("make", [packed_linear_in(torch.float32), int8_linear])
+@pytest.mark.parametrize("make", [PackedLinears(torch.float32), int8_linear])
 def test_who_lays_a_weight_out_anew_gives_it_back(mapped, make):
     x = torch.randn(3, SHAPE[1])
-    expected = make(mapped.clone(), None)(x)
-    made = make(mapped, None)
+
+    def layer(weight):
+        return make([weight], [None], is_head=False) if isinstance(make, PackedLinears) else make(weight, None)
+
+    expected, made = layer(mapped.clone())(x), layer(mapped)
     assert resident_bytes(mapped) == 0
     assert torch.equal(made(x), expected)
 
@@ -122,22 +125,18 @@ def test_who_computes_with_a_weight_as_it_lies_keeps_it(mapped):
 
 PEAK_GROWTH = """
 import sys, torch
+from pathlib import Path
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.backends.cpu import linear
-from fastvlm.backends.decoder import Decoder
+from fastvlm.backends.decoder_weights import prepare_decoder
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 
 linear.LARGEST_BUFFER = 3_000_000  # less than this model's head, as with the published ones
 model = FastVlmForConditionalGeneration.from_pretrained(sys.argv[1], dtype="auto")
-products = []
-
-def make(weight, bias, inner=linear.packed_linear_in(torch.float32)):
-    products.append(inner(weight, bias))
-    return products[-1]
-
+checkpoint = model.to_checkpoint(None)
 before = peak_bytes()
-Decoder(model, 1, 16, make, takes_weights=True, dtype=torch.float32)
-print(peak_bytes() - before, sum(product.num_bytes for product in products))
+weights = prepare_decoder(checkpoint, linear.PackedLinears(torch.float32), None, torch.float32, torch.device("cpu"))
+print(peak_bytes() - before, weights.own_bytes)
 """
 
 

@@ -28,12 +28,13 @@ def test_more_streams_than_slots_are_too_short_to_measure(endless):
         contestant.throughput(3, 3, 40)
 
 
-def test_nothing_is_known_of_the_image_at_a_first_question(endless, image):
+def test_nothing_is_known_of_the_image_at_a_first_question(endless, image, monkeypatch):
     contestant = OwnContestant(str(endless), "float32")
     contestant.open()
     encoded = []
-    encode = contestant.engine._encode
-    contestant.engine._encode = lambda pixels: encoded.append(pixels.shape) or encode(pixels)
+    backend = contestant.engine.backend
+    images = backend.images
+    monkeypatch.setattr(backend, "encode", lambda pixels: encoded.append(pixels.shape) or images(pixels))
     for _ in range(2):
         contestant.ttft(image, 128)
     assert len(encoded) == 2

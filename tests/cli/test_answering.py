@@ -18,7 +18,7 @@ def opened(parrot_folder):
 
 
 def answerer(opened, **sampling):
-    return Answerer(engine.Engine(*opened, num_slots=1), Sampling(**sampling), load_ms=5.0)
+    return Answerer(engine.Engine.from_model(*opened, num_slots=1), Sampling(**sampling), load_ms=5.0)
 
 
 def red():

@@ -54,16 +54,16 @@ def test_the_model_sees_what_was_said_before(fastvlm, image, parrot_folder, monk
 
 
 def test_each_image_is_encoded_once_in_a_chat(fastvlm, image, parrot_folder, monkeypatch):
-    from fastvlm.backends.cpu.encoder import FastImageEmbedder
+    from fastvlm.backends.local import LocalBackend
 
     encoded = []
-    original = FastImageEmbedder.slices
+    original = LocalBackend.encode
 
     def spy(self, pixel_values):
         encoded.append(len(pixel_values))
         return original(self, pixel_values)
 
-    monkeypatch.setattr(FastImageEmbedder, "slices", spy)
+    monkeypatch.setattr(LocalBackend, "encode", spy)
     other = image.with_name("blue.png")
     Image.new("RGB", (60, 90), "blue").save(other)
     lines = ("One?", "Two?", f"/image '{other}'", "Three?", f"/image '{image}'", "Four?")

@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import engines
 import parrot
 import pytest
 import torch
@@ -13,7 +14,7 @@ import warm_process
 from cli_process import plain_environment
 
 import fastvlm as package
-from fastvlm.backends.fast import fast_engine
+from fastvlm.engine.engine import Engine
 from fastvlm.formats.quantized_file import QUANTIZED_FILE, REST_FILE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -54,8 +55,8 @@ def test_weights_are_stored_once(rounded, parrot_folder):
 
 
 def logits(engine, ids=(5, 9, 7, 33, 21)):
-    decoder = engine._decoder
-    first = decoder.prefill(decoder.embed(ids), 0)
+    decoder = engine.backend.decoder
+    first = engines.prefilled(decoder, decoder.embed(ids), 0)
     return torch.stack([first, decoder.decode([44], [0], [len(ids)])[0]])
 
 
@@ -64,8 +65,9 @@ def test_stored_is_what_rounding_while_opening_gives(rounded, parrot_folder, dty
     folder, bits, head_bits = rounded
     if head_bits == 4:
         pytest.skip("opening rounds a head to 8 bits")
-    stored = fast_engine(*package.load(folder, device="cpu", dtype=dtype, has_products=False))
-    fresh = fast_engine(*package.load(parrot_folder, device="cpu", dtype=dtype), bits=bits)
+    settings = {"dtype": getattr(torch, dtype)}
+    stored = Engine.from_checkpoint(package.open_checkpoint(folder), **settings)
+    fresh = Engine.from_checkpoint(package.open_checkpoint(parrot_folder), bits=bits, **settings)
     assert logits(stored).dtype == getattr(torch, dtype)
     assert torch.equal(logits(stored), logits(fresh))
 
@@ -74,20 +76,11 @@ def test_in_python_it_opens_with_rounded_weights_as_plain_ones(rounded, parrot_f
     folder = rounded[0]
     model, _ = package.load(folder)
     original, _ = package.load(parrot_folder)
-    assert model.stored_products is None
     state, before = model.state_dict(), original.state_dict()
     assert state.keys() == before.keys()
     changed = {name for name in state if not torch.equal(state[name], before[name])}
     assert changed <= {name for name in state if "proj.weight" in name or name == "lm_head.weight"}
     assert all((state[name] - before[name]).norm() < 0.15 * before[name].norm() for name in changed)
-
-
-def test_products_take_no_memory_of_the_model(rounded):
-    model, processor = package.load(rounded[0], device="cpu", dtype="bfloat16", has_products=False)
-    layer = model.model.language_model.layers[0]
-    assert layer.mlp.down_proj.weight.untyped_storage().nbytes() <= 2
-    fast_engine(model, processor)
-    assert not layer.self_attn.q_proj.weight.numel() and not model.lm_head.weight.numel()
 
 
 def test_other_bits_than_stored_are_refused(fastvlm, rounded, image):

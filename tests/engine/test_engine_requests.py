@@ -1,5 +1,6 @@
 """What a request may ask for, how it ends, what is refused, and what its completion tells."""
 
+import engines
 import parrot
 import pytest
 import tiny
@@ -7,7 +8,6 @@ import torch
 from PIL import Image
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
-from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.errors import ContextLengthError, EngineBusyError, ImageTokenMismatchError, UsageError
 
@@ -40,7 +40,7 @@ def test_end_tokens_always_end(make_engine, question):
 def test_the_generation_configs_end_tokens_end_too(question):
     model = tiny.model()
     model.generation_config.eos_token_id = [77, 78]
-    engine = Engine(model, None, make_linear=Script([5, 78, 7]).make_linear)
+    engine = engines.engine(model, None, make_linear=Script([5, 78, 7]).make_linear)
     engine.processor = type("Words", (), {"decode": lambda self, ids, **_: " ".join(map(str, ids))})()
     assert engine.generate(question("tt").inputs, SamplingParams(max_new_tokens=9)).token_ids == (5, 78)
 
@@ -162,7 +162,7 @@ def test_two_streams_at_once(engine, model, question, short):
 
 def test_a_model_in_training_mode_is_refused():
     with pytest.raises(UsageError, match=r"model\.eval"):
-        Engine(tiny.model().train(), None)
+        engines.engine(tiny.model().train(), None)
 
 
 @pytest.mark.parametrize("context", [0, 1, 257])
@@ -179,7 +179,7 @@ def parrot_engine():
     words = parrot.tokenizer()
     model = parrot.model(words)
     model.generation_config.eos_token_id = None
-    return Engine(model, FastVlmProcessor(FastVlmImageProcessor(image_size=parrot.SIZE_PX), words), num_slots=2)
+    return engines.engine(model, FastVlmProcessor(FastVlmImageProcessor(image_size=parrot.SIZE_PX), words), num_slots=2)
 
 
 def messages(*images, text="What is this?"):

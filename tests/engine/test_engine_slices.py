@@ -3,11 +3,11 @@
 import asyncio
 import math
 
+import engines
 import pytest
 import tiny
 import torch
 
-from fastvlm.backends.cpu.encoder import FastImageEmbedder
 from fastvlm.engine import engine as engine_module
 from fastvlm.engine.async_engine import AsyncEngine
 from fastvlm.engine.types import SamplingParams
@@ -20,7 +20,7 @@ class Counted:
     """The fast encoder, counting what was begun, what was finished, and its slices."""
 
     def __init__(self, model):
-        self.embed, self.begun, self.finished, self.num_slices = FastImageEmbedder(model), 0, 0, 0
+        self.embed, self.begun, self.finished, self.num_slices = engines.CpuEncode(model), 0, 0, 0
 
     def __call__(self, pixel_values):
         return self.embed(pixel_values)
@@ -251,13 +251,13 @@ class Timed:
 def test_a_slice_is_as_long_as_so_many_decoding_steps(ratio, steps, make_engine, encoder, question, short):
     encode = Timed(encoder)
     engine = make_engine(encode=encode, admission_ratio=ratio, clock=lambda: encode.now_s)
-    engine._stop_ids, decode = frozenset(), engine._decoder.decode
+    engine._stop_ids, decode = frozenset(), engine.backend.decoder.decode
 
     def decode_in_a_second(*args):
         encode.now_s += 1.0
         return decode(*args)
 
-    engine._decoder.decode = decode_in_a_second
+    engine.backend.decoder.decode = decode_in_a_second
     engine.submit(question("tt", seed=3).inputs, SamplingParams(max_new_tokens=40))
     engine.step()
     request, begun_s = engine.submit(question("titt", seed=4).inputs, short), encode.now_s

@@ -1,10 +1,10 @@
 """NaN and infinity end a request with an error that says where they arose; they never become tokens."""
 
+import engines
 import pytest
 import tiny
 import torch
 
-from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.errors import NonFiniteError
 
@@ -38,7 +38,7 @@ def spoken(engine):
     ],
 )
 def test_the_error_says_where_they_arose(name, where, params, value, question):
-    engine = spoken(Engine(broken(name, value), None))
+    engine = spoken(engines.engine(broken(name, value), None))
     with pytest.raises(NonFiniteError, match=f"^{where}.* contain NaN or infinity"):
         engine.generate(question("itt").inputs, params)
 
@@ -49,7 +49,7 @@ def test_nan_in_the_embedding_of_a_token(question):
     with torch.no_grad():
         model.get_input_embeddings().weight[inputs["input_ids"][0, 0]] = NAN
     with pytest.raises(NonFiniteError, match=r"^The token embeddings"):
-        spoken(Engine(model, None)).generate(inputs, GREEDY)
+        spoken(engines.engine(model, None)).generate(inputs, GREEDY)
 
 
 def test_other_requests_go_on(make_engine, question):

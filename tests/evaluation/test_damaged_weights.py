@@ -16,7 +16,7 @@ def test_weights_that_are_no_numbers_end_the_run(tmp_path):
     model, processor = fastvlm.load("mini", device="cpu", dtype="float32")
     with torch.no_grad():
         model.model.multi_modal_projector.linear_2.bias[0] = float("nan")
-    engine = fastvlm.fast_engine(model, processor, num_slots=2)
+    engine = fastvlm.Engine.from_model(model, processor, num_slots=2)
     questions = read_plain(mini_place()).questions[:3]
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         run(engine, questions, METRICS["exact"], Asking(), folder=tmp_path)

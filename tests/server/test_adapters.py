@@ -9,7 +9,7 @@ import torch
 from server_process import ROOT, Server, example, question
 
 import fastvlm
-from fastvlm.backends.fast import fast_dtype
+from fastvlm.backends.local import fast_dtype
 from fastvlm.engine.types import SamplingParams
 from fastvlm.hf.loading import pick_device
 
@@ -35,7 +35,7 @@ def make_adapter(folder, seed, targets):
             if ".lora_" in name:
                 parameter.normal_(std=SCALE)
     wrapped.save_pretrained(folder)
-    return fastvlm.fast_engine(wrapped.merge_and_unload().eval(), processor)
+    return fastvlm.Engine.from_model(wrapped.merge_and_unload().eval(), processor)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import engines
 import httpx
 import parrot
 import pytest
@@ -83,7 +84,7 @@ def test_others_are_answered_while_a_long_reply_is_made(strict):
 def open_engines():
     words = parrot.tokenizer()
     processor = FastVlmProcessor(FastVlmImageProcessor(image_size=parrot.SIZE_PX), words)
-    return {"mini": [Engine(parrot.model(words), processor, num_slots=1)]}
+    return {"mini": [engines.engine(parrot.model(words), processor, num_slots=1)]}
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastvlm.backends.linear import Linear, LinearMaker, PlainLinear, joined_biases
 from fastvlm.config import DecoderConfig
+from fastvlm.errors import CheckpointError
 from fastvlm.formats.checkpoint import Checkpoint, RotaryPositions
 from fastvlm.formats.names import DECODER, EMBEDDING, FINAL_NORM, HEAD, layer_linears, linear_groups
 from fastvlm.formats.rounding import RoundedWeight
@@ -149,11 +150,25 @@ class _Preparation:
     def _made(self, names: tuple[str, ...], sources: Sequence[str], biases: Sequence[Tensor | None]) -> Linear:
         rounded = self._checkpoint.rounded.get(names)
         if rounded is not None:
+            _check_shape(rounded, self._shape(names))
             return self._make_rounded(rounded, joined_biases(biases))
         if any(name in self._checkpoint.layers for name in names):
             return _side_by_side([self._own_layer(name, source) for name, source in zip(names, sources, strict=True)])
         weights = [self._checkpoint.tensors[source] for source in sources]
         return self._make(weights, biases, is_head=names == (HEAD,))
+
+    def _shape(self, names: tuple[str, ...]) -> tuple[int, int]:
+        """(outputs, inputs) of the layer of `names`, as the configuration says."""
+        text = self._checkpoint.config.text_config
+        heads, width, inner = text.num_attention_heads * text.head_dim, text.hidden_size, text.intermediate_size
+        part = names[0].split(".")[-2]
+        return {
+            "q_proj": (heads + 2 * text.num_key_value_heads * text.head_dim, width),
+            "o_proj": (width, heads),
+            "gate_proj": (2 * inner, width),
+            "down_proj": (width, inner),
+            "lm_head": (text.vocab_size, width),
+        }[part]
 
     def _own_layer(self, name: str, source: str) -> Linear:
         """The layer that computes by code of its own, in its own dtype; else a plain one."""
@@ -162,6 +177,15 @@ class _Preparation:
             return own
         return PlainLinear(
             self._checkpoint.tensors[source].to(self._dtype), self._checkpoint.tensors.get(_bias_name(name))
+        )
+
+
+def _check_shape(weight: RoundedWeight, expected: tuple[int, int]) -> None:
+    found = weight.out_features, weight.in_features
+    if found != expected:
+        raise CheckpointError(
+            f"The decoder asks for a layer of {list(expected)}; the quantized weights have {list(found)} there. They "
+            "are another model's, or another version's. Quantize the model again."
         )
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from fastvlm.backends.cpu.encoder import FastEncoder
 from fastvlm.backends.cuda_graphs import GraphedEncode
 from fastvlm.backends.page_release import release_pages
+from fastvlm.errors import CheckpointError
 from fastvlm.formats.checkpoint import Checkpoint
+from fastvlm.formats.differences import Differences
 from fastvlm.formats.names import ENCODER, PROJECTOR
 from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens
 from fastvlm.model.projector import FastVlmMultiModalProjector
@@ -120,5 +122,11 @@ def _with_tensors(module: M, checkpoint: Checkpoint, prefix: str) -> M:
     """`module` on the checkpoint's tensors themselves, in eval mode."""
     tensors = checkpoint.tensors
     own = {name.removeprefix(prefix): tensors[name].detach() for name in tensors if name.startswith(prefix)}
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    differences = Differences.between(expected, {name: tuple(tensor.shape) for name, tensor in own.items()})
+    if differences:
+        raise CheckpointError(differences.report(f"Of the checkpoint, {prefix}*"))
+    # Step counters of BatchNorms, which some files do not have.
+    own |= {name: torch.zeros(shape, dtype=torch.int64) for name, shape in expected.items() if name not in own}
     module.load_state_dict(own, assign=True)
     return module.requires_grad_(False).eval()

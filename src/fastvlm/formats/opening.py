@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvlm.config import read_config
-from fastvlm.errors import UnusualCheckpointError
+from fastvlm.config import ModelConfig, read_config
+from fastvlm.errors import CheckpointError, UnusualCheckpointError
 from fastvlm.formats.apple_config import apple_image_settings
 from fastvlm.formats.checkpoint import Checkpoint, LazyTensors, RotaryPositions
+from fastvlm.formats.differences import Differences
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.json_files import check_text_files, read_json, read_text
 from fastvlm.formats.mapped_files import MappedFiles
-from fastvlm.formats.names import ENCODER
+from fastvlm.formats.names import DECODER, EMBEDDING, ENCODER, FINAL_NORM, HEAD, PROJECTOR
 from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.processor import Processor
 from fastvlm.processing.stored import stored_settings
@@ -58,6 +59,7 @@ def open_folder(folder: Path, tokenizer: Callable[[], Tokenizer] | None = None) 
     if "quantization_config" in found.raw_config:
         raise UnusualCheckpointError(f"{folder / 'config.json'} has a quantization_config.")
     config, settings = read_config(found.config), _processor_settings(folder)
+    _check_decoder(found, config)
     dtype, quantized = _dtype(found), found.weights.quantized
     ends = _end_tokens(found)
     opened = open_tokenizer(folder) if tokenizer is None else tokenizer()
@@ -78,6 +80,42 @@ def open_folder(folder: Path, tokenizer: Callable[[], Tokenizer] | None = None) 
         bits=None if quantized is None else quantized.options.bits,
         files=MappedFiles(found.weights.files),
     )
+
+
+def _check_decoder(found: CheckpointFolder, config: ModelConfig) -> None:
+    """Raise unless all tensors but the encoder's, which its builder checks, have the names and shapes of `config`."""
+    shapes = {name: shape for name, shape in found.shapes.items() if not name.startswith(ENCODER)}
+    if differences := Differences.between(decoder_shapes(config), shapes):
+        raise CheckpointError(differences.report(str(found.path)))
+
+
+def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every tensor of projector, decoder and head; a tied head has none."""
+    text, has_bias = config.text_config, config.multimodal_projector_bias
+    width, inner = text.hidden_size, text.intermediate_size
+    q_width, kv_width = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, rows: int, columns: int, *, has_bias: bool = False) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        if has_bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    linear(f"{PROJECTOR}linear_1", width, config.vision_config.hidden_size, has_bias=has_bias)
+    linear(f"{PROJECTOR}linear_2", width, width, has_bias=has_bias)
+    for index in range(text.num_hidden_layers):
+        layer = f"{DECODER}layers.{index}."
+        for name, rows in (("q", q_width), ("k", kv_width), ("v", kv_width)):
+            linear(f"{layer}self_attn.{name}_proj", rows, width, has_bias=True)
+        linear(f"{layer}self_attn.o_proj", width, q_width)
+        linear(f"{layer}mlp.gate_proj", inner, width)
+        linear(f"{layer}mlp.up_proj", inner, width)
+        linear(f"{layer}mlp.down_proj", width, inner)
+        shapes |= {f"{layer}{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    shapes |= {EMBEDDING: (text.vocab_size, width), FINAL_NORM: (width,)}
+    if not config.tie_word_embeddings:
+        shapes[HEAD] = (text.vocab_size, width)
+    return shapes
 
 
 def _dtype(found: CheckpointFolder) -> torch.dtype:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import engines
 import pytest
 import tiny
 import torch
@@ -14,7 +15,7 @@ from linears import NO_KERNELS, relative_gap
 from fastvlm import FastViTHD, FastViTHDConfig
 from fastvlm.backends.cpu import encoder as vision
 from fastvlm.backends.cpu import linear
-from fastvlm.backends.cpu.encoder import Convolution, FastEncoder, FastImageEmbedder, InBands
+from fastvlm.backends.cpu.encoder import Convolution, FastEncoder, InBands
 from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.native import amx_linear as tile_linear
 from fastvlm.model.fastvithd import as_feature_tokens
@@ -134,7 +135,7 @@ def test_images_of_any_dtype_and_layout_and_they_stay_as_they_are():
 
 def test_in_slices_the_features_are_the_same_to_the_bit(tiny_model):
     """Left alone after each step, for another image's or a whole one; what is dropped halfway leaves nothing."""
-    embed = FastImageEmbedder(tiny_model)
+    embed = engines.CpuEncode(tiny_model)
     image, other, third = tiny.images(1), tiny.images(1, 192, 70, seed=2), tiny.images(1, seed=3)
     expected, embeds, num_slices = embed(image), [], 0
 
@@ -247,6 +248,6 @@ def test_image_embeddings_are_the_models(tiny_model, dtype):
     image = tiny.images(2)
     with torch.no_grad():
         expected = tiny_model.get_image_features(image, return_dict=True).pooler_output
-    embeds = FastImageEmbedder(tiny_model, dtype)(image)
+    embeds = engines.CpuEncode(tiny_model, dtype)(image)
     assert embeds.dtype == (dtype or torch.float32)
     assert relative_gap(embeds, expected) < BOUNDS[dtype or torch.float32]

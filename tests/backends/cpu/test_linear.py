@@ -11,8 +11,9 @@ from linears import NO_KERNELS, layer, relative_gap
 
 from fastvlm.backends.cpu import linear
 from fastvlm.backends.cpu import probe as cpu
-from fastvlm.backends.cpu.linear import PackedLinear, PlainLinear, many_rows_linear, packed_linear, plain_linear
+from fastvlm.backends.cpu.linear import PackedLinear, many_rows_linear, packed_linear
 from fastvlm.backends.cpu.probe import cpu_kernels
+from fastvlm.backends.linear import PlainLinear
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -48,12 +49,12 @@ def test_with_and_without_tile_registers_gelu_and_sums_are_the_same(monkeypatch,
     exact = F.linear(x.double(), weight.double(), bias.double())
     result = packed_linear(weight, bias, "gelu")(x)
     torch.testing.assert_close(result, F.gelu(exact).to(dtype), atol=tolerance, rtol=tolerance)
-    for make in (plain_linear, packed_linear):
+    for make in (PlainLinear, packed_linear):
         added = make(weight, bias).added(x, other.clone())
         torch.testing.assert_close(added, (exact + other.double()).to(dtype), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("make", [plain_linear, packed_linear])
+@pytest.mark.parametrize("make", [PlainLinear, packed_linear])
 @pytest.mark.parametrize("shape", [(0, 24), (2, 0, 24), (24,), (2, 3, 24), (2, 1, 5, 24)])
 def test_any_number_of_leading_dimensions(make, shape):
     _, weight, bias = layer(1, 24, 10)
@@ -73,7 +74,7 @@ def test_a_view_with_gaps_is_read_as_a_tensor():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_weight_comes_back_bit_for_bit(dtype):
     _, weight, bias = layer(1, 33, 17, dtype)
-    for make in (plain_linear, packed_linear):
+    for make in (PlainLinear, packed_linear):
         made = make(weight, bias)
         assert torch.equal(made.dense(), weight)
         assert made.num_bytes == weight.nbytes
@@ -81,7 +82,7 @@ def test_the_weight_comes_back_bit_for_bit(dtype):
 
 def test_a_parameter_keeps_its_graph_to_itself():
     weight = torch.nn.Parameter(torch.randn(8, 8))
-    for make in (plain_linear, packed_linear):
+    for make in (PlainLinear, packed_linear):
         assert not make(weight, torch.nn.Parameter(torch.zeros(8)))(torch.randn(2, 8)).requires_grad
 
 

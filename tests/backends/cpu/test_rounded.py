@@ -1,10 +1,12 @@
 """Quantized weights: rounding, the file, and a decoder that runs on it."""
 
 import dataclasses
+import functools
 import json
 import struct
 from pathlib import Path
 
+import engines
 import pytest
 import tiny
 import torch
@@ -12,8 +14,7 @@ from linears import relative_gap
 
 from fastvlm.backends.cpu.int4 import Int4Weight, int4_linear
 from fastvlm.backends.cpu.int8 import Int8Weight, int8_linear
-from fastvlm.backends.cpu.rounded import stored_linears
-from fastvlm.backends.decoder import Decoder
+from fastvlm.backends.local import _rounded_linear
 from fastvlm.conversion.quantize import round_products
 from fastvlm.errors import CheckpointError, ConfigError
 from fastvlm.formats import quantized_file as module
@@ -42,9 +43,19 @@ def quantize(model, options=INT8):
     )
 
 
+def on_rounded(model, quantized, dtype=None):
+    """A decoder of `model` whose linear layers are those of `quantized`."""
+    checkpoint = model.to_checkpoint(None)
+    dtype = checkpoint.dtype if dtype is None else dtype
+    rounded = {product.names: product.weight for product in quantized.products}
+    checkpoint = dataclasses.replace(checkpoint, rounded=rounded, bits=quantized.options.bits)
+    make = functools.partial(_rounded_linear, dtype=dtype, device=torch.device("cpu"))
+    return engines.decoder(model, 1, 16, checkpoint=checkpoint, make_rounded=make, dtype=dtype)
+
+
 def logits(decoder, ids=(5, 9, 7, 33, 21)):
     """Logits after a prompt, and after one token more."""
-    first = decoder.prefill(decoder.embed(ids), 0)
+    first = engines.prefilled(decoder, decoder.embed(ids), 0)
     return torch.stack([first, decoder.decode([44], [0], [len(ids)])[0]])
 
 
@@ -60,8 +71,8 @@ def logits(decoder, ids=(5, 9, 7, 33, 21)):
 def test_a_decoder_on_rounded_weights_is_near_the_plain_one(model, options, largest_error, largest_gap):
     quantized = quantize(model, options)
     assert 0 < quantized.error.mean <= quantized.error.largest < largest_error
-    rounded = logits(Decoder(model, 1, 16, stored_linears(quantized)))
-    assert 0 < relative_gap(rounded, logits(Decoder(model, 1, 16))) < largest_gap
+    rounded = logits(on_rounded(model, quantized))
+    assert 0 < relative_gap(rounded, logits(engines.decoder(model, 1, 16))) < largest_gap
 
 
 def test_options_say_which_layers_get_which_bits(model):
@@ -74,12 +85,12 @@ def test_options_say_which_layers_get_which_bits(model):
 def test_inputs_that_fill_no_group_get_8_bits():
     quantized = quantize(tiny.model(), INT4)  # the FFN is 48 wide
     assert {type(weight) for weight in quantized.weights} == {Int4Weight, Int8Weight}
-    assert logits(Decoder(tiny.model(), 1, 16, stored_linears(quantized))).isfinite().all()
+    assert logits(on_rounded(tiny.model(), quantized)).isfinite().all()
 
 
 def test_memory_is_counted(model):
     given = []
-    Decoder(model, 1, 8, lambda weight, bias: given.append(weight.numel()) or (lambda x: x))
+    engines.decoder(model, 1, 8, engines.maker(lambda weight, bias: given.append(weight.numel()) or (lambda x: x)))
     assert sum(given) <= quantize(model).num_bytes <= 1.1 * sum(given)
     assert quantize(model, QuantizationOptions(4, 64, 4)).num_bytes < 0.75 * sum(given)
 
@@ -95,14 +106,14 @@ def test_a_file_gives_back_what_was_saved(model, options, tmp_path):
         for field in dataclasses.fields(ours):
             a, b = getattr(ours, field.name), getattr(theirs, field.name)
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    expected = logits(Decoder(model, 1, 16, stored_linears(quantized)))
-    assert torch.equal(logits(Decoder(model, 1, 16, stored_linears(loaded))), expected)
+    expected = logits(on_rounded(model, quantized))
+    assert torch.equal(logits(on_rounded(model, loaded)), expected)
 
 
 def test_stored_is_what_rounding_at_load_gives(model):
     for options, make in ((INT8, int8_linear), (QuantizationOptions(4, 32, 4), int4_linear)):
-        stored = logits(Decoder(model, 1, 16, stored_linears(quantize(model, options))))
-        assert torch.equal(stored, logits(Decoder(model, 1, 16, make)))
+        stored = logits(on_rounded(model, quantize(model, options)))
+        assert torch.equal(stored, logits(engines.decoder(model, 1, 16, engines.maker(make))))
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
@@ -122,7 +133,7 @@ def test_products_are_those_that_the_decoder_asks_for(is_tied):
     """Also for a head that is the embedding table; every weight by its own name, rounded."""
     model = tiny.model(text={**TEXT, "tie_word_embeddings": is_tied})
     quantized, asked = quantize(model), []
-    Decoder(model, 1, 8, lambda weight, bias: asked.append(weight.clone()) or (lambda x: x))
+    engines.decoder(model, 1, 8, engines.maker(lambda weight, bias: asked.append(weight.clone()) or (lambda x: x)))
     head, *layers = asked
     for weight, rounded in zip([*layers, head], quantized.weights, strict=True):
         assert relative_gap(rounded.dequantize(), weight) < 0.02
@@ -134,17 +145,7 @@ def test_products_are_those_that_the_decoder_asks_for(is_tied):
 
 def test_another_models_weights_are_refused(model):
     with pytest.raises(CheckpointError, match="another model's"):
-        Decoder(tiny.model(), 1, 8, stored_linears(quantize(model)))
-    deeper = tiny.model(text={**TEXT, "num_hidden_layers": 3, "vocab_size": 128})
-    with pytest.raises(CheckpointError, match="asks for a layer"):
-        Decoder(deeper, 1, 8, stored_linears(quantize(model)))
-
-
-def test_a_factory_serves_one_decoder(model):
-    make = stored_linears(quantize(model))
-    Decoder(model, 1, 8, make)
-    with pytest.raises(CheckpointError, match="no more"):
-        make(torch.zeros(2, 2), None)
+        on_rounded(tiny.model(), quantize(model))
 
 
 @pytest.mark.parametrize("bad", [{"bits": 2}, {"head_bits": 16}, {"group_size": 48}])

@@ -1,18 +1,21 @@
 """What compiled kernels refuse to be given: tensors shorter, of another dtype or elsewhere than the sizes say."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import natives
 import pytest
 import torch
 from compiled import is_possible
 
+from fastvlm.backends.decoder_weights import DecoderLayer, DecoderWeights
 from fastvlm.backends.kv_cache import KeyValueCache
 from fastvlm.backends.native.address import address
-from fastvlm.backends.native.decoder import NativeDecoder, Weights
+from fastvlm.backends.native.decoder import NativeDecoder
 from fastvlm.backends.native.kernels import in_panels
 from fastvlm.backends.native.linear import NativeLinear
+from fastvlm.config import DecoderConfig
+from fastvlm.formats.checkpoint import RotaryPositions
+from fastvlm.formats.names import HEAD
 from fastvlm.formats.rounding import Int4Weight, Int8Weight, quantize_int4, quantize_int8
 
 HALF = torch.bfloat16
@@ -128,9 +131,31 @@ def decoder(**changes):
     norms = {name: torch.ones(rows.pop(name, 64), dtype=HALF) for name in ("attention_norm", "mlp_norm", "norm")}
     products = {name: NativeLinear(kernels, [zeros(*shape)], [None]) for name, shape in rows.items()}
     head, norm = products.pop("head"), norms.pop("norm")
-    config = SimpleNamespace(hidden_size=64, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1)
-    cache = KeyValueCache(config, 2, 48, HALF)
-    return NativeDecoder(kernels, Weights([SimpleNamespace(**norms, **products)], norm, head, 2, 1e-6), cache)
+    config = DecoderConfig(
+        vocab_size=50,
+        hidden_size=64,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=48,
+        head_dim=32,
+        rms_norm_eps=1e-6,
+        rope_theta=1e4,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    weights = DecoderWeights(
+        config=config,
+        dtype=HALF,
+        embedding=zeros(50, 64),
+        linears={(HEAD,): head},
+        layers=(DecoderLayer(**norms, **products),),
+        norm=norm,
+        rotary=RotaryPositions.default(1e4, 32),
+        own_bytes=0,
+    )
+    return NativeDecoder._over(kernels, weights, KeyValueCache(config, 2, 48, HALF))
 
 
 @is_possible
@@ -159,7 +184,7 @@ def test_a_decoder_is_made_of_products_that_fit(changes):
 def test_passes_stay_within_the_cache_and_the_tables():
     whole, tables = decoder(), (zeros(48, 1, 32), zeros(48, 1, 32))
     assert whole.decode(zeros(2, 64), [0, 1], [47, 0], tables).shape == (2, 50)
-    assert whole.fill(zeros(48, 64), 1, 0, tables).shape == (1, 64)
+    assert whole.prefill_chunk(zeros(48, 64), 1, 0, tables).shape == (1, 64)
     short, narrow = (zeros(40, 1, 32),) * 2, (zeros(48, 1, 16),) * 2
     for slots, positions, some in (
         ([2, 0], [0, 0], tables),
@@ -180,7 +205,7 @@ def test_passes_stay_within_the_cache_and_the_tables():
         (zeros(2, 32), 0, 0),
     ):
         with pytest.raises(ValueError, match=EXPECTED):
-            whole.fill(embeds, slot, start, tables)
+            whole.prefill_chunk(embeds, slot, start, tables)
 
 
 def test_a_weight_that_does_not_fit_is_never_made():

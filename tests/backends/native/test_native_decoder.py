@@ -1,7 +1,9 @@
 """Whole passes of the compiled decoder against torch's way in bfloat16 and the model in float32."""
 
+import dataclasses
 import functools
 
+import engines
 import natives
 import pytest
 import tiny
@@ -9,20 +11,17 @@ import torch
 from compiled import is_fast, is_possible
 
 import fastvlm
-from fastvlm.backends import fast
+from fastvlm.backends import local
 from fastvlm.backends.cpu.linear import packed_linear
-from fastvlm.backends.cpu.rounded import stored_linears
-from fastvlm.backends.decoder import Decoder
-from fastvlm.backends.fast import SharedWeights, fast_engine
 from fastvlm.backends.native import kernels as native
 from fastvlm.backends.native import linear as native_linear
 from fastvlm.backends.native.decoder import passes_are_right
-from fastvlm.backends.native.linear import NativeFactory, NativeLinear, products_are_right
+from fastvlm.backends.native.linear import NativeLinear, NativeLinears, products_are_right
 from fastvlm.conversion.quantize import round_products
+from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.formats.quantized_file import QuantizationOptions
 from fastvlm.formats.rounding import quantize_int4
-from fastvlm.hf.lora import sharing_copy
 
 pytestmark = is_possible
 
@@ -50,12 +49,12 @@ def model(shape):
     return tiny.model(text=text)
 
 
-def decoders(shape, form=lambda weight: weight.to(BFLOAT16)):
+def decoders(shape, form=lambda weight, is_head: weight.to(BFLOAT16)):
     """The compiled one, and torch's, over the same model in bfloat16."""
     half = tiny.model(text=model(shape).config.text_config.to_dict()).to(BFLOAT16)
-    native = Decoder(half, SLOTS, CONTEXT, NativeFactory(form))
+    native = engines.decoder(half, SLOTS, CONTEXT, NativeLinears(form))
     assert native._native is not None
-    plain = Decoder(half, SLOTS, CONTEXT, packed_linear)
+    plain = engines.decoder(half, SLOTS, CONTEXT, engines.maker(packed_linear))
     assert plain._native is None
     return native, plain
 
@@ -80,7 +79,7 @@ def test_prompts_and_steps_are_as_near_to_float32_as_torchs(shape, threads, monk
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     prompts = [ids_of(length, seed=length) for length in (1, 5, 33, 70, 600)]
     for slot, ids in enumerate(prompts):
-        ours, theirs = (each.prefill(each.embed(ids), slot) for each in (native, plain))
+        ours, theirs = (engines.prefilled(each, each.embed(ids), slot) for each in (native, plain))
         assert ours.dtype == BFLOAT16 and ours.shape == (tiny.VOCAB,)
         assert gap(ours, exact(shape, ids)) < 1.5 * gap(theirs, exact(shape, ids)) + 2e-3
     for slots in ([2], [4, 0, 3], [1, 0, 2, 3, 4]):
@@ -97,14 +96,14 @@ def test_a_prompt_in_chunks(size):
     native, _ = decoders("one_kv_head")
     ids = ids_of(130)
     for start in range(0, len(ids), size):
-        hidden = native.fill(native.embed(ids[start : start + size]), 1, start)
+        hidden = native.prefill_chunk(native.embed(ids[start : start + size]), 1, start)
     assert hidden.shape == (1, 448) and gap(native.logits(hidden)[0], exact("one_kv_head", ids)) < NEAR
 
 
 def test_what_is_in_the_cache_is_what_torch_puts_there():
     native, plain = decoders("wide_heads")
     for each in (native, plain):
-        each.prefill(each.embed(ids_of(40)), 3)
+        engines.prefilled(each, each.embed(ids_of(40)), 3)
         each.decode([5], [3], [40])
     for ours, theirs in zip(native.cache.layers, plain.cache.layers, strict=True):
         assert gap(ours[3, :, :41], theirs[3, :, :41]) < NEAR
@@ -115,7 +114,7 @@ def test_a_row_has_the_same_bits_alone_and_beside_others():
     native, _ = decoders("wide_heads")
     prompts = [ids_of(length, seed=length) for length in (20, 7, 33)]
     for slot, ids in enumerate(prompts):
-        native.prefill(native.embed(ids), slot)
+        engines.prefilled(native, native.embed(ids), slot)
     positions = [len(ids) for ids in prompts]
     together = native.decode([4, 5, 6], [0, 1, 2], positions)
     alone = [native.decode([4 + slot], [slot], [positions[slot]])[0] for slot in range(3)]
@@ -126,7 +125,7 @@ def test_a_row_has_the_same_bits_alone_and_beside_others():
 def test_a_slot_that_holds_what_is_no_number_spoils_its_own_row_alone():
     native, _ = decoders("wide_heads")
     for slot in range(3):
-        native.prefill(native.embed(ids_of(18, seed=slot)), slot)
+        engines.prefilled(native, native.embed(ids_of(18, seed=slot)), slot)
     clean = native.decode([4] * 3, [0, 1, 2], [18] * 3)
     for layer in native.cache.layers:
         layer[1, :, 3] = torch.nan
@@ -137,9 +136,9 @@ def test_a_slot_that_holds_what_is_no_number_spoils_its_own_row_alone():
 
 def test_more_rows_than_one_tile_holds():
     half = tiny.model(text=SHAPES["wide_heads"]).to(BFLOAT16)
-    native = Decoder(half, 40, 64, NativeFactory(lambda weight: weight))
+    native = engines.decoder(half, 40, 64, NativeLinears(lambda weight, is_head: weight))
     for slot in range(40):
-        native.prefill(native.embed([2 + slot, 3]), slot)
+        engines.prefilled(native, native.embed([2 + slot, 3]), slot)
     logits = native.decode([7] * 40, list(range(40)), [2] * 40)
     for slot in (0, 15, 16, 31, 32, 39):
         assert gap(logits[slot], exact("wide_heads", [2 + slot, 3, 7])) < NEAR
@@ -150,19 +149,23 @@ def test_four_bits_where_gate_and_up_are_one_weight(rows):
     """As files hold them; the halves are whole blocks or torch multiplies them."""
     half = tiny.model(text=SHAPES["wide_heads"]).to(BFLOAT16)
 
-    class Joined:  # no `of_parts`
-        def __call__(self, weight, bias):
-            is_head = len(weight) == tiny.VOCAB
-            return NativeLinear(natives.built(), [weight if is_head else quantize_int4(weight)], [bias])
+    def joined(weight, bias):
+        is_head = len(weight) == tiny.VOCAB
+        return NativeLinear(natives.built(), [weight if is_head else quantize_int4(weight)], [bias])
 
-    native, plain = (Decoder(half, 1, 128, make) for make in (Joined(), NativeFactory(quantize_int4)))
+    native, plain = (
+        engines.decoder(half, 1, 128, make)
+        for make in (engines.maker(joined), NativeLinears(lambda weight, is_head: quantize_int4(weight)))
+    )
     assert native._native is not None and plain._native is not None
     ids = ids_of(rows)
-    assert gap(native.prefill(native.embed(ids), 0), exact("wide_heads", ids)) < 0.3
+    assert gap(engines.prefilled(native, native.embed(ids), 0), exact("wide_heads", ids)) < 0.3
     odd = tiny.model(text={**SHAPES["wide_heads"], "intermediate_size": 112}).to(BFLOAT16)
-    odd_decoder = Decoder(odd, 1, 128, lambda weight, bias: NativeLinear(natives.built(), [weight], [bias]))
+    odd_decoder = engines.decoder(
+        odd, 1, 128, engines.maker(lambda weight, bias: NativeLinear(natives.built(), [weight], [bias]))
+    )
     assert odd_decoder._native is None
-    assert odd_decoder.prefill(odd_decoder.embed(ids), 0).isfinite().all()
+    assert engines.prefilled(odd_decoder, odd_decoder.embed(ids), 0).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -172,14 +175,14 @@ def test_four_bits_where_gate_and_up_are_one_weight(rows):
 )
 def test_what_they_do_not_take_goes_torchs_way(text, context):
     half = tiny.model(text=text).to(BFLOAT16)
-    decoder = Decoder(half, 1, context, NativeFactory(lambda weight: weight))
+    decoder = engines.decoder(half, 1, context, NativeLinears(lambda weight, is_head: weight))
     assert decoder._native is None
-    assert decoder.prefill(decoder.embed([3, 4]), 0).isfinite().all()
+    assert engines.prefilled(decoder, decoder.embed([3, 4]), 0).isfinite().all()
 
 
 def answers(bits, dtype="bfloat16", **settings):
     model, processor = fastvlm.load("mini", device="cpu", dtype=dtype)
-    engine = fast_engine(model, processor, bits=bits, **settings)
+    engine = Engine.from_model(model, processor, bits=bits, **settings)
     content = [{"type": "image", "path": "examples/five_shapes.png"}, {"type": "text", "text": "What do you see?"}]
     reply = engine.generate([{"role": "user", "content": content}], SamplingParams(max_new_tokens=24))
     return engine, reply.token_ids
@@ -190,41 +193,48 @@ def answers(bits, dtype="bfloat16", **settings):
 def test_the_shipped_mini_says_the_same(bits, monkeypatch, kernels):
     monkeypatch.setattr(native, "native_kernels", lambda: kernels)
     engine, ours = answers(bits)
-    decoder = engine._decoder
+    decoder = engine.backend.decoder
     assert decoder._native is not None
     kinds = [{16: 0, 8: 1, 4: 2}[bits], {16: 0, 8: 1, 4: 1}[bits]]  # with 4 bits the head keeps 8
     assert [product.product.parts[0].kind for product in (decoder._layers[0].down, decoder._head)] == kinds
     monkeypatch.setattr(native_linear, "native_kernels", lambda: None)
     without, theirs = answers(bits)
-    assert without._decoder._native is None and ours == theirs
+    assert without.backend.decoder._native is None and ours == theirs
 
 
 def test_in_float32_torch_computes():
-    assert answers(16, "float32")[0]._decoder._native is None
+    assert answers(16, "float32")[0].backend.decoder._native is None
 
 
 @pytest.mark.parametrize("bits", [16, 8])
 def test_engines_that_share_weights_share_products(bits):
-    model, processor = fastvlm.load("mini", device="cpu", dtype="bfloat16")
-    other = sharing_copy(model)
-    shared = SharedWeights()
-    first, second = (fast_engine(each, processor, bits=bits, shared=shared) for each in (model, other))
-    products = [engine._decoder._layers[0].gate_up for engine in (first, second)]
-    assert products[0] is products[1] and isinstance(products[0], NativeLinear)
-    assert first._decoder._native is not None and second._decoder._native is not None
-    assert fast.has_native_linears(BFLOAT16)
+    checkpoint = fastvlm.open_checkpoint("mini")
+    settings = {"dtype": BFLOAT16, "bits": bits}
+    first = Engine.from_checkpoint(checkpoint, **settings)
+    second = Engine.from_checkpoint(checkpoint, **settings, base=first)
+    linears = [engine.backend.decoder.weights.layers[0].gate_up for engine in (first, second)]
+    assert linears[0] is linears[1] and isinstance(linears[0], NativeLinear)
+    assert first.backend.decoder._native is not None and second.backend.decoder._native is not None
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_stored_weights_are_used_where_they_lie(bits):
     half = tiny.model(text={"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}).to(BFLOAT16)
     quantized = round_products(half.state_dict().__getitem__, 2, QuantizationOptions(bits), has_tied_head=False)
-    native, plain = (Decoder(half, 1, 64, stored_linears(quantized, dtype)) for dtype in (BFLOAT16, None))
+    rounded = {product.names: product.weight for product in quantized.products}
+    checkpoint = dataclasses.replace(half.to_checkpoint(None), rounded=rounded)
+    native, plain = (
+        engines.decoder(half, 1, 64, checkpoint=checkpoint, make_rounded=functools.partial(make, device=engines.CPU))
+        for make in (
+            functools.partial(local._rounded_linear, dtype=BFLOAT16),
+            functools.partial(local._rounded_linear, dtype=None),
+        )
+    )
     assert native._native is not None and plain._native is None
     values = {next(iter(weight.tensors.values())).data_ptr() for weight in quantized.weights}
     assert {layer.gate_up.product.parts[0].values for layer in native._layers} <= values
     for ids in (ids_of(1), ids_of(7), ids_of(50)):
-        ours, theirs = (each.prefill(each.embed(ids), 0) for each in (native, plain))
+        ours, theirs = (engines.prefilled(each, each.embed(ids), 0) for each in (native, plain))
         assert gap(ours, theirs) < 2 * NEAR
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from linears import layer, relative_gap
 
 from fastvlm.backends.native import linear as native_linear
-from fastvlm.backends.native.linear import NativeFactory, NativeLinear, has_native_linears
+from fastvlm.backends.native.linear import NativeLinear, NativeLinears, has_native_linears
 from fastvlm.errors import CheckpointError, ConfigError
 from fastvlm.formats.rounding import Int8Weight, quantize_int4, quantize_int8
 
@@ -151,7 +151,7 @@ def test_results_touch_nothing_else(kernels, rows):
 
 def test_weights_are_used_where_they_lie_and_held():
     _, weight, _ = layer(1, 64, 32, BFLOAT16)
-    product = NativeFactory(lambda w: w)(weight, None)
+    product = NativeLinears(lambda w, is_head: w)([weight], [None], is_head=False)
     x = torch.ones(1, 64, dtype=BFLOAT16)
     weight.zero_()
     assert product.num_bytes == weight.nbytes and (product(x) == 0).all()
@@ -167,7 +167,7 @@ def test_what_the_kernels_do_not_take_is_told(monkeypatch):
         Int8Weight(torch.zeros(64, 64, dtype=torch.int8).T[::2], torch.ones(32))
     assert native_linear.native_linear([quantize_int4(weight).in_blocks(32)], [None]) is None
     with pytest.raises(ConfigError, match="FASTVLM_NATIVE_KERNELS=0"):
-        NativeFactory(lambda w: w)(weight, None)
+        NativeLinears(lambda w, is_head: w)([weight], [None], is_head=False)
     assert has_native_linears(BFLOAT16) and not has_native_linears(torch.float32)
     monkeypatch.setattr(native_linear, "native_kernels", lambda: None)
     assert native_linear.native_linear([weight.to(BFLOAT16)], [None]) is None and not has_native_linears(BFLOAT16)

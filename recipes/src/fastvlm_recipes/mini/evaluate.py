@@ -152,7 +152,7 @@ def main() -> None:
     model, processor = fastvlm.load(args.model, device="cpu", dtype=torch.float32)
     asked = partial(ask, model, processor)
     if args.bits is not None:
-        asked = partial(ask_engine, fastvlm.fast_engine(model, processor, num_slots=1, bits=args.bits))
+        asked = partial(ask_engine, fastvlm.Engine.from_model(model, processor, num_slots=1, bits=args.bits))
     rows = {}
     for name in args.tests:
         rows[name] = evaluate(asked, name, num_items(name, args.n))

@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         parser.error(f"--fonts {file}: no font that Pillow can open ({error})")
     model, processor = fastvlm.load(args.model, device="cpu", dtype=torch.float32)
-    asked = partial(ask_engine, fastvlm.fast_engine(model, processor, num_slots=1, bits=args.bits))
+    asked = partial(ask_engine, fastvlm.Engine.from_model(model, processor, num_slots=1, bits=args.bits))
     cells = word_cells(asked, OWN_FONT, [None], args.sizes, args.n, args.seed)
     if args.fonts:
         cells += word_cells(asked, OTHER_FONTS, args.fonts, args.sizes, args.n, args.seed)
