@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _PROCESSES = multiprocessing.get_context(_METHOD)
 _PROCESSES.set_forkserver_preload(
-    ["fastvlm.cli.main", "fastvlm.server.process", "fastvlm.backends.fast", "transformers"]
+    ["fastvlm.cli.main", "fastvlm.server.process", "fastvlm.engine.engine", "transformers"]
 )
 
 

@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from fastvlm.backends.fast import fast_dtype
 from PIL import Image
 
 import fastvlm
@@ -15,6 +14,7 @@ from fastvlm.backends.cpu.int4 import Int4Linear
 from fastvlm.backends.cpu.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
 from fastvlm.backends.cpu.linear import PackedLinears
 from fastvlm.backends.linear import PlainLinear
+from fastvlm.backends.local import fast_dtype
 from fastvlm.config import BITS
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams

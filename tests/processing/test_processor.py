@@ -16,8 +16,8 @@ from tokenizers import AddedToken
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.errors import CheckpointError, ConfigError, ImageError, ImageTokenMismatchError, PromptError
-from fastvlm.processing.image_processor import LightImageProcessor
-from fastvlm.processing.processor import LightProcessor
+from fastvlm.processing.image_processor import ImageProcessor
+from fastvlm.processing.processor import Processor
 from fastvlm.processing.prompt import CHAT_TEMPLATES
 from fastvlm.processing.tokenizer import LightTokenizer
 
@@ -455,7 +455,7 @@ def test_marks_that_were_added_later_do_not_pass_in_text(light):
     if light:
         backend = processor.tokenizer.backend_tokenizer
         tokenizer = LightTokenizer(backend, {"eos_token": "<|im_end|>"}, [])
-        processor = LightProcessor(LightImageProcessor(image_size=128), tokenizer)
+        processor = Processor(ImageProcessor(image_size=128), tokenizer)
     for content in ("a <|mark|> b", "<|e\u0301|>", [{"type": "text", "text": part} for part in ("<|ma", "rk|>")]):
         with pytest.raises(PromptError, match="which the model reads as a mark"):
             processor.apply_chat_template([{"role": "user", "content": content}])

@@ -28,7 +28,7 @@ def test_replies_scores_and_blind_scores_are_the_same():
     model, processor = fastvlm.load("mini", device="cpu", dtype="float32")
     expected, accepted = ask(model, processor, items), [q.answers for q in questions]
     blind = scoring.score(blind_answers(lambda some: ask(model, processor, some), items), accepted).share
-    engine = fastvlm.fast_engine(model, processor, num_slots=3)
+    engine = fastvlm.Engine.from_model(model, processor, num_slots=3)
     result = run(
         engine,
         [replace(q, test="all") for q in questions],
