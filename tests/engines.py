@@ -14,7 +14,7 @@ from fastvlm.backends.decoder_weights import prepare_decoder
 from fastvlm.backends.generators import finished
 from fastvlm.backends.image_encoder import SteppedImageEncoder, TorchImageEncoder
 from fastvlm.backends.linear import Linear, LinearMaker, joined, joined_biases, plain_linears
-from fastvlm.backends.local import LocalBackend
+from fastvlm.backends.local import LocalBackend, _context
 from fastvlm.engine.engine import Engine
 from fastvlm.formats.checkpoint import Checkpoint
 
@@ -66,10 +66,11 @@ def engine(
     """An engine of PyTorch's own layers; `encode` and `make_linear` (a maker of one weight) take the place of them."""
     if context is not None or make_linear is not None or has_fixed_shapes or encode is not None:
         checkpoint = model.to_checkpoint(processor)
-        context = checkpoint.config.text_config.max_position_embeddings if context is None else context
+        context = _context(checkpoint, context, CPU)
         images = _Images(encode) if encode is not None else TorchImageEncoder(checkpoint, checkpoint.dtype, CPU)
         if has_fixed_shapes:
-            images = _Images(GraphedEncode(partial(_all_at_once, images), CPU))
+            whole = partial(_all_at_once, images) if encode is None else encode
+            images = _Images(GraphedEncode(whole, CPU))
         made = decoder(
             model,
             num_slots,

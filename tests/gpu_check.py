@@ -13,6 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
+import engines
 import torch
 
 import fastvlm
@@ -27,6 +28,8 @@ GREEDY = SamplingParams(max_new_tokens=12)
 def open_engine(device, dtype=torch.float32):
     """The shipped model on `device`, its processor, and an engine on buffers of fixed shape."""
     model, processor = fastvlm.load("mini", device=device, dtype=dtype)
+    if torch.device(device).type == "cpu":
+        return model, processor, engines.engine(model, processor, num_slots=3, has_fixed_shapes=True)
     return model, processor, Engine.from_model(model, processor, num_slots=3)
 
 

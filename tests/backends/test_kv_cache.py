@@ -74,7 +74,7 @@ def resident_bytes():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells how much memory is used")
 def test_a_slot_of_a_long_context_takes_what_its_tokens_need():
     """Large pages, which NumPy asks for, would take 2 MiB for each layer's every head."""
-    made = KeyValueCache(FastVlmConfig.preset("0.5b").text_config, 2, 131_072, torch.bfloat16)
+    made = KeyValueCache(plain_config(FastVlmConfig.preset("0.5b")).text_config, 2, 131_072, torch.bfloat16)
     before = resident_bytes()
     for layer in made.layers:
         layer[1, :, :300] = 1.0

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from fastvlm.engine import engine as engine_module
+from fastvlm.backends import local
 from fastvlm.engine.async_engine import AsyncEngine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.errors import UsageError
@@ -46,7 +46,7 @@ def encode(model):
 @pytest.fixture
 def finest(make_engine, encode, monkeypatch):
     """Makes engines that pause wherever they can: chunks of three tokens, and slices of one step of the encoder."""
-    monkeypatch.setattr(engine_module, "_CHUNK_TOKENS", 3)
+    monkeypatch.setattr(local, "_CHUNK_TOKENS", 3)
 
     def make(**settings):
         engine = make_engine(**{"admission_ratio": 1e-9, "encode": encode, **settings})
@@ -157,7 +157,7 @@ def test_who_is_cancelled_while_starting_frees_slot_and_image(steps, finest, enc
     assert engine.num_running == 2
     assert engine.cancel(request) and not engine.cancel(request)
     assert engine.num_running == 1, "the slot is free at once"
-    assert len(engine._images) == (0 if isinstance(steps, int) else 1), "half an image is kept"
+    assert len(engine._encoder_cache) == (0 if isinstance(steps, int) else 1), "half an image is kept"
     assert [(event.request_id, event.finish_reason) for event in running.step()] == [(request, "cancelled")]
     begun = encode.begun
     again = engine.submit(asked.inputs, short)
@@ -190,7 +190,7 @@ def test_what_fails_halfway_fails_alone(finest, model, question, short, encode):
     request = engine.submit(question("titt").inputs, short)
     events = [event for _ in range(3) for event in running.step()]
     assert [(event.request_id, type(event.error)) for event in events] == [(request, MemoryError)]
-    assert engine.num_running == 1 and len(engine._images) == 0
+    assert engine.num_running == 1 and len(engine._encoder_cache) == 0
     del encode.slices
     asked = question("titt")
     assert same(running.until(engine.submit(asked.inputs, short))[0], asked, model)

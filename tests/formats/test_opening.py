@@ -123,7 +123,9 @@ def test_weights_are_the_same_tensors(both):
     mine, theirs = both
     assert mine.tensors.keys() == theirs.tensors.keys()
     for name, tensor in mine.tensors.items():
-        assert tensor.dtype == theirs.tensors[name].dtype and torch.equal(tensor, theirs.tensors[name]), name
+        is_counter = name.endswith("num_batches_tracked")  # of which transformers makes a float in float16
+        assert is_counter or tensor.dtype == theirs.tensors[name].dtype, name
+        assert (tensor == theirs.tensors[name]).all(), name
     assert mine.dtype == theirs.dtype and not mine.layers and not theirs.layers
     assert not theirs.rounded, "transformers computes with plain weights"
 

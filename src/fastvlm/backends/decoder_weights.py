@@ -6,11 +6,12 @@ some tensors (a merged adapter) shares every layer whose tensors are the same.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastvlm.backends.linear import Linear, LinearMaker, PlainLinear, joined_biases
 from fastvlm.config import DecoderConfig
@@ -171,10 +172,10 @@ class _Preparation:
         }[part]
 
     def _own_layer(self, name: str, source: str) -> Linear:
-        """The layer that computes by code of its own, in its own dtype; else a plain one."""
+        """The layer that computes by code of its own; else a plain one."""
         own = self._checkpoint.layers.get(name)
         if own is not None:
-            return own
+            return _in_dtype(own, self._dtype)
         return PlainLinear(
             self._checkpoint.tensors[source].to(self._dtype), self._checkpoint.tensors.get(_bias_name(name))
         )
@@ -187,6 +188,15 @@ def _check_shape(weight: RoundedWeight, expected: tuple[int, int]) -> None:
             f"The decoder asks for a layer of {list(expected)}; the quantized weights have {list(found)} there. They "
             "are another model's, or another version's. Quantize the model again."
         )
+
+
+def _in_dtype(layer: Linear, dtype: torch.dtype) -> Linear:
+    """`layer`, or a copy in `dtype` if it is a module with floating weights of another one."""
+    if not isinstance(layer, nn.Module) or all(
+        parameter.dtype == dtype for parameter in layer.parameters() if parameter.is_floating_point()
+    ):
+        return layer
+    return copy.deepcopy(layer).to(dtype)
 
 
 def _bias_name(weight_name: str) -> str:

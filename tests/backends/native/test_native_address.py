@@ -10,7 +10,7 @@ from compiled import is_possible
 from fastvlm.backends.decoder_weights import DecoderLayer, DecoderWeights
 from fastvlm.backends.kv_cache import KeyValueCache
 from fastvlm.backends.native.address import address
-from fastvlm.backends.native.decoder import NativeDecoder
+from fastvlm.backends.native.decoder import NativeDecoder, _NativeLayer
 from fastvlm.backends.native.kernels import in_panels
 from fastvlm.backends.native.linear import NativeLinear
 from fastvlm.config import DecoderConfig
@@ -155,7 +155,8 @@ def decoder(**changes):
         rotary=RotaryPositions.default(1e4, 32),
         own_bytes=0,
     )
-    return NativeDecoder._over(kernels, weights, KeyValueCache(config, 2, 48, HALF))
+    layer = _NativeLayer(**norms, **products)
+    return NativeDecoder(kernels, weights, [layer], head, KeyValueCache(config, 2, 48, HALF))
 
 
 @is_possible
