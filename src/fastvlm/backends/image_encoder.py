@@ -5,6 +5,7 @@ I images, N visual tokens an image, C encoder channels, D decoder width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from typing import Protocol, TypeVar
 
@@ -37,6 +38,9 @@ class ImageEncoder(Protocol):
     def __call__(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
         """Image embeds (I, N, D), the return value; the work may be paused or dropped at each yield."""
 
+    def replica(self) -> ImageEncoder:
+        """One on the same weights, for another thread."""
+
 
 class SteppedImageEncoder:
     """The encoder for CPUs, in steps; see :class:`FastEncoder`.
@@ -63,6 +67,10 @@ class SteppedImageEncoder:
         else:
             self.projector = base.projector
 
+    def replica(self) -> SteppedImageEncoder:
+        """Itself: it holds nothing but weights."""
+        return self
+
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
         """See :class:`ImageEncoder`."""
@@ -84,7 +92,14 @@ class TorchImageEncoder:
             _encoder(checkpoint).to(device, dtype),
             _projector(checkpoint).to(device, dtype),
         )
+        self._has_graphs = has_graphs
         self._encode = GraphedEncode(self._forward, device) if has_graphs else self._forward
+
+    def replica(self) -> TorchImageEncoder:
+        """One on the same modules, with graphs of its own."""
+        other = copy.copy(self)
+        other._encode = GraphedEncode(other._forward, self._device) if self._has_graphs else other._forward
+        return other
 
     def __call__(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
         """See :class:`ImageEncoder`."""

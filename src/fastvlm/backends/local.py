@@ -36,10 +36,18 @@ _CONTEXT_TOKENS = 8192  # where memory is taken when it is claimed (a GPU), and 
 
 
 class LocalBackend:
-    """A :class:`fastvlm.backends.backend.Backend` on one device of this machine; made by :func:`make_backend`."""
+    """A :class:`fastvlm.backends.backend.Backend` on one device of this machine; made by :func:`make_backend`.
 
-    def __init__(self, images: ImageEncoder, decoder: Decoder, files: MappedFiles | None) -> None:
-        self.images, self.decoder, self._files = images, decoder, files
+    Args:
+        images, decoder: what it is made of; the decoder's weights may be shared.
+        files: that weights are mapped from.
+        key: of the checkpoint.
+    """
+
+    def __init__(
+        self, images: ImageEncoder, decoder: Decoder, files: MappedFiles | None = None, key: object = None
+    ) -> None:
+        self.images, self.decoder, self._files, self.key = images, decoder, files, key
 
     @property
     def weights(self) -> DecoderWeights:
@@ -105,6 +113,12 @@ class LocalBackend:
         """Copy keys and values of the first `num_tokens` of slot `source` to slot `target`."""
         self.decoder.cache.copy_prefix(source, target, num_tokens)
 
+    def replica(self, num_slots: int, context: int) -> LocalBackend:
+        """A backend on the same weights, with a cache of its own; the two may run in different threads."""
+        has_fixed_shapes = self.decoder.fixed is not None
+        decoder = Decoder(self.weights, num_slots, context, has_fixed_shapes=has_fixed_shapes)
+        return LocalBackend(self.images.replica(), decoder, self._files, self.key)
+
     def check_weights(self) -> None:
         """Raise CheckpointError if a file that weights are mapped from was written to."""
         if self._files is not None:
@@ -144,8 +158,9 @@ def make_backend(
         context: tokens of one sequence, prompt and reply; None for the model's own on a CPU, where only what is used
             takes memory, and at most 8192 elsewhere.
         kernels: "reference" for PyTorch's own layers and no graphs.
-        base: a backend made with the same settings from the checkpoint that ``checkpoint.changed`` is counted from:
-            weights are shared where no tensor has changed. The two may run in different threads.
+        base: a backend made with the same device, dtype, bits and kernels from this checkpoint, or from the one that
+            ``checkpoint.changed`` is counted from: weights are shared where no tensor has changed. The two may run in
+            different threads.
 
     Raises:
         UsageError: bits that the checkpoint cannot be had in, fewer than 16 away from a CPU, an impossible context.
@@ -153,21 +168,22 @@ def make_backend(
     device = checkpoint.tensors[next(iter(checkpoint.tensors))].device if device is None else device
     dtype = checkpoint.dtype if dtype is None else dtype
     _check_bits(bits, checkpoint.bits, device)
+    context = _context(checkpoint, context, device)
+    if base is not None and base.key is checkpoint.key:
+        return base.replica(num_slots, context)
     is_fast = kernels == "fast"
     has_graphs = is_fast and device.type == "cuda"
     images: ImageEncoder
     if is_fast and device.type == "cpu":
         shared = base.images if base is not None and isinstance(base.images, SteppedImageEncoder) else None
         images = SteppedImageEncoder(checkpoint, images_dtype(dtype), shared)
-    elif base is not None and not checkpoint.changed:
-        images = base.images
     else:
         images = TorchImageEncoder(checkpoint, images_dtype(dtype), device, has_graphs=has_graphs)
     make = _linears(bits, dtype) if is_fast and device.type == "cpu" else plain_linears(device, dtype)
     rounded = partial(_rounded_linear, dtype=dtype, device=device)
     weights = prepare_decoder(checkpoint, make, rounded, dtype, device, None if base is None else base.weights)
-    decoder = Decoder(weights, num_slots, _context(checkpoint, context, device), has_fixed_shapes=has_graphs)
-    return LocalBackend(images, decoder, checkpoint.files if device.type == "cpu" else None)
+    decoder = Decoder(weights, num_slots, context, has_fixed_shapes=has_graphs)
+    return LocalBackend(images, decoder, checkpoint.files if device.type == "cpu" else None, checkpoint.key)
 
 
 def _check_bits(bits: Bits, stored: int | None, device: torch.device) -> None:

@@ -68,6 +68,7 @@ class Checkpoint:
             merged, weights packed by another library); only a live model has such.
         files: the files that `tensors` are mapped from, watched for changes; None if they are not.
         changed: names of tensors that differ from the checkpoint that :meth:`with_tensors` was called on.
+        key: the same object for records of the same weights.
     """
 
     config: ModelConfig
@@ -81,10 +82,12 @@ class Checkpoint:
     layers: Mapping[str, Layer] = field(default_factory=lambda: MappingProxyType({}))
     files: MappedFiles | None = None
     changed: frozenset[str] = frozenset()
+    key: object = field(default_factory=object, repr=False)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Checkpoint:
         """The same checkpoint with some tensors replaced, as by a merged adapter; engines of both share the rest."""
-        return replace(self, tensors=Overlay(tensors, self.tensors), changed=self.changed | tensors.keys())
+        changed = self.changed | tensors.keys()
+        return replace(self, tensors=Overlay(tensors, self.tensors), changed=changed, key=object())
 
 
 class LazyTensors(Mapping[str, Tensor]):
