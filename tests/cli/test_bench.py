@@ -34,7 +34,7 @@ def test_a_small_run(process, endless_folder, tmp_path):
     assert result["roofline"]["peaks"]["bandwidth"] > 1e8
     for words in ("encode: pixels to visual tokens", "fastvlm 64 px", "decode: one reply"):
         assert words in page
-    assert (tmp_path / "bars.svg").read_text().startswith("<svg")
+    assert "<svg" in (tmp_path / "bars.svg").read_text()
     names = sorted(file.name for file in (tmp_path / "results").iterdir())
     assert len(names) == 2 and names[0].startswith("endless-encode-decode_") and names[0].endswith(".json")
     assert json.loads((tmp_path / "results" / names[0]).read_text()) == result
