@@ -121,7 +121,7 @@ def test_the_text_of_a_completion_keeps_its_white_space(server):
     assert steps == whole and whole != whole.strip()
 
 
-def test_a_image_that_was_sent_before_is_not_encoded_again(server):
+def test_an_image_that_was_sent_before_is_not_encoded_again(server):
     before = server.metric("fastvlm_images_total")
     for text in ("What is this?", "Which colour?", "How many?"):
         server.chat(question(text, example("objects")), max_tokens=2)
@@ -270,7 +270,7 @@ def image(url):
         *("data:image/png;base64,", "data:,"),
     ],
 )
-def test_no_path_and_no_other_scheme_is_a_image(server, url):
+def test_no_path_and_no_other_scheme_is_an_image(server, url):
     error = error_of(server.chat(image(url)), 400)
     assert error["code"] == "invalid_image_url" and error["param"] == "messages[0].content[0].image_url.url"
 

@@ -100,7 +100,7 @@ def test_a_body_that_is_cut_leaves_nothing(endless):
     endless.until_idle()
 
 
-def test_a_image_beside_a_running_reply_is_answered(endless):
+def test_an_image_beside_a_running_reply_is_answered(endless):
     stack, _, lines = open_stream(endless)
     asked = {**ENDLESS, "messages": [question("?", example("letter"))], "max_tokens": 3}
     answers = []

@@ -112,7 +112,7 @@ def refusal(fetch, *arguments, **settings):
     return raised.value.code
 
 
-def test_a_image_of_an_allowed_host_is_fetched_under_its_name(fetch, host):
+def test_an_image_of_an_allowed_host_is_fetched_under_its_name(fetch, host):
     assert fetch("/a.png?size=1#part") == IMAGE
     assert host.seen == [("/a.png?size=1", f"images.example:{host.server_port}", None)]
 

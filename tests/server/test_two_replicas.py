@@ -52,7 +52,7 @@ def test_both_answer_as_the_offline_engine_does(two, offline):
         assert replies[name] == expected.text, name
 
 
-def test_the_second_question_about_a_image_goes_where_the_image_is_known(two):
+def test_the_second_question_about_an_image_goes_where_the_image_is_known(two):
     asked = question(TEXT, example("animal"))
     two.chat(asked, max_tokens=4)
     before = images_encoded(two)

@@ -31,35 +31,23 @@ class Choice:
 class RequestUsage:
     """Token counts of a request's finished replies; a prompt of several choices counts once."""
 
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # part of the prompts that was not computed again
+    image_tokens: int = 0  # visual tokens in the prompts
+    completion_tokens: int = 0  # end tokens included
     completions: list[Completion] = field(default_factory=list)
-    prompts: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    _prompts: set[int] = field(default_factory=set)  # identities of those that were counted
 
     def add(self, choice: Choice, completion: Completion) -> None:
         """Count a finished reply."""
         usage = completion.usage
         self.completions.append(completion)
-        counts = (usage.prompt_tokens, usage.cached_prompt_tokens, usage.image_tokens)
-        self.prompts.setdefault(id(choice.prompt), counts)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompts."""
-        return sum(tokens for tokens, _, _ in self.prompts.values())
-
-    @property
-    def cached_tokens(self) -> int:
-        """Tokens of the prompts that were not computed again."""
-        return sum(cached for _, cached, _ in self.prompts.values())
-
-    @property
-    def image_tokens(self) -> int:
-        """Visual tokens of the prompts."""
-        return sum(image for _, _, image in self.prompts.values())
-
-    @property
-    def completion_tokens(self) -> int:
-        """Tokens of the replies, end tokens included."""
-        return sum(completion.usage.completion_tokens for completion in self.completions)
+        self.completion_tokens += usage.completion_tokens
+        if id(choice.prompt) not in self._prompts:
+            self._prompts.add(id(choice.prompt))
+            self.prompt_tokens += usage.prompt_tokens
+            self.cached_tokens += usage.cached_prompt_tokens
+            self.image_tokens += usage.image_tokens
 
 
 @asynccontextmanager
