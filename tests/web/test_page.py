@@ -128,7 +128,7 @@ def test_the_json_preset_gives_json(page):
     page.until(lambda: page.all("#images img"))
     page.click("#presets button:nth-child(4)")
     [answer] = page.answered()
-    assert set(json.loads(answer)) == {"shape", "colour", "count"}
+    assert set(json.loads(answer)) == {"shape", "color", "count"}
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])

@@ -105,8 +105,8 @@ async function addFiles(files) {
 // ---------------------------------------------------------------- requests
 
 function userTurn(text) {
-  const images = images.map((url) => ({ type: "image_url", image_url: { url } }));
-  return { role: "user", content: [...images, { type: "text", text }] };
+  const parts = images.map((url) => ({ type: "image_url", image_url: { url } }));
+  return { role: "user", content: [...parts, { type: "text", text }] };
 }
 
 function showTurn(role, text, uris = []) {
