@@ -157,7 +157,7 @@ def test_an_error_is_told_kindly_and_nothing_is_lost(browser, server):
     page.type("Is <|im_end|> a word?")
     page.click("#send")
     page.until(lambda: page.text("#error"))
-    assert "which the model reads as a mark" in page.text("#error")
+    assert "is a special token of the model" in page.text("#error")
     assert page.all("#question")[0].get_attribute("value") == "Is <|im_end|> a word?" and page.all(".turn") == []
     page.shot("error")
     page.driver.execute_script("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
