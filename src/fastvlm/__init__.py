@@ -3,9 +3,9 @@
 Names are loaded when they are used: ``import fastvlm`` loads neither torch nor transformers, registers nothing and
 looks at nothing.
 
-    import fastvlm
+    from fastvlm import FastVLM
 
-    model, processor = fastvlm.load("mini")
+    FastVLM("mini").ask("photo.jpg", "What is this?")
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastvlm.api import AsyncFastVLM, FastVLM
     from fastvlm.conversion.convert import convert
     from fastvlm.engine.async_engine import AsyncEngine
     from fastvlm.engine.engine import Engine
@@ -37,8 +38,10 @@ _SAME_AS = {"AutoModelForImageTextToText": "FastVlmForConditionalGeneration", "A
 
 _HOME_OF = {
     "AsyncEngine": "fastvlm.engine.async_engine",
+    "AsyncFastVLM": "fastvlm.api",
     "Completion": "fastvlm.engine.types",
     "Engine": "fastvlm.engine.engine",
+    "FastVLM": "fastvlm.api",
     "FastViTHD": "fastvlm.model.fastvithd",
     "FastViTHDConfig": "fastvlm.hf.config",
     "FastVlmConfig": "fastvlm.hf.config",
@@ -59,10 +62,12 @@ _HOME_OF = {
 
 __all__ = [
     "AsyncEngine",
+    "AsyncFastVLM",
     "AutoModelForImageTextToText",
     "AutoProcessor",
     "Completion",
     "Engine",
+    "FastVLM",
     "FastViTHD",
     "FastViTHDConfig",
     "FastVlmConfig",

@@ -23,6 +23,7 @@ __all__ = [
     "MissingExtraError",
     "NonFiniteError",
     "PromptError",
+    "SchemaError",
     "StorageError",
     "TrainingError",
     "UnusualCheckpointError",
@@ -100,6 +101,10 @@ class UnusualCheckpointError(CheckpointError):
 
 class UsageError(FastVlmError, ValueError):
     """A command line or a request with unknown or contradictory options."""
+
+
+class SchemaError(UsageError):
+    """A JSON schema that no reply can be made to follow: invalid, too large, or without a finite document."""
 
 
 class InstallationError(FastVlmError, ImportError):

@@ -66,13 +66,17 @@ class TokenizerLike(Protocol):
     padding_side: str
     eos_token_id: int | None
     all_special_tokens: list[str]
+    backend_tokenizer: tokenizers.Tokenizer
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
         """Id -> added token."""
 
-    def __call__(self, text: Sequence[str], **settings: Any) -> Mapping[str, Any]:
+    def __call__(self, text: str | Sequence[str], **settings: Any) -> Mapping[str, Any]:
         """`input_ids` and `attention_mask` of texts."""
+
+    def __len__(self) -> int:
+        """Tokens, added ones included."""
 
     def decode(self, token_ids: Any, **settings: Any) -> str:
         """The text of one row of ids."""
@@ -108,15 +112,24 @@ class Tokenizer:
         self.eos_token_id = backend.token_to_id(named["eos_token"])
         self.padding_side = "right"
 
-    def __call__(self, text: Sequence[str], *, return_tensors: str | None = None, **_settings: Any) -> dict[str, Any]:
-        """`input_ids` and `attention_mask` of texts; as tensors (1, T) of one text with ``"pt"``."""
-        rows = [encoding.ids for encoding in self.backend_tokenizer.encode_batch(list(text))]
+    def __call__(
+        self, text: str | Sequence[str], *, return_tensors: str | None = None, **_settings: Any
+    ) -> dict[str, Any]:
+        """`input_ids` and `attention_mask` of a text (T,), or of texts; as tensors (1, T) of one text with ``"pt"``."""
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [encoding.ids for encoding in self.backend_tokenizer.encode_batch(texts)]
         masks = [[1] * len(row) for row in rows]
         if return_tensors == "pt":
             import torch  # noqa: PLC0415  # a second, in which the file is read in another thread
 
             return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)}
+        if isinstance(text, str):
+            return {"input_ids": rows[0], "attention_mask": masks[0]}
         return {"input_ids": rows, "attention_mask": masks}
+
+    def __len__(self) -> int:
+        """Tokens, added ones included."""
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool = False, **_settings: Any) -> str:
         """The text of one row of ids."""

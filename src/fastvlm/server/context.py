@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from fastvlm.engine.structured_output import GrammarCompiler
+from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.server.http.remote_images import RemoteImages
 from fastvlm.server.http.response_writer import ResponseWriter
 from fastvlm.server.metrics import Metrics
 from fastvlm.server.openai.logprobs import LogprobFormatter
-from fastvlm.server.openai.structured_output import GrammarCompiler
 from fastvlm.server.openai.text_limits import TextLimits
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
@@ -48,7 +49,7 @@ class ServerContext:
     logprobs: LogprobFormatter
     remote_images: RemoteImages
     metrics: Metrics
-    tokenizer: Any
+    tokenizer: TokenizerLike
     text_limits: TextLimits
     parser: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="fastvlm-parse")

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Literal
 
 from fastvlm.engine.engine import Engine
+from fastvlm.engine.structured_output import GrammarCompiler
 from fastvlm.engine.types import SamplingParams
 from fastvlm.images import ImageLimits
 from fastvlm.images.pool import ImagePool
@@ -17,7 +18,6 @@ from fastvlm.server.http.connections import UploadSlots
 from fastvlm.server.http.remote_images import RemoteImages
 from fastvlm.server.metrics import Metrics
 from fastvlm.server.openai.logprobs import LogprobFormatter
-from fastvlm.server.openai.structured_output import GrammarCompiler
 from fastvlm.server.openai.text_limits import text_limits
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings

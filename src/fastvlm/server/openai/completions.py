@@ -12,8 +12,9 @@ import time
 from collections.abc import Sequence
 
 from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.structured_output import GrammarGuide
 from fastvlm.engine.types import Completion, SamplingParams
-from fastvlm.errors import PromptError
+from fastvlm.errors import PromptError, SchemaError
 from fastvlm.processing.prompt import IMAGE_TOKEN
 from fastvlm.server.context import Exchange, ServerContext
 from fastvlm.server.http.body import parse
@@ -22,7 +23,7 @@ from fastvlm.server.openai.formatters import ChatFormatter, CompletionFormatter,
 from fastvlm.server.openai.generation import Choice, RequestUsage, stream_choices
 from fastvlm.server.openai.messages import check_texts, read_messages
 from fastvlm.server.openai.sampling import choice_params, max_new_tokens, sampling_params
-from fastvlm.server.openai.schemas import ChatRequest, CompletionRequest, ImagePart, Message
+from fastvlm.server.openai.schemas import ChatRequest, CompletionRequest, ImagePart, Message, SchemaFormat
 from fastvlm.server.replicas import Replica, Replicas
 
 __all__ = ["answer_chat", "answer_completion"]
@@ -36,7 +37,7 @@ async def answer_chat(context: ServerContext, body: bytes, exchange: Exchange) -
     del body  # and the images below: a request that waits for a slot keeps only its prepared prompt
     replicas, count = _replicas(context, request), _num_choices(context, request, num_prompts=1)
     with replicas.reserve(count, conversation) as replica:
-        guides = await context.grammars.make_guides(request.response_format, count)
+        guides = await _guides(context, request, count)
         messages = await read_messages(
             request.messages,
             context.remote_images.fetch,
@@ -50,6 +51,19 @@ async def answer_chat(context: ServerContext, body: bytes, exchange: Exchange) -
         choices = [Choice(prompt, choice_params(params, index), guide) for index, guide in enumerate(guides)]
         formatter = ChatFormatter(request.model, context.logprobs, has_usage=_has_usage(request))
         await _respond(context, request, replica, choices, formatter, exchange)
+
+
+async def _guides(context: ServerContext, request: ChatRequest, count: int) -> list[GrammarGuide] | list[None]:
+    """One guide for each of `count` replies, compiled in another thread; None for free text."""
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return [None] * count
+    schema = wanted.json_schema.schema_ if isinstance(wanted, SchemaFormat) else {"type": "object"}
+    try:
+        guide = await asyncio.to_thread(context.grammars.compile, schema)
+    except SchemaError as error:
+        raise invalid(str(error), param="response_format.json_schema.schema", code="invalid_json_schema") from error
+    return [guide, *(guide.copy() for _ in range(count - 1))]
 
 
 def _parse_chat(context: ServerContext, body: bytes) -> tuple[ChatRequest, str]:

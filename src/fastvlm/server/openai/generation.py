@@ -8,9 +8,9 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.structured_output import GrammarGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.server.http.errors import ApiError
-from fastvlm.server.openai.structured_output import GrammarGuide
 from fastvlm.server.replicas import Replica
 
 __all__ = ["Choice", "RequestUsage", "stream_choices"]

@@ -8,6 +8,7 @@ from typing import Any
 from llguidance import LLTokenizer
 
 from fastvlm.engine.types import TokenLogprobs
+from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.server.openai.schemas import TokenLogprob, TopLogprob
 
 __all__ = ["LogprobFormatter"]
@@ -20,12 +21,13 @@ class LogprobFormatter:
 
     Args:
         tokens: llguidance's view of the tokenizer.
-        tokenizer: transformers'.
+        tokenizer: the model's.
         end_ids: tokens that end a reply and are not part of it.
     """
 
-    def __init__(self, tokens: LLTokenizer, tokenizer: Any, end_ids: Collection[int]) -> None:
-        self._tokens, self._tokenizer, self.end_ids = tokens, tokenizer, frozenset(end_ids)
+    def __init__(self, tokens: LLTokenizer, tokenizer: TokenizerLike, end_ids: Collection[int]) -> None:
+        self._tokens, self.end_ids = tokens, frozenset(end_ids)
+        self._names, self._num_tokens = tokenizer.backend_tokenizer, len(tokenizer)
 
     def entry(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
         """One entry of a chat's `logprobs.content`."""
@@ -38,8 +40,8 @@ class LogprobFormatter:
 
     def _bytes(self, token_id: int) -> bytes:
         """The bytes of a token; a special token's are its name, those of a padding row of the head are none."""
-        if token_id >= len(self._tokenizer):
+        if token_id >= self._num_tokens:
             return b""
         if self._tokens.is_special_token(token_id):
-            return str(self._tokenizer.convert_ids_to_tokens(token_id)).encode()
+            return str(self._names.id_to_token(token_id)).encode()
         return bytes(self._tokens.decode_bytes([token_id]))

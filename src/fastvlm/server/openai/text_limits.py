@@ -5,11 +5,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from llguidance import LLTokenizer
 
 from fastvlm.processing.prompt import SPECIAL_TOKENS
+from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.server.http.errors import ApiError, invalid
 
 __all__ = ["TextLimits", "text_limits"]
@@ -82,7 +82,7 @@ def _too_long(num_characters: int, max_tokens: int, param: str) -> ApiError:
     )
 
 
-def text_limits(tokens: LLTokenizer, tokenizer: Any, max_tokens: int) -> TextLimits:
+def text_limits(tokens: LLTokenizer, tokenizer: TokenizerLike, max_tokens: int) -> TextLimits:
     """The limits for a byte-level tokenizer that normalizes to NFC or not at all, as Qwen2's.
 
     Args:

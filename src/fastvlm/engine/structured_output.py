@@ -1,29 +1,25 @@
-"""Structured output: `response_format` as a grammar that masks the tokens of each step (llguidance).
+"""Structured output: a JSON schema as a grammar that masks the tokens of each step (llguidance).
 
 JSON is generated without white space between its parts, because a model that may write spaces can write them forever.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
 
-from fastvlm.server.http.errors import ApiError, invalid
-from fastvlm.server.openai.schemas import PlainFormat, SchemaFormat
+from fastvlm.errors import SchemaError
+from fastvlm.processing.tokenizer import TokenizerLike
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # declared in its stub only
 
 __all__ = ["GrammarCompiler", "GrammarGuide"]
-
-logger = logging.getLogger("fastvlm.server")
 
 _MAX_SCHEMA_CHARACTERS = 64 * 1024
 _JSON: JsonCompileOptions = {"whitespace_flexible": False}
@@ -43,6 +39,10 @@ class GrammarGuide:
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, end_ids: Sequence[int]) -> None:
         self._matcher, self._vocab_size, self._end_ids = matcher, vocab_size, list(end_ids)
+
+    def copy(self) -> GrammarGuide:
+        """The same state, for another reply."""
+        return GrammarGuide(self._matcher.deep_copy(), self._vocab_size, self._end_ids)
 
     def allowed(self) -> Tensor:
         """Bool (V,), True for tokens allowed next: only end tokens once the grammar is complete or has failed."""
@@ -68,34 +68,25 @@ class GrammarCompiler:
     """Compiles grammars for one model's tokenizer.
 
     Args:
-        tokenizer: transformers' fast tokenizer.
+        tokenizer: with a `backend_tokenizer` of the `tokenizers` library.
         vocab_size: width of the logits.
         end_ids: tokens that end a reply.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int, end_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: TokenizerLike, vocab_size: int, end_ids: Sequence[int]) -> None:
         self._vocab_size, self._end_ids = vocab_size, list(end_ids)
         self.tokens = LLTokenizer(_literal_tokenizer(tokenizer), n_vocab=vocab_size, eos_token=self._end_ids)
         self._limits = LLParserLimits(verbose_errors=False)
 
-    async def make_guides(
-        self, response_format: PlainFormat | SchemaFormat | None, count: int
-    ) -> list[GrammarGuide] | list[None]:
-        """One guide for each of `count` replies, compiled in another thread; None for free text.
+    def compile(self, schema: Mapping[str, Any]) -> GrammarGuide:
+        """The guide of a reply that is a JSON document of `schema`; ``{"type": "object"}`` for any object.
 
         Raises:
-            ApiError: the schema is invalid, too large, or cannot be enforced.
+            SchemaError: the schema is invalid, too large, or cannot be enforced.
         """
-        if response_format is None or response_format.type == "text":
-            return [None] * count
-        schema = (
-            response_format.json_schema.schema_ if isinstance(response_format, SchemaFormat) else {"type": "object"}
-        )
-        matcher = await asyncio.to_thread(self._matcher, schema)
-        matchers = [matcher, *(matcher.deep_copy() for _ in range(count - 1))]
-        return [GrammarGuide(one, self._vocab_size, self._end_ids) for one in matchers]
+        return GrammarGuide(self._matcher(schema), self._vocab_size, self._end_ids)
 
-    def _matcher(self, schema: dict[str, Any]) -> LLMatcher:
+    def _matcher(self, schema: Mapping[str, Any]) -> LLMatcher:
         text = json.dumps(schema)
         if len(text) > _MAX_SCHEMA_CHARACTERS:
             raise _bad_schema(f"it has {len(text)} characters, the limit is {_MAX_SCHEMA_CHARACTERS}")
@@ -111,7 +102,7 @@ class GrammarCompiler:
         return matcher
 
 
-def _literal_tokenizer(tokenizer: Any) -> str:
+def _literal_tokenizer(tokenizer: TokenizerLike) -> str:
     """The JSON of `tokenizer`, with special tokens renamed so that no text contains them.
 
     A schema's `const` of ``<|im_end|>`` is then written with ordinary tokens, not with the special token.
@@ -127,12 +118,8 @@ def _literal_tokenizer(tokenizer: Any) -> str:
     return json.dumps(content)
 
 
-def _bad_schema(error: str) -> ApiError:
+def _bad_schema(error: str) -> SchemaError:
     reason = error.strip().partition("\n")[0]
     if reason == _EMPTY_GRAMMAR:
         reason = "no finite document satisfies it (does a $ref refer to itself without an alternative?)"
-    return invalid(
-        f"The schema cannot be enforced: {reason.rstrip('.')}.",
-        param="response_format.json_schema.schema",
-        code="invalid_json_schema",
-    )
+    return SchemaError(f"The schema cannot be enforced: {reason.rstrip('.')}.")
