@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastvlm.model.fastvithd import FastViTHD
     from fastvlm.opening import open_checkpoint
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The names that transformers' documented examples import, so that they run with `fastvlm` in place of `transformers`.
 _SAME_AS = {"AutoModelForImageTextToText": "FastVlmForConditionalGeneration", "AutoProcessor": "FastVlmProcessor"}
