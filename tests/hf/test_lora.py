@@ -10,9 +10,12 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import fastvlm
 from fastvlm.errors import CheckpointError, MissingExtraError, UsageError
+from fastvlm.formats.places import checkpoint_path
+from fastvlm.formats.quantized_file import REST_FILE
 from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
-from fastvlm.hf.lora import merge_adapter, sharing_copy
+from fastvlm.hf.lora import merge_adapter, open_with_adapters, sharing_copy
 
 # peft asks for gradient checkpointing by the name that transformers 5.23 has given up.
 # Its adapters have no digest of their base; what is warned of then has a test of its own.
@@ -268,11 +271,25 @@ def test_a_head_that_is_the_embedding_table_cannot_be_changed(tmp_path):
         merge_adapter(model, tmp_path)
 
 
-def test_packed_weights_take_no_adapter(tiny_model, tmp_path):
-    adapter(tiny_model, tmp_path)
-    tiny_model.stored_products = object()
+def test_rounded_weights_take_no_adapter(tiny_model, tmp_path):
+    adapter(tiny_model, tmp_path / "adapter")
+    (tmp_path / REST_FILE).touch()  # of a folder that `fastvlm quantize` made
     with pytest.raises(UsageError, match="stored in 8 or 4 bits"):
-        merge_adapter(tiny_model, tmp_path)
+        open_with_adapters(tmp_path, [tmp_path / "adapter"])
+
+
+def test_an_adapter_shares_with_the_base_what_it_does_not_change(tmp_path):
+    folder = checkpoint_path("mini")
+    model, _ = fastvlm.load(folder, device="cpu")
+    adapter(model, tmp_path, targets=["q_proj"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its folder has no digest of the base
+        base, [adapted] = open_with_adapters(folder, [tmp_path])
+    assert adapted.changed and all("q_proj" in name for name in adapted.changed)
+    same = [name for name in base.tensors if name not in adapted.changed]
+    assert all(adapted.tensors[name] is base.tensors[name] for name in same)
+    weights = [name for name in adapted.changed if name.endswith(".weight")]
+    assert all(not torch.equal(adapted.tensors[name], base.tensors[name]) for name in weights)
 
 
 def test_without_peft_there_is_one_line(tiny_model, tmp_path, monkeypatch):

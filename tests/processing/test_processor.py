@@ -19,7 +19,7 @@ from fastvlm.errors import CheckpointError, ConfigError, ImageError, ImageTokenM
 from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.processor import Processor
 from fastvlm.processing.prompt import CHAT_TEMPLATES
-from fastvlm.processing.tokenizer import LightTokenizer
+from fastvlm.processing.tokenizer import Tokenizer
 
 N = 4  # visual tokens of a 128 px image
 
@@ -301,8 +301,8 @@ def test_messages_that_are_refused(processor):
         processor.apply_chat_template("What is this?")
     with pytest.raises(PromptError, match="tools or documents"):
         processor.apply_chat_template([user("a")], tools=[{"name": "f"}])
-    with pytest.raises(TypeError, match="unknown setting 'tokenize'"):
-        processor.apply_chat_template([user("a")], tokenize=True)
+    with pytest.raises(TypeError, match="unknown setting 'tokenise'"):
+        processor.apply_chat_template([user("a")], tokenise=True)
     with pytest.raises(ImageTokenMismatchError, match="1 <image>"):
         processor.apply_chat_template([user({"type": "image"}, "a")], tokenize=True)
     with pytest.raises(ImageError, match="no file"):
@@ -449,12 +449,12 @@ def extended():
 _EXTENDED = extended()
 
 
-@pytest.mark.parametrize("light", [False, True])
-def test_marks_that_were_added_later_do_not_pass_in_text(light):
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_marks_that_were_added_later_do_not_pass_in_text(is_plain):
     processor = extended()
-    if light:
+    if is_plain:
         backend = processor.tokenizer.backend_tokenizer
-        tokenizer = LightTokenizer(backend, {"eos_token": "<|im_end|>"}, [])
+        tokenizer = Tokenizer(backend, {"eos_token": "<|im_end|>"}, [])
         processor = Processor(ImageProcessor(image_size=128), tokenizer)
     for content in ("a <|mark|> b", "<|e\u0301|>", [{"type": "text", "text": part} for part in ("<|ma", "rk|>")]):
         with pytest.raises(PromptError, match="which the model reads as a mark"):

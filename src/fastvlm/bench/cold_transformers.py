@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from fastvlm.bench.peers_folder import add_peers_folder, prepare_torchvision
+from fastvlm.processing.tokenizer import TokenizerLike
 
 __all__ = ["main"]
 
@@ -16,7 +17,7 @@ __all__ = ["main"]
 class _ShowAtOnce:
     """A streamer that writes each token as it comes; transformers' own waits for the end of a word."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: TokenizerLike) -> None:
         self._tokenizer, self._is_prompt_next = tokenizer, True
 
     def put(self, value: Any) -> None:

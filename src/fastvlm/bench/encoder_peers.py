@@ -24,6 +24,7 @@ from fastvlm.bench.peers_folder import add_peers_folder
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import MissingExtraError
 from fastvlm.hf.loading import load
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.fastvithd import as_feature_tokens
 
 __all__ = ["DeployedEncoder", "OnnxRuntimeContestant", "OpenVinoContestant"]
@@ -34,7 +35,7 @@ Run = Callable[[Any], Tensor]
 class DeployedEncoder(nn.Module):
     """Pixels (1, 3, H, W) float32 -> visual tokens (1, N, D) float32: fused encoder and projector of a model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: FastVlmForConditionalGeneration) -> None:
         super().__init__()
         self.encoder = model.model.vision_tower.timm_model.deploy()
         self.projector = model.model.multi_modal_projector

@@ -33,6 +33,7 @@ from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.hf.pretrained import expected_shapes
 from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.hf.processor_files import load_processor
+from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.storage.whole_folders import whole_folder
 from fastvlm.storage.write_errors import clear_write_errors
 
@@ -157,10 +158,10 @@ def _drawn(name: str, shape: tuple[int, ...], index: int, loudness: Tensor) -> T
     return scaled * loudness[:, None] if name in (EMBEDDING, HEAD) else scaled
 
 
-def _loudness(tokenizer: Any, num_rows: int) -> Tensor:
+def _loudness(tokenizer: TokenizerLike, num_rows: int) -> Tensor:
     """Scale (rows,) of each token's embedding: 1 for what a reply may hold, that is, visible ASCII."""
-    special = set(tokenizer.convert_tokens_to_ids(list(_SPECIAL)))
-    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    special = {tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL}
+    texts = [tokenizer.decode([index]) for index in range(len(tokenizer))]
     is_loud = [index not in special and text.isascii() and text.strip() != "" for index, text in enumerate(texts)]
     loudness = torch.full((num_rows,), _QUIET)
     loudness[: len(is_loud)][torch.tensor(is_loud)] = 1.0

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastvlm.images.pool import Fitting, ImagePool
+from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.prompt import IMAGE_KEYS
 
 __all__ = ["decode_images", "encoded_images"]
@@ -29,7 +30,7 @@ def _encoded(prompt: Any) -> Iterator[bytes]:
 
 async def decode_images(
     contents: Iterable[bytes],
-    image_processor: Any,
+    image_processor: ImageProcessor,
     pool: ImagePool,
     known: Callable[[Iterable[bytes]], Awaitable[Mapping[bytes, Tensor]]],
     client: str = "",

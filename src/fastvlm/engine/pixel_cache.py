@@ -10,7 +10,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from PIL import Image
@@ -19,6 +19,8 @@ from torch import Tensor
 from fastvlm.engine.encoder_cache import EncoderCache, image_digest
 from fastvlm.errors import ImageError
 from fastvlm.images import encoded_bytes
+from fastvlm.processing.image_processor import ImageProcessor
+from fastvlm.processing.processor import Processor
 
 __all__ = ["DIGESTS", "PixelCache", "ReadyImages"]
 
@@ -42,7 +44,7 @@ class PixelCache:
         """Forget all images."""
         self._pixels.clear()
 
-    def over(self, processor: Any, ready: ReadyImages | None = None) -> Any:
+    def over(self, processor: Processor, ready: ReadyImages | None = None) -> Processor:
         """`processor` with this memory in front of its image processor; the given one stays as it is.
 
         Args:
@@ -52,16 +54,17 @@ class PixelCache:
         if not hasattr(processor, "image_processor"):
             return processor
         remembering = copy.copy(processor)
-        remembering.image_processor = _Remembering(processor.image_processor, self._pixels, ready or {})
+        inner = processor.image_processor
+        remembering.image_processor = cast("ImageProcessor", _Remembering(inner, self._pixels, ready or {}))
         return remembering
 
-    def known(self, processor: Any, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
+    def known(self, processor: Processor, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
         """Those of `contents` (encoded images) whose pixels (3, H, W) are remembered."""
         found = {content: self._pixels.peek(_digest(content, processor.image_processor)) for content in contents}
         return {content: pixels for content, pixels in found.items() if pixels is not None}
 
 
-def _digest(content: bytes, image_processor: Any, settings: Mapping[str, Any] | None = None) -> str:
+def _digest(content: bytes, image_processor: ImageProcessor, settings: Mapping[str, Any] | None = None) -> str:
     """What stands for an encoded image and the way in which it is made ready."""
     changed = sorted((key, value) for key, value in (settings or {}).items() if key != "return_tensors")
     how = (image_processor.image_size, image_processor.image_fit, image_processor.resample, changed)
@@ -71,7 +74,7 @@ def _digest(content: bytes, image_processor: Any, settings: Mapping[str, Any] | 
 class _Remembering:
     """In place of an image processor: the same pixels, and :data:`DIGESTS` beside them."""
 
-    def __init__(self, inner: Any, known: EncoderCache, ready: ReadyImages) -> None:
+    def __init__(self, inner: ImageProcessor, known: EncoderCache, ready: ReadyImages) -> None:
         self._inner, self._known, self._ready = inner, known, ready
 
     def __getattr__(self, name: str) -> Any:

@@ -72,7 +72,7 @@ class _Adapter:
         return {name.replace(".base_layer.", "."): size for name, size in self.shapes.items() if ".lora_" not in name}
 
 
-def merge_adapter(model: Any, folder: str | Path) -> Any:
+def merge_adapter(model: FastVlmForConditionalGeneration, folder: str | Path) -> FastVlmForConditionalGeneration:
     """A model that answers as `model` with the adapter in `folder`; `model` stays as it is.
 
     Args:
@@ -122,13 +122,15 @@ def _adapted(
     return base.with_tensors({name: merged.tensors[name] for name in names if name in merged.tensors})
 
 
-def _merge(model: Any, adapter: _Adapter) -> Any:
+def _merge(model: FastVlmForConditionalGeneration, adapter: _Adapter) -> FastVlmForConditionalGeneration:
     _check_base(adapter, model)
     _check_places(adapter, model)
     return _merged(adapter, sharing_copy(model, own=frozenset(adapter.plain)))
 
 
-def sharing_copy(model: Any, own: frozenset[str] = frozenset()) -> Any:
+def sharing_copy(
+    model: FastVlmForConditionalGeneration, own: frozenset[str] = frozenset()
+) -> FastVlmForConditionalGeneration:
     """A second model on the memory of `model`'s parameters and buffers; those named in `own` are copied.
 
     Its parameters are objects of their own: giving one of them another tensor leaves `model` as it is.
@@ -173,7 +175,7 @@ def _module(name: str) -> str:
 # ---------------------------------------------------------------------------------------------- checking
 
 
-def _check_base(adapter: _Adapter, model: Any) -> None:
+def _check_base(adapter: _Adapter, model: FastVlmForConditionalGeneration) -> None:
     """Refuse an adapter that was made for other weights, or where that is not known, for a model of another name."""
     digest = BaseDigest.read(adapter.folder / DIGEST_FILE)
     is_same = None if digest is None else digest.agrees_with(model)
@@ -197,7 +199,7 @@ def _check_base(adapter: _Adapter, model: Any) -> None:
     )
 
 
-def _name(model: Any) -> str | None:
+def _name(model: FastVlmForConditionalGeneration) -> str | None:
     return getattr(model.config, "name_or_path", None)
 
 
@@ -208,7 +210,7 @@ def _plain(name: str | None) -> str | None:
     return cached[-1] if cached else "/".join(parts) or None
 
 
-def _check_places(adapter: _Adapter, model: Any) -> None:
+def _check_places(adapter: _Adapter, model: FastVlmForConditionalGeneration) -> None:
     """Every matrix and every whole tensor of the adapter has its place in the model."""
     if not adapter.pairs and not adapter.plain:
         raise CheckpointError(f"{adapter.folder / _WEIGHTS} is empty; expected matrices named *.lora_A and *.lora_B.")
@@ -267,7 +269,7 @@ def _misfit(adapter: _Adapter, what: str) -> CheckpointError:
 # ---------------------------------------------------------------------------------------------- merging
 
 
-def _merged(adapter: _Adapter, model: Any) -> Any:
+def _merged(adapter: _Adapter, model: FastVlmForConditionalGeneration) -> FastVlmForConditionalGeneration:
     """`model` with the adapter merged; a changed weight is a new tensor."""
     try:
         from peft import PeftModel  # noqa: PLC0415 - optional
@@ -288,7 +290,8 @@ def _merged(adapter: _Adapter, model: Any) -> Any:
                 f"({len(missing)} such places). Fetch the file again."
             )
         # `safe_merge` makes new tensors, so that shared memory is left as it is, and refuses what is not finite.
-        return wrapped.merge_and_unload(safe_merge=True).eval()
+        merged: FastVlmForConditionalGeneration = wrapped.merge_and_unload(safe_merge=True).eval()
+        return merged
     except CheckpointError:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError) as error:

@@ -20,6 +20,7 @@ from fastvlm.hf.image_processor import FastVlmImageProcessor
 from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.processor import Processor
 from fastvlm.processing.stored import stored_settings
+from fastvlm.processing.tokenizer import TokenizerLike
 
 __all__ = ["FastVlmProcessor"]
 
@@ -35,7 +36,7 @@ class FastVlmProcessor(Processor, ProcessorMixin):  # type: ignore[misc]  # tran
     text_settings = frozenset(TextKwargs.__annotations__)
     _new_image_processor = FastVlmImageProcessor
 
-    def _hold(self, image_processor: ImageProcessor, tokenizer: Any, chat_template: str) -> None:
+    def _hold(self, image_processor: ImageProcessor, tokenizer: TokenizerLike, chat_template: str) -> None:
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     def _batch(self, data: dict[str, Any]) -> BatchFeature:

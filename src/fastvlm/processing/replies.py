@@ -7,9 +7,12 @@ processor refuses texts that contain them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastvlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastvlm.processing.processor import Processor
 
 __all__ = ["ReplyFinder", "short_ids_of"]
 
@@ -27,12 +30,15 @@ class ReplyFinder:
         ConfigError: a chat template whose replies cannot be told from ids, or do not follow the prompt's own tokens.
     """
 
-    def __init__(self, processor: Any, chat_template: str | None = None) -> None:
+    def __init__(self, processor: Processor, chat_template: str | None = None) -> None:
         self._chat_template = chat_template
         question = [{"role": "user", "content": "a"}]
         ids, prompt = (self._rendered(processor, question, add_generation_prompt=is_open) for is_open in (False, True))
         self.header = prompt[len(ids) :]
-        self.end_id = int(processor.tokenizer.convert_tokens_to_ids(END_TOKEN))
+        end_id = processor.tokenizer.convert_tokens_to_ids(END_TOKEN)
+        if end_id is None:
+            raise ConfigError(f"The tokenizer has no {END_TOKEN}, which ends a reply.")
+        self.end_id = end_id
         probe = self._rendered(processor, [*question, {"role": "assistant", "content": "b"}] * 2)
         reply = [*short_ids_of(processor, ["b"])[0], self.end_id]
         if prompt[: len(ids)] != ids or [probe[start:end] for start, end in self.spans(probe)] != [reply] * 2:
@@ -41,7 +47,7 @@ class ReplyFinder:
                 f"end it with {END_TOKEN}, so nothing can be supervised. Open it with chat_template='default'."
             )
 
-    def _rendered(self, processor: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
+    def _rendered(self, processor: Processor, messages: list[dict[str, str]], **options: Any) -> list[int]:
         text = processor.apply_chat_template(messages, chat_template=self._chat_template, **options)
         return short_ids_of(processor, [text])[0]
 
@@ -74,7 +80,7 @@ class ReplyFinder:
             yield start, position
 
 
-def short_ids_of(processor: Any, texts: Sequence[str]) -> list[list[int]]:
+def short_ids_of(processor: Processor, texts: Sequence[str]) -> list[list[int]]:
     """Ids of texts, as the processor tokenizes them."""
     rows: list[list[int]] = processor.tokenizer(list(texts), padding=False)["input_ids"]
     return rows

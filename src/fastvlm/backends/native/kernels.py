@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from torch import Tensor
 from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.native.address import address
 from fastvlm.backends.native.library import distrust, find_library, is_whole
+
+if TYPE_CHECKING:
+    from fastvlm.backends.native.decoder import NativeModel
 
 __all__ = [
     "MOST_ROWS",
@@ -151,7 +154,14 @@ class NativeKernels:
         self._product(ctypes.byref(product), rows_at, y_at, len(rows), torch.get_num_threads())
 
     def decode(
-        self, model: Any, embeds: Tensor, places: Tensor, tables: Sequence[Tensor], results: Tensor, *, is_prompt: bool
+        self,
+        model: NativeModel,
+        embeds: Tensor,
+        places: Tensor,
+        tables: Sequence[Tensor],
+        results: Tensor,
+        *,
+        is_prompt: bool,
     ) -> None:
         """Put what becomes of `embeds` (T, D) into `results`, both contiguous bfloat16; T is 1 to 512.
 

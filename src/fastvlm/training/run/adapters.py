@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastvlm.errors import MissingExtraError
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.training.recipe import LoraEntry, Part, Recipe
 
 __all__ = ["add_adapters", "round_base", "target_pattern"]
@@ -59,7 +60,7 @@ def add_adapters(model: nn.Module, recipe: Recipe) -> Any:
     return adapted
 
 
-def round_base(model: Any, bits: int, dtype: torch.dtype) -> None:
+def round_base(model: FastVlmForConditionalGeneration, bits: int, dtype: torch.dtype) -> None:
     """Round the decoder's layers to 8 bits (LLM.int8) or 4 (NF4), in place; the head and everything else stay.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +73,9 @@ def write_model(
     folder.weights.close()
 
 
-def write_adapter(target: Path, model: Any, card: str, base_digest: BaseDigest | None) -> None:
+def write_adapter(
+    target: Path, model: FastVlmForConditionalGeneration, card: str, base_digest: BaseDigest | None
+) -> None:
     """Write peft's adapter, fully trained parts, and the digest of the base's weights."""
     with whole_folder(target, replaces=True) as work:
         model.save_pretrained(work)

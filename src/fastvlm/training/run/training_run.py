@@ -20,6 +20,7 @@ from fastvlm.errors import MissingExtraError, UsageError
 from fastvlm.hf.loading import load
 from fastvlm.hf.lora import merge_adapter
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
+from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.training.data.collation import Collator
 from fastvlm.training.data.dataset import SupervisedDataset
 from fastvlm.training.data.digest import compare_data
@@ -78,7 +79,7 @@ class Outcome:
     eval_loss: float | None
 
 
-def open_dataset(recipe: Recipe, entries: Any, processor: Any) -> SupervisedDataset:
+def open_dataset(recipe: Recipe, entries: Any, processor: FastVlmProcessor) -> SupervisedDataset:
     """Open a recipe's sources as a dataset."""
     samples, choice = open_mixture(entries, recipe.seed), recipe.grounding
     grounded = None
@@ -192,7 +193,7 @@ class TrainingRun:
 
     # ------------------------------------------------------------------------------------------------ before
 
-    def _split(self, data: SupervisedDataset, processor: Any) -> tuple[Any, Any]:
+    def _split(self, data: SupervisedDataset, processor: FastVlmProcessor) -> tuple[Any, Any]:
         """(training rows, evaluation rows or None)."""
         choice = self.recipe.eval
         if choice is None:
@@ -261,7 +262,12 @@ class TrainingRun:
         )
 
     def _trainer(
-        self, setup: ModelSetup, processor: Any, arguments: TrainingArguments, train_rows: Any, eval_rows: Any
+        self,
+        setup: ModelSetup,
+        processor: FastVlmProcessor,
+        arguments: TrainingArguments,
+        train_rows: Any,
+        eval_rows: Any,
     ) -> FastVlmTrainer:
         objective = _add_objective(setup.plain, self.recipe)
         lengths = train_rows.lengths(self.recipe.workers)
@@ -305,7 +311,9 @@ class TrainingRun:
             if interruption.signal is None and trainer.eval_dataset is not None:
                 trainer.evaluate()
 
-    def _finish(self, trainer: FastVlmTrainer, setup: ModelSetup, processor: Any, num_samples: int) -> None:
+    def _finish(
+        self, trainer: FastVlmTrainer, setup: ModelSetup, processor: FastVlmProcessor, num_samples: int
+    ) -> None:
         """Write the final folder, its card and the curves; all processes gather the weights, the first one writes."""
         average = trainer.average
         weights: dict[str, torch.Tensor] = {}
