@@ -4,6 +4,7 @@ import doctest
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -183,3 +184,8 @@ def help_of(verb: str, cache: dict[str, str] = {}) -> str:  # noqa: B006 - one s
 def test_public_names_exist(document):
     for name in re.findall(r"\bfastvlm\.([A-Za-z_]\w*)\(", document.read_text()):
         assert name in fastvlm.__all__, name
+
+
+def test_table_of_performance_comes_from_the_result_files():
+    overview = runpy.run_path(str(ROOT / "benchmarks/overview.py"))
+    assert overview["table"](overview["read_results"]()) in (ROOT / "docs/performance.md").read_text()
