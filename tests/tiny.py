@@ -91,13 +91,13 @@ def images(count: int, height_px: int = SIZE_PX, width_px: int = SIZE_PX, seed: 
     return 0.7 * nn.functional.interpolate(patches, (height_px, width_px)) + 0.3 * noise
 
 
-def prompt(layout: str, tokens_each: int = 4, seed: int = 2) -> list[int]:
+def prompt(layout: str, tokens_per_image: int = 4, seed: int = 2) -> list[int]:
     """Ids of a prompt: each "i" is an image's placeholders, each "t" a random text token."""
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     for letter in layout:
         text = int(torch.randint(FIRST_TEXT_ID, IMAGE_ID, (), generator=generator))
-        ids.extend([IMAGE_ID] * tokens_each if letter == "i" else [text])
+        ids.extend([IMAGE_ID] * tokens_per_image if letter == "i" else [text])
     return ids
 
 

@@ -1,4 +1,4 @@
-"""The door for coroutines: the same replies, fair and bounded, and a slot is free as soon as nobody listens."""
+"""AsyncEngine: the same replies as Engine, fair and bounded; a slot is freed when its listener stops."""
 
 import asyncio
 import threading
@@ -51,16 +51,16 @@ def test_replies_are_those_of_generate(engine, model, question, short):
     asked = [question(layout, seed=n) for n, layout in enumerate(("tt", "titt", "itti", "tttt", "iit"))]
 
     async def scene():
-        async with AsyncEngine(engine) as door:
-            return await asyncio.gather(*(door.generate(one.inputs, short) for one in asked))
+        async with AsyncEngine(engine) as async_engine:
+            return await asyncio.gather(*(async_engine.generate(one.inputs, short) for one in asked))
 
     assert [reply.token_ids for reply in run(scene)] == [one.generated(model) for one in asked]
 
 
 def test_events_come_one_by_one(engine, question, short):
     async def scene():
-        async with AsyncEngine(engine) as door:
-            return [event async for event in door.stream(question("titt").inputs, short)]
+        async with AsyncEngine(engine) as async_engine:
+            return [event async for event in async_engine.stream(question("titt").inputs, short)]
 
     events = run(scene)
     assert [event.finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
@@ -74,8 +74,8 @@ def test_steps_run_in_one_thread_that_is_not_the_loops(engine, question, short):
     engine.step = lambda: (names.add(threading.current_thread().name), original())[1]
 
     async def scene():
-        async with AsyncEngine(engine) as door:
-            await asyncio.gather(*(door.generate(question("tt").inputs, short) for _ in range(3)))
+        async with AsyncEngine(engine) as async_engine:
+            await asyncio.gather(*(async_engine.generate(question("tt").inputs, short) for _ in range(3)))
 
     run(scene)
     assert len(names) == 1 and next(iter(names)).startswith("fastvlm-step")
@@ -88,22 +88,22 @@ def test_who_stops_listening_frees_the_slot_within_a_step(how, endless, question
     original = engine.step
     engine.step = lambda: (steps.append(engine.num_running), original())[1]
 
-    async def listen(door, heard):
-        async with aclosing(door.stream(question("tt").inputs, LONG)) as events:
+    async def listen(async_engine, heard):
+        async with aclosing(async_engine.stream(question("tt").inputs, LONG)) as events:
             async for _ in events:
                 heard.set()
                 if how == "break":
                     break
 
     async def scene():
-        async with AsyncEngine(engine) as door:
+        async with AsyncEngine(engine) as async_engine:
             heard = asyncio.Event()
             if how == "close":
-                stream = door.stream(question("tt").inputs, LONG)
+                stream = async_engine.stream(question("tt").inputs, LONG)
                 await anext(stream)
                 await stream.aclose()
             else:
-                task = asyncio.create_task(listen(door, heard))
+                task = asyncio.create_task(listen(async_engine, heard))
                 await heard.wait()
                 if how == "cancelled task":
                     task.cancel()
@@ -111,7 +111,7 @@ def test_who_stops_listening_frees_the_slot_within_a_step(how, endless, question
             before = sum(steps)  # in which it ran
             await until(lambda: engine.num_running == 0)
             assert sum(steps) <= before + 1 < 150, "steps went on"
-            reply = await door.generate(question("ttt").inputs, SamplingParams(max_new_tokens=2))
+            reply = await async_engine.generate(question("ttt").inputs, SamplingParams(max_new_tokens=2))
             assert len(reply.token_ids) == 2
 
     run(scene)
@@ -121,10 +121,10 @@ def test_a_task_cancelled_before_its_request_runs_leaves_nothing(endless, questi
     engine = endless(num_slots=1)
 
     async def scene():
-        async with AsyncEngine(engine) as door:
-            first = door.stream(question("tt").inputs, LONG)
+        async with AsyncEngine(engine) as async_engine:
+            first = async_engine.stream(question("tt").inputs, LONG)
             await anext(first)
-            tasks = [asyncio.create_task(door.generate(question("tt").inputs, LONG)) for _ in range(3)]
+            tasks = [asyncio.create_task(async_engine.generate(question("tt").inputs, LONG)) for _ in range(3)]
             await asyncio.sleep(0)
             tasks[0].cancel()  # while its prompt is being prepared
             await until(lambda: engine.num_waiting == 2)
@@ -142,14 +142,18 @@ def test_without_patience_a_full_engine_is_an_error(endless, question):
     engine = endless(num_slots=1, max_waiting=1)
 
     async def scene():
-        async with AsyncEngine(engine) as door:
-            running = door.stream(question("tt").inputs, LONG)
+        async with AsyncEngine(engine) as async_engine:
+            running = async_engine.stream(question("tt").inputs, LONG)
             await anext(running)
-            waiting = asyncio.create_task(door.generate(question("tt").inputs, SamplingParams(max_new_tokens=2)))
+            waiting = asyncio.create_task(
+                async_engine.generate(question("tt").inputs, SamplingParams(max_new_tokens=2))
+            )
             await until(lambda: engine.num_waiting == 1)
             with pytest.raises(EngineBusyError, match="2 requests are running or waiting"):
-                await door.generate(question("tt").inputs, is_patient=False)
-            patient = asyncio.create_task(door.generate(question("tt").inputs, SamplingParams(max_new_tokens=3)))
+                await async_engine.generate(question("tt").inputs, is_patient=False)
+            patient = asyncio.create_task(
+                async_engine.generate(question("tt").inputs, SamplingParams(max_new_tokens=3))
+            )
             await asyncio.sleep(0.01)
             assert engine.num_waiting == 1, "let in beyond the limit"
             await running.aclose()
@@ -163,10 +167,10 @@ def test_many_at_once_are_all_answered(engine, question):
     engine._scheduler.max_waiting = 2
 
     async def scene():
-        async with AsyncEngine(engine) as door:
+        async with AsyncEngine(engine) as async_engine:
             params = [SamplingParams(max_new_tokens=1 + n % 5) for n in range(20)]
             return await asyncio.gather(
-                *(door.generate(question("tt", seed=n).inputs, p) for n, p in enumerate(params))
+                *(async_engine.generate(question("tt", seed=n).inputs, p) for n, p in enumerate(params))
             )
 
     assert all(reply.finish_reason in ("stop", "length") for reply in run(scene))
@@ -176,10 +180,10 @@ def test_a_slow_listener_delays_nobody(endless, question):
     engine = endless(num_slots=2)
 
     async def scene():
-        async with AsyncEngine(engine) as door:
-            slow = door.stream(question("tt").inputs, SamplingParams(max_new_tokens=50))
+        async with AsyncEngine(engine) as async_engine:
+            slow = async_engine.stream(question("tt").inputs, SamplingParams(max_new_tokens=50))
             await anext(slow)  # and then reads no more
-            reply = await door.generate(question("ttt").inputs, SamplingParams(max_new_tokens=100))
+            reply = await async_engine.generate(question("ttt").inputs, SamplingParams(max_new_tokens=100))
             assert len(reply.token_ids) == 100
             await until(lambda: engine.num_running == 0)
             assert len([event async for event in slow]) == 49, "all of its events were kept for it"
@@ -189,12 +193,12 @@ def test_a_slow_listener_delays_nobody(endless, question):
 
 def test_mistakes_are_raised_where_they_were_made(engine, encoder, question, short):
     async def scene():
-        async with AsyncEngine(engine) as door:
-            fine = asyncio.create_task(door.generate(question("titt").inputs, short))
+        async with AsyncEngine(engine) as async_engine:
+            fine = asyncio.create_task(async_engine.generate(question("titt").inputs, short))
             with pytest.raises(ContextLengthError, match="context is 256"):
-                await door.generate(question("tt").inputs, SamplingParams(max_new_tokens=300))
+                await async_engine.generate(question("tt").inputs, SamplingParams(max_new_tokens=300))
             with pytest.raises(ImageTokenMismatchError):
-                await door.generate({**question("titt").inputs, "pixel_values": tiny.images(2)}, short)
+                await async_engine.generate({**question("titt").inputs, "pixel_values": tiny.images(2)}, short)
             assert (await fine).token_ids
 
     run(scene)
@@ -205,10 +209,10 @@ def test_a_failing_image_fails_alone(make_engine, model, question, short):
         raise MemoryError("too much")
 
     async def scene():
-        async with AsyncEngine(make_engine(encode=fail)) as door:
+        async with AsyncEngine(make_engine(encode=fail)) as async_engine:
             fine, wrong = await asyncio.gather(
-                door.generate(question("ttt").inputs, short),
-                door.generate(question("titt").inputs, short),
+                async_engine.generate(question("ttt").inputs, short),
+                async_engine.generate(question("titt").inputs, short),
                 return_exceptions=True,
             )
             assert fine.token_ids == question("ttt").generated(model)
@@ -228,13 +232,13 @@ def test_after_a_failing_step_new_requests_are_answered(engine, question, short)
     engine.step = step
 
     async def scene():
-        async with AsyncEngine(engine) as door:
+        async with AsyncEngine(engine) as async_engine:
             replies = await asyncio.gather(
-                *(door.generate(question("tt").inputs, short) for _ in range(3)), return_exceptions=True
+                *(async_engine.generate(question("tt").inputs, short) for _ in range(3)), return_exceptions=True
             )
             assert [type(reply) for reply in replies] == [MemoryError] * 3
             is_broken[0] = False
-            assert (await door.generate(question("tt").inputs, short)).token_ids
+            assert (await async_engine.generate(question("tt").inputs, short)).token_ids
 
     run(scene)
 
@@ -243,29 +247,29 @@ def test_closing_ends_all_requests(endless, question):
     engine = endless(num_slots=1)
 
     async def scene():
-        async with AsyncEngine(engine) as door:
-            tasks = [asyncio.create_task(door.generate(question("tt").inputs, LONG)) for _ in range(3)]
+        async with AsyncEngine(engine) as async_engine:
+            tasks = [asyncio.create_task(async_engine.generate(question("tt").inputs, LONG)) for _ in range(3)]
             await until(lambda: engine.num_running == 1 and engine.num_waiting == 2)
         replies = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(reply) for reply in replies] == [UsageError] * 3
-        assert "door is closed" in str(replies[0])
+        assert "AsyncEngine is closed" in str(replies[0])
         assert engine.num_running == engine.num_waiting == 0
 
     run(scene)
 
 
-def test_only_an_open_door_answers(engine, question):
+def test_only_an_open_engine_answers(engine, question):
     async def scene():
-        door = AsyncEngine(engine)
-        with pytest.raises(UsageError, match="door is closed"):
-            await door.generate(question("tt").inputs)
-        async with door:
+        async_engine = AsyncEngine(engine)
+        with pytest.raises(UsageError, match="AsyncEngine is closed"):
+            await async_engine.generate(question("tt").inputs)
+        async with async_engine:
             pass
-        with pytest.raises(UsageError, match="door is closed"):
-            await door.generate(question("tt").inputs)
+        with pytest.raises(UsageError, match="AsyncEngine is closed"):
+            await async_engine.generate(question("tt").inputs)
         with pytest.raises(UsageError, match="opened before"):
-            await door.__aenter__()
-        await door.close()
+            await async_engine.__aenter__()
+        await async_engine.close()
 
     run(scene)
 
@@ -277,10 +281,10 @@ class Always:
         self._allowed = torch.zeros(size, dtype=torch.bool)
         self._allowed[token_id] = True
 
-    def allowed(self):
+    def allowed_mask(self):
         return self._allowed
 
-    def took(self, token_id):
+    def accept(self, token_id):
         pass
 
 
@@ -290,10 +294,10 @@ def test_what_is_prepared_once_is_streamed_several_times_each_with_its_guide(end
     params = SamplingParams(max_new_tokens=5)
 
     async def scene():
-        async with AsyncEngine(engine) as door:
-            prompt = await door.prepare(question("tit").inputs)
+        async with AsyncEngine(engine) as async_engine:
+            prompt = await async_engine.prepare(question("tit").inputs)
             guides = [Always(token, size) for token in (3, 4)]
-            return [await door.generate(prompt, params, guide=guide) for guide in guides]
+            return [await async_engine.generate(prompt, params, guide=guide) for guide in guides]
 
     assert [reply.token_ids for reply in run(scene)] == [(3,) * 5, (4,) * 5]
     assert engine.image_hits == (0, 1), "the second stream reuses the first one's prefix, image and all"

@@ -5,16 +5,16 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.engine.detokenizer import TokenText
+from fastvlm.engine.detokenizer import Detokenizer
 
 
-def stream(pieces: list[bytes], stops=(), **settings) -> tuple[TokenText, list[str]]:
+def stream(pieces: list[bytes], stops=(), **settings) -> tuple[Detokenizer, list[str]]:
     """Each of `pieces` is one token; what was shown, one entry a token that showed something."""
 
     def decode(ids) -> str:
         return b"".join(pieces[i] for i in ids).decode("utf-8", "replace")
 
-    text = TokenText(decode, stops, **settings)
+    text = Detokenizer(decode, stops, **settings)
     shown = []
     for index in range(len(pieces)):
         shown.append(text.put(index))
@@ -80,7 +80,7 @@ def test_a_character_of_four_tokens_is_shown_once_and_whole():
 
 
 def test_text_is_shown_as_soon_as_it_is_whole():
-    text = TokenText(lambda ids: bytes(ids).decode("utf-8", "replace"))
+    text = Detokenizer(lambda ids: bytes(ids).decode("utf-8", "replace"))
     after_each = []
     for byte in "aé b".encode():
         text.put(byte)
@@ -106,7 +106,7 @@ def test_a_stop_string_of_white_space():
 
 def test_a_decoder_that_drops_leading_spaces_keeps_the_spaces_between_words():
     words = {1: "A", 2: "red", 3: "circle"}
-    text = TokenText(lambda ids: " ".join(words[i] for i in ids))
+    text = Detokenizer(lambda ids: " ".join(words[i] for i in ids))
     assert [text.put(token) for token in (1, 2, 3)] == ["A", " red", " circle"]
     assert text.end() == "" and text.text == "A red circle"
 

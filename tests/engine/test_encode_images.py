@@ -6,7 +6,7 @@ import torch
 
 from fastvlm.engine.encode_images import encode_images
 from fastvlm.engine.encoder_cache import EncoderCache
-from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PromptInputs
 
 
 def means(pixels):
@@ -38,7 +38,7 @@ class Sliced(Whole):
 def prompt(names):
     """A prompt with an image for each letter of `names`; equal letters are equal images."""
     pixels = [tiny.images(1, 8, 8, seed=ord(name))[0] for name in names]
-    return PreparedPrompt((1,), torch.stack(pixels) if pixels else None, tuple(names))
+    return PromptInputs((1,), torch.stack(pixels) if pixels else None, tuple(names))
 
 
 def result(work):

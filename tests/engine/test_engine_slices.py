@@ -278,10 +278,10 @@ def test_who_hangs_up_while_starting_frees_the_slot_within_a_step(finest, encode
     engine = finest(num_slots=2)
 
     async def scene():
-        async with AsyncEngine(engine) as door:
-            running = door.stream(question("ttttt", seed=3).inputs, SamplingParams(max_new_tokens=240))
+        async with AsyncEngine(engine) as async_engine:
+            running = async_engine.stream(question("ttttt", seed=3).inputs, SamplingParams(max_new_tokens=240))
             await anext(running)
-            task = asyncio.create_task(door.generate(question("ttttitttt", seed=4).inputs, LONG))
+            task = asyncio.create_task(async_engine.generate(question("ttttitttt", seed=4).inputs, LONG))
             while encode.num_slices < 3:
                 await asyncio.sleep(0)
             task.cancel()

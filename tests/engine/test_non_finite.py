@@ -80,10 +80,10 @@ def test_other_requests_go_on(make_engine, question):
 
 def test_tokens_that_a_guide_rules_out_are_no_error(engine, question):
     class OnlySeven:
-        def allowed(self):
+        def allowed_mask(self):
             return torch.arange(tiny.VOCAB) == 7
 
-        def took(self, token_id):
+        def accept(self, token_id):
             pass
 
     request_id = engine.submit(question("tt").inputs, GREEDY, guide=OnlySeven())

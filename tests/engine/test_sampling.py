@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from fastvlm.engine import sampling
-from fastvlm.engine.sampling import Sampler, filter_logits, gumbel_noise, pick_tokens
+from fastvlm.engine.sampling import Sampler, filter_logits, gumbel_noise, sample_tokens
 from fastvlm.engine.types import SamplingParams
 
 VOCAB = 50
@@ -73,7 +73,7 @@ def test_top_p_over_a_large_vocabulary_equals_that_of_transformers(top_p):
 
 def test_a_plain_sampler_takes_the_likeliest():
     logits = torch.stack([logits_of(seed) for seed in range(4)])
-    picked = pick_tokens(logits, [Sampler(SamplingParams(), []) for _ in range(4)])
+    picked = sample_tokens(logits, [Sampler(SamplingParams(), []) for _ in range(4)])
     assert [one.token_id for one in picked] == logits.argmax(-1).tolist()
     assert all(one.logprobs is None for one in picked)
 
@@ -82,7 +82,7 @@ def test_a_plain_sampler_takes_the_likeliest():
 def test_of_equal_tokens_the_first_is_taken(dtype):
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0], [3.0, 3.0, -1.0, 0.0]], dtype=dtype)
     samplers = [Sampler(SamplingParams(), []) for _ in range(2)]
-    assert [one.token_id for one in pick_tokens(logits, samplers)] == [1, 0] == logits.argmax(-1).tolist()
+    assert [one.token_id for one in sample_tokens(logits, samplers)] == [1, 0] == logits.argmax(-1).tolist()
 
 
 def draw(seed, steps=20, beside=0):
@@ -92,7 +92,7 @@ def draw(seed, steps=20, beside=0):
     tokens = []
     for step in range(steps):
         rows = torch.stack([logits_of(step), *(logits_of(100 + n) for n in range(beside))])
-        tokens.append(pick_tokens(rows, [mine, *others])[0].token_id)
+        tokens.append(sample_tokens(rows, [mine, *others])[0].token_id)
     return tokens
 
 
@@ -169,12 +169,12 @@ class Only:
     def __init__(self, *token_ids):
         self.token_ids, self.taken = list(token_ids), []
 
-    def allowed(self):
+    def allowed_mask(self):
         allowed = torch.zeros(VOCAB, dtype=torch.bool)
         allowed[self.token_ids] = True
         return allowed
 
-    def took(self, token_id):
+    def accept(self, token_id):
         self.taken.append(token_id)
 
 
@@ -199,5 +199,5 @@ def test_logprobs_beside_a_guide_are_the_models_own():
 
 def test_guided_and_plain_requests_are_picked_side_by_side():
     logits = torch.stack([logits_of(1), logits_of(1)])
-    picked = pick_tokens(logits, [Sampler(SamplingParams(), []), Sampler(SamplingParams(), [], guide=Only(0))])
+    picked = sample_tokens(logits, [Sampler(SamplingParams(), []), Sampler(SamplingParams(), [], guide=Only(0))])
     assert [one.token_id for one in picked] == [int(logits[0].argmax()), 0]

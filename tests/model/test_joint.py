@@ -12,7 +12,7 @@ WIDTH = 3
 prompts = st.lists(st.text("ti", min_size=1, max_size=6), min_size=1, max_size=5)
 
 
-def lay_out(layouts, tokens_each, side):
+def lay_out(layouts, tokens_per_image, side):
     """Per row, what each position is: None for padding, "t", or (image of the batch, its token)."""
     rows, image = [], 0
     for layout in layouts:
@@ -21,7 +21,7 @@ def lay_out(layouts, tokens_each, side):
             if letter == "t":
                 row.append("t")
             else:
-                row.extend((image, token) for token in range(tokens_each))
+                row.extend((image, token) for token in range(tokens_per_image))
                 image += 1
         rows.append(row)
     width = max(map(len, rows))
@@ -29,11 +29,11 @@ def lay_out(layouts, tokens_each, side):
     return [p + r if side == "left" else r + p for p, r in zip(pad, rows, strict=True)], image
 
 
-@given(layouts=prompts, tokens_each=st.integers(1, 5), side=st.sampled_from(["left", "right"]))
-def test_every_row_is_the_right_one(layouts, tokens_each, side):
-    rows, num_images = lay_out(layouts, tokens_each, side)
+@given(layouts=prompts, tokens_per_image=st.integers(1, 5), side=st.sampled_from(["left", "right"]))
+def test_every_row_is_the_right_one(layouts, tokens_per_image, side):
+    rows, num_images = lay_out(layouts, tokens_per_image, side)
     text = torch.rand(len(rows), len(rows[0]), WIDTH)
-    features = torch.rand(num_images, tokens_each, WIDTH) + 10
+    features = torch.rand(num_images, tokens_per_image, WIDTH) + 10
     mask = torch.tensor([[isinstance(cell, tuple) for cell in row] for row in rows])
     joined = join_image_and_text(text, features, mask)
     for b, row in enumerate(rows):

@@ -56,8 +56,8 @@ def test_logits(name, attention, twins):
 @pytest.mark.parametrize("size", [(64, 64), (128, 192), (100, 130)])
 def test_logits_at_other_sizes(size, twins):
     ours, theirs = twins()
-    tokens_each = ours.config.num_visual_tokens(*size)
-    inputs = tiny.batch([tiny.prompt("titt", tokens_each), tiny.prompt("it", tokens_each)])
+    tokens_per_image = ours.config.num_visual_tokens(*size)
+    inputs = tiny.batch([tiny.prompt("titt", tokens_per_image), tiny.prompt("it", tokens_per_image)])
     inputs["pixel_values"] = tiny.images(2, *size)
     with torch.no_grad():
         assert_same(ours(**inputs).logits, theirs(**inputs).logits, inputs["attention_mask"])

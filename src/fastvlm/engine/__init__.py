@@ -1,1 +1,1 @@
-"""The fast path: encode, prefill, decode, sample and stream, many requests at once; token for token as `generate`."""
+"""Inference engine: encodes, prefills, decodes, samples and streams many requests at once."""

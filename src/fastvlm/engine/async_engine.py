@@ -1,9 +1,9 @@
-"""The door for servers: many coroutines ask one engine.
+"""Asyncio interface of the engine: many coroutines share one `Engine`.
 
-Steps run in one worker thread, one after the other; images and messages are made ready in a second one meanwhile.
-Requests and cancellations are obeyed between two steps, in the event loop's own thread, so nothing needs a lock. Each
-listener has a queue of its own that can take its whole reply: a slow one delays nobody, and costs at most its
-`max_new_tokens` events. How many requests are let in is bounded; the others wait outside or are told so.
+Engine steps run in one worker thread; prompts are prepared in a second one. Submissions and cancellations run between
+two steps in the event loop's thread, so no lock is needed. Each listener has its own queue, which holds its whole reply
+(at most `max_new_tokens` events), so a slow listener delays no other. The number of admitted requests is bounded;
+further ones wait or raise EngineBusyError.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.image_decoding import decode_images, encoded_images
-from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PromptInputs
 from fastvlm.engine.sampling import TokenGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import EngineBusyError, UsageError
@@ -31,9 +31,9 @@ __all__ = ["AsyncEngine"]
 
 @dataclass(eq=False)
 class _Listener:
-    """A request and whoever waits for its events."""
+    """A request and the queue of its events."""
 
-    prompt: PreparedPrompt
+    prompt: PromptInputs
     params: SamplingParams | None
     guide: TokenGuide | None
     events: asyncio.Queue[TokenEvent | Exception] = field(default_factory=asyncio.Queue)
@@ -41,12 +41,12 @@ class _Listener:
 
 
 class AsyncEngine:
-    """An engine for coroutines; use it as ``async with AsyncEngine(engine) as door``.
+    """An engine for coroutines; use it as ``async with AsyncEngine(engine) as async_engine``.
 
     Args:
-        engine: nobody else may use it meanwhile. Its `num_slots` and `max_waiting` say how many requests are let in.
-        image_pool: decodes images that come as bytes, in processes of its own; it stays open. Without one they are
-            decoded in the thread that prepares, one after the other.
+        engine: used exclusively by this object. At most `num_slots` + `max_waiting` requests are admitted.
+        image_pool: decodes images given as bytes in its own processes; the caller closes it. Without a pool, images are
+            decoded one by one in the preparation thread.
     """
 
     def __init__(self, engine: Engine, *, image_pool: ImagePool | None = None) -> None:
@@ -71,26 +71,24 @@ class AsyncEngine:
         await self.close()
 
     async def close(self) -> None:
-        """Let the step in progress end, then end all requests: their listeners get a UsageError. Threads are gone."""
+        """Finish the current step, end all requests (their listeners get a UsageError) and stop the threads."""
         if not self._is_open:
             return
         self._is_open = False
         self._has_news.set()
         if self._driver is not None:
             await self._driver
-        self._obey()
+        self._run_commands()
         self._fail_all(_closed())
         for executor in (self._preparer, self._stepper):
             await asyncio.to_thread(executor.shutdown)
 
-    # ------------------------------------------------------------------------------------------ asking
-
-    async def prepare(self, prompt: Any, client: str = "") -> PreparedPrompt:
-        """:meth:`Engine.prepare` in a thread of its own; the result may be streamed several times.
+    async def prepare(self, prompt: Any, client: str = "") -> PromptInputs:
+        """Run :meth:`Engine.prepare` in the preparation thread; the result may be streamed several times.
 
         Args:
             prompt: as for :meth:`Engine.prepare`.
-            client: identifies who asks: the image pool serves clients in rotation.
+            client: identifies the client: the image pool serves clients in rotation.
         """
         self._refuse_if_closed()
         ready = None
@@ -112,16 +110,16 @@ class AsyncEngine:
         guide: TokenGuide | None = None,
         is_patient: bool = True,
     ) -> AsyncGenerator[TokenEvent]:
-        """The events of one request, as they come. Who stops listening, or is cancelled, frees the slot within a step.
+        """Yield the events of one request. Closing the generator or cancelling its task frees the slot within a step.
 
         Args:
             prompt, params, guide: as for :meth:`Engine.submit`.
-            is_patient: wait outside while the engine takes no more requests, instead of raising.
+            is_patient: wait while the engine is full instead of raising.
 
         Raises:
-            EngineBusyError: no room, and not `is_patient`.
-            UsageError: the door is closed.
-            ContextLengthError, PromptError, ...: as :meth:`Engine.submit`; and what fails while the request runs.
+            EngineBusyError: the engine is full and `is_patient` is False.
+            UsageError: this AsyncEngine is closed.
+            ContextLengthError, PromptError, ...: as :meth:`Engine.submit`, and the error of a request that fails later.
         """
         self._refuse_if_closed()
         if self._room.locked() and not is_patient:
@@ -156,7 +154,7 @@ class AsyncEngine:
         guide: TokenGuide | None = None,
         is_patient: bool = True,
     ) -> Completion:
-        """A whole reply; raises what :meth:`stream` raises."""
+        """Return the whole reply; raises what :meth:`stream` raises."""
         completion: Completion | None = None
         async with aclosing(self.stream(prompt, params, guide=guide, is_patient=is_patient)) as events:
             async for event in events:
@@ -168,10 +166,8 @@ class AsyncEngine:
         if not self._is_open:
             raise _closed()
 
-    # ------------------------------------------------------------------------------------------ between two steps
-
     def _command(self, command: Callable[[], None]) -> None:
-        """Have `command` done before the next step; it may use the engine."""
+        """Run `command` before the next step, while no other thread uses the engine."""
         self._commands.append(command)
         self._has_news.set()
 
@@ -184,28 +180,28 @@ class AsyncEngine:
         self._listeners[listener.request_id] = listener
 
     def _cancel(self, listener: _Listener) -> None:
-        """End the request, if it has not ended by itself."""
+        """End the request if it is still running."""
         if listener.request_id is not None:
             self._listeners.pop(listener.request_id, None)
             self.engine.cancel(listener.request_id)
 
-    def _obey(self) -> None:
+    def _run_commands(self) -> None:
         commands, self._commands = self._commands, []
         for command in commands:
             command()
 
     async def _drive(self) -> None:
-        """Step while there is work, sleep while there is none."""
+        """Run engine steps while there is work; wait otherwise."""
         loop = asyncio.get_running_loop()
         while self._is_open:
-            self._obey()
+            self._run_commands()
             if not self.engine.has_work:
                 self._has_news.clear()
                 await self._has_news.wait()
                 continue
             try:
                 events = await loop.run_in_executor(self._stepper, self.engine.step)
-            except Exception as error:  # noqa: BLE001 - out of memory, say: all listeners raise it, new ones may do better
+            except Exception as error:  # noqa: BLE001 - e.g. out of memory: all listeners raise it; later requests may work
                 self._fail_all(error)
                 continue
             for event in events:
@@ -221,4 +217,4 @@ class AsyncEngine:
 
 
 def _closed() -> UsageError:
-    return UsageError("The engine's door is closed. Ask inside `async with AsyncEngine(engine) as door:`.")
+    return UsageError("This AsyncEngine is closed. Use it inside `async with AsyncEngine(engine) as async_engine:`.")

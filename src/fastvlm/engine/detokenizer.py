@@ -1,4 +1,4 @@
-"""Tokens in, text out, as they come: what is shown never ends inside a character, or inside a stop string."""
+"""Incremental detokenizer: text pieces never end inside a character or a stop string."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 
 from fastvlm.engine.stop_strings import StopStrings
 
-__all__ = ["TokenText"]
+__all__ = ["Detokenizer"]
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder gives for the first bytes of a character
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # a tokenizer's output for an incomplete character
 
 
-class TokenText:
+class Detokenizer:
     """Turns the tokens of one reply into pieces of text that can be shown at once.
 
-    The pieces put together equal the decoded reply up to the first stop string, without leading and trailing white
-    space (as Apple's ``predict.py`` strips it) unless `keeps_space`.
+    The joined pieces equal the decoded reply up to the first stop string, stripped of leading and trailing white space
+    (as Apple's ``predict.py`` does) unless `keeps_space`.
 
     Args:
         decode: token ids -> text without special tokens, the tokenizer's own.
         stops: texts that end the reply.
-        keeps_space: leave white space at both ends as it is: the text continues another one.
+        keeps_space: do not strip white space, because the text continues another one.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class TokenText:
     ) -> None:
         self._decode, self._keeps_space = decode, keeps_space
         self._stops = StopStrings(stops)
-        self._context_start = self._shown_end = 0  # ids before `_shown_end` are decoded
+        self._context_start = self._shown_end = 0  # ids before `_shown_end` have been decoded
         self._known = ""  # the text of the ids between the two
         self._pieces: list[str] = []
         self._held_space = ""
@@ -36,27 +36,27 @@ class TokenText:
 
     @property
     def text(self) -> str:
-        """What has been shown so far."""
+        """The text shown so far."""
         return "".join(self._pieces)
 
     @property
     def is_stopped(self) -> bool:
-        """True once a stop string came."""
+        """True after a stop string."""
         return self._stops.is_hit
 
     def put(self, token_id: int) -> str:
-        """Take the next token; returns the text that can be shown, perhaps none."""
+        """Append a token; return the text that can be shown now, possibly empty."""
         self.token_ids.append(token_id)
         return self._shown(self._stops.put(self._decoded(is_end=False)))
 
     def end(self) -> str:
-        """What was held back, now that no more tokens come."""
+        """Return the text that was held back; no more tokens follow."""
         return self._shown(self._stops.put(self._decoded(is_end=True)) + self._stops.end())
 
     def _decoded(self, *, is_end: bool) -> str:
-        """The text of the tokens not decoded yet, or nothing if they end inside a character.
+        """Text of the tokens not decoded yet; empty if they end inside a character.
 
-        Decoded together with the piece before, for decoders that drop a leading space.
+        The tokens are decoded together with the previous piece, because some decoders drop a leading space.
         """
         text = self._decode(self.token_ids[self._context_start :])
         if len(text) <= len(self._known) or (text.endswith(_UNFINISHED) and not is_end):
@@ -67,7 +67,7 @@ class TokenText:
         return new
 
     def _shown(self, text: str) -> str:
-        """`text` with the white space before it that was held back, without the white space at its end."""
+        """`text` after the held-back white space and without its own trailing white space, which is held back."""
         if not self._keeps_space:
             text = self._held_space + text if self._pieces else text.lstrip()
         body = text if self._keeps_space else text.rstrip()

@@ -1,4 +1,4 @@
-"""A prompt's images to what the decoder reads, each encoded once while a cache keeps it, in steps that can be left.
+"""Image encoding in interruptible steps, with a cache of image embeddings.
 
 I images, N visual tokens an image, D decoder width.
 """
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from fastvlm.backends.backend import Backend
 from fastvlm.engine.encoder_cache import EncoderCache
-from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PromptInputs
 
 __all__ = ["encode_images"]
 
 
 def encode_images(
-    prompt: PreparedPrompt, first: int, backend: Backend, cache: EncoderCache
+    prompt: PromptInputs, first: int, backend: Backend, cache: EncoderCache
 ) -> Generator[None, None, Tensor | None]:
-    """Embeds (I, N, D) of the images from `first` on, as what the generator returns; None if there are none.
+    """Return the embeddings (I, N, D) of the images from index `first`; None if there are none.
 
-    A backend that encodes in short steps gets one image at a time, so that an image is known as soon as it is done;
-    another one gets all that are new. What is dropped halfway leaves nothing in `cache`.
+    A backend that encodes in short steps gets one image at a time, so that each image is cached as soon as it is done;
+    other backends get all new images at once. An interrupted run leaves no partial entry in `cache`.
     """
     digests, pixel_values = prompt.digests[first:], prompt.pixel_values
     if not digests or pixel_values is None:
@@ -39,5 +39,5 @@ def encode_images(
         yield
     stacked = torch.stack([known[digest] for digest in digests])  # type: ignore[misc]  # none is None now
     if stacked.device.type == "cuda":
-        torch.cuda.synchronize(stacked.device)  # for the stopwatch: work on a GPU is only queued
+        torch.cuda.synchronize(stacked.device)  # for the timings: GPU work is asynchronous
     return stacked

@@ -1,4 +1,4 @@
-"""Projected images kept for the next question, by what is in them: the same path with a new image is a new one.
+"""LRU cache of image embeddings, keyed by image content.
 
 I images, N visual tokens an image, D decoder width.
 """
@@ -17,7 +17,7 @@ __all__ = ["EncoderCache", "image_digest"]
 
 
 def image_digest(pixels: Tensor) -> str:
-    """What stands for one image (3, H, W): a hash of its values, shape and dtype."""
+    """Hash of an image's values (3, H, W), shape and dtype."""
     data = pixels.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{tuple(data.shape)} {data.dtype} ".encode())
     digest.update(data.view(torch.uint8).numpy().data)
@@ -25,12 +25,12 @@ def image_digest(pixels: Tensor) -> str:
 
 
 class EncoderCache:
-    """Image embeds (N, D) by :func:`image_digest`; the least recently used leave when `max_bytes` are exceeded.
+    """LRU cache of image embeddings (N, D), keyed by :func:`image_digest` and limited to `max_bytes`.
 
     Args:
-        max_bytes: limit of the kept tensors together; 0 keeps none.
+        max_bytes: limit for all cached tensors together; 0 disables the cache.
 
-    `num_hits` and `num_misses` count what :meth:`get` found and did not.
+    `num_hits` and `num_misses` count the results of :meth:`get`.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -44,7 +44,7 @@ class EncoderCache:
         return len(self._embeds)
 
     def get(self, digest: str) -> Tensor | None:
-        """The embeds (N, D) of an image, or None; they count as used now."""
+        """The embeddings (N, D) of an image, marked as used now, or None."""
         if digest not in self._embeds:
             self.num_misses += 1
             return None
@@ -53,13 +53,13 @@ class EncoderCache:
         return self._embeds[digest]
 
     def peek(self, digest: str) -> Tensor | None:
-        """:meth:`get` that neither counts nor keeps."""
+        """Like :meth:`get`, without counting and without marking as used."""
         return self._embeds.get(digest)
 
     def put(self, digest: str, embeds: Tensor, *, is_own: bool = False) -> None:
-        """Keep `embeds` (N, D), copied unless they have their memory to themselves (`is_own`).
+        """Cache `embeds` (N, D): a copy, unless the tensor owns its memory (`is_own`).
 
-        One that is larger than the limit is not kept.
+        A tensor larger than the limit is not cached.
         """
         self._drop(digest)
         if embeds.nbytes > self.max_bytes:
@@ -72,7 +72,7 @@ class EncoderCache:
             self._drop(next(iter(self._embeds)))
 
     def clear(self) -> None:
-        """Forget all images."""
+        """Remove all entries."""
         self._embeds.clear()
         self.num_bytes = 0
 

@@ -1,4 +1,4 @@
-"""The encoded images of a prompt, decoded by a pool's processes before the prompt is made ready in this one."""
+"""Decodes the encoded images of a prompt in a pool of processes, before the prompt is prepared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["decode_images", "encoded_images"]
 
 
 def encoded_images(prompt: Any) -> list[bytes]:
-    """The images that stand in messages as bytes, each once, in order; none for a prompt that is no messages."""
+    """Distinct images given as bytes in messages, in order; empty for other prompts."""
     return list(dict.fromkeys(_encoded(prompt)))
 
 
@@ -35,25 +35,25 @@ async def decode_images(
     known: Callable[[Iterable[bytes]], Awaitable[Mapping[bytes, Tensor]]],
     client: str = "",
 ) -> dict[bytes, Image.Image | Tensor]:
-    """What :meth:`fastvlm.Engine.prepare` takes as `ready`.
+    """Decode images for the `ready` argument of :meth:`fastvlm.Engine.prepare`.
 
-    The images of one prompt are decoded one after the other, so that one request has one worker at most.
+    The images of one prompt are decoded one after the other, so that one request occupies at most one worker.
 
     Args:
         contents: encoded images.
-        image_processor: how they are fitted, within which limits.
-        pool: what decodes those that are not known.
-        known: which of them are remembered, with their pixels; the caller holds them, so they cannot leave meanwhile.
-        client: whose images they are; the pool serves clients in rotation.
+        image_processor: gives the target size, fit and limits.
+        pool: decodes the images that are not cached.
+        known: returns the cached pixels of the given images; holding them here protects them from eviction.
+        client: the client of the request; the pool serves clients in rotation.
 
     Raises:
-        ImageError: one that cannot be decoded within the limits.
+        ImageError: an image that cannot be decoded within the limits.
     """
     ready: dict[bytes, Image.Image | Tensor] = {}
     height, width = image_processor.image_size
     fitting = Fitting(height, width, image_processor.image_fit, image_processor.resample)
     for content in contents:
-        ready.update(await known([content]))  # asked one by one: another request may have brought it meanwhile
+        ready.update(await known([content]))  # one by one: another request may have cached it meanwhile
         if content not in ready:
             ready[content] = await pool.fit(content, fitting, image_processor.image_limits, client)
     return ready

@@ -1,7 +1,7 @@
-"""Images that were made ready before are not decoded and resized again: known by the bytes that they came in.
+"""Cache of preprocessed images, keyed by their encoded bytes.
 
-Only what comes encoded is remembered (bytes, files, URLs, data URIs): equal bytes give equal pixels. They are read each
-time, so a file that has changed is a new image. PIL images and arrays are always made ready anew.
+Only encoded images are cached (bytes, files, URLs, data URIs), because equal bytes give equal pixels. Their bytes are
+read each time, so a changed file is a new image. PIL images and arrays are always preprocessed.
 """
 
 from __future__ import annotations
@@ -27,52 +27,52 @@ __all__ = ["DIGESTS", "PixelCache", "ReadyImages"]
 # Encoded image -> its pixels (3, H, W) in [0, 1], or an RGB image of the model's height and width.
 ReadyImages: TypeAlias = Mapping[bytes, Image.Image | Tensor]
 
-DIGESTS = "image_digests"  # beside `pixel_values`: what stands for each image's content
+DIGESTS = "image_digests"  # an additional output of the image processor: a digest of each image's content
 
 
 class PixelCache:
-    """Remembers processed images (3, H, W).
+    """LRU cache of preprocessed images (3, H, W).
 
     Args:
-        max_bytes: limit of what is kept; an image of 1024 px takes 12 MiB. 0 keeps none.
+        max_bytes: size limit; an image of 1024 px takes 12 MiB. 0 disables the cache.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._pixels = EncoderCache(max_bytes)
 
     def clear(self) -> None:
-        """Forget all images."""
+        """Remove all entries."""
         self._pixels.clear()
 
     def over(self, processor: Processor, ready: ReadyImages | None = None) -> Processor:
-        """`processor` with this memory in front of its image processor; the given one stays as it is.
+        """A copy of `processor` whose image processor uses this cache.
 
         Args:
             processor: a :class:`fastvlm.FastVlmProcessor`.
-            ready: images that need not be decoded here, by the bytes that they came in.
+            ready: decoded images by their encoded bytes.
         """
         if not hasattr(processor, "image_processor"):
             return processor
-        remembering = copy.copy(processor)
+        caching = copy.copy(processor)
         inner = processor.image_processor
-        remembering.image_processor = cast("ImageProcessor", _Remembering(inner, self._pixels, ready or {}))
-        return remembering
+        caching.image_processor = cast("ImageProcessor", _CachingImageProcessor(inner, self._pixels, ready or {}))
+        return caching
 
     def known(self, processor: Processor, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
-        """Those of `contents` (encoded images) whose pixels (3, H, W) are remembered."""
+        """Cached pixels (3, H, W) of those `contents` (encoded images) that are in the cache."""
         found = {content: self._pixels.peek(_digest(content, processor.image_processor)) for content in contents}
         return {content: pixels for content, pixels in found.items() if pixels is not None}
 
 
 def _digest(content: bytes, image_processor: ImageProcessor, settings: Mapping[str, Any] | None = None) -> str:
-    """What stands for an encoded image and the way in which it is made ready."""
+    """Hash of an encoded image and of the preprocessing settings."""
     changed = sorted((key, value) for key, value in (settings or {}).items() if key != "return_tensors")
     how = (image_processor.image_size, image_processor.image_fit, image_processor.resample, changed)
     return hashlib.sha256(content + repr(how).encode()).hexdigest()
 
 
-class _Remembering:
-    """In place of an image processor: the same pixels, and :data:`DIGESTS` beside them."""
+class _CachingImageProcessor:
+    """Image processor with a cache: the same pixels, and :data:`DIGESTS` in addition."""
 
     def __init__(self, inner: ImageProcessor, known: EncoderCache, ready: ReadyImages) -> None:
         self._inner, self._known, self._ready = inner, known, ready
@@ -103,7 +103,7 @@ class _Remembering:
         return pixels, digest
 
     def _processed_bytes(self, source: Any, content: bytes, settings: Mapping[str, Any]) -> Tensor:
-        """From the bytes that the digest is of, not from a file that may be another by now."""
+        """Preprocess the bytes that were hashed, not the file, which may have changed."""
         ready = self._ready.get(content)
         if ready is not None:
             return ready if isinstance(ready, Tensor) else self._processed(ready, settings)
@@ -111,7 +111,7 @@ class _Remembering:
             return self._processed(content, settings)
         except ImageError:
             if isinstance(source, (str, os.PathLike)):
-                self._processed(source, settings)  # its error has the image's name
+                self._processed(source, settings)  # raises an error with the image's name
             raise
 
     def _processed(self, source: Any, settings: Mapping[str, Any]) -> Tensor:
@@ -120,7 +120,7 @@ class _Remembering:
 
 
 def _flat(images: Any) -> Sequence[Any]:
-    """Sources in order, whatever the nesting of lists."""
+    """The images in order, with nested lists flattened."""
     if isinstance(images, (list, tuple)):
         return [source for part in images for source in _flat(part)]
     return [images]

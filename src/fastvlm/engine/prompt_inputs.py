@@ -1,4 +1,4 @@
-"""A question made ready: token ids and images, with what the caches know them by.
+"""Prepared prompts: token ids, pixels and the keys for the caches.
 
 T tokens, I images, N visual tokens an image.
 """
@@ -22,19 +22,19 @@ from fastvlm.errors import UsageError
 from fastvlm.model.joint import check_image_token_counts
 from fastvlm.processing.processor import Processor
 
-__all__ = ["PreparedPrompt", "prepare"]
+__all__ = ["PromptInputs", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedPrompt:
-    """What the model takes for one reply.
+class PromptInputs:
+    """The model inputs of one request.
 
     Args:
         token_ids: T ids with N placeholders for each image.
         pixel_values: (I, 3, H, W) in [0, 1], in the order of their placeholders; None without images.
-        digests: what stands for each image's content.
-        placeholder_positions: where the I * N placeholders are.
-        preprocess_ms: what it took to get here.
+        digests: the content hash of each image.
+        placeholder_positions: positions of the I * N placeholders.
+        preprocess_ms: preprocessing time in milliseconds.
     """
 
     token_ids: tuple[int, ...]
@@ -44,40 +44,40 @@ class PreparedPrompt:
     preprocess_ms: float = 0.0
 
     @property
-    def tokens_each(self) -> int:
-        """Visual tokens an image, N; 0 without images."""
+    def tokens_per_image(self) -> int:
+        """Visual tokens per image, N; 0 without images."""
         return len(self.placeholder_positions) // len(self.digests) if self.digests else 0
 
     @property
     def keys(self) -> list[Key]:
-        """The token ids, with an image's digest for each of its placeholders."""
+        """The token ids, with an image's digest at each of its placeholders."""
         keys: list[Key] = list(self.token_ids)
         for index, position in enumerate(self.placeholder_positions):
-            keys[position] = self.digests[index // self.tokens_each]
+            keys[position] = self.digests[index // self.tokens_per_image]
         return keys
 
     def cut(self, start: int) -> tuple[int, int]:
-        """Where to begin so that the tokens from `start` on have whole images: (position, index of first image)."""
+        """Latest position up to `start` that does not split an image, and the index of the next image."""
         before = bisect_left(self.placeholder_positions, start)
-        first, inside = divmod(before, self.tokens_each) if self.digests else (0, 0)
+        first, inside = divmod(before, self.tokens_per_image) if self.digests else (0, 0)
         return (self.placeholder_positions[before - inside] if inside else start), first
 
 
-def prepare(prompt: Any, processor: Processor, config: ModelConfig) -> PreparedPrompt:
-    """`prompt` made ready.
+def prepare(prompt: Any, processor: Processor, config: ModelConfig) -> PromptInputs:
+    """Turn `prompt` into model inputs.
 
     Args:
-        prompt: messages as :meth:`FastVlmProcessor.apply_chat_template` takes them; or what that returns for one
-            conversation (`input_ids` (1, T), perhaps `attention_mask` and `pixel_values`); or a prepared one.
-        processor: only messages need it.
-        config: the model's.
+        prompt: messages as :meth:`FastVlmProcessor.apply_chat_template` takes them, its result for one conversation
+            (`input_ids` (1, T), optionally `attention_mask` and `pixel_values`), or a :class:`PromptInputs`.
+        processor: used for messages only.
+        config: the model configuration.
 
     Raises:
         PromptError, ImageError: messages that cannot be rendered, images that cannot be opened.
         ImageTokenMismatchError: placeholders and images do not match, with both counts.
         UsageError: no prompt, or several.
     """
-    if isinstance(prompt, PreparedPrompt):
+    if isinstance(prompt, PromptInputs):
         return prompt
     start_s = time.perf_counter()
     inputs = prompt if isinstance(prompt, Mapping) and "input_ids" in prompt else _processed(prompt, processor)
@@ -85,9 +85,9 @@ def prepare(prompt: Any, processor: Processor, config: ModelConfig) -> PreparedP
     pixel_values = inputs.get("pixel_values")
     is_placeholder = torch.tensor([token_ids]) == config.image_token_index
     num_images = 0 if pixel_values is None else len(pixel_values)
-    tokens_each = 1 if pixel_values is None else config.num_visual_tokens(*pixel_values.shape[-2:])
-    check_image_token_counts(is_placeholder, num_images=num_images, tokens_each=tokens_each)
-    return PreparedPrompt(
+    tokens_per_image = 1 if pixel_values is None else config.num_visual_tokens(*pixel_values.shape[-2:])
+    check_image_token_counts(is_placeholder, num_images=num_images, tokens_per_image=tokens_per_image)
+    return PromptInputs(
         token_ids=token_ids,
         pixel_values=pixel_values,
         digests=_digests(inputs, pixel_values),
@@ -104,14 +104,14 @@ def _processed(messages: Sequence[Any], processor: Processor) -> Mapping[str, An
 
 
 def _digests(inputs: Mapping[str, Any], pixel_values: Tensor | None) -> tuple[str, ...]:
-    """What stands for each image: what the image memo says, or else a hash of its pixels."""
+    """The digests of the pixel cache if given, else hashes of the pixels."""
     if pixel_values is None:
         return ()
     return inputs.get(DIGESTS) or tuple(image_digest(pixels) for pixels in pixel_values)
 
 
 def _token_ids(inputs: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids of the one prompt in `inputs`, without padding."""
+    """The ids of the only prompt in `inputs`, without padding."""
     ids = torch.as_tensor(inputs["input_ids"])
     ids = ids[None] if ids.dim() == 1 else ids
     if ids.dim() != 2 or len(ids) != 1 or ids.shape[1] == 0:

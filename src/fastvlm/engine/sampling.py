@@ -1,10 +1,9 @@
-"""Which token comes next: the one place where it is decided.
+"""Token sampling: greedy choice, filters and random draws from the logits.
 
-Filters are transformers' own in meaning and order; V is the vocabulary. A draw is the largest of logit plus Gumbel
-noise, which has the probabilities of softmax. The noise comes from a generator of the request's own, one number for
-each token of the vocabulary, so it depends on the seed alone and not on what else is in the batch. The logits may: a
-product of several rows differs in its last bits from that of one. That moves a draw only where two tokens tie to those
-bits.
+The filters follow transformers in meaning and order; V is the vocabulary size. A draw is the argmax of logits plus
+Gumbel noise, which has the probabilities of softmax. Each request has its own generator and draws one number per
+vocabulary entry, so its noise depends on the seed alone, not on the batch. The logits of a batch may differ in their
+last bits from those of a single row, which changes a draw only where two tokens tie to those bits.
 """
 
 from __future__ import annotations
@@ -18,39 +17,39 @@ from torch import Tensor
 
 from fastvlm.engine.types import SamplingParams, TokenLogprobs
 
-__all__ = ["Picked", "Sampler", "TokenGuide", "filter_logits", "gumbel_noise", "pick_tokens"]
+__all__ = ["SampledToken", "Sampler", "TokenGuide", "filter_logits", "gumbel_noise", "sample_tokens"]
 
-_SORTED_FIRST = (256, 4096)  # top-p rarely needs more of the vocabulary in order; if it does, all of it is sorted
+_SORTED_FIRST = (256, 4096)  # top-p rarely needs more sorted tokens; if it does, all are sorted
 
 
 @dataclass(frozen=True)
-class Picked:
-    """A token and, if they were asked for, the log probabilities at its place."""
+class SampledToken:
+    """A token and, if requested, its log probabilities."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
 
 
 class TokenGuide(Protocol):
-    """Says which tokens may come next in one reply: a grammar, say. Neither method may raise: others share the step."""
+    """Restricts the next token of one reply, e.g. by a grammar. Methods must not raise: requests share a step."""
 
-    def allowed(self) -> Tensor:
-        """Bool (V,) on the CPU, True where a token may come; at least one may."""
+    def allowed_mask(self) -> Tensor:
+        """Bool (V,) on the CPU, True where a token is allowed; at least one is."""
         ...
 
-    def took(self, token_id: int) -> None:
-        """Note the token that came."""
+    def accept(self, token_id: int) -> None:
+        """Advance by the sampled token."""
         ...
 
 
 class Sampler:
-    """What one request needs for picking: its settings, its random numbers, the tokens that it may not repeat.
+    """Samples the tokens of one request: its settings, random generator and the tokens that are penalized.
 
     Args:
         params: the settings.
         prompt_ids: token ids of the prompt; the repetition penalty counts them.
-        device: where the logits are.
-        guide: rules tokens out before any filter; the log probabilities stay the model's own.
+        device: device of the logits.
+        guide: masks tokens before any filter; log probabilities are those of the unmasked model.
     """
 
     def __init__(
@@ -74,11 +73,11 @@ class Sampler:
 
     @property
     def is_plain(self) -> bool:
-        """True if the likeliest token is all that is wanted."""
+        """True if the argmax is all that is needed."""
         is_likeliest = self.params.is_greedy and self._seen_ids is None and self._guide is None
         return is_likeliest and self.params.logprobs is None
 
-    def pick(self, logits: Tensor) -> Picked:
+    def pick(self, logits: Tensor) -> SampledToken:
         """The next token after `logits` (V,)."""
         logits = logits.float()
         scores = filter_logits(self._guided(logits), self.params, self._seen_ids)
@@ -87,52 +86,52 @@ class Sampler:
         token_id = _likeliest(scores)
         self._remember(token_id)
         count = self.params.logprobs
-        return Picked(token_id, None if count is None else _logprobs(logits, token_id, count))
+        return SampledToken(token_id, None if count is None else _logprobs(logits, token_id, count))
 
     def _guided(self, logits: Tensor) -> Tensor:
-        """`logits` (V,), -inf where the guide lets no token come."""
+        """`logits` (V,) with -inf where the guide forbids the token."""
         if self._guide is None:
             return logits
-        return logits.masked_fill(~self._guide.allowed().to(logits.device), -torch.inf)
+        return logits.masked_fill(~self._guide.allowed_mask().to(logits.device), -torch.inf)
 
     def _remember(self, token_id: int) -> None:
         if self._guide is not None:
-            self._guide.took(token_id)
+            self._guide.accept(token_id)
         if self._seen_ids is not None and token_id not in self._seen:
             self._seen.add(token_id)
             self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token_id])])
 
 
-def pick_tokens(logits: Tensor, samplers: Sequence[Sampler]) -> list[Picked]:
-    """The next token of each row of `logits` (B, V), by its own sampler; one transfer for all that are plain."""
+def sample_tokens(logits: Tensor, samplers: Sequence[Sampler]) -> list[SampledToken]:
+    """The next token of each row of `logits` (B, V), by its own sampler; one transfer serves all plain samplers."""
     likeliest: list[int] = []
     if any(sampler.is_plain for sampler in samplers):
         likeliest = _likeliest(logits)
     return [
-        Picked(likeliest[row]) if sampler.is_plain else sampler.pick(logits[row])
+        SampledToken(likeliest[row]) if sampler.is_plain else sampler.pick(logits[row])
         for row, sampler in enumerate(samplers)
     ]
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise (V,) of the shape and device of `like`; -inf, once in 2^24, for a token that cannot win."""
+    """Standard Gumbel noise (V,), shape and device as `like`; -inf with probability 2^-24 (the token cannot win)."""
     uniform = torch.rand(like.shape, generator=generator, device=like.device)
     return uniform.log_().neg_().log_().neg_()
 
 
 def _likeliest(logits: Tensor) -> Any:
-    """Index of the largest of (V,), or of each row of (B, V); the first of several."""
-    if logits.device.type == "cpu":  # NumPy's search is 5 (float32) to 20 (bfloat16) times as fast as torch's
+    """Index of the maximum of (V,), or of each row of (B, V); the first one if tied."""
+    if logits.device.type == "cpu":  # NumPy's argmax is 5 (float32) to 20 (bfloat16) times as fast as torch's
         return logits.float().numpy().argmax(-1).tolist()
     return logits.argmax(-1).tolist()
 
 
 def filter_logits(logits: Tensor, params: SamplingParams, seen_ids: Tensor | None = None) -> Tensor:
-    """Logits (V,) float32 as `params` change them; -inf where a token is ruled out.
+    """Logits (V,) float32 after the filters of `params`; -inf where a token is excluded.
 
     Args:
-        logits: (V,) float32, left as they are.
-        params: temperature and filters; at temperature 0 only the repetition penalty counts.
+        logits: (V,) float32, not modified.
+        params: temperature and filters; at temperature 0 only the repetition penalty applies.
         seen_ids: distinct token ids (K,) int64 of prompt and reply.
     """
     if params.repetition_penalty != 1 and seen_ids is not None:
@@ -157,7 +156,7 @@ def _penalized(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
 
 
 def _within_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Rule out the tokens before which the likelier ones hold `top_p` already; the likeliest always stays."""
+    """Exclude the tokens after those that reach `top_p` in total; the likeliest always stays."""
     probabilities = logits.softmax(-1)
     values, ids = _sorted(probabilities, top_p)
     is_kept = values.cumsum(-1) - values < top_p
@@ -167,7 +166,7 @@ def _within_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 
 def _sorted(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens that hold at least `top_p`, or all: (probabilities, ids), descending."""
+    """The likeliest tokens that sum to at least `top_p`, or all: (probabilities, ids), descending."""
     for count in _SORTED_FIRST:
         if count < len(probabilities):
             values, ids = probabilities.topk(count)

@@ -1,17 +1,16 @@
-"""Who runs where and when: requests into slots, what a slot's cache still holds. Decides, and touches no tensor.
+"""Continuous-batching scheduler: assigns requests to KV-cache slots and tracks reusable prefixes. Holds no tensors.
 
-Requests are admitted in the order in which they came, one at a time: one that has a slot *starts* until its images
-and its prompt are computed, and then gets a token a step. While others get theirs, the starting one is worked on in
-slices, and between two slices is a decoding step: a slice ends before it would take more than `admission_ratio` times
-as long as that step, but has at least one piece of the work (a step of the encoder, a chunk of the prompt). So running
-replies slow down to about 1 / (1 + admission_ratio) of their speed, for as long as requests start, and a start takes
-about 1 + 1 / admission_ratio times as long as alone. If more can start than run, slices are longer by as much: a step
-for few holds up many. With nobody else running there are no slices.
+Requests are admitted one at a time in order of arrival. An admitted request is *starting* until its images and prompt
+are computed; then it *decodes*, one token a step. While others decode, the starting request is computed in slices with
+a decoding step between two slices. A slice ends before it would take more than `admission_ratio` times as long as that
+step, but it contains at least one piece of work (an encoder step or a prompt chunk). Decoding thus slows down to about
+1 / (1 + admission_ratio) of its speed while requests start, and a start takes about 1 + 1 / admission_ratio times as
+long as alone. If more requests can start than decode, slices are longer in proportion, because each step for a few
+delays many. Without decoding requests there are no slices.
 
-A request waits while all slots are taken, or while others came before it. A slot keeps what its last request left in
-the cache, and a new request that begins with the same keys takes that over. A *key* stands for one token of a prompt:
-the token's id, or, where an image stands, the image's content digest; so the same placeholders of different images
-differ.
+A request waits while all slots are taken or earlier requests wait. A slot keeps the keys and values of its last
+request; a new request that begins with the same keys reuses them. A *key* stands for one prompt token: its token id,
+or the content digest of the image at a placeholder, so placeholders of different images differ.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ Key = int | str
 
 @dataclass(frozen=True)
 class Admission:
-    """Run `request_id` in `slot`, whose first `num_reused` tokens need not be computed.
+    """Run `request_id` in `slot`, whose first `num_reused` tokens are cached already.
 
-    They lie in the cache of `source`: the slot itself, or another from which they are to be copied; None if there are
-    none.
+    They are in the cache of `source`: the slot itself, or another slot to copy from; None if nothing is reused.
     """
 
     request_id: int
@@ -45,7 +43,7 @@ class Admission:
 
 @dataclass
 class _Slot:
-    """A row of the cache: the tokens that it holds, who runs in it, and when it was last needed."""
+    """A row of the KV cache: its keys, its running request and its last use."""
 
     held: list[Key] = field(default_factory=list)
     request_id: int | None = None
@@ -53,21 +51,20 @@ class _Slot:
 
 
 class Scheduler:
-    """Places requests.
+    """Assigns requests to slots.
 
     Args:
         num_slots: requests that run at the same time.
-        max_waiting: requests that may wait for a slot, beside those for which one is free.
-        admission_ratio: how long a slice of work on a starting request is, in decoding steps; ``math.inf`` for all of
-            the work at once.
-        chunk_tokens: tokens of a prompt that are computed in one piece while others run; None for all.
+        max_waiting: requests that may wait for a slot, in addition to those for which a slot is free.
+        admission_ratio: length of a slice of a starting request in decoding steps; ``math.inf`` for one slice.
+        chunk_tokens: prompt tokens that are prefilled at once while others decode; None for all.
     """
 
     def __init__(
         self, num_slots: int, max_waiting: int, *, admission_ratio: float = math.inf, chunk_tokens: int | None = None
     ) -> None:
         if num_slots < 1 or max_waiting < 1:
-            raise UsageError(f"Got {num_slots} slots and {max_waiting} waiting places; expected at least 1 of each.")
+            raise UsageError(f"Got {num_slots} slots and {max_waiting} waiting requests; expected at least 1 of each.")
         if not admission_ratio > 0 or (chunk_tokens is not None and chunk_tokens < 1):
             raise UsageError(
                 f"Got an admission_ratio of {admission_ratio} and chunks of {chunk_tokens} tokens; expected a number "
@@ -83,17 +80,17 @@ class Scheduler:
 
     @property
     def running(self) -> dict[int, int]:
-        """Request -> slot, in the order of admission (a copy); the starting one has its slot too."""
+        """Request -> slot in order of admission (a copy), including the starting one."""
         return dict(self._running)
 
     @property
     def starting(self) -> int | None:
-        """The request in a slot whose prompt is not computed yet."""
+        """The request whose prompt is being computed, or None."""
         return self._starting
 
     @property
     def decoding(self) -> tuple[int, ...]:
-        """Requests that get a token a step, in the order of admission."""
+        """Requests that get one token a step, in order of admission."""
         return tuple(request_id for request_id in self._running if request_id != self._starting)
 
     @property
@@ -102,14 +99,14 @@ class Scheduler:
         return tuple(self._waiting)
 
     def held(self, slot: int) -> tuple[Key, ...]:
-        """The keys whose values the cache of `slot` holds."""
+        """The keys in the cache of `slot`."""
         return tuple(self._slots[slot].held)
 
     def submit(self, request_id: int, keys: Sequence[Key]) -> None:
-        """Put a request at the end of the queue.
+        """Append a request to the queue.
 
         Raises:
-            EngineBusyError: the slots are taken or spoken for, and `max_waiting` requests are waiting besides.
+            EngineBusyError: all slots are taken or promised, and `max_waiting` further requests are waiting.
         """
         if len(self._running) + len(self._waiting) >= len(self._slots) + self.max_waiting:
             raise EngineBusyError(
@@ -121,10 +118,10 @@ class Scheduler:
         self._waiting[request_id] = list(keys)
 
     def admit(self) -> Admission | None:
-        """Let the first waiting request start in a free slot.
+        """Start the first waiting request in a free slot.
 
-        None if there is no such request or no such slot, or while another one starts. The slot holds nothing until
-        :meth:`computed` says so: what is interrupted leaves nothing half done behind.
+        Returns None if no request waits, no slot is free, or another request is starting. The slot's keys are empty
+        until :meth:`computed` adds them, so an interrupted request leaves no invalid prefix.
         """
         free = [index for index, slot in enumerate(self._slots) if slot.request_id is None]
         if self._starting is not None or not free or not self._waiting:
@@ -137,12 +134,12 @@ class Scheduler:
         return admission
 
     def _place(self, request_id: int, keys: Sequence[Key], free: Sequence[int]) -> Admission:
-        """The free slot that goes on where its last request ended; else the one that was idle longest.
+        """Choose the free slot whose content the request continues completely, else the least recently used free slot.
 
-        So a conversation stays in its slot, and what was said about one image is not lost to a question that shares
-        only its beginning, as long as there are older slots to take.
+        A conversation thus stays in its slot, and a question that shares only a prefix of it does not overwrite it
+        while older slots are free.
         """
-        # The last token is always computed: its logits are what the first reply token is picked from.
+        # The last token is always computed: the first reply token is sampled from its logits.
         shared = [min(common_prefix(keys, slot.held), len(keys) - 1) for slot in self._slots]
         source = max(range(len(shared)), key=lambda index: shared[index])
         if shared[source] == 0:
@@ -155,16 +152,16 @@ class Scheduler:
         return min(free, key=lambda index: self._slots[index].last_use)
 
     def next_chunk(self, num_left: int) -> int:
-        """How many of the `num_left` tokens of the starting request's prompt are computed in one piece."""
+        """Number of the `num_left` prompt tokens of the starting request to prefill next."""
         return num_left if self._chunk_tokens is None or not self.decoding else min(num_left, self._chunk_tokens)
 
     def must_pause(self, slice_s: float, piece_s: float, step_s: float) -> bool:
-        """True if the work on the starting request has to wait for a decoding step.
+        """True if the starting request has to wait for a decoding step.
 
         Args:
-            slice_s: seconds that it has taken since the last one.
-            piece_s: seconds that the latest piece of it took, and so presumably the next one will.
-            step_s: seconds that the last decoding step took.
+            slice_s: seconds of work since the last decoding step.
+            piece_s: seconds of its latest piece of work, the estimate for the next piece.
+            step_s: seconds of the last decoding step.
         """
         num_decoding = len(self.decoding)
         if not num_decoding:
@@ -174,15 +171,15 @@ class Scheduler:
         return slice_s + piece_s > self._admission_ratio * step_s * max(1.0, crowd)
 
     def started(self) -> None:
-        """The starting request's prompt is computed: it gets a token a step from now on."""
+        """Mark the starting request as decoding."""
         self._starting = None
 
     def computed(self, request_id: int, keys: Sequence[Key]) -> None:
-        """Note that the cache of the request's slot now holds the values of `keys` too, after those before."""
+        """Append `keys` to those in the cache of the request's slot."""
         self._slots[self._running[request_id]].held.extend(keys)
 
     def release(self, request_id: int) -> bool:
-        """Take a finished or cancelled request out, at once; False if it is not known (any more)."""
+        """Remove a finished or cancelled request; False if it is unknown."""
         if request_id in self._waiting:
             del self._waiting[request_id]
             return True
@@ -194,14 +191,14 @@ class Scheduler:
         return True
 
     def forget(self) -> None:
-        """Nothing that is in the cache is to be used again; running requests go on."""
+        """Discard the prefixes of free slots; running requests go on."""
         for slot in self._slots:
             if slot.request_id is None:
                 slot.held = []
 
 
 def common_prefix(first: Sequence[Key], second: Sequence[Key]) -> int:
-    """How many keys both begin with."""
+    """Length of the common prefix."""
     shortest = min(len(first), len(second))
     if first[:shortest] == second[:shortest]:  # compared in C; the usual case of a conversation that goes on
         return shortest

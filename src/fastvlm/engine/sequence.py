@@ -1,34 +1,34 @@
-"""One reply while it is being made: its tokens, its text, when it ends, and a stopwatch."""
+"""State of one running request: its tokens and text, its end condition and its timings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from fastvlm.engine.detokenizer import TokenText
-from fastvlm.engine.prompt_inputs import PreparedPrompt
-from fastvlm.engine.sampling import Picked, Sampler
+from fastvlm.engine.detokenizer import Detokenizer
+from fastvlm.engine.prompt_inputs import PromptInputs
+from fastvlm.engine.sampling import SampledToken, Sampler
 from fastvlm.engine.types import Completion, FinishReason, SamplingParams, Timings, TokenEvent, TokenLogprobs, Usage
 
-__all__ = ["Reply"]
+__all__ = ["SequenceState"]
 
 
-class Reply:
-    """What the engine knows of one request.
+class SequenceState:
+    """The state of one request in the engine.
 
     Args:
-        request_id: its number.
-        prompt, params: what was asked.
-        sampler: picks its tokens.
+        request_id: the id that its events carry.
+        prompt, params: as submitted.
+        sampler: samples its tokens.
         decode: token ids -> text without special tokens.
-        stop_ids: tokens that end it.
-        clock: seconds that only go forward.
+        stop_ids: token ids that end the reply.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
         self,
         request_id: int,
-        prompt: PreparedPrompt,
+        prompt: PromptInputs,
         params: SamplingParams,
         sampler: Sampler,
         *,
@@ -39,7 +39,7 @@ class Reply:
         self.request_id, self.prompt, self.params, self.sampler = request_id, prompt, params, sampler
         self.slot = -1  # none yet
         self.num_cached = 0
-        self._text = TokenText(decode, params.stop, keeps_space=params.keep_whitespace)
+        self._text = Detokenizer(decode, params.stop, keeps_space=params.keep_whitespace)
         self._stop_ids, self._clock = stop_ids, clock
         self._logprobs: list[TokenLogprobs] = []
         self._submitted_s = self._admitted_s = self._encoding_s = self._encoded_s = clock()
@@ -48,33 +48,33 @@ class Reply:
 
     @property
     def last_token(self) -> int:
-        """The newest token, which the decoder has not seen yet."""
+        """The newest token, which has no entry in the KV cache yet."""
         return self._text.token_ids[-1]
 
     @property
     def position(self) -> int:
-        """Where the newest token stands in the slot."""
+        """Position of the newest token in the slot."""
         return len(self.prompt.token_ids) + len(self._text.token_ids) - 1
 
     def admitted(self, slot: int, num_cached: int) -> None:
-        """Note the slot, and how many tokens of the prompt it holds already."""
+        """Record the slot and the number of prompt tokens that are cached there."""
         self.slot, self.num_cached = slot, num_cached
         self._admitted_s = self._encoding_s = self._encoded_s = self._clock()
 
     def encoding(self) -> None:
-        """Note that the encoder begins."""
+        """Record the start of image encoding."""
         self._encoding_s = self._encoded_s = self._clock()
 
     def encoded(self) -> None:
-        """Note that the images are encoded."""
+        """Record the end of image encoding."""
         self._encoded_s = self._clock()
 
-    def take(self, picked: Picked) -> TokenEvent:
-        """Add a token; the event says what it adds to the text, and whether it ends the reply."""
-        text = self._text.put(picked.token_id)
+    def append(self, sampled: SampledToken) -> TokenEvent:
+        """Append a token; its event has the new text, and the finish reason if the reply ends."""
+        text = self._text.put(sampled.token_id)
         self._token_times_s.append(self._clock())
-        if picked.logprobs is not None:
-            self._logprobs.append(picked.logprobs)
+        if sampled.logprobs is not None:
+            self._logprobs.append(sampled.logprobs)
         reason = self._finish_reason()
         if reason is not None:
             text += self._text.end()
@@ -83,9 +83,9 @@ class Reply:
             self._first_text_s = self._token_times_s[-1]
         return TokenEvent(
             request_id=self.request_id,
-            token_id=picked.token_id,
+            token_id=sampled.token_id,
             text=text,
-            logprobs=picked.logprobs,
+            logprobs=sampled.logprobs,
             finish_reason=reason,
             completion=None if reason is None else self.completion(reason),
         )
@@ -95,8 +95,8 @@ class Reply:
             return "stop"
         return "length" if len(self._text.token_ids) >= self.params.max_new_tokens else None
 
-    def broken_off(self, error: Exception | None = None) -> TokenEvent:
-        """The last event of a reply that was cancelled, or whose computing failed; with the text held back so far."""
+    def aborted(self, error: Exception | None = None) -> TokenEvent:
+        """The last event of a request that was cancelled or failed, with the text held back so far."""
         reason: FinishReason = "cancelled" if error is None else "error"
         text = self._text.end()
         return TokenEvent(
@@ -104,7 +104,7 @@ class Reply:
         )
 
     def completion(self, reason: FinishReason) -> Completion:
-        """The reply as far as it is."""
+        """The reply so far."""
         times_s, count = self._token_times_s, len(self._token_times_s)
         decoding_s = times_s[-1] - times_s[0] if times_s else 0.0
         return Completion(

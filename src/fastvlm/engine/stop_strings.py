@@ -1,4 +1,4 @@
-"""Texts that end a reply, found although they come in pieces; what may be the beginning of one is held back."""
+"""Stop strings in streamed text: text that may be the beginning of one is held back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class StopStrings:
     """Passes text on up to the first stop string.
 
     Args:
-        stops: non-empty strings; the one that begins first ends the text, whichever is complete first wins.
+        stops: non-empty strings; the text ends where the first complete one begins.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ class StopStrings:
         self.is_hit = False
 
     def put(self, text: str) -> str:
-        """Take more text; returns what is certain not to belong to a stop string. Nothing after a hit."""
+        """Append text; return what cannot belong to a stop string. Returns nothing after a hit."""
         if not self._stops or self.is_hit:
             return "" if self.is_hit else text
         text = self._held + text
@@ -33,12 +33,12 @@ class StopStrings:
         return text[:end]
 
     def end(self) -> str:
-        """What was held back, now that no more text comes."""
+        """Return the text that was held back; no more text follows."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with, not all of it."""
+    """Length of the longest proper prefix of `stop` that ends `text`."""
     longest = min(len(text), len(stop) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

@@ -44,7 +44,7 @@ class GrammarGuide:
         """The same state, for another reply."""
         return GrammarGuide(self._matcher.deep_copy(), self._vocab_size, self._end_ids)
 
-    def allowed(self) -> Tensor:
+    def allowed_mask(self) -> Tensor:
         """Bool (V,), True for tokens allowed next: only end tokens once the grammar is complete or has failed."""
         words = torch.empty((self._vocab_size + 31) // 32, dtype=torch.int32)
         if not self._matcher.is_error():
@@ -54,7 +54,7 @@ class GrammarGuide:
         bits = words.view(torch.uint8)[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)) & 1
         return bits.reshape(-1)[: self._vocab_size].bool()
 
-    def took(self, token_id: int) -> None:
+    def accept(self, token_id: int) -> None:
         """Advance by one token."""
         self._matcher.consume_token(token_id)
 
@@ -96,7 +96,7 @@ class GrammarCompiler:
         except ValueError as error:
             raise _bad_schema(str(error)) from error
         first = GrammarGuide(matcher.deep_copy(), self._vocab_size, self._end_ids)
-        first.allowed()  # llguidance finds some impossible schemas only when it computes the first mask
+        first.allowed_mask()  # llguidance finds some impossible schemas only when it computes the first mask
         if first.error is not None:
             raise _bad_schema(first.error)
         return matcher

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: plain frozen records, without tensors."""
+"""Input and output records of the engine: frozen dataclasses without tensors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = [
     "Usage",
 ]
 
-# "stop": an end token or a stop string; "length": max_new_tokens are reached; "cancelled"; "error": see the event.
+# "stop": an end token or a stop string; "length": max_new_tokens reached; "cancelled"; "error": see TokenEvent.error.
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
-TEMPERATURES = (0.01, 100.0)  # below, logits divided by it overflow; above, all tokens are equally likely
+TEMPERATURES = (0.01, 100.0)  # below, scaled logits overflow; above, all tokens are equally likely
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
 SEEDS = 2**63
@@ -29,23 +29,22 @@ SEEDS = 2**63
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of one reply are picked, and when it ends.
+    """Sampling settings and end conditions of one reply.
 
-    Filters work in transformers' order: repetition penalty, temperature, top-k, top-p, min-p. At temperature 0 the
+    Filters run in transformers' order: repetition penalty, temperature, top-k, top-p, min-p. At temperature 0 the
     likeliest token is taken, and `top_k`, `top_p`, `min_p` and `seed` have no effect.
 
     Args:
-        max_new_tokens: tokens after which the reply is cut; the end token counts.
-        temperature: 0 for the likeliest token, else 0.01 to 100.
+        max_new_tokens: maximum length of the reply, including the end token.
+        temperature: 0 for greedy decoding, else 0.01 to 100.
         top_k: draw among this many likeliest tokens; 0 for all.
-        top_p: draw among the likeliest tokens that together hold this probability, above 0 and at most 1.
+        top_p: draw among the likeliest tokens whose probabilities sum to this, above 0 and at most 1.
         min_p: draw among tokens at least this probable relative to the likeliest, 0 to 1.
         repetition_penalty: above 1 makes tokens of prompt and reply less likely, below 1 more; above 0.
-        seed: makes the draws repeatable, whatever else runs beside; None for a new one each time.
+        seed: makes the draws repeatable, independent of concurrent requests; None for a random one.
         stop: texts that end the reply; they are not part of it.
-        logprobs: log probabilities with each token: of this many likeliest ones beside its own; None for none.
-        keep_whitespace: leave white space at both ends of the text, which otherwise is stripped: for a reply that
-            continues a text.
+        logprobs: return the log probability of each token and of this many likeliest alternatives; None for none.
+        keep_whitespace: do not strip the text, for a reply that continues a text.
 
     Raises:
         UsageError: a value outside its range.
@@ -79,7 +78,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """True if nothing is drawn."""
+        """True if nothing is random."""
         return self.temperature == 0
 
 
@@ -93,7 +92,7 @@ def _check(name: str, value: object, is_right: bool, expected: str) -> None:
 
 
 def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
-    """`stop` as a tuple; one string is a list of one."""
+    """`stop` as a tuple; a single string becomes a tuple of one."""
     strings = (stop,) if isinstance(stop, str) else tuple(stop)
     are_right = all(isinstance(text, str) and text for text in strings)
     _check("stop", stop, are_right, "non-empty strings")
@@ -103,7 +102,7 @@ def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log probabilities (natural, of the model's own distribution, before any filter) at one token's place."""
+    """Natural log probabilities at one token's position, from the model's distribution before any filter."""
 
     token: float
     top: tuple[tuple[int, float], ...]  # (token id, log probability), the likeliest first
@@ -111,10 +110,10 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one reply.
+    """Token counts of one reply.
 
-    `prompt_tokens` has the `image_tokens` in it, `completion_tokens` the end token. `cached_prompt_tokens` are those of
-    the prompt that were not computed again, because an earlier request began with them.
+    `prompt_tokens` includes `image_tokens`; `completion_tokens` includes the end token. `cached_prompt_tokens` were
+    reused from an earlier request with the same prefix.
     """
 
     prompt_tokens: int
@@ -125,11 +124,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds of one reply.
+    """Durations of one reply in milliseconds.
 
     `preprocess`: messages and image bytes to tensors; `wait`: until a slot was free; `encode`: encoder and projector;
-    `prefill`: the prompt through the decoder, up to the first token; `ttft`: all of these and what lies between, to the
-    first text that can be shown (None if there was none); `total`: to the last token.
+    `prefill`: the prompt through the decoder, up to the first token; `ttft`: from the start of preprocessing to the
+    first visible text (None if there was none); `total`: to the last token.
     """
 
     preprocess: float
@@ -142,7 +141,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole reply. `token_ids` has the end token in it, `text` neither it nor a stop string."""
+    """A whole reply. `token_ids` includes the end token; `text` has neither it nor a stop string."""
 
     request_id: int
     text: str
@@ -151,15 +150,15 @@ class Completion:
     usage: Usage
     timings: Timings
     tokens_per_second: float | None  # of decoding, after the first token; None below two tokens
-    logprobs: tuple[TokenLogprobs, ...] | None = None  # one for each token, if asked for
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # one for each token, if requested
 
 
 @dataclass(frozen=True)
 class TokenEvent:
     """One token of one request; the last event has a `finish_reason` and the `completion`.
 
-    `text` is what this token adds to the reply: empty while a character or a stop string may not be over. A cancelled
-    or failed request ends with an event without token; `error` is what failed.
+    `text` is the text that this token adds; it is empty while a character or a possible stop string is incomplete. A
+    cancelled or failed request ends with an event without a token; `error` is the exception of a failed one.
     """
 
     request_id: int

@@ -1,7 +1,7 @@
-"""A FastVLM checkpoint, opened: the record that an engine is built from.
+"""An opened FastVLM checkpoint: the record from which an engine is built.
 
 Made by :func:`fastvlm.formats.opening.open_folder` without transformers, and by `to_checkpoint` of a live transformers
-model. Nothing is taken out of it: a backend lays weights out in memory of its own, and the record stays usable.
+model. A backend copies the weights into its own layout and never modifies the record.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from fastvlm.formats.mapped_files import MappedFiles
 from fastvlm.formats.rounding import RoundedWeight
 from fastvlm.processing.processor import Processor
 
-__all__ = ["Checkpoint", "RotaryPositions"]
+__all__ = ["Checkpoint", "HasCheckpoint", "RotaryPositions"]
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -127,3 +128,10 @@ class Overlay(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._lower.keys() | self._upper.keys())
+
+
+class HasCheckpoint(Protocol):
+    """A live model that an engine can be built from, such as this package's transformers models."""
+
+    def to_checkpoint(self, processor: Processor) -> Checkpoint:
+        """A checkpoint with the model's weights (shared, not copied) and settings."""

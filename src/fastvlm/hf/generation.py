@@ -116,7 +116,7 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
         if image is not None and expand_size > 1:
             features = image.pooler_output
             is_placeholder = self.get_placeholder_mask(input_ids, model_kwargs.get("inputs_embeds"))
-            check_image_token_counts(is_placeholder, num_images=features.shape[0], tokens_each=features.shape[1])
+            check_image_token_counts(is_placeholder, num_images=features.shape[0], tokens_per_image=features.shape[1])
             groups = features.split((is_placeholder.sum(-1) // features.shape[1]).tolist())
             repeated = torch.cat([group.repeat(expand_size, 1, 1) for group in groups])
             image = BaseModelOutputWithPooling(pooler_output=repeated)

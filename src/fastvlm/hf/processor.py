@@ -46,9 +46,9 @@ class FastVlmProcessor(Processor, ProcessorMixin):  # type: ignore[misc]  # tran
         """Visual tokens of images of the given sizes (as transformers' processors tell vLLM)."""
         if image_sizes is None:
             return MultiModalData()
-        tokens_each = self.image_processor.num_visual_tokens(kwargs.get("image_size"))
+        tokens_per_image = self.image_processor.num_visual_tokens(kwargs.get("image_size"))
         return MultiModalData(
-            num_image_tokens=[tokens_each] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+            num_image_tokens=[tokens_per_image] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
         )
 
     # ------------------------------------------------------------------------------------------ files

@@ -25,24 +25,26 @@ def join_image_and_text(inputs_embeds: Tensor, image_embeds: Tensor, is_placehol
     """
     image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
     if not torch.compiler.is_compiling() and not is_placeholder.is_meta:
-        check_image_token_counts(is_placeholder, num_images=image_embeds.shape[0], tokens_each=image_embeds.shape[1])
+        check_image_token_counts(
+            is_placeholder, num_images=image_embeds.shape[0], tokens_per_image=image_embeds.shape[1]
+        )
     mask = is_placeholder.unsqueeze(-1).to(inputs_embeds.device)
     return inputs_embeds.masked_scatter(mask, image_embeds)
 
 
-def check_image_token_counts(is_placeholder: Tensor, *, num_images: int, tokens_each: int) -> None:
+def check_image_token_counts(is_placeholder: Tensor, *, num_images: int, tokens_per_image: int) -> None:
     """Raise ImageTokenMismatchError unless every sample holds whole images and the batch holds all of them."""
     counts = is_placeholder.sum(-1).tolist()
     for sample, count in enumerate(counts):
-        if count % tokens_each:
+        if count % tokens_per_image:
             raise ImageTokenMismatchError(
-                f"Sample {sample} of the batch has {count} <image> tokens, but each image gives {tokens_each} visual "
-                f"tokens, so {count} is no whole number of pictures. Was the prompt cut, or made for another size?"
+                f"Sample {sample} of the batch has {count} <image> tokens, which is not a multiple of the "
+                f"{tokens_per_image} visual tokens of one image. Was the prompt cut, or made for another size?"
             )
-    if sum(counts) != num_images * tokens_each:
+    if sum(counts) != num_images * tokens_per_image:
         per_sample = ", ".join(str(count) for count in counts)
         raise ImageTokenMismatchError(
             f"Image features and image tokens do not match, tokens: {sum(counts)}, features: "
-            f"{num_images * tokens_each}. The samples have {per_sample} <image> tokens; {num_images} image(s) give "
-            f"{tokens_each} visual tokens each. Pass one image for each place in the prompts, in their order."
+            f"{num_images * tokens_per_image}. The samples have {per_sample} <image> tokens; {num_images} image(s) "
+            f"give {tokens_per_image} visual tokens each. Pass one image for each place in the prompts, in their order."
         )

@@ -147,13 +147,13 @@ class Processor:
         if text is not None:
             prompts = _prompts(text)
             counts = self._images_per_prompt(images, prompts)
-            tokens_each = self.image_processor.num_visual_tokens(for_images.get("image_size"))
+            tokens_per_image = self.image_processor.num_visual_tokens(for_images.get("image_size"))
             expanded = [
-                expand_image_tokens(prompt, [tokens_each] * count, image_token=self.image_token)
+                expand_image_tokens(prompt, [tokens_per_image] * count, image_token=self.image_token)
                 for prompt, count in zip(prompts, counts, strict=True)
             ]
             data.update(self.tokenizer(expanded, return_tensors=return_tensors, **for_text))
-            self._check_placeholders(data["input_ids"], [count * tokens_each for count in counts])
+            self._check_placeholders(data["input_ids"], [count * tokens_per_image for count in counts])
         if num_images:
             data.update(self.image_processor(images, return_tensors=return_tensors or "pt", **for_images))
         return self._batch(data)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from fastvlm.engine.engine import Engine
-from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PromptInputs
 from fastvlm.engine.types import SEEDS, Completion, SamplingParams
 from fastvlm.errors import FastVlmError
 from fastvlm.evaluation.questions import Question, messages_of
@@ -106,7 +106,7 @@ class _Work(Generic[T]):
     engine: Engine
     waiting: Iterator[T]
     prompt_of: Callable[[T], Any]
-    ready: deque[tuple[T, Future[PreparedPrompt]]] = field(default_factory=deque)
+    ready: deque[tuple[T, Future[PromptInputs]]] = field(default_factory=deque)
     running: dict[int, T] = field(default_factory=dict)
     pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="fastvlm-eval"), repr=False
@@ -122,7 +122,7 @@ class _Work(Generic[T]):
                 break
         return bool(self.ready)
 
-    def _prepared(self, item: T) -> PreparedPrompt:
+    def _prepared(self, item: T) -> PromptInputs:
         return self.engine.prepare(self.prompt_of(item))
 
     def step(self) -> list[tuple[T, Completion]]:

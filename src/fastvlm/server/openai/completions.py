@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 
-from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PromptInputs
 from fastvlm.engine.structured_output import GrammarGuide
 from fastvlm.engine.types import Completion, SamplingParams
 from fastvlm.errors import PromptError, SchemaError
@@ -144,7 +144,7 @@ def _has_usage(request: _Request) -> bool:
 
 
 def _sampling_params(
-    context: ServerContext, request: _Request, prompts: Sequence[PreparedPrompt], replica: Replica
+    context: ServerContext, request: _Request, prompts: Sequence[PromptInputs], replica: Replica
 ) -> SamplingParams:
     """The sampling parameters of all choices; the longest prompt leaves the least room for a reply."""
     longest = max(len(prompt.token_ids) for prompt in prompts)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
-from fastvlm.engine.prompt_inputs import PreparedPrompt
+from fastvlm.engine.prompt_inputs import PromptInputs
 from fastvlm.engine.structured_output import GrammarGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.server.http.errors import ApiError
@@ -22,7 +22,7 @@ _Events = AsyncGenerator[tuple[int, TokenEvent]]
 class Choice:
     """One reply of a request: its prompt and how it is sampled."""
 
-    prompt: PreparedPrompt
+    prompt: PromptInputs
     params: SamplingParams
     guide: GrammarGuide | None = None
 

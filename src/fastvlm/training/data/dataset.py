@@ -83,7 +83,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
             raise UsageError(f"max_tokens is {max_tokens}; expected at least 1.")
         self.samples, self.processor = samples, processor
         self.max_tokens, self.image_size, self.grounded = max_tokens, image_size, grounded
-        self.tokens_each = int(processor.image_processor.num_visual_tokens(image_size))
+        self.tokens_per_image = int(processor.image_processor.num_visual_tokens(image_size))
         self._image_id = int(processor.image_token_id)
         self._replies = ReplyFinder(processor)
         self._lengths = array("q", [-1]) * len(samples)
@@ -130,8 +130,8 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         image_id = self._image_id
         ids: list[int] = []
         for token in short_ids:
-            ids += [token] * self.tokens_each if token == image_id else [token]
-        if ids.count(image_id) != len(sample.images) * self.tokens_each:
+            ids += [token] * self.tokens_per_image if token == image_id else [token]
+        if ids.count(image_id) != len(sample.images) * self.tokens_per_image:
             raise DataError(f"it has {short_ids.count(image_id)} place(s) for images and {len(sample.images)} image(s)")
         spans = list(self._replies.spans(ids))
         num_replies = sum(message["role"] == "assistant" for message in sample.messages)
@@ -149,14 +149,14 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
                 f"it has {len(ids)} tokens, and none of the first {end} is the assistant's. Raise max_tokens "
                 f"(it is {self.max_tokens}; --set max_tokens=N), or leave the sample out"
             )
-        return Supervised(ids[:end], labels, ids[:end].count(image_id) // self.tokens_each, len(ids))
+        return Supervised(ids[:end], labels, ids[:end].count(image_id) // self.tokens_per_image, len(ids))
 
     def _cut(self, ids: Sequence[int]) -> int:
         """Number of ids to keep: `max_tokens`, or fewer so that no image is cut in the middle."""
         if len(ids) <= self.max_tokens:
             return len(ids)
         num_placeholders = list(ids[: self.max_tokens]).count(self._image_id)
-        return self.max_tokens - num_placeholders % self.tokens_each
+        return self.max_tokens - num_placeholders % self.tokens_per_image
 
     # ------------------------------------------------------------------------------------------ lengths
 
@@ -209,7 +209,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return torch.tensor(lengths), torch.tensor(digests)
 
     def _quick_length(self, sample: Sample, short_ids: Sequence[int]) -> int:
-        num_tokens = len(short_ids) + short_ids.count(self._image_id) * (self.tokens_each - 1)
+        num_tokens = len(short_ids) + short_ids.count(self._image_id) * (self.tokens_per_image - 1)
         if num_tokens <= self.max_tokens:
             return num_tokens
         try:

@@ -296,7 +296,7 @@ def _examine(
 
 def rendered(dataset: SupervisedDataset, sample: Sample, tokens: Supervised) -> RenderedSample:
     """Decode a sample's tokens into supervised and unsupervised text pieces."""
-    processor, count = dataset.processor, dataset.tokens_each
+    processor, count = dataset.processor, dataset.tokens_per_image
     places = re.compile(f"(?:{re.escape(processor.image_token)}){{{count}}}")
     parts: list[tuple[str, bool]] = []
     pairs = zip(tokens.input_ids, tokens.labels, strict=True)
