@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open, save_file
 
-from fastvlm.conversion.quantize import round_products
+from fastvlm.conversion.quantize import round_linears
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.quantized_file import QuantizationOptions, load_quantized, save_quantized
 from fastvlm.formats.quantized_metadata import parse_metadata
@@ -29,7 +29,7 @@ def model():
 @pytest.fixture(scope="module", params=[8, 4])
 def saved(request, tmp_path_factory):
     """A good file's tensors and what it says of itself, and where changed ones go."""
-    quantized = round_products(model().state_dict().__getitem__, 2, QuantizationOptions(request.param))
+    quantized = round_linears(model().state_dict().__getitem__, 2, QuantizationOptions(request.param))
     file = tmp_path_factory.mktemp("saved") / "weights.safetensors"
     save_quantized(quantized, file)
     with safe_open(file, "pt") as opened:
@@ -78,7 +78,7 @@ def test_a_tensor_of_another_shape_or_dtype_is_refused(saved, data):
         assert reason is None  # the decoder knows how many inputs there are: tests/backends/cpu/test_rounded.py
         return
     assert reason is not None, (name, changed.shape)
-    assert f"product {index}" in reason and ("expected" in reason)
+    assert f"linear {index}" in reason and ("expected" in reason)
     if change == "dtype":
         assert f"{part} is {changed.dtype} of shape {list(changed.shape)}; expected {KINDS[part]}" in reason
 

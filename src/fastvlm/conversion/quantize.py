@@ -1,6 +1,6 @@
 """``fastvlm quantize``: a checkpoint whose decoder is rounded to 8 or 4 bits, in a new folder, all or nothing.
 
-What the folder holds is told in ``formats/quantized_file.py``. Weights are read and rounded one product at a time;
+What the folder holds is told in ``formats/quantized_file.py``. Weights are read and rounded one linear at a time;
 the rounded ones are in memory together.
 """
 
@@ -31,10 +31,10 @@ from fastvlm.formats.quantized_file import (
     QUANTIZED_FILE,
     REST_FILE,
     REST_OF,
-    Product,
     QuantizationError,
     QuantizationOptions,
     QuantizedWeights,
+    RoundedLinear,
     save_quantized,
 )
 from fastvlm.formats.rounding import RoundedWeight, quantize_int4, quantize_int8
@@ -43,7 +43,7 @@ from fastvlm.hf.loading import checkpoint_path
 from fastvlm.hf.processor_files import load_processor
 from fastvlm.storage.whole_folders import whole_folder
 
-__all__ = ["QuantizationReport", "quantize", "round_products"]
+__all__ = ["QuantizationReport", "quantize", "round_linears"]
 
 Progress = Callable[[int, int], None]
 
@@ -55,7 +55,7 @@ class QuantizationReport:
     Attributes:
         path: the folder written.
         options, error: how weights were rounded, and how far that is from what was given.
-        quantized_bytes: of the rounded products.
+        quantized_bytes: of the rounded linears.
         rest_bytes: of all other tensors.
         source_bytes: of all tensors before.
     """
@@ -84,7 +84,7 @@ def quantize(
         source: as for :func:`fastvlm.load`.
         target: a folder that does not exist yet.
         options: how to round.
-        progress: called with (products rounded, products in all).
+        progress: called with (linears rounded, linears in all).
         hub: as for :func:`fastvlm.convert`.
 
     Raises:
@@ -100,7 +100,7 @@ def quantize(
     processor, planned = load_processor(folder.path, config), _planned(folder, config)
     config.dtype = folder.dtype
     with whole_folder(target) as work:  # from here on: another run to the same place ends at once, not after its work
-        quantized = round_products(
+        quantized = round_linears(
             folder.tensor,
             config.text_config.num_hidden_layers,
             options,
@@ -130,7 +130,7 @@ def _planned(folder: CheckpointFolder, config: FastVlmConfig) -> list[PlannedTen
     return planned
 
 
-def round_products(
+def round_linears(
     tensor: Callable[[str], Tensor],
     num_layers: int,
     options: QuantizationOptions,
@@ -138,36 +138,36 @@ def round_products(
     has_tied_head: bool = False,
     progress: Progress | None = None,
 ) -> QuantizedWeights:
-    """Every product of a decoder, rounded.
+    """Every linear of a decoder, rounded.
 
     Args:
         tensor: gives the weight (out, in) of a canonical name.
         num_layers: of the decoder.
         options: how to round.
         has_tied_head: True if the embedding table is the head.
-        progress: called with (products rounded, products in all).
+        progress: called with (linears rounded, linears in all).
     """
     names = linear_groups(num_layers)
-    products: list[Product] = []
+    linears: list[RoundedLinear] = []
     errors: list[float] = []
     dtype = torch.float32
-    for product, weights in zip(names, _weights(tensor, names, has_tied_head=has_tied_head), strict=True):
+    for linear, weights in zip(names, _weights(tensor, names, has_tied_head=has_tied_head), strict=True):
         whole, dtype = torch.cat(weights), weights[0].dtype
-        bits = options.head_bits if product == (HEAD,) else options.bits
+        bits = options.head_bits if linear == (HEAD,) else options.bits
         rounded = _round(whole, bits, options.group_size)
-        products.append(Product(product, tuple(len(weight) for weight in weights), rounded))
+        linears.append(RoundedLinear(linear, tuple(len(weight) for weight in weights), rounded))
         errors.append(_relative_error(whole, rounded))
         if progress is not None:
-            progress(len(products), len(names))
+            progress(len(linears), len(names))
     error = QuantizationError(mean=sum(errors) / len(errors), largest=max(errors))
-    return QuantizedWeights(tuple(products), options, error, dtype, has_tied_head)
+    return QuantizedWeights(tuple(linears), options, error, dtype, has_tied_head)
 
 
 def _weights(
-    tensor: Callable[[str], Tensor], products: list[tuple[str, ...]], *, has_tied_head: bool
+    tensor: Callable[[str], Tensor], linears: list[tuple[str, ...]], *, has_tied_head: bool
 ) -> Iterator[list[Tensor]]:
-    """The weights of each product, read when their turn comes."""
-    for names in products:
+    """The weights of each linear, read when their turn comes."""
+    for names in linears:
         yield [tensor(EMBEDDING if has_tied_head and name == HEAD else name).detach().cpu() for name in names]
 
 

@@ -76,7 +76,7 @@ def open_folder(folder: Path, tokenizer: Callable[[], Tokenizer] | None = None) 
         stop_token_ids=frozenset(config.stop_token_ids) | ends,
         dtype=dtype,
         rotary=RotaryPositions.default(config.text_config.rope_theta, config.text_config.head_dim),
-        rounded={} if quantized is None else {product.names: product.weight for product in quantized.products},
+        rounded={} if quantized is None else {linear.names: linear.weight for linear in quantized.linears},
         bits=None if quantized is None else quantized.options.bits,
         files=MappedFiles(found.weights.files),
     )

@@ -1,8 +1,8 @@
-"""A decoder's products in 8 and 4 bits in a file of their own, beside a file with the rest of the checkpoint.
+"""A decoder's linears in 8 and 4 bits in a file of their own, beside a file with the rest of the checkpoint.
 
-A folder made by ``fastvlm quantize`` holds no ``model.safetensors`` but two files: the products of the decoder, each
+A folder made by ``fastvlm quantize`` holds no ``model.safetensors`` but two files: the linears of the decoder, each
 under the names of the weights that it is made of, in the form in which kernels read (``rounding.py``), in the order in
-which a decoder asks for them, the head last; and all other tensors as they were. No tensor of the products is stored
+which a decoder asks for them, the head last; and all other tensors as they were. No tensor of the linears is stored
 twice. The one exception is a head that shares the embedding's weight: the table stays, for the embedding.
 
 transformers does not open such a folder (it finds no weights), so nobody gets a decoder of random numbers.
@@ -32,10 +32,10 @@ from fastvlm.formats.rounding import GROUP_SIZES, Int4Weight, Int8Weight, Rounde
 __all__ = [
     "QUANTIZED_FILE",
     "REST_FILE",
-    "Product",
     "QuantizationError",
     "QuantizationOptions",
     "QuantizedWeights",
+    "RoundedLinear",
     "load_quantized",
     "quantized_weights_of",
     "save_quantized",
@@ -43,7 +43,7 @@ __all__ = [
 
 QUANTIZED_FILE = "fastvlm_quantised.safetensors"  # the spelling of version 0.1, whose folders go on opening
 REST_FILE = "fastvlm_rest.safetensors"
-REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the products that it belongs to
+REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the linears that it belongs to
 _FORMAT = "3"
 _AGAIN = "Quantize the model again."
 _LARGEST = 65504.0  # of a scale or zero: the largest number of float16, which no checkpoint's weights reach
@@ -85,7 +85,7 @@ class QuantizationError:
 
 
 @dataclass(frozen=True)
-class Product:
+class RoundedLinear:
     """One rounded weight: `names` of the weights that lie in it one after the other, and the rows of each."""
 
     names: tuple[str, ...]
@@ -95,16 +95,16 @@ class Product:
 
 @dataclass(frozen=True)
 class QuantizedWeights:
-    """Every product of a decoder, in its order, and what rounding cost.
+    """Every linear of a decoder, in its order, and what rounding cost.
 
     Attributes:
-        products: the rounded weights.
+        linears: the rounded weights.
         options, error: how they were rounded, and how far that is from what was given.
         dtype: what they were before; what :meth:`tensor` gives.
         has_tied_head: True if the head was the embedding table, which then is kept unrounded for the embedding.
     """
 
-    products: tuple[Product, ...]
+    linears: tuple[RoundedLinear, ...]
     options: QuantizationOptions
     error: QuantizationError
     dtype: torch.dtype = torch.bfloat16
@@ -113,7 +113,7 @@ class QuantizedWeights:
     @property
     def weights(self) -> tuple[RoundedWeight, ...]:
         """The rounded weights alone."""
-        return tuple(product.weight for product in self.products)
+        return tuple(linear.weight for linear in self.linears)
 
     @property
     def num_bytes(self) -> int:
@@ -124,9 +124,9 @@ class QuantizedWeights:
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Name -> shape of each weight that stands here alone: without a head that is the embedding table."""
         return {
-            name: (rows, product.weight.in_features)
-            for product in self.products
-            for name, rows in zip(product.names, product.rows, strict=True)
+            name: (rows, linear.weight.in_features)
+            for linear in self.linears
+            for name, rows in zip(linear.names, linear.rows, strict=True)
             if not (self.has_tied_head and name == HEAD)
         }
 
@@ -134,17 +134,17 @@ class QuantizedWeights:
     def digest(self) -> str:
         """What tells these weights from others: a hash of their names and scales."""
         found = hashlib.sha256()
-        for product in self.products:
-            scales = list(product.weight.tensors.values())[-1]
-            found.update(json.dumps([product.names, product.rows]).encode())
+        for linear in self.linears:
+            scales = list(linear.weight.tensors.values())[-1]
+            found.update(json.dumps([linear.names, linear.rows]).encode())
             found.update(scales.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
 
     def tensor(self, name: str) -> Tensor:
         """The rounded weight (out, in) of this name, in `dtype`."""
-        product = next(product for product in self.products if name in product.names)
-        parts = torch.split(product.weight.dequantize().to(self.dtype), list(product.rows))
-        return parts[product.names.index(name)]
+        linear = next(linear for linear in self.linears if name in linear.names)
+        parts = torch.split(linear.weight.dequantize().to(self.dtype), list(linear.rows))
+        return parts[linear.names.index(name)]
 
 
 def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
@@ -158,7 +158,7 @@ def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
         "error": asdict(quantized.error),
         "dtype": str(quantized.dtype).removeprefix("torch."),
         "has_tied_head": quantized.has_tied_head,
-        "products": [{"names": product.names, "rows": product.rows} for product in quantized.products],
+        "products": [{"names": linear.names, "rows": linear.rows} for linear in quantized.linears],
         "digest": quantized.digest,
     }
     save_file(tensors, file, metadata={"fastvlm_quantised": json.dumps(about)})
@@ -179,16 +179,16 @@ def _loaded(file: str | Path) -> tuple[QuantizedWeights, Any]:
         with safe_open(file, framework="pt") as opened:
             about = parse_metadata((opened.metadata() or {}).get("fastvlm_quantised"), _FORMAT)
             options, error = QuantizationOptions(**about["options"]), QuantizationError(**about["error"])
-            products = _products(opened, about["products"], options)
+            linears = _linears(opened, about["products"], options)
         dtype = getattr(torch, about["dtype"])
-        return QuantizedWeights(products, options, error, dtype, about["has_tied_head"]), about
+        return QuantizedWeights(linears, options, error, dtype, about["has_tied_head"]), about
     except (OSError, SafetensorError, ValueError) as problem:
         reason = str(problem).rstrip(".")
         raise CheckpointError(f"{file} cannot be read as quantized weights: {reason}. {_AGAIN}") from problem
 
 
 def quantized_weights_of(folder: Path) -> QuantizedWeights | None:
-    """The products in a folder that ``fastvlm quantize`` made; None for any other folder.
+    """The linears in a folder that ``fastvlm quantize`` made; None for any other folder.
 
     Raises:
         CheckpointError: one of the two files is missing, cut off, or of another checkpoint than the other.
@@ -207,30 +207,30 @@ def quantized_weights_of(folder: Path) -> QuantizedWeights | None:
     return quantized
 
 
-def _products(opened: Any, described: Sequence[Any], options: QuantizationOptions) -> tuple[Product, ...]:
-    """Every product that the metadata describes; `opened` holds their tensors and no other."""
+def _linears(opened: Any, described: Sequence[Any], options: QuantizationOptions) -> tuple[RoundedLinear, ...]:
+    """Every linear that the metadata describes; `opened` holds their tensors and no other."""
     expected = linear_groups((len(described) - 1) // len(layer_linears(0)))
-    found = [tuple(product["names"]) for product in described]
+    found = [tuple(linear["names"]) for linear in described]
     if found != expected:
         pairs = zip_longest(found, expected)
         odd, right = next((odd, right) for odd, right in pairs if odd != right)
-        raise ValueError(f"its products are {str(odd)[:200]} where a decoder has {right or 'no more'}")
+        raise ValueError(f"its linears are {str(odd)[:200]} where a decoder has {right or 'no more'}")
     stored = set(opened.keys())
-    products = tuple(_read(opened, stored, index, product, options) for index, product in enumerate(described))
-    known = {_key(index, name) for index, product in enumerate(products) for name in product.weight.tensors}
+    linears = tuple(_read(opened, stored, index, linear, options) for index, linear in enumerate(described))
+    known = {_key(index, name) for index, linear in enumerate(linears) for name in linear.weight.tensors}
     if extra := sorted(stored - known):
-        raise ValueError(f"it has a tensor {extra[0]!r}, which is of no product")
-    return products
+        raise ValueError(f"it has a tensor {extra[0]!r}, which belongs to no linear layer")
+    return linears
 
 
-def _read(opened: Any, stored: Set[str], index: int, product: Any, options: QuantizationOptions) -> Product:
+def _read(opened: Any, stored: Set[str], index: int, linear: Any, options: QuantizationOptions) -> RoundedLinear:
     def tensor(name: str) -> Tensor:
         if _key(index, name) not in stored:
             raise ValueError(f"the tensor {_key(index, name)!r} is missing")
         found: Tensor = opened.get_tensor(_key(index, name))
         return found
 
-    names, rows = tuple(product["names"]), tuple(product["rows"])
+    names, rows = tuple(linear["names"]), tuple(linear["rows"])
     weight: RoundedWeight
     try:
         if _key(index, "packed") in stored:
@@ -239,8 +239,8 @@ def _read(opened: Any, stored: Set[str], index: int, product: Any, options: Quan
             weight = Int8Weight(tensor("values"), tensor("scales"))
         _check_weight(weight, sum(rows), options)
     except CheckpointError as error:
-        raise ValueError(f"product {index:04d} ({', '.join(names)}): {error}") from error
-    return Product(names, rows, weight)
+        raise ValueError(f"linear {index:04d} ({', '.join(names)}): {error}") from error
+    return RoundedLinear(names, rows, weight)
 
 
 def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantizationOptions) -> None:
@@ -259,5 +259,5 @@ def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantizationOpt
 
 
 def _key(index: int, name: str) -> str:
-    """What a tensor of the product of this index is called in the file."""
+    """What a tensor of the linear of this index is called in the file."""
     return f"{index:04d}.{name}"

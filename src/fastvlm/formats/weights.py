@@ -32,7 +32,7 @@ class WeightFiles:
     Args:
         folder: the checkpoint's folder.
         entries: file key -> :class:`TensorEntry`.
-        quantized: the decoder's products, where these are stored in 8 or 4 bits; None elsewhere. Their entries and
+        quantized: the decoder's linears, where these are stored in 8 or 4 bits; None elsewhere. Their entries and
             tensors are those of the weights as they were before, rounded.
     """
 
@@ -72,14 +72,14 @@ class WeightFiles:
 
     def lazy(self, key: str) -> Any:
         """The tensor of file key `key`, read when indexed (``lazy(key)[...]``): a safetensors slice or a tensor."""
-        if self._is_product(key):
+        if self._is_rounded_linear(key):
             return _Later(self, key)
         handle = self._handle(self.entries[key].file)
         return handle[key] if isinstance(handle, dict) else handle.get_slice(key)
 
     def tensor(self, key: str) -> Tensor:
         """The tensor of file key `key`, on the CPU, mapped from the file where that is possible."""
-        if self.quantized is not None and self._is_product(key):
+        if self.quantized is not None and self._is_rounded_linear(key):
             return self.quantized.tensor(key)
         handle = self._handle(self.entries[key].file)
         tensor: Tensor = handle[key] if isinstance(handle, dict) else handle.get_tensor(key)
@@ -89,7 +89,7 @@ class WeightFiles:
         """Let go of all open files; tensors already handed out stay valid."""
         self._open.clear()
 
-    def _is_product(self, key: str) -> bool:
+    def _is_rounded_linear(self, key: str) -> bool:
         return self.quantized is not None and key in self.quantized.shapes
 
     def _handle(self, file: Path) -> Any:
@@ -138,7 +138,7 @@ def _find_files(folder: Path) -> WeightSet:
 
 
 def _find_quantized(folder: Path) -> QuantizedWeights | None:
-    """The products of a quantized folder, whose headers are within bounds and which holds no other weights."""
+    """The linears of a quantized folder, whose headers are within bounds and which holds no other weights."""
     files = (folder / QUANTIZED_FILE, folder / REST_FILE)
     if not files[1].is_file():
         return None

@@ -15,7 +15,7 @@ from linears import relative_gap
 from fastvlm.backends.cpu.int4 import Int4Weight, int4_linear
 from fastvlm.backends.cpu.int8 import Int8Weight, int8_linear
 from fastvlm.backends.local import _rounded_linear
-from fastvlm.conversion.quantize import round_products
+from fastvlm.conversion.quantize import round_linears
 from fastvlm.errors import CheckpointError, ConfigError
 from fastvlm.formats import quantized_file as module
 from fastvlm.formats.names import HEAD
@@ -38,7 +38,7 @@ def model():
 
 def quantize(model, options=INT8):
     text = model.config.text_config
-    return round_products(
+    return round_linears(
         model.state_dict().__getitem__, text.num_hidden_layers, options, has_tied_head=text.tie_word_embeddings
     )
 
@@ -47,7 +47,7 @@ def on_rounded(model, quantized, dtype=None):
     """A decoder of `model` whose linear layers are those of `quantized`."""
     checkpoint = model.to_checkpoint(None)
     dtype = checkpoint.dtype if dtype is None else dtype
-    rounded = {product.names: product.weight for product in quantized.products}
+    rounded = {linear.names: linear.weight for linear in quantized.linears}
     checkpoint = dataclasses.replace(checkpoint, rounded=rounded, bits=quantized.options.bits)
     make = functools.partial(_rounded_linear, dtype=dtype, device=torch.device("cpu"))
     return engines.decoder(model, 1, 16, checkpoint=checkpoint, make_rounded=make, dtype=dtype)

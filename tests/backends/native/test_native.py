@@ -130,22 +130,22 @@ def test_panels_hold_a_weight_as_it_is(shape):
     rows=st.one_of(st.integers(1, 70), st.integers(500, 1100)),
     inputs=MULTIPLES,
     outputs=MULTIPLES,
-    ending=st.sampled_from(["plain", "gelu", "added", "panels"]),
+    epilogue=st.sampled_from(["plain", "gelu", "added", "panels"]),
     threads=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_linear_layers_of_any_shape(kernels, rows, inputs, outputs, ending, threads, seed):
+def test_linear_layers_of_any_shape(kernels, rows, inputs, outputs, epilogue, threads, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, inputs, generator=generator).to(BFLOAT16)
     weight, bias = layer(generator, outputs, inputs)
     whole = torch.ones(rows + 2, outputs, dtype=BFLOAT16)  # a row around the result that is not written
-    result = whole[1:-1].view(-1, rows, 32) if ending == "panels" else whole[1:-1]
+    result = whole[1:-1].view(-1, rows, 32) if epilogue == "panels" else whole[1:-1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads)
-        kernels.linear(x, in_panels(weight), bias, ending, result)
+        kernels.linear(x, in_panels(weight), bias, epilogue, result)
     sums = F.linear(x.double(), weight.double(), bias.double())
-    expected = {"gelu": F.gelu(sums), "added": sums + 1}.get(ending, sums)
-    if ending == "panels":
+    expected = {"gelu": F.gelu(sums), "added": sums + 1}.get(epilogue, sums)
+    if epilogue == "panels":
         expected = expected.unflatten(1, (-1, 32)).transpose(0, 1)
     error = (result.double() - expected).abs()
     assert (error <= HALF_UNIT * expected.abs() + 1e-4).all()

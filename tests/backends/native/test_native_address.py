@@ -118,10 +118,10 @@ def test_products_are_made_of_whole_weights(kernels, weights):
 def test_products_have_biases_and_rows_that_fit(kernels):
     with pytest.raises(ValueError, match="bias is"):
         NativeLinear(kernels, [zeros(70, 96)], [torch.zeros(69)])
-    product = NativeLinear(kernels, [zeros(70, 96)], [None])
+    linear = NativeLinear(kernels, [zeros(70, 96)], [None])
     for rows, y in ((zeros(2, 64), zeros(2, 70)), (zeros(2, 96), zeros(1, 70)), (zeros(2, 96), zeros(2, 64))):
         with pytest.raises(ValueError, match=EXPECTED):
-            kernels.multiply(product.product, rows, y)
+            kernels.multiply(linear.native_weights, rows, y)
 
 
 def decoder(**changes):
@@ -129,8 +129,8 @@ def decoder(**changes):
     kernels = natives.built()
     rows = {"qkv": (128, 64), "output": (64, 64), "gate_up": (96, 64), "down": (64, 48), "head": (50, 64), **changes}
     norms = {name: torch.ones(rows.pop(name, 64), dtype=HALF) for name in ("attention_norm", "mlp_norm", "norm")}
-    products = {name: NativeLinear(kernels, [zeros(*shape)], [None]) for name, shape in rows.items()}
-    head, norm = products.pop("head"), norms.pop("norm")
+    linears = {name: NativeLinear(kernels, [zeros(*shape)], [None]) for name, shape in rows.items()}
+    head, norm = linears.pop("head"), norms.pop("norm")
     config = DecoderConfig(
         vocab_size=50,
         hidden_size=64,
@@ -150,12 +150,12 @@ def decoder(**changes):
         dtype=HALF,
         embedding=zeros(50, 64),
         linears={(HEAD,): head},
-        layers=(DecoderLayer(**norms, **products),),
+        layers=(DecoderLayer(**norms, **linears),),
         norm=norm,
         rotary=RotaryPositions.default(1e4, 32),
         own_bytes=0,
     )
-    layer = _NativeLayer(**norms, **products)
+    layer = _NativeLayer(**norms, **linears)
     return NativeDecoder(kernels, weights, [layer], head, KeyValueCache(config, 2, 48, HALF))
 
 

@@ -16,8 +16,8 @@ from fastvlm.backends.cpu.linear import packed_linear
 from fastvlm.backends.native import kernels as native
 from fastvlm.backends.native import linear as native_linear
 from fastvlm.backends.native.decoder import passes_are_right
-from fastvlm.backends.native.linear import NativeLinear, NativeLinears, products_are_right
-from fastvlm.conversion.quantize import round_products
+from fastvlm.backends.native.linear import NativeLinear, NativeLinears, linears_are_right
+from fastvlm.conversion.quantize import round_linears
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SamplingParams
 from fastvlm.formats.quantized_file import QuantizationOptions
@@ -196,7 +196,7 @@ def test_the_shipped_mini_says_the_same(bits, monkeypatch, kernels):
     decoder = engine.backend.decoder
     assert decoder._native is not None
     kinds = [{16: 0, 8: 1, 4: 2}[bits], {16: 0, 8: 1, 4: 1}[bits]]  # with 4 bits the head keeps 8
-    assert [product.product.parts[0].kind for product in (decoder._layers[0].down, decoder._head)] == kinds
+    assert [linear.native_weights.parts[0].kind for linear in (decoder._layers[0].down, decoder._head)] == kinds
     monkeypatch.setattr(native_linear, "native_kernels", lambda: None)
     without, theirs = answers(bits)
     assert without.backend.decoder._native is None and ours == theirs
@@ -220,8 +220,8 @@ def test_engines_that_share_weights_share_products(bits):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_stored_weights_are_used_where_they_lie(bits):
     half = tiny.model(text={"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}).to(BFLOAT16)
-    quantized = round_products(half.state_dict().__getitem__, 2, QuantizationOptions(bits), has_tied_head=False)
-    rounded = {product.names: product.weight for product in quantized.products}
+    quantized = round_linears(half.state_dict().__getitem__, 2, QuantizationOptions(bits), has_tied_head=False)
+    rounded = {linear.names: linear.weight for linear in quantized.linears}
     checkpoint = dataclasses.replace(half.to_checkpoint(None), rounded=rounded)
     native, plain = (
         engines.decoder(half, 1, 64, checkpoint=checkpoint, make_rounded=functools.partial(make, device=engines.CPU))
@@ -232,7 +232,7 @@ def test_stored_weights_are_used_where_they_lie(bits):
     )
     assert native._native is not None and plain._native is None
     values = {next(iter(weight.tensors.values())).data_ptr() for weight in quantized.weights}
-    assert {layer.gate_up.product.parts[0].values for layer in native._layers} <= values
+    assert {layer.gate_up.native_weights.parts[0].values for layer in native._layers} <= values
     for ids in (ids_of(1), ids_of(7), ids_of(50)):
         ours, theirs = (engines.prefilled(each, each.embed(ids), 0) for each in (native, plain))
         assert gap(ours, theirs) < 2 * NEAR
@@ -242,11 +242,11 @@ def test_a_library_that_computes_something_else_is_not_used(kernels):
     class Wrong:
         has_tiles = True
 
-        def multiply(self, product, rows, y):
+        def multiply(self, linear, rows, y):
             y.zero_()
 
         def decode(self, model, embeds, places, tables, results, *, is_prompt):
             results.zero_()
 
-    assert products_are_right(kernels) and passes_are_right(kernels)
-    assert not products_are_right(Wrong()) and not passes_are_right(Wrong())
+    assert linears_are_right(kernels) and passes_are_right(kernels)
+    assert not linears_are_right(Wrong()) and not passes_are_right(Wrong())

@@ -1,4 +1,4 @@
-"""Compiled products of 16, 8 and 4 bits against float32, for any shape; rows that do not know each other."""
+"""Compiled linears of 16, 8 and 4 bits against float32, for any shape; rows that do not know each other."""
 
 import natives
 import pytest
@@ -34,7 +34,7 @@ def plain(form):
 
 
 def made(bits, sizes, inputs, seed=0):
-    """The product of as many weights as there are `sizes`, every other one with a bias, and what it should give."""
+    """The linear of as many weights as there are `sizes`, every other one with a bias, and what it should give."""
     parts = [layer(1, inputs, size, BFLOAT16, seed=seed + i)[1:] for i, size in enumerate(sizes)]
     forms = [FORMS[bits](weight) for weight, _ in parts]
     biases = [bias if i % 2 == 0 else None for i, (_, bias) in enumerate(parts)]
@@ -56,11 +56,11 @@ def made(bits, sizes, inputs, seed=0):
 def test_equals_float64_for_any_shape(bits, rows, inputs, sizes, threads):
     inputs = max(32, inputs // 32 * 32) if bits == 4 else inputs
     x = layer(rows, inputs, 1, BFLOAT16, seed=7)[0]
-    product, expected = made(bits, sizes, inputs)
+    linear, expected = made(bits, sizes, inputs)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        result = product(x)
+        result = linear(x)
     finally:
         torch.set_num_threads(before)
     assert result.dtype == BFLOAT16 and result.shape == (rows, sum(sizes))
@@ -73,8 +73,8 @@ def test_equals_float64_for_any_shape(bits, rows, inputs, sizes, threads):
 @pytest.mark.parametrize(("inputs", "sizes"), [(896, (896, 128, 128)), (4864, (896,)), (1056, (96, 96))])
 def test_errors_are_those_of_rounding(bits, rows, inputs, sizes):
     x = layer(rows, inputs, 1, BFLOAT16, seed=3)[0]
-    product, expected = made(bits, sizes, inputs)
-    assert relative_gap(product(x), expected(x)) < LARGEST_GAPS[bits]
+    linear, expected = made(bits, sizes, inputs)
+    assert relative_gap(linear(x), expected(x)) < LARGEST_GAPS[bits]
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
@@ -91,18 +91,18 @@ def test_groups_of_any_size(group_size, rows):
 def test_a_row_does_not_depend_on_its_neighbors(bits, rows):
     """The same bits, if as many rows are multiplied; alone, or beside more than 32, the last one may differ."""
     x = layer(rows, 416, 1, BFLOAT16, seed=5)[0]
-    product, _ = made(bits, (100, 33), 416)
+    linear, _ = made(bits, (100, 33), 416)
     others = torch.randn(rows, 416).to(BFLOAT16) * 100
     others[rows // 2] = x[rows // 2]
-    assert torch.equal(product(x)[rows // 2], product(others)[rows // 2])
-    assert relative_gap(product(x)[rows // 2], product(x[rows // 2 :][:1])[0]) < 2 * LARGEST_GAPS[bits]
+    assert torch.equal(linear(x)[rows // 2], linear(others)[rows // 2])
+    assert relative_gap(linear(x)[rows // 2], linear(x[rows // 2 :][:1])[0]) < 2 * LARGEST_GAPS[bits]
 
 
 @pytest.mark.parametrize(("bits", "rows"), [(16, 32), (8, 32), (4, 4)])
 def test_few_rows_have_the_same_bits_as_alone(bits, rows):
     x = layer(rows, 416, 1, BFLOAT16, seed=5)[0]
-    product, _ = made(bits, (100, 33), 416)
-    assert torch.equal(product(x), torch.cat([product(row[None]) for row in x]))
+    linear, _ = made(bits, (100, 33), 416)
+    assert torch.equal(linear(x), torch.cat([linear(row[None]) for row in x]))
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
@@ -110,9 +110,9 @@ def test_few_rows_have_the_same_bits_as_alone(bits, rows):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_no_number_shows_in_its_row_alone(bits, rows, bad):
     x = layer(rows, 96, 1, BFLOAT16)[0]
-    product, expected = made(bits, (70,), 96)
+    linear, expected = made(bits, (70,), 96)
     x[rows // 2, 5] = bad
-    result = product(x)
+    result = linear(x)
     is_bad = ~result.isfinite()
     assert is_bad[rows // 2].any() and not is_bad.any(-1)[torch.arange(rows) != rows // 2].any()
     assert is_bad[rows // 2].all() or not torch.tensor(bad).isnan()
@@ -124,40 +124,40 @@ def test_what_is_no_number_shows_in_its_row_alone(bits, rows, bad):
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("rows", [1, 40])
 def test_zeros_give_the_bias(bits, rows):
-    product, expected = made(bits, (70,), 96)
+    linear, expected = made(bits, (70,), 96)
     x = torch.zeros(rows, 96, dtype=BFLOAT16)
-    assert torch.equal(product(x), expected(x).to(BFLOAT16))
+    assert torch.equal(linear(x), expected(x).to(BFLOAT16))
 
 
 def test_any_number_of_leading_dimensions_and_views_with_gaps():
-    product, expected = made(16, (20,), 64)
+    linear, expected = made(16, (20,), 64)
     for shape in ((64,), (0, 64), (2, 0, 64), (2, 3, 64)):
         x = torch.randn(shape).to(BFLOAT16)
-        assert product(x).shape == (*shape[:-1], 20)
-        torch.testing.assert_close(product(x).double(), expected(x), atol=2e-2, rtol=2e-2)
+        assert linear(x).shape == (*shape[:-1], 20)
+        torch.testing.assert_close(linear(x).double(), expected(x), atol=2e-2, rtol=2e-2)
     x = torch.randn(64, 6).to(BFLOAT16).T
-    torch.testing.assert_close(product(x).double(), expected(x), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(linear(x).double(), expected(x), atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("rows", [1, 33])
 def test_results_touch_nothing_else(kernels, rows):
-    product, expected = made(16, (50,), 64)
+    linear, expected = made(16, (50,), 64)
     whole = torch.full((rows + 2, 50), 7.0, dtype=BFLOAT16)
     x = torch.randn(rows, 64).to(BFLOAT16)
-    kernels.multiply(product.product, x, whole[1:-1])
+    kernels.multiply(linear.native_weights, x, whole[1:-1])
     assert (whole[0] == 7).all() and (whole[-1] == 7).all()
     assert relative_gap(whole[1:-1], expected(x)) < LARGEST_GAPS[16]
 
 
 def test_weights_are_used_where_they_lie_and_held():
     _, weight, _ = layer(1, 64, 32, BFLOAT16)
-    product = NativeLinears(lambda w, is_head: w)([weight], [None], is_head=False)
+    linear = NativeLinears(lambda w, is_head: w)([weight], [None], is_head=False)
     x = torch.ones(1, 64, dtype=BFLOAT16)
     weight.zero_()
-    assert product.num_bytes == weight.nbytes and (product(x) == 0).all()
+    assert linear.num_bytes == weight.nbytes and (linear(x) == 0).all()
     weight.fill_(1)
     del weight
-    assert (product(x) == 64).all()
+    assert (linear(x) == 64).all()
 
 
 def test_what_the_kernels_do_not_take_is_told(monkeypatch):

@@ -18,7 +18,7 @@ kernels = NativeKernels(ctypes.CDLL(sys.argv[1]))
 layer = NativeLinear(kernels, [quantize_int8(torch.ones(448, 64))], [None])
 short = torch.ones(1)
 if sys.argv[2] == "short":
-    layer.product.parts[0].scales = short.data_ptr()
+    layer.native_weights.parts[0].scales = short.data_ptr()
 layer(torch.ones(1, 64).bfloat16())
 print("done")
 """

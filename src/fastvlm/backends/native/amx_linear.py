@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastvlm.backends.native.kernels import PANEL, Ending, NativeKernels, from_panels, in_panels, native_kernels
+from fastvlm.backends.native.kernels import PANEL, Epilogue, NativeKernels, from_panels, in_panels, native_kernels
 
 __all__ = ["TileLinear", "tile_linear"]
 
@@ -44,8 +44,8 @@ class TileLinear:
     def _applied(self, x: Tensor, y: Tensor, *, added: bool) -> Tensor:
         if x.numel():
             rows = x.reshape(-1, self.in_features).contiguous()
-            ending: Ending = "added" if added else "gelu" if self.has_gelu else "plain"
-            self._kernels.linear(rows, self._panels, self._bias, ending, y.view(-1, self.out_features))
+            epilogue: Epilogue = "added" if added else "gelu" if self.has_gelu else "plain"
+            self._kernels.linear(rows, self._panels, self._bias, epilogue, y.view(-1, self.out_features))
         return y
 
     @property

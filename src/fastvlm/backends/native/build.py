@@ -111,11 +111,11 @@ def _compile(compiler: str, target: Path) -> None:
 def _try(library: Path) -> None:
     from fastvlm.backends.native.decoder import passes_are_right  # noqa: PLC0415
     from fastvlm.backends.native.kernels import open_library  # noqa: PLC0415  # needs torch, which an installer has not
-    from fastvlm.backends.native.linear import products_are_right  # noqa: PLC0415
+    from fastvlm.backends.native.linear import linears_are_right  # noqa: PLC0415
 
     try:
         kernels = open_library(library)
-        if not products_are_right(kernels) or not passes_are_right(kernels):
+        if not linears_are_right(kernels) or not passes_are_right(kernels):
             raise ValueError("what it makes of a decoder is wrong")
     except (OSError, AttributeError, ValueError) as error:
         raise BuildError(f"What was compiled cannot be used: {error}. Try another compiler: set CXX.") from error

@@ -1,6 +1,6 @@
 """All layers of a decoder as one call of the compiled kernels (``kernels/decoder_pass.hpp``): steps and prompts.
 
-For a decoder in bfloat16 on a CPU all of whose products are :class:`NativeLinear`. Sums between the products, the
+For a decoder in bfloat16 on a CPU all of whose linears are :class:`NativeLinear`. Sums between the linears, the
 residual stream among them, are float32, where torch's way rounds to bfloat16.
 """
 
@@ -20,14 +20,14 @@ from fastvlm.backends.decoder_weights import DecoderLayer, DecoderWeights
 from fastvlm.backends.kv_cache import KeyValueCache
 from fastvlm.backends.native.address import address
 from fastvlm.backends.native.kernels import MOST_ROWS, NativeKernels
-from fastvlm.backends.native.linear import NativeLinear, NativeProduct, product_kernels
+from fastvlm.backends.native.linear import NativeLinear, NativeLinearWeights, linear_kernels
 from fastvlm.config import DecoderConfig
 from fastvlm.formats.checkpoint import RotaryPositions
 from fastvlm.formats.names import HEAD
 
 __all__ = ["NativeDecoder", "passes_are_right"]
 
-_UNPACKED = 32  # `kUnpacked` in kernels/products_unpacked.hpp
+_UNPACKED = 32  # `kUnpacked` in cpp/gemm_unpacked.hpp
 _HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # kernels/decoder_attention.hpp
 _TILE_ROWS = 16  # keys that are read at a time, perhaps beyond a slot's last one
 
@@ -37,7 +37,7 @@ class NativeLayer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
-        *((name, ctypes.POINTER(NativeProduct)) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, ctypes.POINTER(NativeLinearWeights)) for name in ("qkv", "output", "gate_up", "down")),
         ("cache", ctypes.c_void_p),
     )
 
@@ -48,7 +48,7 @@ class NativeModel(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(NativeLayer)),
         ("norm", ctypes.c_void_p),
-        ("head", ctypes.POINTER(NativeProduct)),
+        ("head", ctypes.POINTER(NativeLinearWeights)),
         *((name, ctypes.c_ssize_t) for name in ("num_layers", "width")),
         *((name, ctypes.c_ssize_t) for name in ("heads", "kv_heads", "head_width", "context")),
         ("epsilon", ctypes.c_double),
@@ -78,7 +78,7 @@ class _NativeLayer(NamedTuple):
             return None
         if not (isinstance(gate_up, NativeLinear) and isinstance(down, NativeLinear)):
             return None
-        has_whole_halves = gate_up.product.num_parts == 2 or gate_up.product.outputs // 2 % _UNPACKED == 0
+        has_whole_halves = gate_up.native_weights.num_parts == 2 or gate_up.native_weights.outputs // 2 % _UNPACKED == 0
         if not has_whole_halves or not all(norm.dtype == torch.bfloat16 and norm.is_contiguous() for norm in norms):
             return None
         return cls(*norms, qkv, output, gate_up, down)
@@ -106,7 +106,7 @@ class NativeDecoder:
         self._model = NativeModel(
             (NativeLayer * len(layers))(*structures),
             address("norm", weights.norm, torch.bfloat16, sizes.width),
-            ctypes.pointer(head.product),
+            ctypes.pointer(head.native_weights),
             len(layers),
             sizes.width,
             sizes.heads,
@@ -119,7 +119,7 @@ class NativeDecoder:
     @classmethod
     def over(cls, weights: DecoderWeights, cache: KeyValueCache) -> NativeDecoder | None:
         """Steps over these weights and this cache, or None if the kernels do not take them."""
-        kernels = product_kernels()
+        kernels = linear_kernels()
         if kernels is None or not weights.layers or not passes_are_right(kernels):
             return None
         return cls._over(kernels, weights, cache)
@@ -179,7 +179,7 @@ class NativeDecoder:
 
 
 class _Sizes(NamedTuple):
-    """What a decoder's products have to fit."""
+    """What a decoder's linears have to fit."""
 
     width: int
     heads: int
@@ -194,7 +194,7 @@ class _Sizes(NamedTuple):
         self._check("head", head, self.width, head.out_features)
 
     def check_layer(self, layer: _NativeLayer) -> None:
-        """Raise ValueError if a product of `layer` is of another shape."""
+        """Raise ValueError if a linear of `layer` is of another shape."""
         mixed = self.heads * self.head_width
         self._check("qkv", layer.qkv, self.width, mixed + 2 * self.kv_heads * self.head_width)
         self._check("output", layer.output, mixed, self.width)
@@ -202,10 +202,10 @@ class _Sizes(NamedTuple):
         self._check("down", layer.down, self.inner, self.width)
 
     @staticmethod
-    def _check(name: str, product: NativeLinear, inputs: int, outputs: int) -> None:
-        found = product.out_features, product.in_features
+    def _check(name: str, linear: NativeLinear, inputs: int, outputs: int) -> None:
+        found = linear.out_features, linear.in_features
         if found != (outputs, inputs):
-            raise ValueError(f"{name} is a product of {found}; expected {(outputs, inputs)}.")
+            raise ValueError(f"{name} is a linear of {found}; expected {(outputs, inputs)}.")
 
 
 @functools.cache
@@ -267,6 +267,6 @@ def _structure(layer: _NativeLayer, sizes: _Sizes, cache: Tensor, shape: Sequenc
     return NativeLayer(
         address("attention_norm", layer.attention_norm, torch.bfloat16, sizes.width),
         address("mlp_norm", layer.mlp_norm, torch.bfloat16, sizes.width),
-        *(ctypes.pointer(linear.product) for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)),
+        *(ctypes.pointer(linear.native_weights) for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)),
         address("cache", cache, torch.bfloat16, *shape),
     )

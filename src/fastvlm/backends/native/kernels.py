@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOST_ROWS",
     "PANEL",
-    "Ending",
+    "Epilogue",
     "NativeDepthwise",
     "NativeKernels",
     "from_panels",
@@ -44,10 +44,10 @@ _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones 
 _KERNEL_SIZES = (3, 7)
 _HEAD_WIDTH = 32  # `kHeadWidth` in kernels/attention.hpp
 _HALF = torch.bfloat16
-MOST_ROWS = 512  # `kMaxRows` in kernels/products_many.hpp
+MOST_ROWS = 512  # `kMaxRows` in cpp/gemm.hpp
 PANEL = 32  # outputs and inputs that go together in kernels/blocks.hpp
-Ending = Literal["plain", "gelu", "added", "panels"]
-_ENDINGS: dict[Ending, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
+Epilogue = Literal["plain", "gelu", "added", "panels"]
+_EPILOGUES: dict[Epilogue, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
 
 
 class NativeKernels:
@@ -68,8 +68,8 @@ class NativeKernels:
         self._ffn.argtypes = [pointer, pointer, *[size] * 3, *[pointer] * 4, ctypes.c_int]
         self._attention.argtypes = [pointer, pointer, *[size] * 3, ctypes.c_int]
         self._linear.restype = self._ffn.restype = self._attention.restype = None
-        self._product = library.fastvlm_product
-        self._product.argtypes, self._product.restype = [pointer, pointer, pointer, size, ctypes.c_int], None
+        self._gemm = library.fastvlm_gemm
+        self._gemm.argtypes, self._gemm.restype = [pointer, pointer, pointer, size, ctypes.c_int], None
         self._decode = library.fastvlm_decode
         self._decode.argtypes = [*[pointer] * 4, size, ctypes.c_int, *[pointer] * 3, ctypes.c_int]
         self._decode.restype = None
@@ -103,7 +103,7 @@ class NativeKernels:
             raise ValueError(f"kernel is {kernel}; expected one of {_KERNEL_SIZES}.")
         return y
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, ending: Ending, out: Tensor) -> Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, epilogue: Epilogue, out: Tensor) -> Tensor:
         """`out` (rows, outputs): ``x @ weight.T + bias``, plain, with exact GELU, or added to what is there.
 
         With "panels" `out` is (outputs / 32, rows, 32).
@@ -119,10 +119,10 @@ class NativeKernels:
         outputs, inputs = weight.shape[0] * PANEL, weight.shape[1] * PANEL
         x_at = address("x", x, _HALF, None, inputs)
         rows = len(x)
-        shape = (outputs // PANEL, rows, PANEL) if ending == "panels" else (rows, outputs)
+        shape = (outputs // PANEL, rows, PANEL) if epilogue == "panels" else (rows, outputs)
         pointers = x_at, address("out", out, _HALF, *shape)
         layer = _layer_addresses(weight, bias, outputs, inputs)
-        self._linear(*pointers, rows, inputs, outputs, *layer, _ENDINGS[ending], torch.get_num_threads())
+        self._linear(*pointers, rows, inputs, outputs, *layer, _EPILOGUES[epilogue], torch.get_num_threads())
         return out
 
     def ffn(self, x: Tensor, widen: tuple[Tensor, Tensor], narrow: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
@@ -144,14 +144,14 @@ class NativeKernels:
         self._attention(qkv_at, mixed.data_ptr(), batch, tokens, heads, torch.get_num_threads())
         return mixed
 
-    def multiply(self, product: Any, rows: Tensor, y: Tensor) -> None:
+    def multiply(self, weights: Any, rows: Tensor, y: Tensor) -> None:
         """Put the results for `rows` (R, in) into `y` (R, out), both contiguous bfloat16; R is at least 1.
 
-        `product` is a ``NativeProduct`` (:mod:`fastvlm.backends.native.linear`) of these sizes.
+        `weights` is a ``NativeLinearWeights`` (:mod:`fastvlm.backends.native.linear`) of these sizes.
         """
-        rows_at = address("rows", rows, _HALF, None, product.inputs)
-        y_at = address("y", y, _HALF, len(rows), product.outputs)
-        self._product(ctypes.byref(product), rows_at, y_at, len(rows), torch.get_num_threads())
+        rows_at = address("rows", rows, _HALF, None, weights.inputs)
+        y_at = address("y", y, _HALF, len(rows), weights.outputs)
+        self._gemm(ctypes.byref(weights), rows_at, y_at, len(rows), torch.get_num_threads())
 
     def decode(
         self,

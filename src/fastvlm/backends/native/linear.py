@@ -1,9 +1,9 @@
 """Linear layers in bfloat16 whose weights are used where they lie, by the compiled kernels of ``kernels/decoder.cpp``.
 
 16, 8 and 4 bits, any number of rows, on CPUs with tile registers. Nothing is packed or copied: weights over the same
-input stay where each of them is, in a mapped file for example, and one product goes over all of them.
+input stay where each of them is, in a mapped file for example, and one call multiplies all of them.
 
-With 8 bits a few rows are rounded to two 8-bit terms each, of which products are exact; for many rows the weight is
+With 8 bits a few rows are rounded to two 8-bit terms each, whose products are exact; for many rows the weight is
 turned into bfloat16, which holds 8 bits exactly. With 4 bits up to 4 rows are rounded so; for more, the weight is
 turned.
 A row's result does not depend on the rows beside it, but it may in its last bit on how many they are.
@@ -35,20 +35,20 @@ from fastvlm.formats.rounding import (
 
 __all__ = [
     "NativeLinear",
+    "NativeLinearWeights",
     "NativeLinears",
     "NativeMatrix",
-    "NativeProduct",
     "has_native_linears",
+    "linear_kernels",
+    "linears_are_right",
     "native_linear",
-    "product_kernels",
-    "products_are_right",
 ]
 
-_BFLOAT16, _INT8, _INT4 = range(3)  # `Kind` in kernels/products.hpp
+_BFLOAT16, _INT8, _INT4 = range(3)  # `Kind` in cpp/linear_weights.hpp
 
 
 class NativeMatrix(ctypes.Structure):
-    """`Matrix` in kernels/products.hpp."""
+    """`Matrix` in cpp/linear_weights.hpp."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "scales", "bias")),
@@ -56,8 +56,8 @@ class NativeMatrix(ctypes.Structure):
     )
 
 
-class NativeProduct(ctypes.Structure):
-    """`Product` in kernels/products.hpp."""
+class NativeLinearWeights(ctypes.Structure):
+    """`LinearWeights` in cpp/linear_weights.hpp."""
 
     _fields_ = (
         ("parts", ctypes.POINTER(NativeMatrix)),
@@ -91,14 +91,14 @@ class NativeLinear:
         self.out_features = sum(matrix.outputs for matrix in matrices)
         self.num_bytes = sum(tensor.nbytes for tensors in held for tensor in tensors)
         parts = (NativeMatrix * len(matrices))(*matrices)
-        self.product = NativeProduct(parts, len(matrices), self.in_features, self.out_features)
+        self.native_weights = NativeLinearWeights(parts, len(matrices), self.in_features, self.out_features)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) bfloat16 -> (..., out)."""
         rows = x.reshape(-1, self.in_features).contiguous()
         y = rows.new_empty(len(rows), self.out_features)
         if len(rows):
-            self._kernels.multiply(self.product, rows, y)
+            self._kernels.multiply(self.native_weights, rows, y)
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -127,35 +127,35 @@ class NativeLinears:
 
 def has_native_linears(dtype: torch.dtype) -> bool:
     """True if there are kernels here for linear layers that compute in `dtype`."""
-    return dtype == torch.bfloat16 and product_kernels() is not None
+    return dtype == torch.bfloat16 and linear_kernels() is not None
 
 
-def product_kernels() -> NativeKernels | None:
-    """The kernels of this machine, if there are any and their products are right."""
+def linear_kernels() -> NativeKernels | None:
+    """The kernels of this machine, if there are any and their linears are right."""
     kernels = native_kernels()
-    return kernels if kernels is not None and products_are_right(kernels) else None
+    return kernels if kernels is not None and linears_are_right(kernels) else None
 
 
 @functools.cache
-def products_are_right(kernels: NativeKernels) -> bool:
-    """True if products of 16, 8 and 4 bits are what torch gives, of few rows and of many."""
+def linears_are_right(kernels: NativeKernels) -> bool:
+    """True if linears of 16, 8 and 4 bits are what torch gives, of few rows and of many."""
     if not kernels.has_tiles:
         return False
     x = (torch.arange(40 * 96) * 7 % 16 - 7).reshape(40, 96).bfloat16()
     weight, bias = (torch.arange(70 * 96) * 11 % 16 - 8).reshape(70, 96).bfloat16(), torch.arange(70) / 8
     for form in (weight, quantize_int8(weight), quantize_int4(weight)):
         dense = form.float() if isinstance(form, Tensor) else form.dequantize().float()
-        product = NativeLinear(kernels, [form, form], [bias, None])
+        linear = NativeLinear(kernels, [form, form], [bias, None])
         for rows in (x[:1], x[:9], x):
             expected = torch.cat([rows.float() @ dense.T + bias, rows.float() @ dense.T], -1)
-            if not torch.allclose(product(rows).float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+            if not torch.allclose(linear(rows).float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
                 return False
     return True
 
 
 def native_linear(weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None]) -> NativeLinear | None:
-    """The product of `weights`, or None if there are no kernels here or they do not take such weights."""
-    kernels = product_kernels()
+    """The linear of `weights`, or None if there are no kernels here or they do not take such weights."""
+    kernels = linear_kernels()
     if kernels is None or not all(map(_is_taken, weights)):
         return None
     is_one_kind = len({(type(weight), _inputs(weight)) for weight in weights}) == 1

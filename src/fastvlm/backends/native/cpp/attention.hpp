@@ -15,7 +15,7 @@
 
 #include "blocks.hpp"
 #include "exponential.hpp"
-#include "lanes.hpp"
+#include "simd.hpp"
 #include "scratch.hpp"
 #include "threads.hpp"
 #include "tiles.hpp"
@@ -50,12 +50,12 @@ alignas(64) constexpr TwoRows kTwoRows;
 
 // While it lives, the thread's results too small for a normal number are zeros: sums of them would take a hundred times
 // as long, and tiles take them for zeros anyway.
-class TinyIsZero {
+class FlushDenormals {
  public:
-  TinyIsZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kFlushToZero); }
-  ~TinyIsZero() { _mm_setcsr(before_); }
-  TinyIsZero(const TinyIsZero&) = delete;
-  TinyIsZero& operator=(const TinyIsZero&) = delete;
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kFlushToZero); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
 
  private:
   static constexpr unsigned kFlushToZero = 0x8000;

@@ -11,7 +11,7 @@
 
 #include <cstddef>
 
-#include "lanes.hpp"
+#include "simd.hpp"
 #include "tiles.hpp"
 
 namespace fastvlm::encoder {
@@ -66,7 +66,7 @@ inline Blocks as_blocks(Bfloat16* data, std::ptrdiff_t width) {
 // Adds 16 rows of `left` from `down` blocks below its first one on, times one panel, to the sums. `aside()` is called
 // after each of `steps` steps: what it computes in other registers runs beside the products.
 template <typename Aside>
-inline void add_products(const Blocks& left, std::ptrdiff_t down, const Bfloat16* panel, std::ptrdiff_t steps,
+inline void accumulate(const Blocks& left, std::ptrdiff_t down, const Bfloat16* panel, std::ptrdiff_t steps,
                          const Aside& aside) {
   settle_memory();
   const Bfloat16* numbers = left.block(down, 0);

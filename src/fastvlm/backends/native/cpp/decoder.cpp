@@ -3,8 +3,8 @@
 #include <cstddef>
 
 #include "decoder_pass.hpp"
-#include "products_few.hpp"
-#include "products_many.hpp"
+#include "gemm_small_m.hpp"
+#include "gemm.hpp"
 #include "team.hpp"
 
 using namespace fastvlm;
@@ -21,32 +21,32 @@ struct Row {
 };
 
 // Few rows as float32, by each thread for itself.
-void few_rows(const Product& product, const Bfloat16* rows, std::ptrdiff_t num_rows, const Output& output,
-              const Member& member) {
+void few_rows(const LinearWeights& linear, const Bfloat16* rows, std::ptrdiff_t num_rows, const Output& output,
+              const TeamMember& member) {
   static thread_local FewRows prepared;
   static thread_local Scratch<float> floats;
-  const std::ptrdiff_t width = padded_inputs(product.inputs);
+  const std::ptrdiff_t width = padded_inputs(linear.inputs);
   float* wide = floats.at_least(num_rows * width);
   for (std::ptrdiff_t row = 0; row < num_rows; ++row) {
-    const Row narrow{rows + row * product.inputs, product.inputs};
+    const Row narrow{rows + row * linear.inputs, linear.inputs};
     for (std::ptrdiff_t i = 0; i < width; i += kLanes)
       _mm512_storeu_ps(wide + row * width + i, widened(narrow.lanes(i)));
   }
-  prepared.prepare(product, wide, width, num_rows);
-  const WholeTiles tiles;
-  FewRowsProduct(product, prepared, output).work(member);
+  prepared.prepare(linear, wide, width, num_rows);
+  const AmxTileConfig tiles;
+  SmallMGemm(linear, prepared, output).work(member);
 }
 
-void many_rows(const Product& product, const Bfloat16* rows, const Columns& columns, const Output& output,
-               const Member& member) {
+void many_rows(const LinearWeights& linear, const Bfloat16* rows, const Columns& columns, const Output& output,
+               const TeamMember& member) {
   columns.pack(member, [&](std::ptrdiff_t row, Bfloat16* numbers) {
-    const Row narrow{rows + row * product.inputs, product.inputs};
-    for (std::ptrdiff_t i = 0; i < padded_inputs(product.inputs); i += kLanes)
+    const Row narrow{rows + row * linear.inputs, linear.inputs};
+    for (std::ptrdiff_t i = 0; i < padded_inputs(linear.inputs); i += kLanes)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers + i), narrow.lanes(i));
   });
-  member.meet();
-  const WholeTiles tiles;
-  ManyRowsProduct(product, columns, output).work(member);
+  member.barrier();
+  const AmxTileConfig tiles;
+  Gemm(linear, columns, output).work(member);
 }
 
 } // namespace
@@ -58,20 +58,20 @@ extern "C" {
 int fastvlm_may_use_tiles() { return may_use_tiles() ? 1 : 0; }
 
 // (num_rows, inputs) -> (num_rows, outputs), contiguous bfloat16.
-void fastvlm_product(const Product* product, const Bfloat16* rows, Bfloat16* results, std::ptrdiff_t num_rows,
+void fastvlm_gemm(const LinearWeights* linear, const Bfloat16* rows, Bfloat16* results, std::ptrdiff_t num_rows,
                      int threads) {
   static thread_local Scratch<std::uint8_t> memory;
   const std::ptrdiff_t parts = (num_rows + kMaxRows - 1) / kMaxRows;
   const std::ptrdiff_t size = rounded_up((num_rows + parts - 1) / parts, 2 * kTileRows);
   for (std::ptrdiff_t first = 0; first < num_rows; first += size) {
     const std::ptrdiff_t count = std::min(size, num_rows - first);
-    const Bfloat16* some = rows + first * product->inputs;
-    const Output output{nullptr, results + first * product->outputs, product->outputs, false};
+    const Bfloat16* some = rows + first * linear->inputs;
+    const Output output{nullptr, results + first * linear->outputs, linear->outputs, false};
     if (count <= kFewRows) {
-      as_team(threads, [&](const Member& member) { few_rows(*product, some, count, output, member); });
+      as_team(threads, [&](const TeamMember& member) { few_rows(*linear, some, count, output, member); });
     } else {
-      const Columns columns(memory, count, product->inputs);
-      as_team(threads, [&](const Member& member) { many_rows(*product, some, columns, output, member); });
+      const Columns columns(memory, count, linear->inputs);
+      as_team(threads, [&](const TeamMember& member) { many_rows(*linear, some, columns, output, member); });
     }
   }
 }
@@ -84,8 +84,8 @@ void fastvlm_decode(const Model* model, const Bfloat16* embeds, const std::int64
                     const Bfloat16* sin, Bfloat16* results, int threads) {
   const Tokens tokens{count, are_a_prompt != 0, slots, positions, cos, sin};
   const Pass pass(*model, tokens, embeds);
-  as_team(threads, [&](const Member& member) {
-    const WholeTiles tiles;
+  as_team(threads, [&](const TeamMember& member) {
+    const AmxTileConfig tiles;
     pass.layers(member);
     if (!tokens.are_a_prompt) pass.head(member, results);
   });

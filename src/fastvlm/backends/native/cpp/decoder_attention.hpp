@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "exponential.hpp"
-#include "products.hpp"
+#include "linear_weights.hpp"
 #include "team.hpp"
 
 namespace fastvlm {
@@ -34,11 +34,11 @@ class Attention {
       : heads_(heads), tokens_(tokens), cache_(cache), qkv_(qkv), mixed_(mixed), mixed_stride_(mixed_stride) {}
 
   // Results for the tokens from `first` on. A prompt's keys and values are in the cache before any is looked at.
-  void work(const Member& member, std::ptrdiff_t first) const {
+  void work(const TeamMember& member, std::ptrdiff_t first) const {
     if (tokens_.are_a_prompt) {
       for (std::ptrdiff_t i = member.index; i < tokens_.count; i = member.claim())
         for (std::ptrdiff_t kv_head = 0; kv_head < heads_.kv_heads; ++kv_head) keep(i, kv_head);
-      member.meet();
+      member.barrier();
     }
     const std::ptrdiff_t at_a_time = tokens_.are_a_prompt ? kTileRows / heads_.group() : 1;
     const std::ptrdiff_t count = (tokens_.count - first + at_a_time - 1) / at_a_time * heads_.kv_heads;

@@ -5,8 +5,8 @@
 
 #include "decoder_attention.hpp"
 #include "exponential.hpp"
-#include "products_few.hpp"
-#include "products_many.hpp"
+#include "gemm_small_m.hpp"
+#include "gemm.hpp"
 #include "team.hpp"
 
 namespace fastvlm {
@@ -14,7 +14,7 @@ namespace fastvlm {
 // `NativeLayer` in native_decoder.py.
 struct Layer {
   const Bfloat16 *attention_norm, *mlp_norm; // (width,)
-  const Product *qkv, *output, *gate_up, *down;
+  const LinearWeights *qkv, *output, *gate_up, *down;
   Bfloat16* cache; // (slots, 2 kv_heads, context, head width): keys, then values
 };
 
@@ -22,13 +22,13 @@ struct Layer {
 struct Model {
   const Layer* layers;
   const Bfloat16* norm; // (width,)
-  const Product* head;
+  const LinearWeights* head;
   std::ptrdiff_t num_layers, width;
   Heads heads;
   double epsilon;
 };
 
-// Rows that take part in a product.
+// Rows that take part in a linear.
 struct Span {
   std::ptrdiff_t first, count;
   bool are_many() const { return count > kFewRows; }
@@ -82,13 +82,13 @@ class Pass {
   }
 
   // All layers; of a prompt the last one's results are there for the last token alone.
-  void layers(const Member& member) const {
+  void layers(const TeamMember& member) const {
     for (const Layer* layer = model_.layers; layer < model_.layers + model_.num_layers; ++layer) {
       const bool is_last = layer + 1 == model_.layers + model_.num_layers;
       const Span rest = is_last && tokens_.are_a_prompt ? Span{all_.count - 1, 1} : all_;
       multiply(*layer->qkv, all_, norm(layer->attention_norm), to(qkv_, model_.heads.row()), member, layer->output);
       Attention(model_.heads, tokens_, layer->cache, qkv_, mixed_, mixed_stride_).work(member, rest.first);
-      member.meet();
+      member.barrier();
       const auto mixed = [this](std::ptrdiff_t row, float* numbers) {
         std::copy_n(mixed_ + row * mixed_stride_, mixed_stride_, numbers);
       };
@@ -98,7 +98,7 @@ class Pass {
   }
 
   // Logits (tokens, vocabulary).
-  void head(const Member& member, Bfloat16* logits) const {
+  void head(const TeamMember& member, Bfloat16* logits) const {
     const Output output{nullptr, logits, model_.head->outputs, false};
     multiply(*model_.head, all_, norm(model_.norm), output, member, nullptr);
   }
@@ -114,7 +114,7 @@ class Pass {
   static Output to(float* sums, std::ptrdiff_t stride) { return {sums, nullptr, stride, false}; }
   Output add_to(float* sums) const { return {sums, nullptr, stride_, true}; }
 
-  void mlp(const Layer& layer, const Span& span, const Member& member, const Product* next) const {
+  void mlp(const Layer& layer, const Span& span, const TeamMember& member, const LinearWeights* next) const {
     const auto normed = norm(layer.mlp_norm);
     if (span.are_many()) { // gates and what they let through meet in registers
       auto* gated = reinterpret_cast<Bfloat16*>(gates_);
@@ -130,30 +130,30 @@ class Pass {
 
   // fill(row, numbers) gives a row of inputs, with zeros up to padded_inputs(inputs); `next` is what comes after this.
   template <typename Fill>
-  void multiply(const Product& product, const Span& span, const Fill& fill, Output output, const Member& member,
-                const Product* next, bool is_gated = false) const {
+  void multiply(const LinearWeights& linear, const Span& span, const Fill& fill, Output output, const TeamMember& member,
+                const LinearWeights* next, bool is_gated = false) const {
     if (output.sums) output.sums += span.first * output.stride;
     static thread_local Scratch<float> numbers;
-    const std::ptrdiff_t width = padded_inputs(product.inputs);
+    const std::ptrdiff_t width = padded_inputs(linear.inputs);
     if (span.are_many()) {
-      const Columns columns(*columns_, span.count, product.inputs);
+      const Columns columns(*columns_, span.count, linear.inputs);
       float* wide = numbers.at_least(width);
       columns.pack(member, [&](std::ptrdiff_t row, Bfloat16* narrow) {
         fill(span.first + row, wide);
         for (std::ptrdiff_t i = 0; i < width; i += kLanes)
           _mm256_storeu_si256(reinterpret_cast<__m256i*>(narrow + i), narrowed(_mm512_loadu_ps(wide + i)));
       });
-      member.meet();
-      ManyRowsProduct(product, columns, output, is_gated).work(member);
+      member.barrier();
+      Gemm(linear, columns, output, is_gated).work(member);
     } else {
       static thread_local FewRows rows;
       float* wide = numbers.at_least(span.count * width);
       for (std::ptrdiff_t row = 0; row < span.count; ++row) fill(span.first + row, wide + row * width);
-      rows.prepare(product, wide, width, span.count);
-      FewRowsProduct(product, rows, output).work(member);
-      if (next) FewRowsProduct::begin(*next, member);
+      rows.prepare(linear, wide, width, span.count);
+      SmallMGemm(linear, rows, output).work(member);
+      if (next) SmallMGemm::begin(*next, member);
     }
-    member.meet();
+    member.barrier();
   }
 
   // silu(gate) * up of one row.

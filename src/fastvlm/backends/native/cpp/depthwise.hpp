@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "lanes.hpp"
+#include "simd.hpp"
 #include "threads.hpp"
 
 namespace fastvlm::encoder {

@@ -10,7 +10,7 @@
 #include "depthwise.hpp"
 #include "ffn.hpp"
 #include "gelu.hpp"
-#include "lanes.hpp"
+#include "simd.hpp"
 #include "linear.hpp"
 #include "threads.hpp"
 #include "tiles.hpp"
@@ -26,7 +26,7 @@ void in_row_blocks(std::ptrdiff_t rows, int threads, const Work& work) {
   const std::ptrdiff_t share = parts(parts(rows, threads), kTileRows) * kTileRows, block = std::min(kBlockRows, share);
   in_parallel(parts(rows, block), threads, [&](std::size_t index) {
     const std::ptrdiff_t start = static_cast<std::ptrdiff_t>(index) * block;
-    const WholeTiles tiles;
+    const AmxTileConfig tiles;
     work(start, std::min(block, rows - start), block);
   });
 }
@@ -55,26 +55,26 @@ void fastvlm_attention(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff_t bat
                        std::ptrdiff_t heads, int threads) {
   in_parallel(batch * heads, threads, [=](std::size_t index) {
     const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(index) / heads * tokens;
-    const WholeTiles tiles;
-    const TinyIsZero tiny;
+    const AmxTileConfig tiles;
+    const FlushDenormals tiny;
     const Heads all{qkv + first * kHeadWidth, output + first * heads * kHeadWidth, tokens, heads, batch * tokens};
     Head(all, static_cast<std::ptrdiff_t>(index) % heads).attend();
   });
 }
 
-// output = input times the layer's weight, plus its bias; `ending` 1: then GELU; 2: added to what is there instead; 3: put
+// output = input times the layer's weight, plus its bias; `epilogue` 1: then GELU; 2: added to what is there instead; 3: put
 // there as (outputs / 32, rows, 32).
 void fastvlm_linear(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, std::ptrdiff_t inputs,
-                    std::ptrdiff_t outputs, const Bfloat16* weight, const float* bias, int ending, int threads) {
+                    std::ptrdiff_t outputs, const Bfloat16* weight, const float* bias, int epilogue, int threads) {
   const Layer layer{weight, bias, inputs, outputs};
   const std::ptrdiff_t panels = outputs / kPanel;
   in_row_blocks(rows, threads, [&](std::ptrdiff_t start, std::ptrdiff_t count, std::ptrdiff_t) {
     const Rows some(input + start * inputs, count, inputs);
     const Blocks to = as_rows(output + start * outputs, outputs);
     const Blocks apart{output + start * kPanel, kPanel, kTileRows * kPanel, rows * kPanel};
-    if (ending == 1) apply(some, layer, 0, panels, to, WriteGelu{});
-    else if (ending == 2) apply(some, layer, 0, panels, to, WriteAdded{});
-    else apply(some, layer, 0, panels, ending == 3 ? apart : to, WritePlain{});
+    if (epilogue == 1) apply(some, layer, 0, panels, to, WriteGelu{});
+    else if (epilogue == 2) apply(some, layer, 0, panels, to, WriteAdded{});
+    else apply(some, layer, 0, panels, epilogue == 3 ? apart : to, WritePlain{});
   });
 }
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "lanes.hpp"
+#include "simd.hpp"
 
 namespace fastvlm::encoder {
 

@@ -9,7 +9,7 @@
 
 #include "blocks.hpp"
 #include "gelu.hpp"
-#include "lanes.hpp"
+#include "simd.hpp"
 #include "scratch.hpp"
 #include "threads.hpp"
 
@@ -146,7 +146,7 @@ void multiply(const Part& part, const Rows& rows, const Layer& layer, std::ptrdi
       float* const so_far = sums + (panel * count + down) * kSums;
       if (part.is_first) begin_with(layer.bias + (first_panel + panel) * kPanel);
       else load_sums(so_far);
-      add_products(part.left, down, weights, steps, [&] {
+      accumulate(part.left, down, weights, steps, [&] {
         next.some();
         later.some();
         finisher.some(rows_aside);

@@ -20,7 +20,7 @@ inline int openmp_team_size() {
 }
 
 // What the threads of a team share.
-struct Meeting {
+struct TeamState {
   alignas(64) std::atomic<std::ptrdiff_t> next{0};
   alignas(64) std::atomic<int> joined{0};
   std::atomic<int> arrived{0};
@@ -28,23 +28,23 @@ struct Meeting {
 };
 
 // One thread of a team.
-class Member {
+class TeamMember {
  public:
-  Member(Meeting& meeting, int size) : meeting_(meeting), index(meeting.joined++), size(size) {}
+  TeamMember(TeamState& state, int size) : state_(state), index(state.joined++), size(size) {}
 
   // A piece of this phase that nobody has begun: size, size + 1, ... The thread i begins with piece i, unclaimed.
-  std::ptrdiff_t claim() const { return size + meeting_.next.fetch_add(1, std::memory_order_relaxed); }
+  std::ptrdiff_t claim() const { return size + state_.next.fetch_add(1, std::memory_order_relaxed); }
 
   // Returns when all threads have called it; then pieces are counted anew.
-  void meet() const {
-    const unsigned round = meeting_.round.load(std::memory_order_acquire);
-    if (meeting_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-      meeting_.arrived.store(0, std::memory_order_relaxed);
-      meeting_.next.store(0, std::memory_order_relaxed);
-      meeting_.round.store(round + 1, std::memory_order_release);
+  void barrier() const {
+    const unsigned round = state_.round.load(std::memory_order_acquire);
+    if (state_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+      state_.arrived.store(0, std::memory_order_relaxed);
+      state_.next.store(0, std::memory_order_relaxed);
+      state_.round.store(round + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; meeting_.round.load(std::memory_order_acquire) == round; ++spins) {
+    for (int spins = 0; state_.round.load(std::memory_order_acquire) == round; ++spins) {
       if (spins < kSpins) {
         _mm_pause();
       } else {
@@ -55,7 +55,7 @@ class Member {
 
  private:
   static constexpr int kSpins = 4000;
-  Meeting& meeting_;
+  TeamState& state_;
 
  public:
   const int index, size;
@@ -66,16 +66,16 @@ template <typename Work>
 void as_team(int threads, const Work& work) {
   struct Shared {
     const Work& work;
-    Meeting meeting;
+    TeamState state;
   } shared{work, {}};
   if (threads > 1 && openmp_parallel() && openmp_team_size()) {
     const auto join = [](void* data) {
       auto& all = *static_cast<Shared*>(data);
-      all.work(Member(all.meeting, openmp_team_size()));
+      all.work(TeamMember(all.state, openmp_team_size()));
     };
     openmp_parallel()(join, &shared, static_cast<unsigned>(threads), 0);
   } else {
-    work(Member(shared.meeting, 1));
+    work(TeamMember(shared.state, 1));
   }
 }
 

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "lanes.hpp"
+#include "simd.hpp"
 #include "transpose.hpp"
 
 #if !defined(__AMX_TILE__) || !defined(__AMX_BF16__) || !defined(__AMX_INT8__)
@@ -31,20 +31,20 @@ inline bool may_use_tiles() {
 }
 
 // All eight registers whole, while this lives; then what was configured before, which oneDNN relies on.
-class WholeTiles {
+class AmxTileConfig {
  public:
-  WholeTiles() {
+  AmxTileConfig() {
     _tile_storeconfig(&before_);
     settle_memory();
     static const Config whole(kTileRows, kTileRowBytes);
     _tile_loadconfig(&whole);
   }
-  ~WholeTiles() {
+  ~AmxTileConfig() {
     settle_memory();
     _tile_loadconfig(&before_);
   }
-  WholeTiles(const WholeTiles&) = delete;
-  WholeTiles& operator=(const WholeTiles&) = delete;
+  AmxTileConfig(const AmxTileConfig&) = delete;
+  AmxTileConfig& operator=(const AmxTileConfig&) = delete;
 
  private:
   struct alignas(64) Config {

@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "lanes.hpp"
+#include "simd.hpp"
 
 namespace fastvlm {
 

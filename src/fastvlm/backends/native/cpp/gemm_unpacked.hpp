@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "products.hpp"
+#include "linear_weights.hpp"
 
 namespace fastvlm {
 
@@ -103,13 +103,13 @@ constexpr std::ptrdiff_t kUnpacked = 2 * kTileRows; // outputs that are unpacked
 
 // A piece of at most 32 outputs, inputs `start` to `stop`, as 32 bfloat16 rows of `stride` numbers; those beyond the
 // piece are finite.
-inline void unpack(const Product& product, const Piece& piece, std::ptrdiff_t start, std::ptrdiff_t stop,
+inline void unpack(const LinearWeights& linear, const Piece& piece, std::ptrdiff_t start, std::ptrdiff_t stop,
                    Bfloat16* rows, std::ptrdiff_t stride) {
   if (piece.matrix->kind == kInt4) {
-    unpack_int4(*piece.matrix, product.inputs, piece.first, start, stop, rows, stride);
+    unpack_int4(*piece.matrix, linear.inputs, piece.first, start, stop, rows, stride);
     return;
   }
-  unpack_rows(*piece.matrix, product.inputs, piece, start, stop, rows, stride);
+  unpack_rows(*piece.matrix, linear.inputs, piece, start, stop, rows, stride);
   for (std::ptrdiff_t i = piece.count; i < kUnpacked; ++i)
     std::memset(rows + i * stride, 0, static_cast<std::size_t>(stop - start) * sizeof(Bfloat16));
 }

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "lanes.hpp"
+#include "simd.hpp"
 #include "scratch.hpp"
 #include "tiles.hpp"
 
@@ -16,42 +16,42 @@ enum Kind : std::ptrdiff_t { kBfloat16 = 0, kInt8 = 1, kInt4 = 2 };
 
 constexpr std::ptrdiff_t kOutputs = 64; // of a block: how 4-bit weights are packed
 
-// Rows of weights over the same inputs; `NativeMatrix` in native_linear.py.
+// Rows of weights over the same inputs; `NativeMatrix` in native/linear.py.
 struct Matrix {
-  const std::uint8_t* values; // (outputs, inputs) bfloat16 or int8; 4 bits as dialects/rounding.py says
+  const std::uint8_t* values; // (outputs, inputs) bfloat16 or int8; 4 bits as formats/rounding.py says
   const void* scales;         // int8: (outputs,) float32; 4 bits: (groups, padded outputs, 2) bfloat16
   const float* bias;          // (outputs,), or null
   std::ptrdiff_t outputs, kind, group;
 };
 
-// Matrices whose outputs lie side by side; all are of one kind. `NativeProduct` in native_linear.py.
-struct Product {
+// Matrices whose outputs lie side by side; all are of one kind. `NativeLinearWeights` in native/linear.py.
+struct LinearWeights {
   const Matrix* parts;
   std::ptrdiff_t num_parts, inputs, outputs;
   Kind kind() const { return static_cast<Kind>(parts->kind); }
 };
 
 inline std::ptrdiff_t padded_inputs(std::ptrdiff_t inputs) { return rounded_up(inputs, kTileRowBytes); }
-inline std::ptrdiff_t row_bytes(const Product& product) {
-  return product.kind() == kInt8 ? product.inputs : product.inputs * static_cast<std::ptrdiff_t>(sizeof(Bfloat16));
+inline std::ptrdiff_t row_bytes(const LinearWeights& linear) {
+  return linear.kind() == kInt8 ? linear.inputs : linear.inputs * static_cast<std::ptrdiff_t>(sizeof(Bfloat16));
 }
 
 // `size` outputs of one matrix, or fewer at its end.
 struct Piece {
   const Matrix* matrix = nullptr;
   std::ptrdiff_t first = 0, count = 0; // outputs of the matrix
-  std::ptrdiff_t column = 0;           // of the first of them in the product
+  std::ptrdiff_t column = 0;           // of the first of them in the linear
 };
 
-inline std::ptrdiff_t num_pieces(const Product& product, std::ptrdiff_t size) {
+inline std::ptrdiff_t num_pieces(const LinearWeights& linear, std::ptrdiff_t size) {
   std::ptrdiff_t count = 0;
-  for (std::ptrdiff_t i = 0; i < product.num_parts; ++i) count += (product.parts[i].outputs + size - 1) / size;
+  for (std::ptrdiff_t i = 0; i < linear.num_parts; ++i) count += (linear.parts[i].outputs + size - 1) / size;
   return count;
 }
 
-inline Piece piece(const Product& product, std::ptrdiff_t size, std::ptrdiff_t index) {
+inline Piece piece(const LinearWeights& linear, std::ptrdiff_t size, std::ptrdiff_t index) {
   std::ptrdiff_t column = 0;
-  for (const Matrix* part = product.parts; part < product.parts + product.num_parts; ++part) {
+  for (const Matrix* part = linear.parts; part < linear.parts + linear.num_parts; ++part) {
     const std::ptrdiff_t count = (part->outputs + size - 1) / size;
     if (index < count) {
       const std::ptrdiff_t first = index * size;
@@ -64,21 +64,21 @@ inline Piece piece(const Product& product, std::ptrdiff_t size, std::ptrdiff_t i
 }
 
 // Where the weights of a piece begin, and how long they are; 4-bit weights are in whole blocks.
-inline const std::uint8_t* address(const Product& product, const Piece& piece) {
-  if (product.kind() != kInt4) return piece.matrix->values + piece.first * row_bytes(product);
-  return piece.matrix->values + piece.first / kOutputs * kOutputs * product.inputs / 2;
+inline const std::uint8_t* address(const LinearWeights& linear, const Piece& piece) {
+  if (linear.kind() != kInt4) return piece.matrix->values + piece.first * row_bytes(linear);
+  return piece.matrix->values + piece.first / kOutputs * kOutputs * linear.inputs / 2;
 }
-inline std::ptrdiff_t num_bytes(const Product& product, const Piece& piece) {
-  return product.kind() == kInt4 ? kOutputs * product.inputs / 2 : piece.count * row_bytes(product);
+inline std::ptrdiff_t num_bytes(const LinearWeights& linear, const Piece& piece) {
+  return linear.kind() == kInt4 ? kOutputs * linear.inputs / 2 : piece.count * row_bytes(linear);
 }
 
 // The piece after this one, if it has a matrix; its cache lines are asked for while this one's are used.
 class Ahead {
  public:
-  Ahead(const Product& product, const Piece& piece) {
+  Ahead(const LinearWeights& linear, const Piece& piece) {
     if (!piece.matrix) return;
-    at_ = address(product, piece);
-    end_ = at_ + num_bytes(product, piece);
+    at_ = address(linear, piece);
+    end_ = at_ + num_bytes(linear, piece);
   }
   std::ptrdiff_t num_lines() const { return (end_ - at_) / 64; }
   // Asks for `count` lines more, perhaps some beyond its end.

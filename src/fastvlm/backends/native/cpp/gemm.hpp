@@ -3,8 +3,8 @@
 #pragma once
 
 #include "exponential.hpp"
-#include "products.hpp"
-#include "products_unpacked.hpp"
+#include "linear_weights.hpp"
+#include "gemm_unpacked.hpp"
 #include "team.hpp"
 
 namespace fastvlm {
@@ -32,7 +32,7 @@ struct Columns {
 
   // fill(row, numbers) puts a row of padded_inputs(inputs) bfloat16 numbers.
   template <typename Fill>
-  void pack(const Member& member, const Fill& fill) const {
+  void pack(const TeamMember& member, const Fill& fill) const {
     static thread_local Scratch<Bfloat16> memory;
     const std::ptrdiff_t width = padded_inputs(steps * kTileInputs);
     Bfloat16* rows = memory.at_least(kTileRows * width);
@@ -71,15 +71,15 @@ inline void multiply_two(const std::uint8_t* weights, const std::uint8_t* others
   settle_memory();
 }
 
-class ManyRowsProduct {
+class Gemm {
  public:
   // `is_gated`: the first half of the outputs are gates of the second half, silu(gate) * other is what is put out.
-  ManyRowsProduct(const Product& product, const Columns& columns, const Output& output, bool is_gated = false)
-      : product_(product), columns_(columns), output_(output), is_gated_(is_gated) {}
+  Gemm(const LinearWeights& linear, const Columns& columns, const Output& output, bool is_gated = false)
+      : linear_(linear), columns_(columns), output_(output), is_gated_(is_gated) {}
 
-  void work(const Member& member) const {
-    const std::ptrdiff_t pieces = num_pieces(product_, kUnpacked);
-    const std::ptrdiff_t count = is_gated_ ? (product_.outputs / 2 + kUnpacked - 1) / kUnpacked : (pieces + 1) / 2;
+  void work(const TeamMember& member) const {
+    const std::ptrdiff_t pieces = num_pieces(linear_, kUnpacked);
+    const std::ptrdiff_t count = is_gated_ ? (linear_.outputs / 2 + kUnpacked - 1) / kUnpacked : (pieces + 1) / 2;
     if (columns_.steps * kTileInputs <= kDepth) {
       for (std::ptrdiff_t index = member.index; index < count;) {
         const std::ptrdiff_t next = member.claim();
@@ -102,26 +102,26 @@ class ManyRowsProduct {
   };
 
   Pair pair(std::ptrdiff_t index) const {
-    if (!is_gated_) return {piece(product_, kUnpacked, 2 * index), piece(product_, kUnpacked, 2 * index + 1)};
+    if (!is_gated_) return {piece(linear_, kUnpacked, 2 * index), piece(linear_, kUnpacked, 2 * index + 1)};
     const Piece gates = gate(index);
     return {gates, gated_by(gates)};
   }
   Piece gate(std::ptrdiff_t index) const {
     const std::ptrdiff_t first = index * kUnpacked;
-    return {product_.parts, first, std::min(kUnpacked, product_.outputs / 2 - first), first};
+    return {linear_.parts, first, std::min(kUnpacked, linear_.outputs / 2 - first), first};
   }
   // In a matrix of its own, or in the second half of the same.
   Piece gated_by(Piece gates) const {
-    if (product_.num_parts == 2) {
-      gates.matrix = product_.parts + 1;
+    if (linear_.num_parts == 2) {
+      gates.matrix = linear_.parts + 1;
     } else {
-      gates.first += product_.outputs / 2;
+      gates.first += linear_.outputs / 2;
     }
     return gates;
   }
 
   bool is_direct(const Piece& piece) const {
-    return product_.kind() == kBfloat16 && piece.count == kUnpacked && product_.inputs % kTileInputs == 0;
+    return linear_.kind() == kBfloat16 && piece.count == kUnpacked && linear_.inputs % kTileInputs == 0;
   }
 
   // Pairs from `first` to before `last`; asks for the weights of `next`.
@@ -131,7 +131,7 @@ class ManyRowsProduct {
     const std::ptrdiff_t depth = rounded_up((columns_.steps + parts - 1) / parts, 2); // whole 64 inputs, for `unpack`
     const std::ptrdiff_t times = columns_.num_tiles(), size = times * 2 * kSums;
     float* all = sums.at_least((last - first) * size);
-    Ahead ahead(product_, next.piece), more_ahead(product_, next.other);
+    Ahead ahead(linear_, next.piece), more_ahead(linear_, next.other);
     const std::ptrdiff_t lines = std::max(ahead.num_lines(), more_ahead.num_lines()) / (times * columns_.steps) + 1;
     for (std::ptrdiff_t step = 0; step < columns_.steps; step += depth)
       for (std::ptrdiff_t i = first; i < last; ++i) {
@@ -152,16 +152,16 @@ class ManyRowsProduct {
     static thread_local Scratch<Bfloat16> unpacked;
     const std::ptrdiff_t start = step * kTileInputs, end = start + padded_inputs((stop - step) * kTileInputs);
     if (is_direct(pair.piece) && (is_direct(pair.other) || !pair.other.matrix)) {
-      const auto at = [&](const Piece& piece) { return address(product_, piece) + start * 2; };
+      const auto at = [&](const Piece& piece) { return address(linear_, piece) + start * 2; };
       const std::uint8_t* weights = at(pair.piece);
-      return {weights, pair.other.matrix ? at(pair.other) : weights, product_.inputs * 2, step, stop};
+      return {weights, pair.other.matrix ? at(pair.other) : weights, linear_.inputs * 2, step, stop};
     }
     // Rows that are a power of two apart would share a set of the first cache.
     const std::ptrdiff_t stride = depth * kTileInputs + kTileInputs;
     Bfloat16* rows = unpacked.at_least(2 * kUnpacked * stride);
     Bfloat16* others = pair.other.matrix ? rows + kUnpacked * stride : rows;
-    unpack(product_, pair.piece, start, end, rows, stride);
-    if (pair.other.matrix) unpack(product_, pair.other, start, end, others, stride);
+    unpack(linear_, pair.piece, start, end, rows, stride);
+    if (pair.other.matrix) unpack(linear_, pair.other, start, end, others, stride);
     settle_memory();
     const auto bytes = [](Bfloat16* numbers) { return reinterpret_cast<const std::uint8_t*>(numbers); };
     return {bytes(rows), bytes(others), stride * 2, step, stop};
@@ -212,7 +212,7 @@ class ManyRowsProduct {
       results[i] = finished(*piece.matrix, piece.first + first, mask, _mm512_castsi512_ps(lanes[i]));
   }
 
-  const Product& product_;
+  const LinearWeights& linear_;
   const Columns& columns_;
   const Output output_;
   const bool is_gated_;

@@ -3,8 +3,8 @@
 
 #pragma once
 
-#include "products.hpp"
-#include "products_unpacked.hpp"
+#include "linear_weights.hpp"
+#include "gemm_unpacked.hpp"
 #include "team.hpp"
 
 namespace fastvlm {
@@ -15,18 +15,18 @@ constexpr float kTiniestRow = 1e-30f;    // the largest value of a row of zeros,
 constexpr std::ptrdiff_t kFewRows = 32;
 constexpr std::ptrdiff_t kInt4Rows = 4; // for which 4-bit weights are multiplied as they are, one row after the other
 
-// Rows of float32 as a product wants them; each thread makes its own, which takes less than waiting for another's.
+// Rows of float32 as a linear wants them; each thread makes its own, which takes less than waiting for another's.
 class FewRows {
  public:
   // `rows` (num_rows, inputs), `stride` apart, zeros up to padded_inputs(inputs); at most kFewRows.
-  void prepare(const Product& product, const float* rows, std::ptrdiff_t stride, std::ptrdiff_t num_rows) {
-    width_ = padded_inputs(product.inputs);
+  void prepare(const LinearWeights& linear, const float* rows, std::ptrdiff_t stride, std::ptrdiff_t num_rows) {
+    width_ = padded_inputs(linear.inputs);
     num_rows_ = num_rows;
-    is_rounded_ = product.kind() == kInt8 || (product.kind() == kInt4 && num_rows <= kInt4Rows);
+    is_rounded_ = linear.kind() == kInt8 || (linear.kind() == kInt4 && num_rows <= kInt4Rows);
     if (is_rounded_) {
       prepare_rounded(rows, stride);
-      for (std::ptrdiff_t row = 0; product.kind() == kInt4 && row < num_rows; ++row)
-        sum_groups(row, product.parts->group);
+      for (std::ptrdiff_t row = 0; linear.kind() == kInt4 && row < num_rows; ++row)
+        sum_groups(row, linear.parts->group);
     } else {
       prepare_halves(rows, stride);
     }
@@ -153,40 +153,40 @@ inline void multiply_panel(const std::uint8_t* weights, std::ptrdiff_t stride, c
   settle_memory();
 }
 
-class FewRowsProduct {
+class SmallMGemm {
  public:
-  FewRowsProduct(const Product& product, FewRows& rows, const Output& output)
-      : product_(product), rows_(rows), output_(output), size_(piece_size(product)) {}
+  SmallMGemm(const LinearWeights& linear, FewRows& rows, const Output& output)
+      : linear_(linear), rows_(rows), output_(output), size_(piece_size(linear)) {}
 
   // All pieces, in turns with the other threads.
-  void work(const Member& member) {
-    const std::ptrdiff_t count = num_pieces(product_, size_);
+  void work(const TeamMember& member) {
+    const std::ptrdiff_t count = num_pieces(linear_, size_);
     for (std::ptrdiff_t index = member.index; index < count;) {
       const std::ptrdiff_t next = member.claim();
-      multiply(piece(product_, size_, index), next < count ? piece(product_, size_, next) : Piece{});
+      multiply(piece(linear_, size_, index), next < count ? piece(linear_, size_, next) : Piece{});
       index = next;
     }
   }
 
   // Asks for the weights with which a thread begins.
-  static void begin(const Product& product, const Member& member) {
-    const std::ptrdiff_t size = piece_size(product);
-    if (member.index >= num_pieces(product, size)) return;
-    const Piece first = piece(product, size, member.index);
-    Ahead(product, first).fetch(kBegun / 64);
+  static void begin(const LinearWeights& linear, const TeamMember& member) {
+    const std::ptrdiff_t size = piece_size(linear);
+    if (member.index >= num_pieces(linear, size)) return;
+    const Piece first = piece(linear, size, member.index);
+    Ahead(linear, first).fetch(kBegun / 64);
   }
 
  private:
   static constexpr std::ptrdiff_t kBegun = 1 << 15;
 
-  static std::ptrdiff_t piece_size(const Product& product) { return product.kind() == kInt4 ? kOutputs : kTileRows; }
+  static std::ptrdiff_t piece_size(const LinearWeights& linear) { return linear.kind() == kInt4 ? kOutputs : kTileRows; }
 
   void multiply(const Piece& piece, const Piece& next) {
-    Ahead ahead(product_, next);
-    if (product_.kind() == kInt4) {
+    Ahead ahead(linear_, next);
+    if (linear_.kind() == kInt4) {
       multiply_int4(piece, next, ahead);
-    } else if (piece.count == kTileRows && row_bytes(product_) % kTileRowBytes == 0) {
-      multiply_tiles(piece, address(product_, piece), row_bytes(product_), row_bytes(product_), ahead);
+    } else if (piece.count == kTileRows && row_bytes(linear_) % kTileRowBytes == 0) {
+      multiply_tiles(piece, address(linear_, piece), row_bytes(linear_), row_bytes(linear_), ahead);
     } else {
       multiply_odd(piece, ahead);
     }
@@ -194,11 +194,11 @@ class FewRowsProduct {
 
   // Fewer outputs than a tile has rows, or rows that are not made of whole tiles: over a copy.
   void multiply_odd(const Piece& piece, Ahead& ahead) {
-    const std::ptrdiff_t bytes = row_bytes(product_), stride = rounded_up(bytes, kTileRowBytes);
+    const std::ptrdiff_t bytes = row_bytes(linear_), stride = rounded_up(bytes, kTileRowBytes);
     std::uint8_t* copy = copy_.at_least(kTileRows * stride);
     std::memset(copy, 0, static_cast<std::size_t>(kTileRows * stride));
     for (std::ptrdiff_t i = 0; i < piece.count; ++i)
-      std::memcpy(copy + i * stride, address(product_, piece) + i * bytes, static_cast<std::size_t>(bytes));
+      std::memcpy(copy + i * stride, address(linear_, piece) + i * bytes, static_cast<std::size_t>(bytes));
     settle_memory();
     multiply_tiles(piece, copy, stride, stride, ahead);
   }
@@ -249,13 +249,13 @@ class FewRowsProduct {
       for (std::ptrdiff_t row = 0; row < rows_.num_rows(); ++row) multiply_int4_row(piece, row, ahead);
       return;
     }
-    const std::ptrdiff_t width = padded_inputs(product_.inputs), stride = width + kBlock;
+    const std::ptrdiff_t width = padded_inputs(linear_.inputs), stride = width + kBlock;
     Bfloat16* rows = halves_.at_least(kOutputs * stride);
     for (std::ptrdiff_t i = 0; i < piece.count; i += kUnpacked) {
       Piece part = piece;
       part.first += i;
       part.count = std::min(kUnpacked, piece.count - i);
-      unpack(product_, part, 0, width, rows + i * stride, stride);
+      unpack(linear_, part, 0, width, rows + i * stride, stride);
     }
     settle_memory();
     for (std::ptrdiff_t i = 0; i < piece.count; i += kTileRows) {
@@ -268,7 +268,7 @@ class FewRowsProduct {
   }
 
   void fetch_scales(const Piece& piece) const {
-    for (std::ptrdiff_t input = 0; input < product_.inputs; input += piece.matrix->group) {
+    for (std::ptrdiff_t input = 0; input < linear_.inputs; input += piece.matrix->group) {
       const auto* scales = reinterpret_cast<const std::uint8_t*>(scales_and_zeros(*piece.matrix, input, piece.first));
       UNROLLED
       for (int i = 0; i < 4; ++i) _mm_prefetch(scales + i * 64, _MM_HINT_T1);
@@ -278,10 +278,10 @@ class FewRowsProduct {
   // For each group the row's 8-bit terms times the values, then once the group's scale and zero.
   void multiply_int4_row(const Piece& piece, std::ptrdiff_t row, Ahead& ahead) {
     const Matrix& matrix = *piece.matrix;
-    const std::uint8_t* packed = address(product_, piece);
+    const std::uint8_t* packed = address(linear_, piece);
     const std::int8_t *first = rows_.terms(row, false), *second = rows_.terms(row, true);
     __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (std::ptrdiff_t input = 0; input < product_.inputs; input += matrix.group) {
+    for (std::ptrdiff_t input = 0; input < linear_.inputs; input += matrix.group) {
       __m512i wholes[4] = {}, rests[4] = {};
       for (std::ptrdiff_t i = input; i < input + matrix.group; i += 8, packed += 256) {
         ahead.fetch(4);
@@ -320,7 +320,7 @@ class FewRowsProduct {
     }
   }
 
-  const Product& product_;
+  const LinearWeights& linear_;
   FewRows& rows_;
   const Output output_;
   const std::ptrdiff_t size_;
@@ -329,7 +329,7 @@ class FewRowsProduct {
   static thread_local Scratch<Bfloat16> halves_;
 };
 
-inline thread_local Scratch<std::uint8_t> FewRowsProduct::copy_;
-inline thread_local Scratch<Bfloat16> FewRowsProduct::halves_;
+inline thread_local Scratch<std::uint8_t> SmallMGemm::copy_;
+inline thread_local Scratch<Bfloat16> SmallMGemm::halves_;
 
 } // namespace fastvlm
