@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-comp
 .PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest slow newest browser sanitize gpu-check clean
 
 help:
-	@echo "make demo         install, then ask the shipped checkpoint about the example pictures"
+	@echo "make demo         install, then ask the shipped checkpoint about the example images"
 	@echo "make test         install, lint, types, import contracts, all tests: what CI runs"
 	@echo "make lint|types|contracts|unit   one part of it"
 	@echo "make unit-oldest  what stands on transformers, tested on the oldest supported one"
