@@ -1,4 +1,4 @@
-"""All layers of a decoder as one call of the compiled kernels (``kernels/decoder_pass.hpp``): steps and prompts.
+"""All layers of a decoder as one call of the compiled kernels (``cpp/decoder_pass.hpp``): steps and prompts.
 
 For a decoder in bfloat16 on a CPU all of whose linears are :class:`NativeLinear`. Sums between the linears, the
 residual stream among them, are float32, where torch's way rounds to bfloat16.
@@ -28,12 +28,12 @@ from fastvlm.formats.names import HEAD
 __all__ = ["NativeDecoder", "passes_are_right"]
 
 _UNPACKED = 32  # `kUnpacked` in cpp/gemm_unpacked.hpp
-_HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # kernels/decoder_attention.hpp
+_HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # cpp/decoder_attention.hpp
 _TILE_ROWS = 16  # keys that are read at a time, perhaps beyond a slot's last one
 
 
 class NativeLayer(ctypes.Structure):
-    """`Layer` in kernels/decoder_pass.hpp."""
+    """`Layer` in cpp/decoder_pass.hpp."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm")),
@@ -43,7 +43,7 @@ class NativeLayer(ctypes.Structure):
 
 
 class NativeModel(ctypes.Structure):
-    """`Model` in kernels/decoder_pass.hpp."""
+    """`Model` in cpp/decoder_pass.hpp."""
 
     _fields_ = (
         ("layers", ctypes.POINTER(NativeLayer)),

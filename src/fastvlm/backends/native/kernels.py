@@ -39,7 +39,7 @@ __all__ = [
 
 SWITCH = "FASTVLM_NATIVE_KERNELS"
 
-_INTERFACE = 3  # of kernels/encoder.cpp
+_INTERFACE = 3  # of cpp/encoder.cpp
 _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
 _KERNEL_SIZES = (3, 7)
 _HEAD_WIDTH = 32  # `kHeadWidth` in kernels/attention.hpp

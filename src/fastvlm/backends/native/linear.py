@@ -1,4 +1,4 @@
-"""Linear layers in bfloat16 whose weights are used where they lie, by the compiled kernels of ``kernels/decoder.cpp``.
+"""Linear layers in bfloat16 whose weights are used where they lie, by the compiled kernels of ``cpp/decoder.cpp``.
 
 16, 8 and 4 bits, any number of rows, on CPUs with tile registers. Nothing is packed or copied: weights over the same
 input stay where each of them is, in a mapped file for example, and one call multiplies all of them.
