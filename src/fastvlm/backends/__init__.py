@@ -1,1 +1,1 @@
-"""What computes for the engine: encoder, decoder and KV cache on one device."""
+"""Model backends: image encoder, decoder and KV cache on one device."""

@@ -1,4 +1,4 @@
-"""What the engine asks of whatever computes: the protocol that every backend has.
+"""The protocol between the engine and its backends.
 
 I images, N visual tokens an image, T tokens, B rows, D decoder width, V vocabulary.
 """
@@ -15,15 +15,15 @@ __all__ = ["Backend"]
 
 
 class Backend(Protocol):
-    """Weights, and a key/value cache with slots, on one device. One thread at a time may call it.
+    """Weights and a KV cache with slots on one device. Only one thread at a time may call it.
 
     Attributes:
-        device, dtype: where and in what it computes.
-        num_slots: sequences that the cache holds at the same time.
-        context: tokens that one slot holds, prompt and reply.
-        kv_bytes_per_token: bytes of cache that one token takes.
-        chunk_tokens: tokens of a prompt to prefill at a time while other requests decode; None for all of them.
-        encodes_singly: True if images should be handed over one by one, because each is encoded in short steps.
+        device, dtype: device and dtype of the computation.
+        num_slots: sequences in the KV cache.
+        context: maximum tokens of one slot, prompt and reply.
+        kv_bytes_per_token: bytes of KV cache per token.
+        chunk_tokens: prompt tokens to prefill at once while other requests decode; None for all.
+        encodes_singly: True if images should be passed one by one, because each is encoded in short steps.
     """
 
     @property
@@ -44,7 +44,7 @@ class Backend(Protocol):
     def encode(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
         """Encode and project images: pixel_values (I, 3, H, W) in [0, 1] -> image_embeds (I, N, D), the return value.
 
-        The work may be paused or dropped at each yield.
+        The caller may pause or abandon the work at each yield.
         """
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -66,4 +66,4 @@ class Backend(Protocol):
         """Copy keys and values of the first `num_tokens` of slot `source` to slot `target`."""
 
     def check_weights(self) -> None:
-        """Raise CheckpointError if a file that weights are mapped from was written to."""
+        """Raise CheckpointError if a file that weights are mapped from has changed."""

@@ -1,7 +1,7 @@
-"""Attention of new tokens over what their slots hold: one way for a prompt, one for a token, one for several tokens.
+"""Attention over the KV cache: for a prompt chunk, for one token, and for one token of several slots.
 
-Each writes the new keys and values into the cache first. T new tokens, H heads, K key/value heads, G = H / K heads that
-share one of them, E head width; q (T, H, E), kv (T, 2 K, E): keys, then values; result (T, H * E).
+Each function writes the new keys and values into the cache first. T new tokens, H heads, K key/value heads, G = H / K
+heads per key/value head, E head width; q (T, H, E), kv (T, 2 K, E): keys, then values; result (T, H * E).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fastvlm.backends.kv_cache import KeyValueCache
 
 __all__ = ["Attend", "attend_neighbors", "attend_prompt", "attend_rows", "attend_rows_together", "attend_token"]
 
-ROW_TOKENS = 256  # tokens that attention could go over while a row's own calls are made (docs/performance.md)
+ROW_TOKENS = 256  # cost of a row's own calls, in tokens of attention (docs/performance.md)
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # (layer, q, kv) -> mixed values
 
 
 def attend_prompt(cache: KeyValueCache, slot: int, start: int, num_tokens: int) -> Attend:
-    """For `num_tokens` that follow one another from position `start` of one slot; each sees those before it."""
+    """Causal attention of `num_tokens` consecutive tokens from position `start` of one slot."""
     end = start + num_tokens
     mask = None
     if start:
@@ -40,7 +40,7 @@ def attend_prompt(cache: KeyValueCache, slot: int, start: int, num_tokens: int) 
 
 
 def attend_token(cache: KeyValueCache, slot: int, position: int) -> Attend:
-    """For one token of one slot: views alone, no mask, the heads of a group as rows of one product."""
+    """Attention of one token of one slot: views only, no mask, a group's heads as rows of one matrix product."""
     layers, end = cache.slots[slot], position + 1
 
     def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
@@ -54,11 +54,11 @@ def attend_token(cache: KeyValueCache, slot: int, position: int) -> Attend:
 
 
 def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
-    """For one token of each of several slots.
+    """Attention of one token of each of several slots.
 
-    On a CPU in one product over all slots from the first to the last of these, where the tokens that it has too many
-    (idle slots, shorter ones) cost less than calls for each row; else one after the other. On other devices in one
-    masked product over copies.
+    On a CPU: one matrix product over all slots from the first to the last, if its unneeded tokens (idle or shorter
+    slots) cost less than separate calls; else one slot after the other. On other devices: one masked product over
+    copies.
     """
     device = cache.layers[0].device
     if device.type != "cpu":
@@ -76,16 +76,17 @@ def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[
 
 
 def attend_neighbors(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
-    """For one token of each of several slots: one product over a view of all slots between them, nothing is copied.
+    """Attention of one token of each of several slots: one matrix product over a view of all slots between them.
 
-    The queries of idle slots between them are zeros, which look at the first token; what comes of it is dropped.
+    Nothing is copied. Idle slots between them get zero queries, which attend to the first token; their results are
+    dropped.
     """
     first, end = min(slots), max(positions) + 1
     span = slice(first, max(slots) + 1)
     at, where = torch.tensor(positions), torch.tensor(slots)
     row_of = where - first
     seen = torch.zeros(span.stop - first, dtype=torch.int64).index_copy_(0, row_of, at)
-    # Added to the scores: a mask of bool would be turned into this in every layer.
+    # An additive mask, because a bool mask would be converted in every layer.
     mask = torch.zeros(len(seen), 1, 1, end, dtype=cache.layers[0].dtype)
     mask.masked_fill_((torch.arange(end) > seen[:, None])[:, None, None], -torch.inf)
     is_whole = row_of.tolist() == list(range(len(seen)))
@@ -103,9 +104,9 @@ def attend_neighbors(cache: KeyValueCache, slots: Sequence[int], positions: Sequ
 
 
 def attend_rows_together(cache: KeyValueCache, where: Tensor, at: Tensor, end: int) -> Attend:
-    """For one token of each of the slots `where` (T,), at positions `at` (T,): one product over the first `end` tokens.
+    """Attention of one token of each of the slots `where` (T,), at positions `at` (T,), over the first `end` tokens.
 
-    Nothing is asked of the device: with the same `end` the same work is done, whatever the slots and positions are.
+    Needs no value from the device: the same `end` gives the same work for all slots and positions.
     """
     mask = (torch.arange(end, device=at.device) <= at[:, None])[:, None, None]  # (T, 1, 1, end)
 

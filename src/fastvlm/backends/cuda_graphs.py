@@ -1,9 +1,9 @@
-"""Work on buffers of fixed shape: on a GPU captured once as a CUDA graph and then replayed, without Python in between.
+"""Functions on buffers of fixed shape, captured as CUDA graphs on a GPU.
 
 A decoding step of a small model is some five hundred short kernels, which a GPU runs faster than Python can launch
-them. A graph launches all of them at once; the price is that every tensor in it stays where it was when it was
-captured. Elsewhere than on a GPU the same work is done on the same buffers, uncaptured, so that tests can hold it
-against the usual way: also here the result is overwritten by the next call.
+them. A graph launches all of them at once; in return, every tensor in it keeps its address. On other devices the same
+function runs on the same buffers without a graph, so that tests can compare it; there too the next call overwrites the
+result.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from torch import Tensor
 
 __all__ = ["FixedShapes", "GraphedDecode", "GraphedEncode", "attention_lengths"]
 
-_WARM_UPS = 3  # libraries take their workspaces in the first calls, which a graph cannot
+_WARM_UPS = 3  # libraries allocate workspaces in the first calls, which a graph cannot do
 _SHORTEST_TOKENS = 256
 _KEPT_IMAGE_SHAPES = 4
 
 
 class FixedShapes:
-    """`function` of one tensor, always of this shape; its result is a buffer that the next call overwrites.
+    """A function of one tensor of fixed shape; its result is a buffer that the next call overwrites.
 
     Args:
-        function: works on its input without asking the device for a value; what it writes elsewhere (a cache) it may
-            write several times.
+        function: must not read a value back from the device; side effects (on a cache) may run several times.
         shape, dtype, device: of its input.
     """
 
@@ -47,7 +46,7 @@ class FixedShapes:
 
     @torch.inference_mode()
     def __call__(self, value: Tensor) -> Tensor:
-        """`function(value)`; `value` may be on the host, and is not waited for if it is pinned there."""
+        """`function(value)`; `value` may be on the host; a pinned one is copied asynchronously."""
         self._input.copy_(value, non_blocking=True)
         if self._can_capture and self._graph is None:
             self._capture()
@@ -66,7 +65,7 @@ class FixedShapes:
             self._output.copy_(result)
 
     def _capture(self) -> None:
-        """Record the work on a side stream, as torch wants it; what cannot be recorded is done without, with a warning.
+        """Capture the function on a side stream; if this fails, warn and run it without a graph.
 
         Source: torch's notes on CUDA semantics, "CUDA graphs".
         """
@@ -89,12 +88,12 @@ class FixedShapes:
 
 
 class GraphedDecode:
-    """Decoding steps, a graph for each number of rows and each of a few lengths of attention.
+    """Decoding steps with one graph for each number of rows and each attention length.
 
     Args:
-        step: (rows (3, B) int64: token ids, slots, positions; tokens that attention goes over) -> logits (B, V).
-        context: tokens that a slot can hold.
-        device: where `step` computes.
+        step: (rows (3, B) int64: token ids, slots, positions; attention length) -> logits (B, V).
+        context: maximum tokens of a slot.
+        device: device of `step`.
     """
 
     def __init__(self, step: Callable[[Tensor, int], Tensor], context: int, device: torch.device) -> None:
@@ -112,7 +111,7 @@ class GraphedDecode:
 
     @property
     def num_captured(self) -> int:
-        """Graphs so far."""
+        """Number of captured graphs."""
         return sum(step.is_captured for step in self._steps.values())
 
     def _fixed(self, num_rows: int, length: int) -> FixedShapes:
@@ -125,11 +124,11 @@ class GraphedDecode:
 
 
 class GraphedEncode:
-    """Images to what the decoder reads, a graph for each shape of images; the few latest are kept.
+    """Image encoding with one graph for each input shape; the most recent ones are kept.
 
     Args:
         encode: pixel_values (I, 3, H, W) in [0, 1] on `device` -> image_embeds (I, N, D).
-        device: where it computes.
+        device: device of `encode`.
     """
 
     def __init__(self, encode: Callable[[Tensor], Tensor], device: torch.device) -> None:
@@ -137,7 +136,7 @@ class GraphedEncode:
         self._kept: OrderedDict[tuple[torch.Size, torch.dtype], FixedShapes] = OrderedDict()
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
-        """Image embeds (I, N, D), a tensor of their own."""
+        """Image embeddings (I, N, D), a new tensor."""
         key = pixel_values.shape, pixel_values.dtype
         if key not in self._kept:
             self._kept[key] = FixedShapes(self._encode, pixel_values.shape, pixel_values.dtype, self._device)
@@ -148,7 +147,7 @@ class GraphedEncode:
 
 
 def attention_lengths(context: int) -> list[int]:
-    """Tokens that attention may go over, doubling up to `context`: 256, 512, ... Each needs a graph of its own."""
+    """Attention lengths in tokens, doubling up to `context`: 256, 512, ... Each needs its own graph."""
     lengths = [min(_SHORTEST_TOKENS, context)]
     while lengths[-1] < context:
         lengths.append(min(2 * lengths[-1], context))

@@ -1,6 +1,6 @@
-"""The Qwen2 decoder over the slots of a key/value cache: prompts in one pass or in chunks, then a token a step.
+"""Qwen2 decoder with a KV cache of several slots: prefill in one pass or in chunks, then decoding steps.
 
-Additions come in the order of transformers' Qwen2. T tokens, B rows, D width, H heads, K key/value heads, E head width,
+Operations follow the order of transformers' Qwen2. T tokens, B rows, D width, H heads, K key/value heads, E head width,
 V vocabulary.
 """
 
@@ -30,14 +30,14 @@ _FIRST_TABLE_TOKENS = 1024
 
 
 class Decoder:
-    """Decoder and head over a cache of its own.
+    """Decoder and head with their own KV cache.
 
     Args:
         weights: may be shared with other decoders.
-        num_slots: requests at the same time.
-        context: tokens a slot can hold, prompt and reply.
-        has_fixed_shapes: decode on buffers of fixed shape, on a GPU as CUDA graphs. Logits of a step then last until
-            the next one.
+        num_slots: sequences at the same time.
+        context: maximum tokens of a slot, prompt and reply.
+        has_fixed_shapes: decode on buffers of fixed shape, with CUDA graphs on a GPU. Logits are then valid until the
+            next step only.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
         return self._embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Dtype of the computation."""
         return self._dtype
 
     @torch.inference_mode()
@@ -108,17 +108,17 @@ class Decoder:
         return self.logits(self._run(self.embed(token_ids), cos, sin, attend))
 
     def _fixed_step(self, rows: Tensor, end: int) -> Tensor:
-        """Logits (B, V) of `rows` (3, B): token ids, slots, positions; attention goes over `end` tokens."""
+        """Logits (B, V) of `rows` (3, B): token ids, slots, positions; attention covers `end` tokens."""
         token_ids, where, at = rows
         attend = attend_rows_together(self.cache, where, at, end)
         embeds = F.embedding(token_ids, self._embedding).to(self._dtype)
         return self.logits(self._run(embeds, self._cos[at], self._sin[at], attend))
 
     def _run(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, is_last_only: bool = False) -> Tensor:
-        """What the layers make of all rows of `hidden` (T, D), or of the last one; cos, sin (T, 1, E)."""
+        """Run the layers on all rows of `hidden` (T, D), or return the last row only; cos, sin (T, 1, E)."""
         for index, layer in enumerate(self._layers):
             mixed = attend(index, *self._q_and_kv(layer, hidden, cos, sin))
-            if is_last_only and index == len(self._layers) - 1:  # the last layer's other rows go nowhere
+            if is_last_only and index == len(self._layers) - 1:  # nothing reads the other rows of the last layer
                 hidden, mixed = hidden[-1:], mixed[-1:]
             hidden = hidden + layer.output(mixed)
             gate, up = layer.gate_up(self._normed(hidden, layer.mlp_norm)).chunk(2, dim=-1)
@@ -126,7 +126,7 @@ class Decoder:
         return hidden
 
     def _q_and_kv(self, layer: DecoderLayer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (T, H, E); keys and then values (T, 2 K, E); queries and keys turned to their positions."""
+        """Queries (T, H, E) and keys followed by values (T, 2 K, E); queries and keys with rotary positions applied."""
         heads = self._num_heads
         qkv = layer.qkv(self._normed(hidden, layer.attention_norm)).view(
             len(hidden), heads + 2 * self._num_kv_heads, -1
@@ -138,8 +138,8 @@ class Decoder:
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """RMS norm of `hidden` (T, D).
 
-        On a CPU in half precision as the layer norm of (x, -x), whose mean is 0 and whose variance is the mean square:
-        one kernel in place of seven.
+        On a CPU in half precision it is computed as the layer norm of (x, -x), whose mean is 0 and whose variance is
+        the mean square: one kernel instead of seven.
         """
         if self._is_exact:
             return F.rms_norm(hidden, weight.shape, weight, self._epsilon)
@@ -148,7 +148,7 @@ class Decoder:
         return F.layer_norm(mirrored, (2 * width,), None, None, self._epsilon)[:, :width] * weight
 
     def _grow_tables(self, num_tokens: int) -> None:
-        """Make the tables of cosines and sines (C, 1, E) reach `num_tokens`; each time at least twice as far."""
+        """Extend the cosine and sine tables (C, 1, E) to `num_tokens`, at least doubling them."""
         known = len(self._cos)
         if num_tokens <= known:
             return

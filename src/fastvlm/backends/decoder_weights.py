@@ -1,7 +1,7 @@
-"""A decoder's weights as an engine computes with them: linear layers made once, by name, from a checkpoint.
+"""Decoder weights prepared for inference: linear layers by name, made once from a checkpoint.
 
-Several decoders may hold the same :class:`DecoderWeights` (replicas). A checkpoint that differs from another one in
-some tensors (a merged adapter) shares every layer whose tensors are the same.
+Replicas share one :class:`DecoderWeights`. A checkpoint that differs from another one in some tensors (a merged
+adapter) shares every layer whose tensors are equal.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class DecoderWeights:
     """All weights of a decoder and its head.
 
     Attributes:
-        config: sizes.
-        dtype: what is computed in.
-        embedding: (V, D), of the checkpoint's dtype.
-        linears: names of the weights that a linear layer is made of -> that layer.
-        layers: the same by layer, with the norms.
+        config: the decoder's sizes.
+        dtype: dtype of the computation.
+        embedding: (V, D), in the checkpoint's dtype.
+        linears: names of a layer's weights -> the linear layer.
+        layers: the decoder layers with their norms.
         norm: (D,), before the head.
-        rotary: positions.
-        own_bytes: memory of the linear layers that no other weights share.
+        rotary: rotary position embedding.
+        own_bytes: bytes of linear layers that are not shared with other weights.
     """
 
     config: DecoderConfig
@@ -68,7 +68,7 @@ class DecoderWeights:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of the weights."""
         return self.embedding.device
 
 
@@ -80,18 +80,18 @@ def prepare_decoder(
     device: torch.device,
     base: DecoderWeights | None = None,
 ) -> DecoderWeights:
-    """Lay out the decoder of `checkpoint` for computing.
+    """Prepare the decoder of `checkpoint` for inference.
 
     Args:
-        checkpoint: stays as it is.
-        make: of weights in floating dtypes.
-        make_rounded: of weights that the checkpoint has in 8 or 4 bits.
-        dtype, device: what is computed in, and where.
-        base: prepared in the same way from the checkpoint that ``checkpoint.changed`` is counted from; its layers are
-            taken over where no tensor has changed.
+        checkpoint: not modified.
+        make: makes layers of floating weights.
+        make_rounded: makes layers of weights stored in 8 or 4 bits.
+        dtype, device: dtype and device of the computation.
+        base: weights prepared in the same way from the checkpoint that ``checkpoint.changed`` refers to; layers without
+            a changed tensor are reused.
     """
     prepared = _Preparation(checkpoint, make, make_rounded, dtype, base)
-    # The head first: packing takes twice its memory for a moment, which is free again when the layers come.
+    # The head first: packing briefly takes twice its memory, which the layers then reuse.
     names = linear_groups(checkpoint.config.text_config.num_hidden_layers)
     linears = {group: prepared.linear(group) for group in (names[-1], *names[:-1])}
 
@@ -120,7 +120,7 @@ def prepare_decoder(
 
 
 class _Preparation:
-    """Makes linear layers by name, or takes them over from `base`; see :func:`prepare_decoder`."""
+    """Makes linear layers by name or reuses those of `base`; see :func:`prepare_decoder`."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class _Preparation:
         self.own_bytes = 0
 
     def linear(self, names: tuple[str, ...]) -> Linear:
-        """The layer of the weights `names` over the same input."""
+        """The layer of the weights `names`, which share one input."""
         sources = [self._source(name) for name in names]
         biases = [_bias_name(name) for name in sources]
         if self._base is not None and not self._checkpoint.changed.intersection((*sources, *biases)):
@@ -145,7 +145,7 @@ class _Preparation:
         return layer
 
     def _source(self, name: str) -> str:
-        """The tensor that has the weight `name`: a tied head is the embedding table."""
+        """The tensor of the weight `name`: for a tied head, the embedding table."""
         return EMBEDDING if name == HEAD and HEAD not in self._checkpoint.tensors else name
 
     def _made(self, names: tuple[str, ...], sources: Sequence[str], biases: Sequence[Tensor | None]) -> Linear:
@@ -159,7 +159,7 @@ class _Preparation:
         return self._make(weights, biases, is_head=names == (HEAD,))
 
     def _shape(self, names: tuple[str, ...]) -> tuple[int, int]:
-        """(outputs, inputs) of the layer of `names`, as the configuration says."""
+        """(outputs, inputs) of the layer of `names` according to the configuration."""
         text = self._checkpoint.config.text_config
         heads, width, inner = text.num_attention_heads * text.head_dim, text.hidden_size, text.intermediate_size
         part = names[0].split(".")[-2]
@@ -172,7 +172,7 @@ class _Preparation:
         }[part]
 
     def _own_layer(self, name: str, source: str) -> Linear:
-        """The layer that computes by code of its own; else a plain one."""
+        """The layer with its own code if there is one, else a plain one."""
         own = self._checkpoint.layers.get(name)
         if own is not None:
             return _in_dtype(own, self._dtype)
@@ -185,13 +185,13 @@ def _check_shape(weight: RoundedWeight, expected: tuple[int, int]) -> None:
     found = weight.out_features, weight.in_features
     if found != expected:
         raise CheckpointError(
-            f"The decoder asks for a layer of {list(expected)}; the quantized weights have {list(found)} there. They "
-            "are another model's, or another version's. Quantize the model again."
+            f"A quantized weight has the shape {list(found)}; the decoder expects {list(expected)}. The weights "
+            "belong to another model or version. Quantize the model again."
         )
 
 
 def _in_dtype(layer: Linear, dtype: torch.dtype) -> Linear:
-    """`layer`, or a copy in `dtype` if it is a module with floating weights of another one."""
+    """`layer`, or a copy in `dtype` if it is a module with floating weights of another dtype."""
     if not isinstance(layer, nn.Module) or all(
         parameter.dtype == dtype for parameter in layer.parameters() if parameter.is_floating_point()
     ):

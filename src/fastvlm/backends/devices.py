@@ -1,4 +1,4 @@
-"""What a checkpoint is computed on and in, by the names that are typed."""
+"""Parses device and dtype names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DTYPES = {
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """`device` checked, or the first of cuda, mps, cpu that this machine has.
+    """`device` after a check, or the first available of cuda, mps, cpu.
 
     Raises:
-        UsageError: no such kind of device, or not on this machine.
+        UsageError: an unknown device, or one that this machine does not have.
     """
     if device is None or device == "auto":
         kinds = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())
@@ -39,10 +39,10 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from itself or its name; None for None and "auto": the checkpoint's own.
+    """A torch dtype from itself or its name; None (the checkpoint's own) for None and "auto".
 
     Raises:
-        UsageError: not a dtype that a FastVLM is computed in.
+        UsageError: a dtype that FastVLM does not support.
     """
     if dtype is None or dtype == "auto":
         return None

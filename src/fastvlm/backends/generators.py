@@ -1,4 +1,4 @@
-"""Work that can be paused: a generator whose return value is the result."""
+"""Pausable work: generators whose return value is the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def finished(work: Generator[None, None, T]) -> T:
-    """Run `work` to its end; its return value."""
+    """Run `work` to its end and return its result."""
     try:
         while True:
             next(work)

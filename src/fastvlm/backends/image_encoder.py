@@ -33,22 +33,22 @@ class ImageEncoder(Protocol):
 
     @property
     def is_stepped(self) -> bool:
-        """True if it is quick to pause: images should be handed over one by one."""
+        """True if it pauses quickly, so that images should be passed one by one."""
 
     def __call__(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
-        """Image embeds (I, N, D), the return value; the work may be paused or dropped at each yield."""
+        """Image embeddings (I, N, D), the return value; the work may be paused or abandoned at each yield."""
 
     def replica(self) -> ImageEncoder:
-        """One on the same weights, for another thread."""
+        """An encoder on the same weights, for another thread."""
 
 
 class SteppedImageEncoder:
     """The encoder for CPUs, in steps; see :class:`FastEncoder`.
 
     Args:
-        checkpoint: stays as it is; pages of its files that were copied leave memory.
-        dtype: what is computed in.
-        base: an encoder of the checkpoint that ``checkpoint.changed`` is counted from; unchanged parts are shared.
+        checkpoint: not modified; pages of its files are released after they have been copied.
+        dtype: dtype of the computation.
+        base: an encoder of the checkpoint that ``checkpoint.changed`` refers to; unchanged parts are shared.
     """
 
     is_stepped = True
@@ -68,7 +68,7 @@ class SteppedImageEncoder:
             self.projector = base.projector
 
     def replica(self) -> SteppedImageEncoder:
-        """Itself: it holds nothing but weights."""
+        """Itself, because it holds weights only."""
         return self
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class SteppedImageEncoder:
 
 
 class TorchImageEncoder:
-    """Encoder and projector as PyTorch modules, on any device; on a GPU of CUDA as graphs if `has_graphs`."""
+    """Encoder and projector as PyTorch modules on any device; with CUDA graphs if `has_graphs`."""
 
     is_stepped = False
 
@@ -96,7 +96,7 @@ class TorchImageEncoder:
         self._encode = GraphedEncode(self._forward, device) if has_graphs else self._forward
 
     def replica(self) -> TorchImageEncoder:
-        """One on the same modules, with graphs of its own."""
+        """An encoder on the same modules with its own graphs."""
         other = copy.copy(self)
         other._encode = GraphedEncode(other._forward, self._device) if self._has_graphs else other._forward
         return other
@@ -113,7 +113,7 @@ class TorchImageEncoder:
 
 
 def images_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What images are computed in beside a decoder in `dtype`: the encoder's numbers are too large for float16."""
+    """The encoder's dtype for a decoder in `dtype`; float32 for float16, which the encoder's activations overflow."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
@@ -134,7 +134,7 @@ def _projector(checkpoint: Checkpoint) -> FastVlmMultiModalProjector:
 
 
 def _with_tensors(module: M, checkpoint: Checkpoint, prefix: str) -> M:
-    """`module` on the checkpoint's tensors themselves, in eval mode."""
+    """`module` with the checkpoint's tensors (not copied), in eval mode."""
     tensors = checkpoint.tensors
     own = {name.removeprefix(prefix): tensors[name].detach() for name in tensors if name.startswith(prefix)}
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

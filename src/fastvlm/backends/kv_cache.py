@@ -1,6 +1,6 @@
-"""Keys and values of the tokens that the decoder has seen, in a fixed number of slots.
+"""KV cache: keys and values of all layers in a fixed number of slots.
 
-Memory is claimed at once and, on a CPU, taken only as it is written: a slot for the whole context costs what its
+On a CPU the memory is reserved at once but used only as it is written, so a slot for the whole context costs what its
 longest request needs. S slots, K key/value heads, C context in tokens, E head width.
 """
 
@@ -22,14 +22,14 @@ _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MA
 
 
 class KeyValueCache:
-    """`layers`: for each layer a tensor (S, 2 K, C, E), the keys of all heads and then their values; zeros at first.
+    """KV cache. `layers`: a tensor (S, 2 K, C, E) per layer, the keys of all heads, then their values; zeros at first.
 
-    Keys and values lie in one tensor so that a new token's are written at once.
+    Keys and values share one tensor so that a new token's are written at once.
 
     Args:
-        config: of the decoder: layers, key/value heads, head width.
-        num_slots: requests at the same time.
-        context: tokens a slot can hold.
+        config: the decoder's layers, key/value heads and head width.
+        num_slots: sequences at the same time.
+        context: maximum tokens of a slot.
         dtype, device: of the decoder.
     """
 
@@ -49,12 +49,12 @@ class KeyValueCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes claimed in all."""
+        """Reserved bytes."""
         return self.bytes_per_token * self.num_slots * self.context
 
     @torch.inference_mode()
     def copy_prefix(self, source: int, target: int, num_tokens: int) -> None:
-        """Let `target` begin with the first `num_tokens` of `source`."""
+        """Copy the first `num_tokens` of slot `source` to slot `target`."""
         if source == target:
             return
         for tensor in self.layers:
@@ -62,16 +62,16 @@ class KeyValueCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU the system's untouched pages, which become memory when they are written.
+    """A tensor of zeros; on a CPU untouched anonymous pages, which take memory only when they are written.
 
-    They have to be zeros: what masked attention multiplies by nothing must not be NaN. And small pages: each head's few
-    hundred tokens of a long context would else take a page of 2 MiB.
+    They must be zeros, because masked attention multiplies them by 0, which must not give NaN. They must be small
+    pages, because each head's few hundred tokens of a long context would otherwise take a page of 2 MiB.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = math.prod(shape) * dtype.itemsize
     pages = mmap.mmap(-1, num_bytes, **_PRIVATE)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with suppress(OSError):  # a kernel that knows no large pages
+        with suppress(OSError):  # a kernel without large pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -1,4 +1,4 @@
-"""Linear layers for inference: what every kind of them has, and the plain kind.
+"""Linear layers for inference: their interface, and the plain PyTorch layer.
 
 Shapes: a weight is (out, in), a bias (out,), inputs are (..., in), outputs (..., out) in the dtype of the input.
 """
@@ -19,20 +19,20 @@ Linear = Callable[[Tensor], Tensor]
 
 
 class LinearMaker(Protocol):
-    """Makes linear layers from a checkpoint's weights, which stay as they are."""
+    """Makes linear layers from a checkpoint's weights without modifying them."""
 
     def __call__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, is_head: bool) -> Linear:
-        """One layer of `weights` over the same input; their outputs lie side by side.
+        """One layer of several weights over the same input; the outputs are concatenated.
 
         Args:
             weights: (out, in) each, of any floating dtype.
             biases: (out,) or None for each weight; all or none are given.
-            is_head: True for the output projection, whose rounding shows at once.
+            is_head: True for the output projection, which is more sensitive to rounding.
         """
 
 
 class PlainLinear:
-    """``F.linear``, then exact GELU if asked for: any device and floating dtype; the reference for the other kinds.
+    """``F.linear``, optionally with exact GELU, on any device and floating dtype; the reference for other layers.
 
     Computes in the weight's dtype.
     """
@@ -52,7 +52,7 @@ class PlainLinear:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the weight takes."""
+        """Memory of the weight in bytes."""
         return self.weight.nbytes
 
     def dense(self) -> Tensor:
@@ -71,11 +71,11 @@ def plain_linears(device: torch.device, dtype: torch.dtype) -> LinearMaker:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """`parts` one after the other; a single one as it is."""
+    """The concatenation of `parts`; a single one without a copy."""
     return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
 
 
 def joined_biases(biases: Sequence[Tensor | None]) -> Tensor | None:
-    """All biases one after the other; None if there are none."""
+    """The concatenation of all biases; None if there are none."""
     given = [bias for bias in biases if bias is not None]
     return joined(given) if given else None

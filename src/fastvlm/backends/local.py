@@ -1,7 +1,7 @@
-"""The backend of one process on one device, and which kernels it is made of.
+"""Backend of one process on one device, and the choice of its kernels.
 
-On a CPU: the encoder on NHWC maps in short steps, the decoder's weights packed once or read where they lie. On a GPU:
-PyTorch's own layers, with CUDA graphs. `kernels="reference"` takes PyTorch's own layers everywhere, for comparisons.
+CPU: the encoder runs on NHWC maps in short steps; the decoder's weights are packed once or used where they are. GPU:
+PyTorch layers with CUDA graphs. `kernels="reference"` uses PyTorch layers everywhere, for comparisons.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from fastvlm.formats.rounding import GROUP_SIZES, Int8Weight, RoundedWeight, qua
 __all__ = ["LocalBackend", "fast_dtype", "make_backend"]
 
 Kernels = Literal["fast", "reference"]
-_CHUNK_TOKENS = 64  # of a prompt on a CPU while others run; elsewhere a prompt takes hardly longer than a token
-_CONTEXT_TOKENS = 8192  # where memory is taken when it is claimed (a GPU), and nothing else was asked for
+_CHUNK_TOKENS = 64  # CPU only; on a GPU a prompt takes hardly longer than a token
+_CONTEXT_TOKENS = 8192  # default on a GPU, where the KV cache is allocated at once
 
 
 class LocalBackend:
-    """A :class:`fastvlm.backends.backend.Backend` on one device of this machine; made by :func:`make_backend`.
+    """A :class:`fastvlm.backends.backend.Backend` on a device of this machine; made by :func:`make_backend`.
 
     Args:
-        images, decoder: what it is made of; the decoder's weights may be shared.
-        files: that weights are mapped from.
-        key: of the checkpoint.
+        images, decoder: image encoder and decoder; the decoder's weights may be shared.
+        files: the files that weights are mapped from.
+        key: the checkpoint's key.
     """
 
     def __init__(
@@ -51,46 +51,46 @@ class LocalBackend:
 
     @property
     def weights(self) -> DecoderWeights:
-        """The decoder's; replicas hold the same object."""
+        """The decoder's weights; replicas hold the same object."""
         return self.decoder.weights
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the computation."""
         return self.decoder.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the decoder computes in."""
+        """Dtype of the decoder."""
         return self.decoder.dtype
 
     @property
     def num_slots(self) -> int:
-        """Sequences that the cache holds at the same time."""
+        """Sequences in the KV cache."""
         return self.decoder.cache.num_slots
 
     @property
     def context(self) -> int:
-        """Tokens that one slot holds, prompt and reply."""
+        """Maximum tokens of one slot, prompt and reply."""
         return self.decoder.cache.context
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of cache that one token takes."""
+        """Bytes of KV cache per token."""
         return self.decoder.cache.bytes_per_token
 
     @property
     def chunk_tokens(self) -> int | None:
-        """Tokens of a prompt to prefill at a time while other requests decode; None for all of them."""
+        """Prompt tokens to prefill at once while other requests decode; None for all."""
         return _CHUNK_TOKENS if self.device.type == "cpu" else None
 
     @property
     def encodes_singly(self) -> bool:
-        """True if images should be handed over one by one."""
+        """True if images should be passed one by one."""
         return self.images.is_stepped
 
     def encode(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
-        """Image embeds (I, N, D) of pixel_values (I, 3, H, W) in [0, 1], the return value."""
+        """Image embeddings (I, N, D) of pixel_values (I, 3, H, W) in [0, 1], the return value."""
         return self.images(pixel_values)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -114,22 +114,22 @@ class LocalBackend:
         self.decoder.cache.copy_prefix(source, target, num_tokens)
 
     def replica(self, num_slots: int, context: int) -> LocalBackend:
-        """A backend on the same weights, with a cache of its own; the two may run in different threads."""
+        """A backend on the same weights with its own KV cache; the two may run in different threads."""
         has_fixed_shapes = self.decoder.fixed is not None
         decoder = Decoder(self.weights, num_slots, context, has_fixed_shapes=has_fixed_shapes)
         return LocalBackend(self.images.replica(), decoder, self._files, self.key)
 
     def check_weights(self) -> None:
-        """Raise CheckpointError if a file that weights are mapped from was written to."""
+        """Raise CheckpointError if a file that weights are mapped from has changed."""
         if self._files is not None:
             self._files.check()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """What an engine on `device` is fast in; None for the checkpoint's own dtype.
+    """The fast dtype on `device`; None for the checkpoint's own.
 
-    float32 on a CPU without bfloat16 arithmetic (most laptops), where bfloat16 is emulated: twice the memory, a
-    fraction of the time (docs/performance.md).
+    This is float32 on a CPU without bfloat16 arithmetic (most laptops), where bfloat16 is emulated: float32 takes twice
+    the memory and a fraction of the time (docs/performance.md).
     """
     return torch.float32 if device.type == "cpu" and not cpu_kernels().has_fast_bfloat16 else None
 
@@ -145,25 +145,25 @@ def make_backend(
     kernels: Kernels = "fast",
     base: LocalBackend | None = None,
 ) -> LocalBackend:
-    """A backend for `checkpoint` on `device`.
+    """Build a backend for `checkpoint` on `device`.
 
     Args:
-        checkpoint: stays as it is and can be used afterwards.
-        device: None for where its tensors are.
-        dtype: what is computed in; None for the checkpoint's own. Weights are turned one by one while they are laid
-            out, so a checkpoint whose weights lie in a mapped file never exists in `dtype` as a whole.
-        bits: of the decoder's weights on a CPU. 16 keeps them as the checkpoint has them: its floating dtype, or the 8
-            or 4 bits in which ``fastvlm quantize`` stored them. At 4 the head keeps 8.
+        checkpoint: not modified; it can be used afterwards.
+        device: None for the device of its tensors.
+        dtype: dtype of the computation; None for the checkpoint's own. Weights are converted one by one, so mapped
+            weights never exist in `dtype` as a whole.
+        bits: of the decoder's weights on a CPU. 16 keeps them as the checkpoint has them: in its floating dtype, or in
+            the 8 or 4 bits that ``fastvlm quantize`` stored. With 4 bits the head keeps 8.
         num_slots: sequences at the same time.
-        context: tokens of one sequence, prompt and reply; None for the model's own on a CPU, where only what is used
-            takes memory, and at most 8192 elsewhere.
-        kernels: "reference" for PyTorch's own layers and no graphs.
-        base: a backend made with the same device, dtype, bits and kernels from this checkpoint, or from the one that
-            ``checkpoint.changed`` is counted from: weights are shared where no tensor has changed. The two may run in
-            different threads.
+        context: maximum tokens of one sequence, prompt and reply; None for the model's own on a CPU, where only used
+            tokens take memory, and for at most 8192 elsewhere.
+        kernels: "reference" for PyTorch layers without graphs.
+        base: a backend with the same device, dtype, bits and kernels, for this checkpoint or for the one that
+            ``checkpoint.changed`` refers to: weights of unchanged tensors are shared. The two may run in different
+            threads.
 
     Raises:
-        UsageError: bits that the checkpoint cannot be had in, fewer than 16 away from a CPU, an impossible context.
+        UsageError: bits that this checkpoint or device does not support, or a context out of range.
     """
     device = checkpoint.tensors[next(iter(checkpoint.tensors))].device if device is None else device
     dtype = checkpoint.dtype if dtype is None else dtype
@@ -193,8 +193,8 @@ def _check_bits(bits: Bits, stored: int | None, device: torch.device) -> None:
         raise UsageError(f"bits is {bits}, but the model is on {device}; weights of 8 and 4 bits need a CPU.")
     if stored is not None and bits not in (16, stored):
         raise UsageError(
-            f"bits is {bits}, but this checkpoint is stored in {stored}. Leave it at that, or take the checkpoint that "
-            "it was made from."
+            f"bits is {bits}, but this checkpoint is stored in {stored} bits. Leave bits at 16, or use the "
+            "checkpoint that it was made from."
         )
 
 
@@ -208,7 +208,7 @@ def _context(checkpoint: Checkpoint, asked: int | None, device: torch.device) ->
 
 
 def _linears(bits: Bits, dtype: torch.dtype) -> LinearMaker:
-    """What makes a CPU's linear layers of weights in floating dtypes."""
+    """The maker of a CPU's linear layers from floating weights."""
     if has_native_linears(dtype):
         return NativeLinears(partial(_native_form, bits=bits))
     if bits == 16:
@@ -222,7 +222,7 @@ def _linears(bits: Bits, dtype: torch.dtype) -> LinearMaker:
 
 
 def _native_form(weight: Tensor, is_head: bool, *, bits: Bits) -> Tensor | RoundedWeight:
-    """What the compiled kernels multiply: `weight` (out, in) itself in bfloat16, or rounded."""
+    """The operand of the compiled kernels: `weight` (out, in) in bfloat16, or rounded."""
     if bits == 16:
         return weight.to(torch.bfloat16).contiguous()
     has_groups = weight.shape[1] % GROUP_SIZES[0] == 0
@@ -232,7 +232,7 @@ def _native_form(weight: Tensor, is_head: bool, *, bits: Bits) -> Tensor | Round
 
 
 def _rounded_linear(weight: RoundedWeight, bias: Tensor | None, *, dtype: torch.dtype, device: torch.device) -> Linear:
-    """The layer of a weight that the checkpoint has in 8 or 4 bits; away from a CPU in `dtype`."""
+    """The layer of a weight that is stored in 8 or 4 bits; on other devices than a CPU it computes in `dtype`."""
     if device.type != "cpu":
         return plain_linears(device, dtype)([weight.dequantize()], [bias], is_head=False)
     native = native_linear([weight], [bias]) if dtype == torch.bfloat16 else None

@@ -1,7 +1,7 @@
-"""A checkpoint's file is mapped, not read: pages that were copied into another layout are given back.
+"""Releases the resident pages of mapped weights after they have been copied into another layout.
 
-Until then the weight stands in memory twice, which is what the largest resident set is made of. The page cache keeps
-the pages, and who touches the tensor again gets the same values from there.
+Otherwise each weight is in memory twice, which determines the peak memory. The page cache keeps the pages, so reading
+the tensor again gives the same values.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _FILE = 1
 
 
 def release_pages(tensor: Tensor) -> int:
-    """Let the pages of `tensor` that a file holds leave this process's memory; its values stay what they are.
+    """Release the resident pages of a file-backed `tensor`; its values do not change.
 
-    Nothing happens to memory that is no file's, or that was written to since it was mapped (such a page exists here
-    alone), and nothing on systems other than Linux.
+    Does nothing for memory that is not file-backed or was modified since it was mapped, and on systems other than
+    Linux.
 
     Args:
-        tensor: contiguous, on the CPU; others are left alone.
+        tensor: contiguous, on the CPU; others are ignored.
 
     Returns:
-        Bytes that may have left, whole pages: 0 if nothing was done.
+        Bytes released, in whole pages; 0 if nothing was done.
     """
     advise = _madvise()
     if advise is None or tensor.device.type != "cpu" or not tensor.is_contiguous() or not tensor.numel():
@@ -49,7 +49,7 @@ def release_pages(tensor: Tensor) -> int:
 
 @functools.cache
 def _madvise() -> Callable[[int, int, int], int] | None:
-    """madvise(2), or None where it or the table of pages is missing."""
+    """madvise(2), or None where it or the page map is missing."""
     if sys.platform != "linux" or not os.access(_PAGEMAP, os.R_OK):
         return None
     found = getattr(ctypes.CDLL(None), "madvise", None)
@@ -59,7 +59,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def _are_the_files(start: int, num_pages: int) -> bool:
-    """True if every page that is in memory is a file's own: dropping another would lose what was written to it."""
+    """True if every resident page is an unmodified page of a file; releasing a modified page would lose its content."""
     try:
         with _PAGEMAP.open("rb", buffering=0) as pagemap:
             words = os.pread(pagemap.fileno(), num_pages * _WORD_BYTES, start // mmap.PAGESIZE * _WORD_BYTES)

@@ -131,7 +131,7 @@ def test_what_others_may_have_written_is_never_loaded(cache, library, monkeypatc
         pytest.skip("only root gives files away")
     monkeypatch.setattr(native, "open_library", lambda path: pytest.fail(f"{path} was loaded"))
     change(placed(library))
-    with pytest.warns(UserWarning, match=f"{reason}.*torch's kernels work instead.*fastvlm build-kernels"):
+    with pytest.warns(UserWarning, match=f"{reason}.*PyTorch's kernels are used instead.*fastvlm build-kernels"):
         assert native_kernels() is None
 
 

@@ -1,1 +1,1 @@
-"""Compiled C++ kernels for CPUs with AMX, and what calls them."""
+"""Compiled C++ kernels for CPUs with AMX, and their Python interface."""

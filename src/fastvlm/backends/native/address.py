@@ -1,7 +1,4 @@
-"""Addresses that compiled kernels are given: each of a tensor whose dtype, shape and layout were looked at just before.
-
-The kernels read and write as far as the sizes say that they are called with, without a check of their own.
-"""
+"""Checked tensor addresses for the compiled kernels, which do not check sizes themselves."""
 
 from __future__ import annotations
 
@@ -12,16 +9,16 @@ __all__ = ["address"]
 
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> int:
-    """Where the numbers of `tensor` lie: a contiguous tensor of the CPU, of this `dtype`, that is not empty.
+    """Address of a contiguous, non-empty CPU tensor of this `dtype` and `shape`.
 
     Args:
-        name: what messages call it.
-        tensor: has to outlive the use of the address.
-        dtype: expected.
-        shape: expected; None is any size but 0, and no shape at all is any.
+        name: its name in messages.
+        tensor: must outlive the use of the address.
+        dtype: expected dtype.
+        shape: expected shape; None matches any size but 0, and no shape at all matches any.
 
     Raises:
-        ValueError: another tensor; it says what was got and what was expected.
+        ValueError: another tensor; the message says what was got and what was expected.
     """
     is_shape = not shape or (
         tensor.dim() == len(shape)

@@ -1,4 +1,4 @@
-"""Linear layers for many rows in tile registers (AMX), by compiled kernels: what the encoder is made of."""
+"""Linear layers of the encoder for many rows, by the compiled AMX kernels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["TileLinear", "tile_linear"]
 
 
 class TileLinear:
-    """A bfloat16 layer with exact GELU if asked for; the interface of ``linear.PackedLinear``.
+    """A bfloat16 layer, optionally with exact GELU; it has the interface of ``linear.PackedLinear``.
 
     Args:
-        kernels: of ``native.native_kernels``.
+        kernels: from ``native_kernels``.
         weight: (out, in), multiples of 32.
         bias: (out,), or None.
-        has_gelu: GELU behind it.
+        has_gelu: apply GELU to the outputs.
     """
 
     def __init__(self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None, *, has_gelu: bool = False) -> None:
@@ -58,12 +58,12 @@ class TileLinear:
         return from_panels(self._panels)
 
     def ffn(self, narrow: TileLinear, x: Tensor, other: Tensor) -> Tensor:
-        """`other` (rows, in), which is overwritten, plus `narrow` of this layer's outputs for `x` (rows, in)."""
+        """Add `narrow` of this layer's outputs for `x` (rows, in) to `other` (rows, in), which is overwritten."""
         return self._kernels.ffn(x, self.layer, narrow.layer, other)
 
 
 def tile_linear(weight: Tensor, bias: Tensor | None, *, has_gelu: bool) -> TileLinear | None:
-    """The layer, or None where there are no kernels for it: another dtype, device, CPU or shape."""
+    """The layer, or None if the kernels do not support the dtype, device, CPU or shape."""
     is_whole = not any(size % PANEL for size in weight.shape)
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not is_whole:
         return None

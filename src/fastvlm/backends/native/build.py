@@ -1,4 +1,4 @@
-"""Compiles ``kernels/`` into the library that :mod:`fastvlm.backends.native.kernels` opens."""
+"""Compiles ``cpp/`` into the library that :mod:`fastvlm.backends.native.kernels` opens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["BuiltLibrary", "build", "compile_library"]
 
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 300
-_TORCH_IS_ENOUGH = "Nothing needs these kernels: without them torch's are used."
+_TORCH_IS_ENOUGH = "These kernels are optional: without them PyTorch's are used."
 
 
 @dataclass(frozen=True)
 class BuiltLibrary:
-    """A library that was built: where it is, the compiler that made it, and that compiler's version."""
+    """A built library: its path, the compiler and the compiler's version."""
 
     path: Path
     compiler: str
@@ -30,13 +30,13 @@ class BuiltLibrary:
 
 
 def build() -> BuiltLibrary:
-    """Compile the kernels, try them, and put them into the user's cache directory; one that is there is replaced.
+    """Compile the kernels, check them and write them into the user's cache directory, replacing an existing library.
 
-    Several may build at a time. A process that has the replaced library open keeps it.
+    Several processes may build at the same time. A process that has the replaced library open keeps it.
 
     Raises:
-        BuildError: the CPU lacks what they need, there is no compiler, compiling fails, the results are wrong, or the
-            place cannot be written.
+        BuildError: the CPU lacks features, there is no compiler, compiling fails, the results are wrong, or the folder
+            cannot be written.
     """
     if not cpu_flags() >= NEEDED_FLAGS:
         lacking = ", ".join(sorted(NEEDED_FLAGS - cpu_flags()))
@@ -45,9 +45,9 @@ def build() -> BuiltLibrary:
 
 
 def compile_library(path: Path, *, is_tried: bool) -> BuiltLibrary:
-    """Compile the kernels to `path`, whole or not at all; `is_tried` needs torch, and the CPU that they are for.
+    """Compile the kernels to `path` atomically; `is_tried` checks them, which needs torch and a supported CPU.
 
-    With `is_tried`, file and folder are made this user's alone (0700), as ``native_library.distrust`` demands.
+    With `is_tried`, file and folder become accessible to this user only (0700), as ``library.distrust`` requires.
 
     Raises:
         BuildError: as :func:`build`.
@@ -71,10 +71,10 @@ def compile_library(path: Path, *, is_tried: bool) -> BuiltLibrary:
 
 
 def _claim(folder: Path) -> None:
-    """Let nobody but this user write in `folder`.
+    """Make `folder` writable by this user only.
 
     Raises:
-        BuildError: it is a link, or another user's.
+        BuildError: it is a link, or belongs to another user.
     """
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
@@ -84,7 +84,7 @@ def _claim(folder: Path) -> None:
 
 
 def _compiler() -> str:
-    """Path of the C++ compiler: what the environment variable CXX names, or the first that is there."""
+    """Path of the C++ compiler: the environment variable CXX, or the first one found."""
     named = os.environ.get("CXX")
     candidates = (named,) if named else _COMPILERS
     found = next((path for path in map(shutil.which, candidates) if path is not None), None)
@@ -122,7 +122,7 @@ def _try(library: Path) -> None:
 
 
 def _version(compiler: str) -> str:
-    """The first line of what the compiler says of itself."""
+    """The first line of the compiler's version output."""
     return next(iter(_run(compiler, "--version").stdout.splitlines()), "")
 
 

@@ -1,7 +1,7 @@
-"""All layers of a decoder as one call of the compiled kernels (``cpp/decoder_pass.hpp``): steps and prompts.
+"""All layers of a decoder in one call of the compiled kernels (``cpp/decoder_pass.hpp``): decoding steps and prefill.
 
-For a decoder in bfloat16 on a CPU all of whose linears are :class:`NativeLinear`. Sums between the linears, the
-residual stream among them, are float32, where torch's way rounds to bfloat16.
+For a decoder in bfloat16 on a CPU whose linear layers are all :class:`NativeLinear`. Sums between the linear layers and
+the residual stream are float32, where PyTorch rounds to bfloat16.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Tables = tuple[Tensor, Tensor]
 
 
 class _NativeLayer(NamedTuple):
-    """A decoder layer all of whose linear layers are native."""
+    """A decoder layer whose linear layers are all native."""
 
     attention_norm: Tensor
     mlp_norm: Tensor
@@ -71,7 +71,7 @@ class _NativeLayer(NamedTuple):
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> _NativeLayer | None:
-        """`layer`, or None if the kernels do not take it."""
+        """`layer` as a native layer, or None if the kernels do not support it."""
         qkv, output, gate_up, down = layer.qkv, layer.output, layer.gate_up, layer.down
         norms = (layer.attention_norm, layer.mlp_norm)
         if not (isinstance(qkv, NativeLinear) and isinstance(output, NativeLinear)):
@@ -85,7 +85,7 @@ class _NativeLayer(NamedTuple):
 
 
 class NativeDecoder:
-    """Steps of one decoder over its cache; made by :meth:`over`."""
+    """Decoding steps and prefill of one decoder on its cache; made by :meth:`over`."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class NativeDecoder:
 
     @classmethod
     def over(cls, weights: DecoderWeights, cache: KeyValueCache) -> NativeDecoder | None:
-        """Steps over these weights and this cache, or None if the kernels do not take them."""
+        """A native decoder for these weights and this cache, or None if the kernels do not support them."""
         kernels = linear_kernels()
         if kernels is None or not weights.layers or not passes_are_right(kernels):
             return None
@@ -179,7 +179,7 @@ class NativeDecoder:
 
 
 class _Sizes(NamedTuple):
-    """What a decoder's linears have to fit."""
+    """The sizes that a decoder's linear layers must have."""
 
     width: int
     heads: int
@@ -188,13 +188,13 @@ class _Sizes(NamedTuple):
     inner: int  # between gate and down
 
     def check_head(self, head: NativeLinear) -> None:
-        """Raise ValueError for a head of another width, or heads that do not share keys and values evenly."""
+        """Raise ValueError for a head of another width, or heads that are not a multiple of the key/value heads."""
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads share {self.kv_heads} of keys and values; expected a divisor.")
         self._check("head", head, self.width, head.out_features)
 
     def check_layer(self, layer: _NativeLayer) -> None:
-        """Raise ValueError if a linear of `layer` is of another shape."""
+        """Raise ValueError if a linear layer of `layer` has another shape."""
         mixed = self.heads * self.head_width
         self._check("qkv", layer.qkv, self.width, mixed + 2 * self.kv_heads * self.head_width)
         self._check("output", layer.output, mixed, self.width)
@@ -205,12 +205,12 @@ class _Sizes(NamedTuple):
     def _check(name: str, linear: NativeLinear, inputs: int, outputs: int) -> None:
         found = linear.out_features, linear.in_features
         if found != (outputs, inputs):
-            raise ValueError(f"{name} is a linear of {found}; expected {(outputs, inputs)}.")
+            raise ValueError(f"{name} has the shape {found}; expected {(outputs, inputs)}.")
 
 
 @functools.cache
 def passes_are_right(kernels: NativeKernels) -> bool:
-    """True if one layer gives what torch gives: a step, and a prompt of equal tokens, of which any mean is known."""
+    """True if one layer gives torch's results for a decoding step and for a prompt of equal tokens."""
     half, width, tokens = torch.bfloat16, 64, 40
     rows = {"qkv": 128, "output": width, "gate_up": 2 * width, "down": width, "head": 48}
     dense = {

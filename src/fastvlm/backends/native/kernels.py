@@ -1,7 +1,7 @@
-"""Kernels of our own for CPUs with products in tile registers (AMX): compiled when fastvlm is installed, never needed.
+"""Compiled kernels for CPUs with AMX tile registers.
 
-Where there is no library (``native_library.py`` says where it is looked for), or one made from another source, torch's
-kernels do the work, and nobody is told; where something damaged lies, they do it after a warning.
+They are optional: a missing or stale library falls back to PyTorch silently; a corrupt one warns first.
+``library.py`` says where the library is searched for.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ SWITCH = "FASTVLM_NATIVE_KERNELS"
 _INTERFACE = 3  # of cpp/encoder.cpp
 _BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
 _KERNEL_SIZES = (3, 7)
-_HEAD_WIDTH = 32  # `kHeadWidth` in kernels/attention.hpp
+_HEAD_WIDTH = 32  # `kHeadWidth` in cpp/attention.hpp
 _HALF = torch.bfloat16
 MOST_ROWS = 512  # `kMaxRows` in cpp/gemm.hpp
-PANEL = 32  # outputs and inputs that go together in kernels/blocks.hpp
+PANEL = 32  # outputs and inputs that go together in cpp/blocks.hpp
 Epilogue = Literal["plain", "gelu", "added", "panels"]
 _EPILOGUES: dict[Epilogue, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
 
 
 class NativeKernels:
-    """The functions of an opened library, on contiguous bfloat16 tensors of the CPU; they use torch's threads."""
+    """The functions of an opened library, for contiguous bfloat16 CPU tensors; they use torch's number of threads."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
@@ -78,19 +78,19 @@ class NativeKernels:
 
     @staticmethod
     def takes(x: Tensor) -> bool:
-        """True if `x` is what these functions work on."""
+        """True if these functions accept `x`."""
         return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous() and x.numel() > 0
 
     def gelu_(self, x: Tensor) -> Tensor:
-        """Exact GELU, in place: off by rounding to bfloat16 and 1.5e-6 at most. `x` must be what :meth:`takes` says.
+        """Exact GELU in place, within bfloat16 rounding and 1.5e-6. `x` must satisfy :meth:`takes`.
 
-        NaN stays NaN, and minus infinity becomes it.
+        NaN stays NaN, and minus infinity becomes NaN.
         """
         self._gelu(address("x", x, _HALF), x.numel(), torch.get_num_threads())
         return x
 
     def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
-        """What :class:`NativeDepthwise` does; `weight` and `bias` are in its order."""
+        """The convolution of :class:`NativeDepthwise`; `weight` and `bias` in its layout."""
         x_at = address("x", x, _HALF, None, None, None, None)
         blocks, y = -(-x.shape[3] // _BLOCK), torch.empty_like(x)
         pointers = (
@@ -104,13 +104,13 @@ class NativeKernels:
         return y
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor, epilogue: Epilogue, out: Tensor) -> Tensor:
-        """`out` (rows, outputs): ``x @ weight.T + bias``, plain, with exact GELU, or added to what is there.
+        """Compute ``x @ weight.T + bias`` into `out` (rows, outputs), with the given epilogue.
 
-        With "panels" `out` is (outputs / 32, rows, 32).
+        Epilogues: plain, exact GELU, added to the content of `out`, or "panels" with `out` (outputs / 32, rows, 32).
 
         Args:
-            x: (rows, inputs); both are what :meth:`takes` says.
-            weight: of :func:`in_panels`.
+            x: (rows, inputs); `x` and `out` must satisfy :meth:`takes`.
+            weight: from :func:`in_panels`.
             bias: (outputs,) float32.
 
         Raises:
@@ -126,7 +126,7 @@ class NativeKernels:
         return out
 
     def ffn(self, x: Tensor, widen: tuple[Tensor, Tensor], narrow: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
-        """`out` (rows, channels) plus ``narrow(gelu(widen(x)))``; weights and biases as in :meth:`linear`."""
+        """Add ``narrow(gelu(widen(x)))`` to `out` (rows, channels); weights and biases as in :meth:`linear`."""
         hidden, channels = widen[0].shape[0] * PANEL, widen[0].shape[1] * PANEL
         x_at = address("x", x, _HALF, None, channels)
         pointers = x_at, address("out", out, _HALF, len(x), channels)
@@ -135,7 +135,7 @@ class NativeKernels:
         return out
 
     def attention(self, qkv: Tensor, batch: int) -> Tensor:
-        """(B, N, heads, 32) of `qkv` (3, heads, B N, 32), queries scaled before: each over those of its image."""
+        """Attention (B, N, heads, 32) of `qkv` (3, heads, B N, 32) within each image; queries are already scaled."""
         qkv_at = address("qkv", qkv, _HALF, 3, None, None, _HEAD_WIDTH)
         if batch < 1 or qkv.shape[2] % batch:
             raise ValueError(f"batch is {batch}; expected a divisor of the {qkv.shape[2]} tokens.")
@@ -145,7 +145,7 @@ class NativeKernels:
         return mixed
 
     def multiply(self, weights: Any, rows: Tensor, y: Tensor) -> None:
-        """Put the results for `rows` (R, in) into `y` (R, out), both contiguous bfloat16; R is at least 1.
+        """Compute the layer's outputs for `rows` (R, in) into `y` (R, out), both contiguous bfloat16; R is at least 1.
 
         `weights` is a ``NativeLinearWeights`` (:mod:`fastvlm.backends.native.linear`) of these sizes.
         """
@@ -163,14 +163,13 @@ class NativeKernels:
         *,
         is_prompt: bool,
     ) -> None:
-        """Put what becomes of `embeds` (T, D) into `results`, both contiguous bfloat16; T is 1 to 512.
+        """Run all decoder layers on `embeds` (T, D) and write `results`, both contiguous bfloat16; T is 1 to 512.
 
         Args:
             model: a ``NativeModel`` (:mod:`fastvlm.backends.native.decoder`).
-            places: (2, T) slots that the model's cache has, and positions that it and `tables` hold; int64.
-            tables: cosines and sines (positions, 1, E) for all positions.
-            results: of a prompt (tokens that follow one another in one slot) the last one's hidden state (1, D), else
-                logits (T, V).
+            places: (2, T) slots and positions, int64, within the model's cache and `tables`.
+            tables: cosines and sines (positions, 1, E) of all positions.
+            results: for a prompt (consecutive tokens of one slot) the last hidden state (1, D), else logits (T, V).
 
         Raises:
             ValueError: tensors of other dtypes or shapes.
@@ -195,29 +194,29 @@ class NativeKernels:
 
 
 def _layer_addresses(weight: Tensor, bias: Tensor, outputs: int, inputs: int) -> tuple[int, int]:
-    """Of a weight in panels and its bias."""
+    """Addresses of a weight in panels and its bias."""
     panels = (outputs // PANEL, inputs // PANEL, 2, PANEL // 2, PANEL // 2, 2)
     return address("weight", weight, _HALF, *panels), address("bias", bias, torch.float32, outputs)
 
 
 def in_panels(weight: Tensor) -> Tensor:
-    """`weight` (outputs, inputs), both multiples of 32, as bfloat16 in the order of ``kernels/blocks.hpp``."""
+    """`weight` (outputs, inputs), both multiples of 32, as bfloat16 in the layout of ``cpp/blocks.hpp``."""
     outputs, inputs = weight.shape
     tiles = weight.to(torch.bfloat16).reshape(outputs // PANEL, 2, PANEL // 2, inputs // PANEL, PANEL // 2, 2)
     return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
 def from_panels(panels: Tensor) -> Tensor:
-    """What :func:`in_panels` was given, in bfloat16."""
+    """The inverse of :func:`in_panels`, in bfloat16."""
     outputs, inputs = panels.shape[0] * PANEL, panels.shape[1] * PANEL
     return panels.permute(0, 2, 4, 1, 3, 5).reshape(outputs, inputs)
 
 
 class NativeDepthwise:
-    """A depthwise convolution of 3x3 or 7x7, stride 1, padded to its input's size; sums are float32.
+    """A 3x3 or 7x7 depthwise convolution with stride 1 and same padding; sums are float32.
 
     Args:
-        kernels: of :func:`native_kernels`.
+        kernels: from :func:`native_kernels`.
         weight: (C, 1, K, K), any floating dtype.
         bias: (C,), or None.
     """
@@ -235,24 +234,23 @@ class NativeDepthwise:
 
     @staticmethod
     def suits(weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], groups: int) -> bool:
-        """True if a convolution of this `weight` (C_out, C_in / groups, K, K') is one of those."""
+        """True if this class supports a convolution of this `weight` (C_out, C_in / groups, K, K')."""
         channels, inputs, *size = weight.shape
         is_depthwise = inputs == 1 and channels == groups
         is_same = tuple(stride) == (1, 1) and size[0] == size[1] and tuple(padding) == (size[0] // 2,) * 2
         return is_depthwise and is_same and size[0] in _KERNEL_SIZES and weight.dtype == torch.bfloat16
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> a new tensor of the same shape; `x` must be what :meth:`NativeKernels.takes` says."""
+        """(B, H, W, C) -> a new tensor of the same shape; `x` must satisfy :meth:`NativeKernels.takes`."""
         return self._kernels.depthwise(x, self._weight, self._bias, self._kernel)
 
 
 @functools.cache
 def native_kernels() -> NativeKernels | None:
-    """The kernels of this machine, or None: not built, another CPU, damaged, or switched off.
+    """The kernels of this machine, or None: not built, unsupported CPU, damaged, or disabled.
 
-    A library that other users may have written is not opened; a warning says so.
-
-    They are for CPUs with products in tile registers: there the passes that they shorten take as long as the products.
+    A library that other users may have written is not opened; a warning says so. CPUs without tile registers are not
+    supported, because the kernels speed up only passes that take as long as the matrix products there.
     """
     if os.environ.get(SWITCH) == "0" or not cpu_kernels().has_bfloat16_tiles:
         return None
@@ -264,19 +262,19 @@ def native_kernels() -> NativeKernels | None:
             raise ValueError(reason)
         kernels = open_library(path)
     except (OSError, AttributeError, ValueError) as error:
-        again = "To make it again: fastvlm build-kernels"
-        warnings.warn(f"{path} cannot be used: {error}. torch's kernels work instead. {again}", stacklevel=2)
+        again = "To build it again: fastvlm build-kernels"
+        warnings.warn(f"{path} cannot be used: {error}. PyTorch's kernels are used instead. {again}", stacklevel=2)
         return None
     is_usable = kernels.has_tiles and (kernels.has_threads or torch.get_num_threads() == 1)
     return kernels if is_usable else None
 
 
 def open_library(path: Path) -> NativeKernels:
-    """The kernels in the sealed library `path`, tried on a few numbers.
+    """Open the sealed library `path` and check it on a few numbers.
 
     Raises:
         OSError: it cannot be read or loaded.
-        ValueError: it is damaged, or computes something else.
+        ValueError: it is damaged, or its results are wrong.
         AttributeError: a function is missing.
     """
     if not is_whole(path.read_bytes()):
@@ -288,7 +286,7 @@ def open_library(path: Path) -> NativeKernels:
 
 
 def _is_right(kernels: NativeKernels) -> bool:
-    """True if the kernels give what torch gives, where every number fits bfloat16 or nearly so."""
+    """True if the kernels give torch's results, for numbers that are nearly exact in bfloat16."""
     x = (torch.arange(4 * 5 * 33) % 17 / 4 - 2).reshape(1, 4, 5, 33).bfloat16()
     pairs = [(kernels.gelu_(x.clone()), F.gelu(x.float())), *_convolved(kernels, x)]
     if kernels.has_tiles:

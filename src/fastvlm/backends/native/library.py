@@ -1,11 +1,11 @@
-"""Where the library of compiled kernels is, and what it is made of and for. Nothing of torch is imported here.
+"""Location, name and trust check of the library of compiled kernels. Does not import torch.
 
-It is looked for in the user's cache directory, where ``fastvlm build-kernels`` puts it, and then beside this module,
-where installing puts it if there is a compiler (``hatch_build.py``). Its name is a hash of its sources and flags, so
-what an older fastvlm made is not looked at; whatever machine compiles it, it runs where :data:`NEEDED_FLAGS` are.
+It is searched for in the user's cache directory, where ``fastvlm build-kernels`` puts it, and then in this package,
+where installation puts it if there is a compiler (``hatch_build.py``). Its name is a hash of its sources and flags, so
+a library of another version is ignored. It can be compiled anywhere and runs on CPUs with :data:`NEEDED_FLAGS`.
 
-A library carries the SHA-256 of itself at its end, so that half of one is never loaded. Its name can be predicted, so
-it is loaded only if no other user can have put it there: see :func:`distrust`.
+A library ends with its own SHA-256, so that a partial one is never loaded. Its name is predictable, so it is loaded
+only if no other user can have written it: see :func:`distrust`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def find_library() -> Path | None:
-    """The library for these sources and this CPU; None if there is none."""
+    """The library for these sources and this CPU, or None."""
     if not cpu_flags() >= NEEDED_FLAGS:
         return None
     name = library_name()  # once: all sources are read for it, at every start
@@ -58,12 +58,12 @@ def find_library() -> Path | None:
 
 
 def cache_path() -> Path:
-    """Where ``fastvlm build-kernels`` puts it."""
+    """Where ``fastvlm build-kernels`` writes the library."""
     return _cache_folder() / library_name()
 
 
 def installed_path() -> Path:
-    """Where installing puts it."""
+    """Where installation writes the library."""
     return INSTALLED_FOLDER / library_name()
 
 
@@ -73,14 +73,14 @@ def _cache_folder() -> Path:
 
 
 def library_name() -> str:
-    """File name of the library that is made of the sources as they are now."""
+    """File name of the library for the current sources."""
     sources = (path.read_text("utf-8") for path in sorted(SOURCE_FOLDER.glob("*.?pp")))
     key = hashlib.sha256("\n".join((*sources, *COMPILER_FLAGS, platform.machine())).encode()).hexdigest()[:16]
     return f"kernels-{key}.so"
 
 
 def cpu_flags() -> frozenset[str]:
-    """What this CPU can do, in Linux's words; empty on other systems."""
+    """Feature flags of this CPU in Linux's notation; empty on other systems."""
     try:
         with _CPU_INFO.open(encoding="utf-8") as lines:
             found = next((line for line in lines if line.startswith("flags")), "")
@@ -90,10 +90,10 @@ def cpu_flags() -> frozenset[str]:
 
 
 def distrust(path: Path) -> str | None:
-    """Why the library at `path` may be somebody else's; None if it and its folder are this user's or root's alone.
+    """The reason not to trust the library at `path`; None if it and its folder belong to this user or root alone.
 
-    Neither may be a link, or be written by others. Not asked of what installing left: who can write there can change
-    this module too. Nor on systems without users' ids.
+    Neither may be a link, or writable by others. The installation folder is not checked, because whoever can write
+    there can change this module too. Systems without user ids are not checked.
     """
     if path.parent == INSTALLED_FOLDER or not hasattr(os, "getuid"):
         return None
@@ -116,10 +116,10 @@ def _distrusted(place: Path, is_kind: Callable[[int], bool], kind: str) -> str |
 
 
 def sealed(library: bytes) -> bytes:
-    """`library` as it is stored: with its digest behind it, which the system's loader does not mind."""
+    """`library` as it is stored: with its digest appended, which the system's loader ignores."""
     return library + hashlib.sha256(library).digest()
 
 
 def is_whole(content: bytes) -> bool:
-    """True if `content` is a sealed library, undamaged."""
+    """True if `content` is an undamaged sealed library."""
     return sealed(content[:-_DIGEST_BYTES]) == content

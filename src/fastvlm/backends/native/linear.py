@@ -1,12 +1,11 @@
-"""Linear layers in bfloat16 whose weights are used where they lie, by the compiled kernels of ``cpp/decoder.cpp``.
+"""Linear layers in bfloat16 by the compiled kernels (``cpp/decoder.cpp``), on weights used in place.
 
-16, 8 and 4 bits, any number of rows, on CPUs with tile registers. Nothing is packed or copied: weights over the same
-input stay where each of them is, in a mapped file for example, and one call multiplies all of them.
+16, 8 and 4 bits, any number of rows, on CPUs with AMX. Weights are neither packed nor copied: several weights over the
+same input stay where they are, for example in a mapped file, and one call multiplies all of them.
 
-With 8 bits a few rows are rounded to two 8-bit terms each, whose products are exact; for many rows the weight is
-turned into bfloat16, which holds 8 bits exactly. With 4 bits up to 4 rows are rounded so; for more, the weight is
-turned.
-A row's result does not depend on the rows beside it, but it may in its last bit on how many they are.
+With 8 bits, few rows are rounded to two 8-bit terms each, whose products are exact; for many rows the weight is
+converted to bfloat16, which represents 8 bits exactly. With 4 bits, up to 4 rows are rounded in this way; for more, the
+weight is converted. A row's result does not depend on the other rows, but its last bit may depend on their number.
 """
 
 from __future__ import annotations
@@ -66,10 +65,10 @@ class NativeLinearWeights(ctypes.Structure):
 
 
 class NativeLinear:
-    """Products with one or several weights over the same input; their outputs lie side by side.
+    """A linear layer of one or several weights over the same input; their outputs are concatenated.
 
     Args:
-        kernels: of :func:`native_kernels`.
+        kernels: from :func:`native_kernels`.
         weights: bfloat16 (out, in) contiguous, or rounded ones; all of one kind.
         biases: (out,) of any floating dtype, or None, for each.
 
@@ -103,10 +102,10 @@ class NativeLinear:
 
 
 class NativeLinears:
-    """A maker of :class:`NativeLinear`, for machines with :func:`has_native_linears`; nothing is joined or copied.
+    """Makes :class:`NativeLinear` layers where :func:`has_native_linears` is True; nothing is concatenated or copied.
 
     Args:
-        form: of a weight (out, in) and whether it is the head's, what is multiplied: itself in bfloat16, or rounded.
+        form: (weight (out, in), is_head) -> the operand: the weight in bfloat16, or rounded.
     """
 
     def __init__(self, form: Callable[[Tensor, bool], Tensor | RoundedWeight]) -> None:
@@ -121,24 +120,24 @@ class NativeLinears:
         layer = native_linear(formed, biases)
         if layer is None:
             shapes = [list(weight.shape) for weight in weights]
-            raise ConfigError(f"Weights of {shapes} are not for the compiled kernels. Set {SWITCH}=0.")
+            raise ConfigError(f"Weights of {shapes} are not supported by the compiled kernels. Set {SWITCH}=0.")
         return layer
 
 
 def has_native_linears(dtype: torch.dtype) -> bool:
-    """True if there are kernels here for linear layers that compute in `dtype`."""
+    """True if this machine has kernels for linear layers that compute in `dtype`."""
     return dtype == torch.bfloat16 and linear_kernels() is not None
 
 
 def linear_kernels() -> NativeKernels | None:
-    """The kernels of this machine, if there are any and their linears are right."""
+    """The kernels of this machine, if there are any and their linear layers are right."""
     kernels = native_kernels()
     return kernels if kernels is not None and linears_are_right(kernels) else None
 
 
 @functools.cache
 def linears_are_right(kernels: NativeKernels) -> bool:
-    """True if linears of 16, 8 and 4 bits are what torch gives, of few rows and of many."""
+    """True if linear layers of 16, 8 and 4 bits give torch's results, for few and many rows."""
     if not kernels.has_tiles:
         return False
     x = (torch.arange(40 * 96) * 7 % 16 - 7).reshape(40, 96).bfloat16()
@@ -154,7 +153,7 @@ def linears_are_right(kernels: NativeKernels) -> bool:
 
 
 def native_linear(weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None]) -> NativeLinear | None:
-    """The linear of `weights`, or None if there are no kernels here or they do not take such weights."""
+    """The linear layer of `weights`, or None if there are no kernels here or they do not support these weights."""
     kernels = linear_kernels()
     if kernels is None or not all(map(_is_taken, weights)):
         return None
@@ -175,12 +174,12 @@ def _inputs(weight: Tensor | RoundedWeight) -> int:
 
 
 def _tensors(weight: Tensor | RoundedWeight) -> tuple[Tensor, ...]:
-    """Values, and scales if there are any."""
+    """The values, and the scales if there are any."""
     return (weight.detach(),) if isinstance(weight, Tensor) else tuple(weight.tensors.values())
 
 
 def _matrix(weight: Tensor | RoundedWeight, inputs: int, bias: Tensor | None) -> NativeMatrix:
-    """What kernels are told of `weight` (out, `inputs`) and its float32 `bias` (out,)."""
+    """The kernels' description of `weight` (out, `inputs`) and its float32 `bias` (out,)."""
     if isinstance(weight, Tensor):
         outputs, kind, group = len(weight), _BFLOAT16, 0
         values, scales = address("weight", weight.detach(), torch.bfloat16, outputs, inputs), None
