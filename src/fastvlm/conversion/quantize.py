@@ -1,6 +1,6 @@
 """``fastvlm quantize``: a checkpoint whose decoder is rounded to 8 or 4 bits, in a new folder, all or nothing.
 
-What the folder holds is told in ``formats/quantized_file.py``. Weights are read and rounded one linear at a time;
+``formats/quantized_file.py`` describes the folder. Weights are read and rounded one layer at a time;
 the rounded ones are in memory together.
 """
 
@@ -55,7 +55,7 @@ class QuantizationReport:
     Attributes:
         path: the folder written.
         options, error: how weights were rounded, and how far that is from what was given.
-        quantized_bytes: of the rounded linears.
+        quantized_bytes: of the rounded linear layers.
         rest_bytes: of all other tensors.
         source_bytes: of all tensors before.
     """
@@ -84,7 +84,7 @@ def quantize(
         source: as for :func:`fastvlm.load`.
         target: a folder that does not exist yet.
         options: how to round.
-        progress: called with (linears rounded, linears in all).
+        progress: called with (linear layers rounded, all linear layers).
         hub: as for :func:`fastvlm.convert`.
 
     Raises:
@@ -138,14 +138,14 @@ def round_linears(
     has_tied_head: bool = False,
     progress: Progress | None = None,
 ) -> QuantizedWeights:
-    """Every linear of a decoder, rounded.
+    """Round every linear layer of a decoder.
 
     Args:
         tensor: gives the weight (out, in) of a canonical name.
         num_layers: of the decoder.
         options: how to round.
         has_tied_head: True if the embedding table is the head.
-        progress: called with (linears rounded, linears in all).
+        progress: called with (linear layers rounded, all linear layers).
     """
     names = linear_groups(num_layers)
     linears: list[RoundedLinear] = []
@@ -166,7 +166,7 @@ def round_linears(
 def _weights(
     tensor: Callable[[str], Tensor], linears: list[tuple[str, ...]], *, has_tied_head: bool
 ) -> Iterator[list[Tensor]]:
-    """The weights of each linear, read when their turn comes."""
+    """The weights of each linear layer, read one layer at a time."""
     for names in linears:
         yield [tensor(EMBEDDING if has_tied_head and name == HEAD else name).detach().cpu() for name in names]
 

@@ -1,4 +1,4 @@
-"""The layouts in which FastVLM checkpoints are published: key names, weight files, configuration.
+"""Checkpoint formats: key names, weight files, configuration of every published layout.
 
-Everything here reads; nothing here knows the network. When a checkpoint's keys change, ``names.py`` is the file.
+This package only reads files and does not import the network. A change of checkpoint keys belongs in ``names.py``.
 """

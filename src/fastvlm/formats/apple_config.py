@@ -1,4 +1,4 @@
-"""Apple's flat ``config.json`` (``llava_qwen2``) <-> the nested one of ``fast_vlm``, as dictionaries.
+"""Converts Apple's flat ``config.json`` (``llava_qwen2``) to the nested ``fast_vlm`` configuration and back.
 
 Source: apple/ml-fastvlm at 592b4ad, ``llava/model/language_model/llava_qwen.py`` and
 ``llava/model/multimodal_encoder/mobileclip_encoder.py``; the published 0.5B and 7B files.
@@ -65,7 +65,7 @@ _APPLE_CONSTANTS = {
 
 @dataclass(frozen=True)
 class AppleImages:
-    """How an Apple checkpoint wants its images: side in pixels, and how the whole image is brought to it."""
+    """Image settings of an Apple checkpoint: side in pixels, and how an image is fitted to it."""
 
     size_px: int
     fit: str
@@ -99,13 +99,13 @@ def from_apple_config(
     num_rows: int | None = None,
     is_tied: bool | None = None,
 ) -> dict[str, Any]:
-    """A ``fast_vlm`` config dictionary from Apple's.
+    """The ``fast_vlm`` config dictionary of Apple's config.
 
     Args:
         config: content of Apple's config.json.
-        model_args: the encoder's arguments, as its tensors tell them; None for the published encoder.
-        num_rows: rows of the embedding table; None to believe the config.
-        is_tied: whether head and embedding table are one; None to believe the config.
+        model_args: the encoder's arguments, derived from its tensors; None for the published encoder.
+        num_rows: rows of the embedding table; None to use the config's number.
+        is_tied: whether the head is the embedding table; None to use the config's flag.
 
     Raises:
         CheckpointError: a key without which the decoder cannot be built, another projector, another encoder.
@@ -165,14 +165,14 @@ def _stop_ids(config: Mapping[str, Any], placeholder: int) -> dict[str, Any]:
 
 
 def to_apple_config(config: Mapping[str, Any], *, size_px: int, fit: str) -> dict[str, Any]:
-    """Apple's flat config dictionary from a ``fast_vlm`` one (``FastVlmConfig.to_dict()``).
+    """Apple's flat config dictionary of a ``fast_vlm`` one (``FastVlmConfig.to_dict()``).
 
     Args:
         config: the nested dictionary.
-        size_px, fit: side of the images and how they are brought to it ("pad" or anything else).
+        size_px, fit: side of the images and how they are fitted to it ("pad" or another value).
 
     Raises:
-        CheckpointError: a model that Apple's layout has no words for.
+        CheckpointError: a model that Apple's layout cannot express.
     """
     text = config["text_config"]
     if text.get("model_type") != "qwen2":
@@ -203,7 +203,7 @@ def to_apple_config(config: Mapping[str, Any], *, size_px: int, fit: str) -> dic
 
 
 def apple_image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`image_size` and `image_fit` of Apple's ``config.json``, which has no processor files beside it; else nothing."""
+    """`image_size` and `image_fit` of Apple's ``config.json`` if there are no processor files; else empty."""
     if config.get("model_type") != "llava_qwen2":
         return {}
     images = apple_images(config)

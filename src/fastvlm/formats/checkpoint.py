@@ -26,10 +26,10 @@ Layer = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class RotaryPositions:
-    """Rotary position embedding of heads E wide.
+    """Rotary position embedding for a head width of E.
 
     Attributes:
-        frequencies: (E / 2,) float32; position p turns pair i by the angle ``p * frequencies[i]``.
+        frequencies: (E / 2,) float32; position p rotates pair i by the angle ``p * frequencies[i]``.
         scaling: factor on cosines and sines; 1 for default positions.
     """
 
@@ -38,12 +38,12 @@ class RotaryPositions:
 
     @classmethod
     def default(cls, theta: float, head_dim: int) -> RotaryPositions:
-        """Qwen2's default positions, in the arithmetic of transformers' ``Qwen2RotaryEmbedding``."""
+        """Qwen2's default positions, computed as in transformers' ``Qwen2RotaryEmbedding``."""
         steps = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
         return cls(1.0 / (theta**steps))
 
     def tables(self, num_positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (num_positions, E) in `dtype`, each half of a row the same."""
+        """Cosines and sines (num_positions, E) in `dtype`; both halves of a row are equal."""
         angles = torch.arange(num_positions, device=self.frequencies.device)[:, None].float() * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * self.scaling).to(dtype), (angles.sin() * self.scaling).to(dtype)
@@ -51,25 +51,24 @@ class RotaryPositions:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A whole FastVLM.
+    """A complete FastVLM checkpoint.
 
     Attributes:
-        config: sizes, and the placeholder's id.
-        tensors: canonical name -> tensor, read when asked for: mapped from its file where that is possible, of the
-            dtype that the checkpoint has. A head that is the embedding table has no entry. Weights that are in
-            `rounded` too come as they are after rounding.
+        config: the model configuration.
+        tensors: canonical name -> tensor, read on access: mapped from its file if possible, in the checkpoint's dtype.
+            A tied head has no entry. Weights in `rounded` appear here dequantized.
         processor: image processor, tokenizer and chat template.
-        stop_token_ids: ids that end every reply.
+        stop_token_ids: token ids that end every reply.
         dtype: the decoder's floating dtype.
-        rotary: positions of the decoder.
-        rounded: names of weights that one linear layer is made of (:func:`fastvlm.formats.names.linear_groups`) -> that
-            layer's weight in 8 or 4 bits.
-        bits: of `rounded`; None where nothing is rounded.
-        layers: canonical name of a weight -> layer that computes with it by code of its own (an adapter that is not
-            merged, weights packed by another library); only a live model has such.
-        files: the files that `tensors` are mapped from, watched for changes; None if they are not.
-        changed: names of tensors that differ from the checkpoint that :meth:`with_tensors` was called on.
-        key: the same object for records of the same weights.
+        rotary: rotary position embedding of the decoder.
+        rounded: names of the weights of one linear layer (:func:`fastvlm.formats.names.linear_groups`) -> the layer's
+            weight in 8 or 4 bits.
+        bits: of `rounded`; None if nothing is rounded.
+        layers: canonical name of a weight -> layer with its own code (an unmerged adapter, weights packed by another
+            library); only live models have them.
+        files: the files that `tensors` are mapped from, watched for changes; None if they are not mapped.
+        changed: names of tensors that differ from the checkpoint on which :meth:`with_tensors` was called.
+        key: the same object for checkpoints with the same weights.
     """
 
     config: ModelConfig
@@ -92,11 +91,11 @@ class Checkpoint:
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors that are read when they are asked for.
+    """Tensors that are read on access.
 
     Args:
-        names: all of them.
-        read: gives the tensor of a name.
+        names: all names.
+        read: returns the tensor of a name.
     """
 
     def __init__(self, names: frozenset[str], read: Callable[[str], Tensor]) -> None:
@@ -115,7 +114,7 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 class Overlay(Mapping[str, Tensor]):
-    """`upper` where it has a name, else `lower`; what `lower` reads lazily stays lazy."""
+    """Mapping with the entries of `upper`, then those of `lower`; lazy entries stay lazy."""
 
     def __init__(self, upper: Mapping[str, Tensor], lower: Mapping[str, Tensor]) -> None:
         self._upper, self._lower = upper, lower

@@ -1,4 +1,4 @@
-"""Keys that a network expects against keys that a checkpoint has: what is missing, left over, or of another shape."""
+"""Compares the keys that a network expects with those of a checkpoint: missing, unexpected, or of another shape."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Differences:
         return bool(self.missing or self.unexpected or self.reshaped)
 
     def report(self, owner: str) -> str:
-        """One message: counts, the first ten names of each kind, and what they probably mean."""
+        """A message with counts, the first ten names of each kind, and their probable cause."""
         lines = [f"{owner} does not fit the network that its config.json describes."]
         if self.missing:
             lines.append(f"{len(self.missing)} missing: {some_of(self.missing)}.")

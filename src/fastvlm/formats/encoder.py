@@ -1,4 +1,4 @@
-"""What an encoder is made of, told from the shapes of its tensors: Apple's config.json only gives its name."""
+"""Derives the encoder's architecture from the shapes of its tensors, because Apple's config.json only names it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def encoder_form(shapes: Mapping[str, Shape]) -> bool | None:
 def encoder_arguments(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """timm's `model_args` of the encoder whose canonical keys have these shapes.
 
-    Everything that shapes can tell: depths, widths, mixers, ratios, kernels. What they cannot (`lkc_use_act`) is as
-    published. A key that is missing leaves the published value; the report of missing keys then names it.
+    Derived from shapes: depths, widths, mixers, ratios, kernels. Everything else (`lkc_use_act`) is as published. A
+    missing key leaves the published value; the report of missing keys then names it.
     """
     encoder = {key.removeprefix(ENCODER): shape for key, shape in shapes.items() if key.startswith(ENCODER)}
     depths: dict[int, int] = {}
@@ -57,7 +57,7 @@ _MIXER_KERNEL = r"token_mixer\.(reparam_conv|mixer\.conv_kxk\.0\.conv)\.weight$"
 
 
 def _stage_arguments(encoder: Mapping[str, Shape], index: int) -> dict[str, Any] | None:
-    """One stage's entries, or None if the keys that tell them are not there."""
+    """One stage's entries, or None if its keys are missing."""
     prefix = f"stages.{index}."
     hidden = encoder.get(f"{prefix}blocks.0.mlp.fc1.weight")
     if hidden is None or len(hidden) != 4:

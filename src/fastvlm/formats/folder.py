@@ -1,7 +1,7 @@
-"""A checkpoint folder, looked at and not yet loaded: dialect, configuration, every key by its canonical name.
+"""Inspects a checkpoint folder without loading tensors: layout, configuration, and each key's canonical name.
 
-Where the configuration and the tensors disagree, the tensors are right: rows of the vocabulary, form of the encoder,
-and whether head and embedding table are one.
+Where configuration and tensors disagree, the tensors win: rows of the vocabulary, form of the encoder, and whether the
+head is tied to the embedding table.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CheckpointFolder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The decoder's dtype, told by the embedding table (else by the first floating tensor)."""
+        """The decoder's dtype: that of the embedding table, else of the first floating tensor."""
         entries = self.weights.entries
         floating = [e.dtype for e in entries.values() if e.dtype.is_floating_point]
         return entries[self.keys[EMBEDDING]].dtype if EMBEDDING in self.keys else (floating or [torch.float32])[0]
@@ -96,10 +96,10 @@ class CheckpointFolder:
 
 
 def inspect_folder(path: Path) -> CheckpointFolder:
-    """Read configuration and headers of a checkpoint folder; no tensor is loaded, nothing is written.
+    """Read configuration and headers of a checkpoint folder; no tensor is loaded.
 
     Raises:
-        CheckpointError: it is not a complete FastVLM checkpoint; the message says what is wrong and what to do.
+        CheckpointError: not a complete FastVLM checkpoint; the message says what is wrong and what to do.
     """
     raw = _read_config(path)
     dialect = _dialect(path, raw)
@@ -131,7 +131,7 @@ def inspect_folder(path: Path) -> CheckpointFolder:
 
 
 def config_of_folder(path: Path) -> dict[str, Any]:
-    """The ``fast_vlm`` config dictionary of a folder: corrected by its weights if it has some, else by itself."""
+    """The ``fast_vlm`` config dictionary of a folder, corrected by its weights if there are any."""
     raw = _read_config(path)
     dialect = _dialect(path, raw)
     if any(file.suffix in {".safetensors", ".bin"} for file in path.iterdir()) and "quantization_config" not in raw:
@@ -172,7 +172,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_parts(path: Path, content: dict[str, Any]) -> None:
-    """Raise unless the parts of a configuration that are looked into are objects, or null."""
+    """Raise unless the nested parts of a configuration are objects or null."""
     vision = content.get("vision_config")
     parts = {name: content.get(name) for name in _PARTS}
     parts["vision_config.model_args"] = vision.get("model_args") if isinstance(vision, dict) else None
@@ -242,13 +242,13 @@ def _no_encoder(path: Path, raw: dict[str, Any]) -> str:
 
 
 def _said_tied(raw: dict[str, Any]) -> bool:
-    """What the flags say, in either place; transformers leaves out a flag that has the class's default (False here)."""
+    """The tie flag, in either place; transformers omits a flag with the class's default (False here)."""
     text = raw.get("text_config") or {}
     return bool(raw.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False))
 
 
 def _is_tied(path: Path, raw: dict[str, Any], weights: WeightFiles, keys: dict[str, str]) -> bool:
-    """Whether head and embedding table are one: told by the tensors, with a warning where the flag says otherwise."""
+    """Whether the head is the embedding table according to the tensors; warns if the flag disagrees."""
     said = _said_tied(raw)
     if HEAD not in keys or EMBEDDING not in keys:
         if not said:
@@ -278,7 +278,7 @@ def _are_equal(weights: WeightFiles, first: str, second: str) -> bool:
 
 
 def _added_rows(raw: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> int:
-    """Rows to append so that the placeholder has one: Apple's loader cuts the table off right before it."""
+    """Rows to append so that the placeholder has one: Apple's loader cuts the table off just before it."""
     if EMBEDDING not in shapes:
         return 0
     placeholder = placeholder_id(raw)
@@ -287,7 +287,7 @@ def _added_rows(raw: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _corrected(raw: dict[str, Any], *, form: bool | None, is_tied: bool | None) -> dict[str, Any]:
-    """`raw`, a ``fast_vlm`` config, with the encoder's form and the tie as the tensors have them."""
+    """`raw`, a ``fast_vlm`` config, with the encoder's form and the tie that the tensors have."""
     config = {**raw}
     if form is not None:
         vision = dict(config.get("vision_config") or {})

@@ -1,4 +1,4 @@
-"""JSON of a checkpoint, read within bounds: a huge file, deep nesting or a huge number is an error, not a hang."""
+"""Reads a checkpoint's JSON and text files within limits on size, nesting and numbers."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _OTHER_LIMITS = {
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file.
+    """Parse a JSON file.
 
     Raises:
-        CheckpointError: it cannot be read, is not JSON, or exceeds the bounds of :func:`parse_json`.
+        CheckpointError: it cannot be read, is not JSON, or exceeds the limits of :func:`parse_json`.
     """
     try:
         return parse_json(_read(file, _MAX_JSON_BYTES))
@@ -50,10 +50,10 @@ def read_json(file: Path) -> Any:
 
 
 def read_text(file: Path) -> str:
-    """The content of a chat template.
+    """Read a chat template.
 
     Raises:
-        CheckpointError: it cannot be read, is no UTF-8, or has more than 1 MiB.
+        CheckpointError: it cannot be read, is not UTF-8, or has more than 1 MiB.
     """
     try:
         return _read(file, _MAX_TEMPLATE_BYTES).decode("utf-8")
@@ -62,7 +62,7 @@ def read_text(file: Path) -> str:
 
 
 def parse_json(raw: bytes) -> Any:
-    """What `raw` says; stricter than Python's json: integers of at most 40 digits, and finite numbers only.
+    """Parse `raw`; stricter than Python's json: integers of at most 40 digits, finite numbers only.
 
     Raises:
         ValueError: not JSON, nested too deeply, or a number out of range.
@@ -74,10 +74,10 @@ def parse_json(raw: bytes) -> Any:
 
 
 def check_text_files(folder: Path) -> None:
-    """Refuse a folder with a tokenizer, processor or generation file that other libraries would choke on.
+    """Check the tokenizer, processor and generation files before other libraries read them.
 
     Raises:
-        CheckpointError: a file that is too large, or a configuration that is not JSON within bounds.
+        CheckpointError: a file that is too large, or a configuration that is not JSON within the limits.
     """
     for name in _CONFIGURATIONS:
         if (folder / name).is_file():

@@ -1,11 +1,10 @@
-"""Weight files that are mapped into memory, watched: a file that changes under its mapping changes the weights.
+"""Watches mapped weight files, because a file that changes also changes the weights that are mapped from it.
 
-Reading a mapped page that a truncated file no longer has ends the process by SIGBUS, which Python cannot survive. A
-private copy would cost the memory that mapping saves, and a lock is heeded only by those who ask for it. So size and
-time of the last write are compared whenever an engine works; that is one fstat(2) per file, about a microsecond. A
-truncation inside one step, between two looks, still ends the process.
+Reading a mapped page of a truncated file ends the process by SIGBUS, which Python cannot handle. A private copy would
+cost the memory that mapping saves, and file locks are only advisory. So size and modification time are compared at each
+engine step: one fstat(2) per file, about a microsecond. A truncation during a step still ends the process.
 
-The open file is asked, not its name: a file that is replaced by renaming stays whole for who has it open.
+The open file is checked, not its name: a file that is replaced by renaming stays intact for open descriptors.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class MappedFiles:
     """The files that a model's weights are mapped from, held open.
 
     Args:
-        paths: of the files.
+        paths: the files.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -44,10 +43,10 @@ class MappedFiles:
         weakref.finalize(self, _close, [opened.descriptor for opened in self._opened])
 
     def check(self) -> None:
-        """Compare each file with what it was.
+        """Compare each file with its initial state.
 
         Raises:
-            CheckpointError: one was truncated or written to.
+            CheckpointError: a file was truncated or written to.
         """
         for opened in self._opened:
             now = os.fstat(opened.descriptor)

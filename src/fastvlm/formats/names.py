@@ -1,9 +1,8 @@
-"""The one table of key names: ``fast_vlm`` (ours, transformers') <-> Apple's ``llava_qwen2``, and what older files say.
+"""Key names: ``fast_vlm`` (also transformers') <-> Apple's ``llava_qwen2``, and older spellings.
 
-Only names differ between the layouts: no tensor is transposed, reshaped or folded. ``fast_vlm`` names are the
-canonical ones; each function takes all keys of a checkpoint, because Apple numbers the parts of the encoder in one
-flat list whose meaning depends on which parts are there. A key that no rule knows keeps its name, so that the report
-of unexpected keys shows it as it stands in the file.
+The layouts differ in names only: no tensor is transposed, reshaped or folded. ``fast_vlm`` names are canonical. Each
+function takes all keys of a checkpoint, because Apple numbers the encoder's parts in one flat list whose meaning
+depends on which parts are present. A key without a rule keeps its name, so that the report of unexpected keys shows it.
 
 Sources: apple/ml-fastvlm at 592b4ad, ``llava/model/multimodal_encoder/mobileclip/{mci,mobileone}.py`` and
 ``llava/model/llava_arch.py``; timm 1.0.31 ``fastvit.py``; transformers 5.23 ``models/fast_vlm``.

@@ -1,7 +1,7 @@
-"""A checkpoint's folder -> :class:`Checkpoint`, without transformers, whose import takes longer than all the rest.
+"""Opens a folder as a :class:`Checkpoint` without transformers, whose import takes longer than everything else.
 
-Every published layout is opened: ``fast_vlm``, Apple's ``llava_qwen2``, and what ``fastvlm quantize`` writes. Anything
-out of the ordinary raises :class:`UnusualCheckpointError`, and :mod:`fastvlm.opening` then asks transformers.
+Every published layout is supported: ``fast_vlm``, Apple's ``llava_qwen2``, and the output of ``fastvlm quantize``.
+Unusual checkpoints raise :class:`UnusualCheckpointError`, and :mod:`fastvlm.opening` then uses transformers.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _UNUSUAL_PROCESSOR_KEYS = ("audio_tokenizer", "image_processor")
 
 
 def open_folder(folder: Path, tokenizer: Callable[[], Tokenizer] | None = None) -> Checkpoint:
-    """The checkpoint in `folder`; it is not changed, and weights stay in their files until they are used.
+    """Open the checkpoint in `folder`; the folder is not modified, and weights are read when they are used.
 
     Args:
-        folder: of any published layout.
-        tokenizer: gives the folder's tokenizer, if another thread is reading it already.
+        folder: in any published layout.
+        tokenizer: returns the folder's tokenizer, if another thread is already reading it.
 
     Raises:
-        UnusualCheckpointError: there is something in it that only transformers can open, or say what is wrong with.
+        UnusualCheckpointError: only transformers can open this checkpoint or explain its error.
         CheckpointError: not a complete checkpoint.
         ConfigError: image settings of another model.
     """

@@ -1,7 +1,7 @@
-"""Tensors of a ``.bin`` file: unpickled with ``weights_only=True``, within bounds that the file's own size sets.
+"""Reads tensors of a ``.bin`` file: unpickled with ``weights_only=True``, within limits set by the file's size.
 
-``torch.save`` stores every record of its zip file as it is. A compressed one would be a few megabytes that become
-gigabytes, and cannot be mapped; it is refused before anything is decompressed.
+``torch.save`` stores every record of its zip file uncompressed. A compressed record could expand from megabytes to
+gigabytes and cannot be mapped, so it is refused before anything is decompressed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where checkpoints and adapters are or go: folders by their names, checked before any library is imported."""
+"""Resolves the names of checkpoint and adapter folders, before any heavy library is imported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def checkpoint_path(name_or_folder: str | os.PathLike[str], **hub: Any) -> Path:
 
 
 def new_folder(target: str | os.PathLike[str]) -> Path:
-    """The absolute path of `target`, which may not exist while its parent does; UsageError else."""
+    """The absolute path of `target`, which must not exist while its parent must; else UsageError."""
     path = Path(target).expanduser().absolute()
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists already, and nothing is overwritten. Name another folder, or move it away.")
@@ -44,7 +44,7 @@ def new_folder(target: str | os.PathLike[str]) -> Path:
 
 
 def adapter_folder(folder: str | os.PathLike[str]) -> Path:
-    """The path of a LoRA adapter, whose files are there; CheckpointError else."""
+    """The path of a LoRA adapter with its files; else CheckpointError."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise CheckpointError(f"There is no folder {path}; expected a LoRA adapter as peft writes it.")

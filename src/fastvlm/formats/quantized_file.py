@@ -1,11 +1,11 @@
-"""A decoder's linears in 8 and 4 bits in a file of their own, beside a file with the rest of the checkpoint.
+"""File format of quantized decoders: 8- and 4-bit linear layers in one file, all other tensors in a second one.
 
-A folder made by ``fastvlm quantize`` holds no ``model.safetensors`` but two files: the linears of the decoder, each
-under the names of the weights that it is made of, in the form in which kernels read (``rounding.py``), in the order in
-which a decoder asks for them, the head last; and all other tensors as they were. No tensor of the linears is stored
-twice. The one exception is a head that shares the embedding's weight: the table stays, for the embedding.
+A folder made by ``fastvlm quantize`` has two files instead of ``model.safetensors``. One holds the decoder's linear
+layers in the kernels' layout (``rounding.py``), in the decoder's order with the head last, under the names of their
+weights. The other holds all remaining tensors unchanged. No tensor is stored twice, except that a tied head's table is
+kept unrounded for the embedding.
 
-transformers does not open such a folder (it finds no weights), so nobody gets a decoder of random numbers.
+transformers does not open such a folder (it finds no weights), so it cannot run a decoder with random numbers.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class QuantizationOptions:
     """How weights are rounded.
 
     Attributes:
-        bits: 8 (a scale an output channel) or 4 (a scale and a zero a group of inputs) for the layers.
+        bits: 8 (one scale per output channel) or 4 (a scale and a zero per group of inputs) for the layers.
         group_size: inputs that share a scale at 4 bits: 32, 64 or 128.
-        head_bits: the same for the head, whose rounding is heard at once.
+        head_bits: the same for the head, which is more sensitive to rounding.
 
     Raises:
         ConfigError: other numbers.
@@ -78,7 +78,7 @@ class QuantizationOptions:
 
 @dataclass(frozen=True)
 class QuantizationError:
-    """Distance of the rounded weights from the given ones: norm of the difference over norm of the weight."""
+    """Relative error of the rounded weights: norm of the difference over norm of the weight."""
 
     mean: float
     largest: float
@@ -86,7 +86,7 @@ class QuantizationError:
 
 @dataclass(frozen=True)
 class RoundedLinear:
-    """One rounded weight: `names` of the weights that lie in it one after the other, and the rows of each."""
+    """One rounded weight: `names` of the weights that it concatenates, and the rows of each."""
 
     names: tuple[str, ...]
     rows: tuple[int, ...]
@@ -95,13 +95,13 @@ class RoundedLinear:
 
 @dataclass(frozen=True)
 class QuantizedWeights:
-    """Every linear of a decoder, in its order, and what rounding cost.
+    """Every linear layer of a decoder in its order, and the rounding error.
 
     Attributes:
         linears: the rounded weights.
-        options, error: how they were rounded, and how far that is from what was given.
-        dtype: what they were before; what :meth:`tensor` gives.
-        has_tied_head: True if the head was the embedding table, which then is kept unrounded for the embedding.
+        options, error: how they were rounded, and the error.
+        dtype: their dtype before rounding; the dtype of :meth:`tensor`.
+        has_tied_head: True if the head was the embedding table, which is then kept unrounded for the embedding.
     """
 
     linears: tuple[RoundedLinear, ...]
@@ -117,12 +117,12 @@ class QuantizedWeights:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all weights with their scales."""
+        """Memory of all weights with their scales in bytes."""
         return sum(tensor.nbytes for weight in self.weights for tensor in weight.tensors.values())
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Name -> shape of each weight that stands here alone: without a head that is the embedding table."""
+        """Name -> shape of each weight in this file; without a tied head."""
         return {
             name: (rows, linear.weight.in_features)
             for linear in self.linears
@@ -132,7 +132,7 @@ class QuantizedWeights:
 
     @functools.cached_property
     def digest(self) -> str:
-        """What tells these weights from others: a hash of their names and scales."""
+        """Identifies these weights: a hash of their names and scales."""
         found = hashlib.sha256()
         for linear in self.linears:
             scales = list(linear.weight.tensors.values())[-1]
@@ -168,13 +168,13 @@ def load_quantized(file: str | Path) -> QuantizedWeights:
     """The weights in `file`, mapped into memory: pages are read when they are used.
 
     Raises:
-        CheckpointError: no such file, cut off, or not one of :func:`save_quantized`.
+        CheckpointError: no such file, truncated, or not written by :func:`save_quantized`.
     """
     return _loaded(file)[0]
 
 
 def _loaded(file: str | Path) -> tuple[QuantizedWeights, Any]:
-    """The weights in `file`, and what it says of itself."""
+    """The weights in `file` and its metadata."""
     try:
         with safe_open(file, framework="pt") as opened:
             about = parse_metadata((opened.metadata() or {}).get("fastvlm_quantised"), _FORMAT)
@@ -188,10 +188,10 @@ def _loaded(file: str | Path) -> tuple[QuantizedWeights, Any]:
 
 
 def quantized_weights_of(folder: Path) -> QuantizedWeights | None:
-    """The linears in a folder that ``fastvlm quantize`` made; None for any other folder.
+    """The quantized linear layers in a folder made by ``fastvlm quantize``; None for any other folder.
 
     Raises:
-        CheckpointError: one of the two files is missing, cut off, or of another checkpoint than the other.
+        CheckpointError: one of the two files is missing, truncated, or belongs to another checkpoint.
     """
     file, rest = folder / QUANTIZED_FILE, folder / REST_FILE
     if not rest.is_file():
@@ -208,13 +208,13 @@ def quantized_weights_of(folder: Path) -> QuantizedWeights | None:
 
 
 def _linears(opened: Any, described: Sequence[Any], options: QuantizationOptions) -> tuple[RoundedLinear, ...]:
-    """Every linear that the metadata describes; `opened` holds their tensors and no other."""
+    """Every linear layer that the metadata describes; `opened` must hold their tensors and no other."""
     expected = linear_groups((len(described) - 1) // len(layer_linears(0)))
     found = [tuple(linear["names"]) for linear in described]
     if found != expected:
         pairs = zip_longest(found, expected)
         odd, right = next((odd, right) for odd, right in pairs if odd != right)
-        raise ValueError(f"its linears are {str(odd)[:200]} where a decoder has {right or 'no more'}")
+        raise ValueError(f"its linear layers are {str(odd)[:200]} where a decoder has {right or 'no more'}")
     stored = set(opened.keys())
     linears = tuple(_read(opened, stored, index, linear, options) for index, linear in enumerate(described))
     known = {_key(index, name) for index, linear in enumerate(linears) for name in linear.weight.tensors}
@@ -244,7 +244,7 @@ def _read(opened: Any, stored: Set[str], index: int, linear: Any, options: Quant
 
 
 def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantizationOptions) -> None:
-    """Raise if `weight` is not what `options` say, or has scales that no weight was rounded with."""
+    """Raise if `weight` does not match `options`, or has impossible scales."""
     if weight.out_features != num_rows:
         raise CheckpointError(f"values has {weight.out_features} rows; expected {num_rows}.")
     scales = weight.scales if isinstance(weight, Int8Weight) else weight.scales_and_zeros
@@ -259,5 +259,5 @@ def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantizationOpt
 
 
 def _key(index: int, name: str) -> str:
-    """What a tensor of the linear of this index is called in the file."""
+    """Name of a tensor of linear layer number `index` in the file."""
     return f"{index:04d}.{name}"

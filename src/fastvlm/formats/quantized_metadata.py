@@ -1,4 +1,4 @@
-"""What a file of quantized weights says about itself, checked key by key: it may come from anybody.
+"""Validates the metadata of a file of quantized weights key by key, because it may come from an untrusted source.
 
 It is one JSON object in the file's safetensors metadata; ``quantized_file.py`` writes it.
 """

@@ -1,14 +1,14 @@
-"""Weights in 8 and 4 bits: how they are rounded, and the forms in which files hold them. No kernel is known here.
+"""8- and 4-bit weights: rounding and storage layout. Contains no kernels.
 
-8 bits: ``w ~ values * scale``, values in -127..127, a scale for each output channel, so the error of a weight is at
+8 bits: ``w ~ values * scale`` with values in -127..127 and one scale per output channel. The error of a weight is at
 most half its channel's scale.
 
-4 bits: ``w ~ (value - 8) * scale + zero`` with values in 0..15, a scale and a zero for each group of inputs of each
-output channel, so the error of a weight is at most half its group's scale, and what rounding scale and zero to bfloat16
-adds. Layout of the packed values: blocks of 64 outputs; in a block, for each input 32 bytes, byte j holding output j in
-its low half and output j + 32 in its high half. It is the order in which torch's AVX-512 kernel reads, so a file in it
-is used as it lies; the AVX2 kernel wants blocks of 32 outputs, into which :meth:`Int4Weight.in_blocks` turns it.
-Outputs are padded to a multiple of 64.
+4 bits: ``w ~ (value - 8) * scale + zero`` with values in 0..15, and a scale and a zero per group of inputs of each
+output channel. The error of a weight is at most half its group's scale, plus the rounding of scale and zero to
+bfloat16. Layout of the packed values: blocks of 64 outputs; in a block, 32 bytes for each input, byte j holding output
+j in its low half and output j + 32 in its high half. torch's AVX-512 kernel reads this order, so a file is used without
+repacking; the AVX2 kernel needs blocks of 32 outputs (:meth:`Int4Weight.in_blocks`). Outputs are padded to a multiple
+of 64.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Int8Weight:
     """`values` (out, in) int8 in -127..127 and `scales` (out,) float32: the weight is ``values * scales[:, None]``.
 
     Raises:
-        CheckpointError: tensors of other dtypes or shapes. Kernels read as far as these say, without a check.
+        CheckpointError: tensors of other dtypes or shapes; kernels do not check them.
     """
 
     values: Tensor
@@ -65,7 +65,7 @@ class Int8Weight:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds of it."""
+        """The tensors that are stored in a file."""
         return {"values": self.values, "scales": self.scales}
 
     def dequantize(self) -> Tensor:
@@ -121,11 +121,11 @@ class Int4Weight:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds of it."""
+        """The tensors that are stored in a file."""
         return {"packed": self.packed, "scales_and_zeros": self.scales_and_zeros}
 
     def in_blocks(self, block: int) -> Int4Weight:
-        """The same values with `block` outputs (64 or 32) packed together; itself if they are already."""
+        """The same values with `block` outputs (64 or 32) packed together; itself if they already are."""
         if block == self.block:
             return self
         values = torch.cat(

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read and checked without touching a tensor.
+"""Reads and checks the header of a safetensors file without reading tensors.
 
 Layout: 8 bytes little-endian length, that many bytes of JSON, then the tensors' bytes.
 """
@@ -39,7 +39,7 @@ _MAX_HEADER_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor stands and what it is; `file` is its path."""
+    """Location, dtype and shape of one tensor; `file` is its path."""
 
     file: Path
     shape: tuple[int, ...]
@@ -52,10 +52,10 @@ class TensorEntry:
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Entries of one safetensors file, from its header alone; the file's length is checked against it.
+    """Entries of one safetensors file from its header, checked against the file's length.
 
     Raises:
-        CheckpointError: not a safetensors file, truncated, a header of more than 8 MiB, or one that contradicts itself.
+        CheckpointError: not a safetensors file, truncated, a header of more than 8 MiB, or a contradictory header.
     """
     size, raw = _size_and_header(file)
     try:

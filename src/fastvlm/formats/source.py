@@ -1,7 +1,7 @@
-"""From a name to a folder on this machine: a local folder as it is, or a Hub repository, fetched or from the cache.
+"""Resolves a name to a local folder: an existing path, or a Hub repository from the network or the cache.
 
-Only configuration, tokenizer and weight files are fetched, never Python: code in a repository is not run, and
-``auto_map`` in a config is not looked at.
+Only configuration, tokenizer and weight files are downloaded, never Python: code in a repository is not run, and
+``auto_map`` in a config is ignored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which files of a folder are its weights, and what happens if there is more than one complete set of them."""
+"""Finds the weight files of a folder, and refuses a choice between several complete sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WeightSet:
 
     Args:
         files: the weight files, in order.
-        index: the file that says which tensor is in which of them, if there is one.
+        index: the file that maps tensors to files, if there is one.
     """
 
     files: tuple[Path, ...]
@@ -27,7 +27,7 @@ class WeightSet:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """Its name in messages."""
         if self.index is None:
             return " and ".join(file.name for file in self.files)
         return f"{self.index.name} with {len(self.files)} shard{'s' if self.files[1:] else ''}"
@@ -41,14 +41,14 @@ class WeightSet:
 def one_weight_set(folder: Path, *names: str, first: WeightSet | None = None) -> WeightSet | None:
     """The weights of `folder`, or None if it has none.
 
-    Files of one format in two complete sets are an error: nothing says which of them is meant, and they may differ.
-    ``.bin`` files beside safetensors are common on the Hub, as copies; safetensors are taken, with a warning.
+    Two complete sets of the same format are an error, because they may differ and nothing says which one is meant.
+    ``.bin`` files next to safetensors are common on the Hub as copies; the safetensors are used, with a warning.
 
     Args:
-        folder: where they lie.
-        names: of the single files, in order of preference (``model.safetensors``, ``pytorch_model.bin``); the index of
-            shards has the same name and ``.index.json``.
-        first: a set that was found already and comes before those of `names`.
+        folder: the folder.
+        names: single files in order of preference (``model.safetensors``, ``pytorch_model.bin``); the index of shards
+            has the same name and ``.index.json``.
+        first: a set that was already found and precedes those of `names`.
 
     Raises:
         CheckpointError: two complete sets of one format, or the only set is incomplete.

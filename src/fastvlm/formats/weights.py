@@ -1,8 +1,8 @@
-"""The weight files of a folder: which there are, what their headers promise, and one tensor at a time from them.
+"""Weight files of a folder: their checked headers, and their tensors one at a time.
 
-Headers are read without touching a tensor, and checked: a file that is shorter than its header says, an index that
-names what is not there and a key that stands in two files are errors here, before anything is built. Pickled files
-(``.bin``) are unpickled with ``weights_only=True``: tensors and plain containers, never code.
+Headers are read and checked before anything is built: a truncated file, an index that names a missing file and a key in
+two files are errors. Pickled files (``.bin``) are unpickled with ``weights_only=True``: tensors and plain containers,
+never code.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["DTYPES", "TensorEntry", "WeightFiles", "some_of"]
 
 @dataclass
 class WeightFiles:
-    """All tensors of a folder by the names they have in the files.
+    """All tensors of a folder by their names in the files.
 
     Args:
         folder: the checkpoint's folder.
         entries: file key -> :class:`TensorEntry`.
-        quantized: the decoder's linears, where these are stored in 8 or 4 bits; None elsewhere. Their entries and
-            tensors are those of the weights as they were before, rounded.
+        quantized: the decoder's linear layers if they are stored in 8 or 4 bits, else None. Their entries and tensors
+            are those of the dequantized weights.
     """
 
     folder: Path
@@ -43,10 +43,10 @@ class WeightFiles:
 
     @classmethod
     def of(cls, folder: Path) -> WeightFiles:
-        """Read the headers of the weight files that transformers would take: safetensors first, then ``.bin``.
+        """Read the headers of the weight files in transformers' order: safetensors first, then ``.bin``.
 
         Raises:
-            CheckpointError: no weights, a file missing, truncated or unreadable, an index that does not fit.
+            CheckpointError: no weights; a file is missing, truncated or unreadable; an index that does not match.
         """
         quantized = _find_quantized(folder)
         found = _find_files(folder) if quantized is None else WeightSet((folder / REST_FILE,))
@@ -78,7 +78,7 @@ class WeightFiles:
         return handle[key] if isinstance(handle, dict) else handle.get_slice(key)
 
     def tensor(self, key: str) -> Tensor:
-        """The tensor of file key `key`, on the CPU, mapped from the file where that is possible."""
+        """The tensor of file key `key`, on the CPU, mapped from the file if possible."""
         if self.quantized is not None and self._is_rounded_linear(key):
             return self.quantized.tensor(key)
         handle = self._handle(self.entries[key].file)
@@ -86,7 +86,7 @@ class WeightFiles:
         return tensor
 
     def close(self) -> None:
-        """Let go of all open files; tensors already handed out stay valid."""
+        """Close all open files; returned tensors stay valid."""
         self._open.clear()
 
     def _is_rounded_linear(self, key: str) -> bool:
@@ -100,7 +100,7 @@ class WeightFiles:
 
 @dataclass(frozen=True)
 class _Later:
-    """A tensor of `weights` that is made when it is indexed, as slices of safetensors are."""
+    """A tensor of `weights` that is read when indexed, like a slice of safetensors."""
 
     weights: WeightFiles
     key: str
@@ -138,7 +138,7 @@ def _find_files(folder: Path) -> WeightSet:
 
 
 def _find_quantized(folder: Path) -> QuantizedWeights | None:
-    """The linears of a quantized folder, whose headers are within bounds and which holds no other weights."""
+    """The linear layers of a quantized folder, with checked headers and no other weights."""
     files = (folder / QUANTIZED_FILE, folder / REST_FILE)
     if not files[1].is_file():
         return None

@@ -1,1 +1,1 @@
-"""transformers on top of the plain parts: configuration, models, processor, `load`, adapters. Training stands on it."""
+"""Integration with transformers: configuration, models, processor, `load`, adapters. Training builds on it."""

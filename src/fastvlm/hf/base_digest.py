@@ -33,11 +33,11 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class BaseDigest:
-    """What stands for a model's weights.
+    """Digest of a model's weights.
 
     Args:
         bfloat16: hexadecimal BLAKE2b of the values rounded to bfloat16; None if unknown.
-        float16: the same, rounded to float16; None where the weights were opened in bfloat16 and stored more exactly.
+        float16: the same, rounded to float16; None if the weights were opened in bfloat16 but stored more precisely.
     """
 
     bfloat16: str | None
@@ -74,7 +74,7 @@ class BaseDigest:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     def agrees_with(self, model: nn.Module) -> bool | None:
-        """Whether a plain model has these weights; None if that cannot be told in its dtype."""
+        """Whether a plain model has these weights; None if its dtype does not allow a comparison."""
         kind = _compared(model)
         own = getattr(self, kind)
         return None if own is None else bool(own == _digest(model, _KINDS[kind]))

@@ -1,6 +1,6 @@
-"""A live transformers model -> :class:`fastvlm.formats.checkpoint.Checkpoint`, which an engine is built from.
+"""Converts a live transformers model to a :class:`fastvlm.formats.checkpoint.Checkpoint` for an engine.
 
-The checkpoint's tensors are the model's own, so nothing is copied, and the model can still be used.
+The checkpoint shares the model's tensors, so nothing is copied, and the model can still be used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 def open_with_transformers(
     folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Checkpoint:
-    """The checkpoint in `folder` as transformers opens it: for unusual layouts, and to say what is wrong with others.
+    """Open the checkpoint in `folder` with transformers, for unusual layouts and precise errors.
 
     Raises:
         CheckpointError, ConfigError: as :func:`fastvlm.load`.
@@ -70,7 +70,7 @@ def checkpoint_of(model: FastVlmForConditionalGeneration, processor: Processor) 
 def _decoder_parts(
     model: FastVlmForConditionalGeneration, config: ModelConfig
 ) -> tuple[dict[str, Tensor], dict[str, Callable[[Tensor], Tensor]]]:
-    """Tensors of the decoder and head by canonical name, and the linear layers that are more than a weight."""
+    """Tensors of decoder and head by canonical name, and linear layers with their own code."""
     tensors: dict[str, Tensor] = {}
     layers: dict[str, Callable[[Tensor], Tensor]] = {}
     linears = {name for names in linear_groups(config.text_config.num_hidden_layers) for name in names}
@@ -94,10 +94,10 @@ def _decoder_parts(
 
 
 def plain_config(config: FastVlmConfig) -> ModelConfig:
-    """`config` as an engine reads it.
+    """`config` as the engine's plain configuration.
 
     Raises:
-        ConfigError: a decoder that is no plain Qwen2.
+        ConfigError: a decoder other than plain Qwen2.
     """
     text = config.text_config
     _refuse_other_decoders(text)

@@ -1,7 +1,7 @@
-"""What a whole FastVLM is made of, and the published sizes.
+"""transformers configuration of FastVLM, and the published sizes.
 
-Written to disk exactly as transformers' ``fast_vlm`` format has it (the encoder as the ``timm_wrapper`` entry that
-names timm's ``fastvit_mci3``), so a saved folder opens there and the other way round.
+The saved format is exactly that of transformers' ``fast_vlm`` (the encoder is a ``timm_wrapper`` entry for timm's
+``fastvit_mci3``), so folders can be exchanged in both directions.
 
 Source of decoder sizes and file keys: transformers 5.23 ``models/fast_vlm`` and its conversion script.
 """
@@ -297,7 +297,7 @@ class FastVlmConfig(DerivedNumbers, PretrainedConfig):  # type: ignore[misc]  # 
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As transformers', for Apple's ``llava_qwen2`` too; where config and tensors differ, the tensors count."""
+        """As transformers', also for Apple's ``llava_qwen2``; where config and tensors differ, the tensors win."""
         path = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         found = config_of_folder(path) if path.is_dir() else None
         config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -307,14 +307,14 @@ class FastVlmConfig(DerivedNumbers, PretrainedConfig):  # type: ignore[misc]  # 
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers'; whatever is wrong with the dictionary is a ConfigError."""
+        """As transformers'; raises ConfigError for an invalid dictionary."""
         with _as_config_errors("The configuration"):
             return super().from_dict(config_dict, **kwargs)
 
 
 @contextmanager
 def _as_config_errors(what: str) -> Iterator[None]:
-    """Errors from inside transformers, which has many kinds of them, as ours."""
+    """Convert transformers' various errors to ConfigError."""
     try:
         yield
     except FastVlmError:

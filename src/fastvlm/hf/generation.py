@@ -1,4 +1,4 @@
-"""Generation: transformers' `generate`, which always ends, encodes each image once and refuses what cannot fit."""
+"""`generate` of transformers with FastVLM's end tokens, image caching and context check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["FastVlmGenerationMixin"]
 
 
 class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
-    """What FastVLM adds to `generate`; mixed into the model with the head."""
+    """FastVLM's additions to `generate`; mixed into the model with the head."""
 
     config: FastVlmConfig
 
@@ -130,7 +130,7 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
 
 @functools.cache
 def _warn_of_emulated_bfloat16(device: torch.device, dtype: torch.dtype) -> None:
-    """Warn once where bfloat16, in which checkpoints are stored, has no arithmetic of its own: 20 times as slow."""
+    """Warn once if bfloat16, the dtype of checkpoints, is emulated on this CPU: 20 times as slow."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
@@ -151,5 +151,5 @@ class _RefuseNonFinite(LogitsProcessor):  # type: ignore[misc]
 
 
 def _first_set(name: str, given: Sequence[Mapping[str, Any]]) -> Any:
-    """A setting as `generate` will see it: of the arguments, the given config, the model's config, the first set."""
+    """The value of a setting: the first that is set among arguments, given config and model config."""
     return next((settings[name] for settings in given if settings.get(name) is not None), None)

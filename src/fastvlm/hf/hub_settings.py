@@ -1,4 +1,4 @@
-"""What `from_pretrained` of a processor takes, and what a folder or Hub repository says about it in ``config.json``."""
+"""Settings of a processor's `from_pretrained`, and those in a repository's ``config.json``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AUTO_SETTINGS = frozenset(
 
 
 def hub_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What reaches the Hub's client; names that nothing here takes are refused instead of ignored.
+    """The settings for the Hub's client; unknown names are refused.
 
     Raises:
         TypeError: an unknown name.
@@ -37,7 +37,7 @@ def hub_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_missing_folder(name_or_path: Any) -> None:
-    """Say that a folder is missing; a Hub id (``name`` or ``owner/name``) passes."""
+    """Raise for a path to a missing folder; a Hub id (``name`` or ``owner/name``) passes."""
     path = Path(name_or_path)
     if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or path.parts[0] in {".", ".."}):
         raise CheckpointError(f"There is no folder {str(path)!r}. Pass a model folder, or a Hub id such as owner/name.")

@@ -1,4 +1,4 @@
-"""The image processor for transformers: its base class, its files, its batches."""
+"""Image processor for transformers: base class, files and batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["IMAGE_FITS", "FastVlmImageProcessor", "FastVlmImagesKwargs", "fit_im
 
 
 class FastVlmImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc,call-arg]  # transformers is untyped
-    """What may be set when a processor is loaded or called, besides transformers' own names."""
+    """Settings of loading and calling a processor in addition to transformers' own."""
 
     image_size: int | list[int] | tuple[int, int] | None
     image_fit: str | None
@@ -53,7 +53,7 @@ class FastVlmImageProcessor(ImageProcessor, BaseImageProcessor):  # type: ignore
         return BatchFeature(data, tensor_type=return_tensors)  # type: ignore[no-any-return]
 
     def to_dict(self) -> dict[str, Any]:
-        """The file: a CLIP image processor's, for plain transformers, with our own keys riding along."""
+        """The file's content: a CLIP image processor's, for plain transformers, plus FastVLM's own keys."""
         return {
             "image_processor_type": "CLIPImageProcessor",
             **FIXED_KEYS,

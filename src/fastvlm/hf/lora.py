@@ -1,7 +1,7 @@
-"""A LoRA adapter in peft's folder, merged into a loaded model: what the adapter does not change is held once.
+"""Merges a LoRA adapter in peft's format into a loaded model; unchanged weights are shared.
 
-The adapter is checked against the model before anything is computed: its kind, the model that it was made for, the
-places it changes, ranks and shapes. Merging itself is peft's.
+The adapter is checked against the model before anything is computed: its kind, its base model, the layers it changes,
+ranks and shapes. peft does the merge.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HUB_FOLDER = "models--"  # of huggingface_hub's cache: models--owner--repositor
 
 @dataclass(frozen=True)
 class _Adapter:
-    """What stands in an adapter's folder.
+    """Content of an adapter's folder.
 
     Args:
         folder: its path.
@@ -73,20 +73,21 @@ class _Adapter:
 
 
 def merge_adapter(model: FastVlmForConditionalGeneration, folder: str | Path) -> FastVlmForConditionalGeneration:
-    """A model that answers as `model` with the adapter in `folder`; `model` stays as it is.
+    """A copy of `model` with the adapter in `folder` merged; `model` is not modified.
 
     Args:
         model: a :class:`fastvlm.FastVlmForConditionalGeneration` with plain weights.
         folder: of a LoRA adapter as peft writes it: adapter_config.json and adapter_model.safetensors.
 
     Returns:
-        A model in eval mode. Parameters that the adapter does not change are the same memory as those of `model`;
-        changed ones are weight + scaling * B A, in the dtype of the weight.
+        A model in eval mode. It shares the parameters that the adapter does not change; changed ones are weight +
+            scaling *
+        B A, in the dtype of the weight.
 
-    Warns if the adapter's folder does not say by a digest which weights it was made for.
+    Warns if the adapter's folder has no digest of the weights that it was made for.
 
     Raises:
-        CheckpointError: no adapter, not a LoRA one, or made for another model.
+        CheckpointError: no adapter, not a LoRA adapter, or one for another model.
         MissingExtraError: peft is not installed.
     """
     return _merge(model, _read(adapter_folder(folder)))
@@ -97,7 +98,7 @@ def open_with_adapters(
 ) -> tuple[Checkpoint, list[Checkpoint]]:
     """The checkpoint in `folder`, and one for each of `adapters` with that adapter merged.
 
-    Merging is peft's, on transformers' model. Tensors that an adapter does not change are the base's own.
+    peft merges on transformers' model. Unchanged tensors are shared with the base.
 
     Raises:
         UsageError: a checkpoint that is stored in 8 or 4 bits.

@@ -1,6 +1,6 @@
-"""The whole model on transformers' base classes: tower, projector, joint, decoder, head.
+"""FastVLM as a transformers model: vision tower, projector, decoder and head.
 
-The decoder (Qwen2) and `generate` are transformers'; the interface is the documented one of its ``fast_vlm``.
+The decoder (Qwen2) and `generate` are transformers'; the interface is that of its documented ``fast_vlm``.
 Shapes: I images, N visual tokens an image, B sequences, T tokens, D decoder width, V vocabulary.
 """
 
@@ -68,7 +68,7 @@ class FastVlmCausalLMOutputWithPast(_ImageOutputs, CausalLMOutputWithPast):  # t
 
 
 class FastVlmPreTrainedModel(DialectLoading):
-    """What all FastVLM classes share for transformers: config, devices, attention rules."""
+    """Base class of all FastVLM models: config, devices, attention rules."""
 
     config_class = FastVlmConfig
     config: FastVlmConfig
@@ -96,7 +96,7 @@ class FastVlmPreTrainedModel(DialectLoading):
 
 
 class FastVlmModel(FastVlmPreTrainedModel):
-    """Tower, projector, joint and decoder, without the head."""
+    """Vision tower, projector and decoder, without the head."""
 
     def __init__(self, config: FastVlmConfig) -> None:
         super().__init__(config)
@@ -235,14 +235,14 @@ class FastVlmForConditionalGeneration(FastVlmPreTrainedModel, FastVlmGenerationM
         self.lm_head = new_embeddings
 
     def to_checkpoint(self, processor: Processor) -> Checkpoint:
-        """This model as the record that an engine is built from; its tensors are the model's own.
+        """This model as a checkpoint for an engine; it shares the model's tensors.
 
         Args:
-            processor: that belongs to it.
+            processor: the model's processor.
 
         Raises:
             UsageError: the model is in training mode, or an adapter is attached to its encoder or projector.
-            ConfigError: a decoder that is no plain Qwen2.
+            ConfigError: a decoder other than plain Qwen2.
         """
         return checkpoint_of(self, processor)
 

@@ -1,7 +1,7 @@
-"""``from_pretrained`` for every published layout, strict about keys; the loading itself is transformers'.
+"""Strict ``from_pretrained`` for every published layout, built on transformers' loading.
 
-A ``fast_vlm`` folder goes to transformers as it is. Any other layout goes there as a state dict of lazily read
-tensors under their canonical names, so that neither a copy on disk nor a second copy in memory is made.
+A ``fast_vlm`` folder is loaded by transformers directly. Other layouts are passed as a state dict of lazily read
+tensors under their canonical names, so that no copy is made on disk or in memory.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class DialectLoading(PreTrainedModel):  # type: ignore[misc]
 
 
 def _config_for(folder: CheckpointFolder, kwargs: dict[str, Any]) -> FastVlmConfig:
-    """The folder's config, with those of `kwargs` that are its keys (they leave `kwargs`)."""
+    """The folder's config, updated with those `kwargs` that are its keys (they are removed from `kwargs`)."""
     fields = set(FastVlmConfig.__dataclass_fields__) - _NOT_CONFIG
     overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in fields}
     config, unused = FastVlmConfig.from_dict(folder.config, return_unused_kwargs=True, **overrides)
@@ -112,7 +112,7 @@ def _config_for(folder: CheckpointFolder, kwargs: dict[str, Any]) -> FastVlmConf
 
 
 def _dtype_of(kwargs: dict[str, Any], folder: CheckpointFolder) -> torch.dtype:
-    """What to load in: as asked for (which leaves `kwargs`), or the folder's own."""
+    """The dtype to load: the requested one (removed from `kwargs`), or the folder's own."""
     older = kwargs.pop("torch_dtype", None)
     asked = kwargs.pop("dtype", older)
     if asked in (None, "auto"):

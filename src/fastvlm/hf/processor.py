@@ -1,7 +1,7 @@
-"""The processor for transformers: its base class, its tokenizers, its batches and its files.
+"""Processor for transformers: base class, tokenizers, batches and files.
 
-The files that :meth:`FastVlmProcessor.save_pretrained` writes are those of transformers' ``LlavaProcessor`` with a
-``CLIPImageProcessor``, so plain transformers opens them; our own keys ride along.
+:meth:`FastVlmProcessor.save_pretrained` writes the files of transformers' ``LlavaProcessor`` with a
+``CLIPImageProcessor``, so plain transformers opens them; FastVLM's own keys are added.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The processor of a checkpoint folder, with clear errors; also where no file says how large its images are."""
+"""Loads the processor of a checkpoint folder, with clear errors and default image settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 def load_processor(folder: Path, config: FastVlmConfig) -> FastVlmProcessor:
-    """The processor that fits the checkpoint in `folder`.
+    """The processor of the checkpoint in `folder`.
 
     Args:
         folder: a ``fast_vlm`` or ``llava_qwen2`` folder.
-        config: the model's, for the placeholder's id and the side of the images where no file gives it.
+        config: the model's, for the placeholder id and the image size if no file gives it.
 
     Raises:
         CheckpointError: no tokenizer, or files that cannot be read.

@@ -1,4 +1,4 @@
-"""Put FastVLM's classes behind transformers' Auto classes; only when asked, never at import."""
+"""Registers FastVLM's classes with transformers' Auto classes; only on request, never at import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LlavaQwen2Config", "register"]
 
 
 class LlavaQwen2Config(FastVlmConfig):
-    """Stands for Apple's ``llava_qwen2`` in ``AutoConfig``; what it makes is a :class:`FastVlmConfig`."""
+    """Config class for Apple's ``llava_qwen2`` in ``AutoConfig``; it creates a :class:`FastVlmConfig`."""
 
     model_type = "llava_qwen2"
 

@@ -1,4 +1,4 @@
-"""FastViTHD as a transformers model: the part that is saved, placed on devices and cast as one.
+"""FastViTHD as a transformers model.
 
 Shapes: I images of H x W pixels; the feature map is (I, C, h, w) with ``h = ceil(H / 64)``, ``w = ceil(W / 64)``.
 """

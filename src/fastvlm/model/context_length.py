@@ -1,4 +1,4 @@
-"""What fits into a decoder's context, told before anything is computed."""
+"""Checks that prompt and reply fit into the decoder's context."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Images and messages in, model inputs out: the image processor, the prompt, and the processor that joins them."""
+"""Preprocessing of images and messages: image processor, prompt and tokenizer."""

@@ -1,10 +1,10 @@
-"""Images -> `pixel_values`, float32 (I, 3, H, W) in [0, 1], as the model was trained.
+"""Image preprocessing: images to `pixel_values`, float32 (I, 3, H, W) in [0, 1].
 
 Three ways to fit an image into H x W pixels:
 
 - ``pad`` (default, as trained): centered on a black canvas of the target's shape, then resized; nothing is lost.
-- ``crop`` (as transformers' ``fast_vlm`` checkpoints do): resized to cover the target, the middle kept; sides are lost.
-- ``stretch``: resized to the target, whatever that does to the shape.
+- ``crop`` (as in transformers' ``fast_vlm``): resized to cover the target, then center-cropped; sides are lost.
+- ``stretch``: resized to the target without keeping the aspect ratio.
 
 Sources: padding, apple/ml-fastvlm at 592b4ad, ``llava/mm_utils.py`` (``expand2square``, background of mean 0: black);
 resizing, cropping and rescaling, transformers 5.23 ``image_transforms.py`` (PIL). No torchvision is used.
@@ -118,14 +118,14 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **settings: Any) -> Any:
-        """From a file's dictionary, `settings` on top; what only other processors know is left out."""
+        """Build from a file's dictionary and `settings`, which win; keys of other processors are dropped."""
         keys = {**image_processor_dict, **settings}
         processor = cls(**{key: value for key, value in keys.items() if key in cls.known_file_keys})
         return (processor, {}) if settings.get("return_unused_kwargs") else processor
 
     @property
     def size(self) -> dict[str, int]:
-        """The size as CLIP's image processor states it."""
+        """The size in the notation of CLIP's image processor."""
         return {"shortest_edge": max(self.image_size)}
 
     @property
@@ -177,16 +177,16 @@ class ImageProcessor:
         return self._batch({"pixel_values": pixels}, return_tensors)
 
     def _batch(self, data: dict[str, Any], return_tensors: str | None) -> Mapping[str, Any]:
-        """`data`, NumPy arrays, in the form that was asked for."""
+        """`data`, NumPy arrays, as the requested tensor type."""
         if return_tensors != "pt":
             return data
         return {name: torch.from_numpy(array) for name, array in data.items()}
 
     def choose(self, image_size: Any = None, image_fit: str | None = None) -> None:
-        """Another size or fit from now on, as the constructor takes them; None leaves what there is.
+        """Change size or fit, as in the constructor; None keeps the current value.
 
         Raises:
-            ConfigError: a side that is no multiple of `patch_size`; an unknown fit.
+            ConfigError: a side that is not a multiple of `patch_size`; an unknown fit.
         """
         if image_size is not None:
             self.image_size = image_size_px(image_size, self.patch_size)
@@ -200,7 +200,7 @@ class ImageProcessor:
 
 
 def _stated_size(file_keys: dict[str, Any]) -> Any:
-    """The size that CLIP's keys state: the crop, else the shortest edge, else 1024."""
+    """The size in CLIP's keys: the crop, else the shortest edge, else 1024."""
     crop, size = file_keys.get("crop_size"), file_keys.get("size")
     if crop is not None:
         return dict(crop) if not isinstance(crop, int) else crop
@@ -210,7 +210,7 @@ def _stated_size(file_keys: dict[str, Any]) -> Any:
 
 
 def _check_settings(settings: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse unknown names, and values that would make other pixels than FastVLM's, instead of ignoring them."""
+    """Refuse unknown names, and values that would give other pixels than FastVLM's."""
     for key, value in settings.items():
         if key not in known:
             raise ConfigError(f"The image processor has no setting {key!r}. Known are {', '.join(sorted(known))}.")
@@ -228,7 +228,7 @@ def _same(value: Any, expected: Any) -> bool:
 
 
 def _flat(images: Any) -> list[Any]:
-    """Sources in order, whatever the nesting of lists."""
+    """The images in order, with nested lists flattened."""
     if isinstance(images, (list, tuple)):
         return [source for part in images for source in _flat(part)]
     return [images]

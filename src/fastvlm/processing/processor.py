@@ -1,6 +1,6 @@
-"""Images and text -> what the model takes: `input_ids`, `attention_mask` (B, T) and `pixel_values` (I, 3, H, W).
+"""Processor: images and text to `input_ids`, `attention_mask` (B, T) and `pixel_values` (I, 3, H, W).
 
-Nothing here needs transformers: :class:`fastvlm.FastVlmProcessor` adds its base class, tokenizers, batches and files.
+Does not need transformers: :class:`fastvlm.FastVlmProcessor` adds its base class, tokenizers, batches and files.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Processor:
 
     @property
     def padding_side(self) -> str:
-        """Where batches are padded; the tokenizer's own setting."""
+        """Padding side of batches; the tokenizer's own setting."""
         return str(self.tokenizer.padding_side)
 
     @padding_side.setter
@@ -103,7 +103,7 @@ class Processor:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Ids that end every reply: those of ``<|im_end|>`` and ``<|endoftext|>``, and the tokenizer's own eos."""
+        """Token ids that end every reply: ``<|im_end|>``, ``<|endoftext|>`` and the tokenizer's own eos."""
         vocabulary = self.tokenizer.get_vocab()
         ids = [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
         ids += [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
@@ -159,7 +159,7 @@ class Processor:
         return self._batch(data)
 
     def _batch(self, data: dict[str, Any]) -> Any:
-        """What a call returns for `data`."""
+        """The return value of a call for `data`."""
         return data
 
     def decode(self, token_ids: Any, **settings: Any) -> str:
@@ -167,7 +167,7 @@ class Processor:
         return self.tokenizer.decode(token_ids, **settings)
 
     def _images_per_prompt(self, images: Any, prompts: Sequence[str]) -> list[int]:
-        """Images of each prompt, checked against the places in its text."""
+        """Number of images of each prompt, checked against the placeholders in its text."""
         places = [prompt.count(self.image_token) for prompt in prompts]
         if isinstance(images, (list, tuple)) and images and all(isinstance(part, (list, tuple)) for part in images):
             given = [_flat_len(part) for part in images]
@@ -180,7 +180,7 @@ class Processor:
         raise ImageTokenMismatchError(_mismatch(places, given, images, self.image_token))
 
     def _check_placeholders(self, input_ids: Any, expected: Sequence[int]) -> None:
-        """Raise where truncation has cut placeholders away."""
+        """Raise if truncation has cut off placeholders."""
         for index, (row, count) in enumerate(zip(input_ids, expected, strict=True)):
             ids = row.tolist() if hasattr(row, "tolist") else list(row)
             found = ids.count(self.image_token_id)
@@ -259,7 +259,7 @@ class Processor:
         return inputs if return_dict else inputs["input_ids"]
 
     def _marks(self) -> tuple[str, ...]:
-        """Texts that the tokenizer reads as marks, those added later too; no message may contain them."""
+        """Special tokens of the tokenizer, including added ones; no message may contain them."""
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         marks = (*SPECIAL_TOKENS, self.image_token, *self.tokenizer.all_special_tokens, *added)
         return tuple(dict.fromkeys(mark for mark in marks if mark))
@@ -267,7 +267,7 @@ class Processor:
     def _split_settings(
         self, kwargs: Mapping[str, Any], text_kwargs: Mapping[str, Any] | None, images_kwargs: Mapping[str, Any] | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(tokenizer's, image processor's) settings; names that belong to neither are refused."""
+        """(tokenizer settings, image processor settings); unknown names are refused."""
         for_text, for_images = dict(text_kwargs or {}), dict(images_kwargs or {})
         for key, value in kwargs.items():
             if key in _IMAGE_KWARGS:
@@ -290,12 +290,12 @@ def _prompts(text: Any) -> list[str]:
 
 
 def _flat_len(images: Any) -> int:
-    """Sources in a source or a nested list of them."""
+    """Number of images in an image or a nested list."""
     return sum(_flat_len(part) for part in images) if isinstance(images, (list, tuple)) else 1
 
 
 def _mismatch(places: list[int], given: list[int], images: Any, image_token: str) -> str:
-    """The error text for places in the prompts and images that differ, with both numbers for each prompt."""
+    """The error message for differing numbers of placeholders and images, with both numbers for each prompt."""
     total = 0 if images is None else _flat_len(images)
     if given and len(given) != len(places):
         return f"Got images for {len(given)} prompt(s) and {len(places)} prompt(s). Pass one list of images a prompt."

@@ -1,13 +1,13 @@
-"""Messages -> the text that the model was trained on, and `<image>` -> its placeholders.
+"""Renders messages as the prompt text that the model was trained on, and expands `<image>` to placeholders.
 
 A conversation is a list of ``{"role": ..., "content": ...}``; content is a string or a list of items (``{"type":
 "text", "text": ...}``, ``{"type": "image", ...}``, and OpenAI's ``image_url``, ``input_text``, ``input_image``). Each
 turn becomes ``<|im_start|>ROLE\\nCONTENT<|im_end|>\\n``; a conversation without a system turn gets the default one.
 
-Items are rendered in the order given, with a newline between two neighbors, none between two images. So an image
-before its question gives ``<image>\\nQUESTION``: the bytes of Apple's ``qwen_2`` conversation and of transformers.
-Images that end a message after texts go to its front, where every message that the model was trained on has them: after
-an image alone the model has learnt no answer, and often gives an empty one. Images between texts stay where they are.
+Items are rendered in order with a newline between neighbors, except between two images. An image before its question
+gives ``<image>\\nQUESTION``, as in Apple's ``qwen_2`` conversation and in transformers. Images at the end of a message
+after texts move to its front, because the model was trained on images first and often gives an empty answer after an
+image at the end. Images between texts stay where they are.
 
 Sources: apple/ml-fastvlm at 592b4ad, ``llava/conversation.py`` (``conv_qwen_2``) and ``predict.py``; transformers'
 template, its FastVLM documentation page and conversion script.
@@ -199,10 +199,10 @@ def _image_source(item: Mapping[str, Any], index: int) -> Any:
 
 
 def _refuse_special_tokens(text: str, special_tokens: Sequence[str], index: int, *, before: str) -> None:
-    """A text that could end its turn, begin another or claim an image's place is refused, not silently obeyed.
+    """Refuse a text that contains a special token, which could end its turn or claim an image's place.
 
-    So is one that makes a mark together with the text item `before` it, which a template may join, or that becomes one
-    where the tokenizer composes characters (NFC).
+    Also refuses a text that forms one together with the text item `before` it, which a template may join, or one that
+    appears after the tokenizer's normalization (NFC).
     """
     longest = max(map(len, special_tokens), default=0)
     joined = before[-longest:] + text
@@ -268,7 +268,7 @@ def render(
 
 
 def _rendered(template: str, conversation: Conversation, **variables: Any) -> str:
-    """What `template` makes of checked messages; templates of others are run within limits."""
+    """Render checked messages with `template`; user-supplied templates run within limits."""
     if template in CHAT_TEMPLATES.values():
         return _own_template(template).render(messages=conversation.messages, **variables)
     return render_template(template, conversation.messages, variables)
@@ -276,12 +276,12 @@ def _rendered(template: str, conversation: Conversation, **variables: Any) -> st
 
 @cache
 def _own_template(template: str) -> Template:
-    """Compiled with transformers' settings (5.23, ``utils/chat_template_utils.py``)."""
+    """The template compiled with transformers' settings (5.23, ``utils/chat_template_utils.py``)."""
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
 
 
 def _images_first(conversation: Conversation) -> Conversation:
-    """Messages of texts and then images, with their images first, as Apple's and transformers' code have them."""
+    """Messages whose images follow their texts, with the images moved first, as in Apple's and transformers' code."""
     messages = []
     for message in conversation.messages:
         items = message["content"]

@@ -1,7 +1,7 @@
-"""Where the assistant speaks in a conversation's ids: what training learns.
+"""Finds the assistant's replies in token ids, for training and loss masks.
 
-Found by token ids: the tokens of the assistant's header and ``<|im_end|>`` cannot come from a text, because the
-processor refuses texts that contain them.
+The search uses token ids: the assistant's header and ``<|im_end|>`` cannot come from a text, because the processor
+refuses texts that contain them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ END_TOKEN = "<|im_end|>"  # what ends a turn: FastVLM's chat template
 
 
 class ReplyFinder:
-    """Finds the assistant's replies in ids.
+    """Finds the assistant's replies in token ids.
 
     Args:
-        processor: whose tokenizer made the ids.
-        chat_template: that rendered them; None for the processor's own.
+        processor: its tokenizer made the ids.
+        chat_template: the template that rendered them; None for the processor's own.
 
     Raises:
-        ConfigError: a chat template whose replies cannot be told from ids, or do not follow the prompt's own tokens.
+        ConfigError: a chat template whose replies cannot be found in ids, or do not follow the prompt's own tokens.
     """
 
     def __init__(self, processor: Processor, chat_template: str | None = None) -> None:
@@ -52,7 +52,7 @@ class ReplyFinder:
         return short_ids_of(processor, [text])[0]
 
     def masks(self, rows: Any, return_tensors: str | None) -> Any:
-        """1 where ids (B, T) are of a reply or end it, else 0 (B, T); a reply that was cut off has only zeros."""
+        """Mask (B, T): 1 for tokens of a reply and its end, else 0; a truncated reply has only zeros."""
         from transformers.feature_extraction_utils import BatchFeature  # noqa: PLC0415  # training's, not a question's
 
         found = []

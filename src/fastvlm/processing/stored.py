@@ -1,4 +1,4 @@
-"""What the files of a checkpoint say about its processor, and what takes the place of what they do not say."""
+"""Reads a checkpoint's processor settings and chat template, with defaults for missing ones."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _TEXT_PROBE = (("user", "a"), ("assistant", "b"), ("user", "c"))
 
 
 def add_image_token(tokenizer: TokenizerLike, *, image_token: str = IMAGE_TOKEN, expected_id: int | None = None) -> int:
-    """The id of `image_token`; a tokenizer without it gets it, as a special token, after its last id.
+    """Add `image_token` to the tokenizer if it is missing, and return its id.
 
     Raises:
-        ConfigError: the id is not `expected_id`, the one that the model's config has.
+        ConfigError: the id is not `expected_id`, the one in the model's config.
     """
     # The whole vocabulary is large, and the token is hardly ever elsewhere than among the added ones.
     if image_token not in tokenizer.get_added_vocab() and image_token not in tokenizer.get_vocab():
@@ -54,9 +54,9 @@ def stored_settings(
     padding_side: str | None = None,
     source: object = "the processor",
 ) -> dict[str, Any]:
-    """A processor's arguments from its file's dictionary; `chat_template` and `padding_side` win over the file's.
+    """A processor's arguments from its file's dictionary; `chat_template` and `padding_side` override it.
 
-    `source` is named in errors: the folder or the Hub's name.
+    `source` (folder or Hub name) appears in errors.
     """
     return {
         "image_token": processor_dict.get("image_token", IMAGE_TOKEN),
@@ -68,10 +68,10 @@ def stored_settings(
 
 
 def stored_template(processor_dict: Mapping[str, Any], *, source: object = "the processor") -> str | None:
-    """A folder's own chat template, or None where ours takes its place.
+    """A folder's own chat template, or None if the built-in one replaces it.
 
-    Ours does where the folder has none, has the text-only one of the decoder (without ``<image>``), or transformers'
-    for FastVLM, which puts newlines where the model was not trained with them.
+    The built-in one is used if the folder has none, has the decoder's text-only one (without ``<image>``), or
+    transformers' for FastVLM, whose newlines differ from the training data.
 
     Raises:
         CheckpointError: the template is broken, or exceeds its limits of time, memory or output.

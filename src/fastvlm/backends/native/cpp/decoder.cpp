@@ -1,4 +1,4 @@
-// What Python calls of the decoder's kernels, for CPUs with tile registers. As encoder.cpp: a plain C interface.
+// C interface of the decoder's kernels, for CPUs with AMX.
 
 #include <cstddef>
 

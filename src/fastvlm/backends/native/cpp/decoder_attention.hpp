@@ -1,4 +1,4 @@
-// Attention of new tokens, some of one slot or one of each of several, over what the slots hold.
+// Attention of new tokens over the KV cache: several tokens of one slot, or one token of each of several slots.
 
 #pragma once
 

@@ -1,5 +1,5 @@
-// New tokens through all layers of a decoder in one go: between two products the threads meet, and nothing else
-// happens. Sums, the residual stream among them, are float32.
+// Runs new tokens through all layers of a decoder in one call, with a thread barrier between two linear layers.
+// Sums and the residual stream are float32.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// What Python calls of the encoder's kernels, for CPUs with AVX-512 and bfloat16.
+// C interface of the encoder's kernels, for CPUs with AVX-512 and bfloat16.
 //
 // A plain C interface and no headers of torch's, so that any g++ or clang++ compiles it in seconds, and what it makes
 // does not depend on the version of torch. Every tensor is bfloat16, contiguous, and holds at least one element.

@@ -1,4 +1,4 @@
-// e^x in registers, and what is made of it.
+// SIMD e^x and functions based on it.
 
 #pragma once
 

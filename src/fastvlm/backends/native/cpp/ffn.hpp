@@ -1,4 +1,4 @@
-// An FFN whose wide hidden map never leaves the cache: some hidden channels at a time, from first to last layer.
+// FFN that computes a few hidden channels at a time through both layers, so that the hidden map stays in cache.
 
 #pragma once
 

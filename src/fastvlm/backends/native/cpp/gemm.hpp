@@ -1,4 +1,4 @@
-// Products of many rows: weights as left operands, rows as right ones, packed once for all outputs.
+// GEMM for many rows: weights are the left operands; rows are the right ones, packed once for all outputs.
 
 #pragma once
 

@@ -1,5 +1,5 @@
-// Products of a few rows, which take as long as their weights take to come from memory: each weight is read once, in
-// order, and asked for one piece ahead.
+// GEMM for a few rows. It is bound by memory bandwidth, so each weight is read once, in order, and the next piece is
+// prefetched.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// Rounded weights as bfloat16: 8 bits without their scale, which is exact; 4 bits with scale and zero.
+// Converts rounded weights to bfloat16: 8 bits without their scale (exact), 4 bits with scale and zero.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// Linear layers on rows of numbers, in tile registers. What becomes of the sums is computed beside the next products.
+// Linear layers in tile registers. The epilogue of one tile is computed while the next products run.
 
 #pragma once
 

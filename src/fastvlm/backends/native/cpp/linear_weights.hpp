@@ -1,4 +1,4 @@
-// Weights as they are stored, what they are multiplied by, and where the results go.
+// Weights of a linear layer as they are stored, their pieces, and the output of a GEMM.
 
 #pragma once
 
@@ -24,7 +24,7 @@ struct Matrix {
   std::ptrdiff_t outputs, kind, group;
 };
 
-// Matrices whose outputs lie side by side; all are of one kind. `NativeLinearWeights` in native/linear.py.
+// One or several matrices over the same input, outputs concatenated; all are of one kind. `NativeLinearWeights` in native/linear.py.
 struct LinearWeights {
   const Matrix* parts;
   std::ptrdiff_t num_parts, inputs, outputs;

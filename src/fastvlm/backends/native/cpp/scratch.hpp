@@ -1,4 +1,4 @@
-// Memory that a thread keeps between calls: fresh memory from the system costs more than what is computed in it.
+// Scratch memory that a thread keeps between calls, because fresh memory from the system is slower than its use.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// bfloat16 <-> float32 in registers. The even lanes of a register are one float32 register, the odd ones another.
+// SIMD conversions between bfloat16 and float32. Even and odd lanes of a register become one float32 register each.
 
 #pragma once
 

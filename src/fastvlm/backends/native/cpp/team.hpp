@@ -1,4 +1,4 @@
-// Threads that go through phases together: what one phase writes, all of them read in the next.
+// A team of threads that runs in phases with a barrier between them.
 
 #pragma once
 
@@ -12,14 +12,14 @@
 
 namespace fastvlm {
 
-// 0 if OpenMP cannot tell.
+// 0 if OpenMP's function is missing.
 inline int openmp_team_size() {
   using Ask = int (*)();
   static const auto ask = reinterpret_cast<Ask>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
   return ask ? ask() : 0;
 }
 
-// What the threads of a team share.
+// State shared by the threads of a team.
 struct TeamState {
   alignas(64) std::atomic<std::ptrdiff_t> next{0};
   alignas(64) std::atomic<int> joined{0};
@@ -32,10 +32,10 @@ class TeamMember {
  public:
   TeamMember(TeamState& state, int size) : state_(state), index(state.joined++), size(size) {}
 
-  // A piece of this phase that nobody has begun: size, size + 1, ... The thread i begins with piece i, unclaimed.
+  // Claims the next piece of this phase: size, size + 1, ... Thread i starts with piece i without a claim.
   std::ptrdiff_t claim() const { return size + state_.next.fetch_add(1, std::memory_order_relaxed); }
 
-  // Returns when all threads have called it; then pieces are counted anew.
+  // Waits until all threads have called it, and resets the piece counter.
   void barrier() const {
     const unsigned round = state_.round.load(std::memory_order_acquire);
     if (state_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
@@ -48,7 +48,7 @@ class TeamMember {
       if (spins < kSpins) {
         _mm_pause();
       } else {
-        sched_yield(); // with more threads than cores, the one that is waited for may need this one
+        sched_yield(); // with more threads than cores, the awaited thread may need this core
       }
     }
   }

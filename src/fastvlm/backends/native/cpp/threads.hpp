@@ -1,4 +1,4 @@
-// Threads: those that torch has, from the OpenMP library that it has loaded. One more pool would fight with them.
+// Uses torch's threads through the OpenMP library that it has loaded, because a second pool would compete with them.
 
 #pragma once
 

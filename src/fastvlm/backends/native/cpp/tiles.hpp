@@ -24,13 +24,13 @@ constexpr int kTileBytes = kTileRows * kTileRowBytes;
 // Compilers do not know that tile loads read memory and tile stores write it.
 inline void settle_memory() { asm volatile("" ::: "memory"); }
 
-// Linux lets a process use tile registers after it has asked for them once.
+// Requests permission to use tile registers, which Linux requires once per process.
 inline bool may_use_tiles() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// All eight registers whole, while this lives; then what was configured before, which oneDNN relies on.
+// Configures all eight tile registers at full size; restores the previous configuration, which oneDNN relies on.
 class AmxTileConfig {
  public:
   AmxTileConfig() {

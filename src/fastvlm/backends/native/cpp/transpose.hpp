@@ -1,4 +1,4 @@
-// 16 x 16 numbers of 32 bits, rows and columns exchanged in registers.
+// Transposes 16 x 16 numbers of 32 bits in registers.
 
 #pragma once
 
