@@ -38,7 +38,7 @@ def place(tmp_path):
         ("chat red.png --adapter nowhere", 1, "There is no folder nowhere"),
         ("chat nothing.png", 2, "There is no file 'nothing.png'."),
         ("convert mini empty", 2, "exists already, and nothing is overwritten"),
-        ("convert mini no/where", 2, "is no folder. Make it first."),
+        ("convert mini no/where", 2, "is not a folder. Create it first."),
         ("convert nowhere new", 1, "There is no folder 'nowhere'"),
         ("quantize mini empty", 2, "exists already, and nothing is overwritten"),
         ("quantize nowhere new", 1, "There is no folder 'nowhere'"),

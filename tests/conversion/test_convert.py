@@ -225,7 +225,7 @@ def test_a_target_that_exists_is_not_touched(tmp_path, apple):
         make(tmp_path / name)
         with pytest.raises(UsageError, match="exists already"):
             fastvlm.convert(apple, tmp_path / name)
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         fastvlm.convert(apple, tmp_path / "no" / "such")
 
 

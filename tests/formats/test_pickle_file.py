@@ -67,7 +67,7 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
     "content", [{"a": torch.eye(2).to_sparse()}, {1: torch.zeros(1)}, {"a": torch.zeros(1, device="meta")}]
 )
 def test_other_tensors_are_refused(tmp_path, content):
-    with pytest.raises(CheckpointError, match=r"no plain tensor|cannot be read|was refused"):
+    with pytest.raises(CheckpointError, match=r"not a named tensor|cannot be read|was refused"):
         read_pickle(saved(tmp_path, content))
 
 

@@ -171,7 +171,7 @@ def test_the_same_weights_under_another_name_are_taken(tiny_model, tmp_path):
 def test_a_broken_digest_is_one_line(tiny_model, tmp_path, text):
     adapter(tiny_model, tmp_path)
     (tmp_path / DIGEST_FILE).write_text(text)
-    with pytest.raises(CheckpointError, match="no digest of weights"):
+    with pytest.raises(CheckpointError, match="not a digest of weights"):
         merge_adapter(tiny_model, tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints written anew: in another layout, or rounded to 8 or 4 bits."""
+"""Writes checkpoints in another layout, or quantized to 8 or 4 bits."""

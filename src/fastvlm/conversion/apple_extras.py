@@ -1,8 +1,8 @@
-"""What Apple's layout has and ``fast_vlm`` has no place for, in a folder beside the weights, so that nothing is lost.
+"""Keeps the parts of Apple's layout that ``fast_vlm`` cannot express, in a subfolder of the converted checkpoint.
 
 ``llava_qwen2/config.json`` is Apple's own file; ``llava_qwen2/extras.safetensors`` holds the CLIP head (`head.proj`,
-which the VLM never uses), and says how many rows the vocabulary had and whether a head was stored. Only
-:func:`fastvlm.convert` reads it, on the way back; everything else ignores it.
+which the VLM never uses), the number of vocabulary rows and whether a head was stored. Only :func:`fastvlm.convert`
+reads it, to convert back; everything else ignores it.
 """
 
 from __future__ import annotations

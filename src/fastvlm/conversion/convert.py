@@ -100,7 +100,7 @@ def convert(
 
     Raises:
         UsageError: an unknown layout or dtype, a target that exists.
-        CheckpointError: the source is no complete checkpoint, or the layout has no words for it.
+        CheckpointError: the source is not a complete checkpoint, or the layout has no words for it.
     """
     layout = next((known for known in LAYOUTS if known == to), None)
     if layout is None:

@@ -89,7 +89,8 @@ def quantize(
 
     Raises:
         UsageError: a target that exists, or where nothing can be written.
-        CheckpointError: the source is no complete checkpoint, is quantized already, or its decoder is no plain Qwen2.
+        CheckpointError: the source is not a complete checkpoint, is quantized already, or its decoder is not a plain
+            Qwen2.
     """
     target = new_folder(target)
     folder = inspect_folder(checkpoint_path(source, **hub))
@@ -125,7 +126,7 @@ def _planned(folder: CheckpointFolder, config: FastVlmConfig) -> list[PlannedTen
     names = {name for names in linear_groups(config.text_config.num_hidden_layers) for name in names} - {HEAD}
     if lost := sorted(names - folder.keys.keys()):
         raise CheckpointError(
-            f"{folder.path} has no {lost[0]}: its decoder is no plain Qwen2, which is what is rounded."
+            f"{folder.path} has no {lost[0]}: its decoder is not a plain Qwen2, the only kind that can be quantized."
         )
     return planned
 

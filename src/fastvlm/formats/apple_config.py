@@ -111,7 +111,7 @@ def from_apple_config(
         CheckpointError: a key without which the decoder cannot be built, another projector, another encoder.
     """
     if lacking := [key for key in _REQUIRED if key not in config]:
-        raise CheckpointError(f"config.json lacks {', '.join(lacking)}; it is no complete llava_qwen2 config.")
+        raise CheckpointError(f"config.json lacks {', '.join(lacking)}; it is not a complete llava_qwen2 config.")
     if config.get("mm_projector_type", "mlp2x_gelu") != "mlp2x_gelu":
         raise CheckpointError(
             f"config.json has mm_projector_type {config['mm_projector_type']!r}; FastVLM's projector is 'mlp2x_gelu'."
@@ -149,7 +149,7 @@ def placeholder_id(config: Mapping[str, Any]) -> int:
         raise CheckpointError(
             f"config.json has image_token_index {given}; no vocabulary has more than {_LARGEST_ID} rows."
         )
-    return given if type(given) is int and given >= 0 else _PLACEHOLDER_ID  # -200 marks text, it is no id
+    return given if type(given) is int and given >= 0 else _PLACEHOLDER_ID  # -200 marks text, not an id
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

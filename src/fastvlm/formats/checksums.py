@@ -126,7 +126,9 @@ def _listed(file: Path) -> dict[str, str]:
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from error
     if len(raw) > _MAX_SUMS_BYTES:
-        raise CheckpointError(f"{file} is larger than {_MAX_SUMS_BYTES} bytes; it is no list of a checkpoint's files.")
+        raise CheckpointError(
+            f"{file} is larger than {_MAX_SUMS_BYTES} bytes; it is not a list of a checkpoint's files."
+        )
     lines = raw.decode("utf-8", "surrogateescape").replace("\r\n", "\n").split("\n")
     listed = dict(_parsed(file, number, line) for number, line in enumerate(lines, start=1) if line)
     if not listed:

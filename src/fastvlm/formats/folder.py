@@ -221,7 +221,7 @@ def _dialect(path: Path, raw: dict[str, Any]) -> Dialect:
 def _check_layout(path: Path, dialect: Dialect, weights: WeightFiles) -> None:
     if any(".lora_A." in key for key in weights.entries):
         raise CheckpointError(
-            f"{path} holds LoRA matrices beside the weights; merge the adapter (peft: merge_and_unload) and save again."
+            f"{path} holds LoRA matrices and the weights; merge the adapter (peft: merge_and_unload) and save again."
         )
     found: Dialect = "llava_qwen2" if is_apple(weights.entries) else "fast_vlm"
     if found != dialect:

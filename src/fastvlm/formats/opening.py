@@ -162,7 +162,7 @@ def _processor_settings(folder: Path) -> dict[str, Any]:
     file, template = folder / "processor_config.json", folder / "chat_template.jinja"
     stored = read_json(file) if file.is_file() else {}
     if not isinstance(stored, dict):
-        raise UnusualCheckpointError(f"{file} is no object.")
+        raise UnusualCheckpointError(f"{file} is not a JSON object.")
     for key in _UNUSUAL_PROCESSOR_KEYS:
         if key in stored:
             raise UnusualCheckpointError(f"{file} has the key {key!r}.")

@@ -59,7 +59,7 @@ def _check_tensors(file: Path, content: dict[str, Tensor]) -> None:
     size = file.stat().st_size
     for key, tensor in content.items():
         if not isinstance(key, str) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise CheckpointError(f"{file} holds {key!r}, which is no plain tensor under a name. {_ASK_AUTHOR}")
+            raise CheckpointError(f"{file} holds {key!r}, which is not a named tensor. {_ASK_AUTHOR}")
         if tensor.numel() * tensor.itemsize > size:
             raise CheckpointError(
                 f"{file} holds {key!r} of shape {list(tensor.shape)}, which is larger than the whole file ({size} "

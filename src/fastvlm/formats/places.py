@@ -39,7 +39,7 @@ def new_folder(target: str | os.PathLike[str]) -> Path:
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists already, and nothing is overwritten. Name another folder, or move it away.")
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent}, where {path.name!r} should go, is no folder. Make it first.")
+        raise UsageError(f"{path.parent}, where {path.name!r} should go, is not a folder. Create it first.")
     return path
 
 

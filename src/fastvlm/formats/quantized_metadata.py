@@ -43,7 +43,7 @@ def _object(text: str | None) -> dict[str, Any]:
     try:
         about = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
-        raise ValueError(f"its metadata is no JSON that can be read ({error})") from error
+        raise ValueError(f"its metadata is not valid JSON ({error})") from error
     if not isinstance(about, dict):
         raise ValueError(f"its metadata is {_short(about)}; expected an object")
     return about

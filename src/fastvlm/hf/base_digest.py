@@ -64,9 +64,9 @@ class BaseDigest:
             content = json.loads(file.read_text(encoding="utf-8"))
             values = {name: content[name] for name in _KINDS}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} is no digest of weights ({error!r}). Fetch the file again.") from error
+            raise CheckpointError(f"{file} is not a digest of weights ({error!r}). Fetch the file again.") from error
         if not all(value is None or isinstance(value, str) for value in values.values()):
-            raise CheckpointError(f"{file} is no digest of weights: expected texts or null. Fetch the file again.")
+            raise CheckpointError(f"{file} is not a digest of weights: expected texts or null. Fetch the file again.")
         return cls(**values)
 
     def as_text(self) -> str:

@@ -1,1 +1,1 @@
-"""FastVLM's network: FastViTHD encoder, projector, the joint with the text, Qwen2 decoder."""
+"""FastVLM's network: FastViTHD encoder, projector, image-text merge, Qwen2 decoder."""

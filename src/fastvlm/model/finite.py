@@ -1,4 +1,4 @@
-"""NaN and infinity, found where they arise: a reply made from them would be one token over and over."""
+"""Checks for NaN and infinity at their origin, because a reply computed from them would repeat one token."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LOGITS = "the logits"
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Raise NonFiniteError if `values`, floats of any shape, contain NaN or infinity; `what` says whose they are."""
+    """Raise NonFiniteError if `values`, floats of any shape, contain NaN or infinity; `what` names them in errors."""
     if not bool(values.isfinite().all()):
         raise _error(what)
 
 
 def rows_with_finite_logits(logits: Tensor) -> Sequence[bool]:
-    """For each row of `logits` (B, V) float32, as the head gives them: all of them are finite.
+    """For each row of `logits` (B, V) float32: whether all of them are finite.
 
-    They are if the smallest and the largest are, since NaN would be both.
+    Minimum and maximum suffice, because NaN would be both.
     """
     if logits.device.type == "cpu":  # NumPy's search is many times as fast as torch's here
         rows = logits.detach().numpy()

@@ -1,4 +1,4 @@
-"""The joint: the one place where image features enter the text."""
+"""Merges image features into the text embeddings; the only place that does."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ __all__ = ["check_image_token_counts", "join_image_and_text"]
 
 
 def join_image_and_text(inputs_embeds: Tensor, image_embeds: Tensor, is_placeholder: Tensor) -> Tensor:
-    """Embeddings (B, T, D) in which the placeholders' rows are the images' projected features, in order.
+    """Embeddings (B, T, D) whose placeholder rows are replaced by the images' projected features, in order.
 
     Args:
         inputs_embeds: token embeddings (B, T, D).
-        image_embeds: projected features (I, N, D) of all images of the batch, in the order of their placeholders
-            (row by row); moved to the dtype and device of `inputs_embeds`.
+        image_embeds: projected features (I, N, D) of all images of the batch, in the order of their placeholders (row
+            by row); moved to the dtype and device of `inputs_embeds`.
         is_placeholder: bool (B, T), True where the text has an ``<image>`` token.
 
     Raises:
-        ImageTokenMismatchError: placeholders of a sample are no whole number of images, or the batch has more or
-            fewer placeholders than features. Not raised inside ``torch.compile``, where nothing may be read back.
+        ImageTokenMismatchError: the placeholders of a sample are not a multiple of an image's tokens, or the batch has
+            more or fewer placeholders than features. Not raised inside ``torch.compile``, which cannot read values
+            back.
     """
     image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
     if not torch.compiler.is_compiling() and not is_placeholder.is_meta:

@@ -52,7 +52,7 @@ def image_size_px(value: Any, patch_size: int = DEFAULT_PATCH_SIZE_PX) -> tuple[
     """(height, width) in pixels from an int (a square), a pair, or a ``{"height", "width"}`` dictionary.
 
     Raises:
-        ConfigError: a side that is no positive multiple of `patch_size` (the model's token count rounds up and
+        ConfigError: a side that is not a positive multiple of `patch_size` (the model's token count rounds up and
             transformers' rounds down, so only multiples mean the same everywhere).
     """
     if isinstance(value, dict) and {"height", "width"} <= set(value):
@@ -95,7 +95,7 @@ class ImageProcessor:
         image_limits: what a source may cost (:class:`fastvlm.images.ImageLimits`); not saved.
 
     Raises:
-        ConfigError: a size that is no multiple of the stride, an unknown fit, a file that is not FastVLM's.
+        ConfigError: a size that is not a multiple of the stride, an unknown fit, a file that is not FastVLM's.
     """
 
     known_file_keys: ClassVar[frozenset[str]] = _CALL_KEYS | _OWN_KEYS | {"resample"}

@@ -135,7 +135,7 @@ class Processor:
             images, in the order of their placeholders.
 
         Raises:
-            PromptError: neither text nor images, or a text that is no string.
+            PromptError: neither text nor images, or a text that is not a string.
             ImageTokenMismatchError: in some prompt, places and images differ in number, or truncation cut an image.
             ImageError: an image that cannot be opened.
         """

@@ -1,7 +1,7 @@
-"""The process in which chat templates of others are rendered; run by file, and imports nothing but jinja2.
+"""Worker process that renders untrusted chat templates; started by file path, imports only jinja2.
 
-A template is a program. jinja2's sandbox keeps it from files and from Python's internals, but not from nested loops
-or from strings that double: only a process of its own can be stopped inside one long operation of C code.
+A template is a program. jinja2's sandbox protects files and Python's internals, but not against nested loops or strings
+that double in size: only a separate process can be stopped inside a long operation of C code.
 
 Protocol: a line of JSON in (`template`, `messages`, `variables`, `max_characters`), a line of JSON out: `text`, or
 `error` and whether a `limit` was exceeded. A render that exceeds its processor time ends the process (SIGPROF).

@@ -1,7 +1,7 @@
-"""Chat templates of others, rendered in a process with limits on time, memory and output.
+"""Renders untrusted chat templates in a process with limits on time, memory and output.
 
-Our own templates do not come here. The process is started for the first template, is kept, and serves all threads one
-after the other; a template that exceeds a limit ends it, and the next one gets a new process.
+Built-in templates are rendered directly. The process is started for the first template, is kept, and serves all threads
+one after the other; a template that exceeds a limit ends it, and the next one gets a new process.
 """
 
 from __future__ import annotations

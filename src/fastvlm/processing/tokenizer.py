@@ -1,8 +1,8 @@
-"""The Qwen2 tokenizer of a checkpoint, by the `tokenizers` library.
+"""The Qwen2 tokenizer of a checkpoint, based on the `tokenizers` library.
 
-transformers builds its Qwen2 tokenizer from the file's vocabulary and merges, and sets the rest itself. Where the file
-says the same about the rest, the file alone gives the same tokens. Where it does not, or where other files say anything
-unusual, :func:`open_tokenizer` raises :class:`UnusualCheckpointError`: only transformers gives the right tokens then.
+transformers builds its Qwen2 tokenizer from the file's vocabulary and merges and ignores the file's other settings.
+Where those agree with transformers, the file alone gives the same tokens. Otherwise :func:`open_tokenizer` raises
+:class:`UnusualCheckpointError`, because only transformers then gives the right tokens.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _IDLE_SETTINGS = frozenset(
 
 
 class TokenizerLike(Protocol):
-    """What a processor asks of a tokenizer; :class:`Tokenizer` and transformers' tokenizers have it."""
+    """The interface that a processor needs; :class:`Tokenizer` and transformers' tokenizers have it."""
 
     padding_side: str
     eos_token_id: int | None
@@ -186,7 +186,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     special = {name: token for name, token in named.items() if token is not None}
     extra = [_content(token) for key in _UNNAMED for token in settings.get(key) or []]
     if not _is_qwen2(backend) or not _are_known(backend, settings, [*special.values(), *extra]):
-        raise UnusualCheckpointError(f"{folder / _FILE} is no plain Qwen2 tokenizer.")
+        raise UnusualCheckpointError(f"{folder / _FILE} is not a plain Qwen2 tokenizer.")
     return Tokenizer(backend, special, [token for token in extra if token is not None])
 
 

@@ -121,9 +121,9 @@ def replaced_by_a_folder(path):
         (folder_opened_to_the_group, r"can be written by other users \(mode 770\)"),
         (given_away, r"belongs to another user \(id 12345\)"),
         (folder_given_away, r"belongs to another user \(id 12345\)"),
-        (linked, "is no file, or a link to one"),
-        (folder_linked, "is no folder, or a link to one"),
-        (replaced_by_a_folder, "is no file"),
+        (linked, "is not a file, or is a link to one"),
+        (folder_linked, "is not a folder, or is a link to one"),
+        (replaced_by_a_folder, "is not a file"),
     ],
 )
 def test_what_others_may_have_written_is_never_loaded(cache, library, monkeypatch, change, reason):

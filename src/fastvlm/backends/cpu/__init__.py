@@ -1,1 +1,1 @@
-"""Linear layers and the encoder for CPUs, by PyTorch and oneDNN."""
+"""Linear layers and the image encoder for CPUs, with PyTorch and oneDNN."""

@@ -1,16 +1,16 @@
-"""The encoder for inference: FastViTHD's numbers, computed in the order and layout that a CPU is fast at.
+"""FastViTHD inference for CPUs: the same results as the training module, in a faster order and layout.
 
-Maps are NHWC, (B, H, W, C) contiguous, so that a 1x1 convolution is a linear layer on rows of channels. What it does
-differently from :class:`~fastvlm.model.fastvithd.FastViTHD`, which stays the measure of it:
+Maps are NHWC, (B, H, W, C) contiguous, so that a 1x1 convolution is a linear layer on rows of channels. Differences
+from :class:`~fastvlm.model.fastvithd.FastViTHD`, which is the reference:
 
 - BatchNorms and layer scales are folded (``FastViTHD.deploy()``), attention's scale into the query's weight;
-- 1x1 convolutions are linears on rows, packed, with bias and GELU fused, where that is fastest;
-- the stem goes over bands of rows, so that no map is larger than what memory is kept for between calls;
-- the FFNs go over tiles of rows whose 4x wider hidden map stays in cache, and add to their residual in place;
-- a convolution with m outputs a channel is m depthwise ones: oneDNN has a fast kernel for those alone;
-- attention goes over as many heads at a time as keep their scores in cache, or, with AMX, is torch's own.
+- 1x1 convolutions are linear layers, packed, with fused bias and GELU where that is fastest;
+- the stem runs on bands of rows, so that no map exceeds the memory that is kept between calls;
+- FFNs run on tiles of rows whose 4x wider hidden map stays in cache, and add to their residual in place;
+- a convolution with m outputs a channel becomes m depthwise ones, because oneDNN has a fast kernel only for those;
+- attention runs on as many heads at once as keep their scores in cache, or, with AMX, is torch's own.
 
-What each of these gains is in docs/performance.md.
+docs/performance.md has the gain of each.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ SCORE_BYTES = 2 << 20  # attention scores that are held at a time: one head of 1
 
 
 class FastEncoder:
-    """FastViTHD for inference. Features are those of `encoder`: within 1e-4 in float32, 2e-2 in bfloat16 (norms).
+    """FastViTHD for inference. Features equal those of `encoder` within 1e-4 in float32, 2e-2 in bfloat16 (norms).
 
     Args:
-        encoder: any form; it is copied, and stays as it is.
-        dtype: what to compute in, float32 or bfloat16; None for the encoder's. Folding is done in float32 or better.
+        encoder: in any form; it is copied and not modified.
+        dtype: dtype of the computation, float32 or bfloat16; None for the encoder's. Folding uses at least float32.
 
     Attributes:
-        steps: what happens to the NHWC map, in order.
+        steps: the operations on the NHWC map, in order.
     """
 
     def __init__(self, encoder: FastViTHD, dtype: torch.dtype | None = None) -> None:
@@ -77,7 +77,7 @@ class FastEncoder:
 
     @torch.no_grad()
     def slices(self, pixel_values: Tensor) -> Generator[None, None, Tensor]:
-        """The same in steps: it can be left alone, or dropped, after each; the map is what the generator returns."""
+        """The same in steps: the caller may pause or abandon it after each; the map is the generator's return value."""
         x = pixel_values.to(self.dtype).permute(0, 2, 3, 1).contiguous()
         for step in self.steps:
             x = step(x)
@@ -105,7 +105,7 @@ def _stage(stage: Any, dtype: torch.dtype) -> list[Step]:
 
 
 def _patch_embed(embed: PatchEmbed, dtype: torch.dtype) -> list[Step]:
-    """The 7x7 leaves its channels in the order it makes them in; SE and the 1x1 behind it are put into that order."""
+    """The 7x7 leaves its channels in computation order; SE and the 1x1 after it are permuted to that order."""
     large: Any = embed.proj[0]
     conv = Convolution(large.reparam_conv, dtype, keeps_order=False)
     steps: list[Step] = [conv]
@@ -191,7 +191,7 @@ class Convolution:
         return self._convolve(x, self._padding)
 
     def rows(self, x: Tensor, height: int, first: int, stop: int) -> Tensor:
-        """Rows `first` to `stop` of the result; `x` holds those of its `height` rows that :meth:`rows_needed` says."""
+        """Rows `first` to `stop` of the result; `x` holds the rows that :meth:`rows_needed` gives for `height`."""
         start, end = self._reach(first, stop)
         above, below = max(0, -start), max(0, end - height)
         if above == self._padding[0]:  # oneDNN pads for nothing; rows that it makes below are too many
@@ -205,7 +205,7 @@ class Convolution:
         return (height + 2 * self._padding[0] - self._kernel_height) // self._stride[0] + 1
 
     def rows_needed(self, height: int, first: int, stop: int) -> tuple[int, int]:
-        """Of `height` rows of input those, from-to, that rows `first` to `stop` of the result are made of."""
+        """The range of input rows (of `height`) from which result rows `first` to `stop` are computed."""
         start, end = self._reach(first, stop)
         return max(0, start), min(end, height)
 
@@ -233,7 +233,7 @@ def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
 
 
 class InBands:
-    """Steps, of which the first is a convolution, done for a band of rows of their result after another.
+    """Steps that start with a convolution, computed for one band of result rows after another.
 
     The stem's widest map is 50 MB at 1024 px: as a whole it would be fresh memory from the system at every call, which
     costs more time than the arithmetic. Steps other than convolutions must treat each row alone.
@@ -280,7 +280,7 @@ class _Gate:
 
 
 class Ffn:
-    """``x + ConvFFN(x)``, `x` being overwritten or dropped: `conv` (7x7), `widen` with GELU, `narrow`."""
+    """``x + ConvFFN(x)`` with `conv` (7x7), `widen` with GELU, `narrow`; `x` may be overwritten."""
 
     def __init__(self, mlp: Any, dtype: torch.dtype) -> None:
         self.conv = Convolution(mlp.conv, dtype)
@@ -302,7 +302,7 @@ class Ffn:
 
 
 def tile_rows(x: Tensor) -> int:
-    """Rows of a tile on the device of `x`; all of them where there is no cache to mind."""
+    """Rows of a tile on the device of `x`; all rows on devices other than a CPU."""
     if x.device.type != "cpu":
         return x.shape[:3].numel()
     size = TILE_ROWS_PER_THREAD_AMX if cpu_kernels().has_tiles(x.dtype) else TILE_ROWS_PER_THREAD

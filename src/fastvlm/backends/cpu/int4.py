@@ -1,7 +1,7 @@
-"""Linear layers with 4-bit weights, a scale and a zero for each group of inputs of each output channel.
+"""Linear layers with 4-bit weights: a scale and a zero per group of inputs of each output channel.
 
-``formats/rounding.py`` says how they are rounded and laid out. torch's kernel packs other numbers of outputs
-together on other CPUs; where that is not what files hold, the weight is laid out anew once, in memory of its own.
+``formats/rounding.py`` defines rounding and layout. torch's kernel packs another number of outputs together on some
+CPUs; there the weight is repacked once, in its own memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MANY_ROWS = 64
 
 
 class Int4Linear:
-    """torch's grouped int4 kernel for few rows; for many, chunks of the weight are turned into floats and multiplied.
+    """torch's grouped int4 kernel for few rows; for many rows, chunks of the weight are dequantized and multiplied.
 
-    For few rows float32 activations are rounded to bfloat16, and the result is turned back. The floats for many rows
-    are bfloat16 where the CPU multiplies it, float32 elsewhere.
+    For few rows float32 activations are rounded to bfloat16, and the result is converted back. Dequantized chunks are
+    bfloat16 where the CPU multiplies it, float32 elsewhere.
     """
 
     def __init__(self, weight: Int4Weight, bias: Tensor | None) -> None:
@@ -63,7 +63,7 @@ class Int4Linear:
         return y
 
     def dense(self) -> Tensor:
-        """The weight (out, in) that is computed with, bfloat16."""
+        """The dequantized weight (out, in), bfloat16."""
         return self.weight.dequantize()
 
 
@@ -72,8 +72,8 @@ def int4_linear(
 ) -> Int4Linear | Int8DynamicLinear | Int8WeightOnlyLinear | PlainLinear:
     """4-bit weights; `weight` is rounded here or was before.
 
-    A weight whose inputs are no multiple of `group_size` gets 8 bits. Where the kernel is missing (no AVX-512, no CPU)
-    the rounded weight is held in bfloat16: the same numbers, without the gain.
+    A weight whose inputs are not a multiple of `group_size` gets 8 bits. Where the kernel is missing (no AVX-512, no
+    CPU) the rounded weight is held in bfloat16: the same numbers, without the gain.
     """
     if isinstance(weight, Tensor):
         if weight.shape[1] % group_size:

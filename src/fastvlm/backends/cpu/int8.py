@@ -1,13 +1,12 @@
-"""Linear layers with 8-bit weights, one scale for each output channel (``formats/rounding.py``).
+"""Linear layers with 8-bit weights and one scale per output channel (``formats/rounding.py``).
 
-Two kernels read them:
+Two kernels:
 
-- *dynamic* (VNNI or AMX): each row of activations is rounded too, with a scale of its own, so that its result does not
-  depend on its neighbors in the batch. Where the activations have outliers, which drown the rest of their row in 8
-  bits, a second 8-bit term holds what the first leaves; it takes about half as long again. The terms are uint8 around
-  128: for int8 activations oneDNN 3.12 has no fast kernel without AMX and takes a reference loop, thousands of times
-  slower.
-- *weight-only*: bfloat16 activations; the choice on CPUs without VNNI, and where activations have outliers.
+- *dynamic* (VNNI or AMX): each row of activations is rounded with its own scale, so that its result does not depend on
+  the other rows of the batch. If the activations have outliers, a second 8-bit term holds the rest; it takes about half
+  as long again. The terms are uint8 around 128, because oneDNN 3.12 has no fast kernel for int8 activations without AMX
+  and uses a reference loop, thousands of times slower.
+- *weight-only*: bfloat16 activations; used on CPUs without VNNI, and where activations have outliers.
 """
 
 from __future__ import annotations
@@ -130,8 +129,8 @@ class Int8WeightOnlyLinear:
     """int8 weights, bfloat16 activations; float32 ones are rounded (torch's float32 kernel is seven times slower).
 
     For many rows chunks of the weight are turned into floats and multiplied: bfloat16 where the CPU multiplies it,
-    float32 elsewhere. torch's kernel reads past the end of a row whose length is no multiple of 16 (a crash, in 2.13),
-    so rows are padded with zeros to one.
+    float32 elsewhere. torch's kernel reads past the end of a row whose length is not a multiple of 16 (a crash, in
+    2.13), so rows are padded with zeros to one.
     """
 
     def __init__(self, weight: Int8Weight, bias: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""Linear layers whose weight is packed for the CPU once, by oneDNN; plain ones where it has no kernel.
+"""Linear layers whose weight is packed once by oneDNN; plain ones where it has no kernel.
 
 Shapes: a weight is (out, in), a bias (out,), inputs are (..., in), outputs (..., out) in the dtype of the input.
 """
@@ -24,12 +24,11 @@ LARGEST_BUFFER = 136_000_000
 
 
 class PackedLinear:
-    """oneDNN's inner product on a weight that was laid out once in the order in which the kernel reads it.
+    """oneDNN's linear kernel on a weight that was packed once into the kernel's layout.
 
-    ``F.linear`` lays a bfloat16 weight out again at every call, which at one row doubles the time. The bias is added
-    while the result is in registers, and GELU too, but behind products in tile registers (AMX), where a pass of its own
-    takes less time. The packed weight takes the place of the plain one (:meth:`dense` gets it back, bit for bit), and
-    serves any number of rows.
+    ``F.linear`` packs a bfloat16 weight again at every call, which at one row doubles the time. The bias is added in
+    registers, and GELU too, except with AMX, where a separate pass is faster. The packed weight replaces the plain one
+    (:meth:`dense` restores it, bit for bit) and serves any number of rows.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> None:
@@ -71,9 +70,9 @@ def gelu_(x: Tensor) -> Tensor:
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> PackedLinear | PlainLinear:
-    """The weight in its own dtype, packed where that works (float32 and bfloat16 on a CPU with oneDNN).
+    """A layer in the weight's dtype, packed where that works (float32 and bfloat16 on a CPU with oneDNN).
 
-    A plain layer holds `weight` itself, so a caller that reuses its memory asks `has_packed` first.
+    A plain layer holds `weight` itself, so callers that reuse its memory must check `has_packed` first.
     """
     if weight.device.type == "cpu" and cpu_kernels().has_packed(weight.dtype):
         return PackedLinear(weight, bias, activation)
@@ -81,11 +80,10 @@ def packed_linear(weight: Tensor, bias: Tensor | None, activation: Activation = 
 
 
 class PackedLinears:
-    """A maker of packed layers that compute in `dtype`, whatever the weights are in.
+    """Makes packed layers that compute in `dtype`, for weights of any dtype.
 
-    Packing copies, so what is joined or turned into `dtype` for it needs memory only until then: one buffer serves all
-    layers, because fresh memory for each costs as much time as the packing. A head gets memory of its own, so that the
-    buffer stays small.
+    Packing copies, so concatenation and conversion need memory only until then. One buffer serves all layers, because
+    fresh memory for each takes as long as packing. A head gets its own memory, so that the buffer stays small.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -117,7 +115,7 @@ class PackedLinears:
 def many_rows_linear(
     weight: Tensor, bias: Tensor | None, activation: Activation = "none"
 ) -> PackedLinear | PlainLinear | TileLinear:
-    """As :func:`packed_linear`, for hundreds of rows at a time: by whatever the CPU is faster with."""
+    """Like :func:`packed_linear`, for hundreds of rows: with whichever kernel is faster on this CPU."""
     if weight.dtype == torch.float32 and cpu_kernels().has_fast_plain_float32:
         return PlainLinear(weight, bias, activation)
     tiles = tile_linear(weight, bias, has_gelu=activation == "gelu")

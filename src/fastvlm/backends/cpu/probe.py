@@ -1,4 +1,4 @@
-"""What this CPU and this build of torch can do: asked once, by trying, so that every kernel has its fallback.
+"""Probes which kernels this CPU and this build of torch support, so that every kernel has a fallback.
 
 Nothing is probed at import; the first call of :func:`cpu_kernels` takes about a millisecond.
 """
@@ -46,7 +46,7 @@ class CpuKernels:
 
     @property
     def many_rows_dtype(self) -> torch.dtype:
-        """What rounded weights are turned into for many rows: bfloat16 where the CPU multiplies it, else float32."""
+        """Dtype of dequantized weights for many rows: bfloat16 where the CPU multiplies it, else float32."""
         return torch.bfloat16 if self.has_fast_bfloat16 else torch.float32
 
     def has_packed(self, dtype: torch.dtype) -> bool:
@@ -54,7 +54,7 @@ class CpuKernels:
         return {torch.float32: self.has_packed_float32, torch.bfloat16: self.has_packed_bfloat16}.get(dtype, False)
 
     def has_tiles(self, dtype: torch.dtype) -> bool:
-        """True if products of this dtype are computed in tile registers."""
+        """True if matrix products of this dtype use tile registers."""
         return dtype == torch.bfloat16 and self.has_bfloat16_tiles
 
 

@@ -89,7 +89,7 @@ def _compiler() -> str:
     candidates = (named,) if named else _COMPILERS
     found = next((path for path in map(shutil.which, candidates) if path is not None), None)
     if found is None:
-        searched = f"CXX is {named!r}, which is no program" if named else f"None of {', '.join(_COMPILERS)} is there"
+        searched = f"CXX is {named!r}, which is not a program" if named else f"None of {', '.join(_COMPILERS)} is there"
         raise BuildError(
             f"{searched}; expected g++ 11 or later, or clang++ 12. Debian: apt install g++. {_TORCH_IS_ENOUGH}"
         )

@@ -107,7 +107,7 @@ def _distrusted(place: Path, is_kind: Callable[[int], bool], kind: str) -> str |
     except OSError as error:
         return f"{place} cannot be looked at: {error.strerror}"
     if not is_kind(found.st_mode):
-        return f"{place} is no {kind}, or a link to one"
+        return f"{place} is not a {kind}, or is a link to one"
     if found.st_uid not in (0, os.getuid()):
         return f"{place} belongs to another user (id {found.st_uid})"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

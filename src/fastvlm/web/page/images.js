@@ -8,7 +8,7 @@ const SIGHT = 32; // side in pixels of the gray images that are compared
 const CHANGE = 6; // mean difference of gray values (0 to 255) of a changed frame; camera noise is about 2
 
 export async function fromFile(file) {
-  if (!file.type.startsWith("image/")) throw new Error(`${file.name || "That"} is no image.`);
+  if (!file.type.startsWith("image/")) throw new Error(`${file.name || "That"} is not an image.`);
   if (SENT_AS_THEY_ARE.includes(file.type) && file.size <= LARGEST_BYTES) return read(file);
   const image = await decode(file);
   return draw(image, image.width, image.height, LARGEST_SIDE);
@@ -70,7 +70,7 @@ export async function openVideo(video, kind) {
       : devices.getUserMedia({ video: { facingMode: "environment" } }));
   } catch (error) {
     const denied = error.name === "NotAllowedError";
-    throw new Error(denied ? `The ${kind} was not allowed.` : `There is no ${kind} to be had (${error.message}).`);
+    throw new Error(denied ? `The ${kind} was not allowed.` : `The ${kind} is not available (${error.message}).`);
   }
   await video.play();
 }
