@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fastvlm.formats.checkpoint import Checkpoint
 
-__all__ = ["open_checkpoint"]
+__all__ = ["garbage_collection_off", "open_checkpoint"]
 
 
 def open_checkpoint(
@@ -45,7 +45,7 @@ def open_checkpoint(
         ConfigError: a configuration or image settings that no FastVLM can have.
     """
     folder = checkpoint_path(name_or_folder, revision=revision)
-    with _garbage_collection_off(), ThreadPoolExecutor(1) as beside:
+    with garbage_collection_off(), ThreadPoolExecutor(1) as beside:
         tokenizer = beside.submit(open_tokenizer, folder)  # while this thread imports torch
         from fastvlm.formats.opening import open_folder  # noqa: PLC0415  # imports torch, which takes a second
 
@@ -65,7 +65,7 @@ def _open_with_transformers(folder: Path, device: torch.device | None, dtype: to
 
 
 @contextmanager
-def _garbage_collection_off() -> Iterator[None]:
+def garbage_collection_off() -> Iterator[None]:
     """Disable garbage collection while opening: what is made stays, and 1,700 collections took 10 % of the time."""
     was_on = gc.isenabled()
     gc.disable()

@@ -15,6 +15,7 @@ from fastvlm.backends.cached_attention import (
     attend_token,
 )
 from fastvlm.backends.kv_cache import KeyValueCache
+from fastvlm.hf.checkpoint import plain_config
 
 HEADS, KV_HEADS, WIDTH, CONTEXT, SLOTS = 4, 2, 8, 24, 3
 LAYER = 1
@@ -22,7 +23,7 @@ LAYER = 1
 
 def filled_cache(seed=0):
     """A cache full of numbers: what lies beyond a slot's tokens must not show."""
-    cache = KeyValueCache(tiny.config().text_config, SLOTS, CONTEXT, torch.float32)
+    cache = KeyValueCache(plain_config(tiny.config()).text_config, SLOTS, CONTEXT, torch.float32)
     generator = torch.Generator().manual_seed(seed)
     for layer in cache.layers:
         layer.copy_(torch.randn(layer.shape, generator=generator))

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 import fastvlm as package
+from fastvlm.backends.local import LocalBackend
 from fastvlm.cli.answering import Answerer
 from fastvlm.cli.choices import Sampling
 from fastvlm.cli.opening import system_message, user_message
@@ -61,20 +62,20 @@ def test_overflow_is_refused_before_the_encoder_runs(opened, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the encoder ran")
 
-    monkeypatch.setattr(type(opened[0]), "get_image_features", refuse)
+    monkeypatch.setattr(LocalBackend, "encode", refuse)
     with pytest.raises(ContextLengthError, match=str(parrot.CONTEXT)):
         answerer(opened, max_new_tokens=parrot.CONTEXT).reply([user_message([red()], "What?")])
 
 
 def test_a_image_seen_again_is_not_encoded_again_until_forgotten(opened, monkeypatch):
     calls = []
-    original = type(opened[0]).get_image_features
+    original = LocalBackend.encode
 
-    def count(self, pixel_values, **settings):
+    def count(self, pixel_values):
         calls.append(len(pixel_values))
-        return original(self, pixel_values, **settings)
+        return original(self, pixel_values)
 
-    monkeypatch.setattr(type(opened[0]), "get_image_features", count)
+    monkeypatch.setattr(LocalBackend, "encode", count)
     asking = answerer(opened)
     asking.reply([user_message([red()], "What?")])
     asking.reply([user_message([red(), blue()], "What?")])
@@ -128,14 +129,13 @@ def test_a_reply_that_is_broken_off_leaves_the_slot_free(opened):
 
 def test_a_silent_reply(tmp_path, opened):
     """A model that ends at once: no text, no time of a first text, no rate."""
-    asking = answerer(opened, max_new_tokens=1)
     model = opened[0]
     stop = model.config.stop_token_ids[0]
     weights = model.lm_head.weight.detach().clone()
     try:
         model.lm_head.weight.data.zero_()
         model.lm_head.weight.data[stop] = 1.0
-        reply = asking.reply([user_message([], "What?")])
+        reply = answerer(opened, max_new_tokens=1).reply([user_message([], "What?")])
     finally:
         model.lm_head.weight.data.copy_(weights)
     assert (reply.text, reply.finish_reason, reply.usage.completion_tokens) == ("", "stop", 1)

@@ -67,12 +67,13 @@ def open_answerer(choice: ModelChoice, sampling: Sampling, notes: Notes, *, is_d
     """The chosen model, ready to answer; importing the libraries is part of loading."""
     from fastvlm.cli.mini_notice import tell_once
     from fastvlm.formats.places import checkpoint_path
+    from fastvlm.opening import garbage_collection_off
 
     start_s = time.perf_counter()
     quiet_warnings(is_quiet=notes.is_quiet, is_debug=is_debug)
     folder = checkpoint_path(choice.name, revision=choice.revision)  # the Hub shows a bar of its own
     tell_once(folder, notes)
-    with notes.waiting(f"Opening {choice.name}"):
+    with notes.waiting(f"Opening {choice.name}"), garbage_collection_off():
         engine = open_engine(folder, choice, notes, is_debug=is_debug, num_slots=1)
         from fastvlm.cli.answering import Answerer
     return Answerer(engine, sampling, load_ms=1000 * (time.perf_counter() - start_s))

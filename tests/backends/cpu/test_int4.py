@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from linears import NO_KERNELS, layer, relative_gap
 
 from fastvlm.backends.cpu import int4
-from fastvlm.backends.cpu.int4 import GROUP_SIZES, Int4Linear, int4_factory, int4_linear, pack_int4, quantize_int4
+from fastvlm.backends.cpu.int4 import Int4Linear, int4_linear
 from fastvlm.backends.cpu.int8 import Int8DynamicLinear, Int8WeightOnlyLinear
 from fastvlm.backends.linear import PlainLinear
+from fastvlm.formats.rounding import GROUP_SIZES, pack_int4, quantize_int4
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 4).map(lambda n: 128 * n), st.integers(1, 200))
 needs_kernel = pytest.mark.skipif(not int4.cpu_kernels().int4_block, reason="no int4 kernel on this CPU")
@@ -103,7 +104,7 @@ def test_memory_is_half_a_byte_a_weight_and_the_scales():
 
 
 def test_inputs_that_fill_no_group_get_8_bits():
-    made = int4_factory(64)(torch.randn(8, 96), None)
+    made = int4_linear(torch.randn(8, 96), None, 64)
     assert isinstance(made, (Int8DynamicLinear, Int8WeightOnlyLinear))
 
 
@@ -111,6 +112,6 @@ def test_without_the_kernel_the_numbers_are_the_same(monkeypatch):
     x, weight, bias = layer(3, 64, 24)
     here = int4_linear(weight, bias)(x)
     monkeypatch.setattr(int4, "cpu_kernels", lambda: NO_KERNELS)
-    made = int4_factory()(weight, bias)
+    made = int4_linear(weight, bias)
     assert isinstance(made, PlainLinear) and not isinstance(made, Int4Linear)
     assert relative_gap(made(x), here) < 0.01
