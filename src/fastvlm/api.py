@@ -148,10 +148,7 @@ class AsyncFastVLM:
         response_format: Schema | None = None,
         **sampling: Any,
     ) -> AsyncGenerator[str]:
-        """The answer in pieces of text, as they come; arguments and errors as in :meth:`ask`.
-
-        Leaving the loop ends the request.
-        """
+        """The answer in pieces of text; arguments and errors as in :meth:`ask`. Leaving the loop ends the request."""
         options = _Options.of(system, response_format, sampling)
         async with aclosing(self.pieces([_user(images, question)], options)) as pieces:
             async for piece in pieces:
@@ -255,8 +252,7 @@ class AsyncChat:
 class FastVLM:
     """A FastVLM for scripts and threads: arguments, methods and errors as those of :class:`AsyncFastVLM`.
 
-    Several threads may ask at the same time: their requests run together. Use it as a context manager, or let it be
-    collected.
+    Several threads may ask at the same time: their requests run together.
 
         with FastVLM("mini") as model:
             print(model.ask("photo.jpg", "What is this?"))

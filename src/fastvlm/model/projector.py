@@ -14,7 +14,7 @@ class FastVlmMultiModalProjector(nn.Module):
     """Linear, exact GELU, Linear (`mlp2x_gelu` of apple/ml-fastvlm at 592b4ad, ``multimodal_projector/builder.py``).
 
     Args:
-        config: a :class:`fastvlm.FastVlmConfig`, or a :class:`fastvlm.config.LightConfig`.
+        config: a :class:`fastvlm.FastVlmConfig`, or a :class:`fastvlm.config.ModelConfig`.
     """
 
     def __init__(self, config: DerivedNumbers) -> None:
