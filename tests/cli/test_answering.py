@@ -67,7 +67,7 @@ def test_overflow_is_refused_before_the_encoder_runs(opened, monkeypatch):
         answerer(opened, max_new_tokens=parrot.CONTEXT).reply([user_message([red()], "What?")])
 
 
-def test_a_image_seen_again_is_not_encoded_again_until_forgotten(opened, monkeypatch):
+def test_an_image_seen_again_is_not_encoded_again_until_forgotten(opened, monkeypatch):
     calls = []
     original = LocalBackend.encode
 

@@ -77,7 +77,7 @@ def test_images_come_from_stdin_data_uris_and_pipes(fastvlm, image, parrot_folde
     assert outcome.out == parrot.SENTENCE + "\n"
 
 
-def test_a_question_without_a_image(fastvlm, parrot_folder):
+def test_a_question_without_an_image(fastvlm, parrot_folder):
     reply = json.loads(fastvlm("ask", "Who are you?", "-m", parrot_folder, "--json").out)
     assert reply["usage"]["image_tokens"] == 0 and reply["answer"] == parrot.SENTENCE
 

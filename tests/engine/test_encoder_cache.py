@@ -27,7 +27,7 @@ def test_equal_images_are_the_same_and_others_are_not():
     assert len(set(digests)) == len(digests)
 
 
-def test_how_a_image_lies_in_memory_does_not_matter():
+def test_how_an_image_lies_in_memory_does_not_matter():
     batch = tiny.images(2)
     expected = image_digest(batch[1].clone())
     assert image_digest(batch[1]) == expected

@@ -83,7 +83,7 @@ def test_a_waiting_one_is_cancelled_too(make_engine, question, short, drain):
 # ------------------------------------------------------------------------------------------ prefixes and images
 
 
-def test_a_second_question_about_a_image_computes_only_what_is_new(engine, encoder, model, short):
+def test_a_second_question_about_an_image_computes_only_what_is_new(engine, encoder, model, short):
     image, ids = tiny.images(1), tiny.prompt("ti")
     for number, tail in enumerate((tiny.prompt("ttt", seed=5), tiny.prompt("tttt", seed=6))):
         inputs = {"input_ids": torch.tensor([[*ids, *tail]]), "pixel_values": image.clone()}

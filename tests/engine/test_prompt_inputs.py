@@ -35,7 +35,7 @@ def test_text_alone():
 
 
 @given(st.text("ti", min_size=1, max_size=6), st.data())
-def test_a_cut_never_goes_through_a_image(layout, data):
+def test_a_cut_never_goes_through_an_image(layout, data):
     prompt = prepared(layout)
     start = data.draw(st.integers(0, len(prompt.token_ids) - 1))
     begin, first = prompt.cut(start)

@@ -156,7 +156,7 @@ def test_a_conversation_goes_on_in_its_slot():
     assert run(scheduler, 1, [1, "p", "p", 2, 3, 4, 5, 6]) == Admission(1, slot=0, source=0, num_reused=6)
 
 
-def test_a_new_question_about_a_image_leaves_the_old_conversation_alone():
+def test_a_new_question_about_an_image_leaves_the_old_conversation_alone():
     scheduler = Scheduler(2, 4)
     run(scheduler, 0, [1, "p", "p", 2], answer=[3, 4])
     scheduler.release(0)

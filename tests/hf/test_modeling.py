@@ -68,9 +68,9 @@ def test_two_images_and_one_place(tiny_model):
         tiny_model(**inputs, pixel_values=tiny.images(2))
 
 
-def test_a_image_of_another_size_than_its_places(tiny_model):
+def test_an_image_of_another_size_than_its_places(tiny_model):
     inputs = tiny.batch([tiny.prompt("it")])
-    with pytest.raises(ImageTokenMismatchError, match=r"Sample 0 .* 4 <image> tokens, but each image gives 9"):
+    with pytest.raises(ImageTokenMismatchError, match=r"Sample 0 .* 4 <image> tokens, which is not a multiple of the 9"):
         tiny_model(**inputs, pixel_values=tiny.images(1, 192, 192))
 
 

@@ -273,7 +273,7 @@ def test_boolean_and_grayscale_arrays():
     dtype=st.sampled_from([np.uint8, np.uint16, np.int16, np.float32, np.bool_]),
     value=st.floats(-2, 300, allow_nan=False),
 )
-def test_any_array_is_a_image_or_a_clear_error(shape, dtype, value):
+def test_any_array_is_an_image_or_a_clear_error(shape, dtype, value):
     with np.errstate(invalid="ignore"):
         array = np.full(shape, value if dtype == np.float32 else abs(int(value)) % 256).astype(dtype)
     image = None
@@ -352,7 +352,7 @@ def test_truncated_files_are_refused(format_name):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), format_name=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO"]))
-def test_damaged_bytes_give_a_image_or_a_image_error(data, format_name):
+def test_damaged_bytes_give_an_image_or_an_image_error(data, format_name):
     original = bytearray(encoded(quadrants(16, 16), format_name))
     for _ in range(data.draw(st.integers(1, 8))):
         original[data.draw(st.integers(0, len(original) - 1))] = data.draw(st.integers(0, 255))

@@ -163,7 +163,7 @@ def test_settings_of_a_call(processor):
         processor(images=wide, text="<image>", image_size=100)
 
 
-def test_truncation_that_cuts_a_image_is_an_error(processor):
+def test_truncation_that_cuts_an_image_is_an_error(processor):
     longer = "<image>" + " word" * 30
     kept = processor(images=gray(1), text=longer, truncation=True, max_length=N + 2)
     assert counts(processor, kept) == [N]
@@ -238,7 +238,7 @@ def png(image):
     return file.getvalue()
 
 
-def test_every_way_to_carry_a_image(processor, tmp_path):
+def test_every_way_to_carry_an_image(processor, tmp_path):
     data, path = png(gray(6)), tmp_path / "image.png"
     path.write_bytes(data)
     uri = "data:image/png;base64," + base64.b64encode(data).decode()

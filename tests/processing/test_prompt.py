@@ -36,7 +36,7 @@ def prompt(messages, **options):
 # ------------------------------------------------------------------------------------------------------ exact bytes
 
 
-def test_a_image_and_a_question():
+def test_an_image_and_a_question():
     """Apple's `qwen_2` conversation with predict.py's question."""
     expected = SYSTEM + "<|im_start|>user\n<image>\nDescribe the image.<|im_end|>\n<|im_start|>assistant\n"
     assert prompt([user(IMAGE, text("Describe the image."))], add_generation_prompt=True) == expected
@@ -173,7 +173,7 @@ def test_a_template_of_ones_own_gets_messages_and_variables():
     assert prompt([user(text("a"))], chat_template=template, tools=[{"name": "t"}]) == "user:a [{'name': 't'}]"
 
 
-def test_transformers_template_refuses_to_move_a_image():
+def test_transformers_template_refuses_to_move_an_image():
     with pytest.raises(PromptError, match="an image between texts"):
         prompt([user(text("a"), IMAGE, text("b"))], chat_template="transformers")
 

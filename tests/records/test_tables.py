@@ -171,7 +171,7 @@ def test_large_types_are_read_too(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["folder", "parquet"])
-def test_a_image_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, how):
+def test_an_image_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, how):
     records = [openai("<image>", "A.", images=[{"bytes": b"abcdef", "path": None}, {"bytes": None, "path": None}])]
     rows = datasets.Dataset.from_dict({name: [record[name] for record in records] for name in ("messages", "images")})
     path = tmp_path / "x.parquet"
@@ -187,7 +187,7 @@ def test_a_image_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, how
         second.read()
 
 
-def test_a_image_that_is_none_is_a_bad_record(tmp_path):
+def test_an_image_that_is_none_is_a_bad_record(tmp_path):
     columns = {"messages": [openai("<image>", "A.")["messages"]], "image": [{"bytes": None, "path": "gone.png"}]}
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
     [sample] = open_samples([tmp_path / "set"])

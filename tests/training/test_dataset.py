@@ -154,7 +154,7 @@ def two_images():
 
 
 @pytest.mark.parametrize("max_tokens", range(1, 110))
-def test_a_long_sample_is_cut_at_its_end_never_inside_a_image(max_tokens):
+def test_a_long_sample_is_cut_at_its_end_never_inside_an_image(max_tokens):
     one = two_images()
     whole = dataset(one)[0]
     ids, labels = whole["input_ids"].tolist(), whole["labels"].tolist()

@@ -27,7 +27,7 @@ def images_first(text):
 
 
 @given(text=PIECES)
-def test_only_white_space_beside_a_image_changes(text):
+def test_only_white_space_beside_an_image_changes(text):
     found = rendered(split_at_images(text))
     if "<image>" not in text:
         assert found == text

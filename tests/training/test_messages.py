@@ -44,7 +44,7 @@ def test_llava_turns_become_messages():
         ("<image>", [IMAGE]),
     ],
 )
-def test_a_image_stays_where_it_stands(value, items):
+def test_an_image_stays_where_it_stands(value, items):
     assert contents(llava(value, "A.", image="x.png"))[0] == items
 
 

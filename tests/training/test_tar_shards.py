@@ -191,7 +191,7 @@ def test_a_compressed_or_cut_shard_is_refused(tmp_path):
         open_shards([path])
 
 
-def test_a_image_is_read_in_part_or_whole(tmp_path):
+def test_an_image_is_read_in_part_or_whole(tmp_path):
     write_tar(tmp_path / "s.tar", {"x.png": b"abcdef", "y.png": b"ghi"})
     first = ImageInTar(tmp_path / "s.tar", 512, 6)
     assert (first.read(), first.read(3), first.read(100)) == (b"abcdef", b"abc", b"abcdef")

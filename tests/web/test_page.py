@@ -166,7 +166,7 @@ def test_an_error_is_told_kindly_and_nothing_is_lost(browser, server):
     browser.get_log("browser")  # the refused request stands in it
 
 
-def test_the_camera_gives_a_image(page):
+def test_the_camera_gives_an_image(page):
     page.click("#camera")
     page.until(lambda: page.all("#images img"))
     page.type("What is this?")
