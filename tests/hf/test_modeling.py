@@ -70,7 +70,7 @@ def test_two_images_and_one_place(tiny_model):
 
 def test_an_image_of_another_size_than_its_places(tiny_model):
     inputs = tiny.batch([tiny.prompt("it")])
-    with pytest.raises(ImageTokenMismatchError, match=r"Sample 0 .* 4 <image> tokens, which is not a multiple of the 9"):
+    with pytest.raises(ImageTokenMismatchError, match=r"Sample 0 .* 4 <image> tokens, .* not a multiple of the 9"):
         tiny_model(**inputs, pixel_values=tiny.images(1, 192, 192))
 
 
