@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -45,6 +46,7 @@ def run(
 def _child(
     arguments: list[str], environment: dict[str, str], folder: str, stdin: bytes, code: str, out: Path, err: Path
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
