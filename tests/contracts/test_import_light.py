@@ -71,8 +71,8 @@ def test_names_are_listed_once_and_listed_by_dir():
 
 
 def test_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'fastvlm' has no attribute 'FastVLM'"):
-        fastvlm.FastVLM  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'fastvlm' has no attribute 'FastVLMs'"):
+        fastvlm.FastVLMs  # noqa: B018
 
 
 def test_no_peer_is_imported_by_the_source():
