@@ -256,8 +256,7 @@ def test_a_bug_is_one_line_too_and_debug_shows_where(fastvlm, image, monkeypatch
     def load(*_, **__):
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("fastvlm.hf.loading.load", load)
-    monkeypatch.setattr("fastvlm.formats.places.checkpoint_path", lambda *_, **__: image.parent)
+    monkeypatch.setattr("fastvlm.formats.opening.open_folder", load)
     outcome = fastvlm("ask", image, "What?")
     assert outcome.code == 1
     assert outcome.error == "ZeroDivisionError: of all things Run it again with --debug for the whole story."
