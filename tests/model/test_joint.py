@@ -50,8 +50,8 @@ def mask_of(*counts, width=12):
     ("counts", "num_images", "said"),
     [
         # Batch totals match in both; a check of totals alone would mix the samples' images.
-        ((6, 2), 2, r"Sample 0 of the batch has 6 <image> tokens, but each image gives 4"),
-        ((4, 5, 3), 3, r"Sample 1 of the batch has 5 <image> tokens, but each image gives 4"),
+        ((6, 2), 2, r"Sample 0 of the batch has 6 <image> tokens, which is not a multiple of the 4"),
+        ((4, 5, 3), 3, r"Sample 1 of the batch has 5 <image> tokens, which is not a multiple of the 4"),
         ((4, 4), 1, r"tokens: 8, features: 4\. The samples have 4, 4 <image> tokens; 1 image\(s\) give 4"),
         ((4, 0), 2, r"tokens: 4, features: 8\. The samples have 4, 0 <image> tokens; 2 image\(s\)"),
         ((0, 0), 1, r"tokens: 0, features: 4\. The samples have 0, 0"),
