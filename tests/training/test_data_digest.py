@@ -128,7 +128,7 @@ def test_samples_on_which_the_loss_is_measured_are_compared_too(small_model, dat
     with pytest.raises(UsageError, match=r"samples of eval.data .*7 samples before, 3 now"):
         train(recipe, tmp_path / "run", is_resumed=True)
     (tmp_path / "run" / "data.json").write_text("[")
-    with pytest.raises(UsageError, match="Remove it to go on without it"):
+    with pytest.raises(UsageError, match="Remove it to continue without it"):
         train(recipe, tmp_path / "run", is_resumed=True)
 
 
