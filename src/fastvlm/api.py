@@ -84,13 +84,13 @@ class AsyncFastVLM:
         revision: str | None = None,
         **engine: Any,
     ) -> None:
-        from fastvlm.backends.devices import as_dtype, pick_device  # noqa: PLC0415  # imports torch
-        from fastvlm.backends.local import fast_dtype  # noqa: PLC0415
+        from fastvlm.backends.devices import pick_device  # noqa: PLC0415  # imports torch
+        from fastvlm.backends.local import compute_dtype  # noqa: PLC0415
         from fastvlm.engine.engine import Engine  # noqa: PLC0415
         from fastvlm.opening import open_checkpoint  # noqa: PLC0415
 
         where = pick_device(device)
-        kind = fast_dtype(where) if dtype == "auto" else as_dtype(dtype)
+        kind = compute_dtype(dtype, where)
         checkpoint = open_checkpoint(model, revision=revision, device=where, dtype=kind)
         checkpoint.processor.image_processor.choose(image_size, image_fit)
         self.engine: Engine = Engine.from_checkpoint(

@@ -18,6 +18,7 @@ from fastvlm.config import DecoderConfig
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.checkpoint import Checkpoint, RotaryPositions
 from fastvlm.formats.names import DECODER, EMBEDDING, FINAL_NORM, HEAD, layer_linears, linear_groups
+from fastvlm.formats.opening import decoder_shapes
 from fastvlm.formats.rounding import RoundedWeight
 
 __all__ = ["DecoderLayer", "DecoderWeights", "RoundedMaker", "prepare_decoder"]
@@ -132,6 +133,7 @@ class _Preparation:
     ) -> None:
         self._checkpoint, self._make, self._make_rounded = checkpoint, make, make_rounded
         self._dtype, self._base = dtype, base
+        self._shapes = decoder_shapes(checkpoint.config)
         self.own_bytes = 0
 
     def linear(self, names: tuple[str, ...]) -> Linear:
@@ -151,25 +153,16 @@ class _Preparation:
     def _made(self, names: tuple[str, ...], sources: Sequence[str], biases: Sequence[Tensor | None]) -> Linear:
         rounded = self._checkpoint.rounded.get(names)
         if rounded is not None:
-            _check_shape(rounded, self._shape(names))
+            _check_shape(rounded, self._shape(sources))
             return self._make_rounded(rounded, joined_biases(biases))
         if any(name in self._checkpoint.layers for name in names):
             return _side_by_side([self._own_layer(name, source) for name, source in zip(names, sources, strict=True)])
         weights = [self._checkpoint.tensors[source] for source in sources]
         return self._make(weights, biases, is_head=names == (HEAD,))
 
-    def _shape(self, names: tuple[str, ...]) -> tuple[int, int]:
-        """(outputs, inputs) of the layer of `names` according to the configuration."""
-        text = self._checkpoint.config.text_config
-        heads, width, inner = text.num_attention_heads * text.head_dim, text.hidden_size, text.intermediate_size
-        part = names[0].split(".")[-2]
-        return {
-            "q_proj": (heads + 2 * text.num_key_value_heads * text.head_dim, width),
-            "o_proj": (width, heads),
-            "gate_proj": (2 * inner, width),
-            "down_proj": (width, inner),
-            "lm_head": (text.vocab_size, width),
-        }[part]
+    def _shape(self, sources: Sequence[str]) -> tuple[int, int]:
+        """(outputs, inputs) of the layer of the tensors `sources` according to the configuration."""
+        return sum(self._shapes[source][0] for source in sources), self._shapes[sources[0]][1]
 
     def _own_layer(self, name: str, source: str) -> Linear:
         """The layer with its own code if there is one, else a plain one."""

@@ -19,6 +19,7 @@ from fastvlm.backends.cpu.linear import PackedLinears
 from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.decoder import Decoder
 from fastvlm.backends.decoder_weights import DecoderWeights, prepare_decoder
+from fastvlm.backends.devices import as_dtype
 from fastvlm.backends.image_encoder import ImageEncoder, SteppedImageEncoder, TorchImageEncoder, images_dtype
 from fastvlm.backends.linear import Linear, LinearMaker, joined, joined_biases, plain_linears
 from fastvlm.backends.native.linear import NativeLinears, has_native_linears, native_linear
@@ -26,9 +27,10 @@ from fastvlm.config import BITS, Bits
 from fastvlm.errors import UsageError
 from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.formats.mapped_files import MappedFiles
+from fastvlm.formats.names import EMBEDDING
 from fastvlm.formats.rounding import GROUP_SIZES, Int8Weight, RoundedWeight, quantize_int4
 
-__all__ = ["LocalBackend", "fast_dtype", "make_backend"]
+__all__ = ["LocalBackend", "compute_dtype", "fast_dtype", "make_backend"]
 
 Kernels = Literal["fast", "reference"]
 _CHUNK_TOKENS = 64  # CPU only; on a GPU a prompt takes hardly longer than a token
@@ -134,6 +136,15 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.float32 if device.type == "cpu" and not cpu_kernels().has_fast_bfloat16 else None
 
 
+def compute_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype that `name` asks for on `device`: "auto" for :func:`fast_dtype`; None for the checkpoint's own.
+
+    Raises:
+        UsageError: not a dtype that a FastVLM is computed in.
+    """
+    return fast_dtype(device) if name == "auto" else as_dtype(name)
+
+
 def make_backend(
     checkpoint: Checkpoint,
     *,
@@ -165,7 +176,7 @@ def make_backend(
     Raises:
         UsageError: bits that this checkpoint or device does not support, or a context out of range.
     """
-    device = checkpoint.tensors[next(iter(checkpoint.tensors))].device if device is None else device
+    device = checkpoint.tensors[EMBEDDING].device if device is None else device
     dtype = checkpoint.dtype if dtype is None else dtype
     _check_bits(bits, checkpoint.bits, device)
     context = _context(checkpoint, context, device)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "choose_images",
+    "device_and_dtype",
     "engine_settings",
     "open_answerer",
     "open_chosen",
@@ -95,12 +96,12 @@ def open_chosen(folder: Path, choice: ModelChoice, notes: Notes, *, is_debug: bo
         quiet_libraries(is_quiet=notes.is_quiet, is_debug=is_debug)
 
     if choice.adapter is None:
-        checkpoint = open_checkpoint(folder, **_place(choice), before_transformers=be_quiet)
+        checkpoint = open_checkpoint(folder, **device_and_dtype(choice), before_transformers=be_quiet)
     else:
         be_quiet()
         from fastvlm.hf.lora import open_with_adapters
 
-        _, [checkpoint] = open_with_adapters(folder, [choice.adapter], **_place(choice))
+        _, [checkpoint] = open_with_adapters(folder, [choice.adapter], **device_and_dtype(choice))
     choose_images(checkpoint.processor, choice)
     return checkpoint
 
@@ -121,16 +122,16 @@ def choose_images(processor: Processor, choice: ModelChoice) -> None:
 
 def engine_settings(choice: ModelChoice) -> dict[str, Any]:
     """What :meth:`fastvlm.Engine.from_checkpoint` has to know of the choice: device, dtype and bits."""
-    return {**_place(choice), "bits": choice.bits}
+    return {**device_and_dtype(choice), "bits": choice.bits}
 
 
-def _place(choice: ModelChoice) -> dict[str, Any]:
-    """Where and in what is computed; None as dtype for the checkpoint's own."""
-    from fastvlm.backends.devices import as_dtype, pick_device
-    from fastvlm.backends.local import fast_dtype
+def device_and_dtype(choice: ModelChoice) -> dict[str, Any]:
+    """Device and dtype of the computation; None as dtype for the checkpoint's own."""
+    from fastvlm.backends.devices import pick_device
+    from fastvlm.backends.local import compute_dtype
 
     device = pick_device(choice.device)
-    return {"device": device, "dtype": fast_dtype(device) if choice.dtype == "auto" else as_dtype(choice.dtype)}
+    return {"device": device, "dtype": compute_dtype(choice.dtype, device)}
 
 
 def user_message(images: Sequence[Image], question: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastvlm.cli.choices import ModelChoice
-from fastvlm.cli.opening import choose_images, engine_settings
+from fastvlm.cli.opening import choose_images, device_and_dtype, engine_settings
 from fastvlm.cli.terminal import in_bytes
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def _checkpoints(folder: Path, choice: ModelChoice, settings: ServeSettings) -> 
     """Name -> checkpoint: the model's, then one for each adapter."""
     from fastvlm.opening import open_checkpoint
 
-    place = engine_settings(choice)
-    place.pop("bits")
+    place = device_and_dtype(choice)
     adapters = settings.adapter_folders
     if adapters:
         from fastvlm.hf.lora import open_with_adapters

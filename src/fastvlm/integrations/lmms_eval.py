@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import torch
 
-from fastvlm.backends.devices import as_dtype, pick_device
-from fastvlm.backends.local import fast_dtype
+from fastvlm.backends.devices import pick_device
+from fastvlm.backends.local import compute_dtype
 from fastvlm.config import Bits
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import MAX_STOP_STRINGS, SEEDS, Completion, SamplingParams
@@ -66,7 +66,7 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
         super().__init__()
         del max_batch_size
         self.device = pick_device(_own_device(device))
-        kind = fast_dtype(self.device) if dtype == "auto" else as_dtype(dtype)
+        kind = compute_dtype(dtype, self.device)
         checkpoint = open_checkpoint(pretrained, revision=revision, device=self.device, dtype=kind)
         checkpoint.processor.image_processor.choose(None if image_size is None else int(image_size), image_fit)
         slots = _number("batch_size", batch_size)
