@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from fastvlm.engine.engine import Engine
     from fastvlm.engine.structured_output import GrammarCompiler, GrammarGuide
 
-__all__ = ["AsyncChat", "AsyncFastVLM", "Chat", "FastVLM"]
-
 T = TypeVar("T")
 Images = Any  # one source or a sequence of them: path, URL, data URI, bytes, PIL image, array; None for no image
 Schema = Mapping[str, Any]

@@ -15,8 +15,6 @@ from fastvlm.config_limits import LONGEST_IMAGE, check_decoder_numbers, check_dt
 from fastvlm.encoder_config import BASE_KEYS, CARRIED_KEYS, CARRIED_VISION_KEYS, EncoderConfig, num_visual_tokens
 from fastvlm.errors import ConfigError, UnusualCheckpointError
 
-__all__ = ["BITS", "IMAGE_TOKEN_INDEX", "Bits", "DecoderConfig", "DerivedNumbers", "ModelConfig", "read_config"]
-
 Bits = Literal[16, 8, 4]  # of a decoder's weights; 16 for what the checkpoint has
 BITS: tuple[Bits, ...] = (16, 8, 4)
 IMAGE_TOKEN_INDEX = 151646  # `<image>`: the first id after Qwen2's own special tokens

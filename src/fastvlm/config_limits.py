@@ -12,8 +12,6 @@ from typing import Any
 
 from fastvlm.errors import ConfigError
 
-__all__ = ["LONGEST_IMAGE", "check_decoder_numbers", "check_dtype", "check_number", "without_code_choices"]
-
 # Sizes of the decoder: smallest and largest.
 _SIZES = {
     "vocab_size": (1, 1 << 22),

@@ -16,19 +16,6 @@ from typing import Any
 from fastvlm.config_limits import check_number
 from fastvlm.errors import ConfigError
 
-__all__ = [
-    "ATTENTION_HEAD_DIM",
-    "BASE_KEYS",
-    "CARRIED_KEYS",
-    "CARRIED_VISION_KEYS",
-    "PUBLISHED_MODEL_ARGS",
-    "EncoderConfig",
-    "StageConfig",
-    "check_type",
-    "num_visual_tokens",
-    "refuse_unknown",
-]
-
 STEM_STRIDE = 4  # two of the stem's three convolutions have stride 2
 LARGEST_KERNEL = 63
 MOST_STAGES, MOST_BLOCKS, LARGEST_WIDTH, LARGEST_RATIO = 16, 512, 1 << 16, 64

@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastvlm.errors import InstallationError
 
-__all__ = ["explain_import_failure"]
-
 _MARK = "torchvision::"
 _MINORS_APART = 15  # torch 2.9 needs torchvision 0.24, 2.13 with 0.28
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from fastvlm.formats.checkpoint import Checkpoint
 
-__all__ = ["garbage_collection_off", "open_checkpoint"]
-
 
 def open_checkpoint(
     name_or_folder: str | os.PathLike[str] = SHIPPED,

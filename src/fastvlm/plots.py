@@ -14,8 +14,6 @@ from fastvlm.storage.whole_files import write_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLORS", "FORMATS", "check_plot_file", "figure_file"]
-
 FORMATS = (".svg", ".png")
 COLORS = ("#1f6f8b", "#c2571a", "#5b8c2a", "#7b4b94", "#b9b4a7")
 _WIDTH_INCHES, _TITLE_INCHES = 9.0, 0.5

@@ -19,8 +19,6 @@ from fastvlm.errors import UsageError
 if TYPE_CHECKING:
     from fastvlm_recipes.demo_data.drawing_plan import DrawingPlan
 
-__all__ = ["app", "demo_data", "run"]
-
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,

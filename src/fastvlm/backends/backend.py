@@ -11,8 +11,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Backend"]
-
 
 class Backend(Protocol):
     """Weights and a KV cache with slots on one device. Only one thread at a time may call it.

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from fastvlm.backends.kv_cache import KeyValueCache
 
-__all__ = ["Attend", "attend_neighbors", "attend_prompt", "attend_rows", "attend_rows_together", "attend_token"]
-
 ROW_TOKENS = 256  # cost of a row's own calls, in tokens of attention (docs/performance.md)
 Attend = Callable[[int, Tensor, Tensor], Tensor]  # (layer, q, kv) -> mixed values
 

@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["FixedShapes", "GraphedDecode", "GraphedEncode", "attention_lengths"]
-
 _WARM_UPS = 3  # libraries allocate workspaces in the first calls, which a graph cannot do
 _SHORTEST_TOKENS = 256
 _KEPT_IMAGE_SHAPES = 4

@@ -24,8 +24,6 @@ from fastvlm.backends.decoder_weights import DecoderLayer, DecoderWeights
 from fastvlm.backends.kv_cache import KeyValueCache
 from fastvlm.backends.native.decoder import NativeDecoder
 
-__all__ = ["Decoder"]
-
 _FIRST_TABLE_TOKENS = 1024
 
 

@@ -21,8 +21,6 @@ from fastvlm.formats.names import DECODER, EMBEDDING, FINAL_NORM, HEAD, layer_li
 from fastvlm.formats.opening import decoder_shapes
 from fastvlm.formats.rounding import RoundedWeight
 
-__all__ = ["DecoderLayer", "DecoderWeights", "RoundedMaker", "prepare_decoder"]
-
 RoundedMaker = Callable[[RoundedWeight, Tensor | None], Linear]  # (weight, bias (out,)) -> layer
 
 

@@ -6,8 +6,6 @@ import torch
 
 from fastvlm.errors import UsageError
 
-__all__ = ["as_dtype", "pick_device"]
-
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,

@@ -22,9 +22,6 @@ from fastvlm.formats.names import ENCODER, PROJECTOR
 from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens
 from fastvlm.model.projector import FastVlmMultiModalProjector
 
-__all__ = ["ImageEncoder", "SteppedImageEncoder", "TorchImageEncoder", "images_dtype"]
-
-
 M = TypeVar("M", bound=nn.Module)
 
 

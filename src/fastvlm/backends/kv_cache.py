@@ -15,8 +15,6 @@ from torch import Tensor
 
 from fastvlm.config import DecoderConfig
 
-__all__ = ["KeyValueCache"]
-
 # Memory of this process alone; Windows' anonymous maps are that without flags.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Activation", "Linear", "LinearMaker", "PlainLinear", "plain_linears"]
-
 Activation = Literal["none", "gelu"]
 Linear = Callable[[Tensor], Tensor]
 

@@ -30,8 +30,6 @@ from fastvlm.formats.mapped_files import MappedFiles
 from fastvlm.formats.names import EMBEDDING
 from fastvlm.formats.rounding import GROUP_SIZES, Int8Weight, RoundedWeight, quantize_int4
 
-__all__ = ["LocalBackend", "compute_dtype", "fast_dtype", "make_backend"]
-
 Kernels = Literal["fast", "reference"]
 _CHUNK_TOKENS = 64  # CPU only; on a GPU a prompt takes hardly longer than a token
 _CONTEXT_TOKENS = 8192  # default on a GPU, where the KV cache is allocated at once

@@ -17,8 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["release_pages"]
-
 _PAGEMAP = Path("/proc/self/pagemap")  # a 64-bit word a page: Documentation/admin-guide/mm/pagemap.rst of Linux
 _WORD_BYTES = 8
 _FIRST_FLAG = 61  # bit 61: belongs to a file or is shared; 62: swapped out; 63: present

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import FastVlmError
 
-__all__ = ["ColdStart", "ask_command", "transformers_command"]
-
 NEW_TOKENS = 2
 
 

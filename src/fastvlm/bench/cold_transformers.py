@@ -11,8 +11,6 @@ from typing import Any
 from fastvlm.bench.peers_folder import add_peers_folder, prepare_torchvision
 from fastvlm.processing.tokenizer import TokenizerLike
 
-__all__ = ["main"]
-
 
 class _ShowAtOnce:
     """A streamer that writes each token as it comes; transformers' own waits for the end of a word."""

@@ -11,8 +11,6 @@ import math
 from fastvlm.encoder_config import StageConfig, num_visual_tokens
 from fastvlm.hf.config import FastViTHDConfig, FastVlmConfig
 
-__all__ = ["decoded_token_bytes", "decoder_weights", "encoder_flops", "encoder_macs", "prefill_flops", "projector_macs"]
-
 _FFN_KERNEL = 7
 
 

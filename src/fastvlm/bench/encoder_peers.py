@@ -27,8 +27,6 @@ from fastvlm.hf.loading import load
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.fastvithd import as_feature_tokens
 
-__all__ = ["DeployedEncoder", "OnnxRuntimeContestant", "OpenVinoContestant"]
-
 Run = Callable[[Any], Tensor]
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 from PIL import Image
 
-__all__ = ["FIRST_QUESTION", "SECOND_QUESTION", "long_question", "photo_jpeg"]
-
 FIRST_QUESTION = "Describe the image."
 SECOND_QUESTION = "What is in the middle?"
 _WORDS = ("what", "is", "the", "colour", "of", "this", "circle", "and", "how", "many", "are", "there")

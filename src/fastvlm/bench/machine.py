@@ -14,8 +14,6 @@ import torch
 
 import fastvlm
 
-__all__ = ["INSTRUCTION_SETS", "cpu_name", "environment_card", "hardware_slug", "source_commit"]
-
 # Of those that matter to the kernels, what Linux calls them.
 INSTRUCTION_SETS = (
     "avx2",

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from fastvlm.errors import UsageError
 
-__all__ = ["pixels", "sketch", "steady_rate", "wait_for"]
-
 _SKETCH_NUMBERS = 256
 
 

@@ -23,8 +23,6 @@ from fastvlm.opening import open_checkpoint
 from fastvlm.processing.image_processor import image_size_px
 from fastvlm.processing.processor import Processor
 
-__all__ = ["OwnContestant"]
-
 
 class OwnContestant:
     """The engine over a checkpoint.

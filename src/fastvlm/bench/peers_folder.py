@@ -18,8 +18,6 @@ from pathlib import Path
 import fastvlm
 from fastvlm.errors import FastVlmError
 
-__all__ = ["INSTALL_LINE", "add_peers_folder", "prepare_torchvision"]
-
 MADE_FOLDER = ".venv-peers"  # by `make peers`
 INSTALL_LINE = "pip install --no-deps timm torchvision"
 

@@ -14,18 +14,6 @@ from fastvlm.bench.processes import WORKER
 from fastvlm.config import BITS
 from fastvlm.errors import UsageError
 
-__all__ = [
-    "DTYPES",
-    "MEASURES",
-    "UNITS",
-    "BenchOptions",
-    "Contestant",
-    "Measure",
-    "Step",
-    "contestants",
-    "steps",
-]
-
 DTYPES = ("bfloat16", "float32", "float16")
 SIDES_PX = (64, 4096)
 

@@ -11,8 +11,6 @@ from fastvlm.plots import COLORS, figure_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["save_plot"]
-
 _BAR_INCHES, _PANEL_INCHES = 0.25, 0.45  # of each bar; of a panel without its bars
 _OURS, _THEIRS = COLORS[0], COLORS[-1]
 

@@ -13,8 +13,6 @@ from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.bench.measuring import wait_for
 from fastvlm.bench.worker import Measured
 
-__all__ = ["MachineProbe", "best_seconds"]
-
 _MATRIX = 2048  # a side: 17 GFLOP a product, 8 MB in bfloat16
 _PACKED_SHAPES = ((4096, 384, 1536), (16384, 192, 768), (2048, 2048, 2048))  # rows, in, out; two of them the encoder's
 _STREAM_BYTES = 512 * 2**20  # beyond every cache

@@ -22,8 +22,6 @@ from typing import Any, TextIO
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import MeasurementError
 
-__all__ = ["WORKER", "WorkerProcess", "all_ended"]
-
 WORKER = (sys.executable, "-m", "fastvlm.bench.worker")
 _END_S = 3.0  # for a worker to leave by itself
 _LAST_WORDS = 300  # characters of stderr that an error quotes

@@ -37,8 +37,6 @@ from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.storage.whole_folders import whole_folder
 from fastvlm.storage.write_errors import clear_write_errors
 
-__all__ = ["PRESETS", "checkpoint_bytes", "make_checkpoint", "number_tokens", "padded_tokenizer"]
-
 PRESETS = ("0.5b", "1.5b", "mini")
 _SHARD_BYTES = 500_000_000
 _SEED = 20241217

@@ -14,8 +14,6 @@ from fastvlm.bench.results import RATIOS
 from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.write_errors import clear_write_errors
 
-__all__ = ["Section", "as_markdown", "as_text", "file_name", "sections", "write_files"]
-
 _GAP = "  "
 
 

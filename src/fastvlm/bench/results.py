@@ -14,8 +14,6 @@ from fastvlm.bench.spread import Ratio, ratio, summarize
 from fastvlm.bench.worker import Measured
 from fastvlm.hf.config import FastVlmConfig
 
-__all__ = ["RATIOS", "SCHEMA", "Pair", "result_of"]
-
 SCHEMA = 1
 _DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 _FEATURES, _TOKENS = ("encode",), ("prefill", "ttft", "decode")

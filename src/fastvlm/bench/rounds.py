@@ -16,8 +16,6 @@ from fastvlm.bench.processes import WorkerProcess, all_ended
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import MeasurementError
 
-__all__ = ["PROBES", "Limits", "Measurements", "run"]
-
 OnProgress = Callable[[float, float, str], None]  # seconds done, estimated seconds in total, current step
 
 PROBES = ("matrix_peak", "bandwidth")

@@ -18,8 +18,6 @@ from fastvlm.bench.rounds import Limits, OnProgress, run
 from fastvlm.formats.folder import inspect_folder
 from fastvlm.hf.config import FastVlmConfig
 
-__all__ = ["image_file", "measure", "random_checkpoint"]
-
 
 @contextmanager
 def random_checkpoint(

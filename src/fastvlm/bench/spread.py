@@ -9,8 +9,6 @@ from typing import Any
 
 from fastvlm.errors import UsageError
 
-__all__ = ["Ratio", "Spread", "ratio", "summarize"]
-
 
 @dataclass(frozen=True)
 class Spread:

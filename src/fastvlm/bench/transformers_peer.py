@@ -19,8 +19,6 @@ from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.peers_folder import add_peers_folder, prepare_torchvision
 from fastvlm.bench.worker import Measured
 
-__all__ = ["Stamps", "TransformersContestant"]
-
 
 class Stamps:
     """A streamer for `generate` that records the time of each token, of one or several replies."""

@@ -23,8 +23,6 @@ from typing import Any, TextIO
 
 from fastvlm.errors import UsageError
 
-__all__ = ["KINDS", "Measured", "main", "serve"]
-
 # Kind -> module and class; each is imported only in its own process.
 KINDS = {
     "fastvlm": ("fastvlm.bench.own", "OwnContestant"),

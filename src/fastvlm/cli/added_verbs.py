@@ -8,8 +8,6 @@ import typer
 
 from fastvlm.errors import InstallationError
 
-__all__ = ["find_added_verb"]
-
 GROUP = "fastvlm.verbs"
 RECIPES_VERB = "demo-data"
 

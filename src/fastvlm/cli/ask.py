@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from fastvlm.cli.answering import Reply
 
-__all__ = ["ask"]
-
 
 def ask(
     sources: Annotated[

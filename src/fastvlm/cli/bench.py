@@ -24,8 +24,6 @@ from fastvlm.errors import UsageError
 if TYPE_CHECKING:
     from fastvlm.bench.plan import BenchOptions
 
-__all__ = ["bench"]
-
 _PRESETS = ("0.5b", "1.5b", "mini")
 _LARGEST_IMAGE_PX = 10_000
 

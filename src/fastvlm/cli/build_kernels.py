@@ -8,8 +8,6 @@ from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption
 from fastvlm.cli.terminal import Notes, print_json, quiet_libraries
 
-__all__ = ["build_kernels"]
-
 
 def build_kernels(is_json: JsonOption = False, is_quiet: QuietOption = False, is_debug: DebugOption = False) -> None:
     """Compile the CPU kernels, if the installation found no compiler.

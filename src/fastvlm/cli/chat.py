@@ -41,8 +41,6 @@ from fastvlm.errors import FastVlmError, UsageError
 if TYPE_CHECKING:
     from fastvlm.cli.answering import Answerer
 
-__all__ = ["chat"]
-
 HELP = """\
 /image PATH...   show images with your next question (files or URLs); a file's path alone does the same
 /clear           forget everything said and shown so far

@@ -14,8 +14,6 @@ from fastvlm.formats.names import EMBEDDING, HEAD
 from fastvlm.hf.config import PRESETS, FastVlmConfig
 from fastvlm.hf.image_processor import FastVlmImageProcessor
 
-__all__ = ["CheckpointFacts", "Images", "Parameters", "Quantized", "license_note", "read_facts"]
-
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # statistics, not parameters
 _APPLE_LICENCE = (
     "This is a size that Apple publishes: Apple's FastVLM weights, and what is converted or trained from them, are for "

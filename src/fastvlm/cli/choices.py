@@ -11,8 +11,6 @@ from fastvlm.engine.types import TEMPERATURES, SamplingParams
 from fastvlm.errors import UsageError
 from fastvlm.formats.places import adapter_folder
 
-__all__ = ["DTYPES", "IMAGE_FITS", "ModelChoice", "Sampling", "check_word", "parse_size"]
-
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 IMAGE_FITS = ("pad", "crop", "stretch")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")

@@ -16,8 +16,6 @@ from fastvlm.storage.whole_files import write_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Conversation", "Turn"]
-
 
 @dataclass
 class Turn:

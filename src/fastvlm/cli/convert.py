@@ -12,8 +12,6 @@ from fastvlm.cli.options import DebugOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, quiet_libraries, quiet_warnings
 from fastvlm.formats.places import checkpoint_path, new_folder
 
-__all__ = ["convert"]
-
 LAYOUTS = ("fast_vlm", "llava_qwen2")
 DTYPES = ("float32", "bfloat16", "float16")
 

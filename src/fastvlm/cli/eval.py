@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from fastvlm.evaluation.layouts.reading import Reading
     from fastvlm.evaluation.questions import Question
 
-__all__ = ["evaluate"]
-
 _TOLD = 20  # bad records that are named one by one
 
 

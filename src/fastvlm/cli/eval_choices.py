@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fastvlm.evaluation.layouts.reading import Reading
     from fastvlm.evaluation.tasks import Task
 
-__all__ = ["Asked", "Kept", "Machine"]
-
 SUITES = ("mini",)
 MOST_SLOTS = 256
 

@@ -7,28 +7,6 @@ from typing import Annotated
 
 from fastvlm.cli.options import grouped_option as _option
 
-__all__ = [
-    "Annotations",
-    "Bits",
-    "Blind",
-    "Check",
-    "Data",
-    "Hint",
-    "Images",
-    "Limit",
-    "MaxNewTokens",
-    "Metric",
-    "Out",
-    "Restart",
-    "Seed",
-    "SkipBad",
-    "Slots",
-    "Suite",
-    "Task",
-    "Temperature",
-    "Worst",
-]
-
 _QUESTIONS, _ASKING, _RESULTS = "Questions", "Asking", "Results"
 
 Suite = Annotated[

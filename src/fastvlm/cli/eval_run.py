@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from fastvlm.evaluation.run.scores import Row
     from fastvlm.evaluation.tasks import Task
 
-__all__ = ["Run"]
-
 _WORTH_KEEPING = 500  # questions from which on losing the replies would hurt
 
 

@@ -17,8 +17,6 @@ from fastvlm.cli.terminal import say
 from fastvlm.errors import AttentionError, ConfigError, ContextLengthError, FastVlmError, PromptError, UsageError
 from fastvlm.import_failures import explain_import_failure
 
-__all__ = ["BAD_USE", "COMMAND_LINE_ERROR", "FAILED", "GONE_READER", "INTERRUPTED", "report_failure"]
-
 FAILED = 1
 BAD_USE = 2
 INTERRUPTED = 128 + 2  # as a shell reports a command ended by SIGINT

@@ -8,8 +8,6 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from fastvlm.cli.added_verbs import find_added_verb
 
-__all__ = ["HelpGroup", "VerbHelp"]
-
 
 class VerbHelp(TyperCommand):
     """A verb's page: usage, what it does, arguments, options in their groups."""

@@ -11,8 +11,6 @@ from urllib.request import url2pathname
 
 from fastvlm.errors import UsageError
 
-__all__ = ["file_name", "is_url", "split_names"]
-
 _URL = re.compile(r"(https?|data|file):\S*", re.IGNORECASE)
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:\\|\\\\|\.{1,2}\\")  # C:\..., \\server\..., ..\...
 

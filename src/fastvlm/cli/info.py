@@ -16,8 +16,6 @@ from fastvlm.cli.terminal import Notes, in_bytes, print_json, printable, quiet_l
 if TYPE_CHECKING:
     from fastvlm.cli.checkpoint_facts import CheckpointFacts, Quantized
 
-__all__ = ["info"]
-
 _LABEL_WIDTH = 12
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["leaving_cleanly"]
-
 _TERMINATED = 128 + 15  # as a shell reports a command ended by SIGTERM
 
 

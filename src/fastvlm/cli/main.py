@@ -28,8 +28,6 @@ from fastvlm.cli.quantize import quantize
 from fastvlm.cli.serve import serve
 from fastvlm.cli.train import train
 
-__all__ = ["app", "main", "run"]
-
 # Names of version 0.1, accepted without being listed.
 _FORMER_FLAGS = {
     "--picture": "--image",

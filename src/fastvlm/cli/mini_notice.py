@@ -9,8 +9,6 @@ from fastvlm.cli.user_folders import cache_folder
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.places import SHIPPED, checkpoint_path
 
-__all__ = ["ABOUT", "is_shipped", "tell_once"]
-
 _SHORT = (
     "the mini was trained on drawings, words, receipts and charts, for one question at a time; for photographs use "
     "-m apple/FastVLM-0.5B. See: fastvlm info mini"

@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from fastvlm.formats.checkpoint import Checkpoint
     from fastvlm.processing.processor import Processor
 
-__all__ = [
-    "choose_images",
-    "device_and_dtype",
-    "engine_settings",
-    "open_answerer",
-    "open_chosen",
-    "open_engine",
-    "open_images",
-    "system_message",
-    "user_message",
-]
-
 
 def open_images(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]:
     """The images as RGB, and the milliseconds it took.

@@ -7,28 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "AdapterOption",
-    "BitsOption",
-    "DebugOption",
-    "DeviceOption",
-    "DtypeOption",
-    "FitOption",
-    "ImageSizeOption",
-    "Invocation",
-    "JsonOption",
-    "MaxNewTokensOption",
-    "ModelOption",
-    "QuietOption",
-    "RevisionOption",
-    "SeedOption",
-    "SystemOption",
-    "TemperatureOption",
-    "TopPOption",
-    "grouped_option",
-]
-
 DEFAULT_MODEL = "mini"
 
 

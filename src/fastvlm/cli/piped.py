@@ -15,8 +15,6 @@ import stat
 import sys
 from contextlib import closing
 
-__all__ = ["has_piped_image", "is_silent_pipe"]
-
 _HEAD_BYTES = 64
 _NOT_BLOCKING = 2  # SPLICE_F_NONBLOCK of <fcntl.h>
 

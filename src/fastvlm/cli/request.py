@@ -12,8 +12,6 @@ from pathlib import Path
 from fastvlm.cli.image_names import file_name, is_url
 from fastvlm.errors import UsageError
 
-__all__ = ["STDIN", "UNQUOTED_HINT", "check_images", "check_order", "check_question"]
-
 STDIN = "-"
 _FILE_NAME = re.compile(r"\S*[^\s.]\.[A-Za-z]\w{2,3}")  # cat.png, photos/cat.webp: no question reads like that
 UNQUOTED_HINT = "If that is a part of the question: the question is one argument, in quotes, after the images."

@@ -18,8 +18,6 @@ from fastvlm.formats.places import adapter_folder, checkpoint_path
 from fastvlm.server.setting_sources import read_settings
 from fastvlm.server.settings import ServeSettings
 
-__all__ = ["serve"]
-
 # Modules of the extra `serve`, and the packages that they belong to.
 _NEEDED = {
     "starlette": "starlette",

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from fastvlm.formats.checkpoint import Checkpoint
     from fastvlm.server.settings import ServeSettings
 
-__all__ = ["open_engines"]
-
 
 def open_engines(
     folder: Path, choice: ModelChoice, settings: ServeSettings, report: Callable[[str, str], None]

@@ -10,8 +10,6 @@ import typer
 
 from fastvlm.server.settings import Setting, declared_settings
 
-__all__ = ["chosen_settings", "with_setting_options"]
-
 # None is the default of every option: a setting that is not given is left to the environment and the file.
 _HINTS = {str: str | None, int: int | None, float: float | None, bool: bool | None, tuple: list[str] | None}
 

@@ -16,18 +16,6 @@ from typing import Any
 
 import fastvlm
 
-__all__ = [
-    "PATIENCE_S",
-    "Answers",
-    "Notes",
-    "in_bytes",
-    "print_json",
-    "printable",
-    "quiet_libraries",
-    "quiet_warnings",
-    "say",
-]
-
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 PATIENCE_S = 2.0  # longer work shows its progress
 

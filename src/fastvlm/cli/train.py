@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from fastvlm.training.run.callbacks import Progress
     from fastvlm.training.run.training_run import Outcome
 
-__all__ = ["train"]
-
 
 def train(
     recipe: Annotated[

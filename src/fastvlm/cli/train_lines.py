@@ -12,8 +12,6 @@ from fastvlm.cli.terminal import say
 if TYPE_CHECKING:
     from fastvlm.training.run.callbacks import Progress
 
-__all__ = ["EVERY_S", "ProgressLines"]
-
 EVERY_S = 30.0
 
 

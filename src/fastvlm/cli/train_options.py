@@ -9,21 +9,6 @@ from typing import Annotated, Any
 from fastvlm.cli.options import grouped_option as _option
 from fastvlm.errors import UsageError
 
-__all__ = [
-    "AllowChangedData",
-    "Check",
-    "Data",
-    "Ignored",
-    "ImagesIn",
-    "MaxSteps",
-    "Model",
-    "Out",
-    "Recipes",
-    "Resume",
-    "Settings",
-    "read_settings",
-]
-
 _RECIPE, _RUN = "Recipe", "Run"
 
 Model = Annotated[

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from fastvlm.training.recipe import Recipe, TestEntry
     from fastvlm.training.run.model_card import TestScore
 
-__all__ = ["RecipeTest", "measure_with", "read_tests"]
-
 _SLOTS = 4  # as `fastvlm eval`
 _LIMIT_SEED = 0  # likewise, of the questions that `limit` draws
 

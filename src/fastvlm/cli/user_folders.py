@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cache_folder"]
-
 
 def cache_folder() -> Path:
     """This user's cache folder for fastvlm, which may not exist yet. Raises RuntimeError if there is no home."""

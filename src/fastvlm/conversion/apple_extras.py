@@ -21,8 +21,6 @@ from fastvlm.formats.json_files import read_json
 from fastvlm.formats.names import EMBEDDING
 from fastvlm.formats.safetensors_header import read_header
 
-__all__ = ["AppleExtras"]
-
 _FOLDER = "llava_qwen2"
 
 

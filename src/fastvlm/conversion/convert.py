@@ -42,8 +42,6 @@ from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.hf.processor_files import load_processor
 from fastvlm.storage.whole_folders import whole_folder
 
-__all__ = ["ConversionReport", "convert"]
-
 LAYOUTS: tuple[Dialect, ...] = ("fast_vlm", "llava_qwen2")
 Progress = Callable[[int, int], None]
 

@@ -43,8 +43,6 @@ from fastvlm.hf.loading import checkpoint_path
 from fastvlm.hf.processor_files import load_processor
 from fastvlm.storage.whole_folders import whole_folder
 
-__all__ = ["QuantizationReport", "quantize", "round_linears"]
-
 Progress = Callable[[int, int], None]
 
 

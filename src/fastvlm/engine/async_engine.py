@@ -26,8 +26,6 @@ from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import EngineBusyError, UsageError
 from fastvlm.images.pool import ImagePool
 
-__all__ = ["AsyncEngine"]
-
 
 @dataclass(eq=False)
 class _Listener:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 from fastvlm.engine.stop_strings import StopStrings
 
-__all__ = ["Detokenizer"]
-
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # a tokenizer's output for an incomplete character
 
 

@@ -14,8 +14,6 @@ from fastvlm.backends.backend import Backend
 from fastvlm.engine.encoder_cache import EncoderCache
 from fastvlm.engine.prompt_inputs import PromptInputs
 
-__all__ = ["encode_images"]
-
 
 def encode_images(
     prompt: PromptInputs, first: int, backend: Backend, cache: EncoderCache

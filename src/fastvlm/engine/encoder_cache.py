@@ -13,8 +13,6 @@ from torch import Tensor
 
 from fastvlm.errors import UsageError
 
-__all__ = ["EncoderCache", "image_digest"]
-
 
 def image_digest(pixels: Tensor) -> str:
     """Hash of an image's values (3, H, W), shape and dtype."""

@@ -36,8 +36,6 @@ from fastvlm.model.context_length import refuse_overlong
 from fastvlm.model.joint import join_image_and_text
 from fastvlm.processing.processor import Processor
 
-__all__ = ["ADMISSION_RATIO", "Engine"]
-
 ADMISSION_RATIO = 4.0  # docs/performance.md, "While others start"
 _IMAGE_CACHE_BYTES = 2**28  # 585 images of the 0.5B in bfloat16
 _PIXEL_CACHE_BYTES = 2**26  # five images of 1024 px

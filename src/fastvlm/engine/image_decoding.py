@@ -12,8 +12,6 @@ from fastvlm.images.pool import Fitting, ImagePool
 from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.prompt import IMAGE_KEYS
 
-__all__ = ["decode_images", "encoded_images"]
-
 
 def encoded_images(prompt: Any) -> list[bytes]:
     """Distinct images given as bytes in messages, in order; empty for other prompts."""

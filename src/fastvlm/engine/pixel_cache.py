@@ -22,8 +22,6 @@ from fastvlm.images import encoded_bytes
 from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.processor import Processor
 
-__all__ = ["DIGESTS", "PixelCache", "ReadyImages"]
-
 # Encoded image -> its pixels (3, H, W) in [0, 1], or an RGB image of the model's height and width.
 ReadyImages: TypeAlias = Mapping[bytes, Image.Image | Tensor]
 

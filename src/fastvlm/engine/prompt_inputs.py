@@ -22,8 +22,6 @@ from fastvlm.errors import UsageError
 from fastvlm.model.joint import check_image_token_counts
 from fastvlm.processing.processor import Processor
 
-__all__ = ["PromptInputs", "prepare"]
-
 
 @dataclass(frozen=True, eq=False)
 class PromptInputs:

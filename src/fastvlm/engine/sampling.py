@@ -17,8 +17,6 @@ from torch import Tensor
 
 from fastvlm.engine.types import SamplingParams, TokenLogprobs
 
-__all__ = ["SampledToken", "Sampler", "TokenGuide", "filter_logits", "gumbel_noise", "sample_tokens"]
-
 _SORTED_FIRST = (256, 4096)  # top-p rarely needs more sorted tokens; if it does, all are sorted
 
 

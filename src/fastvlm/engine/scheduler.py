@@ -23,8 +23,6 @@ from itertools import count
 
 from fastvlm.errors import EngineBusyError, UsageError
 
-__all__ = ["Admission", "Key", "Scheduler", "common_prefix"]
-
 Key = int | str
 
 

@@ -10,8 +10,6 @@ from fastvlm.engine.prompt_inputs import PromptInputs
 from fastvlm.engine.sampling import SampledToken, Sampler
 from fastvlm.engine.types import Completion, FinishReason, SamplingParams, Timings, TokenEvent, TokenLogprobs, Usage
 
-__all__ = ["SequenceState"]
-
 
 class SequenceState:
     """The state of one request in the engine.

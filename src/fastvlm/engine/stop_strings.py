@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["StopStrings"]
-
 
 class StopStrings:
     """Passes text on up to the first stop string.

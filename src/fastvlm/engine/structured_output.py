@@ -19,8 +19,6 @@ from fastvlm.processing.tokenizer import TokenizerLike
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # declared in its stub only
 
-__all__ = ["GrammarCompiler", "GrammarGuide"]
-
 _MAX_SCHEMA_CHARACTERS = 64 * 1024
 _JSON: JsonCompileOptions = {"whitespace_flexible": False}
 _QUIET = 0  # llguidance's log level

@@ -8,16 +8,6 @@ from typing import Literal
 
 from fastvlm.errors import UsageError
 
-__all__ = [
-    "Completion",
-    "FinishReason",
-    "SamplingParams",
-    "Timings",
-    "TokenEvent",
-    "TokenLogprobs",
-    "Usage",
-]
-
 # "stop": an end token or a stop string; "length": max_new_tokens reached; "cancelled"; "error": see TokenEvent.error.
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 

@@ -12,18 +12,6 @@ from PIL import Image
 
 from fastvlm.images import open_image
 
-__all__ = [
-    "GRAY",
-    "MOST_OPTIONS",
-    "ImageSource",
-    "Question",
-    "letters_for",
-    "messages_of",
-    "missing_places",
-    "seen_gray",
-    "with_options",
-]
-
 ImageSource = Path | str | bytes  # a file, a data URI, or an encoded image
 GRAY = (128, 128, 128)
 _GRAY_SIDE_PX = 256

@@ -18,8 +18,6 @@ from fastvlm.evaluation.layouts.vqa import (
     read_vqav2,
 )
 
-__all__ = ["MINI", "TASKS", "Task"]
-
 # LLaVA-1.5's words (arXiv 2310.03744, table 7), which lmms-eval uses too.
 _SHORT = "Answer the question using a single word or phrase."
 _LETTER = "Answer with the option's letter from the given choices directly."

@@ -14,15 +14,6 @@ from typing import Any
 
 from fastvlm.errors import CheckpointError
 
-__all__ = [
-    "AppleImages",
-    "apple_image_settings",
-    "apple_images",
-    "from_apple_config",
-    "placeholder_id",
-    "to_apple_config",
-]
-
 _PLACEHOLDER_ID = 151646  # the first id after Qwen2's own tokens: a row that the table has and no text uses
 _LARGEST_ID = 1 << 22
 _STOP_IDS = [151645, 151643]  # `<|im_end|>`, `<|endoftext|>`

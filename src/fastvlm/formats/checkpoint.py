@@ -19,8 +19,6 @@ from fastvlm.formats.mapped_files import MappedFiles
 from fastvlm.formats.rounding import RoundedWeight
 from fastvlm.processing.processor import Processor
 
-__all__ = ["Checkpoint", "HasCheckpoint", "RotaryPositions"]
-
 Layer = Callable[[Tensor], Tensor]
 
 

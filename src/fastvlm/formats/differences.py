@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from fastvlm.formats.names import ENCODER, is_multi_branch
 from fastvlm.formats.weights import some_of
 
-__all__ = ["Differences"]
-
 Shape = tuple[int, ...]
 # BatchNorms' step counters decide nothing in a trained network, and old files do not have them; rotary frequencies
 # are computed, and old files do have them.

@@ -9,8 +9,6 @@ from typing import Any
 from fastvlm.encoder_config import PUBLISHED_MODEL_ARGS
 from fastvlm.formats.names import ENCODER, is_multi_branch
 
-__all__ = ["encoder_arguments", "encoder_form"]
-
 Shape = tuple[int, ...]
 _BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
 

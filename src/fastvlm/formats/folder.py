@@ -22,8 +22,6 @@ from fastvlm.formats.json_files import read_json
 from fastvlm.formats.names import EMBEDDING, ENCODER, HEAD, is_apple, names_from_apple, names_from_fast_vlm
 from fastvlm.formats.weights import WeightFiles, some_of
 
-__all__ = ["CheckpointFolder", "Dialect", "config_of_folder", "inspect_folder"]
-
 Dialect = Literal["fast_vlm", "llava_qwen2"]
 _DIALECTS: tuple[Dialect, ...] = ("fast_vlm", "llava_qwen2")
 _ROW_MULTIPLE = 64  # tables are padded to a multiple of this, as transformers' conversion does

@@ -9,8 +9,6 @@ from typing import Any
 
 from fastvlm.errors import CheckpointError
 
-__all__ = ["FETCH_AGAIN", "check_text_files", "parse_json", "read_json", "read_text"]
-
 FETCH_AGAIN = "Fetch the file again, or take the whole folder from its source."
 _MAX_JSON_BYTES = 8 << 20  # an index of 80,000 tensors; configurations have a few thousand bytes
 _MAX_TEMPLATE_BYTES = 1 << 20

@@ -19,8 +19,6 @@ from typing import Any
 
 from fastvlm.errors import CheckpointError
 
-__all__ = ["MappedFiles"]
-
 
 @dataclass(frozen=True)
 class _Opened:

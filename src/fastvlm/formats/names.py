@@ -13,23 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = [
-    "APPLE_ENCODER",
-    "DECODER",
-    "EMBEDDING",
-    "ENCODER",
-    "FINAL_NORM",
-    "HEAD",
-    "PROJECTOR",
-    "is_apple",
-    "is_multi_branch",
-    "layer_linears",
-    "linear_groups",
-    "names_from_apple",
-    "names_from_fast_vlm",
-    "names_to_apple",
-]
-
 ENCODER = "model.vision_tower.timm_model."
 APPLE_ENCODER = "model.vision_tower.vision_tower.model."
 DECODER = "model.language_model."

@@ -27,8 +27,6 @@ from fastvlm.processing.processor import Processor
 from fastvlm.processing.stored import stored_settings
 from fastvlm.processing.tokenizer import Tokenizer, open_tokenizer
 
-__all__ = ["open_folder"]
-
 _DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 _UNUSUAL_FILES = (
     "adapter_config.json",

@@ -18,8 +18,6 @@ from torch import Tensor
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.json_files import FETCH_AGAIN
 
-__all__ = ["read_pickle"]
-
 _MAX_RECORDS = 100_000  # one per tensor: a 7B has 750
 _MAX_PICKLE_BYTES = 16 << 20  # of the record that names the tensors: about 150 bytes each
 _END_BYTES = 22 + 65_535 + 20  # end of a zip's directory, its longest comment, and what points to the 64-bit form

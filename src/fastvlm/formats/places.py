@@ -10,8 +10,6 @@ import fastvlm
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.source import local_folder
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "SHIPPED", "adapter_folder", "checkpoint_path", "new_folder"]
-
 SHIPPED = "mini"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 

@@ -29,18 +29,6 @@ from fastvlm.formats.names import HEAD, layer_linears, linear_groups
 from fastvlm.formats.quantized_metadata import parse_metadata
 from fastvlm.formats.rounding import GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
 
-__all__ = [
-    "QUANTIZED_FILE",
-    "REST_FILE",
-    "QuantizationError",
-    "QuantizationOptions",
-    "QuantizedWeights",
-    "RoundedLinear",
-    "load_quantized",
-    "quantized_weights_of",
-    "save_quantized",
-]
-
 QUANTIZED_FILE = "fastvlm_quantised.safetensors"  # the spelling of version 0.1, whose folders go on opening
 REST_FILE = "fastvlm_rest.safetensors"
 REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the linears that it belongs to

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["parse_metadata"]
-
 _DTYPES = ("bfloat16", "float16", "float32")
 
 

@@ -21,17 +21,6 @@ from torch import Tensor
 
 from fastvlm.errors import CheckpointError
 
-__all__ = [
-    "FILE_BLOCK",
-    "GROUP_SIZES",
-    "Int4Weight",
-    "Int8Weight",
-    "RoundedWeight",
-    "pack_int4",
-    "quantize_int4",
-    "quantize_int8",
-]
-
 GROUP_SIZES = (32, 64, 128)
 FILE_BLOCK = 64  # outputs that are packed together in files
 MIDDLE, LARGEST_4 = 8, 15

@@ -16,8 +16,6 @@ import torch
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.json_files import FETCH_AGAIN, parse_json
 
-__all__ = ["DTYPES", "TensorEntry", "read_header"]
-
 # safetensors' names of the types that a header may give.
 DTYPES = {
     "BOOL": torch.bool,

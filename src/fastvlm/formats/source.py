@@ -13,8 +13,6 @@ from typing import Any
 
 from fastvlm.errors import CheckpointError
 
-__all__ = ["CHECKSUM_FILE", "local_folder"]
-
 CHECKSUM_FILE = "SHA256SUMS"
 _TEXT_FILES = ("*.json", "*.txt", "*.jinja", "LICENSE*", CHECKSUM_FILE)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

@@ -10,8 +10,6 @@ from pathlib import Path
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.json_files import FETCH_AGAIN, read_json
 
-__all__ = ["WeightSet", "one_weight_set", "weight_map"]
-
 
 @dataclass(frozen=True)
 class WeightSet:

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from fastvlm.errors import CheckpointError
 
-__all__ = ["DIGEST_FILE", "BaseDigest"]
-
 DIGEST_FILE = "base_digest.json"
 # Token tables; counters of BatchNorm, which inference does not use and which are integers or not, as they were loaded.
 _LEFT_OUT = ("embed_tokens", "lm_head", "num_batches_tracked")

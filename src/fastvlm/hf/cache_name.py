@@ -13,8 +13,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from fastvlm.errors import ConfigError
 
-__all__ = ["CACHE_NAME", "cache_argument"]
-
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 

@@ -23,8 +23,6 @@ from fastvlm.processing.processor import Processor
 if TYPE_CHECKING:
     from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 
-__all__ = ["checkpoint_of", "open_with_transformers", "plain_config"]
-
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 

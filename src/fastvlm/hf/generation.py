@@ -18,8 +18,6 @@ from fastvlm.model.context_length import refuse_overlong
 from fastvlm.model.finite import check_scores
 from fastvlm.model.joint import check_image_token_counts
 
-__all__ = ["FastVlmGenerationMixin"]
-
 
 class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
     """FastVLM's additions to `generate`; mixed into the model with the head."""

@@ -12,8 +12,6 @@ from transformers.utils import cached_file
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.apple_config import apple_image_settings, placeholder_id
 
-__all__ = ["apple_settings", "configured_image_token_id", "hub_settings", "refuse_missing_folder"]
-
 _HUB_SETTINGS = frozenset({"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"})
 # What transformers' auto classes and pipelines hand to every processor, and that decides nothing here.
 _AUTO_SETTINGS = frozenset(

@@ -30,8 +30,6 @@ from fastvlm.hf.loading import load
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.hf.processor import FastVlmProcessor
 
-__all__ = ["merge_adapter", "open_with_adapters", "sharing_copy"]
-
 _PICKLED = "adapter_model.bin"  # peft's older format
 _PREFIX = "base_model.model."  # peft's name of the model inside
 _TABLES = ("embed_tokens", "lm_head")

@@ -32,14 +32,6 @@ from fastvlm.model.joint import join_image_and_text
 from fastvlm.model.projector import FastVlmMultiModalProjector
 from fastvlm.processing.processor import Processor
 
-__all__ = [
-    "FastVlmCausalLMOutputWithPast",
-    "FastVlmForConditionalGeneration",
-    "FastVlmModel",
-    "FastVlmModelOutputWithPast",
-    "FastVlmPreTrainedModel",
-]
-
 
 class _ImageOutputs:
     """What transformers 5.24 calls `image_outputs`, beside the `image_hidden_states` of its earlier versions."""

@@ -21,8 +21,6 @@ from fastvlm.formats.mapped_files import MappedFiles
 from fastvlm.formats.source import local_folder
 from fastvlm.hf.config import FastVlmConfig
 
-__all__ = ["DialectLoading", "expected_shapes", "generation_config_of"]
-
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder", "proxies")
 # With any of these, transformers' own loading is asked for something that is not a plain checkpoint folder.
 _PLAIN_TRANSFORMERS = ("state_dict", "gguf_file", "variant", "key_mapping")

@@ -22,8 +22,6 @@ from fastvlm.processing.processor import Processor
 from fastvlm.processing.stored import stored_settings
 from fastvlm.processing.tokenizer import TokenizerLike
 
-__all__ = ["FastVlmProcessor"]
-
 
 class FastVlmProcessor(Processor, ProcessorMixin):  # type: ignore[misc]  # transformers is untyped here
     """Image processor and tokenizer in one, with the model's chat template.

@@ -10,8 +10,6 @@ from fastvlm.formats.json_files import check_text_files, read_json
 from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.processor import FastVlmProcessor
 
-__all__ = ["load_processor"]
-
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 

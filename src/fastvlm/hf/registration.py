@@ -11,8 +11,6 @@ from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration, FastVlmModel
 from fastvlm.hf.processor import FastVlmProcessor
 
-__all__ = ["LlavaQwen2Config", "register"]
-
 
 class LlavaQwen2Config(FastVlmConfig):
     """Config class for Apple's ``llava_qwen2`` in ``AutoConfig``; it creates a :class:`FastVlmConfig`."""

@@ -17,8 +17,6 @@ from fastvlm.errors import AttentionError
 from fastvlm.hf.config import FastViTHDConfig
 from fastvlm.model.fastvithd import FastViTHD, init_weights
 
-__all__ = ["FastVlmVisionTower"]
-
 
 class FastVlmVisionTower(PreTrainedModel):  # type: ignore[misc]
     """FastViTHD as a transformers model; `timm_model` is the attribute's name in ``fast_vlm`` checkpoints."""

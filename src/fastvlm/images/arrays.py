@@ -10,8 +10,6 @@ from PIL import Image
 from fastvlm.errors import ImageError
 from fastvlm.images.pixels import scaled_to_bytes
 
-__all__ = ["image_from_array"]
-
 
 def image_from_array(source: Any, name: str) -> Image.Image:
     """The image in an array or tensor: HxW, HxWxC or CxHxW with C of 1, 3 or 4.

@@ -7,8 +7,6 @@ import binascii
 
 from fastvlm.errors import ImageError, ImageTooLargeError
 
-__all__ = ["is_data_uri", "read_data_uri"]
-
 _WHITE_SPACE = b" \t\n\r\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")  # RFC 4648, section 5
 _MAX_CHARS_PER_BYTE = 4  # base64 in which every character is percent-encoded: 3 characters x 4 / 3

@@ -7,8 +7,6 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-__all__ = ["FairTurns"]
-
 
 class FairTurns:
     """Grants at most `limit` turns at a time. Waiting clients are served in rotation, each client in its own order.

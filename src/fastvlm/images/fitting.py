@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from PIL import Image
 
-__all__ = ["IMAGE_FITS", "fit_image"]
-
 IMAGE_FITS = ("pad", "crop", "stretch")
 PAD_COLOR = (0, 0, 0)  # black: 255 * image_mean, and the mean is 0
 

@@ -14,8 +14,6 @@ from PIL import Image
 
 from fastvlm.errors import ImageError
 
-__all__ = ["FORMATS", "identify", "readable_formats"]
-
 # What is opened. Pillow knows more, but some of its readers run programs (EPS starts Ghostscript) and some take almost
 # any bytes for an image (TGA, PCX have no signature). AVIF is in Pillow's wheels from 11.3 on.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "QOI", "AVIF", "HEIF")

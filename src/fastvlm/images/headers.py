@@ -13,8 +13,6 @@ from typing import Any
 
 from fastvlm.errors import ImageTooLargeError
 
-__all__ = ["check_structure", "check_tiff_blocks", "is_sane_directory"]
-
 _SOS, _EOI, _APP1, _APP2 = 0xDA, 0xD9, 0xE1, 0xE2
 _EXIF, _MPF = b"Exif\0\0", b"MPF\0"
 # A marker after a scan's data: 0xFF that is neither stuffed (00) nor a restart (D0 to D7) nor filling (FF).

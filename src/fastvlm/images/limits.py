@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from fastvlm.errors import ImageError, ImageTooLargeError
 
-__all__ = ["DEFAULT_LIMITS", "ImageLimits"]
-
 
 @dataclass(frozen=True)
 class ImageLimits:

@@ -21,8 +21,6 @@ from fastvlm.images.headers import check_structure, check_tiff_blocks, is_sane_d
 from fastvlm.images.limits import DEFAULT_LIMITS, ImageLimits
 from fastvlm.images.pixels import stored_samples, to_rgb
 
-__all__ = ["encoded_bytes", "open_image"]
-
 EXIF_ORIENTATION = 0x0112
 # EXIF 2.32, section 4.6.4: how to turn a stored image upright, by the value of its Orientation tag.
 UPRIGHT = {

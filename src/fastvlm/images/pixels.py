@@ -17,8 +17,6 @@ from fastvlm.errors import ImageError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ALPHA_BACKGROUND", "StoredSamples", "scaled_to_bytes", "stored_samples", "to_rgb"]
-
 # Transparent pixels show white, as in viewers and as transformers 5.23 does (`image_transforms.convert_to_rgb`).
 ALPHA_BACKGROUND = (255, 255, 255)
 

@@ -25,8 +25,6 @@ from fastvlm.images import ImageLimits
 from fastvlm.images.fair_turns import FairTurns
 from fastvlm.images.worker import receive, send
 
-__all__ = ["Fitting", "ImagePool"]
-
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from fastvlm.images.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"

@@ -9,8 +9,6 @@ import httpx
 from fastvlm.errors import ImageError
 from fastvlm.images.limits import ImageLimits
 
-__all__ = ["fetch"]
-
 
 def fetch(url: str, name: str, limits: ImageLimits) -> bytes:
     """The body of an http(s) URL, read in chunks so that a long or slow one is given up early.

@@ -22,8 +22,6 @@ from fastvlm.errors import ImageError, ImageTooLargeError
 from fastvlm.images import ImageLimits, open_image
 from fastvlm.images.fitting import fit_image
 
-__all__ = ["main", "receive", "send"]
-
 _LENGTHS = struct.Struct(">IQ")  # of the header (JSON) and of the bytes that follow it
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 

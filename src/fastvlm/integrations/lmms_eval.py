@@ -30,8 +30,6 @@ except ModuleNotFoundError as _error:
         raise  # it is there, but something that it needs is not: its own message says what
     raise MissingExtraError("lmms_eval", "lmms", "The plugin of lmms-eval") from _error
 
-__all__ = ["FastVlm", "engine_messages", "sampling_params"]
-
 _MAX_NEW_TOKENS = 1024  # what lmms-eval's own models take where a task says nothing
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from fastvlm.errors import MissingExtraError
 
-__all__ = ["MODEL_ID", "manifest"]
-
 MODEL_ID = "fastvlm"
 _CLASS = "fastvlm.integrations.lmms_eval.FastVlm"
 

@@ -16,8 +16,6 @@ from fastvlm.encoder_config import ATTENTION_HEAD_DIM
 from fastvlm.model import reparam
 from fastvlm.model.blocks import ConvFFN, LayerScale
 
-__all__ = ["AttentionBlock", "ChannelLayerNorm", "MultiHeadSelfAttention"]
-
 
 class ChannelLayerNorm(nn.Module):
     """LayerNorm over the channels of each position of a (B, C, h, w) map; eps 1e-5, biased variance."""

@@ -15,19 +15,6 @@ from torch import Tensor, nn
 
 from fastvlm.model import reparam
 
-__all__ = [
-    "ConvFFN",
-    "ConvNorm",
-    "LayerScale",
-    "MobileOneBlock",
-    "PatchEmbed",
-    "RepConditionalPosEnc",
-    "RepMixer",
-    "RepMixerBlock",
-    "ReparamLargeKernelConv",
-    "SqueezeExcite",
-]
-
 
 def _conv(
     in_channels: int, out_channels: int, kernel: int | tuple[int, int], *, stride: int = 1, groups: int = 1, bias: bool

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from fastvlm.errors import ContextLengthError
 
-__all__ = ["refuse_overlong"]
-
 
 def refuse_overlong(context: int, prompt_tokens: int, new_tokens: int) -> None:
     """Raise ContextLengthError if a prompt of `prompt_tokens` and a reply of `new_tokens` exceed `context` tokens."""

@@ -28,8 +28,6 @@ from fastvlm.model.blocks import (
     RepMixerBlock,
 )
 
-__all__ = ["FastViTHD", "FastViTHDStage", "as_feature_tokens", "deployed", "init_weights"]
-
 M = TypeVar("M", bound=nn.Module)
 FFN_AND_ATTENTION_STD = 0.02  # truncated normal, timm 1.0.31 `ConvMlp._init_weights` and `FastVit._init_weights`
 

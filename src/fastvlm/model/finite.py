@@ -9,16 +9,6 @@ from torch import Tensor
 
 from fastvlm.errors import NonFiniteError
 
-__all__ = [
-    "EMBEDDINGS",
-    "HIDDEN",
-    "IMAGE_FEATURES",
-    "check_finite",
-    "check_scores",
-    "non_finite_logits",
-    "rows_with_finite_logits",
-]
-
 # What computes them, for the message; in the order in which a prompt passes.
 IMAGE_FEATURES = "the visual tokens, which the image encoder and the projector compute,"
 EMBEDDINGS = "the token embeddings"

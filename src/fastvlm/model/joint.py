@@ -7,8 +7,6 @@ from torch import Tensor
 
 from fastvlm.errors import ImageTokenMismatchError
 
-__all__ = ["check_image_token_counts", "join_image_and_text"]
-
 
 def join_image_and_text(inputs_embeds: Tensor, image_embeds: Tensor, is_placeholder: Tensor) -> Tensor:
     """Embeddings (B, T, D) whose placeholder rows are replaced by the images' projected features, in order.

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from fastvlm.config import DerivedNumbers
 from fastvlm.errors import ConfigError
 
-__all__ = ["FastVlmMultiModalProjector"]
-
 
 class FastVlmMultiModalProjector(nn.Module):
     """Linear, exact GELU, Linear (`mlp2x_gelu` of apple/ml-fastvlm at 592b4ad, ``multimodal_projector/builder.py``).

@@ -17,20 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "Kernel",
-    "conv_with",
-    "fuse_conv_bn",
-    "fuse_identity_bn",
-    "fuse_repmixer",
-    "fuse_skip",
-    "identity_weight",
-    "pad_kernel",
-    "scale_layer",
-    "scale_outputs",
-    "sum_kernels",
-]
-
 
 class Kernel(NamedTuple):
     """Weight (C_out, C_in / groups, k, k) and bias (C_out,) of one convolution, float64."""

@@ -23,8 +23,6 @@ from fastvlm.processing.replies import ReplyFinder
 from fastvlm.processing.stored import add_image_token
 from fastvlm.processing.tokenizer import TokenizerLike
 
-__all__ = ["Processor"]
-
 PADDING_SIDES = ("left", "right")
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 _IMAGE_KWARGS = frozenset({"image_size", "image_fit"})

@@ -28,18 +28,6 @@ from fastvlm.errors import ImageTokenMismatchError, PromptError
 from fastvlm.images.data_uri import is_data_uri
 from fastvlm.processing.templates import render_template
 
-__all__ = [
-    "CHAT_TEMPLATES",
-    "DEFAULT_SYSTEM_PROMPT",
-    "IMAGE_TOKEN",
-    "SPECIAL_TOKENS",
-    "Conversation",
-    "expand_image_tokens",
-    "read_conversation",
-    "read_conversations",
-    "render",
-]
-
 IMAGE_TOKEN = "<image>"
 TURN_END = "<|im_end|>\n"
 SPECIAL_TOKENS = (IMAGE_TOKEN, "<|im_start|>", "<|im_end|>", "<|endoftext|>")

@@ -14,8 +14,6 @@ from fastvlm.errors import ConfigError
 if TYPE_CHECKING:
     from fastvlm.processing.processor import Processor
 
-__all__ = ["ReplyFinder", "short_ids_of"]
-
 END_TOKEN = "<|im_end|>"  # what ends a turn: FastVLM's chat template
 
 

@@ -12,12 +12,6 @@ from fastvlm.processing.prompt import CHAT_TEMPLATES, IMAGE_TOKEN, TRANSFORMERS_
 from fastvlm.processing.templates import TemplateLimitError, render_template
 from fastvlm.processing.tokenizer import TokenizerLike
 
-__all__ = [
-    "add_image_token",
-    "stored_settings",
-    "stored_template",
-]
-
 # An image-first question, an answer and a text-only question: where the known templates differ.
 _PROBE = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]},

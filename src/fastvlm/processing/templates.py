@@ -21,8 +21,6 @@ from typing import IO, Any, cast
 
 from fastvlm.errors import PromptError
 
-__all__ = ["TemplateLimitError", "render_template"]
-
 _RUN = (
     "import json, runpy, sys; sys.path[:] = json.loads(sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
 )

@@ -17,8 +17,6 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from fastvlm.errors import UnusualCheckpointError
 
-__all__ = ["Tokenizer", "TokenizerLike", "open_tokenizer"]
-
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _OLDER_FILES = ("added_tokens.json", "special_tokens_map.json")  # read only where the settings name no added tokens
 _OLDER_VOCABULARY = ("vocab.json", "merges.txt")

@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["is_given", "unknown_names", "with_nearest"]
-
 # Names in other layouts that are not spelled like ours; each counts only where the other name is read.
 _ALIASES = {
     "img": "image",

@@ -18,8 +18,6 @@ from typing import Any, BinaryIO, TypeAlias
 from fastvlm.errors import DataError, UsageError
 from fastvlm.records.source import Record, read_bytes
 
-__all__ = ["BYTE_ORDER_MARK", "JsonSource", "json_lines", "json_records"]
-
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _Span: TypeAlias = tuple[int, int, str | None]  # first byte, past the last byte, key of an object's member
 _File: TypeAlias = "mmap.mmap | bytes"

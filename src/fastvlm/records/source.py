@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 from fastvlm.errors import DataError
 
-__all__ = ["Record", "RecordSource", "read_bytes"]
-
 
 @dataclass(frozen=True)
 class Record:

@@ -26,8 +26,6 @@ from fastvlm.records.source import Record
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ImageInTable", "TableColumns", "TableSource", "open_parquet", "open_saved_dataset", "parquet_rows"]
-
 ARROW = -1  # the group of a file that is not divided in row groups
 _SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}.*")
 

@@ -22,8 +22,6 @@ from fastvlm.server.openapi import DOCS_STYLE, docs_page, document
 from fastvlm.server.routes import API_ROUTES, get_route
 from fastvlm.server.service import Service
 
-__all__ = ["create_app"]
-
 
 def create_app(
     service: Service, *, page: Path | None = None, on_failure: Callable[[], None] = lambda: None

@@ -18,8 +18,6 @@ from fastvlm.server.openai.text_limits import TextLimits
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
 
-__all__ = ["Exchange", "ServerContext"]
-
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 

@@ -16,8 +16,6 @@ from fastvlm.server.http.errors import ApiError, as_api_error, error_response, n
 from fastvlm.server.http.response_writer import ResponseWriter
 from fastvlm.server.service import Service
 
-__all__ = ["EngineEndpoint", "Handler"]
-
 Handler = Callable[[ServerContext, bytes, Exchange], Coroutine[None, None, None]]
 _SMALL_BODY_BYTES = 2**16  # one per connection takes little memory
 

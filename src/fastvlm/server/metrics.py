@@ -12,8 +12,6 @@ from prometheus_client.registry import Collector
 from fastvlm.server.openai.generation import RequestUsage
 from fastvlm.server.replicas import Replica
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
-
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30, 60, 120, 300)
 _RATES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280)

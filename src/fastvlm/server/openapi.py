@@ -14,8 +14,6 @@ from fastvlm.server.http.access import needs_key
 from fastvlm.server.openai.schemas import ErrorReply, State
 from fastvlm.server.routes import API_ROUTES, ApiRoute, EngineRoute
 
-__all__ = ["DOCS_STYLE", "docs_page", "document"]
-
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {
     400: "The request is wrong; `param` and `code` say where and why.",

@@ -20,8 +20,6 @@ from fastvlm.server.http.log_limit import LogLimit
 from fastvlm.server.service import OpenEngines, Service
 from fastvlm.server.settings import ServeSettings
 
-__all__ = ["serve"]
-
 _LINGER_S = 5.0  # after the grace period: time to send the error events of replies that were cut
 _BACKLOG = 128  # connections not accepted yet; asyncio logs an error for each when open files run out
 _OTHER_FILES = 256  # open files besides connections: weights, images from URLs, workers

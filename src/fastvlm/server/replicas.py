@@ -11,8 +11,6 @@ from fastvlm.engine.engine import Engine
 from fastvlm.images.pool import ImagePool
 from fastvlm.server.http.errors import busy
 
-__all__ = ["Replica", "Replicas"]
-
 _MAX_CONVERSATIONS = 4096  # whose replica is remembered; a few hundred KB
 
 

@@ -21,8 +21,6 @@ from fastvlm.server.openai import schemas
 from fastvlm.server.openai.completions import answer_chat, answer_completion
 from fastvlm.server.service import Service
 
-__all__ = ["API_ROUTES", "ApiRoute", "EngineRoute", "get_route"]
-
 
 @dataclass(frozen=True)
 class ApiRoute:

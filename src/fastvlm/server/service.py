@@ -22,8 +22,6 @@ from fastvlm.server.openai.text_limits import text_limits
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
 
-__all__ = ["OpenEngines", "Service"]
-
 OpenEngines = Callable[[], Mapping[str, Sequence[Engine]]]
 Status = Literal["starting", "warming up", "ready", "stopping", "failed"]
 

@@ -11,8 +11,6 @@ from typing import Any
 from fastvlm.errors import MissingExtraError, UsageError
 from fastvlm.server.settings import FORMER_NAMES, ServeSettings, declared_settings
 
-__all__ = ["CONFIG_VARIABLE", "PREFIX", "read_settings"]
-
 PREFIX = "FASTVLM_SERVE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 _BOOLS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

@@ -16,8 +16,6 @@ from typing import Any, get_args, get_type_hints
 from fastvlm.config import BITS
 from fastvlm.errors import UsageError
 
-__all__ = ["FORMER_NAMES", "ServeSettings", "Setting", "declared_settings", "is_loopback"]
-
 # Names of version 0.1, still read from the environment and from files.
 FORMER_NAMES = {
     "max_pictures": "max_images",

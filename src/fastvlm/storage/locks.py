@@ -25,8 +25,6 @@ except ImportError:  # Windows
 else:
     CAN_LOCK = True
 
-__all__ = ["CAN_LOCK", "LOCK_NAME", "exclusive_folder", "exclusive_lock", "lock_now", "open_alone"]
-
 LOCK_NAME = ".fastvlm.lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _OPEN = os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)

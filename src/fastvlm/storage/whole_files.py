@@ -13,8 +13,6 @@ from typing import BinaryIO
 from fastvlm.storage.locks import CAN_LOCK, open_alone
 from fastvlm.storage.write_errors import clear_write_errors
 
-__all__ = ["part_of", "sync_folder", "whole_file", "write_file"]
-
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # file systems that sync files only
 
 

@@ -19,8 +19,6 @@ from fastvlm.storage.locks import CAN_LOCK, exclusive_lock
 from fastvlm.storage.whole_files import part_of, sync_folder
 from fastvlm.storage.write_errors import clear_write_errors
 
-__all__ = ["name_folder", "remove_folder", "remove_leftovers", "whole_folder"]
-
 _LEFTOVERS = ("*.part", "*.gone")
 
 

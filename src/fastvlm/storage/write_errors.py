@@ -11,8 +11,6 @@ from pathlib import Path
 
 from fastvlm.errors import FastVlmError, StorageError, UsageError
 
-__all__ = ["clear_write_errors", "reason_of", "write_error"]
-
 _FULL = "Free some space, or name a place on another disk."
 _ELSEWHERE = "Name a place elsewhere."
 _FOLDER_IN_THE_WAY = "A folder has that name, and a file is expected. Name another file."

@@ -19,21 +19,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("pydantic", "train", "fastvlm train") from error
 
-__all__ = [
-    "PARTS",
-    "DataEntry",
-    "EvalEntry",
-    "GroundingEntry",
-    "HeadsEntry",
-    "LoraEntry",
-    "Part",
-    "PartEntry",
-    "Recipe",
-    "TestEntry",
-    "read_recipe",
-    "shipped_recipes",
-]
-
 Part = Literal["encoder", "projector", "decoder"]
 PARTS: tuple[Part, ...] = ("encoder", "projector", "decoder")
 SHIPPED = Path(__file__).with_name("recipes")

@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["complaint", "nearest_key"]
-
 _MOST_COMPLAINTS = 5
 
 _NEAR_ELSEWHERE = 0.75  # of two texts that are the same 1; a key of another place has to be nearer than difflib's 0.6

@@ -13,8 +13,6 @@ from fastvlm_recipes.demo_data.drawing_plan import DrawingPlan, shard_name
 from fastvlm_recipes.demo_data.kinds import Sample, draw_sample, kind_of
 from fastvlm_recipes.demo_data.shard_writing import encoded, record_of
 
-__all__ = ["write_pages"]
-
 EACH = 6  # images of each kind on the page
 SEARCHED = 3000  # among the first so many images
 _STYLE = """body{font:16px/1.4 system-ui,sans-serif;margin:2rem;max-width:1100px}

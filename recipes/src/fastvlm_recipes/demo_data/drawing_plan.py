@@ -15,8 +15,6 @@ from fastvlm.storage.whole_files import write_file
 from fastvlm_recipes.demo_data.fonts import Split
 from fastvlm_recipes.demo_data.kinds import DRAWERS, kind_of
 
-__all__ = ["PLAN_FILE", "DrawingPlan", "claim_target", "parse_mix"]
-
 PLAN_FILE = "drawing.json"
 _STORED_NAMES = {"num_images": "num_pictures"}  # field -> its key in the file, where they differ
 _OWN = (LOCK_NAME, f".{PLAN_FILE}.part")  # files that may exist before the plan is written

@@ -16,8 +16,6 @@ from fastvlm_recipes.demo_data.scene import Scene, Thing
 from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, GLYPHS, SHAPE_NAMES
 from fastvlm_recipes.demo_data.wording import ORDINALS, REFUSAL, Turn
 
-__all__ = ["NEGATIONS", "Look", "looks_of", "plain_words", "reminder_of"]
-
 TELLING = frozenset((*COLOR_NAMES, *SHAPE_NAMES))
 SIDE_WORDS = frozenset(("left", "right", "above", "below"))
 NEGATIONS = frozenset(("not", "no"))

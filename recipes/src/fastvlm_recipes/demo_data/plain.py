@@ -18,8 +18,6 @@ from fastvlm_recipes.demo_data.scene import Scene
 from fastvlm_recipes.demo_data.shapes import draw_shape
 from fastvlm_recipes.demo_data.vocabulary import COLORS
 
-__all__ = ["draw_plain_grid", "draw_small_word"]
-
 SMALL_SIZES_PX = (9, 60)  # px per em of an image of 256 px: 18 to 120 in one of 512
 LARGEST_GRID = (4, 3)  # columns, rows
 _GROUNDS: tuple[tuple[RGB, str], ...] = (

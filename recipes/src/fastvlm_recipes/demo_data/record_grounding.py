@@ -14,8 +14,6 @@ from fastvlm_recipes.demo_data.scene import Scene, Thing
 from fastvlm_recipes.demo_data.vocabulary import COLOR_NAMES, EMOJI_NAMES, GLYPHS, SHAPE_NAMES
 from fastvlm_recipes.demo_data.wording import Turn
 
-__all__ = ["known_names", "record_grounding"]
-
 
 def known_names() -> dict[str, list[str]]:
     """Every name and color that an object may have: the content of names.json."""

@@ -28,8 +28,6 @@ from fastvlm_recipes.demo_data.fonts import known_faces, use_faces
 from fastvlm_recipes.demo_data.kinds import Sample, draw_sample
 from fastvlm_recipes.demo_data.record_grounding import known_names, record_grounding
 
-__all__ = ["draw_shards", "encoded", "record_of"]
-
 NAMES_FILE = "names.json"
 CHUNK = 20  # images per task of a worker process
 JPEG_QUALITY = 95

@@ -33,8 +33,6 @@ from fastvlm_recipes.mini.plain_drawings import (
 )
 from fastvlm_recipes.mini.scoring import score
 
-__all__ = ["Cell", "as_tables", "count_cells", "main", "word_cells"]
-
 SIZES_PX = (20, 40, 60, 80, 110, 150)
 LENGTHS = ((3, 4), (5, 6), (7, 8))
 COUNTS = (1, 2, 3, 4, 5, 6)

@@ -17,11 +17,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastvlm_recipes.demo_data.word_lists import HELD_OUT_WORDS
 
-__all__ = [
-    "COLUMNS", "SIDE_PX", "Drawing", "WordCell", "capital_height_px", "draw_count", "draw_word_image", "fitting_share",
-    "load_font",
-]  # fmt: skip
-
 SIDE_PX = 512
 MARGIN_PX = 8
 COLUMNS, ROWS = 3, 2  # of the grid with shapes; the mini learned to count to six

@@ -34,8 +34,6 @@ from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
 from fastvlm.model.fastvithd import FastViTHD, deployed
 
-__all__ = ["Convolution", "FastEncoder", "Ffn", "InBands", "tile_rows"]
-
 M = TypeVar("M", bound=nn.Module)
 Step = Callable[[Tensor], Tensor]
 # Rows (positions) a thread works on at a time: 0.75 MB of hidden map in the first stage, 1.5 MB in the second.

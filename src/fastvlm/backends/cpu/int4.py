@@ -15,8 +15,6 @@ from fastvlm.backends.linear import PlainLinear
 from fastvlm.backends.page_release import release_pages
 from fastvlm.formats.rounding import Int4Weight, quantize_int4
 
-__all__ = ["Int4Linear", "int4_linear"]
-
 # From so many rows on, turning the weight into floats and multiplying that is faster than the int4 kernel, whose time
 # grows with the rows (AMD Zen 4 in bfloat16, Zen 3 in float32, torch 2.13; see docs/performance.md).
 MANY_ROWS = 64

@@ -16,8 +16,6 @@ from fastvlm.backends.native.amx_linear import TileLinear, tile_linear
 from fastvlm.backends.native.kernels import native_kernels
 from fastvlm.backends.page_release import release_pages
 
-__all__ = ["PackedLinear", "PackedLinears", "gelu_", "many_rows_linear", "packed_linear"]
-
 # Values that the buffer of `PackedLinears` holds: what a layer has (gate and up of the 7B: 135.8 million), less than
 # a head (136.1 million in the 0.5B).
 LARGEST_BUFFER = 136_000_000

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from fastvlm.formats.rounding import pack_int4
 
-__all__ = ["CpuKernels", "cpu_kernels"]
-
 
 @dataclass(frozen=True)
 class CpuKernels:

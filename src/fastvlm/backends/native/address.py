@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["address"]
-
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> int:
     """Address of a contiguous, non-empty CPU tensor of this `dtype` and `shape`.

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from fastvlm.backends.native.kernels import PANEL, Epilogue, NativeKernels, from_panels, in_panels, native_kernels
 
-__all__ = ["TileLinear", "tile_linear"]
-
 
 class TileLinear:
     """A bfloat16 layer, optionally with exact GELU; it has the interface of ``linear.PackedLinear``.

@@ -13,8 +13,6 @@ from pathlib import Path
 from fastvlm.backends.native.library import COMPILER_FLAGS, NEEDED_FLAGS, SOURCE_FOLDER, cache_path, cpu_flags, sealed
 from fastvlm.errors import BuildError
 
-__all__ = ["BuiltLibrary", "build", "compile_library"]
-
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 300
 _TORCH_IS_ENOUGH = "These kernels are optional: without them PyTorch's are used."

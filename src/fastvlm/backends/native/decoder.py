@@ -25,8 +25,6 @@ from fastvlm.config import DecoderConfig
 from fastvlm.formats.checkpoint import RotaryPositions
 from fastvlm.formats.names import HEAD
 
-__all__ = ["NativeDecoder", "passes_are_right"]
-
 _UNPACKED = 32  # `kUnpacked` in cpp/gemm_unpacked.hpp
 _HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # cpp/decoder_attention.hpp
 _TILE_ROWS = 16  # keys that are read at a time, perhaps beyond a slot's last one

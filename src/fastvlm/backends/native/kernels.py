@@ -25,18 +25,6 @@ from fastvlm.backends.native.library import distrust, find_library, is_whole
 if TYPE_CHECKING:
     from fastvlm.backends.native.decoder import NativeModel
 
-__all__ = [
-    "MOST_ROWS",
-    "PANEL",
-    "Epilogue",
-    "NativeDepthwise",
-    "NativeKernels",
-    "from_panels",
-    "in_panels",
-    "native_kernels",
-    "open_library",
-]
-
 SWITCH = "FASTVLM_NATIVE_KERNELS"
 
 _INTERFACE = 3  # of cpp/encoder.cpp

@@ -17,20 +17,6 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = [
-    "COMPILER_FLAGS",
-    "NEEDED_FLAGS",
-    "SOURCE_FOLDER",
-    "cache_path",
-    "cpu_flags",
-    "distrust",
-    "find_library",
-    "installed_path",
-    "is_whole",
-    "library_name",
-    "sealed",
-]
-
 SOURCE_FOLDER = Path(__file__).with_name("cpp")
 INSTALLED_FOLDER = Path(__file__).with_name("built")
 COMPILER_FLAGS = (

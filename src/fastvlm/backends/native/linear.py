@@ -32,17 +32,6 @@ from fastvlm.formats.rounding import (
     quantize_int8,
 )
 
-__all__ = [
-    "NativeLinear",
-    "NativeLinearWeights",
-    "NativeLinears",
-    "NativeMatrix",
-    "has_native_linears",
-    "linear_kernels",
-    "linears_are_right",
-    "native_linear",
-]
-
 _BFLOAT16, _INT8, _INT4 = range(3)  # `Kind` in cpp/linear_weights.hpp
 
 

@@ -25,8 +25,6 @@ from fastvlm.records.json_files import json_lines, json_records
 from fastvlm.records.source import Record
 from fastvlm.records.tables import parquet_rows
 
-__all__ = ["read_ai2d", "read_mmmu", "read_pope", "read_scienceqa", "read_seed"]
-
 _MMMU_IMAGES = 7
 _POPE_FIELDS = Fields(read=("question_id", "image", "text", "label"))
 _SEED_FIELDS = Fields(

@@ -14,8 +14,6 @@ from typing import Any
 from fastvlm.evaluation.layouts.reading import RecordProblem
 from fastvlm.records.field_names import is_given, unknown_names, with_nearest
 
-__all__ = ["Fields", "listed"]
-
 # Words in a name that make it likely that the field belongs to what is asked.
 _DECIDING = re.compile(
     r"im(g|age)|pic(ture)?s?($|_)|photo|figure|frame|video|audio|question|query|prompt|instruction|system|option|choice"

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from fastvlm.evaluation.layouts.vqa import Place
 
-__all__ = ["MINI_QUESTIONS", "mini_place"]
-
 MINI_QUESTIONS = Path(__file__).parents[1] / "mini_eval"
 
 

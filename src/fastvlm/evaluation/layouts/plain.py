@@ -13,8 +13,6 @@ from fastvlm.evaluation.questions import MOST_OPTIONS, ImageSource, Question, le
 from fastvlm.records.json_files import json_lines, json_records
 from fastvlm.records.source import Record
 
-__all__ = ["QUESTION_FILES", "read_plain"]
-
 QUESTION_FILES = ("questions.jsonl", "questions.json")
 _IMAGES, _CHOICES = ("image", "images", "image_path"), ("choices", "options")  # other names of the same field
 _FIELDS = Fields(

@@ -15,19 +15,6 @@ from fastvlm.records.source import Record
 if TYPE_CHECKING:
     from fastvlm.evaluation.layouts.fields import Fields
 
-__all__ = [
-    "BadRecord",
-    "LeftOut",
-    "Reading",
-    "RecordProblem",
-    "find_image",
-    "need",
-    "need_texts",
-    "read_questions",
-    "values_of",
-]
-
-
 T = TypeVar("T")
 
 

@@ -26,8 +26,6 @@ from fastvlm.evaluation.questions import Question
 from fastvlm.records.json_files import json_records
 from fastvlm.records.source import Record
 
-__all__ = ["Place", "read_captions", "read_chartqa", "read_docvqa", "read_gqa", "read_textvqa", "read_vqav2"]
-
 _VQAV2_FIELDS = Fields(read=("question_id", "image_id", "question"))
 _ANNOTATION_FIELDS = Fields(
     read=("question_id", "answers"), described=listed("answer_type image_id multiple_choice_answer question_type")

@@ -16,8 +16,6 @@ from fastvlm.errors import MissingExtraError
 from fastvlm.evaluation.metrics.judging import Judged
 from fastvlm.evaluation.questions import Question
 
-__all__ = ["caption_words", "judge_captions"]
-
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|'[a-z]+|\w+(?:-\w+)*|[^\W_]+", re.IGNORECASE)
 _NEGATED = re.compile(r"(\w)(n't)\b", re.IGNORECASE)
 

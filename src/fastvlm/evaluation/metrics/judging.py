@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from fastvlm.evaluation.questions import Question
 
-__all__ = ["Judge", "Judged", "Metric", "mean", "one_by_one"]
-
 
 @dataclass(frozen=True)
 class Judged:

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 
 from fastvlm.evaluation.questions import Question, letters_for
 
-__all__ = ["choice_accuracy", "read_letter"]
-
 # "B", "(B)", "B.", "**B**", "B: a dog"; not "A dog", whose A is an article.
 _FIRST = re.compile(r"[\W_]*([A-Z])(?=$|\s*[).:,\]*\n]|\s*$)")
 _FIRST_PLAIN = re.compile(r"[\W_]*([B-HJ-Z])\s")

@@ -10,8 +10,6 @@ import math
 
 from fastvlm.evaluation.questions import Question
 
-__all__ = ["TOLERANCE", "as_number", "relaxed_accuracy"]
-
 TOLERANCE = 0.05
 
 

@@ -10,8 +10,6 @@ from fastvlm.evaluation.metrics.text_match import anls, exact_match, judge_chara
 from fastvlm.evaluation.metrics.vqa_accuracy import vqa_accuracy
 from fastvlm.evaluation.metrics.yes_no import judge_yes_no, yes_no_problem
 
-__all__ = ["METRICS"]
-
 METRICS = {
     metric.name: metric
     for metric in (

@@ -8,16 +8,6 @@ from collections.abc import Sequence
 from fastvlm.evaluation.metrics.judging import Judged, mean
 from fastvlm.evaluation.questions import Question
 
-__all__ = [
-    "ANLS_THRESHOLD",
-    "anls",
-    "edit_distance",
-    "exact_match",
-    "judge_characters",
-    "normalized",
-    "similarity",
-]
-
 ANLS_THRESHOLD = 0.5
 _OUTER_MARKS = (
     " .!?,:;\"'`*_()[]\u201c\u201d\u2018\u2019"  # punctuation, quotes and Markdown; no signs of a number: $, %, -, +

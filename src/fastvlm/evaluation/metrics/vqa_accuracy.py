@@ -15,8 +15,6 @@ from collections.abc import Sequence
 
 from fastvlm.evaluation.questions import Question
 
-__all__ = ["agreement", "one_spelling", "vqa_accuracy"]
-
 _ENOUGH = 3  # annotators who agree make a reply right
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # neither the apostrophe (possessives) nor the colon (times of day)
 _DIGIT_COMMA = re.compile(r"\d,\d")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["Z_95", "wilson_interval"]
-
 Z_95 = 1.96  # two-sided 95 % of the normal distribution
 
 

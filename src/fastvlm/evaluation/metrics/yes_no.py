@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from fastvlm.evaluation.metrics.judging import Judged, mean
 from fastvlm.evaluation.questions import Question
 
-__all__ = ["judge_yes_no", "read_yes_no", "yes_no_problem"]
-
 _NO = {"no", "not"}
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "isn't" and "no-one" are one word each, as at the authors'
 

@@ -16,8 +16,6 @@ from fastvlm.evaluation.run.predictions import Prediction, PredictionFile
 from fastvlm.evaluation.run.runner import Asking, ask_all
 from fastvlm.evaluation.run.scores import Row, score_tests
 
-__all__ = ["OnProgress", "Result", "run"]
-
 OnProgress = Callable[[str, int, int], None]  # what is asked, how many are done, of how many
 
 

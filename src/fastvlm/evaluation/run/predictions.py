@@ -18,8 +18,6 @@ from fastvlm.errors import DataError, UsageError
 from fastvlm.storage.locks import CAN_LOCK, lock_now
 from fastvlm.storage.write_errors import clear_write_errors
 
-__all__ = ["Prediction", "PredictionFile"]
-
 _APPENDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 

@@ -12,8 +12,6 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
-__all__ = ["PublishedFigure", "published_figures"]
-
 _PAPER = "arXiv 2412.13303v2"
 _TABLE_6_TASKS = ("gqa", "scienceqa", "textvqa", "pope", "vqav2", "docvqa", "mmmu", "seed")
 _TABLE_6 = {  # (size, stage): row, percentages in the order above

@@ -14,8 +14,6 @@ from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.whole_folders import remove_leftovers
 from fastvlm.storage.write_errors import clear_write_errors
 
-__all__ = ["FILES", "checkpoint_digest", "claim_folder", "questions_digest"]
-
 FILES = ("predictions.jsonl", "blind.jsonl", "run.json", "summary.json", "worst.html")
 _DECIDING = (".safetensors", ".bin", ".json", ".jinja")  # files of a checkpoint that change replies
 _NUM_SAMPLES, _SAMPLE_BYTES = 32, 2**16

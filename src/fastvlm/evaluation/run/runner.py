@@ -20,8 +20,6 @@ from fastvlm.errors import FastVlmError
 from fastvlm.evaluation.questions import Question, messages_of
 from fastvlm.evaluation.run.predictions import Prediction
 
-__all__ = ["Asking", "answer_all", "ask_all"]
-
 T = TypeVar("T")
 OnPrediction = Callable[[Question, Prediction], None]
 

@@ -14,8 +14,6 @@ from fastvlm.evaluation.metrics.wilson import wilson_interval
 from fastvlm.evaluation.questions import Question
 from fastvlm.evaluation.run.predictions import Prediction
 
-__all__ = ["REFUSAL", "Row", "by_test", "drawn", "refusal_rows", "score_tests", "together"]
-
 REFUSAL = "there is no"  # how the mini says that a question has no answer
 
 

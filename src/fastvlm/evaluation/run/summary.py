@@ -11,8 +11,6 @@ from fastvlm.evaluation.run.benchmark_run import Result
 from fastvlm.evaluation.run.published_figures import PublishedFigure
 from fastvlm.evaluation.run.scores import Row
 
-__all__ = ["as_table", "summary"]
-
 _DIGITS = 4
 
 

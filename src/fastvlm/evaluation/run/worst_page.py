@@ -18,8 +18,6 @@ from fastvlm.evaluation.run.predictions import Prediction
 from fastvlm.evaluation.run.scores import Row, by_test
 from fastvlm.images import open_image
 
-__all__ = ["WorstCase", "worst_cases", "worst_page"]
-
 _SIDE_PX = 256
 _QUALITY = 80
 _STYLE = (

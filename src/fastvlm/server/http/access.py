@@ -23,8 +23,6 @@ from fastvlm.server.http.errors import ApiError, error_response
 from fastvlm.server.metrics import Metrics
 from fastvlm.server.settings import ServeSettings, is_loopback
 
-__all__ = ["AccessMiddleware", "needs_key"]
-
 access_logger = logging.getLogger("fastvlm.server.access")
 
 # The page loads nothing from elsewhere and may not be framed.

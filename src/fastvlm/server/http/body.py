@@ -17,8 +17,6 @@ from starlette.types import Receive, Scope
 from fastvlm.server.http.disconnect import ClientDisconnected
 from fastvlm.server.http.errors import ApiError, invalid
 
-__all__ = ["UploadDeadline", "announced_bytes", "parse", "read_body"]
-
 Schema = TypeVar("Schema", bound=BaseModel)
 MAX_VALUES = 32_768  # in one body; validating them takes 0.1 s
 

@@ -17,8 +17,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fastvlm.server.http.errors import ApiError, busy, error_body
 from fastvlm.server.settings import ServeSettings
 
-__all__ = ["LimitedConnection", "UploadSlots", "client_key", "limited_connections"]
-
 # Bytes per read. A chunked body of one byte per chunk is parsed at 20 microseconds per chunk, while other connections
 # wait: asyncio's default of 256 KiB would block them for half a second.
 _READ_BYTES = 2**14

@@ -7,8 +7,6 @@ from collections.abc import Coroutine
 
 from starlette.types import Receive
 
-__all__ = ["ClientDisconnected", "RequestTimedOut", "run_while_connected"]
-
 
 class ClientDisconnected(Exception):  # noqa: N818 - not an error of the server
     """The client closed the connection."""

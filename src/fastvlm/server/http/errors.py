@@ -25,8 +25,6 @@ from fastvlm.errors import (
     UsageError,
 )
 
-__all__ = ["ApiError", "as_api_error", "busy", "error_body", "error_response", "invalid", "no_such_model", "not_ready"]
-
 logger = logging.getLogger("fastvlm.server")
 
 _BAD_REQUEST: dict[type[FastVlmError], str] = {

@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 
-__all__ = ["LogLimit"]
-
 
 class LogLimit(logging.Filter):
     """Passes at most `burst` warnings and as many errors per logger in `window_s` seconds; the next one has the count.

@@ -17,8 +17,6 @@ import httpx
 
 from fastvlm.server.http.errors import ApiError, invalid
 
-__all__ = ["RemoteImages", "is_public"]
-
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _DEFAULT_PORTS = {"http": 80, "https": 443}

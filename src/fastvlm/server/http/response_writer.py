@@ -11,8 +11,6 @@ from starlette.types import Send
 
 from fastvlm.server.http.errors import ApiError, error_body
 
-__all__ = ["ResponseWriter"]
-
 
 class ResponseWriter:
     """Sends one response. `has_begun` says whether an error can still become an HTTP status.

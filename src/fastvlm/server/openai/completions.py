@@ -26,8 +26,6 @@ from fastvlm.server.openai.sampling import choice_params, max_new_tokens, sampli
 from fastvlm.server.openai.schemas import ChatRequest, CompletionRequest, ImagePart, Message, SchemaFormat
 from fastvlm.server.replicas import Replica, Replicas
 
-__all__ = ["answer_chat", "answer_completion"]
-
 _Request = ChatRequest | CompletionRequest
 
 

@@ -12,8 +12,6 @@ from fastvlm.engine.types import Completion, TokenEvent, TokenLogprobs
 from fastvlm.server.openai.generation import RequestUsage
 from fastvlm.server.openai.logprobs import LogprobFormatter
 
-__all__ = ["ChatFormatter", "CompletionFormatter", "ReplyFormatter", "usage"]
-
 _TokenList = Sequence[tuple[int, TokenLogprobs]]
 
 

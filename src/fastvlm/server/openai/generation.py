@@ -13,8 +13,6 @@ from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.server.http.errors import ApiError
 from fastvlm.server.replicas import Replica
 
-__all__ = ["Choice", "RequestUsage", "stream_choices"]
-
 _Events = AsyncGenerator[tuple[int, TokenEvent]]
 
 

@@ -11,8 +11,6 @@ from fastvlm.engine.types import TokenLogprobs
 from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.server.openai.schemas import TokenLogprob, TopLogprob
 
-__all__ = ["LogprobFormatter"]
-
 _LOWEST = -9999.0  # OpenAI's value for a token that cannot come: JSON has no infinity
 
 

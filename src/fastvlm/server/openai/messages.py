@@ -16,8 +16,6 @@ from fastvlm.server.http.errors import ApiError, invalid
 from fastvlm.server.openai.schemas import ImagePart, Message
 from fastvlm.server.openai.text_limits import TextLimits
 
-__all__ = ["FetchImage", "check_texts", "read_messages"]
-
 FetchImage = Callable[[str], Awaitable[bytes]]  # URL -> encoded image; raises ApiError
 
 

@@ -10,8 +10,6 @@ from fastvlm.server.http.errors import invalid
 from fastvlm.server.openai.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from fastvlm.server.settings import ServeSettings
 
-__all__ = ["choice_params", "max_new_tokens", "sampling_params"]
-
 
 def sampling_params(request: ChatRequest | CompletionRequest, max_new_tokens: int) -> SamplingParams:
     """The sampling parameters of the request's first choice.

@@ -10,24 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-__all__ = [
-    "ChatCompletion",
-    "ChatRequest",
-    "Completion",
-    "CompletionRequest",
-    "ContentPart",
-    "ErrorReply",
-    "ImagePart",
-    "Message",
-    "Model",
-    "ModelList",
-    "ResponseFormat",
-    "SamplingRequest",
-    "State",
-    "StreamOptions",
-    "TextPart",
-]
-
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256  # a step compares every ending of the text so far with every stop string
 MAX_TOP_LOGPROBS = 20

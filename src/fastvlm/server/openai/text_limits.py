@@ -12,8 +12,6 @@ from fastvlm.processing.prompt import SPECIAL_TOKENS
 from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.server.http.errors import ApiError, invalid
 
-__all__ = ["TextLimits", "text_limits"]
-
 _PIECE_CHARACTERS = 2**16
 _SEAM_BYTES = 16  # NFC may shorten the text by this much where two pieces meet: a letter and three marks, 4 bytes each
 _LETTERS = bytes(byte for byte in range(128) if chr(byte).isalnum())

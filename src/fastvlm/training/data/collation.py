@@ -12,8 +12,6 @@ from torch.nn.utils.rnn import pad_sequence
 from fastvlm.errors import DataError
 from fastvlm.training.data.dataset import IGNORED
 
-__all__ = ["Collator"]
-
 _OF_IMAGES = ("pixel_values", "cell_classes", "cell_colors")
 
 

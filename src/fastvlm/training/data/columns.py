@@ -15,20 +15,6 @@ from fastvlm.errors import DataError
 from fastvlm.records.field_names import is_given, unknown_names, with_nearest
 from fastvlm.records.tables import TableColumns
 
-__all__ = [
-    "CAPTION_METADATA",
-    "GROUNDING_COLUMNS",
-    "IMAGE_COLUMNS",
-    "METADATA_COLUMNS",
-    "READ_COLUMNS",
-    "REFUSED_COLUMNS",
-    "SYSTEM_COLUMN",
-    "TABLE_COLUMNS",
-    "TURN_COLUMNS",
-    "refuse_unknown",
-    "table_check",
-]
-
 TURN_COLUMNS = ("conversations", "messages")
 IMAGE_COLUMNS = ("image", "images", "image_path")
 SYSTEM_COLUMN = "system"

@@ -26,8 +26,6 @@ from fastvlm.training.data.digest import DataDigest, digest_of_rows, row_digest
 from fastvlm.training.data.samples import BadRecordError, ImageSource, Sample
 from fastvlm.training.grounding.rows import GroundingColumns
 
-__all__ = ["IGNORED", "Supervised", "SupervisedDataset", "refuse_missing"]
-
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 CHUNK = 256  # samples that are tokenized together
 PARALLEL_FROM_CHUNKS = 16  # with fewer, processes take longer to start than to work

@@ -19,8 +19,6 @@ from typing import Any
 from fastvlm.errors import UsageError
 from fastvlm.training.data.samples import ImageSource, Sample
 
-__all__ = ["DataDigest", "compare_data", "digest_of_rows", "row_digest"]
-
 _ROW_BYTES = 8
 
 

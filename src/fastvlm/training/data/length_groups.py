@@ -9,8 +9,6 @@ from torch.utils.data import Sampler
 
 from fastvlm.errors import UsageError
 
-__all__ = ["LengthGroupedBatches"]
-
 # Batches that are sorted together. More give less padding and less chance; transformers' sampler has 50, too.
 BATCHES_SORTED_TOGETHER = 50
 

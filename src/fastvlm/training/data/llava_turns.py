@@ -9,8 +9,6 @@ from typing import Any
 from fastvlm.errors import DataError
 from fastvlm.processing.prompt import IMAGE_TOKEN
 
-__all__ = ["is_llava_turn", "llava_message", "split_at_images", "without_blank_start"]
-
 # LLaVA's and ShareGPT's names of who speaks.
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 # What Qwen2's tokenizer would join with the line break that ends the header of a turn (its pattern `\s*[\r\n]+`).

@@ -26,8 +26,6 @@ from fastvlm.training.data.columns import (
 )
 from fastvlm.training.data.llava_turns import is_llava_turn, llava_message, split_at_images, without_blank_start
 
-__all__ = ["read_record"]
-
 _LLAVA_KEYS = ("from", "value", "weight")
 _OPENAI_KEYS = ("role", "content", "weight")
 _TURN_METADATA = ("id", "index", "timestamp")

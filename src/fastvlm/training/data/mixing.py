@@ -16,8 +16,6 @@ from fastvlm.training.data.samples import Sample, open_samples
 from fastvlm.training.data.tar_shards import UnusedMember
 from fastvlm.training.recipe import DataEntry
 
-__all__ = ["Mixture", "Portion", "open_mixture", "split_off"]
-
 
 class Mixture(Sequence[Sample]):
     """Concatenation of sources, each repeated by its factor.

@@ -21,8 +21,6 @@ from fastvlm.training.data.dataset import CHUNK, IGNORED, Supervised, Supervised
 from fastvlm.training.data.samples import BadRecordError, Sample
 from fastvlm.training.data.tar_shards import UnusedMember
 
-__all__ = ["BadSample", "DataReport", "LengthSummary", "RenderedSample", "check_data", "rendered"]
-
 LISTED = 20  # bad records, long samples and unused members in the text; all of them are in the dictionary
 RENDERED = 3
 SHOWN_CHARACTERS = 1200  # of one rendered sample

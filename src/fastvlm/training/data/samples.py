@@ -24,8 +24,6 @@ from fastvlm.training.data.messages import read_record
 from fastvlm.training.data.tar_shards import UnusedMember, open_shards
 from fastvlm.training.grounding.objects import Grounding, read_grounding
 
-__all__ = ["BadRecordError", "ImageSource", "Sample", "Samples", "open_samples"]
-
 ImageSource: TypeAlias = Any  # what `fastvlm.images.open_image` opens: a path, bytes, a PIL image, a file
 KNOWN = (
     "a JSON array or JSON Lines of LLaVA's `conversations` or OpenAI's `messages`, a folder that datasets' "

@@ -24,8 +24,6 @@ from fastvlm.errors import DataError
 from fastvlm.records.source import read_bytes
 from fastvlm.training.data.columns import CAPTION_METADATA, IMAGE_COLUMNS, TURN_COLUMNS
 
-__all__ = ["CAPTION_QUESTIONS", "ImageInTar", "TarShard", "UnusedMember", "caption_messages", "open_shards"]
-
 IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
 TEXT_KINDS = ("json", "txt")
 KNOWN_KINDS = ".json, .txt, .jpg, .png, .webp, .gif, .bmp, .tif, and images numbered as .0.jpg"

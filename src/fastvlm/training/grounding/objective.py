@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from fastvlm.training.grounding.objects import EMPTY, IGNORED, ObjectNames
 from fastvlm.training.recipe import GroundingEntry, HeadsEntry
 
-__all__ = ["GROUNDING_COLUMNS", "CellHead", "CellLogits", "GroundingObjective", "cell_loss", "gaze_loss"]
-
 GROUNDING_COLUMNS = (
     "cell_classes",
     "cell_colors",

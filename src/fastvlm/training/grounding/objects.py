@@ -18,18 +18,6 @@ from fastvlm.errors import DataError
 from fastvlm.records.field_names import with_nearest
 from fastvlm.training.data.columns import GROUNDING_COLUMNS, refuse_unknown
 
-__all__ = [
-    "EMPTY",
-    "IGNORED",
-    "NAMES_FILE",
-    "Box",
-    "GroundedObject",
-    "Grounding",
-    "Look",
-    "ObjectNames",
-    "read_grounding",
-]
-
 NAMES_FILE = "names.json"
 NAMES_FORM = '{"objects": ["star", ...], "colours": ["red", ...]}'
 EMPTY = 0  # the class of cells where nothing stands; names count from 1

@@ -25,8 +25,6 @@ from fastvlm.training.grounding.targets import (
     tokens_of,
 )
 
-__all__ = ["GroundingColumns"]
-
 Gaze = tuple[int, bool, frozenset[int]]  # position, whether it is to words of the question, positions to attend to
 
 

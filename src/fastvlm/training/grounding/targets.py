@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from fastvlm.training.grounding.objects import EMPTY, IGNORED, Box, GroundedObject, Look, ObjectNames
 
-__all__ = ["CELL_PX", "Cells", "Placement", "cells_of", "pieces_of_words", "positions_of_looks", "tokens_of"]
-
 CELL_PX = 16  # of the processed image: the stride of the third stage's map
 # Shares of a box, to either side of its middle, that show the thing: cells that it claims, visual tokens to look at.
 CLAIMED, SHOWN = 0.28, 0.35

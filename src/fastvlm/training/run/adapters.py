@@ -12,8 +12,6 @@ from fastvlm.errors import MissingExtraError
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.training.recipe import LoraEntry, Part, Recipe
 
-__all__ = ["add_adapters", "round_base", "target_pattern"]
-
 # Every linear layer, as in Apple's code (`find_all_linear_names`) for the decoder; of the encoder what is not a
 # depthwise convolution: attention, and the 1x1 convolutions of the ConvFFNs.
 TARGETS: dict[Part, str] = {

@@ -15,8 +15,6 @@ from transformers import TrainerCallback
 from fastvlm.training.run.interruption import Interruption
 from fastvlm.training.run.trainer import FastVlmTrainer
 
-__all__ = ["AverageCallback", "EpochCallback", "LogCallback", "Pace", "Progress", "ResumeCallback", "StopCallback"]
-
 _SHOWN = ("loss", "grad_norm", "eval_loss")
 
 

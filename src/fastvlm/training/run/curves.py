@@ -9,8 +9,6 @@ from typing import Any
 
 from fastvlm.plots import COLORS, figure_file
 
-__all__ = ["Curve", "curves_of", "draw_curves"]
-
 _PANEL_INCHES = 1.7
 
 

@@ -12,8 +12,6 @@ from torch import nn
 
 from fastvlm.errors import TrainingError
 
-__all__ = ["WeightAverage"]
-
 FILE = "ema.safetensors"
 
 

@@ -15,8 +15,6 @@ from fastvlm.errors import DataError, StorageError, TrainingError
 from fastvlm.training.recipe import Recipe
 from fastvlm.training.run.run_folder import RunFolder
 
-__all__ = ["readable_errors"]
-
 _DISK_FAILED = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO, errno.EROFS)
 # torch and safetensors put the system's words into errors of their own.
 _NO_ROOM_WORDS = re.compile(

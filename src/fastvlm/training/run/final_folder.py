@@ -29,8 +29,6 @@ from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.whole_folders import whole_folder
 
-__all__ = ["write_adapter", "write_card", "write_model"]
-
 LARGEST_SHARD = "2GB"
 
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Interruption"]
-
 _HEARD = (signal.SIGTERM, signal.SIGINT)
 
 

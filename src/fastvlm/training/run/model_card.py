@@ -9,8 +9,6 @@ from typing import Any
 
 from fastvlm.training.recipe import PARTS, Recipe
 
-__all__ = ["RunFacts", "TestScore", "model_card"]
-
 _LICENCE = (
     "That of the checkpoint it began from, and of the data. Apple's FastVLM weights, and what is made from them, are "
     "for research only (Apple Machine Learning Research Model license)."

@@ -20,8 +20,6 @@ from fastvlm.training.recipe import Recipe
 from fastvlm.training.run.adapters import add_adapters, round_base
 from fastvlm.training.run.param_groups import set_trainable
 
-__all__ = ["ModelSetup", "arithmetic_dtype", "open_processor", "set_up_model"]
-
 
 @dataclass(frozen=True)
 class ModelSetup:

@@ -13,8 +13,6 @@ from torch import nn
 
 from fastvlm.training.recipe import PARTS, Part, Recipe
 
-__all__ = ["ParameterGroup", "frozen_batchnorms", "parameter_groups", "part_of", "set_trainable"]
-
 _MARKS: dict[str, Part] = {
     "vision_tower.": "encoder",
     "grounding_objective.": "encoder",  # it names what the encoder sees, and learns as fast

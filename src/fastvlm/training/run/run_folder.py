@@ -29,8 +29,6 @@ from fastvlm.storage.whole_folders import name_folder, remove_folder, remove_lef
 from fastvlm.storage.write_errors import clear_write_errors
 from fastvlm.training.recipe import Recipe
 
-__all__ = ["KEPT_CHECKPOINTS", "RunFolder"]
-
 KEPT_CHECKPOINTS = 2
 SCRATCH = ".saving"
 _FORMER_FIELDS = {"pictures_per_s": "images_per_s"}  # log lines of version 0.1

@@ -34,8 +34,6 @@ except ImportError as error:
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-__all__ = ["FastVlmTrainer"]
-
 _WINDOW = "loss_window_{rank}.pt"
 _BLACK_SIDE_PX = 128  # 2 x 2 visual tokens: the smallest image that every stage can take
 

@@ -48,8 +48,6 @@ from fastvlm.training.run.model_setup import ModelSetup, arithmetic_dtype, open_
 from fastvlm.training.run.run_folder import RunFolder
 from fastvlm.training.run.trainer import FastVlmTrainer
 
-__all__ = ["Measure", "Outcome", "TrainingRun", "num_processes", "open_dataset"]
-
 Measure = Callable[[Path], Sequence[TestScore]]  # a final folder, a model's or an adapter's -> the tests' scores
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
