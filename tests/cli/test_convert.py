@@ -18,7 +18,7 @@ def test_there_and_back(fastvlm, parrot_folder, image, tmp_path):
     assert (outcome.code, outcome.out, outcome.err) == (0, f"{apple}\n", "")
     assert json.loads((apple / "config.json").read_text())["model_type"] == "llava_qwen2"
     assert fastvlm("ask", image, "What?", "-m", apple).out == parrot.SENTENCE + "\n"
-    assert json.loads(fastvlm("info", apple, "--json").out)["dialect"] == "llava_qwen2"
+    assert json.loads(fastvlm("info", apple, "--json").out)["layout"] == "llava_qwen2"
     assert fastvlm("convert", apple, back).code == 0
     before, after = tensors(parrot_folder), tensors(back)
     assert before.keys() == after.keys()

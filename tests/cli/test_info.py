@@ -30,7 +30,7 @@ def test_facts_are_those_of_the_open_model(fastvlm, parrot_folder):
     assert (facts["images"]["height_px"], facts["images"]["width_px"]) == size
     assert facts["images"]["visual_tokens"] == model.config.num_visual_tokens(*size)
     assert facts["file_bytes"] == (parrot_folder / "model.safetensors").stat().st_size
-    assert (facts["dialect"], facts["encoder_form"], facts["dtype"]) == ("fast_vlm", "fused", "float32")
+    assert (facts["layout"], facts["encoder_form"], facts["dtype"]) == ("fast_vlm", "fused", "float32")
     assert facts["is_head_tied"] is False and facts["size"] is None
 
 

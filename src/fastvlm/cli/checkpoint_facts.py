@@ -69,7 +69,7 @@ class CheckpointFacts:
     """Everything that `fastvlm info` prints; `dtype` is that of the stored decoder."""
 
     path: Path
-    dialect: str
+    layout: str
     size: str | None  # "0.5b", "1.5b", "7b", "mini"; None for others
     dtype: str
     num_files: int
@@ -122,7 +122,7 @@ def read_facts(path: Path) -> CheckpointFacts:
     stages = vision.stages
     return CheckpointFacts(
         path=path,
-        dialect=folder.dialect,
+        layout=folder.layout,
         size=_size_name(config),
         dtype=str(folder.dtype).removeprefix("torch."),
         num_files=len(folder.weights.files),
@@ -192,7 +192,7 @@ def _shape_of(config: FastVlmConfig) -> tuple[Any, ...]:
 
 
 def _images(folder: CheckpointFolder, config: FastVlmConfig) -> Images:
-    if folder.dialect == "llava_qwen2":
+    if folder.layout == "llava_qwen2":
         stated = apple_images(folder.raw_config)
         height_px = width_px = stated.size_px
         fit = stated.fit

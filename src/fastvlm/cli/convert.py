@@ -10,9 +10,9 @@ from fastvlm.cli.choices import check_word
 from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, quiet_libraries, quiet_warnings
+from fastvlm.formats.names import LAYOUTS
 from fastvlm.formats.places import checkpoint_path, new_folder
 
-LAYOUTS = ("fast_vlm", "llava_qwen2")
 DTYPES = ("float32", "bfloat16", "float16")
 
 

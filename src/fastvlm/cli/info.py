@@ -94,7 +94,7 @@ def page(model: str, facts: CheckpointFacts, about: str | None = None) -> str:
     rows = [
         ("model", f"{model}{size}"),
         ("path", str(facts.path.absolute())),
-        ("layout", f"{facts.dialect}, {facts.dtype}, {files}"),
+        ("layout", f"{facts.layout}, {facts.dtype}, {files}"),
         ("encoder", f"FastViTHD, {facts.encoder_form}, stages {stages}, one token per {facts.encoder_stride_px} px"),
         (
             "decoder",

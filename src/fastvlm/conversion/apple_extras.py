@@ -43,7 +43,7 @@ class AppleExtras:
     @classmethod
     def of(cls, folder: CheckpointFolder) -> AppleExtras | None:
         """From an Apple folder itself, or from what was kept in a converted one; None if there is nothing."""
-        if folder.dialect == "llava_qwen2":
+        if folder.layout == "llava_qwen2":
             weights = folder.weights
             entries = ((key, weights.entries[key]) for key in folder.dropped)
             tensors = tuple(

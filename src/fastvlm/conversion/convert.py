@@ -33,8 +33,8 @@ from fastvlm.conversion.shards import (
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.apple_config import to_apple_config
 from fastvlm.formats.checksums import write_checksums
-from fastvlm.formats.folder import CheckpointFolder, Dialect, inspect_folder
-from fastvlm.formats.names import EMBEDDING, HEAD, names_to_apple
+from fastvlm.formats.folder import CheckpointFolder, inspect_folder
+from fastvlm.formats.names import EMBEDDING, HEAD, LAYOUTS, Layout, names_to_apple
 from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.loading import as_dtype, checkpoint_path
 from fastvlm.hf.pretrained import generation_config_of
@@ -42,7 +42,6 @@ from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.hf.processor_files import load_processor
 from fastvlm.storage.whole_folders import whole_folder
 
-LAYOUTS: tuple[Dialect, ...] = ("fast_vlm", "llava_qwen2")
 Progress = Callable[[int, int], None]
 
 
@@ -60,8 +59,8 @@ class ConversionReport:
     """
 
     path: Path
-    source: Dialect
-    to: Dialect
+    source: Layout
+    to: Layout
     num_tensors: int
     num_bytes: int
     files: tuple[str, ...]
@@ -122,13 +121,13 @@ def convert(
 
 
 def _report(
-    target: Path, folder: CheckpointFolder, layout: Dialect, shards: dict[str, list[PlannedTensor]]
+    target: Path, folder: CheckpointFolder, layout: Layout, shards: dict[str, list[PlannedTensor]]
 ) -> ConversionReport:
     tensors = [tensor for shard in shards.values() for tensor in shard]
     written = {tensor.name for tensor in tensors}
     return ConversionReport(
         path=target,
-        source=folder.dialect,
+        source=folder.layout,
         to=layout,
         num_tensors=len(tensors),
         num_bytes=sum(tensor.num_bytes for tensor in tensors),

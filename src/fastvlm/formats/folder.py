@@ -10,7 +10,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -19,15 +19,22 @@ from fastvlm.errors import CheckpointError
 from fastvlm.formats.apple_config import from_apple_config, placeholder_id
 from fastvlm.formats.encoder import encoder_arguments, encoder_form
 from fastvlm.formats.json_files import read_json
-from fastvlm.formats.names import EMBEDDING, ENCODER, HEAD, is_apple, names_from_apple, names_from_fast_vlm
+from fastvlm.formats.names import (
+    EMBEDDING,
+    ENCODER,
+    HEAD,
+    LAYOUTS,
+    Layout,
+    is_apple,
+    names_from_apple,
+    names_from_fast_vlm,
+)
 from fastvlm.formats.weights import WeightFiles, some_of
 
-Dialect = Literal["fast_vlm", "llava_qwen2"]
-_DIALECTS: tuple[Dialect, ...] = ("fast_vlm", "llava_qwen2")
 _ROW_MULTIPLE = 64  # tables are padded to a multiple of this, as transformers' conversion does
 _COMPARED_ROWS = 8192  # rows of head and table that are held in memory at once when they are compared
 _PARTS = ("text_config", "vision_config", "quantization_config", "rope_parameters", "rope_scaling")
-_BARE_EMBEDDING = "language_model.embed_tokens.weight"
+_BARE_EMBEDDING = "language_model.embed_tokens.weight"  # of FastVlmModel.save_pretrained, which has no head
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class CheckpointFolder:
 
     Args:
         path: the folder.
-        dialect: "fast_vlm" or "llava_qwen2" (Apple's).
+        layout: "fast_vlm" or "llava_qwen2" (Apple's).
         raw_config: content of its config.json.
         config: the same as a ``fast_vlm`` config dictionary, corrected by what the tensors say.
         weights: its weight files, by the names in the files.
@@ -44,11 +51,10 @@ class CheckpointFolder:
         dropped: names in the files of tensors that the VLM does not use (Apple's CLIP head).
         added_rows: rows of zeros to append to embedding table and head, so that the placeholder has a row.
         has_stored_head: True if the files have a head, tied or not.
-        is_bare: True for keys of the model without head (`FastVlmModel.save_pretrained`).
     """
 
     path: Path
-    dialect: Dialect
+    layout: Layout
     raw_config: dict[str, Any]
     config: dict[str, Any]
     weights: WeightFiles
@@ -56,18 +62,16 @@ class CheckpointFolder:
     dropped: tuple[str, ...]
     added_rows: int
     has_stored_head: bool
-    is_bare: bool
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape, the added rows included."""
-        return {key: self._shape(key) for key in self.keys}
-
-    def _shape(self, key: str) -> tuple[int, ...]:
-        rows, *rest = self.weights.entries[self.keys[key]].shape or (0,)
-        if key in (EMBEDDING, HEAD):
-            rows += self.added_rows
-        return (rows, *rest) if self.weights.entries[self.keys[key]].shape else ()
+        shapes = {name: self.weights.entries[key].shape for name, key in self.keys.items()}
+        for name in (EMBEDDING, HEAD) if self.added_rows else ():
+            if name in shapes:
+                rows, *rest = shapes[name]
+                shapes[name] = (rows + self.added_rows, *rest)
+        return shapes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,47 +104,45 @@ def inspect_folder(path: Path) -> CheckpointFolder:
         CheckpointError: not a complete FastVLM checkpoint; the message says what is wrong and what to do.
     """
     raw = _read_config(path)
-    dialect = _dialect(path, raw)
+    layout = _layout(path, raw)
     weights = WeightFiles.of(path)
-    _check_layout(path, dialect, weights)
-    named = names_from_apple(weights.entries) if dialect == "llava_qwen2" else names_from_fast_vlm(weights.entries)
+    _check_layout(path, layout, weights)
+    named = names_from_apple(weights.entries) if layout == "llava_qwen2" else names_from_fast_vlm(weights.entries)
     keys = {name: key for key, name in named.items() if name is not None}
     shapes = {name: weights.entries[key].shape for name, key in keys.items()}
     if encoder_form(shapes) is None:
         raise CheckpointError(_no_encoder(path, raw))
-    is_bare = _BARE_EMBEDDING in weights.entries
-    is_tied = None if is_bare else _is_tied(path, raw, weights, keys)
+    is_tied = None if _BARE_EMBEDDING in weights.entries else _is_tied(path, raw, weights, keys)
     has_stored_head = HEAD in keys
     if is_tied:
         keys.pop(HEAD, None)  # a copy of the embedding table
-    added_rows = _added_rows(raw, shapes) if dialect == "llava_qwen2" else 0
+    added_rows = _added_rows(raw, shapes) if layout == "llava_qwen2" else 0
     return CheckpointFolder(
         path=path,
-        dialect=dialect,
+        layout=layout,
         raw_config=raw,
-        config=_config(dialect, raw, shapes, is_tied, added_rows),
+        config=_config(layout, raw, shapes, is_tied, added_rows),
         weights=weights,
         keys=keys,
         dropped=tuple(key for key, name in named.items() if name is None),
         added_rows=added_rows,
         has_stored_head=has_stored_head,
-        is_bare=is_bare,
     )
 
 
 def config_of_folder(path: Path) -> dict[str, Any]:
     """The ``fast_vlm`` config dictionary of a folder, corrected by its weights if there are any."""
     raw = _read_config(path)
-    dialect = _dialect(path, raw)
+    layout = _layout(path, raw)
     if any(file.suffix in {".safetensors", ".bin"} for file in path.iterdir()) and "quantization_config" not in raw:
         return inspect_folder(path).config
-    return _config(dialect, raw, {}, None, 0)
+    return _config(layout, raw, {}, None, 0)
 
 
 def _config(
-    dialect: Dialect, raw: dict[str, Any], shapes: dict[str, tuple[int, ...]], is_tied: bool | None, added_rows: int
+    layout: Layout, raw: dict[str, Any], shapes: dict[str, tuple[int, ...]], is_tied: bool | None, added_rows: int
 ) -> dict[str, Any]:
-    if dialect == "fast_vlm":
+    if layout == "fast_vlm":
         return _corrected(raw, form=encoder_form(shapes), is_tied=is_tied)
     num_rows = shapes[EMBEDDING][0] + added_rows if EMBEDDING in shapes else None
     return from_apple_config(raw, model_args=encoder_arguments(shapes), num_rows=num_rows, is_tied=is_tied)
@@ -195,7 +197,7 @@ def _no_config(path: Path) -> str:
     return f"{path} has no config.json; found {', '.join(names[:10])}.{hint}"
 
 
-def _dialect(path: Path, raw: dict[str, Any]) -> Dialect:
+def _layout(path: Path, raw: dict[str, Any]) -> Layout:
     model_type = raw.get("model_type")
     if "quantization" in raw:
         raise CheckpointError(
@@ -208,23 +210,23 @@ def _dialect(path: Path, raw: dict[str, Any]) -> Dialect:
             f"{path} is a quantized llava_qwen2 checkpoint ({method}), which fastvlm does not read. Take the "
             "checkpoint that it was made from and quantize on loading: from_pretrained(..., quantization_config=...)."
         )
-    for dialect in _DIALECTS:
-        if model_type == dialect:
-            return dialect
+    for layout in LAYOUTS:
+        if model_type == layout:
+            return layout
     raise CheckpointError(
         f"{path / 'config.json'} has model_type {model_type!r}; fastvlm reads 'fast_vlm' and Apple's 'llava_qwen2'."
     )
 
 
-def _check_layout(path: Path, dialect: Dialect, weights: WeightFiles) -> None:
+def _check_layout(path: Path, layout: Layout, weights: WeightFiles) -> None:
     if any(".lora_A." in key for key in weights.entries):
         raise CheckpointError(
             f"{path} holds LoRA matrices and the weights; merge the adapter (peft: merge_and_unload) and save again."
         )
-    found: Dialect = "llava_qwen2" if is_apple(weights.entries) else "fast_vlm"
-    if found != dialect:
+    found: Layout = "llava_qwen2" if is_apple(weights.entries) else "fast_vlm"
+    if found != layout:
         raise CheckpointError(
-            f"{path / 'config.json'} says model_type {dialect!r}, but the tensors are named as in {found!r} "
+            f"{path / 'config.json'} says model_type {layout!r}, but the tensors are named as in {found!r} "
             f"({next(iter(weights.entries))!r}). Configuration and weights are of different checkpoints."
         )
 

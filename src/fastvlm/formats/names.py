@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
+Layout = Literal["fast_vlm", "llava_qwen2"]  # transformers' and Apple's
+LAYOUTS: tuple[Layout, ...] = ("fast_vlm", "llava_qwen2")
 ENCODER = "model.vision_tower.timm_model."
 APPLE_ENCODER = "model.vision_tower.vision_tower.model."
 DECODER = "model.language_model."

@@ -145,7 +145,7 @@ def _reader(found: CheckpointFolder, dtype: torch.dtype) -> Callable[[str], Tens
 def _end_tokens(found: CheckpointFolder) -> frozenset[int]:
     """`eos_token_id` of generation_config.json. Apple's file is not asked: it names no end token."""
     file = found.path / "generation_config.json"
-    if found.dialect != "fast_vlm" or not file.is_file():
+    if found.layout != "fast_vlm" or not file.is_file():
         return frozenset()
     stored = read_json(file)
     ends: Any = stored.get("eos_token_id") if isinstance(stored, dict) else "?"
@@ -171,7 +171,7 @@ def _processor_settings(folder: Path) -> dict[str, Any]:
 
 def _image_processor(found: CheckpointFolder, settings: dict[str, Any]) -> ImageProcessor:
     given = {key: settings[key] for key in ("patch_size",) if settings.get(key) is not None}
-    if found.dialect == "llava_qwen2":
+    if found.layout == "llava_qwen2":
         return ImageProcessor(**apple_image_settings(found.raw_config), **given)
     file = found.path / "preprocessor_config.json"
     stored = read_json(file) if file.is_file() else None

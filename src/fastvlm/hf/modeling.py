@@ -25,7 +25,7 @@ from fastvlm.hf.cache_name import CACHE_NAME, cache_argument
 from fastvlm.hf.checkpoint import checkpoint_of
 from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.generation import FastVlmGenerationMixin
-from fastvlm.hf.pretrained import DialectLoading
+from fastvlm.hf.pretrained import CheckpointLoading
 from fastvlm.hf.vision_tower import FastVlmVisionTower
 from fastvlm.model.fastvithd import as_feature_tokens
 from fastvlm.model.joint import join_image_and_text
@@ -59,7 +59,7 @@ class FastVlmCausalLMOutputWithPast(_ImageOutputs, CausalLMOutputWithPast):  # t
     image_hidden_states: Tensor | None = None
 
 
-class FastVlmPreTrainedModel(DialectLoading):
+class FastVlmPreTrainedModel(CheckpointLoading):
     """Base class of all FastVLM models: config, devices, attention rules."""
 
     config_class = FastVlmConfig

@@ -27,7 +27,7 @@ _PLAIN_TRANSFORMERS = ("state_dict", "gguf_file", "variant", "key_mapping")
 _NOT_CONFIG = {"dtype", "torch_dtype"}
 
 
-class DialectLoading(PreTrainedModel):  # type: ignore[misc]
+class CheckpointLoading(PreTrainedModel):  # type: ignore[misc]
     """`from_pretrained` that opens ``fast_vlm`` and Apple's ``llava_qwen2``, from folders and from the Hub."""
 
     config_class = FastVlmConfig
@@ -152,7 +152,7 @@ def generation_config_of(folder: CheckpointFolder, config: FastVlmConfig) -> Gen
 
     Apple's file is not taken: it samples without a temperature and names no end token, so replies would not end.
     """
-    if folder.dialect == "fast_vlm" and (folder.path / "generation_config.json").is_file():
+    if folder.layout == "fast_vlm" and (folder.path / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(folder.path)
     stops = list(config.stop_token_ids)
     pad = config.text_config.pad_token_id
