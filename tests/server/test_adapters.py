@@ -89,6 +89,7 @@ def test_models_are_listed_the_base_first(served):
     server, _ = served
     listed = server.client.get("/v1/models").json()["data"]
     assert [model["id"] for model in listed] == ["mini", "poet", "painter"]
+    assert [model["parent"] for model in listed] == [None, "mini", "mini"] and listed[1]["description"] is None
     assert server.client.get("/v1/models/painter").json() == listed[2]
     enum = server.client.get("/openapi.json").json()["components"]["schemas"]["ChatRequest"]["properties"]["model"][
         "enum"

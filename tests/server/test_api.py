@@ -467,6 +467,11 @@ def test_other_pages_may_not_ask(server, origin):
 def test_models_state_documents_and_figures(server):
     [model] = server.client.get("/v1/models").json()["data"]
     assert model["id"] == "mini" and server.client.get("/v1/models/mini").json() == model
+    assert model["parent"] is None and "one question at a time" in model["description"]
+    assert model["image"] == {"height": 512, "width": 512, "fit": "pad", "tokens": 64}
+    limits = {"max_output_tokens": 128, "max_body_bytes": 2**21, "max_image_pixels": 2_000_000}
+    assert model["limits"] == {"max_images": 8, "max_image_bytes": 15 * 2**20, **limits}
+    assert model["max_model_len"] > 128
     for path in ("/health", "/ready"):
         assert server.client.get(path).json() == {"status": "ready", "is_ready": True}
     assert server.client.get("/openapi.json").json()["openapi"].startswith("3.1")

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from fastvlm.server.endpoint import EngineEndpoint, Handler
 from fastvlm.server.http.errors import error_response, no_such_model
 from fastvlm.server.metrics import CONTENT_TYPE
+from fastvlm.server.model_list import list_models
 from fastvlm.server.openai import schemas
 from fastvlm.server.openai.completions import answer_chat, answer_completion
 from fastvlm.server.service import Service
@@ -70,19 +71,12 @@ def get_route(path: str, answer: Callable[[Request], Response]) -> Route:
     return Route(path, endpoint)
 
 
-def _models(service: Service) -> list[dict[str, Any]]:
-    return [
-        {"id": name, "object": "model", "created": service.started_at, "owned_by": "fastvlm"}
-        for name in service.settings.served_names
-    ]
-
-
 def _list_models(service: Service, _: Request) -> Response:
-    return JSONResponse({"object": "list", "data": _models(service)})
+    return JSONResponse({"object": "list", "data": list_models(service)})
 
 
 def _get_model(service: Service, request: Request) -> Response:
-    found = [model for model in _models(service) if model["id"] == request.path_params["model"]]
+    found = [model for model in list_models(service) if model["id"] == request.path_params["model"]]
     return JSONResponse(found[0]) if found else error_response(no_such_model(service.settings.served_names))
 
 

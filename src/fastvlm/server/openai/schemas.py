@@ -255,6 +255,25 @@ class Completion(BaseModel):
     usage: UsageReply
 
 
+class ModelLimits(BaseModel):
+    """What one request may have: settings of the server."""
+
+    max_images: StrictInt
+    max_image_bytes: StrictInt
+    max_image_pixels: StrictInt
+    max_body_bytes: StrictInt
+    max_output_tokens: StrictInt
+
+
+class ImagePreparation(BaseModel):
+    """What becomes of an image: height and width in pixels, visual tokens each."""
+
+    height: StrictInt
+    width: StrictInt
+    fit: Literal["pad", "crop", "stretch"]
+    tokens: StrictInt
+
+
 class Model(BaseModel):
     """A model of this server."""
 
@@ -262,6 +281,11 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: StrictInt
     owned_by: Literal["fastvlm"] = "fastvlm"
+    parent: str | None = Field(None, description="The model that an adapter stands on.")
+    description: str | None = Field(None, description="What the model can and cannot do.")
+    max_model_len: StrictInt | None = Field(None, description="Tokens of a conversation, reply included.")
+    limits: ModelLimits
+    image: ImagePreparation | None = None
 
 
 class ModelList(BaseModel):
