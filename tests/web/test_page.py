@@ -99,6 +99,23 @@ def test_an_example_is_one_click_away_and_the_answer_streams_in(page):
     page.shot("conversation")
 
 
+def test_a_long_conversation_scrolls_in_one_place(page):
+    size = {"width": 600, "height": 480, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        for count in range(1, 6):
+            page.type("Hello?")
+            page.click("#send")
+            page.answered(count)
+        inside = page.driver.execute_script(
+            "const m = document.querySelector('main'); return m.scrollHeight - m.clientHeight"
+        )
+        whole = page.driver.execute_script("const d = document.documentElement; return d.scrollHeight - d.clientHeight")
+        assert inside > 100 and whole == 0
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_a_picked_a_dropped_and_a_pasted_image_go_with_the_question(page):
     page.driver.find_element("css selector", "#files").send_keys(str(ROOT / "examples" / "red_star.png"))
     page.until(lambda: len(page.all("#images img")) == 1)
