@@ -278,18 +278,9 @@ class EncoderConfig:
         return tuple(stages)
 
     @property
-    def strides_px(self) -> tuple[int, ...]:
-        """Pixels a step of each stage's output map: (4, 8, 16, 32, 64) as published."""
-        strides, stride = [], STEM_STRIDE
-        for stage in self.stages:
-            stride *= 2 if stage.has_downsample else 1
-            strides.append(stride)
-        return tuple(strides)
-
-    @property
     def stride_px(self) -> int:
-        """Pixels a side that become one visual token: 64 as published."""
-        return self.strides_px[-1]
+        """Pixels a side that become one visual token: 64 as published; each downsampling doubles it."""
+        return STEM_STRIDE << sum(stage.has_downsample for stage in self.stages)
 
     @property
     def is_inference_form(self) -> bool:

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
-from fastvlm.engine.pixel_cache import DIGESTS, PixelCache
+from fastvlm.engine.pixel_cache import PixelCache
+from fastvlm.engine.prompt_inputs import prepare
 from fastvlm.errors import ImageError
 
 SIDE_PX = 128
+CONFIG = parrot.model(parrot.tokenizer()).config
 MEMO_BYTES = 3 * 3 * SIDE_PX * SIDE_PX * 4  # three images
 
 
@@ -21,9 +23,9 @@ class Counting(FastVlmImageProcessor):
 
     made = 0
 
-    def preprocess(self, images, **settings):
+    def pixels(self, source):
         self.made += 1
-        return super().preprocess(images, **settings)
+        return super().pixels(source)
 
 
 @pytest.fixture
@@ -53,6 +55,11 @@ def inputs(processor, *sources):
     )
 
 
+def prepared(memo, processor, *sources):
+    """The same by way of the cache: pixels and digests."""
+    return prepare(messages(*sources), processor, CONFIG, memo)
+
+
 def sources_of(kind, color, folder):
     data = png(color)
     if kind == "path":
@@ -73,18 +80,17 @@ def test_the_inputs_are_the_processors_own_and_made_once(kind, processor, memo, 
     expected = inputs(processor, red, blue, red)
     before = processor.image_processor.made
     for _ in range(2):
-        found = inputs(memo.over(processor), red, blue, red)
-        assert torch.equal(found["pixel_values"], expected["pixel_values"])
-        assert torch.equal(found["input_ids"], expected["input_ids"])
-        first, second, third = found[DIGESTS]
+        found = prepared(memo, processor, red, blue, red)
+        assert torch.equal(found.pixel_values, expected["pixel_values"])
+        assert found.token_ids == tuple(expected["input_ids"][0].tolist())
+        first, second, third = found.digests
         assert first == third != second
     assert processor.image_processor.made == before + 2
-    assert DIGESTS not in inputs(processor, red), "the processor itself was changed"
 
 
 def test_equal_bytes_are_the_same_image_however_they_come(processor, memo, tmp_path):
-    digests = {inputs(memo.over(processor), sources_of(kind, "red", tmp_path))[DIGESTS] for kind in KINDS}
-    digests.add(inputs(memo.over(processor), io.BytesIO(png("red")))[DIGESTS])
+    digests = {prepared(memo, processor, sources_of(kind, "red", tmp_path)).digests for kind in KINDS}
+    digests.add(prepared(memo, processor, io.BytesIO(png("red"))).digests)
     assert len(digests) == 1 and processor.image_processor.made == 1
 
 
@@ -93,39 +99,39 @@ def test_a_file_that_has_changed_is_another_image(processor, memo, tmp_path):
     found = []
     for color in ("red", "blue", "red"):
         file.write_bytes(png(color))
-        found.append(inputs(memo.over(processor), file))
-    digests = [one[DIGESTS][0] for one in found]
-    assert digests[0] == digests[2] != digests[1]
-    assert not torch.equal(found[0]["pixel_values"], found[1]["pixel_values"])
-    assert torch.equal(found[0]["pixel_values"], found[2]["pixel_values"])
+        found.append(prepared(memo, processor, file))
+    first, second, third = found
+    assert first.digests == third.digests != second.digests
+    assert not torch.equal(first.pixel_values, second.pixel_values)
+    assert torch.equal(first.pixel_values, third.pixel_values)
 
 
 def test_another_size_or_fit_is_another_image(processor, memo):
     data, digests = png("red"), set()
     for side, fit in ((128, "pad"), (192, "pad"), (128, "stretch"), (128, "crop")):
         processor.image_processor.image_size, processor.image_processor.image_fit = (side, side), fit
-        found = inputs(memo.over(processor), data)
-        assert found["pixel_values"].shape == (1, 3, side, side)
-        assert torch.equal(found["pixel_values"], inputs(processor, data)["pixel_values"])
-        digests.add(found[DIGESTS])
+        found = prepared(memo, processor, data)
+        assert found.pixel_values.shape == (1, 3, side, side)
+        assert torch.equal(found.pixel_values, inputs(processor, data)["pixel_values"])
+        digests.add(found.digests)
     assert len(digests) == 4
 
 
 def test_what_is_no_file_is_made_anew_and_known_by_its_pixels(processor, memo):
     image = Image.new("RGB", (30, 20), "red")
-    first = inputs(memo.over(processor), image)
+    first = prepared(memo, processor, image)
     image.paste("blue", (0, 0, 30, 20))
-    second = inputs(memo.over(processor), image)
-    assert first[DIGESTS] != second[DIGESTS], "known by the object, not by what is in it"
-    assert torch.equal(second["pixel_values"], inputs(processor, image)["pixel_values"])
+    second = prepared(memo, processor, image)
+    assert first.digests != second.digests, "known by the object, not by what is in it"
+    assert torch.equal(second.pixel_values, inputs(processor, image)["pixel_values"])
 
 
 def test_memory_is_bounded(processor, memo):
     for color in ("red", "green", "blue", "white", "black"):
-        inputs(memo.over(processor), png(color))
-    assert memo._pixels.num_bytes <= MEMO_BYTES and len(memo._pixels) == 3
+        prepared(memo, processor, png(color))
+    assert memo.num_bytes <= MEMO_BYTES and len(memo) == 3
     memo.clear()
-    assert len(memo._pixels) == 0
+    assert len(memo) == 0
 
 
 @pytest.mark.parametrize("kind", ["damaged file", "no file", "folder", "damaged bytes", "number"])
@@ -137,10 +143,5 @@ def test_errors_are_the_processors_own(kind, processor, memo, tmp_path):
     with pytest.raises(ImageError) as expected:
         inputs(processor, source)
     with pytest.raises(ImageError) as found:
-        inputs(memo.over(processor), source)
+        prepared(memo, processor, source)
     assert str(found.value) == str(expected.value)
-
-
-def test_a_processor_without_images_is_left_alone(memo):
-    words = object()
-    assert memo.over(words) is words

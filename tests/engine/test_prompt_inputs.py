@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastvlm.engine.pixel_cache import PixelCache
 from fastvlm.engine.prompt_inputs import prepare
 from fastvlm.errors import UsageError
 
-CONFIG = tiny.config()
+CONFIG, NO_CACHE = tiny.config(), PixelCache(0)
 
 
 def prepared(layout, images=None):
@@ -17,7 +18,7 @@ def prepared(layout, images=None):
     inputs = {"input_ids": torch.tensor([tiny.prompt(layout)])}
     if count:
         inputs["pixel_values"] = tiny.images(count) if images is None else images
-    return prepare(inputs, None, CONFIG)
+    return prepare(inputs, None, CONFIG, NO_CACHE)
 
 
 def test_keys_are_ids_with_digests_for_images():
@@ -47,19 +48,19 @@ def test_a_cut_never_goes_through_an_image(layout, data):
 
 def test_a_prepared_prompt_is_taken_as_it_is():
     prompt = prepared("ti")
-    assert prepare(prompt, None, CONFIG) is prompt
+    assert prepare(prompt, None, CONFIG, NO_CACHE) is prompt
     assert prompt.preprocess_ms > 0
 
 
 def test_ids_may_be_a_plain_list():
-    assert prepare({"input_ids": [5, 6]}, None, CONFIG).token_ids == (5, 6)
+    assert prepare({"input_ids": [5, 6]}, None, CONFIG, NO_CACHE).token_ids == (5, 6)
 
 
 def test_the_mask_leaves_padding_out():
     inputs = {"input_ids": [[0, 0, 5, 6]], "attention_mask": [[0, 0, 1, 1]]}
-    assert prepare(inputs, None, CONFIG).token_ids == (5, 6)
+    assert prepare(inputs, None, CONFIG, NO_CACHE).token_ids == (5, 6)
 
 
 def test_a_batch_is_refused_with_its_shape():
     with pytest.raises(UsageError, match=r"shape \(2, 1\)"):
-        prepare({"input_ids": [[5], [6]]}, None, CONFIG)
+        prepare({"input_ids": [[5], [6]]}, None, CONFIG, NO_CACHE)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastvlm import FastViTHD, FastViTHDConfig, num_visual_tokens
-from fastvlm.model.fastvithd import as_feature_tokens
+from fastvlm.model.projector import as_feature_tokens
 
 SHALLOW = {"layers": [1, 0, 0, 0, 0], "embed_dims": [8, 8, 8, 32, 32]}
 

@@ -12,8 +12,8 @@ from fastvlm.processing.prompt import (
     SPECIAL_TOKENS,
     Conversation,
     expand_image_tokens,
+    is_batch,
     read_conversation,
-    read_conversations,
     render,
 )
 
@@ -223,7 +223,7 @@ def test_a_template_of_ones_own_gets_the_order_given():
 )
 def test_what_cannot_be_rendered_is_refused(messages, says):
     with pytest.raises(PromptError, match=says) as caught:
-        read_conversations(messages)
+        read_conversation(messages)
     assert len(str(caught.value)) < 400
 
 
@@ -281,14 +281,10 @@ def test_sources_are_gathered_in_order_whatever_their_key():
 
 
 def test_one_conversation_or_a_batch():
-    one, is_batch = read_conversations([user(text("a"))])
-    assert not is_batch
-    assert one == [Conversation([{"role": "user", "content": [text("a")]}])]
-    batch, is_batch = read_conversations([[user(text("a"))], ({"role": "user", "content": "b"},)])
-    assert is_batch
-    assert [c.messages[0]["content"][0]["text"] for c in batch] == ["a", "b"]
-    with pytest.raises(PromptError, match="a conversation, a list of messages"):
-        read_conversations([[user(text("a"))], "b"])
+    one = [user(text("a"))]
+    assert not is_batch(one) and is_batch([one, ({"role": "user", "content": "b"},)])
+    assert not any(map(is_batch, ("text", [], None, 7, {}, ["text"])))
+    assert read_conversation(one) == Conversation([{"role": "user", "content": [text("a")]}])
 
 
 # ------------------------------------------------------------------------------------------------------ placeholders

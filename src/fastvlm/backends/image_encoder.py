@@ -19,8 +19,8 @@ from fastvlm.errors import CheckpointError
 from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.formats.differences import Differences
 from fastvlm.formats.names import ENCODER, PROJECTOR
-from fastvlm.model.fastvithd import FastViTHD, as_feature_tokens
-from fastvlm.model.projector import FastVlmMultiModalProjector
+from fastvlm.model.fastvithd import FastViTHD
+from fastvlm.model.projector import FastVlmMultiModalProjector, as_feature_tokens
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -25,7 +25,7 @@ from fastvlm.bench.worker import Measured
 from fastvlm.errors import MissingExtraError
 from fastvlm.hf.loading import load
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
-from fastvlm.model.fastvithd import as_feature_tokens
+from fastvlm.model.projector import as_feature_tokens
 
 Run = Callable[[Any], Tensor]
 

@@ -21,8 +21,7 @@ from fastvlm.backends.backend import Backend
 from fastvlm.backends.generators import finished
 from fastvlm.backends.local import Kernels, LocalBackend, make_backend
 from fastvlm.config import Bits
-from fastvlm.engine.encode_images import encode_images
-from fastvlm.engine.encoder_cache import EncoderCache
+from fastvlm.engine.encoder_cache import EncoderCache, encode_images
 from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
 from fastvlm.engine.prompt_inputs import PromptInputs, prepare
 from fastvlm.engine.sampling import Sampler, TokenGuide, sample_tokens
@@ -32,8 +31,7 @@ from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import ContextLengthError
 from fastvlm.formats.checkpoint import Checkpoint, HasCheckpoint
 from fastvlm.model import finite
-from fastvlm.model.context_length import refuse_overlong
-from fastvlm.model.joint import join_image_and_text
+from fastvlm.model.joint import join_image_and_text, refuse_overlong
 from fastvlm.processing.processor import Processor
 
 ADMISSION_RATIO = 4.0  # docs/performance.md, "While others start"
@@ -183,11 +181,11 @@ class Engine:
 
     def prepare(self, prompt: Any, ready: ReadyImages | None = None) -> PromptInputs:
         """See :func:`fastvlm.engine.prompt_inputs.prepare`; `ready`: decoded images by their encoded bytes."""
-        return prepare(prompt, self._pixel_cache.over(self.processor, ready), self.config)
+        return prepare(prompt, self.processor, self.config, self._pixel_cache, ready)
 
     def known_images(self, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
         """Cached pixels (3, H, W) of those `contents` (encoded images) that the pixel cache holds."""
-        return self._pixel_cache.known(self.processor, contents)
+        return self._pixel_cache.known(self.processor.image_processor, contents)
 
     def submit(self, prompt: Any, params: SamplingParams | None = None, *, guide: TokenGuide | None = None) -> int:
         """Queue a request and return its id, which its events carry. `guide` restricts the tokens of the reply.

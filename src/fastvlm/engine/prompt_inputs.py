@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastvlm.config import ModelConfig
 from fastvlm.engine.encoder_cache import image_digest
-from fastvlm.engine.pixel_cache import DIGESTS
+from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
 from fastvlm.engine.scheduler import Key
 from fastvlm.errors import UsageError
 from fastvlm.model.joint import check_image_token_counts
@@ -61,7 +61,9 @@ class PromptInputs:
         return (self.placeholder_positions[before - inside] if inside else start), first
 
 
-def prepare(prompt: Any, processor: Processor, config: ModelConfig) -> PromptInputs:
+def prepare(
+    prompt: Any, processor: Processor, config: ModelConfig, cache: PixelCache, ready: ReadyImages | None = None
+) -> PromptInputs:
     """Turn `prompt` into model inputs.
 
     Args:
@@ -69,6 +71,8 @@ def prepare(prompt: Any, processor: Processor, config: ModelConfig) -> PromptInp
             (`input_ids` (1, T), optionally `attention_mask` and `pixel_values`), or a :class:`PromptInputs`.
         processor: used for messages only.
         config: the model configuration.
+        cache: holds preprocessed images.
+        ready: images that are decoded already, by their encoded bytes.
 
     Raises:
         PromptError, ImageError: messages that cannot be rendered, images that cannot be opened.
@@ -78,34 +82,33 @@ def prepare(prompt: Any, processor: Processor, config: ModelConfig) -> PromptInp
     if isinstance(prompt, PromptInputs):
         return prompt
     start_s = time.perf_counter()
-    inputs = prompt if isinstance(prompt, Mapping) and "input_ids" in prompt else _processed(prompt, processor)
-    token_ids = _token_ids(inputs)
-    pixel_values = inputs.get("pixel_values")
+    digests: tuple[str, ...] = ()
+    if isinstance(prompt, Mapping) and "input_ids" in prompt:
+        token_ids, pixel_values = _token_ids(prompt), prompt.get("pixel_values")
+        if pixel_values is not None:
+            digests = tuple(image_digest(pixels) for pixels in pixel_values)
+    else:
+        text, sources = processor.prompt(prompt)
+        token_ids = tuple(processor.token_ids(text, len(sources)))
+        images = [cache.pixels(source, processor.image_processor, ready or {}) for source in sources]
+        pixel_values, digests = _stacked([pixels for pixels, _ in images]), tuple(digest for _, digest in images)
     is_placeholder = torch.tensor([token_ids]) == config.image_token_index
-    num_images = 0 if pixel_values is None else len(pixel_values)
     tokens_per_image = 1 if pixel_values is None else config.num_visual_tokens(*pixel_values.shape[-2:])
-    check_image_token_counts(is_placeholder, num_images=num_images, tokens_per_image=tokens_per_image)
+    check_image_token_counts(is_placeholder, num_images=len(digests), tokens_per_image=tokens_per_image)
     return PromptInputs(
         token_ids=token_ids,
         pixel_values=pixel_values,
-        digests=_digests(inputs, pixel_values),
+        digests=digests,
         placeholder_positions=tuple(is_placeholder[0].nonzero()[:, 0].tolist()),
         preprocess_ms=1000 * (time.perf_counter() - start_s),
     )
 
 
-def _processed(messages: Sequence[Any], processor: Processor) -> Mapping[str, Any]:
-    inputs: Mapping[str, Any] = processor.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
-    return inputs
-
-
-def _digests(inputs: Mapping[str, Any], pixel_values: Tensor | None) -> tuple[str, ...]:
-    """The digests of the pixel cache if given, else hashes of the pixels."""
-    if pixel_values is None:
-        return ()
-    return inputs.get(DIGESTS) or tuple(image_digest(pixels) for pixels in pixel_values)
+def _stacked(images: Sequence[Tensor]) -> Tensor | None:
+    """Images (3, H, W) as one tensor (I, 3, H, W); None for none. A single one, the usual case, is not copied."""
+    if len(images) == 1:
+        return images[0][None]
+    return torch.stack(list(images)) if images else None
 
 
 def _token_ids(inputs: Mapping[str, Any]) -> tuple[int, ...]:

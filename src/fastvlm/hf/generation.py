@@ -14,9 +14,8 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fastvlm.hf.config import FastVlmConfig
-from fastvlm.model.context_length import refuse_overlong
 from fastvlm.model.finite import check_scores
-from fastvlm.model.joint import check_image_token_counts
+from fastvlm.model.joint import check_image_token_counts, refuse_overlong
 
 
 class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]

@@ -27,9 +27,8 @@ from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.generation import FastVlmGenerationMixin
 from fastvlm.hf.pretrained import CheckpointLoading
 from fastvlm.hf.vision_tower import FastVlmVisionTower
-from fastvlm.model.fastvithd import as_feature_tokens
 from fastvlm.model.joint import join_image_and_text
-from fastvlm.model.projector import FastVlmMultiModalProjector
+from fastvlm.model.projector import FastVlmMultiModalProjector, as_feature_tokens
 from fastvlm.processing.processor import Processor
 
 

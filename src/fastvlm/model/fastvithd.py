@@ -197,8 +197,3 @@ def init_weights(module: nn.Module, std: float = FFN_AND_ATTENTION_STD) -> bool:
         case _:
             return False
     return True
-
-
-def as_feature_tokens(feature_map: Tensor) -> Tensor:
-    """Visual tokens (B, h * w, C), row-major, of a feature map (B, C, h, w)."""
-    return feature_map.flatten(2).transpose(1, 2)

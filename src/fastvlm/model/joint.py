@@ -1,11 +1,11 @@
-"""Merges image features into the text embeddings; the only place that does."""
+"""Merges image features into the text embeddings (the only place that does), and checks what enters the decoder."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fastvlm.errors import ImageTokenMismatchError
+from fastvlm.errors import ContextLengthError, ImageTokenMismatchError
 
 
 def join_image_and_text(inputs_embeds: Tensor, image_embeds: Tensor, is_placeholder: Tensor) -> Tensor:
@@ -46,4 +46,15 @@ def check_image_token_counts(is_placeholder: Tensor, *, num_images: int, tokens_
             f"Image features and image tokens do not match, tokens: {sum(counts)}, features: "
             f"{num_images * tokens_per_image}. The samples have {per_sample} <image> tokens; {num_images} image(s) "
             f"give {tokens_per_image} visual tokens each. Pass one image for each place in the prompts, in their order."
+        )
+
+
+def refuse_overlong(context: int, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise ContextLengthError if a prompt of `prompt_tokens` and a reply of `new_tokens` exceed `context` tokens."""
+    total = prompt_tokens + new_tokens
+    if total > context:
+        raise ContextLengthError(
+            f"The prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, {total} in all; this "
+            f"model's context is {context} tokens. Shorten the text, pass fewer or smaller images, or lower "
+            "max_new_tokens."
         )

@@ -28,6 +28,11 @@ class FastVlmMultiModalProjector(nn.Module):
         return self.linear_2(self.act(x))  # type: ignore[no-any-return]
 
 
+def as_feature_tokens(feature_map: Tensor) -> Tensor:
+    """Visual tokens (B, h * w, C), row-major, of a feature map (B, C, h, w)."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
 def _activation(name: str) -> nn.Module:
     """What transformers knows by `name`; it is imported for others than the published one alone."""
     if name == "gelu":

@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from fastvlm.encoder_config import num_visual_tokens
 from fastvlm.errors import ConfigError, ImageError
@@ -167,14 +169,24 @@ class ImageProcessor:
         if not sources:
             raise ImageError("Got an empty list where at least one image was expected.")
         pixels = np.empty((len(sources), 3, height, width), dtype=np.float32)
-        for index, source in enumerate(sources):
-            image = open_image(source, limits=self.image_limits)
-            fitted = fit_image(image, height, width, fit=fit, resample=self.resample)
-            # uint8 / 255 in float32 equals transformers' float64 product for each of the 256 values. By bands, whose
-            # values lie side by side: half the time of a transposed image's.
-            for band, plane in zip(fitted.split(), pixels[index], strict=True):
-                np.divide(np.asarray(band), np.float32(255), out=plane, casting="unsafe")
+        for source, planes in zip(sources, pixels, strict=True):
+            self._write(source, planes, fit)
         return self._batch({"pixel_values": pixels}, return_tensors)
+
+    def pixels(self, source: Any) -> Tensor:
+        """Pixels of one image, float32 (3, H, W) in [0, 1], at the processor's own size and fit; raises ImageError."""
+        planes = np.empty((3, *self.image_size), dtype=np.float32)
+        self._write(source, planes, self.image_fit)
+        return torch.from_numpy(planes)
+
+    def _write(self, source: Any, planes: NDArray[np.float32], fit: str) -> None:
+        """Open an image, fit it into `planes` (3, H, W) and scale it to [0, 1]."""
+        image = open_image(source, limits=self.image_limits)
+        fitted = fit_image(image, *planes.shape[1:], fit=fit, resample=self.resample)
+        # uint8 / 255 in float32 equals transformers' float64 product for each of the 256 values. By bands, whose
+        # values lie side by side: half the time of a transposed image's.
+        for band, plane in zip(fitted.split(), planes, strict=True):
+            np.divide(np.asarray(band), np.float32(255), out=plane, casting="unsafe")
 
     def _batch(self, data: dict[str, Any], return_tensors: str | None) -> Mapping[str, Any]:
         """`data`, NumPy arrays, as the requested tensor type."""

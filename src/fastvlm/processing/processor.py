@@ -16,7 +16,8 @@ from fastvlm.processing.prompt import (
     SPECIAL_TOKENS,
     TRAINED_TEMPLATE,
     expand_image_tokens,
-    read_conversations,
+    is_batch,
+    read_conversation,
     render,
 )
 from fastvlm.processing.replies import ReplyFinder
@@ -230,22 +231,17 @@ class Processor:
             )
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise PromptError("return_assistant_tokens_mask needs tokenize=True and return_dict=True.")
-        conversations, is_batch = read_conversations(conversation, special_tokens=self._marks())
-        variables = {key: value for key, value in (("tools", tools), ("documents", documents)) if value}
-        prompts = [
-            render(
-                checked,
-                chat_template=template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **variables,
-            )
-            for checked in conversations
-        ]
+        options = {
+            "chat_template": template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            **{key: value for key, value in (("tools", tools), ("documents", documents)) if value},
+        }
+        batch = conversation if is_batch(conversation) else [conversation]
+        prompts, images = map(list, zip(*(self.prompt(messages, **options) for messages in batch), strict=True))
         if not tokenize:
             self._split_settings(kwargs, None, None)  # refuses unknown names
-            return prompts if is_batch else prompts[0]
-        images = [checked.images for checked in conversations]
+            return prompts if is_batch(conversation) else prompts[0]
         inputs = self(
             images=images if any(images) else None,
             text=prompts,
@@ -255,6 +251,38 @@ class Processor:
         if return_assistant_tokens_mask:
             inputs["assistant_masks"] = ReplyFinder(self, chat_template).masks(inputs["input_ids"], return_tensors)
         return inputs if return_dict else inputs["input_ids"]
+
+    def prompt(
+        self, messages: Any, *, chat_template: str | None = None, add_generation_prompt: bool = True, **options: Any
+    ) -> tuple[str, list[Any]]:
+        """One conversation as the prompt text, one ``<image>`` an image, and its image sources in order.
+
+        Args:
+            messages: as for :meth:`apply_chat_template`, not a batch.
+            chat_template: a Jinja template or a name; None for the processor's own.
+            add_generation_prompt, options: see :func:`fastvlm.processing.prompt.render`.
+
+        Raises:
+            PromptError: messages that cannot be rendered.
+        """
+        conversation = read_conversation(messages, special_tokens=self._marks())
+        text = render(
+            conversation,
+            chat_template=self.chat_template if chat_template is None else chat_template,
+            add_generation_prompt=add_generation_prompt,
+            **options,
+        )
+        return text, conversation.images
+
+    def token_ids(self, prompt: str, num_images: int) -> list[int]:
+        """Ids of a prompt text, with N placeholders for each image at the image processor's own size.
+
+        Raises:
+            ImageTokenMismatchError: the text has not `num_images` places for images.
+        """
+        tokens_per_image = [self.image_processor.num_visual_tokens()] * num_images
+        expanded = expand_image_tokens(prompt, tokens_per_image, image_token=self.image_token)
+        return list(self.tokenizer([expanded])["input_ids"][0])
 
     def _marks(self) -> tuple[str, ...]:
         """Special tokens of the tokenizer, including added ones; no message may contain them."""

@@ -87,22 +87,10 @@ class Conversation:
     num_images: int = 0
 
 
-def read_conversations(
-    conversation: Any, *, special_tokens: Iterable[str] = SPECIAL_TOKENS
-) -> tuple[list[Conversation], bool]:
-    """One conversation or a batch of them, checked; the flag says whether it was a batch.
-
-    Raises:
-        PromptError: see :func:`read_conversation`.
-    """
-    if isinstance(conversation, (str, Mapping)) or not isinstance(conversation, Sequence) or not conversation:
-        raise PromptError(
-            f"Got {_shown(conversation)} where messages were expected. Pass a list of messages, such as "
-            '[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]}].'
-        )
-    is_batch = not isinstance(conversation[0], (str, Mapping)) and isinstance(conversation[0], Sequence)
-    batch = conversation if is_batch else [conversation]
-    return [read_conversation(messages, special_tokens=special_tokens) for messages in batch], is_batch
+def is_batch(conversation: Any) -> bool:
+    """True for a list of conversations, False for one, which is a list of messages."""
+    first = conversation[0] if isinstance(conversation, Sequence) and conversation else {}
+    return isinstance(first, Sequence) and not isinstance(first, str)
 
 
 def read_conversation(messages: Any, *, special_tokens: Iterable[str] = SPECIAL_TOKENS) -> Conversation:
@@ -113,7 +101,10 @@ def read_conversation(messages: Any, *, special_tokens: Iterable[str] = SPECIAL_
             outside a user turn, an item without its content, or a text that contains one of `special_tokens`.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
-        raise PromptError(f"Got {_shown(messages)} where a conversation, a list of messages, was expected.")
+        raise PromptError(
+            f"Got {_shown(messages)} where messages were expected. Pass a list of messages, such as "
+            '[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]}].'
+        )
     refused = tuple(special_tokens)
     checked: list[dict[str, Any]] = []
     images: list[Any] = []

@@ -18,7 +18,7 @@ from fastvlm.backends.cpu import linear
 from fastvlm.backends.cpu.encoder import Convolution, FastEncoder, InBands
 from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.native import amx_linear as tile_linear
-from fastvlm.model.fastvithd import as_feature_tokens
+from fastvlm.model.projector import as_feature_tokens
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 DTYPES = list(BOUNDS)

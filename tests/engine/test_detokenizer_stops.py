@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.engine.stop_strings import StopStrings
+from fastvlm.engine.detokenizer import StopStrings
 
 letters = st.text("ab.", max_size=12)
 

@@ -4,8 +4,7 @@ import pytest
 import tiny
 import torch
 
-from fastvlm.engine.encode_images import encode_images
-from fastvlm.engine.encoder_cache import EncoderCache
+from fastvlm.engine.encoder_cache import EncoderCache, encode_images
 from fastvlm.engine.prompt_inputs import PromptInputs
 
 
