@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from test_runner import Echo, asked
 
 from fastvlm.errors import DataError, UsageError
-from fastvlm.evaluation.layouts.mini_suite import MINI_QUESTIONS, mini_place
-from fastvlm.evaluation.layouts.plain import read_plain
+from fastvlm.evaluation.layouts.plain import MINI_QUESTIONS, mini_place, read_plain
+from fastvlm.evaluation.layouts.reading import Place
 from fastvlm.evaluation.metrics.table import METRICS
 from fastvlm.evaluation.run.benchmark_run import run
 from fastvlm.evaluation.run.predictions import Prediction, PredictionFile
 from fastvlm.evaluation.run.run_folder import checkpoint_digest, claim_folder, questions_digest
-from fastvlm.evaluation.run.runner import Asking
+from fastvlm.evaluation.run.runner import GenerationOptions
 
 EXACT = METRICS["exact"]
 QUESTIONS = asked("say one", "say two", "say three", "say four", "say five")
@@ -50,11 +50,11 @@ def lines(folder, name="predictions.jsonl"):
 @pytest.mark.parametrize("after", range(4))
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, after):
     with pytest.raises(StoppedError):
-        run(Fragile(after), QUESTIONS, EXACT, Asking(), folder=tmp_path)
+        run(Fragile(after), QUESTIONS, EXACT, GenerationOptions(), folder=tmp_path)
     done = len(lines(tmp_path))
     assert after <= done <= after + 1
     engine = Echo()
-    result = run(engine, QUESTIONS, EXACT, Asking(), folder=tmp_path)
+    result = run(engine, QUESTIONS, EXACT, GenerationOptions(), folder=tmp_path)
     assert len(engine.asked) == 5 - done and result.num_kept == done and result.num_asked == 5 - done
     assert {row["id"]: row["reply"] for row in lines(tmp_path)} == dict(
         zip("01234", ["one", "two", "three", "four", "five"], strict=True)
@@ -65,12 +65,12 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, after):
 @given(st.integers(0, 400))
 def test_a_half_line_is_cut_off_and_asked_again(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")
-    whole = run(Echo(), QUESTIONS, EXACT, Asking(), folder=folder).seen
+    whole = run(Echo(), QUESTIONS, EXACT, GenerationOptions(), folder=folder).seen
     file = folder / "predictions.jsonl"
     data = file.read_bytes()
     file.write_bytes(data[: max(0, len(data) - cut)])
     kept = data[: max(0, len(data) - cut)].count(b"\n")
-    result = run(Echo(), QUESTIONS, EXACT, Asking(), folder=folder)
+    result = run(Echo(), QUESTIONS, EXACT, GenerationOptions(), folder=folder)
     assert result.seen == whole and result.num_kept == kept
     assert sorted(row["id"] for row in lines(folder)) == list("01234")
     assert (result.num_cut_bytes > 0) == (not data[: max(0, len(data) - cut)].endswith(b"\n") and cut < len(data))
@@ -78,9 +78,9 @@ def test_a_half_line_is_cut_off_and_asked_again(tmp_path_factory, cut):
 
 def test_failures_are_kept_and_asked_again(tmp_path):
     questions = asked("one", "unaskable two")
-    first = run(Echo(), questions, EXACT, Asking(), folder=tmp_path)
+    first = run(Echo(), questions, EXACT, GenerationOptions(), folder=tmp_path)
     assert first.seen["1"].error and first.rows[0].num_failed == 1 and first.rows[0].score == 0
-    second = run(Echo(), [questions[0], replace(questions[1], text="two")], EXACT, Asking(), folder=tmp_path)
+    second = run(Echo(), [questions[0], replace(questions[1], text="two")], EXACT, GenerationOptions(), folder=tmp_path)
     assert second.num_kept == 1 and second.seen["1"].reply == "two"
 
 
@@ -112,16 +112,18 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(tmp_path, monk
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(DataError, match=r"cannot be written to .* the same command again"):
-        run(Echo(), QUESTIONS, EXACT, Asking(), folder=tmp_path)
+        run(Echo(), QUESTIONS, EXACT, GenerationOptions(), folder=tmp_path)
     monkeypatch.undo()
-    result = run(Echo(), QUESTIONS, EXACT, Asking(), folder=tmp_path)
+    result = run(Echo(), QUESTIONS, EXACT, GenerationOptions(), folder=tmp_path)
     assert result.num_kept == 1 and len(lines(tmp_path)) == 5 and result.num_cut_bytes == (room or 0)
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
-    result = run(Echo(), QUESTIONS, EXACT, Asking(), is_blind=True, on_progress=lambda *now: seen.append(now))
+    result = run(
+        Echo(), QUESTIONS, EXACT, GenerationOptions(), is_blind=True, on_progress=lambda *now: seen.append(now)
+    )
     assert list(tmp_path.iterdir()) == [] and len(result.seen) == 5
     assert seen[0] == ("questions", 0, 5) and seen[5] == ("questions", 5, 5) and seen[-1] == ("gray images", 5, 5)
 
@@ -129,18 +131,18 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
 def test_each_distinct_question_is_asked_blind_once(tmp_path):
     questions = asked("say one", "say one", "say two")
     engine = Echo()
-    result = run(engine, questions, EXACT, Asking(), folder=tmp_path, is_blind=True)
+    result = run(engine, questions, EXACT, GenerationOptions(), folder=tmp_path, is_blind=True)
     assert len(engine.asked) == 3 + 2 and result.num_asked == 5
     assert result.blind == {"0": "one", "1": "one", "2": "two"}
     assert len(lines(tmp_path, "blind.jsonl")) == 2
     again = Echo()
-    run(again, questions, EXACT, Asking(), folder=tmp_path, is_blind=True)
+    run(again, questions, EXACT, GenerationOptions(), folder=tmp_path, is_blind=True)
     assert again.asked == []
 
 
 def test_nothing_to_ask_is_one_line():
     with pytest.raises(UsageError, match="no questions to ask"):
-        run(Echo(), [], EXACT, Asking())
+        run(Echo(), [], EXACT, GenerationOptions())
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
@@ -185,20 +187,14 @@ def test_the_minis_questions_come_with_the_package():
 
 def test_an_image_that_breaks_after_reading_is_a_failure(tmp_path):
     file = layouts.plain(tmp_path)
-    questions = read_plain(layouts_place(file)).questions
+    questions = read_plain(Place(file)).questions
     (tmp_path / "red.png").write_bytes(b"no image")
-    result = run(Echo(), questions, EXACT, Asking())
+    result = run(Echo(), questions, EXACT, GenerationOptions())
     assert all("not an image that can be opened" in one.error for one in result.seen.values())
-
-
-def layouts_place(file):
-    from fastvlm.evaluation.layouts.vqa import Place
-
-    return Place(file)
 
 
 def test_answers_that_the_metric_cannot_judge_are_told_before_anything_is_asked(tmp_path):
     engine = Echo()
     with pytest.raises(DataError, match=r"5 of 5 questions do not fit the metric; the first: the question '0'"):
-        run(engine, QUESTIONS, METRICS["yes-no"], Asking(), folder=tmp_path)
+        run(engine, QUESTIONS, METRICS["yes-no"], GenerationOptions(), folder=tmp_path)
     assert engine.asked == [] and list(tmp_path.iterdir()) == []

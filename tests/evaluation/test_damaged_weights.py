@@ -5,11 +5,10 @@ import torch
 
 import fastvlm
 from fastvlm.errors import NonFiniteError
-from fastvlm.evaluation.layouts.mini_suite import mini_place
-from fastvlm.evaluation.layouts.plain import read_plain
+from fastvlm.evaluation.layouts.plain import mini_place, read_plain
 from fastvlm.evaluation.metrics.table import METRICS
 from fastvlm.evaluation.run.benchmark_run import run
-from fastvlm.evaluation.run.runner import Asking
+from fastvlm.evaluation.run.runner import GenerationOptions
 
 
 def test_weights_that_are_no_numbers_end_the_run(tmp_path):
@@ -19,5 +18,5 @@ def test_weights_that_are_no_numbers_end_the_run(tmp_path):
     engine = fastvlm.Engine.from_model(model, processor, num_slots=2)
     questions = read_plain(mini_place()).questions[:3]
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
-        run(engine, questions, METRICS["exact"], Asking(), folder=tmp_path)
+        run(engine, questions, METRICS["exact"], GenerationOptions(), folder=tmp_path)
     assert (tmp_path / "predictions.jsonl").read_text() == ""

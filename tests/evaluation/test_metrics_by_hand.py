@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from fastvlm.errors import MissingExtraError
 from fastvlm.evaluation.metrics.cider import caption_words, judge_captions
+from fastvlm.evaluation.metrics.metric import wilson_interval
 from fastvlm.evaluation.metrics.option_letter import choice_accuracy, read_letter
 from fastvlm.evaluation.metrics.relaxed_accuracy import as_number, relaxed_accuracy
 from fastvlm.evaluation.metrics.table import METRICS
 from fastvlm.evaluation.metrics.text_match import anls, exact_match, judge_characters, similarity
 from fastvlm.evaluation.metrics.vqa_accuracy import agreement, one_spelling, vqa_accuracy
-from fastvlm.evaluation.metrics.wilson import wilson_interval
 from fastvlm.evaluation.metrics.yes_no import judge_yes_no, read_yes_no, yes_no_problem
 from fastvlm.evaluation.questions import Question
 

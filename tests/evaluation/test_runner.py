@@ -7,8 +7,8 @@ from PIL import Image
 
 from fastvlm.engine.types import Completion, Timings, TokenEvent, Usage
 from fastvlm.errors import ImageError, NonFiniteError, PromptError
-from fastvlm.evaluation.questions import GRAY, Question, messages_of, seen_gray
-from fastvlm.evaluation.run.runner import Asking, ask_all
+from fastvlm.evaluation.questions import GRAY, Question, messages_of
+from fastvlm.evaluation.run.runner import GenerationOptions, ask_all
 
 
 class Echo:
@@ -62,7 +62,9 @@ def asked(*texts):
 
 def replies_of(engine, questions, asking=None):
     replies = {}
-    ask_all(engine, questions, asking or Asking(), lambda question, said: replies.update({question.id: said}))
+    ask_all(
+        engine, questions, asking or GenerationOptions(), lambda question, said: replies.update({question.id: said})
+    )
     return replies
 
 
@@ -104,17 +106,21 @@ def test_a_disk_that_is_full_ends_the_run():
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space"):
-        ask_all(Echo(), asked("one", "two"), Asking(), keep)
+        ask_all(Echo(), asked("one", "two"), GenerationOptions(), keep)
 
 
 def test_hint_length_and_seeds():
     engine, questions = Echo(), asked("one", "two")
-    replies_of(engine, questions, Asking(hint="Be short.", max_new_tokens=7, temperature=0.5, seed=3))
+    replies_of(engine, questions, GenerationOptions(hint="Be short.", max_new_tokens=7, temperature=0.5, seed=3))
     assert engine.asked == ["one\nBe short.", "two\nBe short."]
     first, second = engine.params.values()
     assert first.max_new_tokens == 7 and first.temperature == 0.5
     assert first.seed != second.seed
-    assert first.seed == Asking(seed=3).params(questions[0]).seed != Asking(seed=4).params(questions[0]).seed
+    assert (
+        first.seed
+        == GenerationOptions(seed=3).params(questions[0]).seed
+        != GenerationOptions(seed=4).params(questions[0]).seed
+    )
 
 
 def items(question, hint=""):
@@ -135,7 +141,7 @@ def test_images_stand_where_the_text_wants_them(tmp_path):
 
 
 def test_a_blind_question_shows_gray_and_opens_nothing():
-    question = seen_gray(Question("1", "t", "Which?", ("nowhere.png",), ("x",)))
+    question = Question("1", "t", "Which?", ("nowhere.png",), ("x",), is_blind=True)
     gray, text = items(question)
     assert gray.getextrema() == tuple((value, value) for value in GRAY) and text == "Which?"
     with pytest.raises(ImageError):
@@ -149,5 +155,5 @@ def test_logits_that_are_no_numbers_end_the_run_and_are_no_wrong_reply():
     )
     said = []
     with pytest.raises(NonFiniteError, match="contain NaN"):
-        ask_all(engine, asked("one", "two"), Asking(), lambda question, prediction: said.append(prediction))
+        ask_all(engine, asked("one", "two"), GenerationOptions(), lambda question, prediction: said.append(prediction))
     assert said == []

@@ -12,7 +12,7 @@ from fastvlm.evaluation.questions import Question
 from fastvlm.evaluation.run.benchmark_run import Result
 from fastvlm.evaluation.run.predictions import Prediction
 from fastvlm.evaluation.run.published_figures import published_figures
-from fastvlm.evaluation.run.scores import Row, drawn, refusal_rows, score_tests, together
+from fastvlm.evaluation.run.scores import Row, draw_sample, mean_row, refusal_rows, score_tests
 from fastvlm.evaluation.run.summary import as_table, summary
 from fastvlm.evaluation.run.worst_page import worst_cases, worst_page
 from fastvlm.evaluation.tasks import TASKS
@@ -41,10 +41,10 @@ def test_rows_by_hand():
 
 def test_together_each_test_counts_alike():
     rows = [Row("x", 10, 0.5, blind=0.1, majority=0.2), Row("y", 1000, 0.7, blind=0.3, majority=0.4)]
-    row = together("both", rows)
+    row = mean_row("both", rows)
     assert (row.n, row.interval) == (1010, None)
     assert (row.score, row.blind, row.majority) == pytest.approx((0.6, 0.2, 0.3))
-    assert together("both", [*rows, Row("z", 1, 0.6)]).blind is None
+    assert mean_row("both", [*rows, Row("z", 1, 0.6)]).blind is None
 
 
 def test_refusals():
@@ -62,10 +62,10 @@ def test_refusals():
 @given(st.integers(1, 12), st.integers(0, 3))
 def test_a_sample_is_the_same_for_a_seed_and_in_order(limit, seed):
     questions = [question(str(number), "x", test="abc"[number % 3]) for number in range(30)]
-    sample = drawn(questions, limit, seed)
-    assert sample == drawn(questions, limit, seed) and len(sample) == 3 * min(limit, 10)
+    sample = draw_sample(questions, limit, seed)
+    assert sample == draw_sample(questions, limit, seed) and len(sample) == 3 * min(limit, 10)
     assert sample == [q for q in questions if q in sample]
-    assert drawn(questions, None, seed) == questions
+    assert draw_sample(questions, None, seed) == questions
 
 
 def result_of(rows, seen):
@@ -107,7 +107,7 @@ def test_published_figures(model, task, scores):
 
 def test_tasks_have_known_metrics():
     for name, task in TASKS.items():
-        assert task.name == name and task.metric in METRICS and task.max_new_tokens > 0 and task.about
+        assert task.name == name and task.metric in METRICS and task.max_new_tokens > 0
 
 
 def test_the_worst_cases_are_the_worst():
@@ -115,7 +115,7 @@ def test_the_worst_cases_are_the_worst():
     seen = said(**{q.id: "x" for q in questions})
     rows = score_tests(questions, seen, None, EXACT)
     cases = worst_cases(questions, seen, rows, 12, seed=1)
-    assert len(cases) == 12 and all(case.score == 0 and case.question.answers == ("y",) for case in cases)
+    assert len(cases) == 12 and all(score == 0 and question.answers == ("y",) for question, _, score in cases)
     assert cases == worst_cases(questions, seen, rows, 12, seed=1) != worst_cases(questions, seen, rows, 12, seed=2)
     assert worst_cases(questions[:20], seen, score_tests(questions[:20], seen, None, EXACT), 12) == []
 

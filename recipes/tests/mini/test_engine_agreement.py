@@ -7,13 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastvlm
-from fastvlm.evaluation.layouts.mini_suite import mini_place
-from fastvlm.evaluation.layouts.plain import read_plain
+from fastvlm.evaluation.layouts.plain import mini_place, read_plain
 from fastvlm.evaluation.metrics.table import METRICS
 from fastvlm.evaluation.metrics.text_match import exact_match, judge_characters
 from fastvlm.evaluation.questions import Question
 from fastvlm.evaluation.run.benchmark_run import run
-from fastvlm.evaluation.run.runner import Asking
+from fastvlm.evaluation.run.runner import GenerationOptions
 from fastvlm.evaluation.tasks import MINI
 from fastvlm_recipes.mini import scoring
 from fastvlm_recipes.mini.benchmark import Item
@@ -33,7 +32,7 @@ def test_replies_scores_and_blind_scores_are_the_same():
         engine,
         [replace(q, test="all") for q in questions],
         METRICS["exact"],
-        Asking("", MINI.max_new_tokens),
+        GenerationOptions("", MINI.max_new_tokens),
         is_blind=True,
     )
     assert [result.seen[q.id].reply for q in questions] == expected

@@ -9,8 +9,7 @@ import pytest
 from PIL import ImageChops
 
 import fastvlm
-from fastvlm.evaluation.layouts.mini_suite import mini_place
-from fastvlm.evaluation.layouts.plain import read_plain
+from fastvlm.evaluation.layouts.plain import mini_place, read_plain
 from fastvlm_recipes.mini import export
 from fastvlm_recipes.mini.benchmark import make_items
 

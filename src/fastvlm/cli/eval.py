@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from fastvlm.cli import eval_options as options
 from fastvlm.cli.choices import ModelChoice, Sampling
-from fastvlm.cli.eval_choices import Asked, Kept, Machine
-from fastvlm.cli.eval_run import Run
+from fastvlm.cli.eval_run import Evaluation
 from fastvlm.cli.options import (
     DEFAULT_MODEL,
     AdapterOption,
+    BitsOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -22,42 +24,45 @@ from fastvlm.cli.options import (
     ModelOption,
     QuietOption,
     RevisionOption,
+    SeedOption,
+    TemperatureOption,
 )
 from fastvlm.cli.terminal import Notes, print_json, quiet_libraries, say
 from fastvlm.errors import DataError, UsageError
+from fastvlm.storage.locks import exclusive_folder
 
 if TYPE_CHECKING:
     from fastvlm.evaluation.layouts.reading import Reading
     from fastvlm.evaluation.questions import Question
 
-_TOLD = 20  # bad records that are named one by one
+_MOST_NAMED = 20  # bad records that are named one by one
 
 
 def evaluate(
-    suite: options.Suite = None,
-    task: options.Task = None,
-    data: options.Data = None,
-    images: options.Images = None,
-    annotations: options.Annotations = None,
-    limit: options.Limit = None,
-    is_check: options.Check = False,
-    skips_bad: options.SkipBad = False,
-    metric: options.Metric = None,
-    hint: options.Hint = None,
-    is_blind: options.Blind = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = 0.0,
-    seed: options.Seed = 0,
-    slots: options.Slots = 4,
-    bits: options.Bits = 16,
-    out: options.Out = None,
-    is_restart: options.Restart = False,
-    worst: options.Worst = 50,
+    suite: options.SuiteOption = None,
+    task: options.TaskOption = None,
+    data: options.DataOption = None,
+    images: options.ImagesOption = None,
+    annotations: options.AnnotationsOption = None,
+    limit: options.LimitOption = None,
+    is_check: options.CheckOption = False,
+    skips_bad: options.SkipBadOption = False,
+    metric: options.MetricOption = None,
+    hint: options.HintOption = None,
+    is_blind: options.BlindOption = None,
+    max_new_tokens: options.MaxNewTokensOption = None,
+    slots: options.SlotsOption = 4,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    out: options.OutOption = None,
+    is_restart: options.RestartOption = False,
+    num_worst: options.WorstOption = 50,
     model: ModelOption = DEFAULT_MODEL,
     revision: RevisionOption = None,
     adapter: AdapterOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
+    bits: BitsOption = 16,
     image_fit: FitOption = None,
     image_size: ImageSizeOption = None,
     is_json: JsonOption = False,
@@ -66,11 +71,11 @@ def evaluate(
 ) -> None:
     """Score a model on a benchmark's own files, or on the mini suite.
 
-    A table goes to stdout: each test's score with its 95 % interval, beside what always giving the commonest answer
-    would score, what the model says without seeing (--blind), and what its authors report, if it is a published
-    checkpoint. The last line is one JSON object with `scores`, `blind`, `majority` and `n` by test, from 0 to 1.
+    A table goes to stdout. It has the score of each test with its 95 % interval, the score of always giving the
+    commonest answer, the score of replies to a gray image (--blind), and the score that the authors of a published
+    checkpoint report. The last line is one JSON object with `scores`, `blind`, `majority` and `n` by test, from 0 to 1.
 
-    With --out a run that was stopped goes on where it was: give the same command again.
+    To resume a run that was stopped, give the same command with the same --out again.
 
     \b
     Examples:
@@ -80,70 +85,72 @@ def evaluate(
       fastvlm eval --task plain --data mine.jsonl --metric anls --out mine
       fastvlm eval --task vqav2 --data v2_OpenEnded_mscoco_val2014_questions.json --check
     """
-    asked = Asked(task, suite, data, images, annotations, metric, limit, skips_bad)
-    kept = Kept(out, is_restart, worst)
-    machine = Machine(ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter), slots)
-    chosen = asked.chosen()
-    length = chosen.max_new_tokens if max_new_tokens is None else max_new_tokens
+    source = options.QuestionOptions(task, suite, data, images, annotations, metric, limit)
+    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
+    length = source.benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     Sampling(max_new_tokens=length, temperature=temperature, seed=seed)  # refuses bad values before anything is read
+    _check_output(out, num_worst, slots, is_restart=is_restart)
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Reading the questions"):
-        reading = asked.read()
+        reading = source.read()
     if is_check:
-        _show_check(reading, asked, is_json=is_json)
+        _show_check(reading, source.name, is_json=is_json)
         return
-    questions = _usable(asked, reading, seed)
+    questions = _usable(source, reading, seed or 0, skips_bad=skips_bad)
     quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-    from fastvlm.evaluation.run.runner import Asking
+    from fastvlm.evaluation.run.runner import GenerationOptions
 
-    asking = Asking(chosen.hint if hint is None else hint, length, temperature, seed)
-    also_blind = asked.suite is not None if is_blind is None else is_blind
-    run = Run(asked, chosen, questions, asking, machine, kept, also_blind)
-    with kept.held():
-        result, computed = run.made(notes)
-        run.show(result, reading, computed, is_json=is_json)
+    generation = GenerationOptions(source.benchmark.hint if hint is None else hint, length, temperature, seed or 0)
+    also_blind = suite is not None if is_blind is None else is_blind
+    evaluation = Evaluation(source, questions, generation, choice, slots, out, is_restart, also_blind)
+    with nullcontext() if out is None else exclusive_folder(out.absolute()):
+        result, computed = evaluation.run(notes)
+        evaluation.show(result, reading, computed, num_worst, is_json=is_json)
 
 
-def _show_check(reading: Reading, asked: Asked, *, is_json: bool) -> None:
+def _check_output(out: Path | None, num_worst: int, slots: int, *, is_restart: bool) -> None:
+    if is_restart and out is None:
+        raise UsageError("--restart is about what lies in --out; give --out too.")
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; expected a folder.")
+    if num_worst < 0:
+        raise UsageError(f"--worst is {num_worst}; expected 0 or more.")
+    if not 1 <= slots <= options.MOST_SLOTS:
+        raise UsageError(f"--slots is {slots}; expected 1 to {options.MOST_SLOTS}.")
+
+
+def _show_check(reading: Reading, name: str, *, is_json: bool) -> None:
     """Print the report of --check. Raises DataError if there are bad records."""
     from fastvlm.evaluation.run.scores import by_test
 
     counts = {test: len(group) for test, group in by_test(reading.questions).items()}
-    bad = [str(record) for record in reading.bad]
     if not is_json:
-        for test, count in counts.items():
-            typer.echo(f"{test}: {count} questions")
-        for reason, count in reading.left_out.items():
-            typer.echo(f"left out: {count} {reason}")
-        for name, count in reading.unread_fields.items():
-            typer.echo(f"not read: the field {name!r} of {count} records")
-        for line in bad:
-            typer.echo(f"bad: {line}")
-    unread = dict(reading.unread_fields)
-    left_out = dict(reading.left_out)
-    print_json({"task": asked.name, "n": counts, "left_out": left_out, "unread_fields": unread, "bad_records": bad})
-    if bad:
-        raise DataError(
-            f"{len(bad)} of {len(bad) + len(reading.questions)} records cannot be asked; they are listed above."
-        )
+        lines = [f"{test}: {count} questions" for test, count in counts.items()]
+        lines += [f"left out: {count} {reason}" for reason, count in reading.left_out.items()]
+        lines += [f"not read: the field {field!r} of {count} records" for field, count in reading.unread_fields.items()]
+        lines += [f"bad: {record}" for record in reading.bad]
+        typer.echo("\n".join(lines))
+    print_json({"task": name, "n": counts, **reading.report()})
+    if reading.bad:
+        raise DataError(f"{reading.share_of_bad()} records cannot be asked; they are listed above.")
 
 
-def _usable(asked: Asked, reading: Reading, seed: int) -> list[Question]:
+def _usable(source: options.QuestionOptions, reading: Reading, seed: int, *, skips_bad: bool) -> list[Question]:
     """The questions to ask. Raises DataError for bad records, unless they are skipped."""
-    from fastvlm.evaluation.run.scores import drawn
+    from fastvlm.evaluation.run.scores import draw_sample
 
-    if reading.bad and not asked.skips_bad:
+    if reading.bad and not skips_bad:
         raise DataError(
-            f"{len(reading.bad)} of {len(reading.bad) + len(reading.questions)} records cannot be asked; the first: "
-            f"{reading.bad[0]}. --check lists them all, --skip-bad leaves them out."
+            f"{reading.share_of_bad()} records cannot be asked; the first: {reading.bad[0]}. "
+            "--check lists them all, --skip-bad leaves them out."
         )
     if reading.unread_fields:
         say("warning", f"fields that are not read: {', '.join(map(repr, reading.unread_fields))}")
-    for record in reading.bad[:_TOLD]:
+    for record in reading.bad[:_MOST_NAMED]:
         say("skipped", str(record))
-    if len(reading.bad) > _TOLD:
-        say("skipped", f"{len(reading.bad) - _TOLD} more; the summary has them all.")
-    questions = drawn(reading.questions, asked.limit, seed)
+    if len(reading.bad) > _MOST_NAMED:
+        say("skipped", f"{len(reading.bad) - _MOST_NAMED} more; the summary has them all.")
+    questions = draw_sample(reading.questions, source.limit, seed)
     if not questions:
-        raise UsageError(f"There is nothing to ask in {asked.data}. Is it the right file for --task {asked.name}?")
+        raise UsageError(f"There is nothing to ask in {source.data}. Is it the right file for --task {source.name}?")
     return questions

@@ -1,18 +1,27 @@
-"""Options of `fastvlm eval`, in groups."""
+"""Options of `fastvlm eval`, in groups, and the checked choice of questions."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+from fastvlm.cli.choices import check_word
 from fastvlm.cli.options import grouped_option as _option
+from fastvlm.errors import UsageError
 
-_QUESTIONS, _ASKING, _RESULTS = "Questions", "Asking", "Results"
+if TYPE_CHECKING:
+    from fastvlm.evaluation.layouts.reading import Reading
+    from fastvlm.evaluation.tasks import Task
 
-Suite = Annotated[
+SUITES = ("mini",)
+MOST_SLOTS = 256
+_QUESTIONS, _GENERATION, _RESULTS = "Questions", "Generation", "Results"
+
+SuiteOption = Annotated[
     str | None, _option(_QUESTIONS, "--suite", metavar="NAME", text="mini: 380 questions that come with the package.")
 ]
-Task = Annotated[
+TaskOption = Annotated[
     str | None,
     _option(
         _QUESTIONS,
@@ -22,64 +31,61 @@ Task = Annotated[
         "our own JSON Lines.",
     ),
 ]
-Data = Annotated[
+DataOption = Annotated[
     Path | None,
     _option(_QUESTIONS, "--data", metavar="PATH", text="The benchmark's own file, or its folder; docs/evaluate.md."),
 ]
-Images = Annotated[
+ImagesOption = Annotated[
     Path | None,
     _option(_QUESTIONS, "--images", metavar="FOLDER", text="Its images, if not where the benchmark itself has them."),
 ]
-Annotations = Annotated[
+AnnotationsOption = Annotated[
     Path | None,
     _option(_QUESTIONS, "--annotations", metavar="FILE", text="VQAv2's answers, if not next to its questions."),
 ]
-Limit = Annotated[
+LimitOption = Annotated[
     int | None, _option(_QUESTIONS, "--limit", metavar="N", text="At most N questions a test, drawn with --seed.")
 ]
-Check = Annotated[bool, _option(_QUESTIONS, "--check", text="Read everything, report what is wrong, and ask nothing.")]
-SkipBad = Annotated[
+CheckOption = Annotated[
+    bool, _option(_QUESTIONS, "--check", text="Read everything, report what is wrong, and ask nothing.")
+]
+SkipBadOption = Annotated[
     bool, _option(_QUESTIONS, "--skip-bad", text="Leave out records that cannot be asked; they are named and counted.")
 ]
-Metric = Annotated[
+MetricOption = Annotated[
     str | None,
     _option(
-        _ASKING,
+        _GENERATION,
         "--metric",
         metavar="NAME",
         text="For plain: exact, vqa, anls, relaxed, choice, yes-no, cer or cider.  [default: exact]",
     ),
 ]
-Hint = Annotated[
+HintOption = Annotated[
     str | None,
     _option(
-        _ASKING, "--hint", metavar="TEXT", text="Last line of every question in place of the task's own; '' is none."
+        _GENERATION, "--hint", metavar="TEXT", text="Last line of every question instead of the task's own; '' is none."
     ),
 ]
-Blind = Annotated[
+BlindOption = Annotated[
     bool | None,
     _option(
-        _ASKING,
+        _GENERATION,
         "--blind/--no-blind",
-        text="Also ask about a gray image: what needs no seeing. On for the mini suite, where --no-blind saves time.",
+        text="Also ask about a gray image, to score answers without seeing. The mini suite does it by default.",
     ),
 ]
-MaxNewTokens = Annotated[
+MaxNewTokensOption = Annotated[
     int | None,
     _option(
-        _ASKING, "--max-new-tokens", "-n", metavar="N", text="Tokens after which a reply is cut, if not the task's own."
+        _GENERATION,
+        *("--max-new-tokens", "-n"),
+        metavar="N",
+        text="Maximum number of tokens in a reply; if not given, the task's own.",
     ),
 ]
-Temperature = Annotated[
-    float, _option(_ASKING, "--temperature", metavar="T", text="0 takes the likeliest token; higher is more varied.")
-]
-Seed = Annotated[
-    int,
-    _option(_ASKING, "--seed", metavar="SEED", text="Of drawn questions, drawn tokens, and the worst among equals."),
-]
-Slots = Annotated[int, _option(_ASKING, "--slots", metavar="N", text="Replies made at the same time.")]
-Bits = Annotated[int, _option(_ASKING, "--bits", metavar="BITS", text="Of the decoder's weights on a CPU: 16, 8 or 4.")]
-Out = Annotated[
+SlotsOption = Annotated[int, _option(_GENERATION, "--slots", metavar="N", text="Replies generated at the same time.")]
+OutOption = Annotated[
     Path | None,
     _option(
         _RESULTS,
@@ -88,5 +94,67 @@ Out = Annotated[
         text="Write predictions.jsonl, summary.json and worst.html there, and resume an earlier run.",
     ),
 ]
-Restart = Annotated[bool, _option(_RESULTS, "--restart", text="Delete an earlier run's results in --out.")]
-Worst = Annotated[int, _option(_RESULTS, "--worst", metavar="N", text="Questions on the page of the worst.")]
+RestartOption = Annotated[bool, _option(_RESULTS, "--restart", text="Delete an earlier run's results in --out.")]
+WorstOption = Annotated[int, _option(_RESULTS, "--worst", metavar="N", text="Number of questions in worst.html.")]
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """Options that choose the questions. Raises UsageError."""
+
+    task: str | None
+    suite: str | None
+    data: Path | None
+    images: Path | None = None
+    annotations: Path | None = None
+    metric: str | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        from fastvlm.evaluation.metrics.table import METRICS
+        from fastvlm.evaluation.tasks import TASKS
+
+        if (self.task is None) == (self.suite is None):
+            raise UsageError("Give either --suite mini, or --task with --data. Try: fastvlm eval --suite mini")
+        if self.suite is not None:
+            check_word("--suite", self.suite, SUITES)
+        if self.task is not None:
+            check_word("--task", self.task, tuple(TASKS))
+            self._check_paths()
+        if self.metric is not None:
+            check_word("--metric", self.metric, tuple(METRICS))
+            if self.task != "plain":
+                raise UsageError("--metric goes with --task plain; the other tasks have their own metric.")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit is {self.limit}; expected 1 or more.")
+
+    def _check_paths(self) -> None:
+        if self.data is None:
+            raise UsageError(f"--task {self.task} needs --data: the benchmark's own file or folder; docs/evaluate.md.")
+        for flag, path in (("--data", self.data), ("--images", self.images), ("--annotations", self.annotations)):
+            if path is not None and not path.exists():
+                raise UsageError(f"{flag} {path} does not exist; expected a file or folder.")
+
+    @property
+    def name(self) -> str:
+        """Name of the task or the suite."""
+        return str(self.task or self.suite)
+
+    @property
+    def benchmark(self) -> Task:
+        """The task, with the chosen metric."""
+        from fastvlm.evaluation.tasks import MINI, TASKS
+
+        task = MINI if self.task is None else TASKS[self.task]
+        return task if self.metric is None else replace(task, metric=self.metric)
+
+    def read(self) -> Reading:
+        """Read the questions. Raises DataError or UsageError."""
+        from fastvlm.evaluation.layouts.plain import mini_place
+        from fastvlm.evaluation.layouts.reading import Place
+
+        if self.task is None or self.data is None:
+            place = replace(mini_place(self.data), images=self.images)
+        else:
+            place = Place(self.data, self.images, self.annotations, test=self.task)
+        return self.benchmark.read(place)

@@ -3,81 +3,88 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fastvlm.cli.eval_choices import Asked, Kept, Machine
+from fastvlm.cli.choices import ModelChoice
+from fastvlm.cli.eval_options import QuestionOptions
+from fastvlm.cli.opening import open_engine
 from fastvlm.cli.terminal import Notes, print_json, say
 
 if TYPE_CHECKING:
     from fastvlm.evaluation.layouts.reading import Reading
-    from fastvlm.evaluation.metrics.judging import Metric
+    from fastvlm.evaluation.metrics.metric import Metric
     from fastvlm.evaluation.questions import Question
     from fastvlm.evaluation.run.benchmark_run import OnProgress, Result
-    from fastvlm.evaluation.run.runner import Asking
+    from fastvlm.evaluation.run.runner import GenerationOptions
     from fastvlm.evaluation.run.scores import Row
-    from fastvlm.evaluation.tasks import Task
 
-_WORTH_KEEPING = 500  # questions from which on losing the replies would hurt
+_LONG_RUN = 500  # questions from which on a note recommends --out
 
 
 @dataclass(frozen=True)
-class Run:
-    """One evaluation with all its settings."""
+class Evaluation:
+    """One evaluation with all its settings; without `out` nothing is written."""
 
-    asked: Asked
-    task: Task
+    source: QuestionOptions
     questions: list[Question]
-    asking: Asking
-    machine: Machine
-    kept: Kept
-    is_blind: bool
+    generation: GenerationOptions
+    model: ModelChoice
+    slots: int = 4
+    out: Path | None = None
+    is_restart: bool = False
+    is_blind: bool = False
 
     @property
     def metric(self) -> Metric:
         """The metric of the task."""
         from fastvlm.evaluation.metrics.table import METRICS
 
-        return METRICS[self.task.metric]
+        return METRICS[self.source.benchmark.metric]
+
+    def _model_settings(self) -> dict[str, Any]:
+        """The model and its settings that change replies."""
+        settings = asdict(self.model)
+        del settings["device"]
+        if self.model.adapter is None:
+            del settings["adapter"]
+        return {"model": settings.pop("name"), **settings}
 
     def identity(self) -> dict[str, Any]:
         """Settings that two runs must share to reuse predictions."""
         from fastvlm.evaluation.run.run_folder import questions_digest
 
-        return {
-            **self.machine.about(),
-            "task": self.asked.name,
-            "questions": questions_digest(self.questions),
-            "hint": self.asking.hint,
-            "max_new_tokens": self.asking.max_new_tokens,
-            "temperature": self.asking.temperature,
-            "seed": self.asking.seed,
-        }
+        questions = questions_digest(self.questions)
+        return {**self._model_settings(), "task": self.source.name, "questions": questions, **asdict(self.generation)}
 
-    def made(self, notes: Notes) -> tuple[Result, dict[str, str]]:
-        """Ask and score; return the result, device and dtype."""
+    def run(self, notes: Notes) -> tuple[Result, dict[str, str]]:
+        """Ask and score; return the result, and the device and dtype of the computation."""
         from fastvlm.evaluation.run.benchmark_run import run
         from fastvlm.evaluation.run.run_folder import checkpoint_digest, claim_folder
+        from fastvlm.formats.places import checkpoint_path
 
-        folder = self.machine.folder()
-        if self.kept.folder is not None:
+        folder = checkpoint_path(self.model.name, revision=self.model.revision)
+        if self.out is not None:
             identity = {"checkpoint": checkpoint_digest(folder), **self.identity()}
-            claim_folder(self.kept.folder, identity, is_restart=self.kept.is_restart)
-        elif len(self.questions) >= _WORTH_KEEPING:
+            claim_folder(self.out, identity, is_restart=self.is_restart)
+        elif len(self.questions) >= _LONG_RUN:
             notes.say(f"{len(self.questions)} questions: without --out a run that is stopped begins from the start.")
-        engine, computed = self.machine.open(folder, notes)
+        with notes.waiting(f"Opening {self.model.name}"):
+            # No reply is streamed: requests start at once, and the same ones always run together.
+            engine = open_engine(folder, self.model, notes, num_slots=self.slots, admission_ratio=math.inf)
         with progress_bars(notes) as on_progress:
             result = run(
                 engine,
                 self.questions,
                 self.metric,
-                self.asking,
-                folder=self.kept.folder,
+                self.generation,
+                folder=self.out,
                 is_blind=self.is_blind,
                 on_progress=on_progress,
             )
@@ -88,51 +95,51 @@ class Run:
                 "warning",
                 f"an earlier run left half a line in predictions.jsonl; its {result.num_cut_bytes} bytes are gone.",
             )
-        return result, computed
+        dtype = str(engine.backend.dtype).removeprefix("torch.")
+        return result, {"device": str(engine.backend.device), "dtype": dtype}
 
     def rows(self, result: Result) -> list[Row]:
         """Rows of the tests, with their mean for a task in parts and refusals for the mini suite."""
-        from fastvlm.evaluation.run.scores import refusal_rows, together
+        from fastvlm.evaluation.run.scores import mean_row, refusal_rows
 
         rows = list(result.rows)
-        if self.asked.suite is not None:
+        if self.source.suite is not None:
             return rows + refusal_rows(self.questions, result.seen, result.blind)
-        if len(rows) > 1 and self.asked.task != "plain":
-            rows.append(together(self.asked.name, rows))
+        if len(rows) > 1 and self.source.task != "plain":
+            rows.append(mean_row(self.source.name, rows))
         return rows
 
-    def show(self, result: Result, reading: Reading, computed: Mapping[str, str], *, is_json: bool) -> None:
+    def show(
+        self, result: Result, reading: Reading, computed: Mapping[str, str], num_worst: int, *, is_json: bool
+    ) -> None:
         """Write the files, print the table and the last line."""
         from fastvlm.bench.machine import environment_card
         from fastvlm.evaluation.run.published_figures import published_figures
         from fastvlm.evaluation.run.summary import as_table, summary
 
-        rows, published = self.rows(result), published_figures(self.machine.choice.name, self.asked.name)
+        rows, published = self.rows(result), published_figures(self.model.name, self.source.name)
         about = {
-            "task": self.asked.name,
-            **self.machine.about(),
+            "task": self.source.name,
+            **self._model_settings(),
             "computed": dict(computed),
-            "settings": {**self.identity(), "limit": self.asked.limit, "slots": self.machine.slots},
-            "bad_records": [str(record) for record in reading.bad],
-            "left_out": dict(reading.left_out),
-            "unread_fields": dict(reading.unread_fields),
+            "settings": {**self.identity(), "limit": self.source.limit, "slots": self.slots},
+            **reading.report(),
             "environment": environment_card(),
         }
         content = summary(about, result, rows, self.metric, published)
-        if self.kept.folder is not None:
-            self._write(self.kept.folder, content, result)
+        if self.out is not None:
+            self._write(self.out, content, result, num_worst)
         if not is_json:
             typer.echo(as_table(rows, self.metric, published) + "\n")
         print_json(content)
 
-    def _write(self, folder: Path, content: Mapping[str, Any], result: Result) -> None:
+    def _write(self, folder: Path, content: Mapping[str, Any], result: Result, num_worst: int) -> None:
         from fastvlm.evaluation.run.worst_page import worst_cases, worst_page
         from fastvlm.storage.whole_files import write_file
 
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_file(folder / "summary.json", text + "\n")
-        cases = worst_cases(self.questions, result.seen, result.rows, self.kept.num_worst, self.asking.seed)
-        page = worst_page(f"{self.asked.name}: {self.machine.choice.name}", cases, len(self.questions))
+        write_file(folder / "summary.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        cases = worst_cases(self.questions, result.seen, result.rows, num_worst, self.generation.seed)
+        page = worst_page(f"{self.source.name}: {self.model.name}", cases, len(self.questions))
         write_file(folder / "worst.html", page.encode(errors="replace"))
 
 
@@ -151,12 +158,10 @@ def progress_bars(notes: Notes) -> Iterator[OnProgress]:
     with notes.bars(*columns) as progress:
         bars: dict[str, Any] = {}
 
-        def tell(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int) -> None:
             if what not in bars:
                 bars[what] = progress.add_task(what, total=total, completed=done, rate="")
-            progress.update(bars[what], completed=done)
             speed = progress.tasks[bars[what]].speed
-            if speed is not None:
-                progress.update(bars[what], rate=f"{speed:.1f} /s")
+            progress.update(bars[what], completed=done, rate="" if speed is None else f"{speed:.1f} /s")
 
-        yield tell
+        yield on_progress

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastvlm.cli.choices import ModelChoice
-from fastvlm.cli.eval_choices import Asked, Kept, Machine
-from fastvlm.cli.eval_run import Run
+from fastvlm.cli.eval_options import QuestionOptions
+from fastvlm.cli.eval_run import Evaluation
 from fastvlm.cli.terminal import Notes
 from fastvlm.errors import DataError, UsageError
 
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     from fastvlm.training.recipe import Recipe, TestEntry
     from fastvlm.training.run.model_card import TestScore
 
-_SLOTS = 4  # as `fastvlm eval`
-_LIMIT_SEED = 0  # likewise, of the questions that `limit` draws
+_LIMIT_SEED = 0  # as `fastvlm eval`: of the questions that `limit` draws
 
 
 @dataclass(frozen=True)
 class RecipeTest:
     """One entry of a recipe's tests with its questions."""
 
-    asked: Asked
+    source: QuestionOptions
     questions: list[Question]
 
 
@@ -41,21 +40,21 @@ def read_tests(plan: Recipe) -> list[RecipeTest]:
 
 
 def _read(number: int, entry: TestEntry) -> RecipeTest:
-    from fastvlm.evaluation.run.scores import drawn
+    from fastvlm.evaluation.run.scores import draw_sample
 
     place = f"tests.{number} of the recipe"
     data, images = (None if path is None else Path(path) for path in (entry.data, entry.images))
     try:
-        asked = Asked(entry.task, entry.suite, data, images, None, entry.metric, entry.limit, skips_bad=False)
-        reading = asked.read()
+        source = QuestionOptions(entry.task, entry.suite, data, images, None, entry.metric, entry.limit)
+        reading = source.read()
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from error
     if reading.bad:
         raise DataError(f"{place}: {len(reading.bad)} records cannot be asked; the first: {reading.bad[0]}.")
-    questions = drawn(reading.questions, entry.limit, _LIMIT_SEED)
+    questions = draw_sample(reading.questions, entry.limit, _LIMIT_SEED)
     if not questions:
-        raise UsageError(f"{place} has no questions. Is {entry.data} the right file for {asked.name}?")
-    return RecipeTest(asked, questions)
+        raise UsageError(f"{place} has no questions. Is {entry.data} the right file for {source.name}?")
+    return RecipeTest(source, questions)
 
 
 def measure_with(
@@ -83,17 +82,15 @@ def _choice(plan: Recipe, folder: Path) -> ModelChoice:
 
 
 def _scores(test: RecipeTest, choice: ModelChoice, notes: Notes) -> list[TestScore]:
-    from fastvlm.evaluation.run.runner import Asking
+    from fastvlm.evaluation.run.runner import GenerationOptions
     from fastvlm.training.run.model_card import TestScore
 
-    task = test.asked.chosen()
-    asking, machine = Asking(task.hint, task.max_new_tokens), Machine(choice, _SLOTS)
-    run = Run(
-        test.asked, task, test.questions, asking, machine, Kept(None, is_restart=False, num_worst=0), is_blind=False
-    )
-    result, _ = run.made(notes)
-    is_share = run.metric.name != "cider"
+    task = test.source.benchmark
+    generation = GenerationOptions(task.hint, task.max_new_tokens)
+    evaluation = Evaluation(test.source, test.questions, generation, choice)
+    result, _ = evaluation.run(notes)
+    metric = evaluation.metric
     return [
-        TestScore(row.test, row.n, run.metric.label, row.score, row.interval, row.majority, is_share=is_share)
-        for row in run.rows(result)
+        TestScore(row.test, row.n, metric.label, row.score, row.interval, row.majority, is_share=metric.name != "cider")
+        for row in evaluation.rows(result)
     ]

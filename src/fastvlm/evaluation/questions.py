@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fastvlm.images import open_image
 ImageSource = Path | str | bytes  # a file, a data URI, or an encoded image
 GRAY = (128, 128, 128)
 _GRAY_SIDE_PX = 256
-_PLACE = re.compile(r"<image (\d+)>")  # where MMMU's texts want an image
+_PLACE = re.compile(r"<image (\d+)>")  # position of an image in MMMU's texts
 MOST_OPTIONS = 26
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -25,13 +25,13 @@ class Question:
     """A question about images with its correct answers.
 
     Args:
-        id: known by it in the predictions; unique in a run.
+        id: its key in the predictions; unique in a run.
         test: the part of the benchmark whose score it counts for.
-        text: what is asked; ``<image 2>`` in it is where the second image stands, the others stand before the text.
+        text: the question; ``<image 2>`` in it is the position of the second image, others come before the text.
         images: none, one or several.
-        answers: at least one; of multiple choice the letter.
+        answers: at least one; the letter if there are options.
         choices: the options' texts, A first; empty if the answer is free.
-        is_blind: show a gray image in place of each image.
+        is_blind: True to show a gray image in place of each image, to measure answers that do not depend on it.
     """
 
     id: str
@@ -54,11 +54,6 @@ def with_options(text: str, choices: Sequence[str]) -> str:
     return "\n".join([text, *lines])
 
 
-def seen_gray(question: Question) -> Question:
-    """The same question about uniform gray images, to measure answers that do not depend on the image."""
-    return replace(question, is_blind=True)
-
-
 def missing_places(question: Question) -> list[int]:
     """Numbers of images that the text refers to (``<image 3>``) and the question lacks."""
     numbers = sorted({int(number) for number in _PLACE.findall(question.text)})
@@ -71,24 +66,17 @@ def messages_of(question: Question, hint: str = "") -> list[dict[str, Any]]:
     Raises:
         ImageError: an image that cannot be opened.
     """
-    images = [_opened(image, is_blind=question.is_blind) for image in question.images]
+    gray = Image.new("RGB", (_GRAY_SIDE_PX, _GRAY_SIDE_PX), GRAY)
+    images = [gray if question.is_blind else open_image(image) for image in question.images]
     text = f"{question.text}\n{hint}" if hint else question.text
     pieces = _PLACE.split(text)  # text, number, text, number, ..., text
     placed = {int(number) - 1 for number in pieces[1::2]} & set(range(len(images)))
-    items: list[dict[str, Any]] = [_image_item(image) for i, image in enumerate(images) if i not in placed]
+    items: list[dict[str, Any]] = [
+        {"type": "image", "image": image} for index, image in enumerate(images) if index not in placed
+    ]
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
             items += [{"type": "text", "text": piece.strip()}] if piece.strip() else []
         elif int(piece) - 1 in placed:
-            items.append(_image_item(images[int(piece) - 1]))
+            items.append({"type": "image", "image": images[int(piece) - 1]})
     return [{"role": "user", "content": items}]
-
-
-def _image_item(image: Image.Image) -> dict[str, Any]:
-    return {"type": "image", "image": image}
-
-
-def _opened(image: ImageSource, *, is_blind: bool) -> Image.Image:
-    if is_blind:
-        return Image.new("RGB", (_GRAY_SIDE_PX, _GRAY_SIDE_PX), GRAY)
-    return open_image(image)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastvlm.evaluation.metrics.metric import Z_95, wilson_interval
 from fastvlm.evaluation.metrics.text_match import edit_distance, normalized
-from fastvlm.evaluation.metrics.wilson import Z_95, wilson_interval
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:

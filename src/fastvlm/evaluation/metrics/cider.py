@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastvlm.errors import MissingExtraError
-from fastvlm.evaluation.metrics.judging import Judged
+from fastvlm.evaluation.metrics.metric import Judged
 from fastvlm.evaluation.questions import Question
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)+|'[a-z]+|\w+(?:-\w+)*|[^\W_]+", re.IGNORECASE)

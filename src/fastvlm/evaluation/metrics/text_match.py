@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from statistics import fmean
 
-from fastvlm.evaluation.metrics.judging import Judged, mean
+from fastvlm.evaluation.metrics.metric import Judged
 from fastvlm.evaluation.questions import Question
 
 ANLS_THRESHOLD = 0.5
@@ -66,7 +67,7 @@ def judge_characters(replies: Sequence[str], questions: Sequence[Question]) -> J
     nearest = [_nearest(reply, question) for reply, question in zip(replies, questions, strict=True)]
     edits, characters = (sum(column) for column in zip(*nearest, strict=True))
     each = tuple(max(0.0, 1 - wrong / max(1, length)) for wrong, length in nearest)
-    exact = mean([float(wrong == 0) for wrong, _ in nearest])
+    exact = fmean(wrong == 0 for wrong, _ in nearest)
     return Judged(edits / max(1, characters), each, {"exact": exact}, is_mean=False)
 
 

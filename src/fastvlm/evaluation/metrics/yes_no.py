@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from statistics import fmean
 
-from fastvlm.evaluation.metrics.judging import Judged, mean
+from fastvlm.evaluation.metrics.metric import Judged
 from fastvlm.evaluation.questions import Question
 
 _NO = {"no", "not"}
@@ -40,15 +41,14 @@ def _true_answer(question: Question) -> str:
 def judge_yes_no(replies: Sequence[str], questions: Sequence[Question]) -> Judged:
     """F1 of "yes", with accuracy, precision, recall and the share of "yes" among the replies, all 0 to 1."""
     said = [read_yes_no(reply) == "yes" for reply in replies]
-    true = [_true_answer(question) == "yes" for question in questions]
-    pairs = list(zip(said, true, strict=True))
+    pairs = [(reply, _true_answer(question) == "yes") for reply, question in zip(said, questions, strict=True)]
     hits, alarms, misses = pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
     each = tuple(float(ours == theirs) for ours, theirs in pairs)
     figures = {
-        "accuracy": mean(each),
+        "accuracy": fmean(each),
         "precision": _share(hits, hits + alarms),
         "recall": _share(hits, hits + misses),
-        "yes_ratio": mean([float(one) for one in said]),
+        "yes_ratio": fmean(said),
     }
     return Judged(_share(2 * hits, 2 * hits + alarms + misses), each, figures, is_mean=False)
 

@@ -10,17 +10,13 @@ from pathlib import Path
 
 from fastvlm.engine.engine import Engine
 from fastvlm.errors import DataError, UsageError
-from fastvlm.evaluation.metrics.judging import Metric
-from fastvlm.evaluation.questions import Question, seen_gray
+from fastvlm.evaluation.metrics.metric import Metric
+from fastvlm.evaluation.questions import Question
 from fastvlm.evaluation.run.predictions import Prediction, PredictionFile
-from fastvlm.evaluation.run.runner import Asking, ask_all
+from fastvlm.evaluation.run.runner import GenerationOptions, ask_all
 from fastvlm.evaluation.run.scores import Row, score_tests
 
 OnProgress = Callable[[str, int, int], None]  # what is asked, how many are done, of how many
-
-
-def _keep_silent(*_: object) -> None:
-    """Default progress callback: does nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +28,9 @@ class Result:
         seen: predictions by the question's id.
         blind: replies to the gray images by the question's id; None if they were not asked.
         num_kept: replies that an earlier run had already.
-        num_cut_bytes: bytes of a half line that an earlier run left.
-        seconds: what asking took, and for how many questions, gray ones included.
+        num_cut_bytes: bytes of an incomplete line that an earlier run left.
+        seconds: time that asking took.
+        num_asked: questions asked in this time, about gray images too.
     """
 
     rows: list[Row]
@@ -49,21 +46,21 @@ def run(
     engine: Engine,
     questions: Sequence[Question],
     metric: Metric,
-    asking: Asking,
+    options: GenerationOptions,
     *,
     folder: Path | None = None,
     is_blind: bool = False,
-    on_progress: OnProgress = _keep_silent,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Result:
     """Ask the unanswered questions, then score all.
 
     Args:
-        engine: answers.
+        engine: gives the replies.
         questions: at least one, of one or several tests; ids are unique.
         metric: judges the replies.
-        asking: hint, length, temperature, seed.
-        folder: where predictions are kept and looked for; None to keep nothing.
-        is_blind: ask the same about a gray image too, each distinct question once.
+        options: of prompt and sampling.
+        folder: predictions are written there, and those of an earlier run are read; None to keep nothing.
+        is_blind: True to ask about a gray image too, each distinct question once.
         on_progress: called before the first question and after each one.
 
     Raises:
@@ -77,61 +74,48 @@ def run(
         raise DataError(
             f"{len(problems)} of {len(questions)} questions do not fit the metric; the first: {problems[0]}."
         )
+
+    def ask(what: str, wanted: Sequence[Question], file_name: str) -> tuple[PredictionFile, int]:
+        with PredictionFile(None if folder is None else folder / file_name) as file:
+            return file, _ask(engine, wanted, options, file, lambda done: on_progress(what, done, len(wanted)))
+
     start_s = time.perf_counter()
-    with PredictionFile(_file(folder, "predictions.jsonl")) as seen:
-        num_kept = sum(seen.is_answered(question.id) for question in questions)
-        _ask(engine, questions, asking, seen, "questions", on_progress)
-    blind, num_gray = _ask_blind(engine, questions, asking, folder, on_progress) if is_blind else (None, 0)
+    seen, num_asked = ask("questions", questions, "predictions.jsonl")
+    num_kept, blind = len(questions) - num_asked, None
+    if is_blind:
+        grays = {question.id: _gray(question) for question in questions}
+        distinct = {gray.id: gray for gray in grays.values()}
+        gray_file, num_gray = ask("gray images", list(distinct.values()), "blind.jsonl")
+        blind = {identity: gray_file.known[gray.id].reply for identity, gray in grays.items()}
+        num_asked += num_gray
     seconds = time.perf_counter() - start_s
-    return Result(
-        rows=score_tests(questions, seen.known, blind, metric),
-        seen=seen.known,
-        blind=blind,
-        num_kept=num_kept,
-        num_cut_bytes=seen.num_cut_bytes,
-        seconds=seconds,
-        num_asked=len(questions) - num_kept + num_gray,
-    )
-
-
-def _file(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / name
+    rows = score_tests(questions, seen.known, blind, metric)
+    return Result(rows, seen.known, blind, num_kept, seen.num_cut_bytes, seconds, num_asked)
 
 
 def _ask(
     engine: Engine,
     questions: Sequence[Question],
-    asking: Asking,
-    kept: PredictionFile,
-    what: str,
-    on_progress: OnProgress,
+    options: GenerationOptions,
+    file: PredictionFile,
+    on_done: Callable[[int], None],
 ) -> int:
     """Ask the questions without a stored reply; return how many."""
-    left = [question for question in questions if not kept.is_answered(question.id)]
-    done, total = len(questions) - len(left), len(questions)
-    on_progress(what, done, total)
+    left = [question for question in questions if not file.is_answered(question.id)]
+    done = len(questions) - len(left)
+    on_done(done)
 
     def keep(question: Question, prediction: Prediction) -> None:
         nonlocal done
-        kept.add(prediction, {"test": question.test, "question": question.text, "answers": list(question.answers)})
+        file.add(prediction, {"test": question.test, "question": question.text, "answers": list(question.answers)})
         done += 1
-        on_progress(what, done, total)
+        on_done(done)
 
-    ask_all(engine, left, asking, keep)
+    ask_all(engine, left, options, keep)
     return len(left)
 
 
-def _ask_blind(
-    engine: Engine, questions: Sequence[Question], asking: Asking, folder: Path | None, on_progress: OnProgress
-) -> tuple[dict[str, str], int]:
-    """(replies to gray images by question id, number of questions asked); each distinct question is asked once."""
-    names = {question.id: _blind_id(question) for question in questions}
-    distinct = {names[question.id]: replace(seen_gray(question), id=names[question.id]) for question in questions}
-    with PredictionFile(_file(folder, "blind.jsonl")) as kept:
-        num_asked = _ask(engine, list(distinct.values()), asking, kept, "gray images", on_progress)
-    return {identity: kept.known[name].reply for identity, name in names.items()}, num_asked
-
-
-def _blind_id(question: Question) -> str:
-    """An id that is equal for questions with the same text and number of images."""
-    return hashlib.sha256(f"{len(question.images)}\n{question.text}".encode()).hexdigest()[:16]
+def _gray(question: Question) -> Question:
+    """The question about gray images; its id is equal for questions with the same text and number of images."""
+    digest = hashlib.sha256(f"{len(question.images)}\n{question.text}".encode()).hexdigest()
+    return replace(question, id=digest[:16], is_blind=True)

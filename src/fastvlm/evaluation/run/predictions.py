@@ -1,24 +1,20 @@
 """File of predictions, appended reply by reply, from which a later run resumes.
 
-One line a reply, written with a single call and flushed before the next question is asked: whatever ends the process,
-the file holds whole lines and at most one half. That half is cut off when the file is opened again.
+Each reply is one line, written with a single call before the next question is asked. Whatever ends the process, the
+file holds whole lines and at most one incomplete line, which is cut off when the file is opened again.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from fastvlm.errors import DataError, UsageError
-from fastvlm.storage.locks import CAN_LOCK, lock_now
+from fastvlm.errors import DataError
 from fastvlm.storage.write_errors import clear_write_errors
-
-_APPENDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True)
@@ -27,9 +23,9 @@ class Prediction:
 
     Args:
         id: the question's.
-        reply: without white space around it; empty where `error` is set.
+        reply: without white space around it; empty if `error` is set.
         finish_reason: ``"stop"``, ``"length"``, or ``"error"``.
-        error: what failed; such questions are asked again by the next run.
+        error: the failure; the next run asks such questions again.
     """
 
     id: str
@@ -39,54 +35,33 @@ class Prediction:
 
 
 class PredictionFile:
-    """Predictions of a run by question id; in memory only if `path` is None.
+    """Context manager for the predictions of a run by question id; in memory only if `path` is None.
 
-    Use it as a context; no other process can meanwhile.
+    The caller makes sure that no other process writes to the file.
 
     Raises:
         DataError: a line is not a prediction, or the file cannot be written.
         StorageError: the disk is full or failed.
-        UsageError: the file cannot be written to, or another process has it.
+        UsageError: the file cannot be written to.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.known, self.num_cut_bytes = path, dict[str, Prediction](), 0
-        self._handle: int | None = None
+        self._file: io.FileIO | None = None
 
     def __enter__(self) -> PredictionFile:
         if self.path is not None:
             with clear_write_errors(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._handle = os.open(self.path, _APPENDED, 0o644)
-            try:
-                self._begin(self._handle, self.path)
-            except BaseException:
-                self._close(self._handle)
-                raise
+                if self.path.exists():
+                    self._read(self.path)
+                self._file = self.path.open("ab", buffering=0)
         return self
 
-    def _begin(self, handle: int, path: Path) -> None:
-        if CAN_LOCK and not lock_now(handle, path):
-            raise UsageError(
-                f"{path} is being written by another run. Wait until that has ended, or name another --out."
-            )
-        with clear_write_errors(path):
-            self._read(path)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._handle is not None and self.path is not None:
-            handle = self._handle
-            try:
-                with clear_write_errors(self.path):
-                    os.fsync(handle)
-            finally:
-                self._close(handle)
-
-    def _close(self, handle: int) -> None:
-        self._handle = None
-        os.close(handle)
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None and self.path is not None:
+            with self._file as file, clear_write_errors(self.path):
+                os.fsync(file.fileno())
 
     def is_answered(self, identity: str) -> bool:
         """True if there is a reply, not an error."""
@@ -94,41 +69,34 @@ class PredictionFile:
 
     def add(self, prediction: Prediction, about: dict[str, Any]) -> None:
         """Store a prediction, with `about` as further fields. Raises DataError if it cannot be written."""
-        if self._handle is not None:
+        if self._file is not None:
             line = json.dumps({**asdict(prediction), **about}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-            self._write(self._handle, line)
+            try:
+                num_written = os.write(self._file.fileno(), line)
+                reason = f"{num_written} of {len(line)} bytes were taken"
+            except OSError as error:
+                num_written, reason = 0, str(error.strerror)
+            if num_written != len(line):
+                raise DataError(
+                    f"{self.path} cannot be written to ({reason}). Make room, and give the same command again: what "
+                    "was answered before is kept."
+                )
         self.known[prediction.id] = prediction
-
-    def _write(self, handle: int, line: bytes) -> None:
-        try:
-            written = os.write(handle, line)
-            reason = f"{written} of {len(line)} bytes were taken"
-        except OSError as error:
-            written, reason = 0, str(error.strerror)
-        if written != len(line):
-            raise DataError(
-                f"{self.path} cannot be written to ({reason}). Make room, and give the same command again: what was "
-                "answered before is kept."
-            )
 
     def _read(self, path: Path) -> None:
         """Read the predictions of an earlier run; cut off an incomplete last line."""
         data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        self.num_cut_bytes = len(data) - whole
-        if self.num_cut_bytes and self._handle is not None:
-            os.ftruncate(self._handle, whole)
-        for prediction in _parsed(path, data[:whole]):
-            self.known[prediction.id] = prediction
+        num_whole = data.rfind(b"\n") + 1
+        self.num_cut_bytes = len(data) - num_whole
+        if self.num_cut_bytes:
+            os.truncate(path, num_whole)
+        for number, line in enumerate(data[:num_whole].splitlines(), 1):
+            if line.strip():
+                prediction = _parse(path, number, line)
+                self.known[prediction.id] = prediction
 
 
-def _parsed(path: Path, data: bytes) -> Iterator[Prediction]:
-    for number, line in enumerate(data.splitlines(), 1):
-        if line.strip():
-            yield _prediction(path, number, line)
-
-
-def _prediction(path: Path, number: int, line: bytes) -> Prediction:
+def _parse(path: Path, number: int, line: bytes) -> Prediction:
     try:
         row = json.loads(line)
         return Prediction(str(row["id"]), str(row["reply"]), str(row["finish_reason"]), row.get("error"))

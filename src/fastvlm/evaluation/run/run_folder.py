@@ -22,8 +22,7 @@ _NUM_SAMPLES, _SAMPLE_BYTES = 32, 2**16
 def checkpoint_digest(folder: Path) -> str:
     """Digest of a checkpoint: file names, sizes, and samples of each file (at most 2 MB).
 
-    A file that was trained on differs everywhere, so samples tell it; reading 15 GB to be quite sure would take longer
-    than many a run.
+    Training changes a file everywhere, so samples are enough; reading 15 GB would take longer than many runs.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):

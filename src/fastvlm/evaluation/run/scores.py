@@ -6,15 +6,14 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import fmean
 
-from fastvlm.evaluation.metrics.judging import Judged, Metric, mean
+from fastvlm.evaluation.metrics.metric import Metric, wilson_interval
 from fastvlm.evaluation.metrics.text_match import normalized
-from fastvlm.evaluation.metrics.wilson import wilson_interval
 from fastvlm.evaluation.questions import Question
 from fastvlm.evaluation.run.predictions import Prediction
 
-REFUSAL = "there is no"  # how the mini says that a question has no answer
+REFUSAL = "there is no"  # beginning of the mini's reply to a question without an answer
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,11 @@ class Row:
     """A row of the score table; scores are 0 to 1 except for CIDEr.
 
     Args:
-        test, n: its name and its questions.
-        score: over all of them; those that could not be asked count as an empty reply.
+        test, n: its name and its number of questions.
+        score: over all questions; those that could not be asked count as an empty reply.
         interval: 95 % confidence interval; None if the score is not a mean.
-        blind: the score of the replies to the same questions about a gray image, None if they were not asked.
-        majority: the score of always giving the commonest answer.
+        blind: score of the replies to the same questions about a gray image; None if they were not asked.
+        majority: score of always giving the commonest answer.
         figures: further figures of the metric.
         num_failed: questions that could not be asked.
         each: one score a question, in the questions' order; for the worst cases.
@@ -42,18 +41,6 @@ class Row:
     num_failed: int = 0
     each: tuple[float, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """The row for the summary, without the scores of single replies."""
-        return {
-            "n": self.n,
-            "score": self.score,
-            "interval": None if self.interval is None else list(self.interval),
-            "blind": self.blind,
-            "majority": self.majority,
-            "figures": dict(self.figures),
-            "failed": self.num_failed,
-        }
-
 
 def by_test(questions: Sequence[Question]) -> dict[str, list[Question]]:
     """Group questions by test, in order."""
@@ -63,7 +50,7 @@ def by_test(questions: Sequence[Question]) -> dict[str, list[Question]]:
     return dict(groups)
 
 
-def drawn(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+def draw_sample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
     """At most `limit` random questions of each test, in their original order; all if None."""
     if limit is None:
         return list(questions)
@@ -80,47 +67,37 @@ def score_tests(
     blind: Mapping[str, str] | None,
     metric: Metric,
 ) -> list[Row]:
-    """A row a test.
+    """One row a test, judged by `metric`.
 
     Args:
         questions: all that were to be asked.
         seen: predictions by the question's id.
         blind: replies to the gray images by the question's id; None if they were not asked.
-        metric: judges them all.
+        metric: of all tests.
     """
-    return [_row(test, group, seen, blind, metric) for test, group in by_test(questions).items()]
-
-
-def _row(
-    test: str,
-    questions: Sequence[Question],
-    seen: Mapping[str, Prediction],
-    blind: Mapping[str, str] | None,
-    metric: Metric,
-) -> Row:
-    said = [seen[question.id] for question in questions]
-    judged = metric.judge([one.reply for one in said], questions)
-    return Row(
-        test=test,
-        n=len(questions),
-        score=judged.score,
-        interval=_interval(judged),
-        blind=None if blind is None else metric.judge([blind[q.id] for q in questions], questions).score,
-        majority=metric.judge([commonest_answer(questions)] * len(questions), questions).score,
-        figures=judged.figures,
-        num_failed=sum(one.error is not None for one in said),
-        each=judged.each,
-    )
-
-
-def _interval(judged: Judged) -> tuple[float, float] | None:
-    return wilson_interval(judged.score, len(judged.each)) if judged.is_mean else None
+    rows = []
+    for test, group in by_test(questions).items():
+        predictions = [seen[question.id] for question in group]
+        judged = metric.judge([one.reply for one in predictions], group)
+        row = Row(
+            test=test,
+            n=len(group),
+            score=judged.score,
+            interval=wilson_interval(judged.score, len(judged.each)) if judged.is_mean else None,
+            blind=None if blind is None else metric.judge([blind[question.id] for question in group], group).score,
+            majority=metric.judge([commonest_answer(group)] * len(group), group).score,
+            figures=judged.figures,
+            num_failed=sum(one.error is not None for one in predictions),
+            each=judged.each,
+        )
+        rows.append(row)
+    return rows
 
 
 def commonest_answer(questions: Sequence[Question]) -> str:
     """The single reply that is correct for most questions; the first of several.
 
-    Each question's own answer is the one that most of its annotators gave.
+    The answer of a question is the one that most of its annotators gave.
     """
     answers = [Counter(map(normalized, question.answers)).most_common(1)[0][0] for question in questions]
     commonest = Counter(answers).most_common(1)[0][0]
@@ -128,18 +105,21 @@ def commonest_answer(questions: Sequence[Question]) -> str:
     return next(written)
 
 
-def together(name: str, rows: Sequence[Row]) -> Row:
+def mean_row(name: str, rows: Sequence[Row]) -> Row:
     """Unweighted mean of several tests' scores, as reported for POPE and ChartQA."""
-    blinds = [row.blind for row in rows if row.blind is not None]
-    majorities = [row.majority for row in rows if row.majority is not None]
     return Row(
         test=name,
         n=sum(row.n for row in rows),
-        score=mean([row.score for row in rows]),
-        blind=mean(blinds) if len(blinds) == len(rows) else None,
-        majority=mean(majorities) if len(majorities) == len(rows) else None,
+        score=fmean(row.score for row in rows),
+        blind=_mean([row.blind for row in rows]),
+        majority=_mean([row.majority for row in rows]),
         num_failed=sum(row.num_failed for row in rows),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def refusal_rows(
@@ -147,25 +127,22 @@ def refusal_rows(
 ) -> list[Row]:
     """Rows for unanswerable questions of the mini suite: correct refusals and false refusals.
 
-    ``unanswerable_refused`` is the share of refusals among questions whose answer is one, ``false_refusals`` among the
-    others; of the latter less is better. No rows without unanswerable questions.
+    ``unanswerable_refused`` is the share of refusals among questions whose answer is a refusal, ``false_refusals``
+    among the others (less is better). No rows without unanswerable questions.
     """
-    unanswerable = [question for question in questions if is_refusal(question.answers[0])]
-    answerable = [question for question in questions if not is_refusal(question.answers[0])]
-    if not unanswerable:
+    groups: dict[str, list[Question]] = {"unanswerable_refused": [], "false_refusals": []}
+    for question in questions:
+        groups["unanswerable_refused" if _is_refusal(question.answers[0]) else "false_refusals"].append(question)
+    if not groups["unanswerable_refused"]:
         return []
-    groups = {"unanswerable_refused": unanswerable, "false_refusals": answerable}
-    return [_refusals(name, group, seen, blind) for name, group in groups.items() if group]
+    rows = []
+    for name, group in groups.items():
+        if group:
+            share = fmean(_is_refusal(seen[question.id].reply) for question in group)
+            blind_share = None if blind is None else fmean(_is_refusal(blind[question.id]) for question in group)
+            rows.append(Row(name, len(group), share, wilson_interval(share, len(group)), blind_share))
+    return rows
 
 
-def is_refusal(text: str) -> bool:
-    """True for "There is no ..."."""
+def _is_refusal(text: str) -> bool:
     return normalized(text).startswith(REFUSAL)
-
-
-def _refusals(
-    name: str, questions: Sequence[Question], seen: Mapping[str, Prediction], blind: Mapping[str, str] | None
-) -> Row:
-    share = mean([float(is_refusal(seen[question.id].reply)) for question in questions])
-    blind_share = None if blind is None else mean([float(is_refusal(blind[question.id])) for question in questions])
-    return Row(name, len(questions), share, wilson_interval(share, len(questions)), blind_share)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastvlm.evaluation.metrics.judging import Metric
+from fastvlm.evaluation.metrics.metric import Metric
 from fastvlm.evaluation.run.benchmark_run import Result
 from fastvlm.evaluation.run.published_figures import PublishedFigure
 from fastvlm.evaluation.run.scores import Row
@@ -20,10 +20,10 @@ def summary(
     """The summary as JSON values; scores from 0 to 1, rounded to four digits.
 
     Args:
-        about: what was asked of whom: task, model, settings.
+        about: task, model and settings.
         result: of the run.
-        rows: its tests, and what was made of them (all together, refusals).
-        metric: what judged them.
+        rows: of the tests, and rows made of them (their mean, refusals).
+        metric: of the task.
         published: the authors' figures for this checkpoint and task.
     """
     return {

@@ -6,9 +6,8 @@ import base64
 import html
 import io
 import random
-import unicodedata
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from PIL import Image
 
@@ -20,6 +19,7 @@ from fastvlm.images import open_image
 
 _SIDE_PX = 256
 _QUALITY = 80
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tab and newline
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color-scheme:light dark}"
     "article{display:flex;gap:1rem;flex-wrap:wrap;border-top:1px solid #8884;padding:1rem 0}"
@@ -28,55 +28,48 @@ _STYLE = (
 )
 
 
-@dataclass(frozen=True)
-class WorstCase:
-    """A question with its reply and score."""
-
-    question: Question
-    prediction: Prediction
-    score: float
+Case = tuple[Question, Prediction, float]  # a question with its prediction and score
 
 
 def worst_cases(
     questions: Sequence[Question], seen: Mapping[str, Prediction], rows: Sequence[Row], count: int, seed: int = 0
-) -> list[WorstCase]:
+) -> list[Case]:
     """At most `count` questions with the lowest scores below 1; ties are broken at random."""
     groups, scores = by_test(questions), {row.test: row.each for row in rows}
     cases = [
-        WorstCase(question, seen[question.id], score)
+        (question, seen[question.id], score)
         for test, group in groups.items()
         for question, score in zip(group, scores[test], strict=True)
         if score < 1
     ]
     random.Random(seed).shuffle(cases)  # noqa: S311 - a sample, no secret
-    return sorted(cases, key=lambda case: case.score)[:count]
+    return sorted(cases, key=lambda case: case[2])[:count]
 
 
-def worst_page(title: str, cases: Sequence[WorstCase], num_questions: int) -> str:
+def worst_page(title: str, cases: Sequence[Case], num_questions: int) -> str:
     """The page as HTML; all texts are escaped, and a policy forbids it to load or run anything."""
-    articles = "\n".join(_article(case) for case in cases) or "<p>Every reply is right.</p>"
+    articles = "\n".join(_article(*case) for case in cases) or "<p>Every reply is right.</p>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_shown(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{_shown(title)}</h1><p>The {len(cases)} worst of {num_questions} questions; of equals, some by lot.</p>\n"
+        f"<title>{_escaped(title)}</title><style>{_STYLE}</style></head><body><h1>{_escaped(title)}</h1>"
+        f"<p>The {len(cases)} worst of {num_questions} questions; a random choice among equal scores.</p>\n"
         f"{articles}\n</body></html>\n"
     )
 
 
-def _article(case: WorstCase) -> str:
-    images = "".join(_thumbnail(image) for image in case.question.images)
-    error = case.prediction.error
+def _article(question: Question, prediction: Prediction, score: float) -> str:
+    images = "".join(map(_thumbnail, question.images))
     rows = {
-        "question": case.question.text,
-        "reply": case.prediction.reply if error is None else f"could not be asked: {error}",
-        "answers": " | ".join(dict.fromkeys(case.question.answers)),
-        "score": f"{case.score:.2f}",
-        "test, id": f"{case.question.test}, {case.question.id}",
+        "question": question.text,
+        "reply": prediction.reply if prediction.error is None else f"could not be asked: {prediction.error}",
+        "answers": " | ".join(dict.fromkeys(question.answers)),
+        "score": f"{score:.2f}",
+        "test, id": f"{question.test}, {question.id}",
     }
-    terms = "".join(f"<dt>{name}</dt><dd>{_shown(text)}</dd>" for name, text in rows.items())
+    terms = "".join(f"<dt>{name}</dt><dd>{_escaped(text)}</dd>" for name, text in rows.items())
     return f"<article><div>{images}</div><dl>{terms}</dl></article>"
 
 
@@ -85,7 +78,7 @@ def _thumbnail(source: ImageSource) -> str:
     try:
         image = open_image(source)
     except ImageError as error:
-        return f"<p>{_shown(str(error))}</p>"
+        return f"<p>{_escaped(str(error))}</p>"
     small = image.copy()
     small.thumbnail((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -94,9 +87,6 @@ def _thumbnail(source: ImageSource) -> str:
     return f'<img alt="" width="{small.width}" height="{small.height}" src="data:image/jpeg;base64,{data}">'
 
 
-def _shown(text: str) -> str:
+def _escaped(text: str) -> str:
     """Escape HTML; replace control characters and lone surrogates by U+FFFD."""
-    clean = "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text
-    )
-    return html.escape(clean)
+    return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
