@@ -141,7 +141,7 @@ class _Preparation:
         if self._base is not None and not self._checkpoint.changed.intersection((*sources, *biases)):
             return self._base.linears[names]
         layer = self._made(names, sources, [self._checkpoint.tensors.get(bias) for bias in biases])
-        self.own_bytes += int(getattr(layer, "num_bytes", 0))
+        self.own_bytes += layer.num_bytes
         return layer
 
     def _source(self, name: str) -> str:
@@ -154,7 +154,7 @@ class _Preparation:
             _check_shape(rounded, self._shape(sources))
             return self._make_rounded(rounded, joined_biases(biases))
         if any(name in self._checkpoint.layers for name in names):
-            return _side_by_side([self._own_layer(name, source) for name, source in zip(names, sources, strict=True)])
+            return _ModelLayers([self._own_layer(name, source) for name, source in zip(names, sources, strict=True)])
         weights = [self._checkpoint.tensors[source] for source in sources]
         return self._make(weights, biases, is_head=names == (HEAD,))
 
@@ -162,7 +162,7 @@ class _Preparation:
         """(outputs, inputs) of the layer of the tensors `sources` according to the configuration."""
         return sum(self._shapes[source][0] for source in sources), self._shapes[sources[0]][1]
 
-    def _own_layer(self, name: str, source: str) -> Linear:
+    def _own_layer(self, name: str, source: str) -> Callable[[Tensor], Tensor]:
         """The layer with its own code if there is one, else a plain one."""
         own = self._checkpoint.layers.get(name)
         if own is not None:
@@ -181,7 +181,7 @@ def _check_shape(weight: RoundedWeight, expected: tuple[int, int]) -> None:
         )
 
 
-def _in_dtype(layer: Linear, dtype: torch.dtype) -> Linear:
+def _in_dtype(layer: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """`layer`, or a copy in `dtype` if it is a module with floating weights of another dtype."""
     if not isinstance(layer, nn.Module) or all(
         parameter.dtype == dtype for parameter in layer.parameters() if parameter.is_floating_point()
@@ -194,5 +194,15 @@ def _bias_name(weight_name: str) -> str:
     return weight_name.removesuffix("weight") + "bias"
 
 
-def _side_by_side(layers: Sequence[Linear]) -> Linear:
-    return layers[0] if len(layers) == 1 else lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+class _ModelLayers:
+    """Layers of a live model with code of their own, such as an adapter's; their outputs are concatenated."""
+
+    num_bytes = 0  # the weights are the model's
+
+    def __init__(self, layers: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        self._layers = layers
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        outputs = [layer(x) for layer in self._layers]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)

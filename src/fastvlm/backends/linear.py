@@ -5,7 +5,7 @@ Shapes: a weight is (out, in), a bias (out,), inputs are (..., in), outputs (...
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -13,7 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Activation = Literal["none", "gelu"]
-Linear = Callable[[Tensor], Tensor]
+
+
+class Linear(Protocol):
+    """A linear layer for inference."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weight that belongs to this layer alone."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """(..., in) -> (..., out)."""
 
 
 class LinearMaker(Protocol):
