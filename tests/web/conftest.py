@@ -2,7 +2,6 @@
 
 import shutil
 
-import parrot
 import pytest
 from server_process import Server
 
@@ -12,16 +11,7 @@ DRIVER = shutil.which("chromedriver")
 
 @pytest.fixture(scope="session")
 def server():
-    running = Server()
-    yield running
-    assert running.stop() == 0, running.lines
-
-
-@pytest.fixture(scope="session")
-def endless(tmp_path_factory):
-    """A server whose replies end at their limit only."""
-    folder = parrot.save(tmp_path_factory.mktemp("checkpoints") / "endless", is_endless=True)
-    running = Server("--slots", 1, "--max-waiting", 1, "--name", "mini", "--max-output-tokens", 16000, model=folder)
+    running = Server("--max-images", 3)
     yield running
     assert running.stop() == 0, running.lines
 

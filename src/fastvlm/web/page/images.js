@@ -1,5 +1,7 @@
 // Prepares images for the server: files, frames of a video; compares frames.
 
+import { megabytes } from "./words.js";
+
 const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 const LARGEST_BYTES = 4e6; // larger files are scaled down here: the model sees at most about 1024 px
 const LARGEST_SIDE = 2048;
@@ -7,18 +9,33 @@ const FRAME_SIDE = 768;
 const SIGHT = 32; // side in pixels of the gray images that are compared
 const CHANGE = 6; // mean difference of gray values (0 to 255) of a changed frame; camera noise is about 2
 
-export async function fromFile(file) {
-  if (!file.type.startsWith("image/")) throw new Error(`${file.name || "That"} is not an image.`);
-  if (SENT_AS_THEY_ARE.includes(file.type) && file.size <= LARGEST_BYTES) return read(file);
+/**
+ * The data URI of an image file: as it is, or scaled down if it is larger than it needs to be or than the server takes.
+ * @param {File} file
+ * @param {?import("./api.js").Limits} limits
+ * @returns {Promise<string>} throws an Error in words that follow "name: "
+ */
+export async function fromFile(file, limits) {
+  const kind = file.type || "unknown kind";
+  if (!file.type.startsWith("image/")) throw new Error(`this is not an image (${kind}). Choose a PNG, JPEG or WebP file.`);
+  if (file.size === 0) throw new Error("the file is empty.");
   const image = await decode(file);
-  return draw(image, image.width, image.height, LARGEST_SIDE);
+  const largest = Math.min(LARGEST_BYTES, limits?.max_image_bytes ?? Infinity);
+  const pixels = limits?.max_image_pixels ?? Infinity;
+  const isSmall = file.size <= largest && image.width * image.height <= pixels;
+  if (isSmall && SENT_AS_THEY_ARE.includes(file.type)) return read(file);
+  const side = Math.min(LARGEST_SIDE, (Math.sqrt(pixels) * Math.max(image.width, image.height)) / Math.sqrt(image.width * image.height));
+  const uri = draw(image, image.width, image.height, side);
+  const bytes = 0.75 * uri.length;
+  if (bytes <= largest) return uri;
+  throw new Error(`the image has ${megabytes(bytes)}; the server takes ${megabytes(largest)}. Choose a smaller one.`);
 }
 
 function read(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error("The image cannot be read."));
+    reader.onerror = () => reject(new Error("the file cannot be read."));
     reader.readAsDataURL(blob);
   });
 }
@@ -27,7 +44,7 @@ async function decode(file) {
   try {
     return await createImageBitmap(file);
   } catch {
-    throw new Error(`${file.name || "That"} cannot be shown by this browser. Save it as PNG or JPEG.`);
+    throw new Error("this browser cannot show it: it is damaged, or of a kind that the browser does not know. Save it as PNG or JPEG.");
   }
 }
 
@@ -59,23 +76,4 @@ export function differ(before, now) {
   let sum = 0;
   for (let i = 0; i < now.length; i++) sum += Math.abs(now[i] - before[i]);
   return sum / now.length > CHANGE;
-}
-
-export async function openVideo(video, kind) {
-  const devices = navigator.mediaDevices;
-  if (!devices) throw new Error("This browser gives no camera to pages without https, except on localhost.");
-  try {
-    video.srcObject = await (kind === "screen"
-      ? devices.getDisplayMedia({ video: true })
-      : devices.getUserMedia({ video: { facingMode: "environment" } }));
-  } catch (error) {
-    const denied = error.name === "NotAllowedError";
-    throw new Error(denied ? `The ${kind} was not allowed.` : `The ${kind} is not available (${error.message}).`);
-  }
-  await video.play();
-}
-
-export function closeVideo(video) {
-  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
-  video.srcObject = null;
 }

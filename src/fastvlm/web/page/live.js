@@ -1,17 +1,20 @@
 // Live mode: asks repeatedly about the camera or the screen.
 
 import { ask } from "./api.js";
-import { closeVideo, differ, frame, glance, openVideo } from "./images.js";
+import { differ, frame, glance } from "./images.js";
+import { closeVideo, openVideo } from "./video.js";
+import { counted } from "./words.js";
 
 const PAUSE_MS = 200; // between two checks of an unchanged image
 const TOKENS = 32;
 
-function counted(count, noun) {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
-}
-
 export class Live {
-  // settings(): {model, question, temperature}; onAnswer(text), onStats(text), onError(error), onEnd()
+  /**
+   * @param {HTMLVideoElement} video
+   * @param {{question: () => string, body: (content: object[]) => Promise<object>, onQuestion: (text: string) => void,
+   *   onAnswer: (text: string) => void, onStats: (text: string) => void, onError: (error: Error) => void,
+   *   onEnd: () => void}} hooks  body: the request that asks a message's content
+   */
   constructor(video, hooks) {
     this.video = video;
     this.hooks = hooks;
@@ -56,10 +59,11 @@ export class Live {
     let asked = null;
     while (!signal.aborted) {
       const now = glance(this.video);
-      const question = this.hooks.settings().question;
+      const question = this.hooks.question();
+      this.hooks.onQuestion(question);
       if (differ(seen, now) || question !== asked) {
         [seen, asked] = [now, question];
-        await this.answer(signal);
+        await this.answer(question, signal);
       } else {
         this.skipped++;
         await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
@@ -68,18 +72,16 @@ export class Live {
     }
   }
 
-  async answer(signal) {
-    const { model, question, temperature } = this.hooks.settings();
+  async answer(question, signal) {
     const start = performance.now();
     let text = "";
     this.ttft = null;
-    const content = [
+    const body = await this.hooks.body([
       { type: "image_url", image_url: { url: frame(this.video) } },
       { type: "text", text: question },
-    ];
-    const body = { model, temperature, max_tokens: TOKENS, messages: [{ role: "user", content }] };
+    ]);
     await ask(
-      body,
+      { ...body, max_tokens: Math.min(TOKENS, body.max_tokens) },
       (piece) => {
         this.ttft ??= performance.now() - start;
         text += piece;

@@ -1,55 +1,27 @@
-// The page: a conversation about images. Its state is the list of messages for /v1/chat/completions.
+// The page: a conversation about images. Joins the parts and the document's events.
 
-import { ApiError, ask, firstModel, useKey } from "./api.js";
+import { ApiError, useKey } from "./api.js";
+import { Attachments } from "./attachments.js";
+import { Chat } from "./chat.js";
+import { Conversation, toMarkdown, toMessages } from "./conversation.js";
+import { $, download, element } from "./dom.js";
+import { frame } from "./images.js";
 import { Live } from "./live.js";
-import { closeVideo, frame, fromFile, openVideo } from "./images.js";
+import { Models } from "./models.js";
+import { placePopover } from "./popovers.js";
+import { EXAMPLES, LIVE_QUESTION, PRESETS } from "./questions.js";
+import { parameters, showLimits, startSettings, systemPrompt } from "./settings.js";
+import { load, save } from "./store.js";
+import { LogView } from "./turns.js";
+import { closeVideo, openVideo } from "./video.js";
 
-const EXAMPLES = [
-  ["letter.png", "What letter is this?"],
-  ["red_star.png", "What shape is this?"],
-  ["five_shapes.png", "How many shapes are there?"],
-  ["word.png", "What does it say?"],
-  ["objects.png", "What do you see?"],
-  ["shapes.png", "What shape is orange?"],
-];
-const PRESETS = [
-  ["Describe", "Describe the image."],
-  ["Read the text", "What does the text say?"],
-  ["Count", "How many objects are there?"],
-  ["JSON", "Describe the image as JSON.", imageFormat()],
-];
-const LIVE_QUESTION = "What is this?";
-const $ = (id) => document.getElementById(id);
+const WARM_UP_MS = 400; // the first frames of many cameras are dark
+const TYPING_MS = 300; // pause after which a draft is stored
 
-let model = null;
-let messages = [];
-let images = []; // data URIs of the next question
-let running = null; // AbortController of the reply in progress
-
-function imageFormat() {
-  const text = { type: "string", maxLength: 40 };
-  const schema = {
-    type: "object",
-    properties: { shape: text, color: text, count: { type: "integer", minimum: 0, maximum: 99 } },
-    required: ["shape", "color", "count"],
-    additionalProperties: false,
-  };
-  return { type: "json_schema", json_schema: { name: "image", schema } };
-}
-
-// ---------------------------------------------------------------- small things
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-
-function say(text) {
-  $("status").textContent = text; // for screen readers
-}
+// ---------------------------------------------------------------- errors, notes
 
 function showError(error) {
+  if (error.name === "AbortError") return; // stopped on purpose
   $("error").textContent = error.message;
   $("error").hidden = false;
   if (error instanceof ApiError && error.status === 401) {
@@ -58,8 +30,23 @@ function showError(error) {
   }
 }
 
+// The server names a refused image by its place in the request, whose last message is the draft.
+function showChatError(error) {
+  const [, message, part] = /messages\[(\d+)\]\.content\[(\d+)\]\.image_url/.exec(error.param ?? "") ?? [];
+  const isOfDraft = Number(message) === conversation.turns.length + (systemPrompt() ? 1 : 0);
+  if (isOfDraft) attachments.refuse(Number(part), error.message);
+  showError(error);
+}
+
 function clearError() {
   $("error").hidden = true;
+  $("notice").hidden = !conversation.undo;
+}
+
+function showNote(text, canUndo) {
+  $("notice-text").textContent = text;
+  $("undo").hidden = !canUndo;
+  $("notice").hidden = !text;
 }
 
 function toEnd() {
@@ -67,165 +54,104 @@ function toEnd() {
   main.scrollTop = main.scrollHeight;
 }
 
-// ---------------------------------------------------------------- images of the next question
-
-function addImage(uri) {
-  images.push(uri);
-  showImages();
-  say(`Image ${images.length} added.`);
-  $("question").focus();
+function focusQuestion() {
+  if (!matchMedia("(pointer: coarse)").matches) $("question").focus(); // a touch keyboard would cover the page
 }
 
-function showImages() {
-  $("images").replaceChildren(
-    ...images.map((uri, index) => {
-      const remove = element("button", { type: "button", textContent: "×", title: "Remove" });
-      remove.setAttribute("aria-label", `Remove image ${index + 1}`);
-      remove.onclick = () => {
-        images.splice(index, 1);
-        showImages();
-        $("question").focus();
-      };
-      return element("li", {}, element("img", { src: uri, alt: `Image ${index + 1}` }), remove);
-    }),
-  );
-}
+// ---------------------------------------------------------------- parts
 
-async function addFiles(files) {
-  clearError();
-  for (const file of files) {
-    try {
-      addImage(await fromFile(file));
-    } catch (error) {
-      showError(error);
-    }
-  }
-}
-
-// ---------------------------------------------------------------- requests
-
-function userTurn(text) {
-  const parts = images.map((url) => ({ type: "image_url", image_url: { url } }));
-  return { role: "user", content: [...parts, { type: "text", text }] };
-}
-
-function showTurn(role, text, uris = []) {
-  const turn = element("div", { className: `turn ${role}` });
-  turn.append(element("span", { className: "hidden", textContent: role === "user" ? "You: " : "Model: " }));
-  if (uris.length) {
-    turn.append(element("ul", {}, ...uris.map((src, i) => element("li", {}, element("img", { src, alt: `Image ${i + 1}` })))));
-  }
-  turn.append(element("p", { textContent: text }));
-  $("log").append(turn);
-  $("welcome").hidden = true;
+const conversation = new Conversation(() => {
+  const { turns, undo, isEmpty } = conversation;
+  log.show(turns);
+  $("welcome").hidden = !isEmpty;
+  $("export").disabled = isEmpty;
+  showNote(undo?.reason ?? "", undo !== null);
   toEnd();
-  return turn;
+  save("conversation", { turns, undo });
+});
+
+const attachments = new Attachments($("images"), {
+  limits: () => models.chosen?.limits,
+  numOthers: () => conversation.numImages,
+  onChange: storeDraft,
+});
+
+const models = new Models((model) => showLimits(model));
+
+let pending = null; // once per frame: layout for every token of a long reply would block clicks on Stop
+
+const chat = new Chat(conversation, {
+  draft: () => ({ text: $("question").value, images: attachments.uris }),
+  setDraft: ({ text, images }) => {
+    $("question").value = text;
+    attachments.set(images);
+    focusQuestion();
+  },
+  system: systemPrompt,
+  parameters,
+  model: chosenModel,
+  onText: (turn) => {
+    pending ??= requestAnimationFrame(() => {
+      pending = null;
+      log.update(turn);
+      toEnd();
+    });
+  },
+  onRunning: (isRunning) => {
+    $("stop").hidden = !isRunning;
+    $("send").hidden = isRunning;
+    $("log").setAttribute("aria-busy", String(isRunning));
+  },
+  onError: showChatError,
+  onNote: (text) => showNote(text, false),
+});
+
+const log = new LogView($("log"), {
+  edit: (turn) => chat.edit(turn),
+  retry: (turn) => {
+    clearError();
+    chat.retry(turn);
+  },
+});
+
+const live = new Live($("live-video"), {
+  question: () => $("question").value.trim() || LIVE_QUESTION,
+  body: async (content) => {
+    const messages = [...toMessages([], systemPrompt()), { role: "user", content }];
+    return { ...parameters(), model: (await chosenModel()).id, messages };
+  },
+  onQuestion: (text) => ($("live-question").textContent = text),
+  onAnswer: (text) => ($("live-answer").textContent = text),
+  onStats: (text) => ($("live-stats").textContent = text),
+  onError: showError,
+  onEnd: () => showLive(false),
+});
+
+async function chosenModel() {
+  if (!models.chosen) await models.connect();
+  return models.chosen;
 }
 
-function statsLine(start, first, last, reply) {
-  if (first === null) return "no text";
-  const parts = [`first word after ${Math.round(first - start)} ms`];
-  const seconds = (last - first) / 1000;
-  if (reply?.tokens > 2 && seconds > 0) parts.push(`${((reply.tokens - 1) / seconds).toFixed(0)} tokens/s`);
-  if (reply?.finishReason === "length") parts.push("cut at the longest length");
-  if (!reply) parts.push("stopped");
-  return parts.join(" · ");
+function storeDraft() {
+  save("draft", { text: $("question").value, images: attachments.uris });
 }
 
-function setRunning(controller) {
-  running = controller;
-  $("stop").hidden = controller === null;
-  $("send").disabled = controller !== null;
-  $("log").setAttribute("aria-busy", String(controller !== null));
-}
-
-async function send(text, format = null) {
-  if (running || !text.trim()) return;
+function send(text, format) {
   clearError();
-  const draft = { text, images };
-  const talk = messages; // "New" may replace it meanwhile
-  const turn = userTurn(text);
-  const shown = [showTurn("user", text, images), showTurn("assistant", "")];
-  images = [];
-  showImages();
-  $("question").value = "";
-  setRunning(new AbortController());
-  const [answer, isKept] = await answerInto(shown[1], [...talk, turn], format);
-  setRunning(null);
-  if (isKept) {
-    talk.push(turn, { role: "assistant", content: answer });
-  } else if (talk === messages) {
-    for (const one of shown) one.remove();
-    images = draft.images;
-    showImages();
-    $("question").value = draft.text; // keep what was typed
-    $("welcome").hidden = messages.length > 0;
-  }
-  if ($("key-row").hidden) $("question").focus();
-}
-
-// [text, whether the turn is kept]: a stopped reply is kept, one that failed before its first word is not.
-async function answerInto(turn, asked, format) {
-  const paragraph = turn.querySelector("p");
-  paragraph.classList.add("waiting");
-  const start = performance.now();
-  let [text, first, last, reply] = ["", null, null, null];
-  // Once per frame: layout for every token of a long reply would block clicks on Stop.
-  let frame = null;
-  const show = () => {
-    frame = null;
-    paragraph.textContent = text;
-    toEnd();
-  };
-  const onText = (piece) => {
-    last = performance.now();
-    first ??= last;
-    text += piece;
-    frame ??= requestAnimationFrame(show);
-  };
-  try {
-    reply = await ask(body(asked, format), onText, running.signal);
-  } catch (error) {
-    if (error.name !== "AbortError") showError(error);
-    if (!text) return ["", false];
-  } finally {
-    cancelAnimationFrame(frame);
-    show();
-    paragraph.classList.remove("waiting");
-  }
-  turn.append(element("p", { className: "stats faint", textContent: statsLine(start, first, last, reply) }));
-  toEnd();
-  return [text, true];
-}
-
-function body(asked, format) {
-  return {
-    model,
-    messages: asked,
-    max_tokens: Number($("max-tokens").value) || 256,
-    temperature: Number($("temperature").value) || 0,
-    ...(format && { response_format: format }),
-  };
+  return chat.send(text, format);
 }
 
 // ---------------------------------------------------------------- camera and live
 
-const live = new Live($("live-video"), {
-  settings: () => ({
-    model,
-    question: $("question").value.trim() || LIVE_QUESTION,
-    temperature: Number($("temperature").value) || 0,
-  }),
-  onAnswer: (text) => ($("live-answer").textContent = text),
-  onStats: (text) => ($("live-stats").textContent = text),
-  onError: showError,
-  onEnd: () => ($("live").hidden = true),
-});
+function showLive(isOn) {
+  $("live").hidden = !isOn;
+  document.body.classList.toggle("live", isOn);
+}
 
 function startLive(kind) {
   clearError();
-  $("live-answer").textContent = $("live-stats").textContent = "";
-  $("live").hidden = false;
+  $("live-question").textContent = "";
+  showLive(true);
   live.start(kind);
 }
 
@@ -234,8 +160,8 @@ async function snap() {
   const video = element("video", { muted: true, playsInline: true });
   try {
     await openVideo(video, "camera");
-    await new Promise((resolve) => setTimeout(resolve, 400)); // first frames of many cameras are dark
-    addImage(frame(video));
+    await new Promise((resolve) => setTimeout(resolve, WARM_UP_MS));
+    attachments.add(frame(video));
   } catch (error) {
     showError(error);
   } finally {
@@ -243,7 +169,7 @@ async function snap() {
   }
 }
 
-// ---------------------------------------------------------------- event handlers
+// ---------------------------------------------------------------- events
 
 $("ask").onsubmit = (event) => {
   event.preventDefault();
@@ -255,12 +181,22 @@ $("question").onkeydown = (event) => {
     send($("question").value);
   }
 };
+let typing = null;
+$("question").oninput = () => {
+  clearTimeout(typing);
+  typing = setTimeout(storeDraft, TYPING_MS);
+};
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
-  running?.abort();
+  if (event.key !== "Escape" || document.querySelector(":popover-open")) return; // it closes the popover alone
+  chat.stop();
   live.end();
 });
-$("stop").onclick = () => running?.abort();
+$("stop").onclick = () => chat.stop();
+$("new").onclick = () => {
+  clearError();
+  chat.clear();
+};
+$("undo").onclick = () => chat.undo();
 $("pick").onclick = () => $("files").click();
 $("files").onchange = async () => {
   await addFiles([...$("files").files]);
@@ -270,29 +206,27 @@ $("camera").onclick = snap;
 $("live-camera").onclick = () => startLive("camera");
 $("live-screen").onclick = () => startLive("screen");
 $("live-end").onclick = () => live.end();
-$("live-snap").onclick = () => addImage(frame($("live-video")));
-$("new").onclick = () => {
-  running?.abort();
-  messages = [];
-  images = [];
-  showImages();
-  $("log").replaceChildren();
-  $("welcome").hidden = false;
-  clearError();
-  $("question").focus();
-};
+$("live-snap").onclick = () => attachments.add(frame($("live-video")));
 $("key-save").onclick = () => {
   useKey($("key").value);
   $("key-row").hidden = true;
   clearError();
   connect();
 };
+$("export-markdown").onclick = () => {
+  download("conversation.md", toMarkdown(conversation.turns, models.chosen?.id ?? "Model"), "text/markdown");
+  $("export-menu").hidePopover();
+};
+$("export-json").onclick = () => {
+  const content = { model: models.chosen?.id, ...parameters(), messages: toMessages(conversation.turns, systemPrompt()) };
+  download("conversation.json", JSON.stringify(content, null, 2), "application/json");
+  $("export-menu").hidePopover();
+};
 document.addEventListener("paste", (event) => {
-  const files = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith("image/"));
-  if (files.length) {
-    event.preventDefault();
-    addFiles(files);
-  }
+  const files = [...(event.clipboardData?.files ?? [])];
+  if (!files.length) return;
+  event.preventDefault();
+  addFiles(files);
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -307,6 +241,12 @@ document.addEventListener("drop", (event) => {
   addFiles([...event.dataTransfer.files]);
 });
 
+async function addFiles(files) {
+  clearError();
+  await attachments.addFiles(files);
+  focusQuestion();
+}
+
 // ---------------------------------------------------------------- start
 
 function showExamples() {
@@ -314,7 +254,7 @@ function showExamples() {
     const image = element("img", { src: `examples/${name}`, alt: "" });
     const button = element("button", { type: "button" }, image, text);
     button.onclick = async () => {
-      await addFiles([await (await fetch(image.src)).blob()]);
+      await addFiles([new File([await (await fetch(image.src)).blob()], name, { type: "image/png" })]);
       send(text);
     };
     $("examples").append(element("li", {}, button));
@@ -331,15 +271,23 @@ function showPresets() {
 
 async function connect() {
   try {
-    model = await firstModel();
-    $("model").textContent = model;
-    document.title = `fastvlm · ${model}`;
+    await models.connect();
   } catch (error) {
-    $("model").textContent = "not connected";
     showError(error);
   }
 }
 
+async function restore() {
+  const [kept, draft] = [await load("conversation"), await load("draft")];
+  if (kept) conversation.set(Conversation.readStored(kept.turns), kept.undo ?? null);
+  if (draft && !$("question").value) $("question").value = draft.text;
+  if (draft) attachments.set(draft.images);
+  focusQuestion();
+}
+
+startSettings();
 showExamples();
 showPresets();
-connect();
+placePopover("export", "export-menu", "below");
+placePopover("settings-open", "settings", "above");
+restore().finally(connect);
