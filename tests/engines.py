@@ -18,9 +18,21 @@ from fastvlm.backends.local import LocalBackend, _context
 from fastvlm.engine.engine import Engine
 from fastvlm.formats.checkpoint import Checkpoint
 
-__all__ = ["CpuEncode", "decoder", "engine", "maker", "prefilled"]
+__all__ = ["CpuEncode", "Function", "decoder", "engine", "maker", "prefilled"]
 
 CPU = torch.device("cpu")
+
+
+class Function:
+    """A function as a layer."""
+
+    num_bytes = 0
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._function(x)
 
 
 def maker(make: Callable[[Tensor, Tensor | None], Linear]) -> LinearMaker:
