@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.server.http.body import MAX_VALUES, UploadDeadline, announced_bytes, parse, read_body
+from fastvlm.server.http.body import MAX_VALUES, announced_bytes, parse, read_body, upload_deadline_s
 from fastvlm.server.http.errors import ApiError
-from fastvlm.server.openai.schemas import ChatRequest
+from fastvlm.server.openai.chat import ChatRequest
+from fastvlm.server.settings import ServeSettings
 
 CHAT = {"model": "mini", "messages": [{"role": "user", "content": "?"}]}
 
@@ -20,8 +21,8 @@ def scope(**headers):
 
 
 def test_time_for_a_body_grows_with_what_has_come():
-    pace = UploadDeadline(rate=100, grace_s=10, limit_s=50)
-    assert [pace.time_for(count) for count in (0, 1000, 4000, 10**9)] == [10, 20, 50, 50]
+    settings = ServeSettings(min_body_rate=100, header_timeout_s=10, request_timeout_s=50)
+    assert [upload_deadline_s(count, settings) for count in (0, 1000, 4000, 10**9)] == [10, 20, 50, 50]
 
 
 def test_a_body_that_stops_is_given_up():
@@ -32,7 +33,7 @@ def test_a_body_that_stops_is_given_up():
         return await asyncio.Event().wait()
 
     with pytest.raises(ApiError) as raised:
-        asyncio.run(read_body(scope(), receive, 1000, UploadDeadline(rate=100, grace_s=0.01, limit_s=300)))
+        asyncio.run(read_body(scope(), receive, ServeSettings(min_body_rate=100, header_timeout_s=0.01)))
     assert raised.value.status == 408
 
 

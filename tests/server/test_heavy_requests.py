@@ -13,8 +13,9 @@ from server_process import question
 
 from fastvlm import FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.engine.engine import Engine
+from fastvlm.server import conversation, generation
 from fastvlm.server.app import create_app
-from fastvlm.server.openai import completions, formatters, messages
+from fastvlm.server.openai import chat, completions
 from fastvlm.server.service import Service
 from fastvlm.server.settings import ServeSettings
 
@@ -103,14 +104,14 @@ CHATS = {"model": "mini", "messages": [question("?")], "max_tokens": 2}
 TEXTS = {"model": "mini", "prompt": "A", "max_tokens": 2}
 IMAGES = {**CHATS, "messages": [question("?", "data:image/x-portable-graymap;base64,UDUgMSAxIDI1NQoA")]}
 BLOCKED = [
-    (completions, "parse", "/v1/chat/completions", CHATS),
-    (completions, "check_texts", "/v1/chat/completions", CHATS),
-    (completions, "_digest", "/v1/completions", TEXTS),
-    (completions, "_token_ids", "/v1/completions", TEXTS),
-    (messages, "read_data_uri", "/v1/chat/completions", IMAGES),
+    (chat, "parse", "/v1/chat/completions", CHATS),
+    (chat, "conversation", "/v1/chat/completions", CHATS),
+    (completions, "parse", "/v1/completions", TEXTS),
+    (generation, "_token_ids", "/v1/completions", TEXTS),
+    (conversation, "read_data_uri", "/v1/chat/completions", IMAGES),
     (Engine, "prepare", "/v1/chat/completions", IMAGES),
-    (formatters.ChatFormatter, "response", "/v1/chat/completions", CHATS),
-    (formatters.CompletionFormatter, "response", "/v1/completions", TEXTS),
+    (chat.ChatFormatter, "reply", "/v1/chat/completions", CHATS),
+    (completions.CompletionFormatter, "reply", "/v1/completions", TEXTS),
 ]
 
 
@@ -145,13 +146,13 @@ def test_the_event_loop_is_free_while_one_request_is_worked_on(monkeypatch):
 def test_a_request_forgets_its_images_once_they_are_prepared(monkeypatch):
     """A request that waits for a slot holds the prepared prompt, not the body."""
     seen = []
-    original = completions._respond
+    original = generation._respond
 
     async def respond(context, request, *rest):
-        seen.append(list(request.messages))
+        seen.append(list(request.prompts))
         await original(context, request, *rest)
 
-    monkeypatch.setattr(completions, "_respond", respond)
+    monkeypatch.setattr(generation, "_respond", respond)
 
     async def run():
         async with application() as client:

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from fastvlm.server.openai.schemas import ChatRequest
+from fastvlm.server.openai.chat import ChatRequest
 from fastvlm.server.openapi import docs_page, document
 
 # That what the document allows is also answered with 200 is not checked: what a data URI, a schema to be enforced or a

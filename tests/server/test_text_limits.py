@@ -10,7 +10,7 @@ from llguidance.hf import from_tokenizer
 
 import fastvlm
 from fastvlm.server.http.errors import ApiError
-from fastvlm.server.openai.text_limits import text_limits
+from fastvlm.server.text_limits import text_limits
 
 
 @pytest.fixture(scope="module")

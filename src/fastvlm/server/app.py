@@ -72,7 +72,7 @@ def _routes(service: Service, page: Path | None) -> list[BaseRoute]:
         *(route.starlette_route(service) for route in API_ROUTES),
         get_route("/openapi.json", lambda _: JSONResponse(content)),
         get_route("/docs", lambda _: HTMLResponse(docs)),
-        get_route("/docs.css", lambda _: Response(DOCS_STYLE, media_type="text/css")),
+        get_route("/docs.css", lambda _: FileResponse(DOCS_STYLE)),
         *(_page_routes(page) if page is not None else ()),
     ]
 

@@ -11,30 +11,14 @@ from typing import TypeVar
 from fastvlm.engine.structured_output import GrammarCompiler
 from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.server.http.remote_images import RemoteImages
-from fastvlm.server.http.response_writer import ResponseWriter
 from fastvlm.server.metrics import Metrics
 from fastvlm.server.openai.logprobs import LogprobFormatter
-from fastvlm.server.openai.text_limits import TextLimits
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
+from fastvlm.server.text_limits import TextLimits
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One HTTP request as its handler sees it, without its body.
-
-    Args:
-        writer: sends the response.
-        start_s: arrival of the request, on the clock of :func:`time.perf_counter`.
-        client: what counts as one client, see :func:`fastvlm.server.http.connections.client_key`.
-    """
-
-    writer: ResponseWriter
-    start_s: float
-    client: str
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from fastvlm.server.openai.generation import RequestUsage
+from fastvlm.engine.types import Completion, Usage
 from fastvlm.server.replicas import Replica
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -51,17 +51,13 @@ class Metrics:
         """Add the metrics of these engines, by model name."""
         self.registry.register(_EngineCollector(replicas))
 
-    def add(self, usage: RequestUsage) -> None:
+    def add(self, usage: Usage, completions: Sequence[Completion]) -> None:
         """Count the replies of a request."""
-        counts = {
-            "prompt": usage.prompt_tokens,
-            "cached": usage.cached_tokens,
-            "image": usage.image_tokens,
-            "completion": usage.completion_tokens,
-        }
-        for kind, count in counts.items():
-            self.tokens.labels(kind).inc(count)
-        for completion in usage.completions:
+        self.tokens.labels("prompt").inc(usage.prompt_tokens)
+        self.tokens.labels("cached").inc(usage.cached_prompt_tokens)
+        self.tokens.labels("image").inc(usage.image_tokens)
+        self.tokens.labels("completion").inc(usage.completion_tokens)
+        for completion in completions:
             if completion.tokens_per_second is not None:
                 self.rates.observe(completion.tokens_per_second)
 

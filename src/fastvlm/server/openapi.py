@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import jinja2
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from fastvlm import __version__
 from fastvlm.server.http.access import needs_key
-from fastvlm.server.openai.schemas import ErrorReply, State
-from fastvlm.server.routes import API_ROUTES, ApiRoute, EngineRoute
+from fastvlm.server.http.errors import ErrorReply
+from fastvlm.server.routes import API_ROUTES, ApiRoute, State
 
+DOCS_STYLE = Path(__file__).parent / "docs.css"
+_DOCS_PAGE = Path(__file__).parent / "docs.html"
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {
     400: "The request is wrong; `param` and `code` say where and why.",
@@ -37,7 +40,7 @@ def document(model_names: Sequence[str], *, has_keys: bool) -> dict[str, Any]:
         model_names: names that clients may use; the first stands in the examples.
         has_keys: an API key is needed.
     """
-    requests = [route.request for route in API_ROUTES if isinstance(route, EngineRoute)]
+    requests = [route.request for route in API_ROUTES if route.request is not None]
     replies = [route.reply for route in API_ROUTES if route.reply is not None]
     models: dict[type[BaseModel], None] = dict.fromkeys([*requests, *replies, ErrorReply])
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
@@ -50,42 +53,30 @@ def document(model_names: Sequence[str], *, has_keys: bool) -> dict[str, Any]:
         "components": {"schemas": schemas["$defs"]},
     }
     for route in API_ROUTES:
-        security: dict[str, Any] = {"security": [{"key": []}]} if has_keys and needs_key(route.path) else {}
-        if isinstance(route, EngineRoute):
-            operation = {"post": {**_engine_operation(route, model_names[0]), **security}}
-        else:
-            operation = {"get": {**_get_operation(route, model_names[0]), **security}}
-        content["paths"][route.path.replace(":path}", "}")] = operation
+        operation = _operation(route, model_names[0])
+        if has_keys and needs_key(route.path):
+            operation["security"] = [{"key": []}]
+        content["paths"][route.path.replace(":path}", "}")] = {"post" if route.request else "get": operation}
     if has_keys:
         content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return content
 
 
-def _engine_operation(route: EngineRoute, model_name: str) -> dict[str, Any]:
-    example = {"model": model_name, **route.example}
-    replies = {
-        **_json(route.reply),
-        # No type: readers of OpenAPI 3.1 take it for the whole text, newer ones for a single event.
-        "text/event-stream": {"schema": {"description": "With stream: data: {...} lines, [DONE]."}},
-    }
-    return {
-        "summary": route.summary,
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _reference(route.request), "example": example}},
-        },
-        "responses": {"200": {"description": "The reply.", "content": replies}, **_errors(_ERRORS)},
-    }
-
-
-def _get_operation(route: ApiRoute, model_name: str) -> dict[str, Any]:
-    content = {"text/plain": {"schema": {"type": "string"}}} if route.reply is None else _json(route.reply)
+def _operation(route: ApiRoute, model_name: str) -> dict[str, Any]:
+    reply = {"text/plain": {"schema": {"type": "string"}}} if route.reply is None else _json(route.reply)
+    errors = {str(status): {"description": _ERRORS[status], "content": _json(ErrorReply)} for status in route.errors}
     operation: dict[str, Any] = {
         "summary": route.summary,
-        "responses": {"200": {"description": "OK.", "content": content}, **_errors(route.errors)},
+        "responses": {"200": {"description": "The reply.", "content": reply}, **errors},
     }
     if route.reply is State:
-        operation["responses"]["503"] = {"description": "Not ready.", "content": content}
+        operation["responses"]["503"] = {"description": "Not ready.", "content": reply}
+    if route.request is not None:
+        # No type: readers of OpenAPI 3.1 take it for the whole text, newer ones for a single event.
+        reply["text/event-stream"] = {"schema": {"description": "With stream: data: {...} lines, [DONE]."}}
+        body = _json(route.request)
+        body["application/json"]["example"] = {"model": model_name, **route.example}
+        operation["requestBody"] = {"required": True, "content": body}
     if "{model" in route.path:
         schema = {"type": "string", "minLength": 1}
         parameter = {"name": "model", "in": "path", "required": True, "schema": schema, "example": model_name}
@@ -93,65 +84,10 @@ def _get_operation(route: ApiRoute, model_name: str) -> dict[str, Any]:
     return operation
 
 
-def _errors(statuses: Iterable[int]) -> dict[str, Any]:
-    return {str(status): {"description": _ERRORS[status], "content": _json(ErrorReply)} for status in statuses}
-
-
 def _json(model: type[BaseModel]) -> dict[str, Any]:
-    return {"application/json": {"schema": _reference(model)}}
-
-
-def _reference(model: type[BaseModel]) -> dict[str, str]:
-    return {"$ref": _REFERENCE.format(model=model.__name__)}
+    return {"application/json": {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}}
 
 
 def docs_page(content: dict[str, Any]) -> str:
     """The document as HTML without scripts, which loads nothing from elsewhere."""
-    schemas = content["components"]["schemas"]
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        "<title>fastvlm API</title><link rel=stylesheet href=/docs.css>",
-        f"<h1>fastvlm API</h1><p>{escape(content['info']['description'])} ",
-        "<a href=/openapi.json>OpenAPI document</a></p>",
-    ]
-    for path, methods in content["paths"].items():
-        for method, operation in methods.items():
-            parts += [f"<h2>{method.upper()} {escape(path)}</h2><p>{escape(operation['summary'])}</p>"]
-            body = operation.get("requestBody", {}).get("content", {}).get("application/json")
-            if body:
-                parts += [_fields(schemas[body["schema"]["$ref"].rpartition("/")[2]])]
-            rows = (
-                f"<tr><td>{status}<td>{escape(one['description'])}" for status, one in operation["responses"].items()
-            )
-            parts += ["<table><tr><th>status<th>meaning", *rows, "</table>"]
-    return "".join(parts)
-
-
-def _fields(schema: dict[str, Any]) -> str:
-    required = set(schema.get("required", ()))
-    rows = [
-        f"<tr><td><code>{escape(name)}</code>{' (required)' if name in required else ''}<td>{escape(_type(field))}"
-        f"<td>{escape(field.get('description', ''))}"
-        for name, field in schema["properties"].items()
-    ]
-    return f"<table><tr><th>field<th>type<th>notes{''.join(rows)}</table>"
-
-
-def _type(field: dict[str, Any]) -> str:
-    """``string | null``, ``Message[]``."""
-    if "anyOf" in field or "oneOf" in field:
-        return " | ".join(_type(option) for option in field.get("anyOf") or field["oneOf"])
-    if "$ref" in field:
-        return str(field["$ref"].rpartition("/")[2])
-    if field.get("type") == "array":
-        return f"{_type(field.get('items', {}))}[]"
-    return str(field.get("type") or field.get("const") or "any")
-
-
-DOCS_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { max-width: 56rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
-td, th { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #8884 }
-code { font-family: ui-monospace, monospace }
-"""
+    return jinja2.Environment(autoescape=True).from_string(_DOCS_PAGE.read_text(encoding="utf-8")).render(content)

@@ -48,7 +48,7 @@ def serve(
     """
     _allow_files(settings.max_connections + _OTHER_FILES)
     service = Service(settings, open_engines)
-    with _socket(settings) as listener, _logs():
+    with _listen(settings) as listener, _logs():
         host, port = listener.getsockname()[:2]
         server = _Server(service)
         app = create_app(service, page=page, on_failure=server.request_shutdown)
@@ -128,27 +128,19 @@ class _Server(uvicorn.Server):
             self._captured_signals.clear()
 
 
-@contextlib.contextmanager
-def _socket(settings: ServeSettings) -> Iterator[socket.socket]:
+def _listen(settings: ServeSettings) -> socket.socket:
     """A listening socket, bound before the model is opened, so that a taken port is reported at once."""
-    host = settings.host.strip("[]")
-    listener: socket.socket | None = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
+        found = socket.getaddrinfo(
+            settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, _, _, _, address = found[0]
+        is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual)
     except OSError as error:
-        if listener is not None:
-            listener.close()
         raise UsageError(
             f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror}). Try another --port."
         ) from error
-    with listener:
-        yield listener
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class Replicas:
 
     def __init__(self, engines: Sequence[Engine], image_pool: ImagePool | None = None) -> None:
         self.all = [Replica(engine, image_pool) for engine in engines]
-        self._by_conversation: OrderedDict[str, Replica] = OrderedDict()
+        self._by_conversation: OrderedDict[int, Replica] = OrderedDict()
 
     async def open(self) -> None:
         """Start to accept requests."""
@@ -55,7 +55,7 @@ class Replicas:
         return sum(replica.num_pending for replica in self.all)
 
     @contextmanager
-    def reserve(self, count: int, conversation: str) -> Iterator[Replica]:
+    def reserve(self, count: int, conversation: int) -> Iterator[Replica]:
         """A replica with room for `count` replies: the one with the conversation in its caches, or the least busy one.
 
         Raises:
@@ -72,7 +72,7 @@ class Replicas:
         finally:
             replica.num_pending -= count
 
-    def _choose(self, count: int, conversation: str) -> Replica:
+    def _choose(self, count: int, conversation: int) -> Replica:
         known = self._by_conversation.get(conversation)
         if known is not None and known.num_pending + count <= known.engine.num_slots:
             return known  # the conversation is in its caches, and a slot is free

@@ -6,7 +6,7 @@ To add a route, add a line to :data:`API_ROUTES`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,52 +14,56 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fastvlm.server.endpoint import EngineEndpoint, Handler
+from fastvlm.server.endpoint import GenerationEndpoint
+from fastvlm.server.generation import ReadRequest
 from fastvlm.server.http.errors import error_response, no_such_model
 from fastvlm.server.metrics import CONTENT_TYPE
-from fastvlm.server.model_list import list_models
-from fastvlm.server.openai import schemas
-from fastvlm.server.openai.completions import answer_chat, answer_completion
-from fastvlm.server.service import Service
+from fastvlm.server.model_list import Model, ModelList, list_models
+from fastvlm.server.openai.chat import ChatCompletion, ChatRequest, read_chat
+from fastvlm.server.openai.completions import CompletionRequest, TextCompletion, read_completion
+from fastvlm.server.service import Service, Status
+
+_GENERATION_ERRORS = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
+
+
+class State(BaseModel):
+    """The reply of /health and /ready."""
+
+    status: Status
+    is_ready: bool
 
 
 @dataclass(frozen=True)
 class ApiRoute:
-    """A GET route.
+    """A route of the API.
 
     Args:
         path: Starlette's, with parameters in braces.
-        endpoint: makes the response at once: it runs in the event loop.
         summary: what the route is for.
         reply: schema of the response; None for plain text.
         errors: statuses of other responses.
+        get: makes the response of a GET route at once: it runs in the event loop.
+        read: reads the body of a POST route, which the engine answers.
+        request: schema of that body.
+        example: such a body without its `model`.
     """
 
     path: str
-    endpoint: Callable[[Service, Request], Response]
     summary: str
     reply: type[BaseModel] | None
-    errors: tuple[int, ...]
+    errors: tuple[int, ...] = _GENERATION_ERRORS
+    get: Callable[[Service, Request], Response] | None = None
+    read: ReadRequest | None = None
+    request: type[BaseModel] | None = None
+    example: Mapping[str, Any] = field(default_factory=dict)
 
     def starlette_route(self, service: Service) -> Route:
         """The route of one server."""
-        return get_route(self.path, lambda request: self.endpoint(service, request))
-
-
-@dataclass(frozen=True)
-class EngineRoute:
-    """A POST route that the engine answers; `example` is a request without its `model`."""
-
-    path: str
-    handler: Handler
-    summary: str
-    request: type[BaseModel]
-    reply: type[BaseModel]
-    example: Mapping[str, Any]
-
-    def starlette_route(self, service: Service) -> Route:
-        """The route of one server."""
-        return Route(self.path, EngineEndpoint(service, self.handler), methods=["POST"])
+        if self.read is not None:
+            return Route(self.path, GenerationEndpoint(service, self.read), methods=["POST"])
+        get = self.get
+        assert get is not None  # noqa: S101 - a route has the one or the other
+        return get_route(self.path, lambda request: get(service, request))
 
 
 def get_route(path: str, answer: Callable[[Request], Response]) -> Route:
@@ -72,12 +76,14 @@ def get_route(path: str, answer: Callable[[Request], Response]) -> Route:
 
 
 def _list_models(service: Service, _: Request) -> Response:
-    return JSONResponse({"object": "list", "data": list_models(service)})
+    return JSONResponse(ModelList(data=list_models(service)).model_dump())
 
 
 def _get_model(service: Service, request: Request) -> Response:
-    found = [model for model in list_models(service) if model["id"] == request.path_params["model"]]
-    return JSONResponse(found[0]) if found else error_response(no_such_model(service.settings.served_names))
+    for model in list_models(service):
+        if model.id == request.path_params["model"]:
+            return JSONResponse(model.model_dump())
+    return error_response(no_such_model(service.settings.served_names))
 
 
 def _health(service: Service, _: Request) -> Response:
@@ -89,7 +95,7 @@ def _ready(service: Service, _: Request) -> Response:
 
 
 def _state(service: Service, *, is_good: bool) -> Response:
-    content = {"status": service.status, "is_ready": service.is_ready}
+    content = State(status=service.status, is_ready=service.is_ready).model_dump()
     return JSONResponse(content, 200 if is_good else 503, headers={} if is_good else {"Retry-After": "1"})
 
 
@@ -101,16 +107,15 @@ _CHAT = {"messages": [{"role": "user", "content": "What can you do?"}], "max_tok
 _TEXT = {"prompt": "A", "max_tokens": 8}
 
 # fmt: off
-API_ROUTES: tuple[ApiRoute | EngineRoute, ...] = (
-    EngineRoute("/v1/chat/completions", answer_chat, "Answer a chat with images",
-                schemas.ChatRequest, schemas.ChatCompletion, _CHAT),
-    EngineRoute("/v1/completions", answer_completion, "Continue a text",
-                schemas.CompletionRequest, schemas.Completion, _TEXT),
-    ApiRoute("/v1/models", _list_models, "List the models", schemas.ModelList, (401, 403, 503)),
-    ApiRoute("/v1/models/{model:path}", _get_model, "One model", schemas.Model, (401, 403, 404, 503)),
-    ApiRoute("/health", _health, "200 while the process works, 503 if the model could not be opened",
-             schemas.State, (403,)),
-    ApiRoute("/ready", _ready, "200 while requests are answered, 503 otherwise", schemas.State, (403,)),
-    ApiRoute("/metrics", _metrics, "Metrics for Prometheus", None, (401, 403)),
+API_ROUTES = (
+    ApiRoute("/v1/chat/completions", "Answer a chat with images", ChatCompletion,
+             read=read_chat, request=ChatRequest, example=_CHAT),
+    ApiRoute("/v1/completions", "Continue a text", TextCompletion,
+             read=read_completion, request=CompletionRequest, example=_TEXT),
+    ApiRoute("/v1/models", "List the models", ModelList, (401, 403, 503), _list_models),
+    ApiRoute("/v1/models/{model:path}", "One model", Model, (401, 403, 404, 503), _get_model),
+    ApiRoute("/health", "200 while the process works, 503 if the model could not be opened", State, (403,), _health),
+    ApiRoute("/ready", "200 while requests are answered, 503 otherwise", State, (403,), _ready),
+    ApiRoute("/metrics", "Metrics for Prometheus", None, (401, 403), _metrics),
 )
 # fmt: on

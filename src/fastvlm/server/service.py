@@ -18,9 +18,9 @@ from fastvlm.server.http.connections import UploadSlots
 from fastvlm.server.http.remote_images import RemoteImages
 from fastvlm.server.metrics import Metrics
 from fastvlm.server.openai.logprobs import LogprobFormatter
-from fastvlm.server.openai.text_limits import text_limits
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
+from fastvlm.server.text_limits import text_limits
 
 OpenEngines = Callable[[], Mapping[str, Sequence[Engine]]]
 Status = Literal["starting", "warming up", "ready", "stopping", "failed"]

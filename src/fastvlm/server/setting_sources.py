@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,22 @@ def read_settings(
         UsageError: an unknown name, a value of another type or out of range, a file that cannot be read.
     """
     path = config_file or environment.get(CONFIG_VARIABLE)
-    from_file = _read_toml(Path(path)) if path else {}
-    in_file = ((f"{name} in {str(path)!r}", name, value) for name, value in from_file.items())
-    variables = (
-        (variable, variable.removeprefix(PREFIX).lower(), text)
+    values = dict[str, Any]()
+    if path:
+        in_file = {f"{name} in {str(path)!r}": (name, value) for name, value in _read_toml(Path(path)).items()}
+        values |= _convert(in_file, _check_type)
+    variables = {
+        variable: (variable.removeprefix(PREFIX).lower(), text)
         for variable, text in environment.items()
         if variable.startswith(PREFIX) and variable != CONFIG_VARIABLE
-    )
-    return ServeSettings(**{**_convert(in_file, _check_type), **_convert(variables, _parse), **options})
+    }
+    return ServeSettings(**values | _convert(variables, _parse) | dict(options))
 
 
-def _convert(items: Iterable[tuple[str, str, Any]], convert: Callable[[str, Any, type], Any]) -> dict[str, Any]:
-    """Name -> value of each item (label for messages, name, raw value) of one source."""
+def _convert(source: Mapping[str, tuple[str, Any]], convert: Callable[[str, Any, type], Any]) -> dict[str, Any]:
+    """Name -> value of each item of one source: label for messages -> (name, raw value)."""
     settings, values = declared_settings(), dict[str, Any]()
-    for label, name, raw in items:
+    for label, (name, raw) in source.items():
         present = FORMER_NAMES.get(name, name)
         if present not in settings:
             raise UsageError(f"{label} is not a setting. Known settings: {', '.join(settings)}.")

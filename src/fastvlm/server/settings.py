@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -30,8 +30,9 @@ _MIN_IMAGE_MEMORY_BYTES = 2**28  # libraries alone take half of it
 _MODEL, _NETWORK, _IMAGES, _LIMITS = "Model", "Network", "Images", "Limits"
 
 
-def _setting(group: str, default: object, text: str, *, metavar: str = "N", short: str = "", least: int = 1) -> Any:
-    """A field of :class:`ServeSettings`.
+@dataclass(frozen=True)
+class Setting:
+    """The declaration of one setting.
 
     Args:
         group: title above the option on the help page; empty for a setting without an option.
@@ -40,9 +41,44 @@ def _setting(group: str, default: object, text: str, *, metavar: str = "N", shor
         metavar: what stands for the value on the help page.
         short: a one-letter option.
         least: the lowest value of an integer.
+        name, kind: of the field; str, int, float, bool or tuple.
     """
-    metadata = {"group": group, "text": text, "metavar": metavar, "short": short, "least": least}
-    return field(default=default, metadata=metadata)
+
+    group: str
+    default: Any
+    text: str
+    metavar: str = "N"
+    short: str = ""
+    least: int = 1
+    name: str = ""
+    kind: type = str
+
+    @property
+    def flag(self) -> str:
+        """The option's name: without the unit of seconds, in the singular for lists, ``--no-`` for what is on."""
+        flag = self.name.removesuffix("_s") if self.kind is float else self.name
+        flag = flag.removesuffix("s") if self.kind is tuple else flag
+        return ("--no-" if self.default is True else "--") + flag.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        """The description, with the default."""
+        if self.kind in (bool, tuple) or self.default is None:
+            return self.text
+        return f"{self.text}  [default: {f'{self.default:g}' if isinstance(self.default, float) else self.default}]"
+
+    def check_range(self, value: object) -> None:
+        """Raise UsageError for a number out of range: seconds are above 0, integers `least` or more."""
+        if self.kind in (int, float) and isinstance(value, (int, float)):
+            is_seconds = self.name.endswith("_s")
+            is_in_range = (value > 0 if is_seconds else value >= self.least) and value < 2**53  # False for NaN
+            _check(self.name, value, is_in_range, "above 0" if is_seconds else f"{self.least} or more")
+
+
+def _setting(*declaration: Any, **more: Any) -> Any:
+    """A field of :class:`ServeSettings`; arguments as for :class:`Setting`."""
+    setting = Setting(*declaration, **more)
+    return field(default=setting.default, metadata={"setting": setting})
 
 
 @dataclass(frozen=True)
@@ -142,8 +178,9 @@ class ServeSettings:
 
     def _check_keys(self) -> None:
         """Add the keys of `api_keys_file` to `api_keys`, then check them."""
-        object.__setattr__(self, "api_keys", (*self.api_keys, *_read_keys(self.api_keys_file)))
-        object.__setattr__(self, "api_keys_file", None)
+        if self.api_keys_file is not None:
+            object.__setattr__(self, "api_keys", (*self.api_keys, *_read_keys(self.api_keys_file)))
+            object.__setattr__(self, "api_keys_file", None)
         if any(len(key) < _MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() for key in self.api_keys):
             raise UsageError(
                 f"An API key is too short or has characters that no header can carry; expected {_MIN_KEY_LENGTH} or "
@@ -171,56 +208,15 @@ class ServeSettings:
         return self.name or (Path(self.model).resolve().name if Path(self.model).is_dir() else self.model)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The declaration of one setting; `kind` is str, int, float, bool or tuple. See :func:`_setting`."""
-
-    name: str
-    kind: type
-    default: object
-    group: str
-    text: str
-    metavar: str
-    short: str
-    least: int
-
-    @property
-    def flag(self) -> str:
-        """The option's name: without the unit of seconds, in the singular for lists, ``--no-`` for what is on."""
-        flag = self.name.removesuffix("_s") if self.kind is float else self.name
-        flag = flag.removesuffix("s") if self.kind is tuple else flag
-        return ("--no-" if self.default is True else "--") + flag.replace("_", "-")
-
-    @property
-    def help(self) -> str:
-        """The description, with the default."""
-        if self.kind in (bool, tuple) or self.default is None:
-            return self.text
-        return f"{self.text}  [default: {f'{self.default:g}' if isinstance(self.default, float) else self.default}]"
-
-    def check_range(self, value: object) -> None:
-        """Raise UsageError for a number out of range: seconds are above 0, integers `least` or more."""
-        if self.kind not in (int, float) or not isinstance(value, (int, float)):
-            return
-        is_seconds = self.name.endswith("_s")
-        is_in_range = (value > 0 if is_seconds else value >= self.least) and value < 2**53  # False for NaN
-        _check(self.name, value, is_in_range, "above 0" if is_seconds else f"{self.least} or more")
-
-
 @cache
 def declared_settings() -> dict[str, Setting]:
     """Name -> declaration of each setting, in the order of the help page."""
-    hints = get_type_hints(ServeSettings)
-    return {
-        one.name: Setting(one.name, _kind(hints[one.name]), one.default, **one.metadata)
-        for one in fields(ServeSettings)
-    }
-
-
-def _kind(hint: Any) -> type:
-    """The type of `hint` without None; tuple for a tuple of any type."""
-    options = [option for option in get_args(hint) if option is not type(None)]
-    return tuple if Ellipsis in options else options[0] if options else hint
+    hints, settings = get_type_hints(ServeSettings), dict[str, Setting]()
+    for one in fields(ServeSettings):
+        kinds = [kind for kind in get_args(hints[one.name]) if kind is not type(None)] or [hints[one.name]]
+        kind = tuple if Ellipsis in kinds else kinds[0]
+        settings[one.name] = replace(one.metadata["setting"], name=one.name, kind=kind)
+    return settings
 
 
 def is_loopback(host: str) -> bool:
@@ -236,16 +232,14 @@ def _check(name: str, value: object, is_right: bool, expected: str) -> None:
         raise UsageError(f"{name} is {value!r}; expected {expected}.")
 
 
-def _read_keys(file: str | None) -> tuple[str, ...]:
+def _read_keys(file: str) -> tuple[str, ...]:
     """The keys in `file`, one per line; empty lines and those that begin with # are skipped."""
-    if file is None:
-        return ()
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = map(str.strip, Path(file).read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"The file of API keys {file!r} cannot be read ({reason}).") from error
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise UsageError(f"The file of API keys {file!r} has no key in it; expected one per line.")
     return keys

@@ -90,27 +90,14 @@ class AccessMiddleware:
         """The error for a request that is not allowed, or None."""
         headers, path = Headers(scope=scope), scope["path"]
         if not self._key_digests and not self._is_own_host(headers.get("host", "")):
-            return ApiError(
-                403,
-                "The Host header names another machine. Without API keys this server answers only to localhost.",
-                code="host_not_allowed",
-                kind="permission_error",
-            )
+            message = "The Host header names another machine. Without API keys this server answers only to localhost."
+            return ApiError(403, message, code="host_not_allowed")
         if scope["method"] not in _SAFE_METHODS and not self._is_allowed_origin(headers):
-            return ApiError(
-                403,
-                "The request comes from another page. Allow its origin with --cors-origin.",
-                code="origin_not_allowed",
-                kind="permission_error",
-            )
+            message = "The request comes from another page. Allow its origin with --cors-origin."
+            return ApiError(403, message, code="origin_not_allowed")
         if self._key_digests and needs_key(path) and not self._has_key(headers):
-            return ApiError(
-                401,
-                "Expected a valid API key, as Authorization: Bearer <key>.",
-                code="invalid_api_key",
-                kind="authentication_error",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            message = "Expected a valid API key, as Authorization: Bearer <key>."
+            return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return None
 
     def _is_own_host(self, host: str) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,27 +15,10 @@ from starlette.types import Receive, Scope
 
 from fastvlm.server.http.disconnect import ClientDisconnected
 from fastvlm.server.http.errors import ApiError, invalid
+from fastvlm.server.settings import ServeSettings
 
 Schema = TypeVar("Schema", bound=BaseModel)
 MAX_VALUES = 32_768  # in one body; validating them takes 0.1 s
-
-
-@dataclass(frozen=True)
-class UploadDeadline:
-    """The deadline of an upload, which moves as bytes arrive.
-
-    Args:
-        rate: lowest rate in bytes per second, counted after the first `grace_s` seconds.
-        grace_s, limit_s: seconds; the whole body must have arrived after `limit_s`.
-    """
-
-    rate: int
-    grace_s: float
-    limit_s: float
-
-    def time_for(self, num_bytes: int) -> float:
-        """Seconds from the beginning until more than `num_bytes` must have arrived."""
-        return min(self.limit_s, self.grace_s + num_bytes / self.rate)
 
 
 def announced_bytes(scope: Scope) -> float:
@@ -45,48 +27,43 @@ def announced_bytes(scope: Scope) -> float:
     return int(announced) if announced.isdecimal() and len(announced) < 20 else math.inf
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int, deadline: UploadDeadline) -> bytes:
+def upload_deadline_s(num_bytes: int, settings: ServeSettings) -> float:
+    """Seconds from the beginning of an upload until more than `num_bytes` must have arrived."""
+    return min(settings.request_timeout_s, settings.header_timeout_s + num_bytes / settings.min_body_rate)
+
+
+async def read_body(scope: Scope, receive: Receive, settings: ServeSettings) -> bytes:
     """The body of a request.
 
     Raises:
-        ApiError: Content-Type is not JSON (415), more than `max_bytes` (413), or later than `deadline` (408).
+        ApiError: Content-Type is not JSON (415), more than `max_body_bytes` (413), or too late (408).
         ClientDisconnected: the client closed the connection.
     """
-    media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    max_bytes = settings.max_body_bytes
     body, start_s = bytearray(), time.monotonic()
     is_over = is_too_large = max_bytes < announced_bytes(scope) < math.inf
     while not is_over:
-        left_s = start_s + deadline.time_for(len(body)) - time.monotonic()
+        left_s = start_s + upload_deadline_s(len(body), settings) - time.monotonic()
         try:
             message = await asyncio.wait_for(receive(), max(0.0, left_s))
         except asyncio.TimeoutError:
-            raise _too_slow(deadline) from None
+            text = (
+                f"The body took longer than {settings.request_timeout_s:g} s, or arrived at less than "
+                f"{settings.min_body_rate} bytes per second."
+            )
+            raise ApiError(408, text, code="request_timeout", headers={"Connection": "close"}) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
         body += message.get("body", b"")
         is_too_large = len(body) > max_bytes
         is_over = is_too_large or not message.get("more_body", False)
     if is_too_large:
-        raise ApiError(
-            413,
-            f"The request's body is larger than {max_bytes} bytes, which is the limit. Send smaller or fewer images.",
-            code="body_too_large",
-            headers={"Connection": "close"},
-        )
-    if media_type != "application/json":
-        raise ApiError(
-            415, "Expected a JSON body with the header Content-Type: application/json.", code="unsupported_media_type"
-        )
+        text = f"The request's body is larger than {max_bytes} bytes, which is the limit. Send smaller or fewer images."
+        raise ApiError(413, text, code="body_too_large", headers={"Connection": "close"})
+    if Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        text = "Expected a JSON body with the header Content-Type: application/json."
+        raise ApiError(415, text, code="unsupported_media_type")
     return bytes(body)
-
-
-def _too_slow(deadline: UploadDeadline) -> ApiError:
-    return ApiError(
-        408,
-        f"The body took longer than {deadline.limit_s:g} s, or arrived at less than {deadline.rate} bytes per second.",
-        code="request_timeout",
-        headers={"Connection": "close"},
-    )
 
 
 def parse(body: bytes, schema: type[Schema]) -> Schema:
@@ -137,29 +114,17 @@ def _shortened(text: str, limit: int) -> str:
 def _path(location: tuple[int | str, ...], body: Any, *, is_missing: bool) -> tuple[str, bool]:
     """pydantic's location as a path, ``messages[0].content[1].type``, and whether it ends with a union's branch.
 
-    A branch may have the name of a key (`text` is both), so all readings are tried; the right one takes the last
-    element for a key, and then as many of the others as possible.
+    Branches stand among the keys: before the keys of a part the value of its `type`, elsewhere the names of types.
     """
-    is_whole, _, steps = max(_readings(location, body, is_missing=is_missing), key=lambda reading: reading[:2])
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    return path.removeprefix("."), not is_whole
-
-
-def _readings(
-    location: tuple[int | str, ...], here: Any, *, is_missing: bool
-) -> Iterator[tuple[bool, int, list[int | str]]]:
-    """Readings of `location` from `here` on: (whether its last element is one of the steps, number of steps, steps)."""
-    if not location:
-        yield True, 0, []
-        return
-    first, rest = location[0], location[1:]
-    if isinstance(first, int):
-        after = [here[first]] if isinstance(here, list) and first < len(here) else []
-    else:
-        is_key = isinstance(here, Mapping) and (first in here) != (is_missing and not rest)
-        after = [here.get(first)] if is_key else []
-        for is_whole, count, steps in _readings(rest, here, is_missing=is_missing):  # the name of a branch
-            yield is_whole and bool(rest), count, steps
-    for one in after:
-        for is_whole, count, steps in _readings(rest, one, is_missing=is_missing):
-            yield is_whole, count + 1, [first, *steps]
+    path, here, branch, is_key = "", body, None, True
+    for index, step in enumerate(location):
+        is_last = index == len(location) - 1
+        if isinstance(step, int):
+            is_key, path, here = True, f"{path}[{step}]", here[step]
+        else:
+            is_present = isinstance(here, Mapping) and (step in here or (is_last and is_missing))
+            is_key = is_present and (is_last or step != branch)
+            if is_key:
+                path, here = f"{path}.{step}", here.get(step)
+        branch = here.get("type") if is_key and isinstance(here, Mapping) else None
+    return path.removeprefix("."), not is_key

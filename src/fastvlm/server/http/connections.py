@@ -10,6 +10,7 @@ import ipaddress
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -53,7 +54,7 @@ class LimitedConnection(H11Protocol):
         own = sum(isinstance(one, LimitedConnection) and one._key == self._key for one in self.connections)
         if len(self.connections) > limit or own > share(limit):
             message = f"Too many connections (max_connections is {limit}, half of it for one client). Try again later."
-            self._refuse("503 Service Unavailable", "too_many_connections", message)
+            self._refuse(ApiError(503, message, code="too_many_connections"))
         else:
             self._watch_header()
 
@@ -91,15 +92,21 @@ class LimitedConnection(H11Protocol):
 
     def _header_timed_out(self) -> None:
         message = f"The request's header did not arrive within {self.settings.header_timeout_s:g} s."
-        self._refuse("408 Request Timeout", "request_timeout", message)
+        self._refuse(ApiError(408, message, code="request_timeout"))
 
-    def _refuse(self, status: str, code: str, message: str) -> None:
+    def _refuse(self, error: ApiError) -> None:
         """Send an error without a request, and close."""
         if self.transport.is_closing():
             return
-        body = json.dumps(error_body(ApiError(int(status[:3]), message, code=code, kind="server_error"))).encode()
-        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        self.transport.write(f"{head}Retry-After: 1\r\nConnection: close\r\n\r\n".encode() + body)
+        body = json.dumps(error_body(error))
+        lines = [
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            "Retry-After: 1",
+            "Connection: close",
+        ]
+        self.transport.write("\r\n".join([*lines, "", body]).encode())
         self.transport.close()
 
 

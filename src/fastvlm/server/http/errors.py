@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from fastvlm.errors import (
@@ -40,7 +41,23 @@ _NON_FINITE = (
     "The model computed NaN or infinity, so there is no answer: its weights are damaged, or its dtype is too narrow. "
     "The server's log has the details; ask its operator."
 )
-RETRY_AFTER_S = 1  # a reply of the mini takes less than this
+_RETRY_AFTER_S = 1  # a reply of the mini takes less than this
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # OpenAI's `type`
+
+
+class ErrorDetails(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """The body of every error response."""
+
+    error: ErrorDetails
 
 
 class ApiError(Exception):
@@ -51,7 +68,6 @@ class ApiError(Exception):
         message: what was got, what was expected, what to do.
         code: identifier for programs.
         param: path of the wrong field, ``messages[0].content``.
-        kind: OpenAI's `type`.
         headers: additional headers of the response.
     """
 
@@ -62,12 +78,13 @@ class ApiError(Exception):
         *,
         code: str,
         param: str | None = None,
-        kind: str = "invalid_request_error",
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.kind = status, message, code, param, kind
+        self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = dict(headers or {})
+        if status in (429, 503):
+            self.headers["Retry-After"] = str(_RETRY_AFTER_S)
 
 
 def invalid(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
@@ -83,14 +100,12 @@ def no_such_model(names: Sequence[str]) -> ApiError:
 
 def busy(message: str) -> ApiError:
     """429: too many requests; the client should retry."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return ApiError(429, message, code="server_busy", kind="rate_limit_error", headers=headers)
+    return ApiError(429, message, code="server_busy")
 
 
 def not_ready(message: str) -> ApiError:
     """503: the server is starting or stopping."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return ApiError(503, message, code="server_not_ready", kind="server_error", headers=headers)
+    return ApiError(503, message, code="server_not_ready")
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -101,18 +116,20 @@ def as_api_error(error: BaseException) -> ApiError:
         return busy("The queue is full. Try again later.")
     if isinstance(error, NonFiniteError):
         logger.error("a request failed: %s", error)
-        return ApiError(500, _NON_FINITE, code="non_finite", kind="server_error", headers={"x-should-retry": "false"})
+        return ApiError(500, _NON_FINITE, code="non_finite", headers={"x-should-retry": "false"})
     for kind, code in _BAD_REQUEST.items():
         if isinstance(error, kind):
             return invalid(_PYTHON_ADVICE.sub("", str(error)), code=code)
     logger.error("a request failed", exc_info=error)
     message = "The server failed to answer this request; its log has the reason."
-    return ApiError(500, message, code="internal_error", kind="server_error")
+    return ApiError(500, message, code="internal_error")
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
     """The JSON body of an error, as a response or an event of a stream."""
-    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+    kind = "server_error" if error.status >= 500 else _KINDS.get(error.status, "invalid_request_error")
+    details = ErrorDetails(message=error.message, type=kind, param=error.param, code=error.code)
+    return ErrorReply(error=details).model_dump()
 
 
 def error_response(error: ApiError) -> JSONResponse:

@@ -1,19 +1,21 @@
-"""Writes a response: one JSON document, or server-sent events (WHATWG HTML, section 9.2) that end with `[DONE]`."""
+"""Writes a response: one JSON document, or a stream."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import Send
 
-from fastvlm.server.http.errors import ApiError, error_body
+from fastvlm.server.http.errors import ApiError
 
 
 class ResponseWriter:
     """Sends one response. `has_begun` says whether an error can still become an HTTP status.
+
+    `start_s` is the arrival of the request, by :func:`time.perf_counter`.
 
     Args:
         send: the request's; waits while the client reads slowly.
@@ -21,40 +23,36 @@ class ResponseWriter:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.has_begun = False
-        self._is_stream = False
+        self._failure: Callable[[ApiError], bytes] | None = None
+        self.has_begun, self.start_s = False, time.perf_counter()
 
-    async def json(self, content: Mapping[str, Any]) -> None:
-        """Send the whole response. Content that is not JSON raises before the status is sent."""
-        data = await asyncio.to_thread(_dumps, content)  # log probabilities of many choices are megabytes
-        await self._begin("application/json")
-        await self._write(data, is_last=True)
+    async def json(self, data: bytes) -> None:
+        """Send the whole response."""
+        await self._begin(content_type="application/json")
+        await self.end(data)
 
-    async def event(self, content: Mapping[str, Any]) -> None:
-        """Send one event of a stream."""
-        data = b"data: " + _dumps(content) + b"\n\n"
+    async def stream(self, data: bytes, media_type: str, failure: Callable[[ApiError], bytes]) -> None:
+        """Send a piece of a stream; `failure` formats an error that ends it."""
         if not self.has_begun:
-            self._is_stream = True
-            await self._begin("text/event-stream", (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-        await self._write(data)
+            self._failure = failure
+            await self._begin(content_type=media_type, cache_control="no-cache", x_accel_buffering="no")
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def done(self) -> None:
-        """End a stream."""
-        await self._write(b"data: [DONE]\n\n", is_last=True)
+    async def end(self, data: bytes) -> None:
+        """Send the last piece."""
+        await self._send({"type": "http.response.body", "body": data})
 
     async def fail(self, error: ApiError) -> None:
-        """End a stream with an event that has the error, without `[DONE]`."""
-        if self._is_stream:
-            await self._write(b"data: " + _dumps(error_body(error)) + b"\n\n", is_last=True)
+        """End a stream with the error."""
+        if self._failure is not None:
+            await self.end(self._failure(error))
 
-    async def _begin(self, media_type: str, *headers: tuple[bytes, bytes]) -> None:
+    async def _begin(self, **headers: str) -> None:
         self.has_begun = True
-        content_type = (b"content-type", media_type.encode())
-        await self._send({"type": "http.response.start", "status": 200, "headers": [content_type, *headers]})
-
-    async def _write(self, data: bytes, *, is_last: bool = False) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
 
 
-def _dumps(content: Mapping[str, Any]) -> bytes:
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """`content` as JSON; raises ValueError for NaN and infinity."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")

@@ -1,0 +1,206 @@
+"""/v1/chat/completions (openai-python 3.54, `types/chat`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from fastvlm.server.context import ServerContext
+from fastvlm.server.conversation import Part, conversation
+from fastvlm.server.generation import GenerationRequest
+from fastvlm.server.http.body import parse
+from fastvlm.server.http.errors import invalid
+from fastvlm.server.openai.formatter import OpenAiFormatter, ReplyObject
+from fastvlm.server.openai.logprobs import TokenLogprob
+from fastvlm.server.openai.sampling import Label, SamplingRequest, Strict, TopLogprobs, sampling_params
+
+MAX_PARTS = 1000  # in one message
+
+_Nothing = Annotated[list[Any], Field(max_length=0)]
+
+
+class TextPart(Strict):
+    """A text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Strict):
+    """An image as a data URI, or the URL of an image on an allowed host."""
+
+    url: str = Field(description="data:image/png;base64,... or, if the server allows its host, https://...")
+    detail: Literal["auto", "low", "high"] | None = Field(
+        None, description="Has no effect: FastVLM has one resolution."
+    )
+
+
+class ImagePart(Strict):
+    """An image in a user's message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl | str
+
+
+_ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+_ContentParts = Annotated[list[_ContentPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+
+
+class Message(Strict):
+    """One turn. The other fields of a reply may be sent back with it if they are null."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | _ContentParts | None = Field(None, description="May be null only for an assistant's message.")
+    name: Label | None = Field(None, description="Has no effect.")
+    refusal: None = None
+    annotations: _Nothing | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: _Nothing | None = None
+
+
+class JsonSchemaFormat(Strict):
+    """A JSON schema and its name."""
+
+    name: str = Field("reply", max_length=64)
+    description: str | None = Field(None, max_length=4096)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="Every schema is enforced, with or without this.")
+
+
+class PlainFormat(Strict):
+    """Text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Strict):
+    """JSON of a schema, enforced token by token."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchemaFormat
+
+
+class ChatRequest(SamplingRequest):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
+    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    tools: _Nothing | None = Field(None, description="Not supported.")
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = Field(None, description="Has no effect.")
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
+    store: bool | None = Field(None, description="Has no effect: nothing is stored.")
+    metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = Field(None, description="Has no effect.")
+    service_tier: Label | None = Field(None, description="Has no effect.")
+    safety_identifier: Label | None = Field(None, description="Has no effect.")
+    prompt_cache_key: Label | None = Field(None, description="Has no effect: common prefixes are found by content.")
+
+
+class ChoiceLogprobs(BaseModel):
+    """Log probabilities of every token of a reply except its end."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ReplyMessage(BaseModel):
+    """The reply's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One reply."""
+
+    index: int
+    message: ReplyMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: ChoiceLogprobs | None = None
+
+
+class ChatCompletion(ReplyObject):
+    """The reply of /v1/chat/completions."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+def read_chat(context: ServerContext, body: bytes) -> GenerationRequest:
+    """Read the body of a chat request.
+
+    Raises:
+        ApiError: the body is not a :class:`ChatRequest`; a message without content that is not the assistant's; an
+            assistant's message at the end; see also :func:`conversation`.
+    """
+    request = parse(body, ChatRequest)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise invalid("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    turns = [
+        ("system" if message.role == "developer" else message.role, list(_parts(message, f"messages[{index}]")))
+        for index, message in enumerate(request.messages)
+    ]
+    if request.messages[-1].role == "assistant":
+        last = f"messages[{len(turns) - 1}]"
+        raise invalid(f"{last} has the role 'assistant'. End with a user message.", param=last)
+    return GenerationRequest(
+        model=request.model,
+        prompts=[conversation(context, turns)],
+        params=sampling_params(
+            request,
+            context.settings,
+            max_tokens=request.max_completion_tokens or request.max_tokens,
+            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        ),
+        formatter=ChatFormatter(request, context.logprobs),
+        num_choices=request.n or 1,
+        is_stream=bool(request.stream),
+        schema=_schema(request.response_format),
+    )
+
+
+def _parts(message: Message, place: str) -> Iterator[Part]:
+    place = f"{place}.content"
+    if message.content is None and message.role != "assistant":
+        raise invalid(f"{place} is missing or null.", param=place, code="missing_required_parameter")
+    if not isinstance(message.content, list):
+        yield Part("text", message.content or "", place)
+        return
+    for index, part in enumerate(message.content):
+        if isinstance(part, TextPart):
+            yield Part("text", part.text, f"{place}[{index}].text")
+        elif isinstance(part.image_url, str):
+            yield Part("image", part.image_url, f"{place}[{index}].image_url")
+        else:
+            yield Part("image", part.image_url.url, f"{place}[{index}].image_url.url")
+
+
+def _schema(wanted: PlainFormat | SchemaFormat | None) -> dict[str, Any] | None:
+    if isinstance(wanted, SchemaFormat):
+        return wanted.json_schema.schema_
+    return {"type": "object"} if wanted is not None and wanted.type == "json_object" else None
+
+
+class ChatFormatter(OpenAiFormatter):
+    """Formats the replies to a chat request."""
+
+    id_prefix, reply_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def _first_delta(self) -> dict[str, Any]:
+        return {"delta": ReplyMessage(content="").model_dump()}
+
+    def _content(self, text: str) -> dict[str, Any]:
+        return {"message": ReplyMessage(content=text).model_dump()}
+
+    def _delta(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
+
+    def _logprobs(self, index: int, entries: list[TokenLogprob]) -> dict[str, Any]:  # noqa: ARG002 - as the base class
+        return ChoiceLogprobs(content=entries).model_dump()
