@@ -39,9 +39,10 @@ $(PEERS)/timm: $(BIN)/python constraints.txt
 
 # For the page's tests, which are skipped without it: Debian's, where we may install and it is not there.
 browser:
-	@if command -v chromedriver >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
-	(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver) >/dev/null 2>&1 || \
-	echo "chromium cannot be installed here; the page's tests will be skipped"
+	@if command -v chromedriver >/dev/null && command -v firefox-esr >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver firefox-esr) \
+	>/dev/null 2>&1 || echo "chromium or firefox cannot be installed here; the page's tests in it will be skipped"
 
 install: $(VENV)/.installed
 peers: $(PEERS)/timm

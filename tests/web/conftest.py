@@ -3,10 +3,12 @@
 import shutil
 
 import pytest
+from firefox import Firefox
 from server_process import Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,12 @@ def browser(tmp_path_factory):
     driver.set_script_timeout(120)
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope="session")
+def firefox(tmp_path_factory):
+    if FIREFOX is None:
+        pytest.skip("no firefox here; on Debian: apt-get install firefox-esr")
+    running = Firefox(FIREFOX, tmp_path_factory.mktemp("firefox"))
+    yield running
+    running.close()

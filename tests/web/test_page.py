@@ -466,3 +466,30 @@ def test_a_phone_shows_everything_and_the_actions_in_one_row(phone):
     for box in boxes:
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and min(box["height"], box["width"]) >= 40
     assert all(one.accessible_name for one in phone.all(".row button") if one.is_displayed())
+
+
+# ------------------------------------------------------------------------------------------ Firefox
+
+ANSWERS = "[...document.querySelectorAll('.turn.assistant:has(.stats:not([hidden])) .body')].map((e) => e.innerText)"
+TABLE = "| a | b |\\n|--|--|\\n| 1 | <b>2</b> |"
+
+
+def test_firefox_asks_keeps_undoes_and_shows_markdown(firefox, server):
+    firefox.open(server.url)
+    firefox.until("document.querySelector('#model').textContent === 'mini'")
+    firefox.run("document.querySelector('#examples button').click()")
+    assert firefox.until(f"({ANSWERS})[0]") == "K"
+    firefox.open(server.url)
+    assert firefox.until(f"({ANSWERS})[0]") == "K", "a reload keeps the conversation"
+    firefox.run("document.querySelector('#new').click()")
+    firefox.until("document.querySelector('#undo').checkVisibility()")
+    assert firefox.run(ANSWERS) == []
+    firefox.run("document.querySelector('#undo').click()")
+    assert firefox.until(f"({ANSWERS})[0]") == "K"
+    firefox.run("document.querySelector('#settings-open').click()")
+    assert firefox.until("document.querySelector('#settings:popover-open')?.getBoundingClientRect().top >= 0")
+    shown = firefox.run(
+        "import('/markdown.js').then(({ MarkdownView }) => { const place = document.createElement('div');"
+        f"new MarkdownView(place).show('{TABLE}'); return [place.querySelectorAll('td').length, place.textContent] }})"
+    )
+    assert shown == [2, "ab1<b>2</b>"]
