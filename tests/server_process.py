@@ -68,7 +68,7 @@ def refused_start(*arguments: object) -> tuple[int | None, str]:
 
 
 class Server:
-    """`fastvlm serve` on a free port."""
+    """`fastvlm serve` on a free port; as a context manager it stops at the end, and must do so without a traceback."""
 
     def __init__(self, *arguments: object, model: object = "mini", wait: bool = True) -> None:
         self.process, self._log = _start("--model", model, "--port", 0, *arguments)
@@ -76,6 +76,13 @@ class Server:
         self.client = httpx.Client(base_url=self.url, timeout=START_S)
         if wait:
             self._until(lambda: self.client.get("/ready").status_code == 200 or None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.stop() == 0, self.lines
+        assert "Traceback" not in "".join(self.lines)
 
     @property
     def lines(self) -> list[str]:

@@ -93,7 +93,7 @@ async def application():
     """A client of the application in this process."""
     service = Service(ServeSettings(image_workers=1), open_engines)
     transport = httpx.ASGITransport(app=create_app(service))
-    await service.start(lambda: None)
+    await service.start()
     assert service.failure is None
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         yield client

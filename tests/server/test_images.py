@@ -63,17 +63,15 @@ def stopped(server):
 def patient(endless_folder):
     """A server whose images may take as long as they like, but little memory."""
     limits = ("--image-workers", 1, "--image-timeout", 3000, "--image-memory-bytes", 2**28)
-    running = Server("--name", "mini", *limits, model=endless_folder)
-    yield running
-    assert running.stop() == 0, running.lines
+    with Server("--name", "mini", *limits, model=endless_folder) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def strict(endless_folder):
     """A server that waits a second for an image."""
-    running = Server("--name", "mini", "--image-workers", 1, "--image-timeout", 1, model=endless_folder)
-    yield running
-    assert running.stop() == 0, running.lines
+    with Server("--name", "mini", "--image-workers", 1, "--image-timeout", 1, model=endless_folder) as running:
+        yield running
 
 
 def test_other_requests_do_not_wait_for_a_slow_image(patient):

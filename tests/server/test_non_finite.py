@@ -23,10 +23,8 @@ def damaged(tmp_path_factory):
         model.get_input_embeddings().weight[words.convert_tokens_to_ids([BAD_LETTER, tenth])] = float("nan")
     model.save_pretrained(folder)
     FastVlmProcessor(FastVlmImageProcessor(image_size=parrot.SIZE_PX), words).save_pretrained(folder)
-    running = Server("--name", "mini", "--slots", 2, model=folder)
-    yield running
-    assert running.stop() == 0, running.lines
-    assert "Traceback" not in "".join(running.lines)
+    with Server("--name", "mini", "--slots", 2, model=folder) as running:
+        yield running
 
 
 def check(error):

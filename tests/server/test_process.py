@@ -13,9 +13,12 @@ import time
 import httpx
 import pytest
 from server_process import Server, data_uri, example, question, refused_start
+from starlette.testclient import TestClient
 
 from fastvlm.errors import UsageError
+from fastvlm.server.app import create_app
 from fastvlm.server.process import serve
+from fastvlm.server.service import Service
 from fastvlm.server.settings import ServeSettings
 
 ENDLESS = {"model": "mini", "messages": [question("Talk.")], "max_tokens": 3000}
@@ -115,19 +118,6 @@ def test_an_image_beside_a_running_reply_is_answered(endless):
     assert answers == [200]
 
 
-def test_sigterm_in_the_middle_loses_no_reply_that_has_begun(endless_folder):
-    server = Server("--name", "mini", "--max-output-tokens", 3000, model=endless_folder)
-    stack, _, lines = open_stream(server, max_tokens=400)
-    server.signal(signal.SIGTERM)
-    events = [line for line in lines if line]
-    assert events[-1] == "data: [DONE]"
-    assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-    stack.__exit__(None, None, None)
-    assert server.stop() == 0
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(server.url)
-
-
 def test_after_the_grace_period_and_the_time_limit_replies_end_with_an_error(endless_folder):
     """Eight long replies one after the other in one slot: no machine is through with them in time."""
     server = Server(
@@ -149,37 +139,38 @@ def test_after_the_grace_period_and_the_time_limit_replies_end_with_an_error(end
     assert "Traceback" not in "".join(server.lines)
 
 
-def test_keys_are_needed_where_they_are_set(endless_folder, tmp_path):
+def test_keys_are_needed_where_they_are_set(tmp_path, caplog):
+    """The application in this process, before any model is open."""
     (tmp_path / "keys").write_text(f"{KEY}\nanother-key-that-is-long\n")
-    server = Server(
-        *("--name", "mini", "--api-keys-file", tmp_path / "keys", "--cors-origin", "https://a.example", "--no-page"),
-        model=endless_folder,
+    settings = ServeSettings(
+        api_keys_file=str(tmp_path / "keys"), cors_origins=("https://a.example",), page=False, access_log=True
     )
-    for path in ("/v1/models", "/metrics"):
-        for key in (None, "x", "wrong", KEY[:-1], KEY + "x"):
-            headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-            response = server.client.get(path, headers=headers)
-            assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
-            assert KEY not in response.text
-        for key in (KEY, "another-key-that-is-long"):
-            assert server.client.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
-    assert server.client.get("/health").status_code == 200
-    assert server.client.get("/").status_code == 404
-    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    allowed = server.client.options("/v1/chat/completions", headers=preflight)
-    assert allowed.headers["access-control-allow-origin"] == "https://a.example"
-    other = server.client.options("/v1/chat/completions", headers={**preflight, "Origin": "https://b.example"})
-    assert "access-control-allow-origin" not in other.headers
-    assert server.stop() == 0
-    assert KEY not in "".join(server.lines)
+    client = TestClient(create_app(Service(settings, dict)), base_url="http://127.0.0.1")
+    with caplog.at_level("DEBUG"):
+        for path in ("/v1/models", "/metrics"):
+            for key in (None, "x", "wrong", KEY[:-1], KEY + "x"):
+                headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+                response = client.get(path, headers=headers)
+                assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+                assert KEY not in response.text
+            for key in (KEY, "another-key-that-is-long"):
+                assert client.get(path, headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        assert client.get("/health").status_code == 200
+        assert client.get("/").status_code == 404
+        preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+        allowed = client.options("/v1/chat/completions", headers=preflight)
+        assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+        other = client.options("/v1/chat/completions", headers={**preflight, "Origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+    assert "/metrics" in caplog.text and KEY not in caplog.text
 
 
-def test_the_command_says_where_it_listens_and_when_it_is_ready(endless_folder):
-    """A start as a user types it; before the model is open, requests get 503."""
+def test_a_server_as_a_user_starts_it_says_where_it_listens_and_finishes_its_replies(endless_folder):
+    """Before the model is open, requests get 503; SIGTERM in the middle loses no reply that has begun."""
     command = [sys.executable, "-m", "fastvlm", "serve", "--port", "0", "--name", "mini", "--model", endless_folder]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         opening = process.stderr.readline()
-        url = re.search(r"http://[\d.:]+", opening)[0]
+        url = re.search(r"http://[\d.]+:\d+", opening)[0]
         state = httpx.get(f"{url}/ready")
         if state.status_code == 503:  # not if the model opens faster than this test asks
             assert state.json()["status"] in ("starting", "warming up") and state.headers["retry-after"]
@@ -187,24 +178,27 @@ def test_the_command_says_where_it_listens_and_when_it_is_ready(endless_folder):
         assert httpx.get(f"{url}/health").status_code == 200
         serving = process.stderr.readline()  # last: whoever waits for this line can send requests at once
         assert httpx.get(f"{url}/ready").status_code == 200
-        process.send_signal(signal.SIGTERM)
-        assert [opening.split()[1], serving.split()[1:3], process.stderr.read()] == [
-            "opening:",
-            ["serving:", "mini"],
-            "",
-        ]
+        asked = {**ENDLESS, "stream": True, "max_tokens": 400}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=asked, timeout=240) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            process.send_signal(signal.SIGTERM)
+            events = [line for line in lines if line]
+        assert events[-1] == "data: [DONE]"
+        assert json.loads(events[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert process.stderr.read() == ""
     assert process.returncode == 0
+    assert opening.split()[1] == "opening:" and serving.split()[1:3] == ["serving:", "mini"]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         cases = {
-            ("--host", "0.0.0.0"): "anyone could use this server",
             ("--port", taken.getsockname()[1]): "Cannot listen on 127.0.0.1",
             ("--port", 0, "--model", tmp_path): "config.json",
-            ("--slots", 0): "slots is 0; expected 1 or more",
-            ("--port", 0, "--adapter", f"a={tmp_path}"): "has no adapter_config.json",
         }
         for arguments, words in cases.items():
             code, stderr = refused_start(*arguments)

@@ -10,7 +10,7 @@ from llguidance.hf import from_tokenizer
 
 import fastvlm
 from fastvlm.server.http.errors import ApiError
-from fastvlm.server.text_limits import text_limits
+from fastvlm.server.text_limits import TextLimits
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def limits(tokenizer):
     tokens = from_tokenizer(tokenizer)
-    return {size: text_limits(tokens, tokenizer, size) for size in (1, 3, 20)}
+    return {size: TextLimits(tokens, tokenizer, size) for size in (1, 3, 20)}
 
 
 def is_refused(limits, *texts):
@@ -74,7 +74,7 @@ def test_a_text_that_fits_is_never_refused(limits, tokenizer):
 def test_special_tokens_that_were_added_are_known():
     words = parrot.tokenizer()
     words.add_tokens(["<|ours|>"], special_tokens=True)
-    limits = text_limits(from_tokenizer(words), words, 10)
+    limits = TextLimits(from_tokenizer(words), words, 10)
     limits.check_special_tokens("an ordinary < text |>", "prompt")
     for mark in ("<|ours|>", "<|im_end|>", "<image>", "<|endoftext|>"):
         with pytest.raises(ApiError, match="is a special token of the model"):

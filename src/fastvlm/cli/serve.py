@@ -18,14 +18,7 @@ from fastvlm.formats.places import adapter_folder, checkpoint_path
 from fastvlm.server.setting_sources import read_settings
 from fastvlm.server.settings import ServeSettings
 
-# Modules of the extra `serve`, and the packages that they belong to.
-_NEEDED = {
-    "starlette": "starlette",
-    "uvicorn": "uvicorn",
-    "pydantic": "pydantic",
-    "llguidance": "llguidance",
-    "prometheus_client": "prometheus-client",
-}
+_PACKAGES = ("starlette", "uvicorn", "pydantic", "llguidance", "prometheus-client")  # of the extra `serve`
 
 
 @with_setting_options
@@ -61,8 +54,8 @@ def _check_extra() -> None:
     """Raise MissingExtraError for the first package of the extra `serve` that is not installed."""
     from importlib.util import find_spec
 
-    for module, package in _NEEDED.items():
-        if find_spec(module) is None:
+    for package in _PACKAGES:
+        if find_spec(package.replace("-", "_")) is None:
             raise MissingExtraError(package, "serve", "fastvlm serve")
 
 
@@ -85,7 +78,7 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
         from fastvlm.server.process import serve as serve_until_stopped
         from fastvlm.web import page_folder
-    report = _discard if is_quiet else say  # also without a terminal: the log says where the server is
+    report = (lambda *_: None) if is_quiet else say  # also without a terminal: the log says where the server is
     serve_until_stopped(
         settings,
         lambda: open_engines(folder, choice, settings, report),
@@ -93,7 +86,3 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
         on_listening=lambda url: report("opening", f"{choice.name}; {url} answers 503 until it is ready"),
         on_ready=lambda url: report("serving", f"{settings.served_name} at {url}  (API {url}/v1, docs {url}/docs)"),
     )
-
-
-def _discard(kind: str, message: str) -> None:
-    """Report nothing."""

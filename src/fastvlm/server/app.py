@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,20 +23,17 @@ from fastvlm.server.routes import API_ROUTES, get_route
 from fastvlm.server.service import Service
 
 
-def create_app(
-    service: Service, *, page: Path | None = None, on_failure: Callable[[], None] = lambda: None
-) -> Starlette:
+def create_app(service: Service, page: Path | None = None) -> Starlette:
     """The ASGI application.
 
     Args:
         service: its state; opened when the application starts, closed when it ends.
         page: a folder whose files are served at ``/``; None for none.
-        on_failure: called when the model could not be opened; `service.failure` has the reason.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        opening = asyncio.create_task(service.start(on_failure))
+        opening = asyncio.create_task(service.start())
         yield
         await opening  # a thread that opens a model cannot be interrupted
         await service.close()

@@ -51,8 +51,8 @@ def serve(
     with _listen(settings) as listener, _logs():
         host, port = listener.getsockname()[:2]
         server = _Server(service)
-        app = create_app(service, page=page, on_failure=server.request_shutdown)
-        server.config.app = app
+        server.config.app = create_app(service, page)
+        service.on_failure = lambda: setattr(server, "should_exit", True)
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         service.on_ready = lambda: on_ready(url)
         on_listening(url)
@@ -101,10 +101,6 @@ class _Server(uvicorn.Server):
             backlog=_BACKLOG,
         )
         super().__init__(config)
-
-    def request_shutdown(self) -> None:
-        """Shut down without a signal."""
-        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for running replies during the grace period; then they end with an error event."""

@@ -20,7 +20,7 @@ from fastvlm.server.metrics import Metrics
 from fastvlm.server.openai.logprobs import LogprobFormatter
 from fastvlm.server.replicas import Replicas
 from fastvlm.server.settings import ServeSettings
-from fastvlm.server.text_limits import text_limits
+from fastvlm.server.text_limits import TextLimits
 
 OpenEngines = Callable[[], Mapping[str, Sequence[Engine]]]
 Status = Literal["starting", "warming up", "ready", "stopping", "failed"]
@@ -52,6 +52,7 @@ class Service:
         self.status: Status = "starting"
         self.failure: Exception | None = None
         self.on_ready: Callable[[], None] = lambda: None  # called once, when requests begin to be answered
+        self.on_failure: Callable[[], None] = lambda: None  # called if the model could not be opened
         self.started_at = int(time.time())
         self.context: ServerContext | None = None
         self.upload_slots = UploadSlots(settings.max_receiving)
@@ -65,7 +66,7 @@ class Service:
         """True while requests are answered."""
         return self.status == "ready"
 
-    async def start(self, on_failure: Callable[[], None]) -> None:
+    async def start(self) -> None:
         """Open the model and generate one reply with each engine. An exception is kept in `failure`."""
         try:
             await asyncio.to_thread(self._image_pool.start)
@@ -83,7 +84,7 @@ class Service:
                 self.on_ready()
         except Exception as error:  # noqa: BLE001 - raised by the caller of `process.serve`
             self.status, self.failure = "failed", error
-            on_failure()
+            self.on_failure()
 
     def _set_status(self, status: Status) -> None:
         if self.status != "stopping":
@@ -107,7 +108,7 @@ class Service:
             ),
             metrics=self.metrics,
             tokenizer=tokenizer,
-            text_limits=text_limits(grammars.tokens, tokenizer, max_prompt_tokens),
+            text_limits=TextLimits(grammars.tokens, tokenizer, max_prompt_tokens),
         )
 
     def stop(self) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from llguidance import LLTokenizer
 
 from fastvlm.processing.prompt import SPECIAL_TOKENS
 from fastvlm.processing.tokenizer import TokenizerLike
-from fastvlm.server.http.errors import ApiError, invalid
+from fastvlm.server.http.errors import invalid
 
 _PIECE_CHARACTERS = 2**16
 _SEAM_BYTES = 16  # NFC may shorten the text by this much where two pieces meet: a letter and three marks, 4 bytes each
@@ -21,22 +20,25 @@ _OTHERS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
 _CLASSES = (_LETTERS, _HIGH, _OTHERS)
 
 
-@dataclass(frozen=True)
 class TextLimits:
-    """Limits for the texts of one request.
+    """Limits for the texts of one request, for a byte-level tokenizer that normalizes to NFC or not at all, as Qwen2's.
 
     Args:
-        max_tokens: tokens of the prompt.
-        longest: for each class of bytes, the largest number of them in one token of the vocabulary.
-        special_tokens: strings that no text of a chat may contain.
+        tokens: llguidance's view of the tokenizer.
+        tokenizer: the model's.
+        max_tokens: tokens of a prompt.
     """
 
-    max_tokens: int
-    longest: tuple[int, ...]
-    special_tokens: tuple[str, ...]
+    def __init__(self, tokens: LLTokenizer, tokenizer: TokenizerLike, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        contents = [tokens.decode_bytes([token_id]) for token_id in range(tokens.vocab_size)]
+        # For each class of bytes, the largest number of them in one token of the vocabulary.
+        self._longest = [max(_count(data, members) for data in contents) for members in _CLASSES]
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special_tokens = tuple(dict.fromkeys([*SPECIAL_TOKENS, *added]))
 
     def check_length(self, texts: Iterable[str], param: str) -> None:
-        """Refuse texts that certainly have more than `max_tokens` tokens together.
+        """Refuse texts that certainly have more than the limit of tokens together.
 
         A byte-level tokenizer puts each byte of the NFC-normalized text into one token. So there are at least as many
         tokens as bytes of a class divided by the largest number of them in one token.
@@ -52,8 +54,14 @@ class TextLimits:
                 data = unicodedata.normalize("NFC", piece).encode("utf-8", "surrogatepass")
                 for index, members in enumerate(_CLASSES):
                     counts[index] += _count(data, members) - (_SEAM_BYTES if start else 0)
-                if any(count > self.max_tokens * most for count, most in zip(counts, self.longest, strict=True)):
-                    raise _too_long(num_characters, self.max_tokens, param)
+                limits = [self._max_tokens * most for most in self._longest]
+                if any(count > limit for count, limit in zip(counts, limits, strict=True)):
+                    raise invalid(
+                        f"{param} is too long: its first {num_characters} characters alone are more than "
+                        f"{self._max_tokens} tokens, which is the limit. Shorten it.",
+                        param=param,
+                        code="context_length_exceeded",
+                    )
 
     def check_special_tokens(self, text: str, param: str) -> None:
         """Refuse a text with a special token: the model would read it as the end of a turn, or as an image.
@@ -61,7 +69,7 @@ class TextLimits:
         Raises:
             ApiError: names the token.
         """
-        found = next((token for token in self.special_tokens if token in text), None)
+        found = next((token for token in self._special_tokens if token in text), None)
         if found is not None:
             raise invalid(
                 f"{param} contains {found!r}, which is a special token of the model. Remove it or rewrite it; send an "
@@ -69,31 +77,6 @@ class TextLimits:
                 param=param,
                 code="invalid_prompt",
             )
-
-
-def _too_long(num_characters: int, max_tokens: int, param: str) -> ApiError:
-    return invalid(
-        f"{param} is too long: its first {num_characters} characters alone are more than {max_tokens} tokens, which is "
-        "the limit. Shorten it.",
-        param=param,
-        code="context_length_exceeded",
-    )
-
-
-def text_limits(tokens: LLTokenizer, tokenizer: TokenizerLike, max_tokens: int) -> TextLimits:
-    """The limits for a byte-level tokenizer that normalizes to NFC or not at all, as Qwen2's.
-
-    Args:
-        tokens: llguidance's view of the tokenizer.
-        tokenizer: transformers' fast tokenizer.
-        max_tokens: tokens of a prompt.
-    """
-    longest = [0] * len(_CLASSES)
-    for token_id in range(tokens.vocab_size):
-        data = tokens.decode_bytes([token_id])
-        longest = [max(most, _count(data, members)) for most, members in zip(longest, _CLASSES, strict=True)]
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return TextLimits(max_tokens, tuple(longest), tuple(dict.fromkeys([*SPECIAL_TOKENS, *added])))
 
 
 def _count(data: bytes, members: bytes) -> int:

@@ -95,9 +95,9 @@ class RemoteImages:
         try:
             return await asyncio.wait_for(self._fetch(url), self._timeout_s)
         except asyncio.TimeoutError as error:
-            raise invalid(f"The image took longer than {self._timeout_s} s.", code="image_unreachable") from error
+            raise _unreachable(f"The image took longer than {self._timeout_s} s.") from error
         except (httpx.HTTPError, httpx.StreamError, OSError, UnicodeError) as error:  # UnicodeError: not a DNS name
-            raise invalid("The image's host cannot be reached.", code="image_unreachable") from error
+            raise _unreachable("The image's host cannot be reached.") from error
 
     async def _fetch(self, url: str) -> bytes:
         async with httpx.AsyncClient(trust_env=False, timeout=self._timeout_s, follow_redirects=False) as client:
@@ -106,23 +106,23 @@ class RemoteImages:
                 if isinstance(answer, bytes):
                     return answer
                 url = urljoin(url, answer)
-        raise invalid(f"The image's URL redirects more than {_MAX_REDIRECTS} times.", code="image_unreachable")
+        raise _unreachable(f"The image's URL redirects more than {_MAX_REDIRECTS} times.")
 
     async def _request(self, client: httpx.AsyncClient, text: str) -> bytes | str:
         """An image's bytes, or the URL of a redirect."""
         url = self._checked_url(text)
         address = await self._checked_address(url)
-        headers = {"Host": url.netloc.decode("ascii"), "User-Agent": "fastvlm", "Accept-Encoding": "identity"}
         # The certificate is checked against the name; the connection goes to the address.
-        extensions = {"sni_hostname": url.raw_host.decode("ascii")}
-        request = client.build_request("GET", url.copy_with(host=address), headers=headers, extensions=extensions)
-        response = await client.send(request, stream=True)
-        try:
+        request = client.stream(
+            "GET",
+            url.copy_with(host=address),
+            headers={"Host": url.netloc.decode("ascii"), "User-Agent": "fastvlm", "Accept-Encoding": "identity"},
+            extensions={"sni_hostname": url.raw_host.decode("ascii")},
+        )
+        async with request as response:
             if response.status_code in _REDIRECTS and "location" in response.headers:
                 return str(response.headers["location"])
             return await self._body(response)
-        finally:
-            await response.aclose()
 
     def _checked_url(self, text: str) -> httpx.URL:
         try:
@@ -134,12 +134,11 @@ class RemoteImages:
         return url.copy_with(fragment=None)
 
     def _is_listed(self, url: httpx.URL) -> bool:
-        host = url.raw_host.decode("ascii").lower().rstrip(".")
+        host, port = url.raw_host.decode("ascii").lower().rstrip("."), url.port or _DEFAULT_PORTS[url.scheme]
         for entry in self._hosts:
-            name, _, port = entry.partition(":")
-            is_same_port = url.port is None if not port else (url.port or _DEFAULT_PORTS[url.scheme]) == int(port)
-            is_same_host = name in ("*", host) or (name.startswith("*.") and host.endswith(name[1:]))
-            if is_same_port and is_same_host:
+            name, _, own_port = entry.partition(":")
+            is_same_port = port == int(own_port) if own_port else url.port is None
+            if is_same_port and (name in ("*", host) or (name.startswith("*.") and host.endswith(name[1:]))):
                 return True
         return False
 
@@ -153,19 +152,20 @@ class RemoteImages:
 
     async def _body(self, response: httpx.Response) -> bytes:
         if response.status_code != httpx.codes.OK:
-            raise invalid(
-                f"The image's host answered with HTTP status {response.status_code}.", code="image_unreachable"
-            )
+            raise _unreachable(f"The image's host answered with HTTP status {response.status_code}.")
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise invalid("The image's host sent compressed data, which was not requested.", code="image_unreachable")
+            raise _unreachable("The image's host sent compressed data, which was not requested.")
         body = bytearray()
         async for piece in response.aiter_raw():
             body += piece
             if len(body) > self._max_bytes:
-                raise invalid(
-                    f"The image has more than {self._max_bytes} bytes, which is the limit.", code="image_too_large"
-                )
+                message = f"The image has more than {self._max_bytes} bytes, which is the limit."
+                raise invalid(message, code="image_too_large")
         return bytes(body)
+
+
+def _unreachable(message: str) -> ApiError:
+    return invalid(message, code="image_unreachable")
 
 
 def _refused() -> ApiError:

@@ -85,17 +85,11 @@ class OpenAiFormatter(ABC):
 
     def reply(self, completions: Sequence[Completion], usage: Usage) -> bytes:
         """The whole reply."""
-        choices = [
-            _choice(
-                index,
-                self._content(one.text),
-                None
-                if one.logprobs is None
-                else self._logprobs(index, self._entries(zip(one.token_ids, one.logprobs, strict=True))),
-                one.finish_reason,
-            )
-            for index, one in enumerate(completions)
-        ]
+        choices = []
+        for index, one in enumerate(completions):
+            pairs = None if one.logprobs is None else zip(one.token_ids, one.logprobs, strict=True)
+            logprobs = None if pairs is None else self._logprobs(index, self._entries(pairs))
+            choices.append(_choice(index, self._content(one.text), logprobs, one.finish_reason))
         return json_bytes({**self._head, "object": self.reply_object, "choices": choices, "usage": _usage(usage)})
 
     def _event(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, Any] | None = None) -> bytes:
