@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastvlm
-from fastvlm.bench.encoder_peers import DeployedEncoder, EncoderContestant, OnnxRuntimeContestant, OpenVinoContestant
+from fastvlm.bench.encoder_peers import DeployedEncoder, EncoderRuntime, OnnxRuntimeEncoder, OpenVinoEncoder
 from fastvlm.bench.measuring import pixels, sketch
 
 
@@ -22,7 +22,7 @@ def test_the_deployed_encoder_gives_the_models_features(endless):
     torch.testing.assert_close(DeployedEncoder(model)(pixels(128)), expected, rtol=1e-4, atol=1e-5)
 
 
-class Eager(EncoderContestant):
+class Eager(EncoderRuntime):
     """A runtime that runs the traced network as it is."""
 
     packages = ("torch",)
@@ -41,7 +41,7 @@ def test_the_traced_network_is_the_same_and_made_once_a_size(endless, monkeypatc
     assert eager.encode(128).value > 0 and eager.memory().value > 0
 
 
-@pytest.mark.parametrize("kind", [OpenVinoContestant, OnnxRuntimeContestant])
+@pytest.mark.parametrize("kind", [OpenVinoEncoder, OnnxRuntimeEncoder])
 def test_the_runtimes_agree(endless, kind):
     for package in kind.packages:
         if importlib.util.find_spec(package) is None:

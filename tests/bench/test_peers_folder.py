@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fastvlm.bench import peers_folder
-from fastvlm.bench.encoder_peers import OnnxRuntimeContestant, OpenVinoContestant
+from fastvlm.bench.encoder_peers import OnnxRuntimeEncoder, OpenVinoEncoder
 from fastvlm.bench.peers_folder import INSTALL_LINE, add_peers_folder, prepare_torchvision
 from fastvlm.errors import FastVlmError, MissingExtraError
 
@@ -51,9 +51,7 @@ def test_what_make_peers_made_is_found_unless_another_is_named(monkeypatch, nowh
     assert sys.path == [*before, str(made)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "package"), [(OpenVinoContestant, "openvino"), (OnnxRuntimeContestant, "onnxruntime")]
-)
+@pytest.mark.parametrize(("kind", "package"), [(OpenVinoEncoder, "openvino"), (OnnxRuntimeEncoder, "onnxruntime")])
 def test_runtimes_that_are_missing_name_the_extra(monkeypatch, kind, package):
     monkeypatch.setattr("fastvlm.bench.encoder_peers.importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError) as told:

@@ -102,12 +102,12 @@ def test_a_round_has_every_case_of_every_measure():
 
 def test_commands_are_methods_of_the_contestants():
     from fastvlm.bench.cold_start import ColdStart
-    from fastvlm.bench.own import OwnContestant
-    from fastvlm.bench.transformers_peer import TransformersContestant
+    from fastvlm.bench.fastvlm_engine import FastVlmEngine
+    from fastvlm.bench.transformers_peer import TransformersModel
 
     for name, measure in MEASURES.items():
         if name == "cold-start":
             assert hasattr(ColdStart, measure.command)
             continue
-        assert hasattr(OwnContestant, measure.command), name
-        assert hasattr(TransformersContestant, measure.command) or name == "second-question"
+        assert hasattr(FastVlmEngine, measure.command), name
+        assert hasattr(TransformersModel, measure.command) or name == "second-question"

@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastvlm.bench.spread import ratio, summarize
-from fastvlm.errors import UsageError
 
 positive = st.floats(1e-6, 1e6)
 several = st.lists(positive, min_size=1, max_size=8)
@@ -20,24 +19,19 @@ anywhere = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_quartiles_are_numpys(samples):
     found = summarize(samples)
     expected = np.percentile(samples, [0, 25, 50, 75, 100])
-    told = [found.lowest, found.lower_quartile, found.median, found.upper_quartile, found.highest]
-    assert told == pytest.approx(list(expected), rel=1e-9)
-    assert found.samples == tuple(samples)
+    (low, high), (lower, upper) = found["range"], found["quartiles"]
+    assert [low, lower, found["median"], upper, high] == pytest.approx(list(expected), rel=1e-5)
+    assert found["samples"] == pytest.approx(samples, rel=1e-5)
 
 
 def test_a_single_sample_is_its_own_spread():
     found = summarize([2.5])
-    assert found.as_dict() == {"median": 2.5, "quartiles": [2.5, 2.5], "range": [2.5, 2.5], "samples": [2.5]}
+    assert found == {"median": 2.5, "quartiles": [2.5, 2.5], "range": [2.5, 2.5], "samples": [2.5]}
 
 
 def test_six_digits_are_told():
-    assert summarize([1 / 3]).as_dict()["median"] == 0.333333
-    assert summarize([123456789.0]).as_dict()["median"] == 123457000.0
-
-
-def test_no_samples_is_an_error():
-    with pytest.raises(UsageError, match="no samples"):
-        summarize([])
+    assert summarize([1 / 3])["median"] == 0.333333
+    assert summarize([123456789.0])["median"] == 123457000.0
 
 
 @anywhere

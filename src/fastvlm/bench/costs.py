@@ -1,4 +1,4 @@
-"""Costs computed from a configuration: multiply-adds of the encoder, FLOPs of a prompt, bytes per decoded token.
+"""Costs computed from a configuration: FLOPs of the encoder and of a prompt, bytes per decoded token.
 
 A FLOP is a multiplication or an addition, so a multiply-add (MAC) counts two. Only convolutions, linears and attention
 products count, as in the literature; normalizations and activations are left out.
@@ -6,69 +6,22 @@ products count, as in the literature; normalizations and activations are left ou
 
 from __future__ import annotations
 
-import math
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from fastvlm.encoder_config import StageConfig, num_visual_tokens
-from fastvlm.hf.config import FastViTHDConfig, FastVlmConfig
-
-_FFN_KERNEL = 7
-
-
-def encoder_macs(config: FastViTHDConfig, height_px: int, width_px: int) -> int:
-    """Multiply-adds of the fused encoder for one image."""
-    height, width = _halved(height_px, width_px)
-    stem = config.stages[0].in_channels
-    total = height * width * 9 * 3 * stem
-    height, width = _halved(height, width)
-    total += height * width * (9 * stem + stem**2)
-    for stage in config.stages:
-        if stage.has_downsample:
-            height, width = _halved(height, width)
-        total += _stage_macs(stage, config, height * width)
-    hidden = config.hidden_size
-    gate = 2 * hidden * max(1, int(hidden / 16 + 0.5))
-    return total + height * width * 9 * hidden + gate
-
-
-def _halved(height: int, width: int) -> tuple[int, int]:
-    return math.ceil(height / 2), math.ceil(width / 2)
-
-
-def _stage_macs(stage: StageConfig, config: FastViTHDConfig, positions: int) -> int:
-    channels = stage.channels
-    total = 0
-    if stage.has_downsample:
-        total += positions * channels * (config.downsample_kernel**2 + channels)
-        total += 2 * channels * max(8, int(channels * 0.25 + 4) // 8 * 8) if stage.has_se else 0
-    if stage.position_kernel is not None:
-        total += positions * channels * math.prod(stage.position_kernel)
-    return total + stage.depth * _block_macs(stage, config, positions)
-
-
-def _block_macs(stage: StageConfig, config: FastViTHDConfig, positions: int) -> int:
-    channels = stage.channels
-    ffn = positions * channels * (_FFN_KERNEL**2 + 2 * int(channels * stage.mlp_ratio))
-    if stage.token_mixer == "attention":
-        return ffn + positions * channels * (4 * channels + 2 * positions)
-    return ffn + positions * channels * config.repmixer_kernel**2
-
-
-def projector_macs(config: FastVlmConfig, height_px: int, width_px: int) -> int:
-    """Multiply-adds of the projector for one image."""
-    tokens = num_visual_tokens(height_px, width_px, config.vision_config.stride_px)
-    width = config.text_config.hidden_size
-    return int(tokens * width * (config.vision_config.hidden_size + width))
+from fastvlm.hf.config import FastVlmConfig
+from fastvlm.model.fastvithd import FastViTHD
+from fastvlm.model.projector import FastVlmMultiModalProjector, as_feature_tokens
 
 
 def encoder_flops(config: FastVlmConfig, height_px: int, width_px: int) -> int:
-    """FLOPs of encoder and projector for one image: 2 a multiply-add."""
-    return 2 * (encoder_macs(config.vision_config, height_px, width_px) + projector_macs(config, height_px, width_px))
-
-
-def decoder_weights(config: FastVlmConfig) -> int:
-    """Weights of the decoder's linears and of its head: all that one decoded token is multiplied by."""
-    text = config.text_config
-    return int(_layer_weights(config) * text.num_hidden_layers + text.hidden_size * text.vocab_size)
+    """FLOPs of encoder and projector for one image; torch counts them without computing values."""
+    with torch.device("meta"), torch.no_grad():
+        encoder = FastViTHD(config.vision_config).eval()
+        projector = FastVlmMultiModalProjector(config)
+        with FlopCounterMode(display=False) as counter:
+            projector(as_feature_tokens(encoder(torch.zeros(1, 3, height_px, width_px))))
+    return counter.get_total_flops()
 
 
 def _layer_weights(config: FastVlmConfig) -> int:
@@ -76,6 +29,12 @@ def _layer_weights(config: FastVlmConfig) -> int:
     width, head_dim = text.hidden_size, text.hidden_size // text.num_attention_heads
     attention = 2 * width * head_dim * (text.num_attention_heads + text.num_key_value_heads)
     return int(attention + 3 * width * text.intermediate_size)
+
+
+def decoder_weights(config: FastVlmConfig) -> int:
+    """Weights of the decoder's linears and of its head: all that one decoded token is multiplied by."""
+    text = config.text_config
+    return int(_layer_weights(config) * text.num_hidden_layers + text.hidden_size * text.vocab_size)
 
 
 def prefill_flops(config: FastVlmConfig, num_tokens: int) -> int:

@@ -11,15 +11,14 @@ import importlib.util
 import io
 import time
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastvlm.bench.measuring import pixels, sketch
-from fastvlm.bench.memory import peak_bytes
+from fastvlm.bench.measuring import Runtime
 from fastvlm.bench.peers_folder import add_peers_folder
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import MissingExtraError
@@ -43,22 +42,14 @@ class DeployedEncoder(nn.Module):
         return self.projector(as_feature_tokens(self.encoder(pixel_values)))  # type: ignore[no-any-return]
 
 
-class EncoderContestant(ABC):
-    """One runtime.
-
-    Args:
-        folder: the checkpoint.
-        dtype: what the runtime may compute in: "bfloat16" or "float32".
-        threads: of the runtime; 0 for the default.
-    """
+class EncoderRuntime(Runtime):
+    """A runtime of the encoder alone. Arguments: see :class:`Runtime`; `threads` are also those of the runtime."""
 
     packages: tuple[str, ...]
 
     def __init__(self, folder: str, dtype: str = "float32", threads: int = 0) -> None:
-        self.folder, self.dtype, self.threads = folder, dtype, threads
-        if threads:
-            torch.set_num_threads(threads)
-        self._runs: dict[int, Run] = {}
+        super().__init__(folder, dtype, threads)
+        self._runs: dict[torch.Size, Run] = {}
 
     @abstractmethod
     def compiled(self, traced: Any, image: Tensor) -> Run:
@@ -75,21 +66,17 @@ class EncoderContestant(ABC):
         facts = {package: importlib.metadata.version(package) for package in self.packages}
         return Measured(time.perf_counter() - start_s, facts=facts)
 
-    def encode(self, side_px: int) -> Measured:
-        """Seconds from pixels to projected visual tokens; converting is not counted."""
-        image = pixels(side_px)
-        if side_px not in self._runs:
-            self._runs[side_px] = self._converted(image)
-        array = image.numpy()
-        start_s = time.perf_counter()
-        features = self._runs[side_px](array)
-        seconds = time.perf_counter() - start_s
-        return Measured(seconds, check=sketch(features))
+    def _encoder_input(self, image: Tensor) -> tuple[Run, Any]:
+        # The network is converted once for each image size.
+        if image.shape not in self._runs:
+            self._runs[image.shape] = self._converted(image)
+        return self._runs[image.shape], image.numpy()
 
-    def memory(self) -> Measured:
-        """Largest resident set of this process so far, conversion included."""
-        return Measured(peak_bytes())
+    def _features(self, inputs: tuple[Run, Any]) -> Tensor:
+        run, array = inputs
+        return run(array)
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _converted(self, image: Tensor) -> Run:
         model, _ = load(self.folder, device="cpu", dtype="float32")
@@ -102,13 +89,13 @@ class EncoderContestant(ABC):
             return self.compiled(traced, image)
 
 
-class OpenVinoContestant(EncoderContestant):
+class OpenVinoEncoder(EncoderRuntime):
     """OpenVINO on the CPU, with the precision that `dtype` names as its hint."""
 
     packages = ("openvino",)
 
     def compiled(self, traced: Any, image: Tensor) -> Run:
-        """See :class:`EncoderContestant`."""
+        """See :class:`EncoderRuntime`."""
         ov: Any = importlib.import_module("openvino")
         model = ov.convert_model(traced, example_input=image, input=list(image.shape))
         settings = {"INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(self.dtype, "f32")}
@@ -119,13 +106,13 @@ class OpenVinoContestant(EncoderContestant):
         return lambda array: torch.from_numpy(compiled([array])[0])
 
 
-class OnnxRuntimeContestant(EncoderContestant):
+class OnnxRuntimeEncoder(EncoderRuntime):
     """ONNX Runtime on the CPU, float32."""
 
     packages = ("onnxruntime", "onnx")
 
     def compiled(self, traced: Any, image: Tensor) -> Run:
-        """See :class:`EncoderContestant`."""
+        """See :class:`EncoderRuntime`."""
         ort: Any = importlib.import_module("onnxruntime")
         stream = io.BytesIO()
         # The exporter that needs no other package; the newer one needs onnxscript.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastvlm.bench.cold_start import ask_command, transformers_command
@@ -26,7 +26,7 @@ class Measure:
         command: the worker's command.
         unit: "s", "tokens/s" or "bytes".
         what: description in reports.
-        max_rounds: repetitions at most.
+        max_rounds: maximum number of repetitions.
         has_warm_up: True to run it once before, not counted; False for measures that take long.
     """
 
@@ -52,8 +52,9 @@ MEASURES = {
     "cold-start": Measure("cold_start", "s", "process start to first byte", max_rounds=3, has_warm_up=False),
     "memory": Measure("memory", "bytes", "largest resident set of the process", max_rounds=1, has_warm_up=False),
 }
-UNITS = {name: measure.unit for name, measure in MEASURES.items()}
-_SEEING = {"encode", "ttft", "second-question", "cold-start"}  # what bits of the decoder's weights leave as it is
+_ENCODING = {"encode", "ttft", "second-question", "cold-start"}  # not measured again for other bits of the decoder
+
+Case = tuple[tuple[str, int], ...]  # variant of a measure, such as (("side_px", 1024),)
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,13 @@ class BenchOptions:
         if self.threads < 0:
             raise UsageError(f"--threads is {self.threads}; expected 1 or more, or 0 for each contestant's own choice.")
 
+    def settings(self) -> dict[str, Any]:
+        """The settings that a result names, as JSON values."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        for name in ("folder", "image", "rounds", "max_minutes"):
+            del fields[name]
+        return {"image_sizes_px": fields.pop("sides_px"), **fields}
+
 
 def _check_all(flag: str, values: tuple[Any, ...], known: tuple[Any, ...]) -> None:
     for value in values:
@@ -152,29 +160,34 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Step:
-    """One command to one worker. `case` tells the variants of a measure apart."""
+    """One command to one worker."""
 
     measure: str
     contestant: str
     worker: str
     command: dict[str, Any] = field(hash=False)
-    case: tuple[tuple[str, int], ...] = ()
+    case: Case = ()
 
     @property
-    def key(self) -> tuple[str, tuple[tuple[str, int], ...], str]:
-        """What its samples are kept under."""
+    def key(self) -> tuple[str, Case, str]:
+        """Key of its samples."""
         return self.measure, self.case, self.contestant
 
 
+def failure_key(contestant: str, measure: str, case: Case) -> str:
+    """Key of a failed command in the failures of a run."""
+    return f"{contestant}: {measure}" + "".join(f" {value}" for _, value in case)
+
+
 def contestants(options: BenchOptions) -> list[Contestant]:
-    """Everybody, ourselves first."""
+    """All contestants that have something to do, ours first."""
     everything = frozenset(options.what)
     first, *others = options.dtypes
     common = {"folder": options.folder, "threads": options.threads}
     own = {**common, "device": options.device, "num_slots": max(8, *options.streams)}
     found = [Contestant("fastvlm", "fastvlm", {**own, "dtype": first}, everything - {"cold-start"})]
     found += [
-        Contestant(f"fastvlm-int{bits}", "fastvlm", {**own, "dtype": first, "bits": bits}, everything - _SEEING)
+        Contestant(f"fastvlm-int{bits}", "fastvlm", {**own, "dtype": first, "bits": bits}, everything - _ENCODING)
         for bits in options.bits
         if bits != 16
     ]
@@ -184,7 +197,7 @@ def contestants(options: BenchOptions) -> list[Contestant]:
     ]
     if options.has_peers:
         found += _peers(options, common)
-    found += _starters(options)
+    found += _cold_starts(options)
     return [contestant for contestant in found if contestant.measures]
 
 
@@ -202,7 +215,7 @@ def _peers(options: BenchOptions, common: dict[str, Any]) -> Iterator[Contestant
     yield Contestant("onnxruntime-float32", "onnxruntime", common, seeing)
 
 
-def _starters(options: BenchOptions) -> Iterator[Contestant]:
+def _cold_starts(options: BenchOptions) -> Iterator[Contestant]:
     asked = (options.folder, options.image, FIRST_QUESTION, options.device, options.dtypes[0])
     commands = {"fastvlm": ask_command(*asked)}
     if options.has_peers:
@@ -212,21 +225,21 @@ def _starters(options: BenchOptions) -> Iterator[Contestant]:
         yield Contestant(label, "command", cold, frozenset(options.what) & {"cold-start"})
 
 
-def steps(options: BenchOptions, everybody: list[Contestant]) -> list[Step]:
-    """One round: measure by measure, case by case, everybody in turn."""
+def steps(options: BenchOptions, measured: list[Contestant]) -> list[Step]:
+    """One round: by measure, then by case, all contestants in turn."""
     found = []
     for name in (name for name in MEASURES if name in options.what):
         for case, arguments in _cases(name, options):
             command = {"do": MEASURES[name].command, **arguments}
             found += [
                 Step(name, contestant.label, contestant.worker, command, case)
-                for contestant in everybody
+                for contestant in measured
                 if name in contestant.measures
             ]
     return found
 
 
-def _cases(measure: str, options: BenchOptions) -> Iterator[tuple[tuple[tuple[str, int], ...], dict[str, Any]]]:
+def _cases(measure: str, options: BenchOptions) -> Iterator[tuple[Case, dict[str, Any]]]:
     decoding = {"num_tokens": options.new_tokens, "prompt_tokens": options.prompt_tokens}
     if measure in ("encode", "ttft", "second-question"):
         for side in options.sides_px:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastvlm.bench.plan import MEASURES, Contestant, Step
+from fastvlm.bench.plan import MEASURES, Case, Contestant, Step, failure_key
 from fastvlm.bench.processes import WorkerProcess, all_ended
 from fastvlm.bench.worker import Measured
 from fastvlm.errors import MeasurementError
@@ -45,7 +45,7 @@ class Limits:
 class Measurements:
     """Samples, failures and peaks of a run."""
 
-    samples: dict[tuple[str, tuple[tuple[str, int], ...], str], list[Measured]] = field(default_factory=dict)
+    samples: dict[tuple[str, Case, str], list[Measured]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # contestant, or contestant and measure -> one line
     opened: dict[str, Measured] = field(default_factory=dict)
     peaks: dict[str, list[Measured]] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class _Runner:
             if step.measure != "memory"
             and number <= MEASURES[step.measure].max_rounds
             and step.worker in self.workers
-            and _label(step) not in self.measurements.failures
+            and _failure_key(step) not in self.measurements.failures
         ]
 
     def _run(self, step: Step, timeout_s: float) -> Measured | None:
@@ -140,7 +140,7 @@ class _Runner:
             measured = self.workers[step.worker].ask(step.command, timeout_s)
         except MeasurementError as error:
             if self.workers[step.worker].is_alive:
-                self.measurements.failures.setdefault(_label(step), str(error))
+                self.measurements.failures.setdefault(_failure_key(step), str(error))
             else:
                 self._drop(step.worker, str(error))
             return None
@@ -171,10 +171,8 @@ class _Runner:
         self.on_progress(self.elapsed_s, min(self.elapsed_s + left_s, max(self.limits.max_s, self.elapsed_s)), what)
 
 
-def _label(step: Step) -> str:
-    """Key of a failed command in `failures`; it is not tried again."""
-    case = "".join(f" {value}" for _, value in step.case)
-    return f"{step.contestant}: {step.measure}{case}"
+def _failure_key(step: Step) -> str:
+    return failure_key(step.contestant, step.measure, step.case)
 
 
 def _reversed_contestants(steps: Sequence[Step]) -> list[Step]:

@@ -4,57 +4,33 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastvlm.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Samples of one measurement, in the order of the rounds."""
-
-    samples: tuple[float, ...]
-    median: float
-    lower_quartile: float
-    upper_quartile: float
-    lowest: float
-    highest: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, with six digits."""
-        return {
-            "median": _six_digits(self.median),
-            "quartiles": [_six_digits(self.lower_quartile), _six_digits(self.upper_quartile)],
-            "range": [_six_digits(self.lowest), _six_digits(self.highest)],
-            "samples": [_six_digits(sample) for sample in self.samples],
-        }
+import numpy as np
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """How many times better one contestant is: the ratio of medians, and the range of the ratios of single rounds."""
+class Ratio(NamedTuple):
+    """Ratio of two contestants' medians, and the range of the ratios of single rounds; above 1 ours is better."""
 
     value: float
     lowest: float
     highest: float
 
 
-def _six_digits(value: float) -> float:
+def six_digits(value: float) -> float:
+    """`value` rounded to six significant digits, for JSON."""
     return float(f"{value:.6g}")
 
 
-def summarize(samples: Sequence[float]) -> Spread:
-    """Median, quartiles (linear between samples) and range of at least one sample.
-
-    Raises:
-        UsageError: there is no sample.
-    """
-    if not samples:
-        raise UsageError("There are no samples to summarize; expected at least one.")
-    several = samples if len(samples) > 1 else [*samples, *samples]
-    lower, _, upper = statistics.quantiles(several, n=4, method="inclusive")
-    return Spread(tuple(samples), statistics.median(samples), lower, upper, min(samples), max(samples))
+def summarize(samples: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles (linear between samples) and range of at least one sample, as JSON values."""
+    low, lower, median, upper, high = (six_digits(value) for value in np.percentile(samples, [0, 25, 50, 75, 100]))
+    return {
+        "median": median,
+        "quartiles": [lower, upper],
+        "range": [low, high],
+        "samples": [six_digits(sample) for sample in samples],
+    }
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float], *, is_more_better: bool) -> Ratio:

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastvlm.bench.inputs import FIRST_QUESTION, long_question
-from fastvlm.bench.measuring import pixels, sketch, steady_rate, wait_for
-from fastvlm.bench.memory import peak_bytes
+from fastvlm.bench.measuring import GeneratingRuntime, sketch, steady_rate, wait_for
 from fastvlm.bench.peers_folder import add_peers_folder, prepare_torchvision
 from fastvlm.bench.worker import Measured
 
@@ -40,20 +39,11 @@ class Stamps:
         """Does nothing: no token is held back."""
 
 
-class TransformersContestant:
-    """transformers' `FastVlmForConditionalGeneration`: sdpa, eager, images in NCHW.
-
-    Args:
-        folder: the checkpoint.
-        dtype: "bfloat16", "float32", ...
-        threads: of torch; 0 for the default.
-        device: "cpu", "cuda".
-    """
+class TransformersModel(GeneratingRuntime):
+    """transformers' `FastVlmForConditionalGeneration`: sdpa, eager, images in NCHW. Arguments: see :class:`Runtime`."""
 
     def __init__(self, folder: str, dtype: str = "bfloat16", threads: int = 0, device: str = "cpu") -> None:
-        self.folder, self.dtype, self.device = folder, dtype, device
-        if threads:
-            torch.set_num_threads(threads)
+        super().__init__(folder, dtype, threads, device)
         self.model: Any = None
         self.processor: Any = None
 
@@ -72,17 +62,12 @@ class TransformersContestant:
         facts = {name: importlib.metadata.version(name) for name in ("transformers", "timm", "torchvision")}
         return Measured(time.perf_counter() - start_s, facts=facts)
 
-    @torch.inference_mode()
-    def encode(self, side_px: int) -> Measured:
-        """Seconds from pixels to projected visual tokens."""
-        image = pixels(side_px).to(self.model.device, self.model.dtype)
-        wait_for(self.device)
-        start_s = time.perf_counter()
-        features = self.model.get_image_features(image, return_dict=True).pooler_output
-        features = features[0] if isinstance(features, (list, tuple)) else features  # transformers before 5.20
-        wait_for(self.device)
-        seconds = time.perf_counter() - start_s
-        return Measured(seconds, check=sketch(features.float()))
+    def _encoder_input(self, image: Tensor) -> Tensor:
+        return image.to(self.model.device, self.model.dtype)
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        features: Any = self.model.get_image_features(inputs, return_dict=True).pooler_output
+        return features[0] if isinstance(features, (list, tuple)) else features  # transformers before 5.20
 
     @torch.inference_mode()
     def prefill(self, num_tokens: int, seed: int = 0) -> Measured:
@@ -113,10 +98,6 @@ class TransformersContestant:
         parts = {**spans, "prefill": first_s - start_s - sum(spans.values()), "first_token": end_s - first_s}
         return Measured(end_s - start_s, parts, [float(stamps.token_ids[0][0])])
 
-    def decode(self, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
-        """Tokens a second of one reply, after its first token."""
-        return self.throughput(1, num_tokens, prompt_tokens, seed)
-
     def throughput(self, num_streams: int, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
         """Tokens a second of several replies together, while all are being decoded."""
         inputs = {name: value.repeat(num_streams, 1) for name, value in self._text_inputs(prompt_tokens, seed).items()}
@@ -124,10 +105,6 @@ class TransformersContestant:
         self.model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False, streamer=stamps)
         first = [float(ids[0]) for ids in stamps.token_ids]
         return Measured(steady_rate([stamps.times_s] * num_streams), check=first, facts={"tokens": len(first)})
-
-    def memory(self) -> Measured:
-        """Largest resident set of this process so far."""
-        return Measured(peak_bytes(self.device))
 
     def _inputs(self, question: str, *images: Any) -> dict[str, Any]:
         content = [*({"type": "image", "image": p} for p in images), {"type": "text", "text": question}]

@@ -12,6 +12,7 @@ print to stdout goes to stderr.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -25,10 +26,10 @@ from fastvlm.errors import UsageError
 
 # Kind -> module and class; each is imported only in its own process.
 KINDS = {
-    "fastvlm": ("fastvlm.bench.own", "OwnContestant"),
-    "transformers": ("fastvlm.bench.transformers_peer", "TransformersContestant"),
-    "openvino": ("fastvlm.bench.encoder_peers", "OpenVinoContestant"),
-    "onnxruntime": ("fastvlm.bench.encoder_peers", "OnnxRuntimeContestant"),
+    "fastvlm": ("fastvlm.bench.fastvlm_engine", "FastVlmEngine"),
+    "transformers": ("fastvlm.bench.transformers_peer", "TransformersModel"),
+    "openvino": ("fastvlm.bench.encoder_peers", "OpenVinoEncoder"),
+    "onnxruntime": ("fastvlm.bench.encoder_peers", "OnnxRuntimeEncoder"),
     "command": ("fastvlm.bench.cold_start", "ColdStart"),
     "probe": ("fastvlm.bench.probes", "MachineProbe"),
 }
@@ -72,16 +73,10 @@ def answer(line: str, of: Callable[[], Any]) -> dict[str, Any]:
 
 def serve(kind: str, options: dict[str, Any], lines: Iterator[str], answers: TextIO) -> None:
     """Answer every line; the contestant is created for the first one."""
-    made: list[Any] = []
-
-    def only_one() -> Any:
-        if not made:
-            made.append(contestant(kind, options))
-        return made[0]
-
+    first_use = functools.cache(lambda: contestant(kind, options))
     for line in lines:
         if line.strip():
-            answers.write(json.dumps(answer(line, only_one)) + "\n")
+            answers.write(json.dumps(answer(line, first_use)) + "\n")
             answers.flush()
 
 

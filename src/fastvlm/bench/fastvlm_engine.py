@@ -1,19 +1,17 @@
-"""The contestant `fastvlm`: the engine, with weights of 16, 8 or 4 bits."""
+"""The contestant `fastvlm`: our engine, with weights of 16, 8 or 4 bits."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from fastvlm.backends.devices import as_dtype, pick_device
 from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
-from fastvlm.bench.measuring import pixels, sketch, steady_rate, wait_for
-from fastvlm.bench.memory import peak_bytes
+from fastvlm.bench.measuring import GeneratingRuntime, steady_rate
 from fastvlm.bench.worker import Measured
 from fastvlm.config import Bits
 from fastvlm.engine.engine import Engine
@@ -21,18 +19,14 @@ from fastvlm.engine.types import Completion, SamplingParams
 from fastvlm.errors import UsageError
 from fastvlm.opening import open_checkpoint
 from fastvlm.processing.image_processor import image_size_px
-from fastvlm.processing.processor import Processor
 
 
-class OwnContestant:
-    """The engine over a checkpoint.
+class FastVlmEngine(GeneratingRuntime):
+    """Our engine over a checkpoint.
 
     Args:
-        folder: the checkpoint.
-        dtype: the dtype of the computation.
+        folder, dtype, threads, device: see :class:`Runtime`.
         bits: of the decoder's and the head's weights: 16 (those of `dtype`), 8 or 4.
-        threads: of torch; 0 for the default.
-        device: "cpu", "cuda".
         num_slots: requests at the same time.
     """
 
@@ -45,9 +39,8 @@ class OwnContestant:
         device: str = "cpu",
         num_slots: int = 8,
     ) -> None:
-        self.folder, self.dtype, self.bits, self.num_slots, self.device = folder, dtype, bits, num_slots, device
-        if threads:
-            torch.set_num_threads(threads)
+        super().__init__(folder, dtype, threads, device)
+        self.bits, self.num_slots = bits, num_slots
         self._engine: Engine | None = None
 
     @property
@@ -57,13 +50,8 @@ class OwnContestant:
             raise UsageError("Nothing is open; call open() first.")
         return self._engine
 
-    @property
-    def processor(self) -> Processor:
-        """The engine's."""
-        return self.engine.processor
-
     def open(self) -> Measured:
-        """Load the model, as `fastvlm ask` does; on a CPU the engine converts the weights to `dtype`."""
+        """Load the model as `fastvlm ask` does."""
         start_s = time.perf_counter()
         dtype, device = as_dtype(self.dtype), pick_device(self.device)
         checkpoint = open_checkpoint(self.folder, device=device, dtype=dtype)
@@ -73,19 +61,15 @@ class OwnContestant:
             dtype=dtype,
             bits=self.bits,
             num_slots=self.num_slots,
-            admission_ratio=math.inf,  # one begins each step
+            admission_ratio=math.inf,  # one request starts in each step
         )
         return Measured(time.perf_counter() - start_s)
 
-    @torch.inference_mode()
-    def encode(self, side_px: int) -> Measured:
-        """Seconds from pixels to projected visual tokens."""
-        image = pixels(side_px)
-        start_s = time.perf_counter()
-        features = self.engine.encode(image)
-        wait_for(self.device)
-        seconds = time.perf_counter() - start_s
-        return Measured(seconds, check=sketch(features.float()))
+    def _encoder_input(self, image: Tensor) -> Tensor:
+        return image
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        return self.engine.encode(inputs)
 
     def prefill(self, num_tokens: int, seed: int = 0) -> Measured:
         """Seconds from a prompt of text to its first token."""
@@ -105,10 +89,6 @@ class OwnContestant:
         first = self.ttft(image, side_px)
         second = self._first_text(Path(image).read_bytes(), side_px, SECOND_QUESTION)
         return Measured(second.value, {**second.parts, "first_question": first.value}, second.check)
-
-    def decode(self, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
-        """Tokens a second of one reply, after its first token."""
-        return self.throughput(1, num_tokens, prompt_tokens, seed)
 
     def throughput(self, num_streams: int, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
         """Tokens a second of several replies together, while all are being decoded.
@@ -130,12 +110,8 @@ class OwnContestant:
                 tokens += [float(event.token_id)] if event.request_id == ids[-1] and event.token_id is not None else []
         return Measured(steady_rate(list(times_s.values())), check=tokens, facts={"tokens": len(tokens)})
 
-    def memory(self) -> Measured:
-        """Largest resident set of this process so far."""
-        return Measured(peak_bytes(self.device))
-
     def _first_text(self, data: bytes, side_px: int, question: str) -> Measured:
-        processor = self.processor.image_processor
+        processor = self.engine.processor.image_processor
         processor.image_size = image_size_px(side_px, processor.patch_size)
         content = [{"type": "image", "image": data}, {"type": "text", "text": question}]
         start_s = time.perf_counter()
@@ -148,8 +124,8 @@ class OwnContestant:
 
     def _text_prompt(self, num_tokens: int, seed: int) -> Any:
         def inputs(question: str) -> Any:
-            messages: Sequence[Any] = [{"role": "user", "content": [{"type": "text", "text": question}]}]
-            return self.processor.apply_chat_template(
+            messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+            return self.engine.processor.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             )
 
@@ -157,10 +133,5 @@ class OwnContestant:
 
 
 def _parts(reply: Completion, total_s: float) -> dict[str, float]:
-    timings = reply.timings
-    parts = {
-        "preprocess": timings.preprocess / 1000,
-        "encode": timings.encode / 1000,
-        "prefill": timings.prefill / 1000,
-    }
+    parts = {name: getattr(reply.timings, name) / 1000 for name in ("preprocess", "encode", "prefill")}
     return {**parts, "first_token": total_s - sum(parts.values())}

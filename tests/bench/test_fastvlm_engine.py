@@ -2,8 +2,8 @@
 
 import pytest
 
+from fastvlm.bench.fastvlm_engine import FastVlmEngine
 from fastvlm.bench.inputs import photo_jpeg
-from fastvlm.bench.own import OwnContestant
 
 
 @pytest.fixture(scope="module")
@@ -15,21 +15,21 @@ def image(tmp_path_factory):
 
 @pytest.mark.parametrize("bits", [16, 8])
 def test_a_reply_is_as_long_as_asked_for_whatever_the_bits(endless, bits):
-    contestant = OwnContestant(str(endless), "float32", bits, num_slots=2)
+    contestant = FastVlmEngine(str(endless), "float32", bits, num_slots=2)
     assert contestant.open().value > 0
     measured = contestant.throughput(2, 6, 40)
     assert measured.facts["tokens"] == len(measured.check) == 6 and measured.value > 0
 
 
 def test_more_streams_than_slots_are_too_short_to_measure(endless):
-    contestant = OwnContestant(str(endless), "float32", num_slots=1)
+    contestant = FastVlmEngine(str(endless), "float32", num_slots=1)
     contestant.open()
     with pytest.raises(ValueError, match="too short"):
         contestant.throughput(3, 3, 40)
 
 
 def test_nothing_is_known_of_the_image_at_a_first_question(endless, image, monkeypatch):
-    contestant = OwnContestant(str(endless), "float32")
+    contestant = FastVlmEngine(str(endless), "float32")
     contestant.open()
     encoded = []
     backend = contestant.engine.backend
