@@ -21,7 +21,7 @@ def encoder_flops(config: FastVlmConfig, height_px: int, width_px: int) -> int:
         projector = FastVlmMultiModalProjector(config)
         with FlopCounterMode(display=False) as counter:
             projector(as_feature_tokens(encoder(torch.zeros(1, 3, height_px, width_px))))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _layer_weights(config: FastVlmConfig) -> int:

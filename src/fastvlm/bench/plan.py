@@ -65,7 +65,7 @@ class BenchOptions:
         folder: the checkpoint.
         image: a JPEG file.
         what: names of MEASURES.
-        sides_px: side of the square image input; ratios are reported for the first.
+        sides_px: sides of the square image input; ratios are reported for the first.
         dtypes: dtypes of the computation; all contestants use the first, ours are also measured in the others.
         bits: bits per weight of our decoder.
         streams: numbers of concurrent replies, for throughput.

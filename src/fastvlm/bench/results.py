@@ -178,7 +178,7 @@ def _distance(values: Sequence[float], reference: Sequence[float]) -> float:
     if len(values) != len(reference):
         return math.inf
     gap = np.linalg.norm(np.subtract(values, reference))
-    return float(gap / max(np.linalg.norm(reference), 1e-30))
+    return float(gap) / max(float(np.linalg.norm(reference)), 1e-30)
 
 
 def _same_first(tokens: Sequence[float], reference: Sequence[float]) -> int:

@@ -7,7 +7,7 @@ import importlib.metadata
 import io
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -67,7 +67,9 @@ class TransformersModel(GeneratingRuntime):
 
     def _features(self, inputs: Tensor) -> Tensor:
         features: Any = self.model.get_image_features(inputs, return_dict=True).pooler_output
-        return features[0] if isinstance(features, (list, tuple)) else features  # transformers before 5.20
+        if isinstance(features, (list, tuple)):  # transformers before 5.20
+            features = features[0]
+        return cast("Tensor", features)
 
     @torch.inference_mode()
     def prefill(self, num_tokens: int, seed: int = 0) -> Measured:

@@ -6,11 +6,13 @@ import datetime
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -164,58 +166,37 @@ def bench(
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; expected a folder.")
     source = _Source(model, preset, checkpoint, is_kept, revision)
-    numbers = {"rounds": rounds, "max_minutes": max_minutes, "new_tokens": new_tokens, "threads": threads}
-    typed = _Typed(what, image_size, dtype, bits, streams, image, device or "cpu", has_peers, numbers)
+    image_px = _image_size(image)
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
-        typed.options("", "", 64)  # report mistakes before anything is made
+        from fastvlm.bench.plan import MEASURES, BenchOptions
+
+        device = device or "cpu"
+        options = BenchOptions(  # refuses bad values before anything is made
+            folder="",
+            image="",
+            what=tuple(MEASURES) if what is None else _words(what),
+            sides_px=() if image_size is None else _numbers("--image-size", image_size),
+            dtypes=_default_dtypes(device) if dtype == "auto" else _words(dtype),
+            bits=_numbers("--bits", bits),
+            streams=_numbers("--streams", streams),
+            has_peers=has_peers,
+            rounds=rounds,
+            max_minutes=max_minutes,
+            threads=threads,
+            device=device,
+            new_tokens=new_tokens,
+        )
         if plot is not None:
             from fastvlm.plots import check_plot_file
 
             check_plot_file(plot)
-    _show(_measure(source, typed, notes), plot, out, is_json=is_json)
+    result = {**_measure(source, options, image_px, notes), "image_px": list(image_px)}
+    _show(result, plot, out, is_json=is_json)
 
 
-@dataclass(frozen=True)
-class _Typed:
-    """The options of what to measure, unparsed; `numbers` go to BenchOptions unchanged."""
-
-    what: str | None
-    image_size: str | None
-    dtype: str
-    bits: str
-    streams: str
-    image: str
-    device: str
-    has_peers: bool
-    numbers: dict[str, Any]
-
-    @property
-    def image_px(self) -> tuple[int, int]:
-        """Width and height of the JPEG."""
-        return _image_size(self.image)
-
-    def options(self, folder: str, jpeg: str, own_side_px: int) -> BenchOptions:
-        """The options, parsed and checked; `own_side_px` is the checkpoint's image size."""
-        from fastvlm.bench.plan import MEASURES, BenchOptions
-
-        _image_size(self.image)
-        return BenchOptions(
-            folder=folder,
-            image=jpeg,
-            what=tuple(MEASURES) if self.what is None else _words(self.what),
-            sides_px=(own_side_px,) if self.image_size is None else _numbers("--image-size", self.image_size),
-            dtypes=_usual_dtypes(self.device) if self.dtype == "auto" else _words(self.dtype),
-            bits=_numbers("--bits", self.bits),
-            streams=_numbers("--streams", self.streams),
-            has_peers=self.has_peers,
-            device=self.device,
-            **self.numbers,
-        )
-
-
-def _usual_dtypes(device: str) -> tuple[str]:
+def _default_dtypes(device: str) -> tuple[str]:
     """bfloat16, as checkpoints are published, unless the CPU only emulates it."""
     import torch
 
@@ -225,19 +206,22 @@ def _usual_dtypes(device: str) -> tuple[str]:
     return (str(kind).removeprefix("torch."),)
 
 
-def _measure(source: _Source, typed: _Typed, notes: Notes) -> dict[str, Any]:
-    from fastvlm.bench.session import image_file, measure
+def _measure(source: _Source, options: BenchOptions, image_px: tuple[int, int], notes: Notes) -> dict[str, Any]:
+    """The result; checkpoint and image are made if need be, and removed afterwards."""
+    from fastvlm.bench.inputs import photo_jpeg
+    from fastvlm.bench.session import measure
     from fastvlm.cli.checkpoint_facts import read_facts
 
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(source, notes))
         facts = read_facts(folder)
         about = {"name": source.name, "is_random": source.preset is not None, "parameters": facts.parameters.total}
-        jpeg = stack.enter_context(image_file(*typed.image_px))
+        jpeg = Path(stack.enter_context(TemporaryDirectory(prefix="fastvlm-bench-"))) / "photo.jpg"
+        jpeg.write_bytes(photo_jpeg(*image_px))
         on_progress = stack.enter_context(_progress(notes))
-        own_side_px = max(facts.images.height_px, facts.images.width_px)
-        result = measure(typed.options(str(folder), jpeg, own_side_px), about, on_progress)
-    return {**result, "image_px": list(typed.image_px)}
+        sides_px = options.sides_px or (max(facts.images.height_px, facts.images.width_px),)
+        options = replace(options, folder=str(folder), image=str(jpeg), sides_px=sides_px)
+        return {"model": about, **measure(options, on_progress)}
 
 
 def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_json: bool) -> None:
@@ -266,26 +250,28 @@ def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
 
         yield checkpoint_path(source.model or DEFAULT_MODEL, revision=source.revision)
         return
-    from fastvlm.bench.random_checkpoint import checkpoint_bytes
-    from fastvlm.bench.session import random_checkpoint
+    from fastvlm.bench.random_checkpoint import checkpoint_bytes, make_checkpoint
 
     folder = source.checkpoint or cache_folder() / "bench" / f"random-{source.preset}"
-    is_kept = source.is_kept or source.checkpoint is not None
+    is_kept = source.is_kept or source.checkpoint is not None or folder.exists()
     size = checkpoint_bytes(source.preset)
     if not folder.exists():
         fate = " and stays there." if is_kept else " and is removed afterwards (--keep keeps it)."
         notes.say(f"A random {source.preset} checkpoint, {in_bytes(size)}, goes to {folder}{fate}")
-    with ExitStack() as stack:
+    try:
         with notes.counting("Making the checkpoint") as on_count:
-            done = [0]
+            num_done = 0
 
             def on_bytes(count: int) -> None:
-                done[0] += count
-                on_count(done[0], size)
+                nonlocal num_done
+                num_done += count
+                on_count(num_done, size)
 
-            made = random_checkpoint(source.preset, folder, is_kept=is_kept, on_bytes=on_bytes)
-            path = stack.enter_context(made)
-        yield path
+            make_checkpoint(source.preset, folder, on_bytes)
+        yield folder
+    finally:
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
