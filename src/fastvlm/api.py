@@ -13,12 +13,11 @@ import asyncio
 import queue
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastvlm.engine.types import Completion, SamplingParams
+from fastvlm.engine.types import SamplingParams, TokenEvent
 from fastvlm.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -30,25 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Images = Any  # one source or a sequence of them: path, URL, data URI, bytes, PIL image, array; None for no image
 Schema = Mapping[str, Any]
-_END = object()
-
-
-@dataclass(frozen=True)
-class _Options:
-    """How one question is answered: the system prompt, sampling, and the form of the answer."""
-
-    system: str | None = None
-    response_format: Schema | None = None
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-
-    @classmethod
-    def of(cls, system: str | None, response_format: Schema | None, sampling: Mapping[str, Any]) -> _Options:
-        """Options from keywords, those of :class:`SamplingParams` among them."""
-        unknown = sorted(set(sampling) - set(SamplingParams.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(("system", "response_format", *SamplingParams.__dataclass_fields__))
-            raise UsageError(f"There is no option {unknown[0]!r}. Known are {known}.")
-        return cls(system, response_format, SamplingParams(**sampling))
 
 
 class AsyncFastVLM:
@@ -59,6 +39,7 @@ class AsyncFastVLM:
         device: "cpu", "cuda", "cuda:1", "mps"; None for the first of cuda, mps, cpu that is there.
         dtype: "float32", "bfloat16", "float16"; "auto" for what is fast on the device.
         bits: of the decoder's weights, 16, 8 or 4; fewer than 16 on a CPU only.
+        adapter: folder of a LoRA adapter to merge.
         num_slots: requests that are answered at the same time; more wait.
         image_size, image_fit: pixels a side, and "pad", "crop" or "stretch"; None for the checkpoint's own.
         revision: branch, tag or commit on the Hub.
@@ -76,27 +57,29 @@ class AsyncFastVLM:
         device: str | None = None,
         dtype: str = "auto",
         bits: Bits = 16,
+        adapter: str | None = None,
         num_slots: int = 4,
         image_size: int | tuple[int, int] | None = None,
         image_fit: str | None = None,
         revision: str | None = None,
         **engine: Any,
     ) -> None:
-        from fastvlm.backends.devices import pick_device  # noqa: PLC0415  # imports torch
-        from fastvlm.backends.local import compute_dtype  # noqa: PLC0415
-        from fastvlm.engine.engine import Engine  # noqa: PLC0415
-        from fastvlm.opening import open_checkpoint  # noqa: PLC0415
+        from fastvlm.opening import open_engine  # noqa: PLC0415  # imports torch
 
-        where = pick_device(device)
-        kind = compute_dtype(dtype, where)
-        checkpoint = open_checkpoint(model, revision=revision, device=where, dtype=kind)
-        checkpoint.processor.image_processor.choose(image_size, image_fit)
-        self.engine: Engine = Engine.from_checkpoint(
-            checkpoint, device=where, dtype=kind, bits=bits, num_slots=num_slots, **engine
+        self.engine: Engine = open_engine(
+            model,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            bits=bits,
+            adapter=adapter,
+            image_size=image_size,
+            image_fit=image_fit,
+            num_slots=num_slots,
+            **engine,
         )
         self._opened: AsyncEngine | None = None
         self._grammars: GrammarCompiler | None = None
-        self._end_ids = sorted(checkpoint.stop_token_ids)
 
     async def __aenter__(self) -> AsyncFastVLM:
         await self._async_engine()
@@ -134,65 +117,63 @@ class AsyncFastVLM:
             PromptError, ContextLengthError: a question that cannot be asked, or is too long.
             UsageError: an unknown option; SchemaError: a schema that cannot be enforced.
         """
-        options = _Options.of(system, response_format, sampling)
-        return (await self.complete([_user(images, question)], options)).text
+        messages = [*system_message(system), user_message(images, question)]
+        completion = None
+        async for event in self.events(messages, response_format=response_format, **sampling):
+            completion = event.completion
+        assert completion is not None  # noqa: S101 - the last event has it
+        return completion.text
 
     async def stream(
-        self,
-        images: Images,
-        question: str,
-        *,
-        system: str | None = None,
-        response_format: Schema | None = None,
-        **sampling: Any,
+        self, images: Images, question: str, *, system: str | None = None, **options: Any
     ) -> AsyncGenerator[str]:
         """The answer in pieces of text; arguments and errors as in :meth:`ask`. Leaving the loop ends the request."""
-        options = _Options.of(system, response_format, sampling)
-        async with aclosing(self.pieces([_user(images, question)], options)) as pieces:
-            async for piece in pieces:
-                yield piece
+        messages = [*system_message(system), user_message(images, question)]
+        async with aclosing(self.events(messages, **options)) as events:
+            async for event in events:
+                if event.text:
+                    yield event.text
 
-    async def batch(
-        self,
-        questions: Iterable[tuple[Images, str]],
-        *,
-        system: str | None = None,
-        response_format: Schema | None = None,
-        **sampling: Any,
-    ) -> list[str]:
+    async def batch(self, questions: Iterable[tuple[Images, str]], **options: Any) -> list[str]:
         """Answers to many questions, in their order; as many run together as there are slots.
 
         Args:
-            questions: (images, question) each, as in :meth:`ask`.
+            questions: (images, question) each.
+            options: as in :meth:`ask`.
 
         Raises:
             FastVlmError: the first error; the other requests are ended.
         """
-        options = _Options.of(system, response_format, sampling)
-        asked = [_user(images, question) for images, question in questions]
-        tasks = [asyncio.ensure_future(self.complete([turn], options)) for turn in asked]
+        tasks = [asyncio.ensure_future(self.ask(images, question, **options)) for images, question in questions]
         try:
-            return [completion.text for completion in await asyncio.gather(*tasks)]
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
 
     def chat(self, *, system: str | None = None, **sampling: Any) -> AsyncChat:
         """A conversation; see :class:`AsyncChat`. `sampling` holds for all of its answers."""
-        return AsyncChat(self, _Options.of(system, None, sampling))
+        _sampling_params(sampling)
+        return AsyncChat(self, system, sampling)
 
-    async def complete(self, turns: Sequence[Mapping[str, Any]], options: _Options) -> Completion:
-        """The whole answer to the last of `turns`."""
-        engine, guide = await self._async_engine(), await self._guide(options.response_format)
-        return await engine.generate(_messages(turns, options), options.sampling, guide=guide)
+    async def events(
+        self, messages: Sequence[Mapping[str, Any]], *, response_format: Schema | None = None, **sampling: Any
+    ) -> AsyncGenerator[TokenEvent]:
+        """The answer to the last of `messages`, token by token; the last event has the completion with its timings.
 
-    async def pieces(self, turns: Sequence[Mapping[str, Any]], options: _Options) -> AsyncGenerator[str]:
-        """The same as pieces of text."""
-        engine, guide = await self._async_engine(), await self._guide(options.response_format)
-        async with aclosing(engine.stream(_messages(turns, options), options.sampling, guide=guide)) as events:
+        Args:
+            messages: as :meth:`FastVlmProcessor.apply_chat_template` takes them; images may be PIL images.
+            response_format, sampling: as in :meth:`ask`, and the same errors.
+        """
+        params = _sampling_params(sampling)
+        engine, guide = await self._async_engine(), await self._guide(response_format)
+        async with aclosing(engine.stream(messages, params, guide=guide)) as events:
             async for event in events:
-                if event.text:
-                    yield event.text
+                yield event
+
+    async def forget(self) -> None:
+        """Drop what is kept of earlier images and conversations."""
+        (await self._async_engine()).forget()
 
     async def _async_engine(self) -> AsyncEngine:
         from fastvlm.engine.async_engine import AsyncEngine  # noqa: PLC0415
@@ -215,8 +196,9 @@ class AsyncFastVLM:
             from fastvlm.engine.structured_output import GrammarCompiler  # noqa: PLC0415  # an extra
         except ImportError as error:
             raise MissingExtraError("llguidance", "serve", "response_format") from error
-        vocab_size = self.engine.config.text_config.vocab_size
-        return GrammarCompiler(self.engine.processor.tokenizer, vocab_size, self._end_ids)
+        engine = self.engine
+        vocab_size, end_ids = engine.config.text_config.vocab_size, sorted(engine.stop_token_ids)
+        return GrammarCompiler(engine.processor.tokenizer, vocab_size, end_ids)
 
 
 class AsyncChat:
@@ -226,25 +208,24 @@ class AsyncChat:
         messages: the turns so far, as :meth:`FastVlmProcessor.apply_chat_template` takes them.
     """
 
-    def __init__(self, model: AsyncFastVLM, options: _Options) -> None:
+    def __init__(self, model: AsyncFastVLM, system: str | None, sampling: Mapping[str, Any]) -> None:
         self.messages: list[dict[str, Any]] = []
-        self._model, self._options = model, options
+        self._model, self._system, self._sampling = model, system, sampling
 
     async def ask(self, question: str, images: Images = None) -> str:
         """The answer; `images` are shown with this question and stay in the conversation."""
-        turn = _user(images, question)
-        answer = (await self._model.complete([*self.messages, turn], self._options)).text
-        self.messages += [turn, _assistant(answer)]
-        return answer
+        return "".join([piece async for piece in self.stream(question, images)])
 
     async def stream(self, question: str, images: Images = None) -> AsyncGenerator[str]:
         """The answer in pieces; the turn is kept when all of them have come."""
-        turn, answer = _user(images, question), []
-        async with aclosing(self._model.pieces([*self.messages, turn], self._options)) as pieces:
-            async for piece in pieces:
-                answer.append(piece)
-                yield piece
-        self.messages += [turn, _assistant("".join(answer))]
+        turn, answer = user_message(images, question), []
+        messages = [*system_message(self._system), *self.messages, turn]
+        async with aclosing(self._model.events(messages, **self._sampling)) as events:
+            async for event in events:
+                if event.text:
+                    answer.append(event.text)
+                    yield event.text
+        self.messages += [turn, assistant_message("".join(answer))]
 
 
 class FastVLM:
@@ -284,11 +265,19 @@ class FastVLM:
 
     def stream(self, images: Images, question: str, **options: Any) -> Iterator[str]:
         """The answer in pieces of text; see :meth:`AsyncFastVLM.stream`."""
-        return self._pieces(self._model.stream(images, question, **options))
+        return self._iterate(self._model.stream(images, question, **options))
 
     def batch(self, questions: Iterable[tuple[Images, str]], **options: Any) -> list[str]:
         """Answers to many questions, in their order; see :meth:`AsyncFastVLM.batch`."""
         return self._run(self._model.batch(questions, **options))
+
+    def events(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Generator[TokenEvent]:
+        """The answer to the last of `messages`, token by token; see :meth:`AsyncFastVLM.events`."""
+        return self._iterate(self._model.events(messages, **options))
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier images and conversations."""
+        self._run(self._model.forget())
 
     def chat(self, *, system: str | None = None, **sampling: Any) -> Chat:
         """A conversation; see :class:`AsyncChat`."""
@@ -305,14 +294,14 @@ class FastVLM:
             future.cancel()
             raise
 
-    def _pieces(self, source: AsyncGenerator[str]) -> Iterator[str]:
-        pieces: queue.SimpleQueue[object] = queue.SimpleQueue()
+    def _iterate(self, source: AsyncGenerator[T]) -> Generator[T]:
+        items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
         if not self._stop.alive:
             raise UsageError("This FastVLM is closed. Make a new one.")
-        future = asyncio.run_coroutine_threadsafe(_forward(source, pieces), self._loop)
+        future = asyncio.run_coroutine_threadsafe(_forward(source, items), self._loop)
         try:
-            while (piece := pieces.get()) is not _END:
-                yield cast("str", piece)
+            while not isinstance(item := items.get(), _End):
+                yield item
             future.result()
         finally:
             future.cancel()
@@ -335,17 +324,21 @@ class Chat:
 
     def stream(self, question: str, images: Images = None) -> Iterator[str]:
         """The answer in pieces; the turn is kept when all of them have come."""
-        return self._model._pieces(self._chat.stream(question, images))
+        return self._model._iterate(self._chat.stream(question, images))
 
 
-async def _forward(source: AsyncGenerator[str], pieces: queue.SimpleQueue[object]) -> None:
-    """Put what `source` gives into `pieces`, then the end, whatever happens."""
+class _End:
+    """Marks the end of a stream."""
+
+
+async def _forward(source: AsyncGenerator[T], items: queue.SimpleQueue[T | _End]) -> None:
+    """Put what `source` gives into `items`, then the end, whatever happens."""
     try:
         async with aclosing(source) as opened:
-            async for piece in opened:
-                pieces.put(piece)
+            async for item in opened:
+                items.put(item)
     finally:
-        pieces.put(_END)
+        items.put(_End())
 
 
 def _stop(model: AsyncFastVLM, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
@@ -359,7 +352,7 @@ def _stop(model: AsyncFastVLM, loop: asyncio.AbstractEventLoop, thread: threadin
     loop.close()
 
 
-def _user(images: Images, question: object) -> dict[str, Any]:
+def user_message(images: Images, question: object) -> dict[str, Any]:
     """A user's turn: the images, then the question."""
     if not isinstance(question, str):
         raise UsageError(f"question is {type(question).__name__}; expected a text. Call ask(images, question).")
@@ -368,14 +361,22 @@ def _user(images: Images, question: object) -> dict[str, Any]:
     return {"role": "user", "content": [*items, {"type": "text", "text": question}]}
 
 
-def _assistant(text: str) -> dict[str, Any]:
+def assistant_message(text: str) -> dict[str, Any]:
+    """A turn of the model."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def _messages(turns: Sequence[Mapping[str, Any]], options: _Options) -> list[Mapping[str, Any]]:
-    system = options.system
-    first = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
-    return [*first, *turns]
+def system_message(text: str | None) -> list[dict[str, Any]]:
+    """The system prompt as a list of one message; of none for None."""
+    return [] if text is None else [{"role": "system", "content": [{"type": "text", "text": text}]}]
+
+
+def _sampling_params(given: Mapping[str, Any]) -> SamplingParams:
+    """Sampling from keywords. Raises UsageError for an unknown one."""
+    if unknown := sorted(set(given) - set(SamplingParams.__dataclass_fields__)):
+        known = ", ".join(("system", "response_format", *SamplingParams.__dataclass_fields__))
+        raise UsageError(f"There is no option {unknown[0]!r}. Known are {known}.")
+    return SamplingParams(**given)
 
 
 def _schema(response_format: object) -> Schema | None:

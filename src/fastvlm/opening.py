@@ -1,23 +1,75 @@
-"""A checkpoint by its name -> :class:`Checkpoint`, whatever its layout. Commands, server and classes open it here."""
+"""Opens a checkpoint by its name, whatever its layout. Commands, server and classes use these functions."""
 
 from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastvlm.errors import UnusualCheckpointError
 from fastvlm.formats.places import SHIPPED, checkpoint_path
-from fastvlm.processing.tokenizer import open_tokenizer
+from fastvlm.processing.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     import torch
 
+    from fastvlm.config import Bits
+    from fastvlm.engine.engine import Engine
     from fastvlm.formats.checkpoint import Checkpoint
+    from fastvlm.processing.processor import Processor
+
+
+def open_engine(
+    name_or_folder: str | os.PathLike[str] = SHIPPED,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    bits: Bits = 16,
+    adapter: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    image_fit: str | None = None,
+    before_transformers: Callable[[], None] = lambda: None,
+    **settings: Any,
+) -> Engine:
+    """Open a checkpoint and build an engine for it.
+
+    Args:
+        name_or_folder, revision, before_transformers: see :func:`open_checkpoint`.
+        device: "cpu", "cuda", "cuda:1", "mps"; None for the first of cuda, mps, cpu that is there.
+        dtype: "float32", "bfloat16", "float16"; "auto" for what is fast on the device.
+        bits: of the decoder's weights, 16, 8 or 4; fewer than 16 on a CPU only.
+        adapter: folder of a LoRA adapter to merge.
+        image_size, image_fit: see :func:`choose_images`.
+        settings: further ones of :meth:`fastvlm.Engine.from_checkpoint`.
+
+    Raises:
+        CheckpointError, ConfigError: not a FastVLM checkpoint or adapter that can be opened.
+        UsageError: a device, dtype or number that does not exist.
+        MissingExtraError: an adapter is given and peft is not installed.
+    """
+    folder = checkpoint_path(name_or_folder, revision=revision)
+    with _tokenizer_being_read(folder) as tokenizer:
+        from fastvlm.backends.devices import pick_device  # noqa: PLC0415  # imports torch
+        from fastvlm.backends.local import compute_dtype  # noqa: PLC0415
+        from fastvlm.engine.engine import Engine  # noqa: PLC0415
+
+        where = pick_device(device)
+        kind = compute_dtype(dtype, where)
+        if adapter is None:
+            checkpoint = _opened(folder, tokenizer, where, kind, before_transformers)
+        else:
+            before_transformers()
+            from fastvlm.hf.lora import open_with_adapters  # noqa: PLC0415
+
+            _, [checkpoint] = open_with_adapters(folder, [adapter], device=where, dtype=kind)
+        choose_images(checkpoint.processor, image_size, image_fit)
+        return Engine.from_checkpoint(checkpoint, device=where, dtype=kind, bits=bits, **settings)
 
 
 def open_checkpoint(
@@ -43,23 +95,58 @@ def open_checkpoint(
         ConfigError: a configuration or image settings that no FastVLM can have.
     """
     folder = checkpoint_path(name_or_folder, revision=revision)
-    with garbage_collection_off(), ThreadPoolExecutor(1) as beside:
-        tokenizer = beside.submit(open_tokenizer, folder)  # while this thread imports torch
-        from fastvlm.formats.opening import open_folder  # noqa: PLC0415  # imports torch, which takes a second
-
-        try:
-            return open_folder(folder, tokenizer.result)
-        except UnusualCheckpointError:
-            before_transformers()
-            return _open_with_transformers(folder, device, dtype)
+    with _tokenizer_being_read(folder) as tokenizer:
+        return _opened(folder, tokenizer, device, dtype, before_transformers)
 
 
-def _open_with_transformers(folder: Path, device: torch.device | None, dtype: torch.dtype | None) -> Checkpoint:
-    # The one import of transformers on this way: it reads every configuration and tokenizer that there is, at the price
-    # of seconds, and its errors say what is wrong with a folder that nothing can open.
-    from fastvlm.hf.checkpoint import open_with_transformers  # noqa: PLC0415
+def _opened(
+    folder: Path,
+    tokenizer: Callable[[], Tokenizer],
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    before_transformers: Callable[[], None],
+) -> Checkpoint:
+    from fastvlm.formats.opening import open_folder  # noqa: PLC0415  # imports torch, which takes a second
 
-    return open_with_transformers(folder, device, dtype)
+    try:
+        return open_folder(folder, tokenizer)
+    except UnusualCheckpointError:
+        # The one import of transformers on this way: it reads every configuration and tokenizer that there is, at the
+        # price of seconds, and its errors say what is wrong with a folder that nothing can open.
+        before_transformers()
+        from fastvlm.hf.checkpoint import open_with_transformers  # noqa: PLC0415
+
+        return open_with_transformers(folder, device, dtype)
+
+
+@contextmanager
+def _tokenizer_being_read(folder: Path) -> Iterator[Callable[[], Tokenizer]]:
+    """Read the tokenizer in a thread while this one imports torch; the function that is yielded waits for it."""
+    with garbage_collection_off(), ThreadPoolExecutor(1) as thread:
+        yield thread.submit(open_tokenizer, folder).result
+
+
+def choose_images(processor: Processor, image_size: int | tuple[int, int] | None, image_fit: str | None) -> None:
+    """Set size and fit of images; a size with more pixels than the checkpoint's own warns.
+
+    Args:
+        processor: of the opened checkpoint.
+        image_size: pixels a side, or (height, width); None for the checkpoint's own.
+        image_fit: "pad", "crop" or "stretch"; None for the checkpoint's own.
+
+    Raises:
+        ConfigError: a size or fit that the processor does not have.
+    """
+    images = processor.image_processor
+    own = images.image_size
+    images.choose(image_size, image_fit)
+    size = images.image_size
+    if size[0] * size[1] > own[0] * own[1]:
+        warnings.warn(
+            f"The image size is {size[0]}x{size[1]}, and this checkpoint was made for {own[0]}x{own[1]}: its answers "
+            "may be wrong. Give no image size unless the checkpoint was trained at several sizes.",
+            stacklevel=2,
+        )
 
 
 @contextmanager

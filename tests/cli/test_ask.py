@@ -95,7 +95,7 @@ def test_size_fit_and_system_reach_the_processor(fastvlm, image, parrot_folder):
 def test_more_pixels_than_the_checkpoint_was_made_for_warn_once(process, image, parrot_folder):
     outcome = process("ask", image, image, "What?", "-m", parrot_folder, "--image-size", "256")
     assert (outcome.code, outcome.out) == (0, parrot.SENTENCE + "\n")
-    assert outcome.err.startswith("fastvlm: warning: --image-size is 256x256, and this checkpoint was made for 128x128")
+    assert outcome.err.startswith("fastvlm: warning: The image size is 256x256, and this checkpoint was made for 128x128")
     assert outcome.err.count("\n") == 1
     assert process("ask", image, "What?", "-m", parrot_folder, "--image-size", "256", "--quiet").err == ""
     assert process("ask", image, "What?", "-m", parrot_folder, "--image-size", "128").err == ""
@@ -115,12 +115,12 @@ import os, sys
 reader, writer = os.pipe()
 os.dup2(reader, 0)
 import fastvlm.cli.ask as verb
-original = verb.open_answerer
+original = verb.open_model
 def slow(*arguments, **settings):
     os.write(writer, open({str(image)!r}, "rb").read())
     os.close(writer)
     return original(*arguments, **settings)
-verb.open_answerer = slow
+verb.open_model = slow
 from fastvlm.cli.main import main
 sys.exit(main(["ask", "What?", "-m", {str(parrot_folder)!r}, "--json"]))
 """

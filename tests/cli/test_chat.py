@@ -17,6 +17,7 @@ import pytest
 from cli_process import hear_ctrl_c, plain_environment
 from PIL import Image
 
+from fastvlm import FastVLM
 from fastvlm.cli.conversation import Conversation
 from fastvlm.errors import UsageError
 
@@ -38,16 +39,14 @@ def test_a_last_line_without_newline_is_a_turn_too(fastvlm, parrot_folder):
 
 
 def test_the_model_sees_what_was_said_before(fastvlm, image, parrot_folder, monkeypatch):
-    from fastvlm.cli.answering import Answerer
-
     seen = []
-    original = Answerer.reply
+    original = FastVLM.events
 
-    def spy(self, messages, *arguments, **settings):
+    def spy(self, messages, **options):
         seen.append([(m["role"], [item["type"] for item in m["content"]]) for m in messages])
-        return original(self, messages, *arguments, **settings)
+        return original(self, messages, **options)
 
-    monkeypatch.setattr(Answerer, "reply", spy)
+    monkeypatch.setattr(FastVLM, "events", spy)
     talk(fastvlm, parrot_folder, "One?", "Two?", images=[image], options=["--system", "Be brief."])
     first = [("system", ["text"]), ("user", ["image", "text"])]
     assert seen == [first, [*first, ("assistant", ["text"]), ("user", ["text"])]]

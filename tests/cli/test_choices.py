@@ -66,14 +66,9 @@ def test_numbers_out_of_range_are_named(settings, flag):
 
 
 def test_every_setting_reaches_the_engine():
-    assert Sampling(max_new_tokens=7).params() == SamplingParams(max_new_tokens=7)
-    given = Sampling(max_new_tokens=7, temperature=0.7, top_p=0.4, seed=3).params()
-    assert given == SamplingParams(max_new_tokens=7, temperature=0.7, top_p=0.4, seed=3)
-
-
-def test_sampling_is_from_the_whole_vocabulary_unless_top_p_says_otherwise():
-    params = Sampling(temperature=0.7).params()
-    assert (params.top_p, params.top_k, params.min_p) == (1.0, 0, 0.0)
+    given = {"max_new_tokens": 7, "temperature": 0.7, "top_p": 0.4, "seed": 3}
+    assert Sampling(**given).settings() == given
+    assert SamplingParams(**Sampling(temperature=0.7).settings()) == SamplingParams(temperature=0.7), "all tokens"
 
 
 def test_top_p_without_temperature_is_idle():

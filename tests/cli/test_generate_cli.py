@@ -30,9 +30,11 @@ def test_a_drifted_page_is_noticed(tmp_path):
 
 
 def test_the_documented_json_keys_are_those_of_a_reply():
-    from fastvlm.cli.answering import Reply, Timings, Usage
+    from fastvlm.cli.reply import Reply
+    from fastvlm.engine.types import Completion, Timings, Usage
 
     page = generator().render()
-    reply = Reply("x", "stop", Usage(1, 0, 1), Timings(1.0, 1.0, 1.0, 1.0, None, 1.0), None).as_dict()
+    completion = Completion(1, "x", (0,), "stop", Usage(1, 0, 1), Timings(1.0, 0.0, 1.0, 1.0, None, 1.0), None)
+    reply = Reply(completion, load_ms=1.0, opening_ms=1.0).as_dict()
     for key in (*reply, *reply["usage"], *reply["timings_ms"], "model"):
         assert f"`{key}`" in page or (key == "load" and "`load`" in page), key

@@ -5,29 +5,29 @@ import gc
 import pytest
 
 from fastvlm.cli import opening
-from fastvlm.cli.choices import ModelChoice, Sampling
+from fastvlm.cli.choices import ModelChoice
 from fastvlm.cli.terminal import Notes
+from fastvlm.engine.engine import Engine
 from fastvlm.errors import CheckpointError
 
-SAMPLING = Sampling(4, 0.0, None, None)
 
-
-def answerer(name="mini"):
-    choice = ModelChoice(name, None, "cpu", "auto", None, None, 16, None)
-    return opening.open_answerer(choice, SAMPLING, Notes(is_quiet=True), is_debug=False)
+def opened(name="mini"):
+    return opening.open_model(ModelChoice(name, device="cpu"), Notes(is_quiet=True), is_debug=False)
 
 
 @pytest.mark.parametrize("was_on", [True, False])
 def test_no_garbage_is_looked_for_while_a_model_is_opened(monkeypatch, was_on):
     seen = []
-    open_engine = opening.open_engine
+    build = Engine.from_checkpoint
     monkeypatch.setattr(
-        opening, "open_engine", lambda *args, **kw: seen.append(gc.isenabled()) or open_engine(*args, **kw)
+        Engine, "from_checkpoint", lambda *args, **kw: seen.append(gc.isenabled()) or build(*args, **kw)
     )
     try:
         if not was_on:
             gc.disable()
-        answerer().reply([opening.user_message([], "What is red?")])
+        model, load_ms = opened()
+        with model:
+            assert model.ask(None, "What is red?", max_new_tokens=4) and load_ms > 0
         assert (seen, gc.isenabled()) == ([False], was_on)
     finally:
         gc.enable()
@@ -35,5 +35,5 @@ def test_no_garbage_is_looked_for_while_a_model_is_opened(monkeypatch, was_on):
 
 def test_it_is_looked_for_again_when_opening_fails(tmp_path):
     with pytest.raises(CheckpointError):
-        answerer(str(tmp_path))
+        opened(str(tmp_path))
     assert gc.isenabled()

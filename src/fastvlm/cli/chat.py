@@ -12,34 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastvlm.cli.choices import ModelChoice, Sampling
-from fastvlm.cli.conversation import Conversation, Turn
+from fastvlm.cli.conversation import Conversation
 from fastvlm.cli.failures import FAILED, report_failure
 from fastvlm.cli.image_names import file_name, split_names
-from fastvlm.cli.opening import open_answerer, open_images
-from fastvlm.cli.options import (
-    DEFAULT_MODEL,
-    AdapterOption,
-    BitsOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    FitOption,
-    ImageSizeOption,
-    MaxNewTokensOption,
-    ModelOption,
-    QuietOption,
-    RevisionOption,
-    SeedOption,
-    SystemOption,
-    TemperatureOption,
-    TopPOption,
-)
+from fastvlm.cli.opening import open_images, open_model
+from fastvlm.cli.options import DebugOption, QuietOption, SystemOption, with_options
 from fastvlm.cli.request import STDIN, check_images
 from fastvlm.cli.terminal import Answers, Notes
 from fastvlm.errors import FastVlmError, UsageError
 
 if TYPE_CHECKING:
-    from fastvlm.cli.answering import Answerer
+    from fastvlm.api import FastVLM
 
 HELP = """\
 /image PATH...   show images with your next question (files or URLs); a file's path alone does the same
@@ -50,24 +33,15 @@ HELP = """\
 /exit            leave; so does Ctrl-D. Ctrl-C stops a reply and keeps the chat"""
 
 
+@with_options
 def chat(
     images: Annotated[
         list[str] | None,
         typer.Argument(metavar="IMAGE", help="Files, URLs or data URIs to start with; /image adds more."),
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = "auto",
-    bits: BitsOption = 16,
-    adapter: AdapterOption = None,
-    max_new_tokens: MaxNewTokensOption = 512,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = None,
-    seed: SeedOption = None,
+    choice: ModelChoice = ModelChoice(),  # noqa: B008  # frozen
+    sampling: Sampling = Sampling(max_new_tokens=512),  # noqa: B008
     system: SystemOption = None,
-    image_fit: FitOption = None,
-    image_size: ImageSizeOption = None,
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
 ) -> None:
@@ -86,13 +60,12 @@ def chat(
     if STDIN in names:
         raise UsageError("'-' cannot be an image in a chat: stdin is where the questions come from. Pass a file.")
     check_images(names)
-    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
-    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     notes = Notes(is_quiet=is_quiet)
     conversation = Conversation(system)
     conversation.show(names, open_images(names, notes)[0])
-    answerer = open_answerer(choice, sampling, notes, is_debug=is_debug)
-    failed = Chat(answerer, conversation, notes, is_debug=is_debug).run()
+    model, _ = open_model(choice, notes, is_debug=is_debug)
+    with model:
+        failed = Chat(model, sampling, conversation, notes, is_debug=is_debug).run()
     if failed and not sys.stdin.isatty():
         raise typer.Exit(FAILED)
 
@@ -100,8 +73,11 @@ def chat(
 class Chat:
     """The chat loop: reads lines, runs commands, prints answers."""
 
-    def __init__(self, answerer: Answerer, conversation: Conversation, notes: Notes, *, is_debug: bool) -> None:
-        self.answerer, self.conversation, self.notes, self.is_debug = answerer, conversation, notes, is_debug
+    def __init__(
+        self, model: FastVLM, sampling: Sampling, conversation: Conversation, notes: Notes, *, is_debug: bool
+    ) -> None:
+        self.model, self.sampling, self.conversation = model, sampling, conversation
+        self.notes, self.is_debug = notes, is_debug
         self.answers = Answers()
         self._is_interactive = sys.stdin.isatty()
         self._num_failures = 0
@@ -150,35 +126,29 @@ class Chat:
         return self._commands[name]
 
     def _answer(self, question: str) -> None:
-        messages = self.conversation.ask(question)
-        turn = self.conversation.turns[-1]
-        pieces: list[str] = []
+        from fastvlm.cli.reply import written
+
+        turn = self.conversation.ask(question)
+        events = self.model.events(self.conversation.messages(), **self.sampling.settings())
 
         def show(text: str) -> None:
-            pieces.append(text)
+            turn.answer = (turn.answer or "") + text
             self.answers.write(text)
 
         try:
-            self.answerer.reply(messages, show)
+            turn.answer = written(events, show).text
         except KeyboardInterrupt:
             if not self._is_interactive:
                 raise
-            self._stop(turn, "".join(pieces))
+            if turn.answer is None:  # else the part that was shown is kept
+                self.conversation.take_back()
+            self.answers.write("\n")
+            self.notes.say("(stopped)")
             return
         except FastVlmError:
             self.conversation.take_back()
             raise
-        turn.answer = "".join(pieces)
         self.answers.write("\n")
-
-    def _stop(self, turn: Turn, so_far: str) -> None:
-        """Keep the partial answer after Ctrl-C; drop a question without any answer."""
-        if so_far:
-            turn.answer = so_far
-        else:
-            self.conversation.take_back()
-        self.answers.write("\n")
-        self.notes.say("(stopped)")
 
     def _help(self, _: str) -> None:
         self.answers.write(HELP + "\n")
@@ -193,7 +163,7 @@ class Chat:
 
     def _clear(self, _: str) -> None:
         self.conversation.clear()
-        self.answerer.forget()
+        self.model.forget()
         self.notes.say("Forgotten. /image shows a new image.")
 
     def _history(self, _: str) -> None:

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from fastvlm.cli.options import (
+    DEFAULT_MODEL,
+    AdapterOption,
+    BitsOption,
+    DeviceOption,
+    DtypeOption,
+    FitOption,
+    ImageSizeOption,
+    MaxNewTokensOption,
+    ModelOption,
+    RevisionOption,
+    SeedOption,
+    TemperatureOption,
+    TopPOption,
+)
 from fastvlm.config import BITS
-from fastvlm.engine.types import TEMPERATURES, SamplingParams
+from fastvlm.engine.types import SamplingParams
 from fastvlm.errors import UsageError
 from fastvlm.formats.places import adapter_folder
 
@@ -34,14 +50,14 @@ class ModelChoice:
         CheckpointError: `adapter` is no folder of an adapter.
     """
 
-    name: str
-    revision: str | None = None
-    device: str | None = None
-    dtype: str = "auto"
-    image_fit: str | None = None
-    image_size: str | None = None
-    bits: int = 16
-    adapter: str | None = None
+    name: ModelOption = DEFAULT_MODEL
+    revision: RevisionOption = None
+    device: DeviceOption = None
+    dtype: DtypeOption = "auto"
+    image_fit: FitOption = None
+    image_size: ImageSizeOption = None
+    bits: BitsOption = 16
+    adapter: AdapterOption = None
 
     def __post_init__(self) -> None:
         check_word("--dtype", self.dtype, DTYPES)
@@ -60,6 +76,17 @@ class ModelChoice:
         """Height and width in pixels, None to keep the checkpoint's."""
         return parse_size(self.image_size)
 
+    def settings(self) -> dict[str, Any]:
+        """All but the name and its revision, for :func:`fastvlm.opening.open_engine`."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "bits": self.bits,
+            "adapter": self.adapter,
+            "image_size": self.image_size_px,
+            "image_fit": self.image_fit,
+        }
+
 
 def check_word(flag: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError unless `value` of the option `flag` is one of the words `known`."""
@@ -77,42 +104,26 @@ class Sampling:
         UsageError: a number outside its range.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float | None = None
-    seed: int | None = None
+    max_new_tokens: MaxNewTokensOption = 256
+    temperature: TemperatureOption = 0.0
+    top_p: TopPOption = None
+    seed: SeedOption = None
 
     def __post_init__(self) -> None:
-        low, high = TEMPERATURES
-        if self.max_new_tokens < 1:
-            raise UsageError(f"--max-new-tokens is {self.max_new_tokens}; expected 1 or more.")
-        if self.temperature != 0 and not low <= self.temperature <= high:  # NaN too
-            raise UsageError(
-                f"--temperature is {self.temperature}; expected 0 (the likeliest token) or {low} to {high:g}."
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p is {self.top_p}; expected a probability above 0, and at most 1.")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed is {self.seed}; expected 0 to 2^63 - 1.")
-
-    @property
-    def is_greedy(self) -> bool:
-        """True if nothing is drawn."""
-        return self.temperature == 0
+        try:
+            SamplingParams(**self.settings())
+        except UsageError as error:  # it begins with the name of the setting
+            name, _, rest = str(error).partition(" ")
+            raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
 
     @property
     def has_idle_top_p(self) -> bool:
         """True if `top_p` was given and nothing is drawn."""
-        return self.is_greedy and self.top_p is not None
+        return self.temperature == 0 and self.top_p is not None
 
-    def params(self) -> SamplingParams:
-        """The same for the engine; every setting is given, so that a checkpoint's generation config decides none."""
-        return SamplingParams(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=self.seed,
-        )
+    def settings(self) -> dict[str, Any]:
+        """The fields of :class:`SamplingParams`."""
+        return {**asdict(self), "top_p": 1.0 if self.top_p is None else self.top_p}
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

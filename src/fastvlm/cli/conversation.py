@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvlm.cli.image_names import is_url
-from fastvlm.cli.opening import system_message, user_message
 from fastvlm.errors import UsageError
 from fastvlm.storage.whole_files import write_file
 
@@ -43,12 +42,12 @@ class Conversation:
         """Put images in front of the next question."""
         self.waiting.extend(zip(names, images, strict=True))
 
-    def ask(self, question: str) -> list[dict[str, Any]]:
-        """Open a turn and return all messages up to it."""
-        names = [name for name, _ in self.waiting]
-        self.turns.append(Turn(question, names, [image for _, image in self.waiting]))
+    def ask(self, question: str) -> Turn:
+        """Add a turn, with the images that were waiting."""
+        turn = Turn(question, [name for name, _ in self.waiting], [image for _, image in self.waiting])
+        self.turns.append(turn)
         self.waiting.clear()
-        return self.messages()
+        return turn
 
     def take_back(self) -> None:
         """Undo the last turn, whose images wait for the next question again."""
@@ -62,11 +61,13 @@ class Conversation:
 
     def messages(self) -> list[dict[str, Any]]:
         """As the processor wants them."""
+        from fastvlm.api import assistant_message, system_message, user_message
+
         messages = system_message(self.system)
         for turn in self.turns:
             messages.append(user_message(turn.images, turn.question))
             if turn.answer is not None:
-                messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+                messages.append(assistant_message(turn.answer))
         return messages
 
     def transcript(self) -> str:

@@ -14,7 +14,6 @@ import typer
 
 from fastvlm.cli.choices import ModelChoice
 from fastvlm.cli.eval_options import QuestionOptions
-from fastvlm.cli.opening import open_engine
 from fastvlm.cli.terminal import Notes, print_json, say
 
 if TYPE_CHECKING:
@@ -68,6 +67,7 @@ class Evaluation:
         from fastvlm.evaluation.run.benchmark_run import run
         from fastvlm.evaluation.run.run_folder import checkpoint_digest, claim_folder
         from fastvlm.formats.places import checkpoint_path
+        from fastvlm.opening import open_engine
 
         folder = checkpoint_path(self.model.name, revision=self.model.revision)
         if self.out is not None:
@@ -77,7 +77,7 @@ class Evaluation:
             notes.say(f"{len(self.questions)} questions: without --out a run that is stopped begins from the start.")
         with notes.waiting(f"Opening {self.model.name}"):
             # No reply is streamed: requests start at once, and the same ones always run together.
-            engine = open_engine(folder, self.model, notes, num_slots=self.slots, admission_ratio=math.inf)
+            engine = open_engine(folder, num_slots=self.slots, admission_ratio=math.inf, **self.model.settings())
         with progress_bars(notes) as on_progress:
             result = run(
                 engine,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -20,6 +23,34 @@ class Invocation:
 def _note_debug(context: typer.Context, value: bool) -> bool:
     context.ensure_object(Invocation).is_debug = value
     return value
+
+
+def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb` with one option for each field of its parameters that are dataclasses, which it gets as objects.
+
+    The fields are annotated with options. A default object of the parameter gives other defaults than its class.
+    """
+    parameters: list[Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for one in signature(verb, eval_str=True).parameters.values():
+        kind = one.annotation
+        if not (isinstance(kind, type) and is_dataclass(kind)):
+            parameters.append(one)
+            continue
+        hints, defaults = get_type_hints(kind, include_extras=True), kind if one.default is one.empty else one.default
+        names = [field.name for field in fields(kind)]
+        groups[one.name] = kind, names
+        parameters += [
+            one.replace(name=name, default=getattr(defaults, name), annotation=hints[name]) for name in names
+        ]
+
+    @wraps(verb)
+    def call(**given: Any) -> None:
+        made = {name: kind(**{key: given.pop(key) for key in keys}) for name, (kind, keys) in groups.items()}
+        verb(**given, **made)
+
+    call.__signature__ = Signature([one.replace(kind=Parameter.KEYWORD_ONLY) for one in parameters])  # type: ignore[attr-defined]
+    return call
 
 
 def grouped_option(group: str, *flags: str, metavar: str | None = None, text: str) -> Any:

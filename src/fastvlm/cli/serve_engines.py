@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastvlm.cli.choices import ModelChoice
-from fastvlm.cli.opening import choose_images, device_and_dtype, engine_settings
 from fastvlm.cli.terminal import in_bytes
 
 if TYPE_CHECKING:
@@ -32,24 +31,38 @@ def open_engines(
     """
     from fastvlm.backends.local import LocalBackend
 
-    checkpoints = _checkpoints(folder, choice, settings)
+    place = _place(choice)
+    checkpoints = _checkpoints(folder, choice, settings, place)
     engines: dict[str, list[Engine]] = {}
     base: Engine | None = None
     for name, checkpoint in checkpoints.items():
-        first = _engine(checkpoint, choice, settings, base)
+        first = _engine(checkpoint, settings, base, bits=choice.bits, **place)
         base = first if base is None else base
-        engines[name] = [first, *(_engine(checkpoint, choice, settings, first) for _ in range(settings.replicas - 1))]
+        engines[name] = [
+            first,
+            *(_engine(checkpoint, settings, first, bits=choice.bits, **place) for _ in range(settings.replicas - 1)),
+        ]
         if name != settings.served_name and isinstance(first.backend, LocalBackend):
             own = in_bytes(first.backend.weights.own_bytes)
             report("adapter", f"{name}: {own} of decoder weights besides those of {settings.served_name}")
     return engines
 
 
-def _checkpoints(folder: Path, choice: ModelChoice, settings: ServeSettings) -> dict[str, Checkpoint]:
-    """Name -> checkpoint: the model's, then one for each adapter."""
-    from fastvlm.opening import open_checkpoint
+def _place(choice: ModelChoice) -> dict[str, Any]:
+    """Device and dtype of the computation."""
+    from fastvlm.backends.devices import pick_device
+    from fastvlm.backends.local import compute_dtype
 
-    place = device_and_dtype(choice)
+    device = pick_device(choice.device)
+    return {"device": device, "dtype": compute_dtype(choice.dtype, device)}
+
+
+def _checkpoints(
+    folder: Path, choice: ModelChoice, settings: ServeSettings, place: dict[str, Any]
+) -> dict[str, Checkpoint]:
+    """Name -> checkpoint: the model's, then one for each adapter."""
+    from fastvlm.opening import choose_images, open_checkpoint
+
     adapters = settings.adapter_folders
     if adapters:
         from fastvlm.hf.lora import open_with_adapters
@@ -57,16 +70,16 @@ def _checkpoints(folder: Path, choice: ModelChoice, settings: ServeSettings) -> 
         base, adapted = open_with_adapters(folder, list(adapters.values()), **place)
     else:
         base, adapted = open_checkpoint(folder, **place), []
-    choose_images(base.processor, choice)
+    choose_images(base.processor, choice.image_size_px, choice.image_fit)
     return {settings.served_name: base, **dict(zip(adapters, adapted, strict=True))}
 
 
-def _engine(checkpoint: Checkpoint, choice: ModelChoice, settings: ServeSettings, base: Engine | None) -> Engine:
+def _engine(checkpoint: Checkpoint, settings: ServeSettings, base: Engine | None, **place: Any) -> Engine:
     from fastvlm.engine.engine import Engine
 
     return Engine.from_checkpoint(
         checkpoint,
-        **engine_settings(choice),
+        **place,
         base=base,
         num_slots=settings.slots,
         context=settings.context,

@@ -160,6 +160,10 @@ class AsyncEngine:
         assert completion is not None  # noqa: S101 - the last event has it
         return completion
 
+    def forget(self) -> None:
+        """Run :meth:`Engine.forget` before the next step."""
+        self._command(self.engine.forget)
+
     def _refuse_if_closed(self) -> None:
         if not self._is_open:
             raise _closed()

@@ -74,7 +74,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.backend, self.processor, self.config = backend, checkpoint.processor, checkpoint.config
-        self._stop_ids, self._clock = checkpoint.stop_token_ids, clock
+        self.stop_token_ids, self._clock = checkpoint.stop_token_ids, clock
         self._scheduler = Scheduler(
             backend.num_slots, max_waiting, admission_ratio=admission_ratio, chunk_tokens=backend.chunk_tokens
         )
@@ -208,7 +208,7 @@ class Engine:
             params,
             Sampler(params, prepared.token_ids, self.backend.device, guide),
             decode=lambda token_ids: self.processor.decode(token_ids, skip_special_tokens=True),
-            stop_ids=self._stop_ids,
+            stop_ids=self.stop_token_ids,
             clock=self._clock,
         )
         return request_id

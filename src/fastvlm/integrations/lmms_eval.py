@@ -12,16 +12,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
-
-from fastvlm.backends.devices import pick_device
-from fastvlm.backends.local import compute_dtype
 from fastvlm.config import Bits
-from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import MAX_STOP_STRINGS, SEEDS, Completion, SamplingParams
 from fastvlm.errors import FastVlmError, MissingExtraError, PromptError, UsageError
 from fastvlm.evaluation.run.runner import answer_all
-from fastvlm.opening import open_checkpoint
+from fastvlm.opening import open_engine
 
 try:
     from lmms_eval.api.model import lmms
@@ -63,19 +58,18 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
     ) -> None:
         super().__init__()
         del max_batch_size
-        self.device = pick_device(_own_device(device))
-        kind = compute_dtype(dtype, self.device)
-        checkpoint = open_checkpoint(pretrained, revision=revision, device=self.device, dtype=kind)
-        checkpoint.processor.image_processor.choose(None if image_size is None else int(image_size), image_fit)
-        slots = _number("batch_size", batch_size)
-        self.engine = Engine.from_checkpoint(
-            checkpoint,
-            device=self.device,
-            dtype=kind,
+        self.engine = open_engine(
+            pretrained,
+            revision=revision,
+            device=_own_device(device),
+            dtype=dtype,
             bits=cast("Bits", int(bits)),
-            num_slots=slots,
+            image_size=None if image_size is None else int(image_size),
+            image_fit=image_fit,
+            num_slots=_number("batch_size", batch_size),
             admission_ratio=math.inf,  # start requests at once: no reply is streamed
         )
+        self.device = self.engine.backend.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Replies, in the order of the requests: (context, doc_to_messages, generation kwargs, doc id, task, split).
@@ -155,7 +149,7 @@ def _number(name: str, value: int | str) -> int:
     return int(value)
 
 
-def _own_device(device: str | None) -> str | torch.device | None:
+def _own_device(device: str | None) -> str | None:
     """This process's GPU if lmms-eval runs several processes, else the requested device."""
     rank = os.environ.get("LOCAL_RANK")
     is_one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
