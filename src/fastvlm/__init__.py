@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastvlm.api import AsyncFastVLM, FastVLM
     from fastvlm.conversion.convert import convert
+    from fastvlm.encoder_config import num_visual_tokens
     from fastvlm.engine.async_engine import AsyncEngine
     from fastvlm.engine.engine import Engine
     from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
-    from fastvlm.hf.config import FastViTHDConfig, FastVlmConfig, num_visual_tokens
+    from fastvlm.hf.config import FastViTHDConfig, FastVlmConfig
     from fastvlm.hf.image_processor import FastVlmImageProcessor
     from fastvlm.hf.loading import load
     from fastvlm.hf.modeling import FastVlmForConditionalGeneration, FastVlmModel, FastVlmPreTrainedModel
@@ -54,7 +55,7 @@ _HOME_OF = {
     "TokenEvent": "fastvlm.engine.types",
     "convert": "fastvlm.conversion.convert",
     "load": "fastvlm.hf.loading",
-    "num_visual_tokens": "fastvlm.hf.config",
+    "num_visual_tokens": "fastvlm.encoder_config",
     "open_checkpoint": "fastvlm.opening",
     "open_image": "fastvlm.images",
     "register": "fastvlm.hf.registration",

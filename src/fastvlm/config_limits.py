@@ -114,8 +114,13 @@ def check_dtype(owner: str, value: Any) -> None:
     """
     if value is None or type(value).__module__ == "torch":
         return
-    if not isinstance(value, str) or value.removeprefix("torch.") not in _DTYPES:
+    if not isinstance(value, str) or dtype_name(value) not in _DTYPES:
         raise ConfigError(f"{owner}.dtype is {_shown(value)}; expected one of {', '.join(sorted(_DTYPES))}.")
+
+
+def dtype_name(dtype: object) -> str:
+    """Name of a torch dtype as files have it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def without_code_choices(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

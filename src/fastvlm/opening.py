@@ -114,7 +114,7 @@ def _opened(
         # The one import of transformers on this way: it reads every configuration and tokenizer that there is, at the
         # price of seconds, and its errors say what is wrong with a folder that nothing can open.
         before_transformers()
-        from fastvlm.hf.checkpoint import open_with_transformers  # noqa: PLC0415
+        from fastvlm.hf.loading import open_with_transformers  # noqa: PLC0415
 
         return open_with_transformers(folder, device, dtype)
 

@@ -12,7 +12,7 @@ import fastvlm
 from fastvlm.bench import random_checkpoint as made
 from fastvlm.bench.random_checkpoint import PRESETS, checkpoint_bytes, make_checkpoint, number_tokens, padded_tokenizer
 from fastvlm.errors import CheckpointError, UsageError
-from fastvlm.hf.loading import checkpoint_path
+from fastvlm.formats.places import checkpoint_path
 
 
 @pytest.fixture(scope="module")

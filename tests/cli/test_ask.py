@@ -95,7 +95,9 @@ def test_size_fit_and_system_reach_the_processor(fastvlm, image, parrot_folder):
 def test_more_pixels_than_the_checkpoint_was_made_for_warn_once(process, image, parrot_folder):
     outcome = process("ask", image, image, "What?", "-m", parrot_folder, "--image-size", "256")
     assert (outcome.code, outcome.out) == (0, parrot.SENTENCE + "\n")
-    assert outcome.err.startswith("fastvlm: warning: The image size is 256x256, and this checkpoint was made for 128x128")
+    assert outcome.err.startswith(
+        "fastvlm: warning: The image size is 256x256, and this checkpoint was made for 128x128"
+    )
     assert outcome.err.count("\n") == 1
     assert process("ask", image, "What?", "-m", parrot_folder, "--image-size", "256", "--quiet").err == ""
     assert process("ask", image, "What?", "-m", parrot_folder, "--image-size", "128").err == ""

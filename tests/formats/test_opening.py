@@ -22,8 +22,9 @@ from fastvlm.errors import CheckpointError, ConfigError, ContextLengthError, Unu
 from fastvlm.formats.opening import open_folder
 from fastvlm.formats.places import checkpoint_path
 from fastvlm.formats.quantized_file import QuantizationOptions
-from fastvlm.hf.checkpoint import open_with_transformers, plain_config
+from fastvlm.hf.checkpoint import plain_config
 from fastvlm.hf.config import PRESETS, FastVlmConfig
+from fastvlm.hf.loading import open_with_transformers
 from fastvlm.processing.prompt import CHAT_TEMPLATES
 
 CONVERSATIONS = [

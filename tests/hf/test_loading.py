@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import fastvlm
+from fastvlm.backends.devices import as_dtype, pick_device
 from fastvlm.errors import CheckpointError, UsageError
-from fastvlm.hf.loading import as_dtype, checkpoint_path, pick_device
+from fastvlm.formats.places import checkpoint_path
 
 
 @pytest.fixture

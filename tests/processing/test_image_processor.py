@@ -11,9 +11,10 @@ from PIL import Image
 
 from fastvlm import FastVlmConfig, num_visual_tokens
 from fastvlm.errors import ConfigError, ImageError
-from fastvlm.hf.image_processor import IMAGE_FITS, FastVlmImageProcessor, fit_image, image_size_px
+from fastvlm.hf.image_processor import FastVlmImageProcessor
 from fastvlm.images import ImageLimits
 from fastvlm.images import fitting as module
+from fastvlm.processing.image_processor import IMAGE_FITS, fit_image, image_size_px
 
 BICUBIC = Image.Resampling.BICUBIC
 

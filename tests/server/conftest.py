@@ -38,7 +38,7 @@ def strict(endless_folder):
 def offline():
     """The engine without a server, as the server makes it."""
     import fastvlm
+    from fastvlm.backends.devices import pick_device
     from fastvlm.backends.local import fast_dtype
-    from fastvlm.hf.loading import pick_device
 
     return fastvlm.Engine.from_model(*fastvlm.load("mini", dtype=fast_dtype(pick_device())), num_slots=4)

@@ -9,9 +9,9 @@ import torch
 from server_process import ROOT, Server, example, question
 
 import fastvlm
+from fastvlm.backends.devices import pick_device
 from fastvlm.backends.local import fast_dtype
 from fastvlm.engine.types import SamplingParams
-from fastvlm.hf.loading import pick_device
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient.checkpointing.*")
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from training_files import N, gray, llava, processor, save_images, write_lines
 
 from fastvlm.errors import DataError
-from fastvlm.hf.image_processor import fit_image
+from fastvlm.processing.image_processor import fit_image
 from fastvlm.training.data.collation import Collator
 from fastvlm.training.data.dataset import SupervisedDataset
 from fastvlm.training.data.messages import read_record

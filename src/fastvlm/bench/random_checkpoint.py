@@ -26,13 +26,13 @@ from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.folder import inspect_folder
 from fastvlm.formats.json_files import read_json
 from fastvlm.formats.names import EMBEDDING, HEAD
+from fastvlm.formats.places import SHIPPED, checkpoint_path
 from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.image_processor import FastVlmImageProcessor
-from fastvlm.hf.loading import SHIPPED, checkpoint_path
+from fastvlm.hf.loading import load_processor
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.hf.pretrained import expected_shapes
 from fastvlm.hf.processor import FastVlmProcessor
-from fastvlm.hf.processor_files import load_processor
 from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.storage.whole_folders import whole_folder
 from fastvlm.storage.write_errors import clear_write_errors

@@ -21,6 +21,7 @@ from fastvlm.cli.choices import check_word
 from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, DeviceOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries
 from fastvlm.cli.user_folders import cache_folder
+from fastvlm.config_limits import dtype_name
 from fastvlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _default_dtypes(device: str) -> tuple[str]:
     from fastvlm.backends.local import fast_dtype
 
     kind = fast_dtype(torch.device("cpu" if device == "cpu" else "cuda")) or torch.bfloat16
-    return (str(kind).removeprefix("torch."),)
+    return (dtype_name(kind),)
 
 
 def _measure(source: _Source, options: BenchOptions, image_px: tuple[int, int], notes: Notes) -> dict[str, Any]:

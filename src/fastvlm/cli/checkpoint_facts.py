@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fastvlm.config_limits import dtype_name
 from fastvlm.formats.apple_config import apple_images
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.names import EMBEDDING, HEAD
-from fastvlm.hf.config import PRESETS, FastVlmConfig
+from fastvlm.formats.quantized_file import QuantizedWeights
+from fastvlm.hf.config import PRESETS, FastVlmConfig, decoder_head_dim
 from fastvlm.hf.image_processor import FastVlmImageProcessor
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # statistics, not parameters
@@ -54,56 +57,102 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """Quantization of the decoder, and the size of its weights."""
-
-    bits: int
-    group_size: int
-    head_bits: int
-    mean_error: float
-    num_bytes: int
-
-
-@dataclass(frozen=True)
 class CheckpointFacts:
-    """Everything that `fastvlm info` prints; `dtype` is that of the stored decoder."""
+    """What `fastvlm info` shows of the checkpoint in `folder`."""
 
-    path: Path
-    layout: str
-    size: str | None  # "0.5b", "1.5b", "7b", "mini"; None for others
-    dtype: str
-    num_files: int
-    file_bytes: int
-    encoder_form: str  # "fused" or "multi-branch"
-    encoder_depths: tuple[int, ...]
-    encoder_widths: tuple[int, ...]
-    encoder_stride_px: int
-    decoder_type: str
-    decoder_layers: int
-    decoder_width: int
-    decoder_heads: int
-    decoder_kv_heads: int
-    head_dim: int
-    context_tokens: int
-    vocabulary_rows: int
-    is_head_tied: bool
-    parameters: Parameters
-    images: Images
-    license: str
-    quantized: Quantized | None = None
+    folder: CheckpointFolder
+    config: FastVlmConfig
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """Parameters by part."""
+        return count_parameters(self.folder.shapes)
+
+    @cached_property
+    def images(self) -> Images:
+        """Size and fit of images."""
+        folder, config = self.folder, self.config
+        if folder.layout == "llava_qwen2":
+            stated = apple_images(folder.raw_config)
+            size, fit = (stated.size_px, stated.size_px), stated.fit
+        elif (folder.path / "preprocessor_config.json").is_file():
+            processor = FastVlmImageProcessor.from_pretrained(folder.path)
+            size, fit = processor.image_size, processor.image_fit
+        else:
+            side_px = math.isqrt(config.image_seq_length) * config.vision_config.stride_px
+            size, fit = (side_px, side_px), "pad"
+        return Images(*size, fit, config.num_visual_tokens(*size))
+
+    @cached_property
+    def size(self) -> str | None:
+        """The published size with these widths and depths: "0.5b", "1.5b", "7b", "mini"; None for another."""
+        return next((name for name in PRESETS if _shape_of(FastVlmConfig.preset(name)) == _shape_of(self.config)), None)
+
+    @property
+    def encoder_form(self) -> str:
+        """ "fused" or "multi-branch"."""
+        return "fused" if self.config.vision_config.is_inference_form else "multi-branch"
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the embedding table."""
+        folder = self.folder
+        return folder.shapes[EMBEDDING][0] if EMBEDDING in folder.keys else self.config.text_config.vocab_size
+
+    @property
+    def is_head_tied(self) -> bool:
+        """True if the head is the embedding table."""
+        return HEAD not in self.folder.keys
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return decoder_head_dim(self.config.text_config)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the weight files."""
+        return sum(file.stat().st_size for file in self.folder.weights.files)
 
     @property
     def kv_bytes_per_token(self) -> dict[str, int]:
         """Memory of one token in the decoder's cache (keys and values of all layers), by number format."""
-        numbers = 2 * self.decoder_layers * self.decoder_kv_heads * self.head_dim
+        text = self.config.text_config
+        numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * self.head_dim
         return {"float32": 4 * numbers, "bfloat16": 2 * numbers}
 
+    @property
+    def license(self) -> str:
+        """What the license allows."""
+        return license_note(self.folder.path, self.size)
+
     def as_dict(self) -> dict[str, Any]:
-        """All fields and derived numbers, for JSON."""
+        """For JSON; `dtype` is that of the stored decoder."""
+        folder, text, vision = self.folder, self.config.text_config, self.config.vision_config
         return {
-            **asdict(self),
-            "path": str(self.path),
+            "path": str(folder.path),
+            "layout": folder.layout,
+            "size": self.size,
+            "dtype": dtype_name(folder.dtype),
+            "num_files": len(folder.weights.files),
+            "file_bytes": self.file_bytes,
+            "encoder_form": self.encoder_form,
+            "encoder_depths": [stage.depth for stage in vision.stages],
+            "encoder_widths": [stage.channels for stage in vision.stages],
+            "encoder_stride_px": vision.stride_px,
+            "decoder_type": text.model_type,
+            "decoder_layers": text.num_hidden_layers,
+            "decoder_width": text.hidden_size,
+            "decoder_heads": text.num_attention_heads,
+            "decoder_kv_heads": text.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "context_tokens": text.max_position_embeddings,
+            "vocabulary_rows": self.vocabulary_rows,
+            "is_head_tied": self.is_head_tied,
             "parameters": {**asdict(self.parameters), "total": self.parameters.total},
+            "images": asdict(self.images),
+            "license": self.license,
+            "quantized": None if (found := folder.weights.quantized) is None else _quantized(found),
             "weight_bytes": self.parameters.weight_bytes(),
             "kv_bytes_per_token": self.kv_bytes_per_token,
         }
@@ -117,42 +166,11 @@ def read_facts(path: Path) -> CheckpointFacts:
         ConfigError: its configuration is not that of a FastVLM.
     """
     folder = inspect_folder(path)
-    config = FastVlmConfig.from_dict(folder.config)
-    text, vision = config.text_config, config.vision_config
-    stages = vision.stages
-    return CheckpointFacts(
-        path=path,
-        layout=folder.layout,
-        size=_size_name(config),
-        dtype=str(folder.dtype).removeprefix("torch."),
-        num_files=len(folder.weights.files),
-        file_bytes=sum(file.stat().st_size for file in folder.weights.files),
-        encoder_form="fused" if vision.is_inference_form else "multi-branch",
-        encoder_depths=tuple(stage.depth for stage in stages),
-        encoder_widths=tuple(stage.channels for stage in stages),
-        encoder_stride_px=vision.stride_px,
-        decoder_type=text.model_type,
-        decoder_layers=text.num_hidden_layers,
-        decoder_width=text.hidden_size,
-        decoder_heads=text.num_attention_heads,
-        decoder_kv_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-        context_tokens=text.max_position_embeddings,
-        vocabulary_rows=folder.shapes[EMBEDDING][0] if EMBEDDING in folder.keys else text.vocab_size,
-        is_head_tied=HEAD not in folder.keys,
-        parameters=count_parameters(folder.shapes),
-        images=_images(folder, config),
-        license=license_note(path, _size_name(config)),
-        quantized=_quantized(folder),
-    )
+    return CheckpointFacts(folder, FastVlmConfig.from_dict(folder.config))
 
 
-def _quantized(folder: CheckpointFolder) -> Quantized | None:
-    found = folder.weights.quantized
-    if found is None:
-        return None
-    options = found.options
-    return Quantized(options.bits, options.group_size, options.head_bits, found.error.mean, found.num_bytes)
+def _quantized(found: QuantizedWeights) -> dict[str, Any]:
+    return {**asdict(found.options), "mean_error": found.error.mean, "num_bytes": found.num_bytes}
 
 
 def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> Parameters:
@@ -174,35 +192,12 @@ def _part(name: str) -> str:
     return "projector" if "multi_modal_projector." in name else "decoder"
 
 
-def _size_name(config: FastVlmConfig) -> str | None:
-    """The published size whose encoder and decoder have these widths and depths."""
-    for name in PRESETS:
-        preset = FastVlmConfig.preset(name)
-        if _shape_of(preset) == _shape_of(config):
-            return name
-    return None
-
-
 def _shape_of(config: FastVlmConfig) -> tuple[Any, ...]:
     text, stages = config.text_config, config.vision_config.stages
     return (
         (text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.intermediate_size),
         tuple((stage.depth, stage.channels) for stage in stages),
     )
-
-
-def _images(folder: CheckpointFolder, config: FastVlmConfig) -> Images:
-    if folder.layout == "llava_qwen2":
-        stated = apple_images(folder.raw_config)
-        height_px = width_px = stated.size_px
-        fit = stated.fit
-    elif (folder.path / "preprocessor_config.json").is_file():
-        processor = FastVlmImageProcessor.from_pretrained(folder.path)
-        (height_px, width_px), fit = processor.image_size, processor.image_fit
-    else:
-        height_px = width_px = math.isqrt(config.image_seq_length) * config.vision_config.stride_px
-        fit = "pad"
-    return Images(height_px, width_px, fit, config.num_visual_tokens(height_px, width_px))
 
 
 def license_note(folder: Path, size: str | None) -> str:

@@ -12,9 +12,11 @@ from fastvlm.cli.failures import FAILED
 from fastvlm.cli.mini_notice import ABOUT, is_shipped
 from fastvlm.cli.options import DEFAULT_MODEL, DebugOption, JsonOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, printable, quiet_libraries
+from fastvlm.config_limits import dtype_name
 
 if TYPE_CHECKING:
-    from fastvlm.cli.checkpoint_facts import CheckpointFacts, Quantized
+    from fastvlm.cli.checkpoint_facts import CheckpointFacts
+    from fastvlm.formats.quantized_file import QuantizedWeights
 
 _LABEL_WIDTH = 12
 
@@ -56,7 +58,7 @@ def info(
         from fastvlm.cli.checkpoint_facts import read_facts
         from fastvlm.formats.places import checkpoint_path
     facts = read_facts(checkpoint_path(model, revision=revision))
-    about = ABOUT if is_shipped(facts.path) else None
+    about = ABOUT if is_shipped(facts.folder.path) else None
     if is_json:
         print_json({"model": model, **facts.as_dict(), "about": about})
     else:
@@ -84,44 +86,41 @@ def _verify(model: str, revision: str | None, notes: Notes, *, is_json: bool) ->
 
 def page(model: str, facts: CheckpointFacts, about: str | None = None) -> str:
     """The report: lines of a label and a value; `about` says what the model is good for."""
-    images, counts = facts.images, facts.parameters
+    folder, text, vision = facts.folder, facts.config.text_config, facts.config.vision_config
+    images, counts, quantized = facts.images, facts.parameters, folder.weights.quantized
     size = f", the size of FastVLM-{facts.size.upper()}" if facts.size and facts.size != "mini" else ""
-    files = f"{in_bytes(facts.file_bytes)} in {_several(facts.num_files, 'file')}"
-    stages = " ".join(f"{d}x{w}" for d, w in zip(facts.encoder_depths, facts.encoder_widths, strict=True))
-    heads = f"{facts.decoder_heads} heads of {facts.head_dim} ({facts.decoder_kv_heads} for keys and values)"
+    files = f"{in_bytes(facts.file_bytes)} in {_several(len(folder.weights.files), 'file')}"
+    stages = " ".join(f"{stage.depth}x{stage.channels}" for stage in vision.stages)
+    layers = f"{_several(text.num_hidden_layers, 'layer')} of {text.hidden_size}"
+    heads = f"{text.num_attention_heads} heads of {facts.head_dim} ({text.num_key_value_heads} for keys and values)"
     kv = " or ".join(f"{in_bytes(n)} in {dtype}" for dtype, n in facts.kv_bytes_per_token.items())
     weights = " · ".join(f"{in_bytes(n)} {dtype}" for dtype, n in counts.weight_bytes().items())
     rows = [
         ("model", f"{model}{size}"),
-        ("path", str(facts.path.absolute())),
-        ("layout", f"{facts.layout}, {facts.dtype}, {files}"),
-        ("encoder", f"FastViTHD, {facts.encoder_form}, stages {stages}, one token per {facts.encoder_stride_px} px"),
-        (
-            "decoder",
-            f"{facts.decoder_type}, {_several(facts.decoder_layers, 'layer')} of {facts.decoder_width}, {heads}",
-        ),
+        ("path", str(folder.path.absolute())),
+        ("layout", f"{folder.layout}, {dtype_name(folder.dtype)}, {files}"),
+        ("encoder", f"FastViTHD, {facts.encoder_form}, stages {stages}, one token per {vision.stride_px} px"),
+        ("decoder", f"{text.model_type}, {layers}, {heads}"),
         ("vocabulary", f"{facts.vocabulary_rows:,} rows, {'tied to' if facts.is_head_tied else 'apart from'} the head"),
-        (
-            "images",
-            f"{images.height_px} x {images.width_px} px ({images.fit}): {images.visual_tokens} tokens each",
-        ),
-        ("context", f"{facts.context_tokens:,} tokens; each takes {kv} of cache"),
+        ("images", f"{images.height_px} x {images.width_px} px ({images.fit}): {images.visual_tokens} tokens each"),
+        ("context", f"{text.max_position_embeddings:,} tokens; each takes {kv} of cache"),
         ("parameters", f"{counts.total:,}"),
         *((f"  {part}", f"{getattr(counts, part):>13,}") for part in ("encoder", "projector", "embeddings", "decoder")),
         ("  head", f"{counts.head:>13,}" if not facts.is_head_tied else f"{'tied':>13}"),
         ("weights", f"{weights} (int8: the decoder's)"),
-        *([] if facts.quantized is None else [("quantized", _rounding(facts.quantized))]),
+        *([] if quantized is None else [("quantized", _rounding(quantized))]),
         ("license", facts.license),
         *([] if about is None else [("about", about)]),
     ]
     return "\n".join(_row(label, value) for label, value in rows)
 
 
-def _rounding(quantized: Quantized) -> str:
-    groups = f" in groups of {quantized.group_size}" if 4 in (quantized.bits, quantized.head_bits) else ""
+def _rounding(quantized: QuantizedWeights) -> str:
+    options = quantized.options
+    groups = f" in groups of {options.group_size}" if 4 in (options.bits, options.head_bits) else ""
     return (
-        f"decoder in {quantized.bits} bits, head in {quantized.head_bits}{groups}: {in_bytes(quantized.num_bytes)}; "
-        f"{quantized.mean_error:.1%} off on average"
+        f"decoder in {options.bits} bits, head in {options.head_bits}{groups}: {in_bytes(quantized.num_bytes)}; "
+        f"{quantized.error.mean:.1%} off on average"
     )
 
 

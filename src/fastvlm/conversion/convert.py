@@ -8,21 +8,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from fastvlm.backends.devices import as_dtype
 from fastvlm.conversion.apple_extras import AppleExtras
-from fastvlm.conversion.new_folder import (
-    carry_files,
-    checked_shapes,
-    new_folder,
-    planned_tensors,
-    write_fast_vlm_files,
-)
+from fastvlm.conversion.new_folder import carry_files, planned_tensors, write_fast_vlm_files
 from fastvlm.conversion.shards import (
     PlannedTensor,
     num_bytes_of,
@@ -35,11 +29,11 @@ from fastvlm.formats.apple_config import to_apple_config
 from fastvlm.formats.checksums import write_checksums
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.names import EMBEDDING, HEAD, LAYOUTS, Layout, names_to_apple
+from fastvlm.formats.places import checkpoint_path, new_folder
 from fastvlm.hf.config import FastVlmConfig
-from fastvlm.hf.loading import as_dtype, checkpoint_path
+from fastvlm.hf.loading import load_processor
 from fastvlm.hf.pretrained import generation_config_of
 from fastvlm.hf.processor import FastVlmProcessor
-from fastvlm.hf.processor_files import load_processor
 from fastvlm.storage.whole_folders import whole_folder
 
 Progress = Callable[[int, int], None]
@@ -106,12 +100,12 @@ def convert(
     folder = inspect_folder(checkpoint_path(source, **hub))
     config = FastVlmConfig.from_dict(dict(folder.config))
     processor, extras = load_processor(folder.path, config), AppleExtras.of(folder)
-    tensors = planned_tensors(folder, config, checked_shapes(folder, config), do_fuse=fuse)
+    tensors = planned_tensors(folder, config, do_fuse=fuse)
     tensors = _in_dtype(tensors if layout == "fast_vlm" else _as_apple(tensors, config, extras), wanted)
     config.dtype = next((t.dtype for t in tensors if t.dtype.is_floating_point), torch.float32)
     shards = split_into_shards(tensors, max_bytes)
     with whole_folder(target) as work:
-        _write_weights(work, shards, progress or _silent)
+        _write_weights(work, shards, progress)
         write_files = write_fast_vlm_files if layout == "fast_vlm" else _write_apple
         write_files(work, folder, config, processor, extras)
         carry_files(folder.path, work)
@@ -140,42 +134,35 @@ def _report(
 def _in_dtype(tensors: list[PlannedTensor], dtype: torch.dtype | None) -> list[PlannedTensor]:
     if dtype is None:
         return tensors
-    return [PlannedTensor(t.name, t.shape, dtype, t.read) if t.dtype.is_floating_point else t for t in tensors]
+    return [replace(t, dtype=dtype) if t.dtype.is_floating_point else t for t in tensors]
 
 
 def _as_apple(tensors: list[PlannedTensor], config: FastVlmConfig, extras: AppleExtras | None) -> list[PlannedTensor]:
     """The same under Apple's names: with a head even if tied, the rows Apple had, and what was kept of Apple's."""
     by_name = {tensor.name: tensor for tensor in tensors}
     if HEAD not in by_name and (extras is None or extras.has_head):
-        table = by_name[EMBEDDING]
-        by_name[HEAD] = PlannedTensor(HEAD, table.shape, table.dtype, table.read)
+        by_name[HEAD] = replace(by_name[EMBEDDING], name=HEAD)
     rows = config.text_config.vocab_size if extras is None else min(extras.num_rows, config.text_config.vocab_size)
     for name in (EMBEDDING, HEAD):
         if name in by_name:
             by_name[name] = _first_rows(by_name[name], rows)
     names = names_to_apple(by_name)
-    renamed = [PlannedTensor(names[name], t.shape, t.dtype, t.read) for name, t in by_name.items()]
+    renamed = [replace(tensor, name=names[name]) for name, tensor in by_name.items()]
     return renamed + list(() if extras is None else extras.tensors)
 
 
 def _first_rows(tensor: PlannedTensor, rows: int) -> PlannedTensor:
-    def read() -> Tensor:
-        return tensor.read()[:rows]
-
-    return PlannedTensor(tensor.name, (rows, *tensor.shape[1:]), tensor.dtype, read)
+    return replace(tensor, shape=(rows, *tensor.shape[1:]), read=lambda: tensor.read()[:rows])
 
 
-def _silent(_done: int, _total: int) -> None:
-    """No progress is shown."""
-
-
-def _write_weights(work: Path, shards: dict[str, list[PlannedTensor]], progress: Progress) -> None:
+def _write_weights(work: Path, shards: dict[str, list[PlannedTensor]], progress: Progress | None) -> None:
     total, done = sum(t.num_bytes for shard in shards.values() for t in shard), 0
 
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
-        progress(done, total)
+        if progress is not None:
+            progress(done, total)
 
     for name, tensors in shards.items():
         write_safetensors(work / name, tensors, on_bytes)

@@ -14,36 +14,24 @@ from fastvlm.errors import CheckpointError
 from fastvlm.formats.differences import Differences
 from fastvlm.formats.folder import CheckpointFolder
 from fastvlm.formats.names import ENCODER
-from fastvlm.formats.places import new_folder
 from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.hf.pretrained import expected_shapes, generation_config_of
 from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.model.fastvithd import FastViTHD
 
-__all__ = [
-    "carry_files",
-    "checked_shapes",
-    "new_folder",
-    "planned_tensors",
-    "write_fast_vlm_files",
-]
-
 _CARRIED_FILES = ("LICENSE*", "CREDITS*", "NOTICE*")  # what a license asks to keep with the weights
 
 
-def checked_shapes(folder: CheckpointFolder, config: FastVlmConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what the network has; raises where the folder's tensors are not that."""
+def planned_tensors(folder: CheckpointFolder, config: FastVlmConfig, *, do_fuse: bool) -> list[PlannedTensor]:
+    """The tensors in the network's order; fusing needs the encoder in memory, everything else is read when written.
+
+    Raises:
+        CheckpointError: the folder's tensors are not those of the network.
+    """
     expected = expected_shapes(FastVlmForConditionalGeneration, config)
     if differences := Differences.between(expected, folder.shapes):
         raise CheckpointError(differences.report(str(folder.path)))
-    return expected
-
-
-def planned_tensors(
-    folder: CheckpointFolder, config: FastVlmConfig, expected: dict[str, tuple[int, ...]], *, do_fuse: bool
-) -> list[PlannedTensor]:
-    """The tensors in the network's order; fusing needs the encoder in memory, everything else is read when written."""
     planned = [
         PlannedTensor(key, shape, folder.weights.entries[folder.keys[key]].dtype, partial(folder.tensor, key))
         if key in folder.keys

@@ -15,18 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvlm.conversion.new_folder import (
-    carry_files,
-    checked_shapes,
-    new_folder,
-    planned_tensors,
-    write_fast_vlm_files,
-)
+from fastvlm.conversion.new_folder import carry_files, planned_tensors, write_fast_vlm_files
 from fastvlm.conversion.shards import PlannedTensor, write_safetensors
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.checksums import write_checksums
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.names import EMBEDDING, HEAD, linear_groups
+from fastvlm.formats.places import checkpoint_path, new_folder
 from fastvlm.formats.quantized_file import (
     QUANTIZED_FILE,
     REST_FILE,
@@ -39,8 +34,7 @@ from fastvlm.formats.quantized_file import (
 )
 from fastvlm.formats.rounding import RoundedWeight, quantize_int4, quantize_int8
 from fastvlm.hf.config import FastVlmConfig
-from fastvlm.hf.loading import checkpoint_path
-from fastvlm.hf.processor_files import load_processor
+from fastvlm.hf.loading import load_processor
 from fastvlm.storage.whole_folders import whole_folder
 
 Progress = Callable[[int, int], None]
@@ -120,7 +114,7 @@ def quantize(
 
 def _planned(folder: CheckpointFolder, config: FastVlmConfig) -> list[PlannedTensor]:
     """All tensors; raises where these are not what the network, and a plain Qwen2 decoder, has."""
-    planned = planned_tensors(folder, config, checked_shapes(folder, config), do_fuse=False)
+    planned = planned_tensors(folder, config, do_fuse=False)
     names = {name for names in linear_groups(config.text_config.num_hidden_layers) for name in names} - {HEAD}
     if lost := sorted(names - folder.keys.keys()):
         raise CheckpointError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.errors import CheckpointError, UsageError
-from fastvlm.formats.weights import DTYPES
+from fastvlm.formats.safetensors_header import DTYPES
 
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.config import ModelConfig, read_config
+from fastvlm.config_limits import dtype_name
 from fastvlm.errors import CheckpointError, UnusualCheckpointError
 from fastvlm.formats.apple_config import apple_image_settings
 from fastvlm.formats.checkpoint import Checkpoint, LazyTensors, RotaryPositions
@@ -120,14 +121,10 @@ def _dtype(found: CheckpointFolder) -> torch.dtype:
     """The one floating dtype of all tensors, which config.json must not contradict."""
     floating = {entry.dtype for entry in found.weights.entries.values() if entry.dtype.is_floating_point}
     stated = found.config.get("dtype", found.config.get("torch_dtype"))
-    if len(floating) != 1 or not floating <= _DTYPES or stated not in (None, *map(_dtype_name, floating)):
-        dtypes = ", ".join(sorted(map(_dtype_name, floating)))
+    if len(floating) != 1 or not floating <= _DTYPES or stated not in (None, *map(dtype_name, floating)):
+        dtypes = ", ".join(sorted(map(dtype_name, floating)))
         raise UnusualCheckpointError(f"{found.path} has tensors of {dtypes}, and config.json says {stated}.")
     return floating.pop()
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _reader(found: CheckpointFolder, dtype: torch.dtype) -> Callable[[str], Tensor]:

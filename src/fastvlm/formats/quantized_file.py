@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastvlm.config_limits import dtype_name
 from fastvlm.errors import CheckpointError, ConfigError
 from fastvlm.formats.names import HEAD, layer_linears, linear_groups
 from fastvlm.formats.quantized_metadata import parse_metadata
@@ -144,7 +145,7 @@ def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
         "format": _FORMAT,
         "options": asdict(quantized.options),
         "error": asdict(quantized.error),
-        "dtype": str(quantized.dtype).removeprefix("torch."),
+        "dtype": dtype_name(quantized.dtype),
         "has_tied_head": quantized.has_tied_head,
         "products": [{"names": linear.names, "rows": linear.rows} for linear in quantized.linears],
         "digest": quantized.digest,

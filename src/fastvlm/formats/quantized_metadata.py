@@ -5,10 +5,11 @@ It is one JSON object in the file's safetensors metadata; ``quantized_file.py`` 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from fastvlm.formats.json_files import parse_json
 
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -39,8 +40,8 @@ def parse_metadata(text: str | None, expected_format: str) -> dict[str, Any]:
 
 def _object(text: str | None) -> dict[str, Any]:
     try:
-        about = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
+        about = parse_json((text or "{}").encode())
+    except ValueError as error:
         raise ValueError(f"its metadata is not valid JSON ({error})") from error
     if not isinstance(about, dict):
         raise ValueError(f"its metadata is {_short(about)}; expected an object")

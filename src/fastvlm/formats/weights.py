@@ -19,10 +19,8 @@ from fastvlm.errors import CheckpointError
 from fastvlm.formats.json_files import FETCH_AGAIN
 from fastvlm.formats.pickle_file import read_pickle
 from fastvlm.formats.quantized_file import QUANTIZED_FILE, REST_FILE, QuantizedWeights, quantized_weights_of
-from fastvlm.formats.safetensors_header import DTYPES, TensorEntry, read_header
+from fastvlm.formats.safetensors_header import TensorEntry, read_header
 from fastvlm.formats.weight_sets import WeightSet, one_weight_set, weight_map
-
-__all__ = ["DTYPES", "TensorEntry", "WeightFiles", "some_of"]
 
 
 @dataclass
@@ -48,11 +46,12 @@ class WeightFiles:
         Raises:
             CheckpointError: no weights; a file is missing, truncated or unreadable; an index that does not match.
         """
-        quantized = _find_quantized(folder)
-        found = _find_files(folder) if quantized is None else WeightSet((folder / REST_FILE,))
+        found = _find_files(folder)
         entries: dict[str, TensorEntry] = {}
         for file in found.files:
             header = read_header(file) if file.suffix == ".safetensors" else _read_pickle_header(file)
+            if file.name == QUANTIZED_FILE:  # its tensors are parts of the weights that are added below
+                continue
             if twice := sorted(entries.keys() & header.keys()):
                 raise CheckpointError(
                     f"{folder} holds {some_of(twice)} twice, in {entries[twice[0]].file.name} and in {file.name}. "
@@ -60,6 +59,7 @@ class WeightFiles:
                 )
             entries.update(header)
         _check_index(folder, found.index, entries)
+        quantized = quantized_weights_of(folder)
         if quantized is not None:
             file = folder / QUANTIZED_FILE
             entries |= {name: TensorEntry(file, shape, quantized.dtype) for name, shape in quantized.shapes.items()}
@@ -122,7 +122,9 @@ def some_of(names: Iterable[str], limit: int = 10) -> str:
 
 def _find_files(folder: Path) -> WeightSet:
     """The folder's weights; safetensors first, as transformers has it."""
-    found = one_weight_set(folder, "model.safetensors", "pytorch_model.bin")
+    quantized = tuple(file for file in (folder / QUANTIZED_FILE, folder / REST_FILE) if file.is_file())
+    first = WeightSet(quantized) if (folder / REST_FILE).is_file() else None
+    found = one_weight_set(folder, "model.safetensors", "pytorch_model.bin", first=first)
     if found is not None:
         return found
     shards = sorted(p.name for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"})
@@ -135,18 +137,6 @@ def _find_files(folder: Path) -> WeightSet:
         f"{folder} holds no weights: expected model.safetensors, model.safetensors.index.json with its shards, or the "
         f"same as pytorch_model*.bin; found {some_of(sorted(p.name for p in folder.iterdir())) or 'nothing'}."
     )
-
-
-def _find_quantized(folder: Path) -> QuantizedWeights | None:
-    """The linear layers of a quantized folder, with checked headers and no other weights."""
-    files = (folder / QUANTIZED_FILE, folder / REST_FILE)
-    if not files[1].is_file():
-        return None
-    one_weight_set(folder, "model.safetensors", "pytorch_model.bin", first=WeightSet(files))
-    for file in files:
-        if file.is_file():
-            read_header(file)
-    return quantized_weights_of(folder)
 
 
 def _check_index(folder: Path, index: Path | None, entries: Mapping[str, TensorEntry]) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvlm.errors import CheckpointError
+from fastvlm.formats.json_files import FETCH_AGAIN, read_json
 
 DIGEST_FILE = "base_digest.json"
 # Token tables; counters of BatchNorm, which inference does not use and which are integers or not, as they were loaded.
@@ -58,14 +59,12 @@ class BaseDigest:
         """What :meth:`as_text` gave; None without such a file. Raises CheckpointError for another content."""
         if not file.is_file():
             return None
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            values = {name: content[name] for name in _KINDS}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} is not a digest of weights ({error!r}). Fetch the file again.") from error
-        if not all(value is None or isinstance(value, str) for value in values.values()):
-            raise CheckpointError(f"{file} is not a digest of weights: expected texts or null. Fetch the file again.")
-        return cls(**values)
+        content = read_json(file)
+        values = [content.get(name, 0) for name in _KINDS] if isinstance(content, dict) else [0]
+        if not all(value is None or isinstance(value, str) for value in values):
+            names = " and ".join(_KINDS)
+            raise CheckpointError(f"{file} is not a digest of weights: expected {names}, texts or null. {FETCH_AGAIN}")
+        return cls(*values)
 
     def as_text(self) -> str:
         """JSON, for a file."""

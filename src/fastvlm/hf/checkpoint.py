@@ -6,10 +6,8 @@ The checkpoint shares the model's tensors, so nothing is copied, and the model c
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -17,27 +15,13 @@ from fastvlm.config import DecoderConfig, ModelConfig
 from fastvlm.errors import ConfigError, UsageError
 from fastvlm.formats.checkpoint import Checkpoint, RotaryPositions
 from fastvlm.formats.names import DECODER, EMBEDDING, ENCODER, HEAD, PROJECTOR, linear_groups
-from fastvlm.hf.config import FastVlmConfig
+from fastvlm.hf.config import FastVlmConfig, decoder_head_dim
 from fastvlm.processing.processor import Processor
 
 if TYPE_CHECKING:
     from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-
-
-def open_with_transformers(
-    folder: Path, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> Checkpoint:
-    """Open the checkpoint in `folder` with transformers, for unusual layouts and precise errors.
-
-    Raises:
-        CheckpointError, ConfigError: as :func:`fastvlm.load`.
-    """
-    from fastvlm.hf.loading import load  # noqa: PLC0415  # which imports this module
-
-    model, processor = load(folder, device=device, dtype=dtype)
-    return checkpoint_of(model, processor)
 
 
 def checkpoint_of(model: FastVlmForConditionalGeneration, processor: Processor) -> Checkpoint:
@@ -99,16 +83,15 @@ def plain_config(config: FastVlmConfig) -> ModelConfig:
     """
     text = config.text_config
     _refuse_other_decoders(text)
-    heads = text.num_attention_heads
     decoder = DecoderConfig(
         vocab_size=text.vocab_size,
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
         num_hidden_layers=text.num_hidden_layers,
-        num_attention_heads=heads,
+        num_attention_heads=text.num_attention_heads,
         num_key_value_heads=text.num_key_value_heads,
         max_position_embeddings=text.max_position_embeddings,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim=decoder_head_dim(text),
         rms_norm_eps=text.rms_norm_eps,
         rope_theta=float((text.rope_parameters or {}).get("rope_theta", 0.0)),
         eos_token_id=text.eos_token_id,

@@ -26,20 +26,11 @@ from fastvlm.encoder_config import (
     PUBLISHED_MODEL_ARGS,
     EncoderConfig,
     check_type,
-    num_visual_tokens,
     refuse_unknown,
 )
 from fastvlm.errors import ConfigError, FastVlmError
 from fastvlm.formats.apple_config import from_apple_config
 from fastvlm.formats.folder import config_of_folder
-
-__all__ = [
-    "IMAGE_TOKEN_INDEX",
-    "PRESETS",
-    "FastViTHDConfig",
-    "FastVlmConfig",
-    "num_visual_tokens",
-]
 
 
 def _qwen2(**sizes: Any) -> dict[str, Any]:
@@ -310,6 +301,11 @@ class FastVlmConfig(DerivedNumbers, PretrainedConfig):  # type: ignore[misc]  # 
         """As transformers'; raises ConfigError for an invalid dictionary."""
         with _as_config_errors("The configuration"):
             return super().from_dict(config_dict, **kwargs)
+
+
+def decoder_head_dim(text: PretrainedConfig) -> int:
+    """Width of the decoder's attention heads."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 @contextmanager

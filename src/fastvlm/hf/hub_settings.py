@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from transformers.utils import cached_file
 
 from fastvlm.errors import CheckpointError
-from fastvlm.formats.apple_config import apple_image_settings, placeholder_id
+from fastvlm.formats.apple_config import placeholder_id
+from fastvlm.formats.json_files import read_json
 
 _HUB_SETTINGS = frozenset({"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"})
 # What transformers' auto classes and pipelines hand to every processor, and that decides nothing here.
@@ -41,21 +41,15 @@ def refuse_missing_folder(name_or_path: Any) -> None:
         raise CheckpointError(f"There is no folder {str(path)!r}. Pass a model folder, or a Hub id such as owner/name.")
 
 
-def apple_settings(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """`image_size` and `image_fit` of an Apple checkpoint, which has no processor files; of others, nothing."""
-    return apple_image_settings(_model_config(name_or_path, hub))
-
-
-def _model_config(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
+def model_config(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
     """The model's ``config.json``; empty if there is none."""
     found = cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **hub)
-    content = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    content = read_json(Path(found)) if found else {}
     return content if isinstance(content, dict) else {}
 
 
-def configured_image_token_id(name_or_path: Any, hub: Mapping[str, Any]) -> int | None:
+def configured_image_token_id(config: Mapping[str, Any]) -> int | None:
     """`image_token_index` of the model's ``config.json``, if it has one; of Apple's, what stands for it."""
-    config = _model_config(name_or_path, hub)
     if config.get("model_type") == "llava_qwen2":
         return placeholder_id(config)
     value = config.get("image_token_index", config.get("image_token_id"))

@@ -9,15 +9,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from fastvlm.processing.image_processor import (
-    FIXED_KEYS,
-    IMAGE_FITS,
-    ImageProcessor,
-    fit_image,
-    image_size_px,
-)
-
-__all__ = ["IMAGE_FITS", "FastVlmImageProcessor", "FastVlmImagesKwargs", "fit_image", "image_size_px"]
+from fastvlm.processing.image_processor import FIXED_KEYS, ImageProcessor
 
 
 class FastVlmImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc,call-arg]  # transformers is untyped

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 
-from fastvlm.config_limits import check_dtype
+from fastvlm.config_limits import check_dtype, dtype_name
 from fastvlm.errors import CheckpointError, ConfigError, FastVlmError
 from fastvlm.formats.differences import Differences
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
@@ -115,7 +115,7 @@ def _dtype_of(kwargs: dict[str, Any], folder: CheckpointFolder) -> torch.dtype:
     asked = kwargs.pop("dtype", older)
     if asked in (None, "auto"):
         return folder.dtype
-    return getattr(torch, asked.removeprefix("torch.")) if isinstance(asked, str) else asked  # type: ignore[no-any-return]
+    return getattr(torch, dtype_name(asked)) if isinstance(asked, str) else asked  # type: ignore[no-any-return]
 
 
 def _name_in(owner: type[PreTrainedModel], key: str) -> str | None:

@@ -14,8 +14,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs
 
 from fastvlm.errors import PromptError
+from fastvlm.formats.apple_config import apple_image_settings
 from fastvlm.formats.json_files import check_text_files
-from fastvlm.hf.hub_settings import apple_settings, configured_image_token_id, hub_settings, refuse_missing_folder
+from fastvlm.hf.hub_settings import configured_image_token_id, hub_settings, model_config, refuse_missing_folder
 from fastvlm.hf.image_processor import FastVlmImageProcessor
 from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.processor import Processor
@@ -115,7 +116,8 @@ class FastVlmProcessor(Processor, ProcessorMixin):  # type: ignore[misc]  # tran
         processor_dict, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
         settings = {"image_size": image_size, "image_fit": image_fit, "patch_size": processor_dict.get("patch_size")}
         given = {key: value for key, value in settings.items() if value is not None}
-        if apple := apple_settings(pretrained_model_name_or_path, hub):
+        config = model_config(pretrained_model_name_or_path, hub)
+        if apple := apple_image_settings(config):
             image_processor = FastVlmImageProcessor(**{**apple, **given})
             hub["config"] = Qwen2Config()  # or AutoTokenizer reads config.json, whose model type it does not know
         else:
@@ -123,7 +125,7 @@ class FastVlmProcessor(Processor, ProcessorMixin):  # type: ignore[misc]  # tran
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False, **hub)
         hub.pop("config", None)
         if image_token_id is None:
-            image_token_id = configured_image_token_id(pretrained_model_name_or_path, hub)
+            image_token_id = configured_image_token_id(config)
         stored = stored_settings(
             processor_dict,
             chat_template=chat_template,

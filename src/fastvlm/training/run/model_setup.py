@@ -10,12 +10,12 @@ import torch
 
 from fastvlm.errors import UsageError
 from fastvlm.formats.folder import inspect_folder
+from fastvlm.formats.places import checkpoint_path
 from fastvlm.hf.base_digest import BaseDigest
 from fastvlm.hf.config import FastVlmConfig
-from fastvlm.hf.loading import checkpoint_path, load
+from fastvlm.hf.loading import load, load_processor
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.hf.processor import FastVlmProcessor
-from fastvlm.hf.processor_files import load_processor
 from fastvlm.training.recipe import Recipe
 from fastvlm.training.run.adapters import add_adapters, round_base
 from fastvlm.training.run.param_groups import set_trainable
