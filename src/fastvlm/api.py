@@ -3,7 +3,7 @@
     model = FastVLM("mini")
     model.ask("photo.jpg", "What is this?")
 
-:class:`AsyncFastVLM` runs the engine in a thread beside the event loop. :class:`FastVLM` is the same behind an event
+:class:`AsyncFastVLM` runs the engine in its own thread. :class:`FastVLM` is the same behind an event
 loop of its own, so that several threads may ask at the same time and their requests run together.
 """
 
@@ -89,7 +89,7 @@ class AsyncFastVLM:
         await self.close()
 
     async def close(self) -> None:
-        """End what is running; its askers get a UsageError."""
+        """End the running requests with a UsageError."""
         if self._opened is not None:
             await self._opened.close()
 
@@ -256,7 +256,7 @@ class FastVLM:
         return self._model.engine
 
     def close(self) -> None:
-        """End what is running, and the threads. A closed model answers nothing."""
+        """End the running requests and the threads; later calls raise a UsageError."""
         self._stop()
 
     def ask(self, images: Images, question: str, **options: Any) -> str:

@@ -48,7 +48,7 @@ _WHOLE_KEYS = (
     _BASE_FIELDS
     | (BASE_KEYS | CARRIED_KEYS)
     - {"quantization_config", "attn_implementation", "experts_implementation", "per_layer_config"}
-    - {"bos_token_id", "eos_token_id", "pad_token_id"}  # the decoder's count, and where else they stand is not plain
+    - {"bos_token_id", "eos_token_id", "pad_token_id"}  # only the decoder's are read
     | {"image_token_index", "image_seq_length", "projector_hidden_act", "multimodal_projector_bias", "text_config"}
     | {"vision_config", "vision_feature_layer", "vision_feature_select_strategy", "tie_word_embeddings"}
 )

@@ -87,7 +87,7 @@ def num_visual_tokens(height_px: int, width_px: int, stride_px: int = 64) -> int
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of the encoder, everything derived: channels, blocks, mixer, and what stands before the blocks."""
+    """One stage of the encoder, everything derived: channels, blocks, mixer, and the layers before the blocks."""
 
     index: int
     depth: int
@@ -112,7 +112,7 @@ def refuse_unknown(owner: str, given: Iterable[str], known: Iterable[str]) -> No
 
 
 def check_type(owner: str, name: str, value: Any, kind: type | tuple[type, ...]) -> None:
-    """Raise ConfigError unless `value` of the field `owner.name` is of `kind`; a bool is no number."""
+    """Raise ConfigError unless `value` of the field `owner.name` is of `kind`; a bool is not a number."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(k.__name__ for k in kinds)

@@ -261,7 +261,7 @@ def test_a_bug_is_one_line_too_and_debug_shows_where(fastvlm, image, monkeypatch
     monkeypatch.setattr("fastvlm.formats.opening.open_folder", load)
     outcome = fastvlm("ask", image, "What?")
     assert outcome.code == 1
-    assert outcome.error == "ZeroDivisionError: of all things Run it again with --debug for the whole story."
+    assert outcome.error == "ZeroDivisionError: of all things Run it again with --debug for the traceback."
     shown = fastvlm("ask", image, "What?", "--debug")
     assert shown.code == 1 and "Traceback" in shown.err and "of all things" in shown.err
 

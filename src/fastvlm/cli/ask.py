@@ -79,7 +79,7 @@ def ask(
 
 
 def _late_image(notes: Notes) -> tuple[list[Image], float]:
-    """The image in stdin, if one has arrived by now; a silent pipe is not waited for, which a note says."""
+    """The image in stdin, if one has arrived by now; a note says that a silent pipe was not waited for."""
     if has_piped_image():
         return open_images([STDIN], notes)
     if is_silent_pipe():

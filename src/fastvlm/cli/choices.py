@@ -47,7 +47,7 @@ class ModelChoice:
 
     Raises:
         UsageError: a word that is not known.
-        CheckpointError: `adapter` is no folder of an adapter.
+        CheckpointError: `adapter` is not the folder of an adapter.
     """
 
     name: ModelOption = DEFAULT_MODEL

@@ -60,7 +60,7 @@ class Conversation:
         self.waiting.clear()
 
     def messages(self) -> list[dict[str, Any]]:
-        """As the processor wants them."""
+        """The turns as chat messages with PIL images."""
         from fastvlm.api import assistant_message, system_message, user_message
 
         messages = system_message(self.system)

@@ -52,7 +52,7 @@ def convert(
     check_word("--to", to, LAYOUTS)
     if dtype is not None:
         check_word("--dtype", dtype, DTYPES)
-    new_folder(target)  # what is wrong is told before anything is imported or fetched
+    new_folder(target)  # report mistakes before anything is imported or downloaded
     notes = Notes(is_quiet=is_quiet)
     quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
     folder = checkpoint_path(source, revision=revision)

@@ -55,7 +55,7 @@ def _message(error: BaseException, *, is_debug: bool) -> str:
     explanation = explain_import_failure(error)
     if explanation is not None:
         return str(explanation)
-    hint = "" if is_debug else " Run it again with --debug for the whole story."
+    hint = "" if is_debug else " Run it again with --debug for the traceback."
     return f"{type(error).__name__}: {error}{hint}"
 
 

@@ -109,5 +109,5 @@ def run(commands: typer.Typer = app, name: str = "fastvlm") -> None:
     """Entry point of the installed command `name`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that the terminal lacks is no reason to fail
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end the command
     sys.exit(main(sys.argv[1:], commands, name))

@@ -25,7 +25,7 @@ def open_images(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]
 
     Raises:
         UsageError: nothing came through stdin.
-        ImageError: something that is no image, or too large a one, or an address that does not answer.
+        ImageError: not an image, too large, or at an address that does not answer.
     """
     from fastvlm.images import open_image
 

@@ -38,7 +38,7 @@ def _stdin() -> int | None:
     try:
         fd = sys.stdin.fileno()
         return None if os.isatty(fd) else fd
-    except (AttributeError, OSError, ValueError):  # no stdin at all, closed, or an object that stands for it
+    except (AttributeError, OSError, ValueError):  # stdin is missing, closed, or replaced by another object
         return None
 
 

@@ -32,7 +32,7 @@ class AppleExtras:
         config: Apple's config.json.
         tensors: those that the VLM does not use, under Apple's names.
         num_rows: rows of the vocabulary in Apple's file.
-        has_head: whether Apple's file had a head beside the embedding table.
+        has_head: True if Apple's file had a head as well as the embedding table.
     """
 
     config: dict[str, Any]

@@ -91,7 +91,7 @@ def convert(
 
     Raises:
         UsageError: an unknown layout or dtype, a target that exists.
-        CheckpointError: the source is not a complete checkpoint, or the layout has no words for it.
+        CheckpointError: the source is not a complete checkpoint, or the layout cannot express it.
     """
     layout = next((known for known in LAYOUTS if known == to), None)
     if layout is None:
@@ -179,7 +179,7 @@ def _write_apple(
     images = processor.image_processor
     height, width = images.image_size
     if height != width:
-        raise CheckpointError(f"The images are {height} x {width} px; Apple's layout knows squares only.")
+        raise CheckpointError(f"The images are {height} x {width} px; Apple's layout has square images only.")
     content = to_apple_config(config.to_dict(), size_px=height, fit=images.image_fit)
     if extras is not None:
         content = {**content, **extras.config, **_recomputed(content)}
@@ -190,5 +190,5 @@ def _write_apple(
 
 
 def _recomputed(content: dict[str, Any]) -> dict[str, Any]:
-    """What the tensors decide, whatever Apple's own file said."""
+    """The keys that follow from the tensors; they replace those of Apple's file."""
     return {key: content[key] for key in ("tie_word_embeddings", "torch_dtype")}

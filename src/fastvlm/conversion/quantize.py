@@ -165,7 +165,7 @@ def _weights(
 
 
 def _round(weight: Tensor, bits: int, group_size: int) -> RoundedWeight:
-    """8 bits also where the inputs are no whole number of groups."""
+    """Round to `bits`; to 8 where the inputs are not a multiple of `group_size`."""
     if bits == 8 or weight.shape[1] % group_size:
         return quantize_int8(weight)
     return quantize_int4(weight, group_size)

@@ -1,6 +1,6 @@
 """Writing safetensors shard by shard, one tensor in memory at a time.
 
-safetensors' own writer wants all tensors of a file at once, which for a 7B model is gigabytes; the layout is simple
+safetensors' own writer takes all tensors of a file at once, which for a 7B model is gigabytes; the layout is simple
 enough to write as it comes: length of the header, header (JSON), the tensors' bytes.
 Source: https://github.com/huggingface/safetensors, "Format".
 """
@@ -82,7 +82,7 @@ def write_safetensors(
     on_bytes: Callable[[int], None] = lambda _: None,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write `tensors` to `file`, each read when its turn comes; `on_bytes` hears the size of each that is written."""
+    """Write `tensors` to `file`, each read when its turn comes; `on_bytes` is called with the size of each."""
     ordered = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))  # wide types first: every tensor is aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
@@ -105,7 +105,7 @@ def write_safetensors(
 def _bytes_of(planned: PlannedTensor) -> Tensor:
     tensor = planned.read().detach()
     if tuple(tensor.shape) != planned.shape:
-        raise CheckpointError(f"{planned.name} is {list(tensor.shape)}; its header promised {list(planned.shape)}.")
+        raise CheckpointError(f"{planned.name} is {list(tensor.shape)}; its header says {list(planned.shape)}.")
     return tensor.to(planned.dtype).contiguous().reshape(-1).view(torch.uint8)
 
 

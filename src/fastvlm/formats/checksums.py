@@ -2,7 +2,7 @@
 
 The file is ``SHA256SUMS`` in the format of sha256sum: ``sha256sum -c SHA256SUMS`` gives the same verdict without this
 package, transformers and the Hub ignore the file, and one file covers weights, tokenizer, configuration and template.
-A digest in the metadata of a safetensors file could not cover the other files, nor the header that it stands in.
+A digest in the metadata of a safetensors file could not cover the other files, nor the header that contains it.
 
 Opening a checkpoint does not hash it: that would read all weights, which are otherwise mapped and read when needed.
 """

@@ -47,7 +47,7 @@ def encoder_arguments(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         arguments["repmixer_kernel_size"] = mixer[-1]
     arguments["inference_mode"] = not is_multi_branch(shapes)
     arguments["stem_use_scale_branch"] = any(key.startswith("stem.0.conv_scale.") for key in encoder)
-    # Only what differs is said: timm takes `pos_embs` as modules, not as the kernel sizes that stand for them here.
+    # Only differences are returned: timm takes `pos_embs` as modules, not as kernel sizes.
     return {key: value for key, value in arguments.items() if value != PUBLISHED_MODEL_ARGS[key]}
 
 

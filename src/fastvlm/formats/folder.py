@@ -39,7 +39,7 @@ _BARE_EMBEDDING = "language_model.embed_tokens.weight"  # of FastVlmModel.save_p
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """What stands in a checkpoint folder.
+    """Content of a checkpoint folder.
 
     Args:
         path: the folder.

@@ -56,7 +56,7 @@ def read_text(file: Path) -> str:
     try:
         return _read(file, _MAX_TEMPLATE_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file} is no UTF-8 text: {error}. {FETCH_AGAIN}") from error
+        raise CheckpointError(f"{file} is not UTF-8 text: {error}. {FETCH_AGAIN}") from error
 
 
 def parse_json(raw: bytes) -> Any:
@@ -99,7 +99,7 @@ def _read(file: Path, limit: int) -> bytes:
 
 
 def _too_large(file: Path, size: int, limit: int) -> str:
-    return f"{file} has {size} bytes; a checkpoint's has at most {limit}. This is no file of a FastVLM checkpoint."
+    return f"{file} has {size} bytes; a checkpoint's has at most {limit}. It is not a file of a FastVLM checkpoint."
 
 
 def _integer(text: str) -> int:
@@ -116,4 +116,4 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number in JSON")
+    raise ValueError(f"{text} is not a number in JSON")

@@ -153,7 +153,7 @@ def _end_tokens(found: CheckpointFolder) -> frozenset[int]:
 
 
 def _processor_settings(folder: Path) -> dict[str, Any]:
-    """processor_config.json and the chat template beside it, put together as transformers does."""
+    """processor_config.json with the chat template of its own file, merged as transformers does."""
     file, template = folder / "processor_config.json", folder / "chat_template.jinja"
     stored = read_json(file) if file.is_file() else {}
     if not isinstance(stored, dict):

@@ -65,7 +65,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         raise CheckpointError(f"{file} has a header that is not safetensors': {error!r}. {FETCH_AGAIN}") from error
     if size != 8 + len(raw) + end:
         raise CheckpointError(
-            f"{file} has {size} bytes, but its header promises {8 + len(raw) + end}: it is "
+            f"{file} has {size} bytes, but its header announces {8 + len(raw) + end}: it is "
             f"{'truncated' if size < 8 + len(raw) + end else 'longer than it should be'}. {FETCH_AGAIN}"
         )
     return entries

@@ -131,7 +131,7 @@ def _find_files(folder: Path) -> WeightSet:
     if shards:
         raise CheckpointError(
             f"{folder} has weight files ({some_of(shards, 3)}) but neither 'model.safetensors' nor "
-            "'model.safetensors.index.json', which says what stands where. Fetch the index file too."
+            "'model.safetensors.index.json', which maps tensors to files. Fetch the index file too."
         )
     raise CheckpointError(
         f"{folder} holds no weights: expected model.safetensors, model.safetensors.index.json with its shards, or the "

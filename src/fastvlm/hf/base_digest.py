@@ -2,8 +2,8 @@
 
 It covers every floating tensor of the state dict except the token tables, by its canonical name, its shape and up to 64
 values spread over it. So it is the same for the `fast_vlm` and Apple's layout of the same weights (which pad the tables
-differently), takes tens of milliseconds for the mini, and tells apart models of which any part was trained on. It finds
-no single flipped bit: checksums of files do.
+differently), takes tens of milliseconds for the mini, and differs if any part of the model was trained
+further. It does not find a single flipped bit: checksums of files do.
 
 Weights may be opened in another dtype than they are stored in. Rounding to bfloat16 or float16 gives the same values
 before and after that. So values are rounded before they are hashed: to float16 if the model has float16 weights, else
@@ -16,6 +16,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class BaseDigest:
         if not file.is_file():
             return None
         content = read_json(file)
-        values = [content.get(name, 0) for name in _KINDS] if isinstance(content, dict) else [0]
+        values: list[Any] = [content.get(name, 0) for name in _KINDS] if isinstance(content, dict) else [0]
         if not all(value is None or isinstance(value, str) for value in values):
             names = " and ".join(_KINDS)
             raise CheckpointError(f"{file} is not a digest of weights: expected {names}, texts or null. {FETCH_AGAIN}")

@@ -143,7 +143,7 @@ class FastViTHDConfig(EncoderConfig, PretrainedConfig):  # type: ignore[misc]  #
     do_pooling: bool = True
     global_pool: str = "avg"
     if TYPE_CHECKING:
-        hidden_size: int  # None stands for the derived width, and is replaced by it
+        hidden_size: int  # None is replaced by the derived width
     else:
         hidden_size: int | None = None
     initializer_range: float = 0.02
@@ -177,7 +177,7 @@ class FastVlmConfig(DerivedNumbers, PretrainedConfig):  # type: ignore[misc]  # 
     Args:
         vision_config: :class:`FastViTHDConfig` or its dictionary; None for the published encoder.
         text_config: the decoder's config (Qwen2 as published; any causal decoder of transformers by its
-            `model_type`) or its dictionary, taken as it stands; None for the published 7B decoder.
+            `model_type`) or its dictionary, used unchanged; None for the published 7B decoder.
         image_token_index: id of the ``<image>`` placeholder (`image_token_id` is the same).
         image_seq_length: visual tokens an image at the checkpoint's own resolution; informational.
         projector_hidden_act: activation between the projector's two layers.
@@ -193,7 +193,7 @@ class FastVlmConfig(DerivedNumbers, PretrainedConfig):  # type: ignore[misc]  # 
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
     sub_configs: ClassVar[dict[str, Any]] = {"vision_config": FastViTHDConfig, "text_config": AutoConfig}
 
-    if TYPE_CHECKING:  # dictionaries and None are replaced by what they stand for
+    if TYPE_CHECKING:  # dictionaries and None are replaced by config objects
         vision_config: FastViTHDConfig
         text_config: PretrainedConfig
     else:
@@ -305,7 +305,7 @@ class FastVlmConfig(DerivedNumbers, PretrainedConfig):  # type: ignore[misc]  # 
 
 def decoder_head_dim(text: PretrainedConfig) -> int:
     """Width of the decoder's attention heads."""
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate`, with four promises kept whatever the generation config says.
+        """transformers' `generate`, with four guarantees for every generation config.
 
         Every reply ends at the decoder's end tokens (``<|im_end|>``, ``<|endoftext|>``); each image is encoded once
         a reply, beams or not; a prompt that cannot fit is refused before anything is computed; NaN is an error
@@ -47,7 +47,7 @@ class FastVlmGenerationMixin(GenerationMixin):  # type: ignore[misc]
         stops = self._stop_settings(given)
         if generation_config is None:
             kwargs.update(stops)
-        else:  # transformers takes a config or arguments, and wants them apart
+        else:  # transformers takes either a config or arguments
             generation_config = copy.deepcopy(generation_config)
             generation_config.update(**stops)
             kwargs = {name: value for name, value in kwargs.items() if name not in stops}

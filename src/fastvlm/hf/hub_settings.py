@@ -13,7 +13,7 @@ from fastvlm.formats.apple_config import placeholder_id
 from fastvlm.formats.json_files import read_json
 
 _HUB_SETTINGS = frozenset({"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"})
-# What transformers' auto classes and pipelines hand to every processor, and that decides nothing here.
+# Passed to every processor by transformers' auto classes and pipelines; without effect here.
 _AUTO_SETTINGS = frozenset(
     {"trust_remote_code", "use_fast", "backend", "code_revision", "_commit_hash", "_from_auto", "_from_pipeline"}
 )
@@ -49,7 +49,7 @@ def model_config(name_or_path: Any, hub: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configured_image_token_id(config: Mapping[str, Any]) -> int | None:
-    """`image_token_index` of the model's ``config.json``, if it has one; of Apple's, what stands for it."""
+    """`image_token_index` of the model's ``config.json``, if it has one; of Apple's, its equivalent."""
     if config.get("model_type") == "llava_qwen2":
         return placeholder_id(config)
     value = config.get("image_token_index", config.get("image_token_id"))

@@ -33,7 +33,7 @@ from fastvlm.processing.processor import Processor
 
 
 class _ImageOutputs:
-    """What transformers 5.24 calls `image_outputs`, beside the `image_hidden_states` of its earlier versions."""
+    """`image_outputs`, the name in transformers 5.24; earlier versions have `image_hidden_states`."""
 
     image_hidden_states: Tensor | None
 

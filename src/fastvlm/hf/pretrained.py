@@ -38,7 +38,7 @@ class CheckpointLoading(PreTrainedModel):  # type: ignore[misc]
         """As transformers', for every published layout.
 
         Keys that are missing, left over or of another shape are an error. ``ignore_mismatched_sizes=True`` keeps its
-        meaning, and who asks for ``output_loading_info=True`` gets the lists instead of the error.
+        meaning, and ``output_loading_info=True`` returns the lists instead of raising.
 
         A folder of ``fastvlm quantize`` opens with its rounded weights as plain ones.
 
@@ -148,7 +148,7 @@ def expected_shapes(owner: type[PreTrainedModel], config: FastVlmConfig) -> dict
 
 
 def generation_config_of(folder: CheckpointFolder, config: FastVlmConfig) -> GenerationConfig:
-    """How `folder` wants to generate.
+    """The generation config of `folder`.
 
     Apple's file is not taken: it samples without a temperature and names no end token, so replies would not end.
     """

@@ -42,7 +42,7 @@ class FastVlmProcessor(Processor, ProcessorMixin):  # type: ignore[misc]  # tran
         return BatchFeature(data)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Visual tokens of images of the given sizes (as transformers' processors tell vLLM)."""
+        """Visual tokens of images of the given sizes; vLLM asks for them."""
         if image_sizes is None:
             return MultiModalData()
         tokens_per_image = self.image_processor.num_visual_tokens(kwargs.get("image_size"))
@@ -53,7 +53,7 @@ class FastVlmProcessor(Processor, ProcessorMixin):  # type: ignore[misc]  # tran
     # ------------------------------------------------------------------------------------------ files
 
     def to_dict(self) -> dict[str, Any]:
-        """``processor_config.json``: a LlavaProcessor's, with `padding_side` riding along."""
+        """``processor_config.json``: a LlavaProcessor's, with `padding_side` added."""
         return {
             "processor_class": "LlavaProcessor",
             "image_token": self.image_token,

@@ -21,7 +21,7 @@ class LlavaQwen2Config(FastVlmConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A :class:`FastVlmConfig` from Apple's flat dictionary.
 
-        ``AutoConfig`` hands over the file alone, so the result is marked: the model's `from_pretrained` then reads
+        ``AutoConfig`` passes the file alone, so the result is marked: the model's `from_pretrained` then reads
         what the tensors say as well.
         """
         made = FastVlmConfig.from_dict(from_apple_config(config_dict), **kwargs)

@@ -56,7 +56,7 @@ class FastVlmVisionTower(PreTrainedModel):  # type: ignore[misc]
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """Feature map (I, C, h, w) as `last_hidden_state` of `pixel_values` (I, 3, H, W) in [0, 1], cast to this dtype.
 
-        `hidden_states` are the stages' maps. There are no attentions: asking for them is an error.
+        `hidden_states` are the stages' maps. `output_attentions` raises, because the encoder keeps none.
         """
         if output_attentions:
             raise AttentionError(

@@ -77,7 +77,7 @@ def exclusive_lock(lock: Path, target: Path) -> Iterator[None]:
     finally:
         if descriptor in _held:  # not in a forked child
             _held.remove(descriptor)
-            if CAN_LOCK:  # first the name, then the lock: whoever opens it in between finds that it has no name
+            if CAN_LOCK:  # unlink before unlocking: a process that opens it in between sees that it has no name
                 with suppress(OSError):
                     lock.unlink()
             os.close(descriptor)
