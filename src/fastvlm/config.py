@@ -57,6 +57,14 @@ _ENCODER_KEYS = (
     | CARRIED_VISION_KEYS
     | {"architecture", "do_pooling", "global_pool", "hidden_size", "initializer_range", "model_args", "model_type"}
 )
+_WHOLE_VALUES = {
+    "projector_hidden_act": ("gelu",),
+    "vision_feature_select_strategy": ("full",),
+    "vision_feature_layer": (-1,),
+    "multimodal_projector_bias": (True, False),
+    "tie_word_embeddings": (False, True),
+}
+_ENCODER_VALUES = {"model_type": ("timm_wrapper",), "architecture": ("fastvit_mci3",)}
 
 
 class DerivedNumbers:
@@ -129,23 +137,20 @@ def read_config(stored: Mapping[str, Any]) -> ModelConfig:
         raise _unusual("text_config or vision_config", None)
     _check_limits(stored, text, vision)
     _check_keys("config.json", stored, _WHOLE_KEYS)
-    _check_fixed(stored)
+    _check_values("", stored, _WHOLE_VALUES)
     decoder, encoder = _decoder(text), _encoder(vision)
     if "image_token_index" in stored and "image_token_id" in stored:
         raise _unusual("image_token_index", "given twice")
     index = stored.get("image_token_index", stored.get("image_token_id", IMAGE_TOKEN_INDEX))
     if not _is_int(index) or not 0 <= index < decoder.vocab_size:
         raise _unusual("image_token_index", index)
-    tied = [part.get("tie_word_embeddings", False) for part in (stored, text)]
-    if not all(isinstance(flag, bool) for flag in tied):
-        raise _unusual("tie_word_embeddings", tied)
     return ModelConfig(
         text_config=decoder,
         vision_config=encoder,
         image_token_index=index,
         image_seq_length=stored.get("image_seq_length", 256),
         multimodal_projector_bias=stored.get("multimodal_projector_bias", True),
-        tie_word_embeddings=any(tied),
+        tie_word_embeddings=any(part.get("tie_word_embeddings", False) for part in (stored, text)),
     )
 
 
@@ -171,23 +176,17 @@ def _check_keys(where: str, stored: Mapping[str, Any], known: frozenset[str] | s
         raise _unusual(where, f"with the key {unknown[0]}")
 
 
-def _check_fixed(stored: Mapping[str, Any]) -> None:
-    """Raise unless the fields that have one value in FastVLM have it."""
-    for name, value in (("projector_hidden_act", "gelu"), ("vision_feature_select_strategy", "full")):
-        if stored.get(name, value) != value:
-            raise _unusual(name, stored[name])
-    layer = stored.get("vision_feature_layer", -1)
-    if not _is_int(layer) or layer != -1:
-        raise _unusual("vision_feature_layer", layer)
-    if not isinstance(stored.get("multimodal_projector_bias", True), bool):
-        raise _unusual("multimodal_projector_bias", stored["multimodal_projector_bias"])
+def _check_values(where: str, stored: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise unless each value is one of those `allowed`, of the same type; the first is the default."""
+    for name, values in allowed.items():
+        value = stored.get(name, values[0])
+        if not any(type(value) is type(known) and value == known for known in values):
+            raise _unusual(f"{where}{name}", value)
 
 
 def _encoder(stored: Mapping[str, Any]) -> EncoderConfig:
     _check_keys("vision_config", stored, _ENCODER_KEYS)
-    for name, value in (("model_type", "timm_wrapper"), ("architecture", "fastvit_mci3")):
-        if stored.get(name, value) != value:
-            raise _unusual(f"vision_config.{name}", stored[name])
+    _check_values("vision_config.", stored, _ENCODER_VALUES)
     try:
         return EncoderConfig(stored.get("hidden_size"), stored.get("model_args"))
     except ConfigError as error:
@@ -224,10 +223,9 @@ def _check_attention(stored: Mapping[str, Any], sizes: Mapping[str, Any]) -> Non
         "layer_types": (None, [], ["full_attention"] * layers),
         "head_dim": (None, width),
         "quantization_config": (None,),
+        "tie_word_embeddings": (False, True),
     }
-    for name, values in allowed.items():
-        if stored.get(name, values[0]) not in values:
-            raise _unusual(f"text_config.{name}", stored[name])
+    _check_values("text_config.", stored, allowed)
     if heads % sizes["num_key_value_heads"]:
         raise _unusual("text_config.num_key_value_heads", sizes["num_key_value_heads"])
 

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.safetensors_header import read_header
-from fastvlm.formats.weights import WeightFiles, some_of
+from fastvlm.formats.weight_sets import some_of
+from fastvlm.formats.weights import WeightFiles
 
 
 @pytest.fixture

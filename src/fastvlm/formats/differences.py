@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fastvlm.formats.names import ENCODER, is_multi_branch
-from fastvlm.formats.weights import some_of
+from fastvlm.formats.weight_sets import some_of
 
 Shape = tuple[int, ...]
 # BatchNorms' step counters decide nothing in a trained network, and old files do not have them; rotary frequencies

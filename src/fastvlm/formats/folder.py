@@ -29,7 +29,8 @@ from fastvlm.formats.names import (
     names_from_apple,
     names_from_fast_vlm,
 )
-from fastvlm.formats.weights import WeightFiles, some_of
+from fastvlm.formats.weight_sets import some_of
+from fastvlm.formats.weights import WeightFiles
 
 _ROW_MULTIPLE = 64  # tables are padded to a multiple of this, as transformers' conversion does
 _COMPARED_ROWS = 8192  # rows of head and table that are held in memory at once when they are compared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,13 @@ def weight_map(index: Path) -> Mapping[str, str]:
     return table
 
 
+def some_of(names: Iterable[str], limit: int = 10) -> str:
+    """The first `limit` of `names`, quoted, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 def _complete_sets(folder: Path, name: str) -> list[WeightSet]:
     single, index = folder / name, folder / f"{name}.index.json"
     sets = [WeightSet((single,))] if single.is_file() else []
@@ -106,10 +113,9 @@ def _shards(index: Path) -> list[Path]:
 def _check_complete(index: Path) -> None:
     """Raise where the index names files that are not there."""
     shards = _shards(index)
-    if not (lost := [repr(file.name) for file in shards if not file.is_file()]):
+    if not (lost := [file.name for file in shards if not file.is_file()]):
         return
-    shown = ", ".join(lost[:10]) + (f" and {len(lost) - 10} more" if lost[10:] else "")
     raise CheckpointError(
-        f"{index.name} names {len(shards)} weight files, but {shown} of them {'are' if lost[1:] else 'is'} not in "
-        f"{index.parent}. The download seems incomplete: fetch the missing files."
+        f"{index.name} names {len(shards)} weight files, but {some_of(lost)} of them "
+        f"{'are' if lost[1:] else 'is'} not in {index.parent}. The download seems incomplete: fetch the missing files."
     )

@@ -7,7 +7,7 @@ never code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fastvlm.formats.json_files import FETCH_AGAIN
 from fastvlm.formats.pickle_file import read_pickle
 from fastvlm.formats.quantized_file import QUANTIZED_FILE, REST_FILE, QuantizedWeights, quantized_weights_of
 from fastvlm.formats.safetensors_header import TensorEntry, read_header
-from fastvlm.formats.weight_sets import WeightSet, one_weight_set, weight_map
+from fastvlm.formats.weight_sets import WeightSet, one_weight_set, some_of, weight_map
 
 
 @dataclass
@@ -111,13 +111,6 @@ class _Later:
     def get_shape(self) -> list[int]:
         """Its shape."""
         return list(self.weights.entries[self.key].shape)
-
-
-def some_of(names: Iterable[str], limit: int = 10) -> str:
-    """The first `limit` of `names`, quoted, and how many more there are."""
-    names = list(names)
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _find_files(folder: Path) -> WeightSet:
