@@ -11,22 +11,7 @@ import typer
 from fastvlm.cli import eval_options as options
 from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.eval_run import Evaluation
-from fastvlm.cli.options import (
-    DEFAULT_MODEL,
-    AdapterOption,
-    BitsOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    FitOption,
-    ImageSizeOption,
-    JsonOption,
-    ModelOption,
-    QuietOption,
-    RevisionOption,
-    SeedOption,
-    TemperatureOption,
-)
+from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, SeedOption, TemperatureOption, with_options
 from fastvlm.cli.terminal import Notes, print_json, quiet_libraries, say
 from fastvlm.errors import DataError, UsageError
 from fastvlm.storage.locks import exclusive_folder
@@ -38,6 +23,7 @@ if TYPE_CHECKING:
 _MOST_NAMED = 20  # bad records that are named one by one
 
 
+@with_options
 def evaluate(
     suite: options.SuiteOption = None,
     task: options.TaskOption = None,
@@ -57,14 +43,7 @@ def evaluate(
     out: options.OutOption = None,
     is_restart: options.RestartOption = False,
     num_worst: options.WorstOption = 50,
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    adapter: AdapterOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = "auto",
-    bits: BitsOption = 16,
-    image_fit: FitOption = None,
-    image_size: ImageSizeOption = None,
+    choice: ModelChoice = ModelChoice(),  # noqa: B008  # frozen
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
@@ -86,7 +65,6 @@ def evaluate(
       fastvlm eval --task vqav2 --data v2_OpenEnded_mscoco_val2014_questions.json --check
     """
     source = options.QuestionOptions(task, suite, data, images, annotations, metric, limit)
-    choice = ModelChoice(model, revision, device, dtype, image_fit, image_size, bits, adapter)
     length = source.benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     Sampling(max_new_tokens=length, temperature=temperature, seed=seed)  # refuses bad values before anything is read
     _check_output(out, num_worst, slots, is_restart=is_restart)

@@ -15,6 +15,7 @@ import typer
 from fastvlm.cli.choices import ModelChoice
 from fastvlm.cli.eval_options import QuestionOptions
 from fastvlm.cli.terminal import Notes, print_json, say
+from fastvlm.config_limits import dtype_name
 
 if TYPE_CHECKING:
     from fastvlm.evaluation.layouts.reading import Reading
@@ -95,7 +96,7 @@ class Evaluation:
                 "warning",
                 f"an earlier run left half a line in predictions.jsonl; its {result.num_cut_bytes} bytes are gone.",
             )
-        dtype = str(engine.backend.dtype).removeprefix("torch.")
+        dtype = dtype_name(engine.backend.dtype)
         return result, {"device": str(engine.backend.device), "dtype": dtype}
 
     def rows(self, result: Result) -> list[Row]:
