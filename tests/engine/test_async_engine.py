@@ -21,7 +21,7 @@ def endless(make_engine):
 
     def make(**settings):
         engine = make_engine(**settings)
-        engine._stop_ids = frozenset()
+        engine.stop_token_ids = frozenset()
         return engine
 
     return make

@@ -50,7 +50,7 @@ def finest(make_engine, encode, monkeypatch):
 
     def make(**settings):
         engine = make_engine(**{"admission_ratio": 1e-9, "encode": encode, **settings})
-        engine._stop_ids = frozenset()  # replies end at their limit
+        engine.stop_token_ids = frozenset()  # replies end at their limit
         return engine
 
     return make
@@ -251,7 +251,7 @@ class Timed:
 def test_a_slice_is_as_long_as_so_many_decoding_steps(ratio, steps, make_engine, encoder, question, short):
     encode = Timed(encoder)
     engine = make_engine(encode=encode, admission_ratio=ratio, clock=lambda: encode.now_s)
-    engine._stop_ids, decode = frozenset(), engine.backend.decoder.decode
+    engine.stop_token_ids, decode = frozenset(), engine.backend.decoder.decode
 
     def decode_in_a_second(*args):
         encode.now_s += 1.0
