@@ -168,7 +168,8 @@ def test_limits_are_those_of_the_server(page):
     page.until(lambda: len(page.all("#images li")) == 4)
     assert "at most 3 images" in page.text("#images .rejected")
     assert page.run("return document.querySelector('#max-tokens').max") == "1024"
-    assert "512 × 512 px: 64 tokens each" in page.run("return document.querySelector('#image-facts').textContent")
+    sizes = page.run("return [...document.querySelector('#image-size').options].map((one) => one.text)")
+    assert sizes == ["512 × 512 px, 64 tokens", *(f"{n} × {n} px, {(n // 64) ** 2} tokens" for n in (128, 256, 384))]
     assert page.text("#about").startswith("Drawings only, one question at a time")
 
 
@@ -292,6 +293,8 @@ def test_the_settings_move_nothing_and_go_with_the_question(browser, server):
     page.fill("#schema", '{"enum": ["circle", "star"]}')
     for selector, value in (("#system", "Be brief."), ("#temperature", "0.5"), ("#top-p", "0.9"), ("#seed", "7")):
         page.fill(selector, value)
+    page.fill("#image-size", "384")
+    page.fill("#image-fit", "crop")
     from selenium.webdriver import Keys
 
     page.press(Keys.ESCAPE)
@@ -300,6 +303,7 @@ def test_the_settings_move_nothing_and_go_with_the_question(browser, server):
     assert page.ask("What shape is this?")[0] in ('"circle"', '"star"')
     asked = page.run("return window.asked.at(-1)")
     assert (asked["temperature"], asked["top_p"], asked["seed"], asked["max_tokens"]) == (0.5, 0.9, 7, 256)
+    assert asked["mm_processor_kwargs"] == {"image_size": 384, "image_fit": "crop"}
     assert asked["messages"][0] == {"role": "system", "content": "Be brief."}
     page.fill("#temperature", "3")
     page.type("Again?")

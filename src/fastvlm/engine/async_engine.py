@@ -25,6 +25,7 @@ from fastvlm.engine.sampling import TokenGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
 from fastvlm.errors import EngineBusyError, UsageError
 from fastvlm.images.pool import ImagePool
+from fastvlm.processing.image_processor import ImageProcessor
 
 
 @dataclass(eq=False)
@@ -81,24 +82,28 @@ class AsyncEngine:
         for executor in (self._preparer, self._stepper):
             await asyncio.to_thread(executor.shutdown)
 
-    async def prepare(self, prompt: Any, client: str = "") -> PromptInputs:
+    async def prepare(
+        self, prompt: Any, client: str = "", image_processor: ImageProcessor | None = None
+    ) -> PromptInputs:
         """Run :meth:`Engine.prepare` in the preparation thread; the result may be streamed several times.
 
         Args:
             prompt: as for :meth:`Engine.prepare`.
             client: identifies the client: the image pool serves clients in rotation.
+            image_processor: prepares the images of messages; None for the engine's own.
         """
         self._refuse_if_closed()
-        ready = None
+        ready, loop = None, asyncio.get_running_loop()
         if self._image_pool is not None and (contents := encoded_images(prompt)):
-            image_processor = self.engine.processor.image_processor
-            ready = await decode_images(contents, image_processor, self._image_pool, self._known_images, client)
+            images = image_processor or self.engine.processor.image_processor
+            known = partial(self._known_images, images)
+            ready = await decode_images(contents, images, self._image_pool, known, client)
             self._refuse_if_closed()
-        return await asyncio.get_running_loop().run_in_executor(self._preparer, self.engine.prepare, prompt, ready)
+        return await loop.run_in_executor(self._preparer, self.engine.prepare, prompt, ready, image_processor)
 
-    async def _known_images(self, contents: Iterable[bytes]) -> Mapping[bytes, Tensor]:
+    async def _known_images(self, images: ImageProcessor, contents: Iterable[bytes]) -> Mapping[bytes, Tensor]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._preparer, self.engine.known_images, contents)
+        return await loop.run_in_executor(self._preparer, self.engine.known_images, contents, images)
 
     async def stream(
         self,

@@ -32,6 +32,7 @@ from fastvlm.errors import ContextLengthError
 from fastvlm.formats.checkpoint import Checkpoint, HasCheckpoint
 from fastvlm.model import finite
 from fastvlm.model.joint import join_image_and_text, refuse_overlong
+from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.processor import Processor
 
 ADMISSION_RATIO = 4.0  # docs/performance.md, "While others start"
@@ -179,13 +180,24 @@ class Engine:
         """True if there are unfinished requests or pending events."""
         return bool(self._replies or self._pending_events)
 
-    def prepare(self, prompt: Any, ready: ReadyImages | None = None) -> PromptInputs:
-        """See :func:`fastvlm.engine.prompt_inputs.prepare`; `ready`: decoded images by their encoded bytes."""
-        return prepare(prompt, self.processor, self.config, self._pixel_cache, ready)
+    def prepare(
+        self, prompt: Any, ready: ReadyImages | None = None, image_processor: ImageProcessor | None = None
+    ) -> PromptInputs:
+        """See :func:`fastvlm.engine.prompt_inputs.prepare`.
 
-    def known_images(self, contents: Iterable[bytes]) -> dict[bytes, Tensor]:
+        Args:
+            prompt: messages, or model inputs.
+            ready: decoded images by their encoded bytes.
+            image_processor: prepares the images of messages; None for the engine's own.
+        """
+        processor = self.processor if image_processor is None else self.processor.with_images(image_processor)
+        return prepare(prompt, processor, self.config, self._pixel_cache, ready)
+
+    def known_images(
+        self, contents: Iterable[bytes], image_processor: ImageProcessor | None = None
+    ) -> dict[bytes, Tensor]:
         """Cached pixels (3, H, W) of those `contents` (encoded images) that the pixel cache holds."""
-        return self._pixel_cache.known(self.processor.image_processor, contents)
+        return self._pixel_cache.known(image_processor or self.processor.image_processor, contents)
 
     def submit(self, prompt: Any, params: SamplingParams | None = None, *, guide: TokenGuide | None = None) -> int:
         """Queue a request and return its id, which its events carry. `guide` restricts the tokens of the reply.

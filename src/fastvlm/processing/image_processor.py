@@ -13,6 +13,7 @@ resizing, cropping and rescaling, transformers 5.23 ``image_transforms.py`` (PIL
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -204,6 +205,12 @@ class ImageProcessor:
             self.image_size = image_size_px(image_size, self.patch_size)
         if image_fit is not None:
             self.image_fit = _fit_name(image_fit)
+
+    def chosen(self, image_size: Any = None, image_fit: str | None = None) -> ImageProcessor:
+        """A copy with another size or fit; see :meth:`choose`."""
+        made = copy(self)
+        made.choose(image_size, image_fit)
+        return made
 
     def num_visual_tokens(self, image_size: Any = None) -> int:
         """Visual tokens of one processed image: the number of placeholders it takes in the text."""

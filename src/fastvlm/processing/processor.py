@@ -6,6 +6,7 @@ Does not need transformers: :class:`fastvlm.FastVlmProcessor` adds its base clas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, ClassVar
 
 from fastvlm.errors import ConfigError, ImageTokenMismatchError, PromptError
@@ -83,6 +84,12 @@ class Processor:
 
     def _hold(self, image_processor: ImageProcessor, tokenizer: TokenizerLike, chat_template: str) -> None:
         self.image_processor, self.tokenizer, self.chat_template = image_processor, tokenizer, chat_template
+
+    def with_images(self, image_processor: ImageProcessor) -> Processor:
+        """This processor with another image processor: the same tokenizer and template."""
+        made = copy(self)
+        made.image_processor = image_processor
+        return made
 
     @property
     def patch_size(self) -> int:

@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Protocol
 
 from fastvlm.engine.prompt_inputs import PromptInputs
 from fastvlm.engine.structured_output import GrammarGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent, Usage
-from fastvlm.errors import ContextLengthError, PromptError, SchemaError
+from fastvlm.errors import ConfigError, ContextLengthError, PromptError, SchemaError
+from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.server.context import ServerContext
 from fastvlm.server.conversation import Messages, conversation_key, load_images
 from fastvlm.server.http.errors import ApiError, invalid, no_such_model
@@ -24,6 +26,7 @@ from fastvlm.server.http.response_writer import ResponseWriter
 from fastvlm.server.replicas import Replica
 
 _SCHEMA_PARAM = "response_format.json_schema.schema"
+_IMAGE_PARAM = "mm_processor_kwargs"
 
 
 class ReplyFormatter(Protocol):
@@ -56,6 +59,7 @@ class GenerationRequest:
         num_choices: replies to each prompt.
         is_stream: send the tokens as they come.
         schema: the JSON schema that replies obey; None for free text.
+        image_size, image_fit: of the images, instead of the model's own; see :func:`_image_processor`.
     """
 
     model: str
@@ -65,6 +69,8 @@ class GenerationRequest:
     num_choices: int = 1
     is_stream: bool = False
     schema: Mapping[str, Any] | None = None
+    image_size: int | tuple[int, int] | None = None
+    image_fit: str | None = None
 
 
 ReadRequest = Callable[[ServerContext, bytes], GenerationRequest]
@@ -99,8 +105,9 @@ async def answer(context: ServerContext, read: ReadRequest, body: bytes, writer:
         message = f"The request asks for {count} replies; the limit is {context.settings.max_choices}."
         raise invalid(message, param="n")
     with context.models[request.model].reserve(count, conversation_key(request.prompts)) as replica:
+        images = _image_processor(replica, request)
         guides = await _guides(context, request.schema, count)
-        prompts = [await _prepare(context, replica, prompt, client) for prompt in request.prompts]
+        prompts = [await _prepare(context, replica, prompt, client, images) for prompt in request.prompts]
         request.prompts.clear()
         params = _fitting_params(context, request.params, prompts, replica)
         each = range(request.num_choices)
@@ -122,11 +129,36 @@ async def _guides(
     return [guide, *(guide.copy() for _ in range(count - 1))]
 
 
-async def _prepare(context: ServerContext, replica: Replica, prompt: Messages | str, client: str) -> PromptInputs:
+def _image_processor(replica: Replica, request: GenerationRequest) -> ImageProcessor | None:
+    """The image processor of the request's size and fit; None for the model's own.
+
+    Raises:
+        ApiError: a size that is not a multiple of 64, or has more pixels than the server's own.
+    """
+    if request.image_size is None and request.image_fit is None:
+        return None
+    own = replica.engine.processor.image_processor
+    try:
+        chosen = own.chosen(request.image_size, request.image_fit)
+    except ConfigError as error:
+        raise invalid(str(error), param=_IMAGE_PARAM) from error
+    if prod(chosen.image_size) > prod(own.image_size):
+        height, width = own.image_size
+        raise invalid(
+            f"image_size is {request.image_size}; this server takes up to {height}x{width} pixels. Send a smaller "
+            "one, or start the server with a larger --image-size.",
+            param=_IMAGE_PARAM,
+        )
+    return chosen
+
+
+async def _prepare(
+    context: ServerContext, replica: Replica, prompt: Messages | str, client: str, images: ImageProcessor | None
+) -> PromptInputs:
     if isinstance(prompt, str):
         return await replica.async_engine.prepare({"input_ids": [await context.parse(_token_ids, prompt)]})
     await load_images(context, prompt)
-    return await replica.async_engine.prepare(prompt, client)
+    return await replica.async_engine.prepare(prompt, client, images)
 
 
 def _token_ids(context: ServerContext, text: str) -> list[int]:

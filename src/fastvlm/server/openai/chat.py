@@ -83,6 +83,15 @@ class SchemaFormat(Strict):
     json_schema: JsonSchemaFormat
 
 
+class ImageSettings(Strict):
+    """How this request's images are prepared (vLLM's `mm_processor_kwargs`)."""
+
+    image_size: int | tuple[int, int] | None = Field(
+        None, description="Side, or height and width, in pixels: multiples of 64, at most the server's own."
+    )
+    image_fit: Literal["pad", "crop", "stretch"] | None = None
+
+
 class ChatRequest(SamplingRequest):
     """POST /v1/chat/completions."""
 
@@ -91,6 +100,7 @@ class ChatRequest(SamplingRequest):
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    mm_processor_kwargs: ImageSettings | None = None
     tools: _Nothing | None = Field(None, description="Not supported.")
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = Field(None, description="Has no effect.")
@@ -150,6 +160,7 @@ def read_chat(context: ServerContext, body: bytes) -> GenerationRequest:
     if request.messages[-1].role == "assistant":
         last = f"messages[{len(turns) - 1}]"
         raise invalid(f"{last} has the role 'assistant'. End with a user message.", param=last)
+    images = request.mm_processor_kwargs or ImageSettings()
     return GenerationRequest(
         model=request.model,
         prompts=[conversation(context, turns)],
@@ -163,6 +174,8 @@ def read_chat(context: ServerContext, body: bytes) -> GenerationRequest:
         num_choices=request.n or 1,
         is_stream=bool(request.stream),
         schema=_schema(request.response_format),
+        image_size=images.image_size,
+        image_fit=images.image_fit,
     )
 
 

@@ -1,8 +1,21 @@
 // The settings: fields of a popover, kept in this browser.
 
-import { $ } from "./dom.js";
+import { $, element } from "./dom.js";
+import { counted } from "./words.js";
 
-const DEFAULTS = { system: "", "max-tokens": "256", temperature: "0", "top-p": "1", seed: "", schema: "" };
+const DEFAULTS = {
+  system: "",
+  "max-tokens": "256",
+  temperature: "0",
+  "top-p": "1",
+  seed: "",
+  schema: "",
+  "image-size": "", // "" is the server's own
+  "image-fit": "",
+};
+const SIZES = [128, 256, 384, 512, 768, 1024]; // pixels a side
+const STRIDE = 64; // pixels a side of one visual token
+const FITS = { pad: "padded", crop: "cropped", stretch: "stretched" };
 const KEY = "settings";
 
 /** Fill the fields with what was kept, and keep them from now on. */
@@ -79,16 +92,34 @@ export function parameters() {
     ...(topP !== null && topP < 1 && { top_p: topP }),
     ...(seed !== null && { seed }),
     ...(format && { response_format: format }),
+    ...imageSettings(),
   };
+}
+
+function imageSettings() {
+  const [size, fit] = [Number($("image-size").value), $("image-fit").value];
+  if (!size && !fit) return {};
+  return { mm_processor_kwargs: { ...(size && { image_size: size }), ...(fit && { image_fit: fit }) } };
 }
 
 /** Show the limits of a model. @param {import("./api.js").Model} model */
 export function showLimits({ image, limits }) {
   $("max-tokens").max = limits.max_output_tokens;
   if (Number($("max-tokens").value) > limits.max_output_tokens) $("max-tokens").value = limits.max_output_tokens;
-  if (!image) return;
-  const how = { pad: "padded", crop: "cropped", stretch: "stretched" }[image.fit];
-  $("image-facts").textContent =
-    `Images are ${how} to ${image.width} × ${image.height} px: ${image.tokens} tokens each. ` +
-    "To change it, start the server with --image-size and --image-fit.";
+  if (image) showImageChoices(image);
+}
+
+function showImageChoices({ width, height, fit, tokens }) {
+  const sizes = SIZES.filter((side) => side * side < width * height);
+  const named = sizes.map((side) => [String(side), `${side} × ${side} px, ${counted((side / STRIDE) ** 2, "token")}`]);
+  choices("image-size", `${width} × ${height} px, ${counted(tokens, "token")}`, named);
+  const others = Object.entries(FITS).filter(([name]) => name !== fit);
+  choices("image-fit", FITS[fit], others);
+}
+
+// The first choice, "", is the server's own. What was chosen before stays, if it can.
+function choices(id, own, others) {
+  const kept = JSON.parse(localStorage.getItem(KEY) ?? "{}")[id] ?? "";
+  $(id).replaceChildren(...[["", own], ...others].map(([value, text]) => element("option", { value }, text)));
+  $(id).value = others.some(([value]) => value === kept) ? kept : "";
 }
