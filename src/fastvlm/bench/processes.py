@@ -1,7 +1,7 @@
 """Worker processes as the parent sees them: start, one command and answer at a time with a time limit, end.
 
-Workers live in process groups of their own, so that Ctrl-C reaches only us, and what they started ends with them. A
-worker whose parent is gone reads the end of its stdin, and ends too.
+Each worker has a process group of its own: Ctrl-C reaches only the parent, and the worker's children end with it. A
+worker whose parent has ended reads the end of its stdin, and ends too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class WorkerProcess:
             message = f"{self.name} did not answer {command['do']!r} within {timeout_s:.0f} s and was ended."
             raise MeasurementError(message) from None
         if line is None:
-            self._lines.put(None)  # for whoever asks again
+            self._lines.put(None)  # the next command fails in the same way
             raise MeasurementError(self._how_it_ended(command["do"]))
         return self._understood(line, command["do"])
 
@@ -84,7 +84,7 @@ class WorkerProcess:
         self._signal_group(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
         self._process.wait()
         self._reader.join()
-        with contextlib.suppress(OSError):  # what was not written yet has nobody to go to
+        with contextlib.suppress(OSError):  # unwritten text is lost with the worker
             self._stdin.close()
         self._errors.close()
 

@@ -61,7 +61,7 @@ def make_checkpoint(preset: str, folder: Path, on_bytes: Callable[[int], None] =
     Args:
         preset: "0.5b", "1.5b" or "mini".
         folder: where to; if it holds a whole checkpoint of this preset already, nothing is done.
-        on_bytes: hears the size of each tensor that is written.
+        on_bytes: called with the size of each tensor that is written.
 
     Raises:
         CheckpointError: `folder` holds something else, or the disk is too small.

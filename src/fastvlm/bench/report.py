@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import datetime
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastvlm.bench.machine import hardware_slug
 from fastvlm.bench.plan import MEASURES
-from fastvlm.bench.results import RATIOS
 from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.write_errors import clear_write_errors
 
 _GAP = "  "
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A table: a title, the columns' names and the rows."""
 
     title: str
@@ -29,7 +26,8 @@ class Section:
 def sections(result: dict[str, Any]) -> list[Section]:
     """The tables of the report that have rows."""
     tables = [_measure_table(name, result) for name in MEASURES]
-    tables += [_ratio_table(result), _roofline_table(result), _agreement_table(result), _failure_table(result)]
+    tables += [_ratio_table(result), _roofline_table(result), _agreement_table(result)]
+    tables.append(Section("not measured", ("", "why"), tuple(result["failures"].items())))
     return [table for table in tables if table.rows]
 
 
@@ -103,13 +101,10 @@ def _short(value: float) -> str:
 
 
 def _ratio_table(result: dict[str, Any]) -> Section:
-    rows = []
-    for name in RATIOS:
-        value = result["ratios"][name]
-        if value is None:
-            continue
-        low, high = result["ratio_ranges"][name]
-        rows.append((name, f"{value:.2f}", f"{low:.2f} to {high:.2f}"))
+    rows = [
+        (name, f"{result['ratios'][name]:.2f}", f"{low:.2f} to {high:.2f}")
+        for name, (low, high) in result["ratio_ranges"].items()
+    ]
     return Section("ratios (above 1: fastvlm is better)", ("", "of medians", "of single rounds"), tuple(rows))
 
 
@@ -127,16 +122,10 @@ def _roofline_table(result: dict[str, Any]) -> Section:
 def _agreement_table(result: dict[str, Any]) -> Section:
     rows = []
     for name, found in result["agreement"].items():
-        values = dict(found)
-        kind, against = next(iter(values.items()))
-        del values[kind]
-        told = ", ".join(f"{who} {value:g}" for who, value in values.items())
-        rows.append((name, f"{kind.replace('_', ' ')} {against}", told))
-    return Section("agreement", ("", "what", "who"), tuple(rows))
-
-
-def _failure_table(result: dict[str, Any]) -> Section:
-    return Section("not measured", ("", "why"), tuple(result["failures"].items()))
+        (kind, reference), *values = found.items()
+        agreement = ", ".join(f"{contestant} {value:g}" for contestant, value in values)
+        rows.append((name, f"{kind.replace('_', ' ')} {reference}", agreement))
+    return Section("agreement", ("", "what", "contestants"), tuple(rows))
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

@@ -54,8 +54,10 @@ class Measurements:
 
 
 class _Runner:
-    def __init__(self, everybody: Sequence[Contestant], steps: Sequence[Step], limits: Limits, on: OnProgress) -> None:
-        self.everybody, self.steps, self.limits, self.on_progress = everybody, list(steps), limits, on
+    def __init__(
+        self, contestants: Sequence[Contestant], steps: Sequence[Step], limits: Limits, on_progress: OnProgress
+    ) -> None:
+        self.contestants, self.steps, self.limits, self.on_progress = contestants, list(steps), limits, on_progress
         self.measurements = Measurements()
         self.workers: dict[str, WorkerProcess] = {}
         self._start_s = time.perf_counter()
@@ -67,15 +69,13 @@ class _Runner:
 
     def open_all(self, probe: Contestant) -> None:
         """Start and open all workers, one after the other."""
-        for contestant in (*self.everybody, probe):
-            self._tell(f"opening {contestant.worker}")
-            threads = int(contestant.options.get("threads", 0))
-            worker = WorkerProcess(contestant.worker, contestant.arguments, contestant.program, threads)
-            self.workers[contestant.worker] = worker
-            try:
-                self.measurements.opened[contestant.worker] = worker.ask({"do": "open"}, self.limits.open_s)
-            except MeasurementError as error:
-                self._drop(contestant.worker, str(error))
+        for contestant in (*self.contestants, probe):
+            name, threads = contestant.worker, int(contestant.options.get("threads", 0))
+            self._report(f"opening {name}")
+            self.workers[name] = WorkerProcess(name, contestant.arguments, contestant.program, threads)
+            opened = self._ask(name, {"do": "open"}, self.limits.open_s)
+            if opened is not None:
+                self.measurements.opened[name] = opened
 
     def warm_up(self) -> None:
         """Every step once, not counted."""
@@ -87,12 +87,15 @@ class _Runner:
         """One round, counted."""
         steps = self._next_round()
         self.measurements.rounds += 1
-        for probe in PROBES:
-            self._probe(probe)
-        for step in steps if self.measurements.rounds % 2 else _reversed_contestants(steps):
-            measured = self._run(step, self.limits.step_s)
+        for name in PROBES:
+            measured = self._ask(_PROBE, {"do": name}, self.limits.step_s)
             if measured is not None:
-                self.measurements.samples.setdefault(step.key, []).append(measured)
+                self.measurements.peaks.setdefault(name, []).append(measured)
+        self._sample(steps if self.measurements.rounds % 2 else _reversed_contestants(steps))
+
+    def memory(self) -> None:
+        """Measure peak memory, which is known only at the end."""
+        self._sample([step for step in self.steps if step.measure == "memory"])
 
     def has_time(self) -> bool:
         """True if another round is wanted and fits into the time limit."""
@@ -111,14 +114,6 @@ class _Runner:
         needed_s = sum(self._seconds_of(step) for step in steps)
         return bool(steps) and self.elapsed_s + needed_s < self.limits.max_s
 
-    def memory(self) -> None:
-        """Measure what is known only at the end: peak memory."""
-        for step in self.steps:
-            if step.measure == "memory" and step.worker in self.workers:
-                measured = self._run(step, self.limits.step_s)
-                if measured is not None:
-                    self.measurements.samples[step.key] = [measured]
-
     def _runnable(self, number: int) -> list[Step]:
         """The steps of round `number` whose workers run and have not failed them."""
         return [
@@ -130,42 +125,45 @@ class _Runner:
             and _failure_key(step) not in self.measurements.failures
         ]
 
+    def _sample(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            measured = self._run(step, self.limits.step_s)
+            if measured is not None:
+                self.measurements.samples.setdefault(step.key, []).append(measured)
+
     def _run(self, step: Step, timeout_s: float) -> Measured | None:
-        self._tell(f"{step.measure} {' '.join(str(value) for _, value in step.case)} {step.contestant}")
-        if step.worker not in self.workers:  # it has died in this round
-            return None
+        self._report(f"{step.measure} {' '.join(str(value) for _, value in step.case)} {step.contestant}")
         time.sleep(_SETTLE_S)
         start_s = time.perf_counter()
-        try:
-            measured = self.workers[step.worker].ask(step.command, timeout_s)
-        except MeasurementError as error:
-            if self.workers[step.worker].is_alive:
-                self.measurements.failures.setdefault(_failure_key(step), str(error))
-            else:
-                self._drop(step.worker, str(error))
-            return None
-        self._took_s[step] = time.perf_counter() - start_s
+        measured = self._ask(step.worker, step.command, timeout_s, _failure_key(step))
+        if measured is not None:
+            self._took_s[step] = time.perf_counter() - start_s
         return measured
 
-    def _probe(self, name: str) -> None:
-        if _PROBE not in self.workers:
-            return
-        try:
-            measured = self.workers[_PROBE].ask({"do": name}, self.limits.step_s)
-        except MeasurementError as error:
-            self._drop(_PROBE, str(error))
-            return
-        self.measurements.peaks.setdefault(name, []).append(measured)
+    def _ask(
+        self, worker: str, command: dict[str, Any], timeout_s: float, failure: str | None = None
+    ) -> Measured | None:
+        """The worker's answer, or None for a failure, which is recorded.
 
-    def _drop(self, name: str, reason: str) -> None:
-        self.workers.pop(name).end()
-        self.measurements.failures[name] = reason
+        A worker that has died is dropped, and so is one that fails a command without a key `failure`.
+        """
+        if worker not in self.workers:
+            return None
+        try:
+            return self.workers[worker].ask(command, timeout_s)
+        except MeasurementError as error:
+            if failure is not None and self.workers[worker].is_alive:
+                self.measurements.failures.setdefault(failure, str(error))
+            else:
+                self.workers.pop(worker).end()
+                self.measurements.failures[worker] = str(error)
+            return None
 
     def _seconds_of(self, step: Step) -> float:
         known = self._took_s.values()
         return self._took_s.get(step, sum(known) / len(known) if known else _GUESS_S) + _SETTLE_S
 
-    def _tell(self, what: str) -> None:
+    def _report(self, what: str) -> None:
         rounds = range(self.measurements.rounds + 1, self.limits.rounds + 1)
         left_s = sum(self._seconds_of(step) for number in rounds for step in self._runnable(number))
         self.on_progress(self.elapsed_s, min(self.elapsed_s + left_s, max(self.limits.max_s, self.elapsed_s)), what)
@@ -184,7 +182,7 @@ def _reversed_contestants(steps: Sequence[Step]) -> list[Step]:
 
 
 def run(
-    everybody: Sequence[Contestant],
+    contestants: Sequence[Contestant],
     steps: Sequence[Step],
     limits: Limits,
     on_progress: OnProgress,
@@ -192,17 +190,22 @@ def run(
 ) -> Measurements:
     """Measure `steps`; no process is left when it returns or raises.
 
-    `probe` are the options of what measures the machine's peaks: `threads`, `device`.
+    A worker that dies or does not answer is recorded in `failures` and measured no further; the others go on.
 
-    A worker that dies or does not answer is noted in `failures` and left out from there on; the rest goes on.
+    Args:
+        contestants: programs to measure, ours first.
+        steps: of one round.
+        limits: of the run.
+        on_progress: called with (seconds done, estimated seconds in total, current step).
+        probe: options of the worker that measures the machine's peaks: `threads`, `device`.
 
     Raises:
-        MeasurementError: our own model could not be opened; it says why.
+        MeasurementError: our own model could not be opened, with the reason.
     """
-    runner = _Runner(everybody, steps, limits, on_progress)
+    runner = _Runner(contestants, steps, limits, on_progress)
     with all_ended(runner.workers):
         runner.open_all(Contestant(_PROBE, "probe", probe or {}, frozenset()))
-        first = everybody[0].worker
+        first = contestants[0].worker
         if first in runner.measurements.failures:
             raise MeasurementError(runner.measurements.failures[first])
         runner.warm_up()

@@ -284,12 +284,12 @@ def _progress(notes: Notes) -> Iterator[Callable[[float, float, str], None]]:
     with notes.bars(*columns) as progress:
         task = progress.add_task("opening", total=None, left="")
 
-        def tell(done_s: float, total_s: float, what: str) -> None:
+        def on_progress(done_s: float, total_s: float, what: str) -> None:
             left_s = max(0.0, total_s - done_s)
             left = f"about {left_s / 60:.0f} min left" if left_s >= 90 else f"about {left_s:.0f} s left"
             progress.update(task, description=what, completed=done_s, total=total_s, left=left)
 
-        yield tell
+        yield on_progress
 
 
 def _words(text: str) -> tuple[str, ...]:

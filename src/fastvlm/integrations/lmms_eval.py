@@ -1,6 +1,6 @@
 """A model for lmms-eval: ``lmms-eval --model fastvlm --model_args pretrained=apple/FastVLM-0.5B --tasks textvqa_val``.
 
-It is lmms-eval's kind "chat": a task gives messages, the engine answers many of them side by side. Written against
+It is a model of lmms-eval's kind "chat": a task gives messages, and the engine answers many at a time. Written for
 lmms-eval 0.7.3 (``lmms_eval/api/model.py``, ``protocol.py``).
 """
 
@@ -25,7 +25,7 @@ except ModuleNotFoundError as _error:
         raise  # it is there, but something that it needs is not: its own message says what
     raise MissingExtraError("lmms_eval", "lmms", "The plugin of lmms-eval") from _error
 
-_MAX_NEW_TOKENS = 1024  # what lmms-eval's own models take where a task says nothing
+_MAX_NEW_TOKENS = 1024  # default of lmms-eval's own models
 
 
 class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
@@ -34,12 +34,12 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
     Args:
         pretrained: "mini", a folder, or a Hub name.
         revision: branch, tag or commit of a Hub name.
-        device: where the model goes; with several processes each takes the GPU of its LOCAL_RANK.
-        dtype: as :func:`fastvlm.load` takes it, or "auto" for what is fast on the device.
-        batch_size: replies made at the same time.
+        device: of the model; with several processes each takes the GPU of its LOCAL_RANK.
+        dtype: as :func:`fastvlm.load` takes it, or "auto" for a fast one on the device.
+        batch_size: replies generated at the same time.
         bits: of the decoder's weights on a CPU, 16, 8 or 4.
         image_fit, image_size: "pad", "crop" or "stretch"; a side in pixels. None for the checkpoint's.
-        max_batch_size: for lmms-eval's sake; has no effect.
+        max_batch_size: passed by lmms-eval; has no effect.
     """
 
     is_simple = False  # chat: tasks give messages
@@ -75,35 +75,35 @@ class FastVlm(lmms):  # type: ignore[misc]  # lmms-eval has no types
         """Replies, in the order of the requests: (context, doc_to_messages, generation kwargs, doc id, task, split).
 
         Raises:
-            FastVlmError: a request that cannot be asked; lmms-eval has no word for that.
+            FastVlmError: a request that cannot be asked; lmms-eval has no way to record one.
         """
-        replies: dict[int, str] = {}
+        replies = [""] * len(requests)
 
-        def keep(number: int, said: Completion | FastVlmError) -> None:
-            if isinstance(said, FastVlmError):
-                raise said
-            replies[number] = said.text
-            self.cache_hook.add_partial("generate_until", requests[number].args, said.text)
+        def on_reply(number: int, reply: Completion | FastVlmError) -> None:
+            if isinstance(reply, FastVlmError):
+                raise reply
+            replies[number] = reply.text
+            self.cache_hook.add_partial("generate_until", requests[number].args, reply.text)
 
         answer_all(
             self.engine,
             range(len(requests)),
             lambda number: self._messages(requests[number].args),
             lambda number: sampling_params(requests[number].args[2]),
-            keep,
+            on_reply,
         )
-        return [replies[number] for number in range(len(requests))]
+        return replies
 
     def _messages(self, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
         _, doc_to_messages, _, doc_id, task, split = arguments
         return engine_messages(doc_to_messages(self.task_dict[task][split][doc_id]))
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not supported: raises UsageError."""
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError(f"fastvlm answers one round; {len(requests)} requests want several (multi_round).")
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not supported: raises UsageError."""
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError(
             f"fastvlm answers with text; {len(requests)} requests want log-likelihoods. Take the task's variant with "
             "output_type generate_until."
@@ -145,7 +145,9 @@ def sampling_params(wanted: Mapping[str, Any]) -> SamplingParams:
 
 def _number(name: str, value: int | str) -> int:
     if not str(value).isdecimal() or int(value) < 1:
-        raise UsageError(f"{name} is {value!r}; expected a whole number from 1, the replies made at the same time.")
+        raise UsageError(
+            f"{name} is {value!r}; expected a whole number from 1, the replies generated at the same time."
+        )
     return int(value)
 
 

@@ -4,7 +4,7 @@ Source: Li et al., Evaluating Object Hallucination in Large Vision-Language Mode
 section 5.1; how a free reply is read follows the authors' evaluation: only its first sentence counts, and it is "no" if
 "no" or "not" is among its words.
 
-One thing differs: marks beside a word are no part of it. The authors' code splits at blanks and removes commas only, so
+One thing differs: punctuation next to a word is ignored. The authors' code splits at blanks and removes commas only, so
 that it reads "No!", "**No**" and "(no)" as "yes".
 """
 
