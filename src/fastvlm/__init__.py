@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastvlm.hf.processor import FastVlmProcessor as AutoProcessor
     from fastvlm.hf.registration import register
     from fastvlm.images import open_image
+    from fastvlm.images.media import open_frames
     from fastvlm.model.fastvithd import FastViTHD
     from fastvlm.opening import open_checkpoint
 
@@ -57,6 +58,7 @@ _HOME_OF = {
     "load": "fastvlm.hf.loading",
     "num_visual_tokens": "fastvlm.encoder_config",
     "open_checkpoint": "fastvlm.opening",
+    "open_frames": "fastvlm.images.media",
     "open_image": "fastvlm.images",
     "register": "fastvlm.hf.registration",
 }
@@ -84,6 +86,7 @@ __all__ = [
     "load",
     "num_visual_tokens",
     "open_checkpoint",
+    "open_frames",
     "open_image",
     "register",
 ]

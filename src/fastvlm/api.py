@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastvlm.engine.types import SamplingParams, TokenEvent
 from fastvlm.errors import MissingExtraError, UsageError
+from fastvlm.processing.image_items import image_items
 
 if TYPE_CHECKING:
     from fastvlm.config import Bits
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fastvlm.engine.structured_output import GrammarCompiler, GrammarGuide
 
 T = TypeVar("T")
-Images = Any  # one source or a sequence of them: path, URL, data URI, bytes, PIL image, array; None for no image
+Images = Any  # one source or a sequence of them: path, URL, data URI, bytes, PIL image, array, frame; None for none
 Schema = Mapping[str, Any]
 
 
@@ -105,7 +106,8 @@ class AsyncFastVLM:
         """The answer to one question about images.
 
         Args:
-            images: a path, URL, data URI, bytes, PIL image or array; a list of several; None for no image.
+            images: a path, URL, data URI, bytes, PIL image or array; a list of several, also what
+                :func:`fastvlm.open_frames` gives of a PDF or video; None for no image.
             question: the text.
             system: system prompt; None for the model's default.
             response_format: a JSON schema that the answer follows token by token, or OpenAI's ``{"type":
@@ -357,8 +359,7 @@ def user_message(images: Images, question: object) -> dict[str, Any]:
     if not isinstance(question, str):
         raise UsageError(f"question is {type(question).__name__}; expected a text. Call ask(images, question).")
     several = images if isinstance(images, (list, tuple)) else [] if images is None else [images]
-    items: list[dict[str, Any]] = [{"type": "image", "image": image} for image in several]
-    return {"role": "user", "content": [*items, {"type": "text", "text": question}]}
+    return {"role": "user", "content": [*image_items(several), {"type": "text", "text": question}]}
 
 
 def assistant_message(text: str) -> dict[str, Any]:

@@ -126,8 +126,12 @@ def test_a_quick_image_does_not_wait_for_a_slow_one():
 def test_one_clients_images_do_not_delay_another_clients_first(monkeypatch):
     order = []
 
+    def answer(job, content, name):
+        order.append(content)
+        return {}, bytes(FITTING.height * FITTING.width * 3)
+
     async def run(made):
-        monkeypatch.setattr(made, "_fit", lambda content, *_: order.append(content))
+        monkeypatch.setattr(made, "answer", answer)
         images = [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("b", 0)]
         await asyncio.gather(*(made.fit(image, FITTING, ImageLimits(), image[0]) for image in images))
 

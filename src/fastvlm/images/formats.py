@@ -19,8 +19,8 @@ from fastvlm.errors import ImageError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "QOI", "AVIF", "HEIF")
 
 # Brands of ISO 23008-12 (HEIF) with HEVC inside, and the general ones, which AVIF files have, too.
-_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_AVIF_BRANDS = {b"avif", b"avis"}
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+AVIF_BRANDS = {b"avif", b"avis"}
 
 
 def readable_formats() -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def _reader(format_name: str, data: bytes) -> Any | None:
         # An answer is something true, or a text that says why what is recognized cannot be read.
         answer = True if accept is None else accept(data[:16])
         return factory if answer and not isinstance(answer, str) else None
-    if format_name == "HEIF" and _brand(data) in _HEIF_BRANDS and find_spec("pillow_heif") is not None:
+    if format_name == "HEIF" and _brand(data) in HEIF_BRANDS and find_spec("pillow_heif") is not None:
         from pillow_heif import HeifImageFile  # noqa: PLC0415 - an extra, for few files
 
         return HeifImageFile
@@ -83,11 +83,15 @@ def _brand(data: bytes) -> bytes:
 def _reason(data: bytes, reasons: Mapping[str, Exception]) -> str:
     """Why no reader opened `data`; `reasons` are of those that know its first bytes."""
     readable = readable_formats()
-    is_heif = _brand(data) in _HEIF_BRANDS and b"avif" not in data[12:64]  # the compatible brands
+    is_heif = _brand(data) in HEIF_BRANDS and b"avif" not in data[12:64]  # the compatible brands
     if is_heif and "HEIF" not in readable:
         return "it is HEIF (HEIC), which needs the package 'pillow-heif'. Run: pip install 'fastvlm[heif]'"
-    if _brand(data) in _AVIF_BRANDS and "AVIF" not in readable:
+    if data.lstrip().startswith(b"%PDF-"):
+        return "it is a PDF; fastvlm.open_frames gives its pages as images"
+    if _brand(data) in AVIF_BRANDS and "AVIF" not in readable:
         return "it is AVIF, which this Pillow cannot read. Run: pip install --upgrade 'pillow>=11.3'"
+    if (_brand(data) and not is_heif and _brand(data) not in AVIF_BRANDS) or data.startswith(b"\x1a\x45\xdf\xa3"):
+        return "it is a video; fastvlm.open_frames gives its frames as images"
     if reasons:
         said = "; ".join(f"{name}: {str(error) or type(error).__name__}" for name, error in reasons.items())
         return f"it begins as {', '.join(reasons)}, but is damaged or of a kind that is not read: {said}"

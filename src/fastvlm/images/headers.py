@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from fastvlm.errors import ImageTooLargeError
@@ -119,27 +120,75 @@ def _embedded_size(head: bytes) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------- TIFF, EXIF
 
 
-def is_sane_directory(data: bytes) -> bool:
-    """False for a TIFF structure (a file, or EXIF) whose first directory would be read many times over.
+def is_sane_directory(data: bytes, start: int | None = None) -> bool:
+    """False for a TIFF structure (a file, or EXIF) with a directory that would be read many times over.
 
     Readers copy what each entry points at; entries of an honest file point at places of their own. A structure that
-    is damaged costs nothing and is not judged here.
+    is damaged costs nothing and is not judged here. `start` is where the directory begins; None for the first one.
     """
+    layout = _tiff_layout(data)
+    if layout is None:
+        return True
+    start = layout.first if start is None else start
+    read = 0
+    for kind, count, offset in layout.entries(data, start):
+        length = count * _TIFF_SIZES.get(kind, 1)
+        read += max(0, min(length, len(data) - offset)) if length > layout.inline_bytes else 0
+    return read <= 4 * len(data)
+
+
+def tiff_directories(data: bytes, most: int) -> list[int]:
+    """Where the directories of a TIFF file begin, one a frame, in their order; `most` of them, each once."""
+    layout, found = _tiff_layout(data), dict[int, None]()
+    start = 0 if layout is None else layout.first
+    while layout is not None and 0 < start < len(data) and start not in found and len(found) < most:
+        found[start] = None
+        start = layout.following(data, start)
+    return list(found)
+
+
+@dataclass(frozen=True)
+class _TiffLayout:
+    """Byte order and sizes of a TIFF file's directories, and where the first one begins."""
+
+    counter: str  # formats of :mod:`struct`: of the number of entries, of an entry, of an offset
+    entry: str
+    pointer: str
+    first: int
+
+    @property
+    def inline_bytes(self) -> int:
+        """The length up to which an entry holds its values itself."""
+        return struct.calcsize(self.pointer)
+
+    def entries(self, data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
+        """(type, count, offset) of each entry of the directory at `start`, as far as there is one."""
+        first, size = start + struct.calcsize(self.counter), struct.calcsize(self.entry)
+        if first > len(data):
+            return
+        num_entries = min(struct.unpack_from(self.counter, data, start)[0], (len(data) - first) // size)
+        for _, kind, count, offset in struct.iter_unpack(self.entry, data[first : first + num_entries * size]):
+            yield kind, count, offset
+
+    def following(self, data: bytes, start: int) -> int:
+        """Where the directory after the one at `start` begins; 0 if there is none."""
+        first = start + struct.calcsize(self.counter)
+        if first > len(data):
+            return 0
+        end = first + struct.unpack_from(self.counter, data, start)[0] * struct.calcsize(self.entry)
+        if end + self.inline_bytes > len(data):
+            return 0
+        following: int = struct.unpack_from(self.pointer, data, end)[0]
+        return following
+
+
+def _tiff_layout(data: bytes) -> _TiffLayout | None:
     order = _TIFF_ORDERS.get(data[:2])
     if order is None or len(data) < 16:
-        return True
-    is_big = 43 in data[2:4]  # BigTIFF: everything has 8 bytes
-    start: int = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)[0]
-    counter, entry = (order + "Q", order + "HHQQ") if is_big else (order + "H", order + "HHII")
-    first, size = start + struct.calcsize(counter), struct.calcsize(entry)
-    if first > len(data):
-        return True
-    num_entries = min(struct.unpack_from(counter, data, start)[0], (len(data) - first) // size)
-    read = 0
-    for _, kind, count, offset in struct.iter_unpack(entry, data[first : first + num_entries * size]):
-        length = count * _TIFF_SIZES.get(kind, 1)
-        read += max(0, min(length, len(data) - offset)) if length > struct.calcsize(counter) * 2 else 0
-    return read <= 4 * len(data)
+        return None
+    if 43 in data[2:4]:  # BigTIFF: everything has 8 bytes
+        return _TiffLayout(order + "Q", order + "HHQQ", order + "Q", struct.unpack_from(order + "Q", data, 8)[0])
+    return _TiffLayout(order + "H", order + "HHII", order + "I", struct.unpack_from(order + "I", data, 4)[0])
 
 
 def check_tiff_blocks(tags: Any, data: bytes, name: str, *, max_pixels: int, max_scans: int) -> None:

@@ -50,7 +50,7 @@ def open_image(source: Any, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Im
         ImageError: no image, a damaged or truncated one, one over the limits, an unreachable URL, an array whose
             layout or range is ambiguous.
     """
-    name = _name(source)
+    name = source_name(source)
     if isinstance(source, Image.Image):
         _check_undecoded(source, name, limits)
         image = source
@@ -59,18 +59,18 @@ def open_image(source: Any, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Im
 
         image = image_from_array(source, name)
     else:
-        image = _opened(_read(source, name, limits), name, limits)
+        image = undecoded_image(_read(source, name, limits), name, limits)
     limits.check_size(image.size, name)
-    return _decoded_rgb(image, name)
+    return decoded_rgb(image, name)
 
 
 def encoded_bytes(source: Any, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes | None:
     """The encoded image that `source` holds, not decoded; None for a PIL image or an array. Raises ImageError."""
     is_decoded = isinstance(source, Image.Image) or _is_array(source)
-    return None if is_decoded else _read(source, _name(source), limits)
+    return None if is_decoded else _read(source, source_name(source), limits)
 
 
-def _name(source: Any) -> str:
+def source_name(source: Any) -> str:
     """How error texts call a source: short, and without the payload or the query of a URL."""
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
@@ -142,8 +142,8 @@ def _read_file(file: BinaryIO, name: str, limits: ImageLimits) -> bytes:
     return data
 
 
-def _opened(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
-    """:func:`identify`, for a file that would not cost more than its header says."""
+def undecoded_image(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
+    """:func:`identify`, for a file that would not cost more than its header says. Raises ImageError."""
     bounds = {"max_pixels": limits.max_pixels, "max_scans": limits.max_scans}
     check_structure(data, name, **bounds)
     image = identify(data, name)
@@ -164,8 +164,8 @@ def _check_undecoded(image: Image.Image, name: str, limits: ImageLimits) -> None
     check_structure(data, name, max_pixels=limits.max_pixels, max_scans=limits.max_scans)
 
 
-def _decoded_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Pixels decoded, turned upright, in RGB."""
+def decoded_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Pixels decoded, turned upright, in RGB; `name` is how errors call the image. Raises ImageError."""
     try:
         stored = stored_samples(image, name)
         image.load()

@@ -1,8 +1,9 @@
-"""Images decoded in processes of their own, so that none of them can stop, fill or crash the process that asks.
+"""Files decoded in processes of their own, so that none of them can stop, fill or crash the process that asks.
 
-Each worker decodes one image at a time, within a deadline (a wall clock's; the worker is killed) and a bound on its
-memory. A worker that dies takes its image along, and the next image starts another one. What comes back is the image
-as the model takes it, fitted by the same code as in this process and so equal bit for bit: 3 MB at 1024 pixels a side.
+Each worker decodes one image, PDF or video at a time, within a deadline (a wall clock's; the worker is killed) and a
+bound on its memory. A worker that dies takes its image along, and the next image starts another one. What comes back is
+the image as the model takes it, fitted by the same code as in this process and so equal bit for bit: 3 MB at 1024
+pixels a side.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image
 
 from fastvlm.errors import ImageError, ImageTooLargeError, UsageError
-from fastvlm.images import ImageLimits
 from fastvlm.images.fair_turns import FairTurns
+from fastvlm.images.frames import Frame, FrameLimits, Selection
+from fastvlm.images.limits import ImageLimits
 from fastvlm.images.worker import receive, send
 
 _PROGRAM = (
@@ -33,6 +36,8 @@ _PROGRAM = (
 # takes 64 MB of address space.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")
 _SETTINGS = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+Job = dict[str, Any]
+Reply = tuple[dict[str, Any], bytes]  # what JSON can hold, and pixels
 _START_S = 120.0  # a busy machine; without a limit a broken installation would hang the start
 
 
@@ -85,9 +90,24 @@ class ImagePool:
             ImageError: no image, a damaged one, or one that ended its worker.
             UsageError: the pool is closed.
         """
+        job = {"fitting": asdict(fitting), "limits": asdict(limits)}
+        _, pixels = await self._in_turn(job, content, f"{len(content)} bytes", client)
+        return Image.frombytes("RGB", (fitting.width, fitting.height), pixels)
+
+    async def frames(
+        self, content: bytes, name: str, selection: Selection, limits: FrameLimits, fitting: Fitting, client: str = ""
+    ) -> list[Frame]:
+        """The selected pages of a PDF or frames of a video, fitted; `name` is how errors call it.
+
+        Waits as :meth:`fit` does, and raises the same errors. The pool's own limits of time and memory hold.
+        """
+        job = frames_job(None, name, selection, limits, fitting)
+        return read_frames(*await self._in_turn(job, content, name, client))
+
+    async def _in_turn(self, job: Job, content: bytes, name: str, client: str) -> Reply:
         async with self._turns.turn(client):
             self._refuse_if_closed()
-            return await asyncio.wrap_future(self._threads.submit(self._fit, content, fitting, limits))
+            return await asyncio.wrap_future(self._threads.submit(self.answer, job, content, name))
 
     def close(self) -> None:
         """End all workers, also those that are at work: their images raise UsageError."""
@@ -100,19 +120,19 @@ class ImagePool:
         for worker in workers:
             worker.wait()
 
-    def _fit(self, content: bytes, fitting: Fitting, limits: ImageLimits) -> Image.Image:
+    def answer(self, job: Job, content: bytes, name: str) -> Reply:
+        """The answer of a worker to one job, in this thread; see :meth:`fit` for errors."""
         worker = self._worker()
-        job = {**asdict(fitting), "limits": asdict(limits)}
         try:
             reply, pixels = worker.ask(job, content, self._timeout_s)
         except (OSError, EOFError, ValueError) as error:
             self._drop(worker)
-            raise self._why_it_died(worker, len(content)) from error
+            raise self._why_it_died(worker, name) from error
         self._put_back(worker)
         if "error" in reply:
             kind = ImageTooLargeError if reply.get("is_too_large") else ImageError
             raise kind(str(reply["error"]))
-        return Image.frombytes("RGB", (fitting.width, fitting.height), pixels)
+        return reply, pixels
 
     def _worker(self) -> _Worker:
         """An idle worker, or a new one."""
@@ -145,17 +165,42 @@ class ImagePool:
         if not self._is_open:
             raise UsageError("The image decoders are closed.")
 
-    def _why_it_died(self, worker: _Worker, num_bytes: int) -> Exception:
+    def _why_it_died(self, worker: _Worker, name: str) -> Exception:
         self._refuse_if_closed()
         if worker.is_out_of_time:
             return ImageTooLargeError(
-                f"{num_bytes} bytes took longer than {self._timeout_s:g} s to decode, which is the limit. Pass a "
-                "smaller image, or another format."
+                f"{name} took longer than {self._timeout_s:g} s to decode, which is the limit. Pass a "
+                "smaller one, or another format."
             )
         return ImageError(
-            f"{num_bytes} bytes ended the process that decoded them ({worker.end}): a damaged image, or one that needs "
-            "too much memory. Save it anew, as PNG."
+            f"{name} ended the process that decoded them ({worker.end}): a damaged file, or one that needs "
+            "too much memory. Save it anew."
         )
+
+
+def frames_job(
+    path: Path | None, name: str, selection: Selection, limits: FrameLimits, fitting: Fitting | None = None
+) -> Job:
+    """The job to decode frames of the file at `path`, or of the content that is sent with the job."""
+    return {
+        "path": None if path is None else str(path.resolve()),
+        "name": name,
+        "selection": asdict(selection),
+        "limits": asdict(limits),
+        "fitting": None if fitting is None else asdict(fitting),
+    }
+
+
+def read_frames(reply: dict[str, Any], pixels: bytes) -> list[Frame]:
+    """The frames that answer a :func:`frames_job`."""
+    frames: list[Frame] = []
+    rest = memoryview(pixels)
+    for note in reply["frames"]:
+        width, height = note.pop("size")
+        image = Image.frombytes("RGB", (width, height), rest[: width * height * 3])
+        rest = rest[width * height * 3 :]
+        frames.append(Frame(image, **note))
+    return frames
 
 
 class _Worker:

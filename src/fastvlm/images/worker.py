@@ -1,4 +1,4 @@
-"""The process that decodes images for :class:`fastvlm.images.pool.ImagePool`: one image after the other.
+"""The process that decodes files for :class:`fastvlm.images.pool.ImagePool`: one file after the other.
 
 It imports neither torch nor transformers (see the pool's figures). It reads jobs from stdin and writes replies to
 stdout, and ends when stdin ends; on Linux also as soon as its parent does, in the middle of an image. A decoder that is
@@ -14,13 +14,17 @@ import os
 import signal
 import struct
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
 
 from fastvlm.errors import ImageError, ImageTooLargeError
-from fastvlm.images import ImageLimits, open_image
 from fastvlm.images.fitting import fit_image
+from fastvlm.images.frame_decoding import decode_frames
+from fastvlm.images.frames import FrameLimits, Selection
+from fastvlm.images.limits import ImageLimits
+from fastvlm.images.opening import open_image
 
 _LENGTHS = struct.Struct(">IQ")  # of the header (JSON) and of the bytes that follow it
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
@@ -92,12 +96,33 @@ def _limit(memory_bytes: int) -> None:
 
 
 def _answer(job: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The reply to a job, see :meth:`ImagePool.fit`: the pixels, or the error."""
+    """The reply to a job, see :class:`ImagePool`: the pixels, or the error."""
     try:
-        image = open_image(content, limits=ImageLimits(**job["limits"]))
-        fitted = fit_image(image, job["height"], job["width"], fit=job["fit"], resample=job["resample"])
-        return {}, fitted.tobytes()
+        return (
+            _frames(job, content)
+            if "selection" in job
+            else ({}, _fitted(_open(job, content), job["fitting"]).tobytes())
+        )
     except MemoryError:
         return {"error": "The image needs more memory than its decoder may have.", "is_too_large": True}, b""
     except ImageError as error:
         return {"error": str(error), "is_too_large": isinstance(error, ImageTooLargeError)}, b""
+
+
+def _open(job: dict[str, Any], content: bytes) -> Image.Image:
+    return open_image(content, limits=ImageLimits(**job["limits"]))
+
+
+def _frames(job: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Of each frame what JSON can hold, and the pixels of all of them, one after the other."""
+    source = content if job["path"] is None else Path(job["path"])
+    frames = decode_frames(
+        source, job["name"], Selection.from_dict(job["selection"]), FrameLimits.from_dict(job["limits"])
+    )
+    images = [_fitted(frame.image, job["fitting"]) for frame in frames]
+    notes = [{**frame.as_dict(), "size": image.size} for frame, image in zip(frames, images, strict=True)]
+    return {"frames": notes}, b"".join(image.tobytes() for image in images)
+
+
+def _fitted(image: Image.Image, fitting: dict[str, Any] | None) -> Image.Image:
+    return image if fitting is None else fit_image(image, **fitting)
