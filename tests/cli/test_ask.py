@@ -9,9 +9,8 @@ import sys
 
 import parrot
 import pytest
+import warm_process
 from cli_process import hear_ctrl_c, plain_environment
-
-import fastvlm as package
 
 SCHEMA = {
     "model": str,
@@ -28,6 +27,7 @@ def types_of(value):
 
 
 def test_the_answer_is_all_of_stdout_and_stderr_is_silent(process, image, parrot_folder):
+    """As `python -m fastvlm`, in a new process."""
     outcome = process("ask", image, "What is this?", "-m", parrot_folder, TERM="dumb")
     assert (outcome.code, outcome.out, outcome.err) == (0, parrot.SENTENCE + "\n", "")
 
@@ -110,10 +110,10 @@ def test_an_image_in_stdin_is_taken_without_a_dash(process, image, parrot_folder
     assert broken.code == 1 and broken.error and broken.out == ""
 
 
-def test_an_image_that_comes_while_the_model_is_opened_is_taken(workplace, image, parrot_folder, monkeypatch):
+def test_an_image_that_comes_while_the_model_is_opened_is_taken(workplace, image, parrot_folder):
     """Sent when ask has begun to open the model, which is later than its first look at stdin."""
     code = f"""
-import os, sys
+import os
 reader, writer = os.pipe()
 os.dup2(reader, 0)
 import fastvlm.cli.ask as verb
@@ -123,11 +123,11 @@ def slow(*arguments, **settings):
     os.close(writer)
     return original(*arguments, **settings)
 verb.open_model = slow
-from fastvlm.cli.main import main
-sys.exit(main(["ask", "What?", "-m", {str(parrot_folder)!r}, "--json"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], env=plain_environment(), capture_output=True, check=True)
-    assert json.loads(done.stdout)["usage"]["image_tokens"] == 4
+    arguments = ["ask", "What?", "-m", str(parrot_folder), "--json"]
+    code, out, err = warm_process.run(arguments, plain_environment(), code=code)
+    assert code == 0, err
+    assert json.loads(out)["usage"]["image_tokens"] == 4
 
 
 def test_what_others_read_from_stdin_is_left_to_them(workplace, parrot_folder):
@@ -140,12 +140,9 @@ def test_what_others_read_from_stdin_is_left_to_them(workplace, parrot_folder):
 
 
 def test_a_pipe_that_never_sends_is_not_waited_for(workplace, parrot_folder):
-    reader, writer = os.pipe()
-    with start("ask", "What?", "-m", parrot_folder, stdin=reader, stdout=subprocess.PIPE) as running:
-        out, err = running.communicate(timeout=120)
-    os.close(reader)
-    os.close(writer)
-    assert (running.returncode, out.decode(), err) == (0, parrot.SENTENCE + "\n", b"")
+    stdin = "import os; reader, _ = os.pipe(); os.dup2(reader, 0)"
+    outcome = warm_process.run(["ask", "What?", "-m", str(parrot_folder)], plain_environment(), code=stdin)
+    assert outcome == (0, parrot.SENTENCE + "\n", "")
 
 
 def test_names_are_taken_as_they_are_pasted(fastvlm, image, parrot_folder, monkeypatch):
@@ -291,12 +288,8 @@ def test_text_streams_and_ctrl_c_stops_without_a_traceback(workplace, image, end
         (b"Gr" + rest).decode()  # whole characters only
 
 
-def test_a_terminal_without_unicode_gets_question_marks(process, image, parrot_folder):
-    outcome = process("ask", image, "What?", "-m", parrot_folder, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    assert outcome.code == 0 and outcome.err == ""
-    assert outcome.out == parrot.SENTENCE.encode("ascii", "replace").decode() + "\n"
-
-
-def test_the_package_answers_as_a_module(process):
-    outcome = process("--version", TERM="dumb")
-    assert outcome.out == f"fastvlm {package.__version__}\n"
+def test_a_terminal_without_unicode_gets_question_marks(workplace, image, parrot_folder):
+    ascii_only = "import sys; sys.stdout.reconfigure(encoding='ascii')"
+    arguments = ["ask", str(image), "What?", "-m", str(parrot_folder)]
+    outcome = warm_process.run(arguments, plain_environment(), code=ascii_only)
+    assert outcome == (0, parrot.SENTENCE.encode("ascii", "replace").decode() + "\n", "")
