@@ -15,7 +15,7 @@ from cli_process import plain_environment
 
 import fastvlm as package
 from fastvlm.engine.engine import Engine
-from fastvlm.formats.quantized_file import QUANTIZED_FILE, REST_FILE
+from fastvlm.formats.quantized_metadata import QUANTIZED_FILE, REST_FILE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = {"config.json", "tokenizer.json", "preprocessor_config.json", QUANTIZED_FILE, REST_FILE}

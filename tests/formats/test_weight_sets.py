@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastvlm.errors import CheckpointError
-from fastvlm.formats.quantized_file import QUANTIZED_FILE, REST_FILE
+from fastvlm.formats.quantized_metadata import QUANTIZED_FILE, REST_FILE
 from fastvlm.formats.weights import WeightFiles
 
 

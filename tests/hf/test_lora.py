@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import fastvlm
 from fastvlm.errors import CheckpointError, MissingExtraError, UsageError
 from fastvlm.formats.places import checkpoint_path
-from fastvlm.formats.quantized_file import REST_FILE
+from fastvlm.formats.quantized_metadata import REST_FILE
 from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.hf.lora import merge_adapter, open_with_adapters, sharing_copy
 

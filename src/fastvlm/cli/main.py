@@ -23,8 +23,11 @@ from fastvlm.cli.eval import evaluate
 from fastvlm.cli.failures import report_failure
 from fastvlm.cli.help_pages import HelpGroup, VerbHelp
 from fastvlm.cli.info import info
+from fastvlm.cli.ls import ls
 from fastvlm.cli.options import Invocation
+from fastvlm.cli.pull import pull
 from fastvlm.cli.quantize import quantize
+from fastvlm.cli.rm import rm
 from fastvlm.cli.serve import serve
 from fastvlm.cli.train import train
 
@@ -78,7 +81,7 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, info, convert, quantize, train, bench, serve, build_kernels):
+for _verb in (ask, chat, pull, ls, rm, info, convert, quantize, train, bench, serve, build_kernels):
     app.command(cls=VerbHelp)(_verb)
 app.command("eval", cls=VerbHelp)(evaluate)  # by its name: a function called so would hide Python's own
 

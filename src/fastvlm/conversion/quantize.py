@@ -23,8 +23,6 @@ from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.names import EMBEDDING, HEAD, linear_groups
 from fastvlm.formats.places import checkpoint_path, new_folder
 from fastvlm.formats.quantized_file import (
-    QUANTIZED_FILE,
-    REST_FILE,
     REST_OF,
     QuantizationError,
     QuantizationOptions,
@@ -32,6 +30,7 @@ from fastvlm.formats.quantized_file import (
     RoundedLinear,
     save_quantized,
 )
+from fastvlm.formats.quantized_metadata import QUANTIZED_FILE, REST_FILE
 from fastvlm.formats.rounding import RoundedWeight, quantize_int4, quantize_int8
 from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.loading import load_processor

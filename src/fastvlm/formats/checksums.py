@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from fastvlm.errors import CheckpointError
-from fastvlm.formats.source import CHECKSUM_FILE
+from fastvlm.hub.files import CHECKSUM_FILE
 
 __all__ = ["CHECKSUM_FILE", "FileCheck", "FileState", "verify_checksums", "write_checksums"]
 

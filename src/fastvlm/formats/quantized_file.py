@@ -27,11 +27,9 @@ from torch import Tensor
 from fastvlm.config_limits import dtype_name
 from fastvlm.errors import CheckpointError, ConfigError
 from fastvlm.formats.names import HEAD, layer_linears, linear_groups
-from fastvlm.formats.quantized_metadata import parse_metadata
+from fastvlm.formats.quantized_metadata import METADATA_KEY, QUANTIZED_FILE, REST_FILE, parse_metadata
 from fastvlm.formats.rounding import GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
 
-QUANTIZED_FILE = "fastvlm_quantised.safetensors"  # the spelling of version 0.1, whose folders go on opening
-REST_FILE = "fastvlm_rest.safetensors"
 REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the linears that it belongs to
 _FORMAT = "3"
 _AGAIN = "Quantize the model again."
@@ -150,7 +148,7 @@ def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
         "products": [{"names": linear.names, "rows": linear.rows} for linear in quantized.linears],
         "digest": quantized.digest,
     }
-    save_file(tensors, file, metadata={"fastvlm_quantised": json.dumps(about)})
+    save_file(tensors, file, metadata={METADATA_KEY: json.dumps(about)})
 
 
 def load_quantized(file: str | Path) -> QuantizedWeights:
@@ -166,7 +164,7 @@ def _loaded(file: str | Path) -> tuple[QuantizedWeights, Any]:
     """The weights in `file` and its metadata."""
     try:
         with safe_open(file, framework="pt") as opened:
-            about = parse_metadata((opened.metadata() or {}).get("fastvlm_quantised"), _FORMAT)
+            about = parse_metadata((opened.metadata() or {}).get(METADATA_KEY), _FORMAT)
             options, error = QuantizationOptions(**about["options"]), QuantizationError(**about["error"])
             linears = _linears(opened, about["products"], options)
         dtype = getattr(torch, about["dtype"])

@@ -11,6 +11,9 @@ from typing import Any
 
 from fastvlm.formats.json_files import parse_json
 
+QUANTIZED_FILE = "fastvlm_quantised.safetensors"  # the spelling of version 0.1, whose folders go on opening
+REST_FILE = "fastvlm_rest.safetensors"
+METADATA_KEY = "fastvlm_quantised"
 _DTYPES = ("bfloat16", "float16", "float32")
 
 

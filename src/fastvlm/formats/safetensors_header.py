@@ -1,12 +1,8 @@
-"""Reads and checks the header of a safetensors file without reading tensors.
-
-Layout: 8 bytes little-endian length, that many bytes of JSON, then the tensors' bytes.
-"""
+"""Reads and checks the header of a safetensors file without reading tensors."""
 
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ from typing import Any
 import torch
 
 from fastvlm.errors import CheckpointError
+from fastvlm.formats.header_json import size_and_header
 from fastvlm.formats.json_files import FETCH_AGAIN, parse_json
 
 # safetensors' names of the types that a header may give.
@@ -31,8 +28,6 @@ DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-# safetensors itself takes 100 million bytes, which Python parses in seconds. A 7B has 100,000 bytes and 750 tensors.
-_MAX_HEADER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     Raises:
         CheckpointError: not a safetensors file, truncated, a header of more than 8 MiB, or a contradictory header.
     """
-    size, raw = _size_and_header(file)
+    size, raw = size_and_header(file)
     try:
         header = parse_json(raw)
         header.pop("__metadata__", None)
@@ -69,33 +64,6 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             f"{'truncated' if size < 8 + len(raw) + end else 'longer than it should be'}. {FETCH_AGAIN}"
         )
     return entries
-
-
-def _size_and_header(file: Path) -> tuple[int, bytes]:
-    """The file's size and its JSON."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            if start.startswith(b"version "):
-                raise CheckpointError(
-                    f"{file} is a Git LFS pointer, not the weights. Run 'git lfs pull' in its repository, or download "
-                    "it."
-                )
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 0 < length <= size - 8:
-                raise CheckpointError(
-                    f"{file} is not a safetensors file, or only its beginning: it has {size} bytes, and its first "
-                    f"eight announce a header of {length}. {FETCH_AGAIN}"
-                )
-            if length > _MAX_HEADER_BYTES:
-                raise CheckpointError(
-                    f"{file} has a header of {length} bytes; a FastVLM's has at most {_MAX_HEADER_BYTES}. This is no "
-                    "file of a FastVLM checkpoint."
-                )
-            return size, stream.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}. {FETCH_AGAIN}") from error
 
 
 def _entry(file: Path, key: str, value: Any) -> TensorEntry:

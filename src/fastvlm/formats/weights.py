@@ -18,7 +18,8 @@ from torch import Tensor
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.json_files import FETCH_AGAIN
 from fastvlm.formats.pickle_file import read_pickle
-from fastvlm.formats.quantized_file import QUANTIZED_FILE, REST_FILE, QuantizedWeights, quantized_weights_of
+from fastvlm.formats.quantized_file import QuantizedWeights, quantized_weights_of
+from fastvlm.formats.quantized_metadata import QUANTIZED_FILE, REST_FILE
 from fastvlm.formats.safetensors_header import TensorEntry, read_header
 from fastvlm.formats.weight_sets import WeightSet, one_weight_set, some_of, weight_map
 

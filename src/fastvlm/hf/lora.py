@@ -23,7 +23,7 @@ from fastvlm.formats.json_files import read_json
 from fastvlm.formats.places import ADAPTER_CONFIG as _CONFIG
 from fastvlm.formats.places import ADAPTER_WEIGHTS as _WEIGHTS
 from fastvlm.formats.places import adapter_folder
-from fastvlm.formats.quantized_file import REST_FILE
+from fastvlm.formats.quantized_metadata import REST_FILE
 from fastvlm.formats.weight_sets import one_weight_set
 from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.hf.loading import load

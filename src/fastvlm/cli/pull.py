@@ -1,0 +1,169 @@
+"""`fastvlm pull`: download a checkpoint from the Hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastvlm.cli.leaving import leaving_cleanly
+from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, RevisionOption
+from fastvlm.cli.terminal import Notes, in_bytes, print_json, printable, quiet_warnings, say
+from fastvlm.errors import CheckpointError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from fastvlm.hub.download import Download, RemoteFile
+
+
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A Hub name: owner/repository.")],
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TARGET", help="A folder that does not exist yet, for a copy to take elsewhere."),
+    ] = None,
+    revision: RevisionOption = None,
+    is_dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the files, their sizes and the license; download nothing.")
+    ] = False,
+    is_json: JsonOption = False,
+    is_quiet: QuietOption = False,
+    is_debug: DebugOption = False,
+) -> None:
+    """Download a checkpoint from the Hugging Face Hub.
+
+    Files and sizes are listed first. Only configuration, tokenizer, license, card and weights are downloaded, never
+    code, to the cache that transformers uses too (HF_HOME, HF_HUB_CACHE). A broken connection is resumed; after an
+    interruption, files that have arrived whole are not downloaded again. The SHA-256 of each weight file is compared
+    with the Hub's. With TARGET, the files are also copied to a folder of their own, with a SHA256SUMS. The path is
+    printed.
+
+    \b
+    Examples:
+      fastvlm pull apple/FastVLM-0.5B
+      fastvlm pull apple/FastVLM-0.5B --dry-run
+      fastvlm pull apple/FastVLM-1.5B ./fastvlm-1.5b --revision main
+    """
+    notes = Notes(is_quiet=is_quiet)
+    quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
+    from fastvlm.formats.places import new_folder
+    from fastvlm.formats.source import REPOSITORY
+    from fastvlm.hub.download import find_download
+
+    if not REPOSITORY.fullmatch(name):
+        raise UsageError(f"{name!r} is no Hub name; expected owner/repository, as in apple/FastVLM-0.5B.")
+    new = None if target is None else new_folder(target)
+    with notes.waiting(f"Asking the Hub for {name}"):
+        download = find_download(name, revision)
+    if is_dry_run:
+        _print_plan(download, is_json=is_json)
+        return
+    notes.say("\n".join(_plan(download)))
+    if not is_quiet:
+        say("license", _license(download))
+    _check_space(download, new)
+    with leaving_cleanly():
+        folder = _fetch(download)
+        if new is not None:
+            with notes.waiting(f"Copying to {new}"):
+                folder = _copy(download, folder, new)
+    if is_json:
+        print_json({**_as_dict(download), "path": str(folder)})
+    else:
+        typer.echo(str(folder))
+
+
+def _fetch(download: Download) -> Path:
+    """Download all files, the configuration first; the folder in the cache."""
+    from fastvlm.formats.source import hub_folder
+    from fastvlm.formats.summary import layout_of
+    from fastvlm.hub.download import download_file
+
+    config, *others = sorted(download.files, key=_order)
+    folder = download_file(download, config).parent
+    if layout_of(folder) is None:
+        raise CheckpointError(
+            f"{download.repository!r} is no FastVLM: its config.json has another model_type than 'fast_vlm' and "
+            "Apple's 'llava_qwen2'. Its weights were not downloaded."
+        )
+    for file in others:
+        download_file(download, file)
+    given = {} if download.revision is None else {"revision": download.revision}
+    return hub_folder(download.repository, **given)  # all is there; this notes which commit the revision stands for
+
+
+def _order(file: RemoteFile) -> tuple[bool, int]:
+    """The configuration first, because it says whether this is a FastVLM; large files last."""
+    return (file.name != "config.json", file.num_bytes)
+
+
+def _check_space(download: Download, target: Path | None) -> None:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    needed = {Path(HF_HUB_CACHE): download.missing_bytes}
+    if target is not None:
+        needed[target.parent] = download.num_bytes
+    for folder, num_bytes in needed.items():
+        place = next(each for each in (folder, *folder.parents) if each.exists())
+        free = shutil.disk_usage(place).free
+        if num_bytes > free:
+            raise StorageError(
+                f"{download.repository} needs {in_bytes(num_bytes)} in {folder}, and {in_bytes(free)} are free. Free "
+                "some space, or name a place on another disk: HF_HOME for the cache, TARGET for a copy."
+            )
+
+
+def _copy(download: Download, folder: Path, target: Path) -> Path:
+    from fastvlm.formats.checksums import CHECKSUM_FILE, write_checksums
+    from fastvlm.storage.whole_folders import whole_folder
+
+    with whole_folder(target) as work:
+        for file in download.files:
+            shutil.copyfile(folder / file.name, work / file.name)
+        if not (work / CHECKSUM_FILE).is_file():
+            write_checksums(work)
+    return target
+
+
+def _print_plan(download: Download, *, is_json: bool) -> None:
+    if is_json:
+        print_json(_as_dict(download))
+        return
+    for line in (*_plan(download), f"license: {_license(download)}"):
+        typer.echo(printable(line))
+
+
+def _plan(download: Download) -> list[str]:
+    """Lines: the repository with its commit, each file with its size, the sum."""
+    width = max(len(file.name) for file in download.files)
+    files = (
+        f"  {file.name:<{width}}  {in_bytes(file.num_bytes):>8}{'  in the cache' if file.is_cached else ''}"
+        for file in download.files
+    )
+    total = f"  {in_bytes(download.num_bytes)}, of which {in_bytes(download.missing_bytes)} to download"
+    return [f"{download.repository} at {download.commit}", *files, total]
+
+
+def _license(download: Download) -> str:
+    page = f"https://huggingface.co/{download.repository}"
+    texts = [file.name for file in download.files if file.name.startswith("LICENSE")]
+    stated = "the card states none" if download.license is None else download.license
+    link = "" if download.license_link is None else f", {download.license_link}"
+    return f"{stated}{link}{''.join(f'; text in {name}' for name in texts)}. See {page}"
+
+
+def _as_dict(download: Download) -> dict[str, Any]:
+    return {
+        "model": download.repository,
+        "revision": download.revision,
+        "commit": download.commit,
+        "license": download.license,
+        "license_link": download.license_link,
+        "bytes": download.num_bytes,
+        "bytes_to_download": download.missing_bytes,
+        "files": [
+            {"name": file.name, "bytes": file.num_bytes, "sha256": file.sha256, "is_cached": file.is_cached}
+            for file in download.files
+        ],
+    }
