@@ -27,7 +27,7 @@ class Eager(EncoderRuntime):
 
     packages = ("torch",)
 
-    def compiled(self, traced, image):
+    def _compiled(self, traced, image):
         return lambda array: traced(torch.from_numpy(array))
 
 

@@ -52,7 +52,7 @@ class EncoderRuntime(Runtime):
         self._runs: dict[torch.Size, Run] = {}
 
     @abstractmethod
-    def compiled(self, traced: Any, image: Tensor) -> Run:
+    def _compiled(self, traced: Any, image: Tensor) -> Run:
         """A function of the image's numpy array, from the traced network; `image` (1, 3, H, W) is an example."""
 
     def open(self) -> Measured:
@@ -76,7 +76,6 @@ class EncoderRuntime(Runtime):
         run, array = inputs
         return run(array)
 
-    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _converted(self, image: Tensor) -> Run:
         model, _ = load(self.folder, device="cpu", dtype="float32")
@@ -86,7 +85,7 @@ class EncoderRuntime(Runtime):
             # A function, not the module: tracing a module asks for each of its properties.
             trace: Any = torch.jit.trace
             traced = trace(lambda pixels: encoder(pixels), image, check_trace=False)  # noqa: PLW0108
-            return self.compiled(traced, image)
+            return self._compiled(traced, image)
 
 
 class OpenVinoEncoder(EncoderRuntime):
@@ -94,8 +93,7 @@ class OpenVinoEncoder(EncoderRuntime):
 
     packages = ("openvino",)
 
-    def compiled(self, traced: Any, image: Tensor) -> Run:
-        """See :class:`EncoderRuntime`."""
+    def _compiled(self, traced: Any, image: Tensor) -> Run:
         ov: Any = importlib.import_module("openvino")
         model = ov.convert_model(traced, example_input=image, input=list(image.shape))
         settings = {"INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(self.dtype, "f32")}
@@ -111,8 +109,7 @@ class OnnxRuntimeEncoder(EncoderRuntime):
 
     packages = ("onnxruntime", "onnx")
 
-    def compiled(self, traced: Any, image: Tensor) -> Run:
-        """See :class:`EncoderRuntime`."""
+    def _compiled(self, traced: Any, image: Tensor) -> Run:
         ort: Any = importlib.import_module("onnxruntime")
         stream = io.BytesIO()
         # The exporter that needs no other package; the newer one needs onnxscript.

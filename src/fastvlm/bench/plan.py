@@ -181,45 +181,43 @@ def failure_key(contestant: str, measure: str, case: Case) -> str:
 
 def contestants(options: BenchOptions) -> list[Contestant]:
     """All contestants that have something to do, ours first."""
-    everything = frozenset(options.what)
-    first, *others = options.dtypes
-    common = {"folder": options.folder, "threads": options.threads}
-    own = {**common, "device": options.device, "num_slots": max(8, *options.streams)}
-    found = [Contestant("fastvlm", "fastvlm", {**own, "dtype": first}, everything - {"cold-start"})]
-    found += [
-        Contestant(f"fastvlm-int{bits}", "fastvlm", {**own, "dtype": first, "bits": bits}, everything - _ENCODING)
-        for bits in options.bits
-        if bits != 16
-    ]
-    found += [
-        Contestant(f"fastvlm-{dtype}", "fastvlm", {**own, "dtype": dtype}, everything - {"cold-start"})
-        for dtype in others
-    ]
-    if options.has_peers:
-        found += _peers(options, common)
-    found += _cold_starts(options)
+    found = [*_fastvlm(options), *(_peers(options) if options.has_peers else ()), *_cold_starts(options)]
     return [contestant for contestant in found if contestant.measures]
 
 
-def _peers(options: BenchOptions, common: dict[str, Any]) -> Iterator[Contestant]:
-    everything, (first, *others) = frozenset(options.what), options.dtypes
-    theirs = everything - {"cold-start", "second-question"}
-    placed = {**common, "device": options.device}
-    yield Contestant("transformers", "transformers", {**placed, "dtype": first}, theirs)
+def _fastvlm(options: BenchOptions) -> Iterator[Contestant]:
+    what = frozenset(options.what)
+    first, *others = options.dtypes
+    own = {"folder": options.folder, "threads": options.threads, "device": options.device}
+    own |= {"num_slots": max(8, *options.streams)}
+    yield Contestant("fastvlm", "fastvlm", {**own, "dtype": first}, what - {"cold-start"})
+    for bits in options.bits:
+        if bits != 16:
+            yield Contestant(f"fastvlm-int{bits}", "fastvlm", {**own, "dtype": first, "bits": bits}, what - _ENCODING)
     for dtype in others:
-        yield Contestant(f"transformers-{dtype}", "transformers", {**placed, "dtype": dtype}, theirs)
-    seeing = everything & {"encode"} if options.device == "cpu" else frozenset()
-    allowed = dict.fromkeys(["bfloat16" if first == "bfloat16" else "float32", "float32"])
-    for number, dtype in enumerate(allowed):
-        yield Contestant(f"openvino-{dtype}" if number else "openvino", "openvino", {**common, "dtype": dtype}, seeing)
-    yield Contestant("onnxruntime-float32", "onnxruntime", common, seeing)
+        yield Contestant(f"fastvlm-{dtype}", "fastvlm", {**own, "dtype": dtype}, what - {"cold-start"})
+
+
+def _peers(options: BenchOptions) -> Iterator[Contestant]:
+    what, first = frozenset(options.what), options.dtypes[0]
+    common = {"folder": options.folder, "threads": options.threads}
+    for dtype in options.dtypes:
+        label = "transformers" if dtype == first else f"transformers-{dtype}"
+        settings = {**common, "device": options.device, "dtype": dtype}
+        yield Contestant(label, "transformers", settings, what - {"cold-start", "second-question"})
+    is_bfloat16 = first == "bfloat16"
+    encoding = what & {"encode"} if options.device == "cpu" else frozenset()
+    yield Contestant("openvino", "openvino", {**common, "dtype": "bfloat16" if is_bfloat16 else "float32"}, encoding)
+    if is_bfloat16:
+        yield Contestant("openvino-float32", "openvino", {**common, "dtype": "float32"}, encoding)
+    yield Contestant("onnxruntime-float32", "onnxruntime", common, encoding)
 
 
 def _cold_starts(options: BenchOptions) -> Iterator[Contestant]:
-    asked = (options.folder, options.image, FIRST_QUESTION, options.device, options.dtypes[0])
-    commands = {"fastvlm": ask_command(*asked)}
+    question = (options.folder, options.image, FIRST_QUESTION, options.device, options.dtypes[0])
+    commands = {"fastvlm": ask_command(*question)}
     if options.has_peers:
-        commands["transformers"] = transformers_command(*asked)
+        commands["transformers"] = transformers_command(*question)
     for label, command in commands.items():
         cold = {"command": command, "threads": options.threads}
         yield Contestant(label, "command", cold, frozenset(options.what) & {"cold-start"})
