@@ -160,7 +160,7 @@ def read_chat(context: ServerContext, body: bytes) -> GenerationRequest:
     if request.messages[-1].role == "assistant":
         last = f"messages[{len(turns) - 1}]"
         raise invalid(f"{last} has the role 'assistant'. End with a user message.", param=last)
-    images = request.mm_processor_kwargs or ImageSettings()
+    images = request.mm_processor_kwargs or ImageSettings(image_size=None)
     return GenerationRequest(
         model=request.model,
         prompts=[conversation(context, turns)],

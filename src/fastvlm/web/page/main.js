@@ -67,7 +67,7 @@ const conversation = new Conversation(() => {
   $("export").disabled = isEmpty;
   showNote(undo?.reason ?? "", undo !== null);
   toEnd();
-  save("conversation", { turns, undo });
+  keep("conversation", { turns, undo });
 });
 
 const attachments = new Attachments($("images"), {
@@ -132,8 +132,16 @@ async function chosenModel() {
   return models.chosen;
 }
 
+let isWarned = false;
+
+async function keep(key, value) {
+  if ((await save(key, value)) || isWarned) return;
+  isWarned = true;
+  showNote("This browser cannot store the conversation: a reload will lose it.", conversation.undo !== null);
+}
+
 function storeDraft() {
-  save("draft", { text: $("question").value, images: attachments.uris });
+  keep("draft", { text: $("question").value, images: attachments.uris });
 }
 
 function send(text, format) {
