@@ -67,10 +67,17 @@ def test_thousands_of_parts_are_refused_with_their_number():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+    st.none()
+    | st.sampled_from(["text", "content", "image_url"])
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.text(max_size=3),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["text", "type", "image_url", "url", "role", "str", "x"]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["text", "type", "image_url", "url", "role", "content", "str", "x"]), inner, max_size=3
+        )
     ),
     max_leaves=8,
 )
@@ -91,3 +98,9 @@ def test_any_mistake_is_told_with_a_place_of_the_body(name, value):
     error = mistake({**CHAT, name: value})
     if error is not None and error.code != "invalid_json":
         assert error.status == 400 and error.param.partition("[")[0].partition(".")[0] == name
+
+
+@pytest.mark.parametrize("key", ["content", "role", "name"])
+def test_an_unknown_type_of_a_message_hides_no_mistake(key):
+    error = mistake({"model": "mini", "messages": [{"role": "user", "type": key, "content": [5], "name": 5}]})
+    assert error.status == 400 and error.param.startswith("messages[0]")

@@ -53,12 +53,13 @@ def conversation(context: ServerContext, turns: Sequence[tuple[str, Sequence[Par
 
 
 def conversation_key(prompts: Sequence[Messages] | Sequence[str]) -> int:
-    """Equal for requests that begin with the same texts, or with the same two messages."""
+    """Equal for requests with the same texts, or that begin with the same system message and first turn."""
     return hash(tuple(prompt if isinstance(prompt, str) else _beginning(prompt) for prompt in prompts))
 
 
 def _beginning(messages: Messages) -> tuple[Any, ...]:
-    return tuple((message["role"], *(tuple(item.values()) for item in message["content"])) for message in messages[:2])
+    beginning = messages[: 2 if messages[0]["role"] == "system" else 1]
+    return tuple(tuple(item.values()) for message in beginning for item in message["content"])
 
 
 async def load_images(context: ServerContext, messages: Messages) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +13,7 @@ from fastvlm.engine.types import Completion, Usage
 from fastvlm.server.replicas import Replica
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_LABELS = ["model", "replica"]
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30, 60, 120, 300)
 _RATES = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 
@@ -70,28 +71,22 @@ class _EngineCollector(Collector):
     """Reads the engines' state when it is collected."""
 
     def __init__(self, replicas: Mapping[str, Sequence[Replica]]) -> None:
-        self._replicas = [
-            ([name, str(index)], one) for name, several in replicas.items() for index, one in enumerate(several)
+        self._engines = [
+            ([name, str(index)], one.engine) for name, several in replicas.items() for index, one in enumerate(several)
         ]
 
     def collect(self) -> Iterable[Metric]:
         """One sample per replica."""
-        gauges: dict[str, tuple[str, Callable[[Replica], int]]] = {
-            "fastvlm_slots": ("Replies that can be generated at the same time.", lambda one: one.engine.num_slots),
-            "fastvlm_slots_running": ("Replies being generated.", lambda one: one.engine.num_running),
-            "fastvlm_queue_waiting": ("Replies that wait for a slot.", lambda one: one.engine.num_waiting),
-        }
-        for name, (text, value) in gauges.items():
-            gauge = GaugeMetricFamily(name, text, labels=["model", "replica"])
-            for labels, replica in self._replicas:
-                gauge.add_metric(labels, value(replica))
-            yield gauge
+        slots = GaugeMetricFamily("fastvlm_slots", "Replies that can be generated at the same time.", labels=_LABELS)
+        running = GaugeMetricFamily("fastvlm_slots_running", "Replies being generated.", labels=_LABELS)
+        waiting = GaugeMetricFamily("fastvlm_queue_waiting", "Replies that wait for a slot.", labels=_LABELS)
         images = CounterMetricFamily(
-            "fastvlm_images",
-            "Images in prompts, by whether the cache had them.",
-            labels=["model", "replica", "cache"],
+            "fastvlm_images", "Images in prompts, by whether the cache had them.", labels=[*_LABELS, "cache"]
         )
-        for labels, replica in self._replicas:
-            for outcome, count in zip(("hit", "miss"), replica.engine.image_hits, strict=True):
+        for labels, engine in self._engines:
+            slots.add_metric(labels, engine.num_slots)
+            running.add_metric(labels, engine.num_running)
+            waiting.add_metric(labels, engine.num_waiting)
+            for outcome, count in zip(("hit", "miss"), engine.image_hits, strict=True):
                 images.add_metric([*labels, outcome], count)
-        yield images
+        return slots, running, waiting, images

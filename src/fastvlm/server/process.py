@@ -134,8 +134,9 @@ def _listen(settings: ServeSettings) -> socket.socket:
         is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=is_dual)
     except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # `create_server` adds the address
         raise UsageError(
-            f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror}). Try another --port."
+            f"Cannot listen on {settings.host}, port {settings.port} ({reason}). Try another --port."
         ) from error
 
 

@@ -21,11 +21,6 @@ class Replica:
         self.engine, self.async_engine = engine, AsyncEngine(engine, image_pool=image_pool)
         self.num_pending = 0
 
-    @property
-    def capacity(self) -> int:
-        """Replies that may run or wait."""
-        return self.engine.num_slots + self.engine.max_waiting
-
 
 class Replicas:
     """All engines of one model.
@@ -77,6 +72,6 @@ class Replicas:
         if known is not None and known.num_pending + count <= known.engine.num_slots:
             return known  # the conversation is in its caches, and a slot is free
         least = min(self.all, key=lambda replica: replica.num_pending)
-        if least.num_pending + count > least.capacity:
+        if least.num_pending + count > least.engine.num_slots + least.engine.max_waiting:
             raise busy(f"{self.num_pending} replies are running or waiting, which is the limit. Try again later.")
         return least

@@ -120,7 +120,9 @@ def _path(location: tuple[int | str, ...], body: Any, *, is_missing: bool) -> tu
     for index, step in enumerate(location):
         is_last = index == len(location) - 1
         if isinstance(step, int):
-            is_key, path, here = True, f"{path}[{step}]", here[step]
+            is_key = isinstance(here, list) and step < len(here)
+            if is_key:
+                path, here = f"{path}[{step}]", here[step]
         else:
             is_present = isinstance(here, Mapping) and (step in here or (is_last and is_missing))
             is_key = is_present and (is_last or step != branch)
