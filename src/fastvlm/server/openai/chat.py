@@ -87,7 +87,7 @@ class ImageSettings(Strict):
     """How this request's images are prepared (vLLM's `mm_processor_kwargs`)."""
 
     image_size: int | tuple[int, int] | None = Field(
-        None, description="Side, or height and width, in pixels: multiples of 64, at most the server's own."
+        default=None, description="Side, or height and width, in pixels: multiples of 64, at most the server's own."
     )
     image_fit: Literal["pad", "crop", "stretch"] | None = None
 
