@@ -169,7 +169,7 @@ def test_limits_are_those_of_the_server(page):
     assert "at most 3 images" in page.text("#images .rejected")
     assert page.run("return document.querySelector('#max-tokens').max") == "1024"
     sizes = page.run("return [...document.querySelector('#image-size').options].map((one) => one.text)")
-    assert sizes == ["512 × 512 px, 64 tokens", *(f"{n} × {n} px, {(n // 64) ** 2} tokens" for n in (128, 256, 384))]
+    assert sizes == ["512 x 512 px, 64 tokens", *(f"{n} x {n} px, {(n // 64) ** 2} tokens" for n in (128, 256, 384))]
     assert page.text("#about").startswith("Drawings only, one question at a time")
 
 
@@ -270,7 +270,7 @@ def test_a_model_or_adapter_is_chosen_and_the_choice_is_kept(browser, server):
     choice = Select(page.all("#model-choice")[0])
     assert [option.text for option in choice.options] == ["mini", "poet (adapter)"]
     choice.select_by_value("poet")
-    assert page.text("#about").startswith("adapter of mini · images at 512 × 512 px, 64 tokens each · 2,048 tokens")
+    assert page.text("#about").startswith("adapter of mini · images at 512 x 512 px, 64 tokens each · 2,048 tokens")
     page.type("Hello?")
     page.click("#send")
     page.until(lambda: "no longer has this model" in page.text("#error"))

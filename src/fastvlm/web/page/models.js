@@ -15,7 +15,7 @@ function about(model) {
   const base = model.parent ? `adapter of ${model.parent} · ` : "";
   if (!model.image) return `${base}being opened…`;
   const { width, height, tokens } = model.image;
-  const size = `images at ${width} × ${height} px, ${counted(tokens, "token")} each`;
+  const size = `images at ${width} x ${height} px, ${counted(tokens, "token")} each`;
   return `${base}${size} · ${counted(model.max_model_len, "token")} of conversation`;
 }
 

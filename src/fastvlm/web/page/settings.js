@@ -111,8 +111,8 @@ export function showLimits({ image, limits }) {
 
 function showImageChoices({ width, height, fit, tokens }) {
   const sizes = SIZES.filter((side) => side * side < width * height);
-  const named = sizes.map((side) => [String(side), `${side} × ${side} px, ${counted((side / STRIDE) ** 2, "token")}`]);
-  choices("image-size", `${width} × ${height} px, ${counted(tokens, "token")}`, named);
+  const named = sizes.map((side) => [String(side), `${side} x ${side} px, ${counted((side / STRIDE) ** 2, "token")}`]);
+  choices("image-size", `${width} x ${height} px, ${counted(tokens, "token")}`, named);
   const others = Object.entries(FITS).filter(([name]) => name !== fit);
   choices("image-fit", FITS[fit], others);
 }
