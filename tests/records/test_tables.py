@@ -135,8 +135,8 @@ def test_damaged_sets_are_refused(tmp_path):
 
 def test_a_set_without_turns_is_refused(tmp_path):
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "set")
-    with pytest.raises(DataError, match="has the columns text; expected conversations or messages"):
-        open_samples([tmp_path / "set"])
+    with pytest.raises(DataError, match="it has 'text', which would not be read; known here: conversations, messages"):
+        open_samples([tmp_path / "set"])[0]
 
 
 def test_bytes_of_images_are_not_read_with_the_text(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_an_image_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, ho
         path = tmp_path / "set"
     else:
         rows.to_parquet(path)
-    source = open_samples([path])._sources[0]
+    source = open_samples([path])._sources[0][0]
     first, second = source.record(0)["images"]
     assert (first.read(), first.read(2)) == (b"abcdef", b"ab")
     with pytest.raises(OSError, match="neither bytes nor a path stand there"):
@@ -209,7 +209,7 @@ def written(tmp_path, how, **columns):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"img": ["x.png"]}, r"values in 'img' \(did you mean 'image'\?\), which would not be read"),
+        ({"img": ["x.png"]}, r"it has 'img' \(did you mean 'image'\?\), which would not be read"),
         ({"a.b": [3], "turn": [{"a": 3}]}, "'a.b', 'turn'.*--ignore a.b --ignore turn"),
         ({"tools": [[{"name": "x"}]]}, "it has 'tools'; FastVLM's chat template has no tools"),
         ({"video": ["x.mp4"]}, "it has 'video'"),

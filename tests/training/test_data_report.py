@@ -54,7 +54,7 @@ def test_what_is_counted(mixed):
     assert (report.num_samples, report.num_images, report.num_text_only) == (8, 3, 2)
     assert report.num_tokens == sum(len(row["input_ids"]) for row in rows) == sum(good.lengths())
     assert report.num_supervised_tokens == sum(int((row["labels"] != -100).sum()) for row in rows)
-    assert report.too_long == (f"{mixed}:8",)
+    assert report.too_long == [f"{mixed}:8"]
     assert report.lengths.maximum > 1000 and report.lengths.minimum == min(len(row["input_ids"]) for row in rows)
 
 
@@ -87,7 +87,7 @@ def test_a_good_set_and_one_without_a_good_record(tmp_path):
     report = check(write_lines(tmp_path / "x.jsonl", llava("Hi", "Ho")))
     assert report.is_good and "bad:" not in report.text() and report.text().startswith("1 samples: 1 good, 0 bad")
     none = check(write_lines(tmp_path / "y.jsonl", "{"))
-    assert none.lengths is None and none.rendered == () and list(none.good) == []
+    assert none.lengths is None and none.rendered == [] and list(none.good) == []
     assert "tokens a sample" not in none.text()
 
 

@@ -1,6 +1,7 @@
 """The smaller parts of a run: mixtures, averages, curves, cards, the folder."""
 
 import signal
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -9,9 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from training_files import openai
 
 from fastvlm.errors import DataError, TrainingError, UsageError
-from fastvlm.training.data.mixing import Mixture, split_off
+from fastvlm.training.data.mixing import split_off
+from fastvlm.training.data.samples import Samples
 from fastvlm.training.recipe import Recipe, read_recipe
 from fastvlm.training.run.curves import curves_of, draw_curves, smoothed
 from fastvlm.training.run.ema import WeightAverage
@@ -19,24 +22,45 @@ from fastvlm.training.run.interruption import Interruption
 from fastvlm.training.run.model_card import RunFacts, TestScore, model_card
 from fastvlm.training.run.run_folder import RunFolder
 
-# Mixtures.
+# Several sources.
+
+
+class Source:
+    folder = Path()
+
+    def __init__(self, name, count):
+        self.name, self.count = name, count
+
+    def __len__(self):
+        return self.count
+
+    def origin(self, index):
+        return f"{self.name}:{index}"
+
+    def record(self, index):
+        return openai("Hi", "Ho")
+
+
+def samples(name, count):
+    return Samples([(Source(name, count), ())])
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.floats(0.05, 3.2)), min_size=1, max_size=4), st.integers(0, 9))
 def test_each_source_is_seen_as_often_as_asked(sources, seed):
-    mixture = Mixture([([(i, k) for k in range(n)], repeat) for i, (n, repeat) in enumerate(sources)], seed)
-    seen = [mixture[index] for index in range(len(mixture))]
+    joined = Samples.joined([(samples(i, n), repeat) for i, (n, repeat) in enumerate(sources)], seed)
+    seen = [joined.origin(index) for index in range(len(joined))]
     for i, (count, repeat) in enumerate(sources):
-        times = [seen.count((i, k)) for k in range(count)]
+        times = [seen.count(f"{i}:{k}") for k in range(count)]
         assert sum(times) == int(repeat) * count + round((repeat - int(repeat)) * count)
         assert all(int(repeat) <= t <= int(repeat) + 1 for t in times)
 
 
-def test_a_mixture_is_a_sequence():
-    mixture = Mixture([("abc", 1), ("de", 2)])
-    assert mixture[-1] == "e" and mixture[1:4] == ["b", "c", "d"]
+def test_joined_samples_are_a_sequence():
+    joined = Samples.joined([(samples("a", 4).chosen([3, 1, 2]), 1), (samples("b", 2), 2)])
+    assert [joined.origin(index) for index in range(7)] == ["a:3", "a:1", "a:2", "b:0", "b:1", "b:0", "b:1"]
+    assert joined[-1].origin == "b:1" and [sample.origin for sample in joined[1:4]] == ["a:1", "a:2", "b:0"]
     with pytest.raises(IndexError):
-        mixture[7]
+        joined[7]
 
 
 class Rows:

@@ -75,7 +75,7 @@ def test_a_bad_record_is_told_by_origin_and_reason(tmp_path):
 def test_a_million_records_need_little_memory(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text((json.dumps(llava("Hi", "Ho")) + "\n") * 20_000)
-    source = open_samples([path])._sources[0]
+    source = open_samples([path])._sources[0][0]
     held = sum(sys.getsizeof(value) for value in vars(source).values())
     assert held < 20_000 * 32  # 32 MB a million
 

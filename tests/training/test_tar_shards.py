@@ -13,13 +13,13 @@ from fastvlm.errors import DataError
 from fastvlm.images import open_image
 from fastvlm.training.data.messages import read_record
 from fastvlm.training.data.samples import open_samples
-from fastvlm.training.data.tar_shards import CAPTION_QUESTIONS, ImageInTar, caption_messages, open_shards
+from fastvlm.training.data.tar_shards import CAPTION_QUESTIONS, ImageInTar, TarShard, caption_messages
 
 TURNS = json.dumps(openai("Hi", "Ho"))
 
 
 def shard(tmp_path, members, **kind):
-    return open_shards([write_tar(tmp_path / "s.tar", members, **kind)])[0]
+    return TarShard(write_tar(tmp_path / "s.tar", members, **kind))
 
 
 def gray_levels(images):
@@ -114,7 +114,7 @@ def test_a_second_member_of_one_name_is_refused(tmp_path):
     """What `tar -r` appends replaces nothing: which of both is meant cannot be known."""
     members = {"x.json": TURNS, "x.png": png(1)}
     path = write_tar(write_tar(tmp_path / "s.tar", members), {"x.json": TURNS, "y.json": TURNS}, "a")
-    source = open_shards([path])[0]
+    source = TarShard(path)
     with pytest.raises(DataError, match=r"x\.json: it is a second \.json"):
         source.record(0)
     assert source.record(1) == json.loads(TURNS)
@@ -129,7 +129,7 @@ def test_links_and_sparse_files_are_refused(tmp_path):
         folder = tarfile.TarInfo("folder.png")
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
-    source = open_shards([tmp_path / "s.tar"])[0]
+    source = TarShard(tmp_path / "s.tar")
     assert len(source) == 3 and not source.unused
     for index in range(3):
         with pytest.raises(DataError, match="it is a link, a device or a sparse file"):
@@ -175,7 +175,7 @@ def test_every_member_is_used_or_told(tmp_path, names):
             content = TURNS.encode() if name.lower().endswith("json") else f"member {number}".encode()
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    source = open_shards([tmp_path / "s.tar"])[0]
+    source = TarShard(tmp_path / "s.tar")
     unused = [member.origin for member in source.unused]
     told = [f"{tmp_path}/s.tar:{name}" for name in names if f"{tmp_path}/s.tar:{name}" not in unused]
     num_used = sum(num_members(source, index, told) for index in range(len(source)))
@@ -188,7 +188,7 @@ def test_a_compressed_or_cut_shard_is_refused(tmp_path):
     path = write_tar(tmp_path / "cut.tar", {"x.png": b"1" * 2000, "y.png": b"1" * 2000})
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="cut"):
-        open_shards([path])
+        TarShard(path)
 
 
 def test_an_image_is_read_in_part_or_whole(tmp_path):

@@ -1,10 +1,9 @@
 """Arrow and Parquet files as record sources: folders that ``save_to_disk`` wrote, and Parquet files.
 
-Read by pyarrow alone: both formats are Arrow's own (a stream of record batches, Parquet), and what ``datasets`` adds
-(pandas, aiohttp, a cache that copies Parquet before it is read) serves other purposes.
+Read by pyarrow alone, because ``datasets`` adds dependencies (pandas, aiohttp) and copies Parquet before it reads it.
 
-Arrow files are mapped into memory, so a row costs what it holds. A Parquet row costs its row group, of which the last
-few are kept; images are read apart from the text, only when they are asked for.
+Arrow files are memory-mapped, so reading a row costs only that row. Reading a Parquet row costs its row group; the last
+few groups are kept. Images are read separately from the text, when they are needed.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
 
 ARROW = -1  # the group of a file that is not divided in row groups
 _SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}.*")
-
-
-class TableColumns(NamedTuple):
-    """The columns that are read: `plain` ones with their values, `images` as paths or :class:`ImageInTable`."""
-
-    plain: tuple[str, ...]
-    images: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,13 +84,13 @@ class TableSource:
 
     Args:
         parts: the files' row groups, in order.
-        columns: what is read of a row.
-        images_in: where relative image paths begin; None for the files' folder.
+        images: columns whose values are paths, or are given as :class:`ImageInTable`.
+        unread: columns that are left out.
     """
 
-    def __init__(self, parts: Sequence[_Part], columns: TableColumns, images_in: Path | None) -> None:
-        self._parts, self._columns = tuple(parts), columns
-        self.folder = images_in or parts[0].file.parent
+    def __init__(self, parts: Sequence[_Part], images: Collection[str], unread: Collection[str]) -> None:
+        self._parts, self._images, self._unread = tuple(parts), frozenset(images), frozenset(unread)
+        self.folder = parts[0].file.parent
         self._ends = list(accumulate(part.num_rows for part in parts))
 
     def __len__(self) -> int:
@@ -115,32 +107,28 @@ class TableSource:
         return f"{part.file}:{part.rows_before + row + 1}"
 
     def record(self, index: int) -> dict[str, Any]:
-        """The columns that are read; bytes of images stay where they are. Raises DataError: the file is damaged."""
+        """The values of a row; image bytes are not read. Raises DataError: the file is damaged."""
         (file, group, _, _), row = self._place(index)
-        record: dict[str, Any] = {}
         with _readable(lambda error: f"it cannot be read ({error})"):
-            table = _mapped(file) if group == ARROW else _group_texts(file, group, self._columns)
-            for name in table.column_names:
-                if name in self._columns.plain:
-                    record[name] = table.column(name)[row].as_py()
-                elif name in self._columns.images:
-                    place = ImageInTable(file, group, row, name, None, self.folder)
-                    record[name] = _image_column(table.column(name)[row], place)
-        return record
+            table = _mapped(file) if group == ARROW else _group_texts(file, group, self._images, self._unread)
+            cells = {name: table.column(name)[row] for name in table.column_names if name not in self._unread}
+            return {
+                name: _image_column(cell, ImageInTable(file, group, row, name, None, self.folder))
+                if name in self._images
+                else cell.as_py()
+                for name, cell in cells.items()
+            }
 
 
 def _image_column(cell: pa.Scalar, place: ImageInTable) -> Any:
-    """Paths as they are, anything with bytes as places to read from, nothing for null."""
+    """Paths as they are; an :class:`ImageInTable` for anything with bytes; None for null."""
     if not cell.is_valid:
         return None
     kind = cell.type
     if hasattr(kind, "value_type"):
         if _is_text(kind.value_type):
             return cell.as_py()
-        return [
-            ImageInTable(place.file, place.group, place.row, place.column, item, place.folder)
-            for item in range(len(cell.values))
-        ]
+        return [replace(place, item=item) for item in range(len(cell.values))]
     return cell.as_py() if _is_text(kind) else place
 
 
@@ -151,19 +139,11 @@ def _is_text(kind: pa.DataType) -> bool:
 
 # ---------------------------------------------------------------------------------------------- opening
 
-CheckColumns = Callable[[Path, Sequence[str], Callable[[str], bool]], None]  # file, its columns, has a column values?
 
-
-def open_saved_dataset(
-    folder: Path, columns: TableColumns, check: CheckColumns, images_in: Path | None = None
-) -> TableSource:
+def open_saved_dataset(folder: Path, images: Collection[str], unread: Collection[str]) -> TableSource:
     """A folder that ``Dataset.save_to_disk`` wrote, or a ``DatasetDict``'s with one split.
 
-    Args:
-        folder: of the dataset.
-        columns: what is read.
-        check: raises for a file with columns that cannot be used.
-        images_in: where relative image paths begin; None for the folder.
+    `images` and `unread` are columns, as :class:`TableSource` takes them.
 
     Raises:
         UsageError: a set with several splits; their folders are named.
@@ -174,7 +154,7 @@ def open_saved_dataset(
         splits = _stored_json(folder / "dataset_dict.json").get("splits") or []
         if len(splits) != 1:
             raise UsageError(f"{folder} has the splits {', '.join(splits)}. Name one: {folder / (splits or ['?'])[0]}")
-        return open_saved_dataset(folder / splits[0], columns, check, images_in)
+        return open_saved_dataset(folder / splits[0], images, unread)
     state = _stored_json(folder / "state.json")
     files = [folder / entry.get("filename", "") for entry in state.get("_data_files") or []]
     if not files:
@@ -184,16 +164,12 @@ def open_saved_dataset(
         raise DataError(f"{folder} is not complete: {', '.join(missing[:3])} is not there. Copy the whole folder.")
     with _readable(lambda error: f"{folder} cannot be read as Arrow ({error}). Was it cut?"):
         tables = [_mapped(file) for file in files]
-    for file, table in zip(files, tables, strict=True):
-        check(file, table.column_names, partial(_has_cells, table))
     parts = [_Part(file, ARROW, 0, table.num_rows) for file, table in zip(files, tables, strict=True)]
-    return TableSource(parts, columns, images_in)
+    return TableSource(parts, images, unread)
 
 
-def open_parquet(
-    files: Sequence[Path], columns: TableColumns, check: CheckColumns, images_in: Path | None = None
-) -> TableSource:
-    """Parquet files of one split; arguments as in :func:`open_saved_dataset`.
+def open_parquet(files: Sequence[Path], images: Collection[str], unread: Collection[str]) -> TableSource:
+    """Parquet files of one split; `images` and `unread` as :class:`TableSource` takes them.
 
     Raises:
         UsageError: files of several splits (train-00000-of-00002.parquet and test-00000-of-00001.parquet).
@@ -206,25 +182,12 @@ def open_parquet(
     parts: list[_Part] = []
     for file in files:
         with _parquet(file) as parquet:
-            metadata = parquet.metadata
-            names = metadata.schema.to_arrow_schema().names
-            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        check(file, names, partial(_has_values, file))
-        ends = accumulate(sizes)
-        parts += [
-            _Part(file, group, end - size, size) for group, (end, size) in enumerate(zip(ends, sizes, strict=True))
-        ]
-    return TableSource(parts, columns, images_in)
-
-
-def _has_cells(table: pa.Table, column: str) -> bool:
-    return bool(table.column(column).null_count < table.num_rows)
-
-
-def _has_values(file: Path, column: str) -> bool:
-    """False where every cell of a column is null."""
-    dataset = _pyarrow().dataset
-    return bool(dataset.dataset(file, format="parquet").count_rows(filter=dataset.field(column).is_valid()))
+            rows_before = 0
+            for group in range(parquet.metadata.num_row_groups):
+                num_rows = parquet.metadata.row_group(group).num_rows
+                parts.append(_Part(file, group, rows_before, num_rows))
+                rows_before += num_rows
+    return TableSource(parts, images, unread)
 
 
 def _stored_json(path: Path) -> dict[str, Any]:
@@ -252,17 +215,14 @@ def parquet_rows(path: Path) -> Iterator[Record]:
     if not path.is_file():
         raise UsageError(f"There is no file {path}; expected one with records.")
     with _parquet(path) as parquet:
-        number = 0
-        for batch in parquet.iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                number += 1
-                yield Record(path, number, number, row)
+        rows = (row for batch in parquet.iter_batches(batch_size=64) for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield Record(path, number, number, row)
 
 
 def _pyarrow(extra: str = "train") -> Any:
     try:
         import pyarrow  # noqa: PLC0415 - only these formats need it
-        import pyarrow.dataset  # noqa: PLC0415
         import pyarrow.parquet  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError("pyarrow", extra, "Reading Arrow and Parquet") from error
@@ -302,14 +262,16 @@ def _num_bytes(file: Path) -> int:
 
 
 @lru_cache(maxsize=16)
-def _group_texts(file: Path, group: int, columns: TableColumns) -> pa.Table:
-    """The columns of a row group that are read, without the bytes of images."""
+def _group_texts(file: Path, group: int, images: frozenset[str], unread: frozenset[str]) -> pa.Table:
+    """A row group without `unread` columns and without the bytes of images, where a path stands beside them."""
     with _parquet(file) as parquet:
         paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
-        wanted = [path for path in paths if path.split(".")[0] in columns.plain]
-        for name in columns.images:
-            leaves = [path for path in paths if path.split(".")[0] == name]
-            wanted += [path for path in leaves if not path.endswith(".bytes")] or leaves
+        wanted: list[str] = []
+        for name in parquet.schema_arrow.names:
+            leaves = [path for path in paths if path == name or path.startswith(f"{name}.")]
+            if name in images:
+                leaves = [path for path in leaves if not path.endswith(".bytes")] or leaves
+            wanted += leaves if name not in unread else []
         return parquet.read_row_group(group, columns=wanted, use_threads=False)
 
 

@@ -1,6 +1,5 @@
-"""Report of ``fastvlm train --check``: reads every record and opens every image, computes nothing.
-
-Bad records are listed by origin and reason, none is replaced or left out silently.
+"""Report of ``fastvlm train --check``, which reads every record and opens every image. Bad records are listed with
+their reasons.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from fastvlm.errors import FastVlmError, ImageError
+from fastvlm.errors import DataError, FastVlmError, ImageError
 from fastvlm.images import open_image
 from fastvlm.training.data.dataset import CHUNK, IGNORED, Supervised, SupervisedDataset, refuse_missing
 from fastvlm.training.data.samples import BadRecordError, Sample
@@ -88,35 +87,33 @@ class RenderedSample:
         return "".join(f"{begin}{text}{end}" if is_supervised else text for text, is_supervised in self.parts)
 
 
-@dataclass(frozen=True)
+@dataclass
 class DataReport:
     """Result of a data check.
 
     Args:
-        num_samples: records looked at.
-        bad: those that cannot be trained on.
-        lengths: of the good ones; None where there is none.
-        max_tokens: the limit that they were held against.
-        too_long: origins of good samples that are longer, and will be cut at their end.
+        num_samples: records in the data.
+        max_tokens: samples with more are cut at their end.
+        bad: records that cannot be trained on.
+        lengths: of the good ones; None if there are none.
+        too_long: origins of good samples with more than `max_tokens`.
         num_text_only: good samples without an image.
-        num_images: images of the good samples.
-        num_tokens: of the good samples, as they will be trained on.
-        num_supervised_tokens: of these, how many are learned.
-        rendered: a few samples of different kinds.
+        num_images, num_tokens, num_supervised_tokens: of the good samples, after they were cut.
+        rendered: RENDERED samples: without images, with one, with several, then any others.
         unused: members of shards that belong to no record.
     """
 
     num_samples: int
-    bad: tuple[BadSample, ...]
-    lengths: LengthSummary | None
     max_tokens: int
-    too_long: tuple[str, ...]
-    num_text_only: int
-    num_images: int
-    num_tokens: int
-    num_supervised_tokens: int
-    rendered: tuple[RenderedSample, ...]
-    unused: tuple[UnusedMember, ...] = ()
+    bad: list[BadSample] = field(default_factory=list)
+    lengths: LengthSummary | None = None
+    too_long: list[str] = field(default_factory=list)
+    num_text_only: int = 0
+    num_images: int = 0
+    num_tokens: int = 0
+    num_supervised_tokens: int = 0
+    rendered: list[RenderedSample] = field(default_factory=list)
+    unused: list[UnusedMember] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:
@@ -127,7 +124,7 @@ class DataReport:
     def good(self) -> Sequence[int]:
         """Indices of the samples that can be trained on: for :meth:`fastvlm.training.data.samples.Samples.chosen`."""
         bad = {sample.index for sample in self.bad}
-        return array("Q", (index for index in range(self.num_samples) if index not in bad))
+        return [index for index in range(self.num_samples) if index not in bad]
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report as JSON values."""
@@ -187,41 +184,6 @@ def _listed(lines: Sequence[str]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------- checking
 
 
-@dataclass
-class _Findings:
-    """Accumulated results of a check in progress."""
-
-    dataset: SupervisedDataset
-    bad: list[BadSample] = field(default_factory=list)
-    lengths: array[int] = field(default_factory=lambda: array("Q"))
-    too_long: list[str] = field(default_factory=list)
-    num_text_only: int = 0
-    num_images: int = 0
-    num_tokens: int = 0
-    num_supervised: int = 0
-    rendered: list[RenderedSample] = field(default_factory=list)
-    by_kind: dict[int, RenderedSample] = field(default_factory=dict)
-
-    def add(self, sample: Sample, tokens: Supervised) -> None:
-        """Add a valid sample."""
-        self.lengths.append(tokens.num_tokens)
-        if tokens.num_tokens > self.dataset.max_tokens:
-            self.too_long.append(sample.origin)
-        self.num_text_only += not sample.images
-        self.num_images += len(sample.images)
-        self.num_tokens += len(tokens.input_ids)
-        self.num_supervised += tokens.num_supervised
-        kind = min(len(sample.images), 2)
-        if kind not in self.by_kind:
-            self.by_kind[kind] = rendered(self.dataset, sample, tokens)
-        elif len(self.rendered) < RENDERED:
-            self.rendered.append(rendered(self.dataset, sample, tokens))
-
-    def shown(self) -> tuple[RenderedSample, ...]:
-        """Samples to render: one without images, one with one, one with several, then others."""
-        return (*self.by_kind.values(), *self.rendered)[:RENDERED]
-
-
 def check_data(
     samples: Sequence[Sample], dataset: SupervisedDataset, on_progress: Callable[[int, int], None] | None = None
 ) -> DataReport:
@@ -232,27 +194,39 @@ def check_data(
         dataset: tokenizes the samples.
         on_progress: called with (samples done, samples) now and then.
     """
-    findings = _Findings(dataset)
+    report = DataReport(len(samples), dataset.max_tokens, unused=list(getattr(samples, "unused", ())))
+    lengths, by_kind, others = array("Q"), dict[int, RenderedSample](), list[RenderedSample]()
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for chunk in _chunks(dataset):
-            problems = pool.map(partial(_image_problem, dataset), [sample for _, sample, _ in chunk])
+            problems = pool.map(partial(_problem, dataset), [sample for _, sample, _ in chunk])
             for (index, sample, ids), problem in zip(chunk, problems, strict=True):
-                _examine(findings, index, sample, ids, problem)
+                try:
+                    if problem or isinstance(sample, BadRecordError):
+                        raise DataError(problem)
+                    tokens = dataset.supervise_ids(sample, ids)
+                except FastVlmError as error:
+                    report.bad.append(BadSample(index, sample.origin, str(error)))
+                    continue
+                lengths.append(tokens.num_tokens)
+                _count(report, sample, tokens)
+                kind = min(len(sample.images), 2)
+                if kind not in by_kind:
+                    by_kind[kind] = rendered(dataset, sample, tokens)
+                elif len(others) < RENDERED:
+                    others.append(rendered(dataset, sample, tokens))
             if on_progress is not None:
                 on_progress(chunk[-1][0] + 1, len(samples))
-    return DataReport(
-        num_samples=len(samples),
-        bad=tuple(findings.bad),
-        lengths=LengthSummary.of(findings.lengths),
-        max_tokens=dataset.max_tokens,
-        too_long=tuple(findings.too_long),
-        num_text_only=findings.num_text_only,
-        num_images=findings.num_images,
-        num_tokens=findings.num_tokens,
-        num_supervised_tokens=findings.num_supervised,
-        rendered=findings.shown(),
-        unused=tuple(getattr(samples, "unused", ())),
-    )
+    report.lengths, report.rendered = LengthSummary.of(lengths), [*by_kind.values(), *others][:RENDERED]
+    return report
+
+
+def _count(report: DataReport, sample: Sample, tokens: Supervised) -> None:
+    if tokens.num_tokens > report.max_tokens:
+        report.too_long.append(sample.origin)
+    report.num_text_only += not sample.images
+    report.num_images += len(sample.images)
+    report.num_tokens += len(tokens.input_ids)
+    report.num_supervised_tokens += tokens.num_supervised
 
 
 _Row = tuple[int, Sample | BadRecordError, list[int]]
@@ -264,10 +238,10 @@ def _chunks(dataset: SupervisedDataset) -> Iterator[list[_Row]]:
         yield list(rows)
 
 
-def _image_problem(dataset: SupervisedDataset, sample: Sample | BadRecordError) -> str:
-    """Error of the first bad image of a sample, or ""."""
+def _problem(dataset: SupervisedDataset, sample: Sample | BadRecordError) -> str:
+    """Why a record cannot be read, or its first bad image cannot be opened; "" if all can."""
     if isinstance(sample, BadRecordError):
-        return ""
+        return sample.reason
     number = 0
     try:
         refuse_missing(sample.images)
@@ -278,31 +252,14 @@ def _image_problem(dataset: SupervisedDataset, sample: Sample | BadRecordError) 
     return ""
 
 
-def _examine(
-    findings: _Findings, index: int, sample: Sample | BadRecordError, ids: Sequence[int], problem: str
-) -> None:
-    if isinstance(sample, BadRecordError):
-        findings.bad.append(BadSample(index, sample.origin, sample.reason))
-        return
-    try:
-        if problem:
-            raise ImageError(problem)
-        findings.add(sample, findings.dataset.supervise_ids(sample, ids))
-    except FastVlmError as error:
-        findings.bad.append(BadSample(index, sample.origin, str(error)))
-
-
 def rendered(dataset: SupervisedDataset, sample: Sample, tokens: Supervised) -> RenderedSample:
-    """Decode a sample's tokens into supervised and unsupervised text pieces."""
+    """Decode a sample's tokens into supervised and unsupervised text."""
     processor, count = dataset.processor, dataset.tokens_per_image
     places = re.compile(f"(?:{re.escape(processor.image_token)}){{{count}}}")
     parts: list[tuple[str, bool]] = []
     pairs = zip(tokens.input_ids, tokens.labels, strict=True)
     for is_supervised, stretch in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
-        text = str(
-            processor.tokenizer.decode(
-                [token for token, _ in stretch], skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-        )
+        ids = [token for token, _ in stretch]
+        text = str(processor.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         parts.append((places.sub(f"{processor.image_token[:-1]} x{count}>", text), is_supervised))
     return RenderedSample(sample.origin, tuple(parts))

@@ -15,13 +15,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
+import torch
+
 from fastvlm.errors import DataError, UsageError
 from fastvlm.records.json_files import BYTE_ORDER_MARK, json_lines, json_records
 from fastvlm.records.source import RecordSource
 from fastvlm.records.tables import open_parquet, open_saved_dataset
-from fastvlm.training.data.columns import TABLE_COLUMNS, table_check
+from fastvlm.training.data.columns import IMAGE_COLUMNS, METADATA_COLUMNS
 from fastvlm.training.data.messages import read_record
-from fastvlm.training.data.tar_shards import UnusedMember, open_shards
+from fastvlm.training.data.tar_shards import TarShard, UnusedMember
 from fastvlm.training.grounding.objects import Grounding, read_grounding
 
 ImageSource: TypeAlias = Any  # what `fastvlm.images.open_image` opens: a path, bytes, a PIL image, a file
@@ -68,26 +70,27 @@ class Sample:
 
 
 class Samples(Sequence[Sample]):
-    """Samples of one or more sources, by index; a slice, or :meth:`chosen`, gives fewer of them without reading any.
+    """Samples of one or more files, by index; a slice, or :meth:`chosen`, gives fewer of them without reading any.
 
     Args:
-        sources: what they are read from, in order.
-        images_in: where relative image paths begin; None for each file's own folder.
+        sources: what they are read from, in order, each with the keys of its records that are left out.
         order: indices into all records; None for all of them.
-        ignored: columns, and keys of turns and items, that are left out.
     """
 
     def __init__(
-        self,
-        sources: Sequence[RecordSource],
-        *,
-        images_in: Path | None = None,
-        order: array[int] | None = None,
-        ignored: Collection[str] = (),
+        self, sources: Sequence[tuple[RecordSource, Collection[str]]], order: array[int] | None = None
     ) -> None:
-        self._sources, self._images_in, self._order = tuple(sources), images_in, order
-        self._ignored = frozenset(ignored)
-        self._ends = list(accumulate(len(source) for source in self._sources))
+        self._sources, self._order = tuple(sources), order
+        self._ends = list(accumulate(len(source) for source, _ in self._sources))
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Samples, float]], seed: int = 0) -> Samples:
+        """Several samples one after the other, each repeated by its factor; `seed` draws what a fraction selects."""
+        order, begin = array("Q"), 0
+        for samples, repeat in parts:
+            order.extend(begin + samples._number(index) for index in _repeated(len(samples), repeat, seed))
+            begin += samples._ends[-1] if samples._ends else 0
+        return cls([source for samples, _ in parts for source in samples._sources], order)
 
     def __len__(self) -> int:
         if self._order is not None:
@@ -102,47 +105,51 @@ class Samples(Sequence[Sample]):
         """Read a sample. Raises BadRecordError (a DataError) if the record cannot be trained on."""
         if isinstance(index, slice):
             return self.chosen(range(len(self))[index])
-        source, number = self._place(index)
+        source, ignored, number = self._place(index)
         origin = source.origin(number)
         try:
             record = source.record(number)
             if not isinstance(record, dict):
                 kind = type(record).__name__
                 raise DataError(f"it is a {kind}; expected an object with 'conversations' or 'messages'")
-            folder = self._images_in or source.folder
-            messages, images = read_record(record, folder, ignored=self._ignored)
-            grounding = read_grounding(record, len(images), messages, ignored=self._ignored)
+            messages, images = read_record(record, source.folder, ignored=ignored)
+            grounding = read_grounding(record, len(images), messages, ignored=ignored)
         except DataError as error:
             raise BadRecordError.at(origin, error) from error
         return Sample(messages, images, origin, grounding)
 
     def origin(self, index: int) -> str:
         """Origin of a sample, without reading it."""
-        source, number = self._place(index)
+        source, _, number = self._place(index)
         return source.origin(number)
 
     def chosen(self, indices: Sequence[int]) -> Samples:
         """A subset by indices, in this order."""
-        order = array("Q", (self._number(index) for index in indices))
-        return Samples(self._sources, images_in=self._images_in, order=order, ignored=self._ignored)
+        return Samples(self._sources, array("Q", map(self._number, indices)))
 
     @property
     def unused(self) -> list[UnusedMember]:
-        """Members of the sources' files that belong to no record, of whole files even if samples were chosen."""
-        return [member for source in self._sources for member in getattr(source, "unused", ())]
+        """Members of the files that belong to no record, of whole files even if samples were chosen."""
+        return [member for source, _ in self._sources for member in getattr(source, "unused", ())]
 
     def _number(self, index: int) -> int:
         """Convert an index to a record number. Raises IndexError."""
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"There is no sample {index}; there are {size}.")
-        index = index + size if index < 0 else index
-        return index if self._order is None else self._order[index]
+        return index % size if self._order is None else self._order[index]
 
-    def _place(self, index: int) -> tuple[RecordSource, int]:
+    def _place(self, index: int) -> tuple[RecordSource, Collection[str], int]:
         number = self._number(index)
         which = bisect_right(self._ends, number)
-        return self._sources[which], number - (self._ends[which - 1] if which else 0)
+        return *self._sources[which], number - (self._ends[which - 1] if which else 0)
+
+
+def _repeated(count: int, repeat: float, seed: int) -> list[int]:
+    """Indices below `count`: whole repetitions, then a random subset for the fraction."""
+    rounds, share = int(repeat), repeat - int(repeat)
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: round(share * count)]
+    return [*range(count)] * rounds + drawn.sort().values.tolist()
 
 
 def open_samples(
@@ -151,10 +158,10 @@ def open_samples(
     """The samples of files and folders, in the order given; no image is read yet.
 
     Args:
-        paths: each a file or folder of one of the known kinds; which, is found by looking inside.
+        paths: each a file or folder of one of the known kinds, which is detected from its content.
         images_in: where relative image paths begin; None for the folder of the file that names them.
-        ignored: what is left out though it might matter: columns (`score`), keys of turns and items, and kinds of
-            members of tar shards (`seg.png`).
+        ignored: unknown names that are left out: columns (`score`), keys of turns and items, and kinds of members of
+            tar shards (`seg.png`).
 
     Raises:
         UsageError: no path, a path that does not exist, or one of no known kind.
@@ -165,11 +172,13 @@ def open_samples(
         paths = [paths]
     if not paths:
         raise UsageError(f"No data is given. Expected {KNOWN}.")
-    folder = None if images_in is None else Path(images_in)
-    if folder is not None and not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}, given as the folder of the images.")
-    sources = [source for path in paths for source in _open(Path(path), folder, ignored)]
-    samples = Samples(sources, images_in=folder, ignored=ignored)
+    sources = [source for path in paths for source in _open(Path(path), ignored)]
+    if images_in is not None:
+        if not Path(images_in).is_dir():
+            raise UsageError(f"There is no folder {images_in}, given as the folder of the images.")
+        for source in sources:
+            source.folder = Path(images_in)
+    samples = Samples([(source, frozenset(ignored)) for source in sources])
     if not len(samples):
         unused = samples.unused
         first = f" Not used: {unused[0].origin} ({unused[0].reason}); {len(unused)} in all." if unused else ""
@@ -177,9 +186,9 @@ def open_samples(
     return samples
 
 
-def _open(path: Path, images_in: Path | None, ignored: Collection[str]) -> list[RecordSource]:
+def _open(path: Path, ignored: Collection[str]) -> Sequence[RecordSource]:
     if path.is_dir():
-        return _open_folder(path, images_in, ignored)
+        return _open_folder(path, ignored)
     if not path.is_file():
         raise UsageError(f"There is no {path}. Expected {KNOWN}.")
     try:
@@ -189,23 +198,24 @@ def _open(path: Path, images_in: Path | None, ignored: Collection[str]) -> list[
         raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
     start = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     if head.startswith(b"PAR1"):
-        return [open_parquet([path], TABLE_COLUMNS, table_check(ignored), images_in)]
+        return [open_parquet([path], IMAGE_COLUMNS, {*METADATA_COLUMNS, *ignored})]
     if start == b"[":
         return [json_records(path)]
     if start == b"{":
         return [json_lines(path)]
     if head and tarfile.is_tarfile(path):
-        return list(open_shards([path], ignored))
+        return [TarShard(path, ignored)]
     raise UsageError(f"{path} begins with {head[:12]!r}. Expected {KNOWN}.")
 
 
-def _open_folder(path: Path, images_in: Path | None, ignored: Collection[str]) -> list[RecordSource]:
+def _open_folder(path: Path, ignored: Collection[str]) -> Sequence[RecordSource]:
+    unread = {*METADATA_COLUMNS, *ignored}
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return [open_saved_dataset(path, TABLE_COLUMNS, table_check(ignored), images_in)]
-    if shards := sorted(path.glob("*.tar")):
-        return list(open_shards(shards, ignored))
+        return [open_saved_dataset(path, IMAGE_COLUMNS, unread)]
+    if files := sorted(path.glob("*.tar")):
+        return [TarShard(file, ignored) for file in files]
     if files := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
-        return [open_parquet(files, TABLE_COLUMNS, table_check(ignored), images_in)]
+        return [open_parquet(files, IMAGE_COLUMNS, unread)]
     if files := sorted(path.glob("*.jsonl")):
         return [json_lines(file) for file in files]
     raise UsageError(

@@ -168,15 +168,6 @@ class TarShard:
             raise DataError(f"its .{kind} is not UTF-8 (byte {error.start})") from error
 
 
-def open_shards(paths: Sequence[Path], ignored: Collection[str] = ()) -> list[TarShard]:
-    """Shards, each listed once; `ignored` as :class:`TarShard` takes it.
-
-    Raises:
-        DataError: no tar, a compressed one (its members cannot be read by offset), or one that was cut.
-    """
-    return [TarShard(path, ignored) for path in paths]
-
-
 def _captioned(stored: Mapping[str, Any], caption: str | None, images: list[ImageInTar], name: str) -> dict[str, Any]:
     """A captioned image as a record; the JSON beside it says where the image comes from."""
     if caption is None:
