@@ -174,7 +174,7 @@ def test_a_long_sample_is_cut_at_its_end_never_inside_an_image(max_tokens):
     row = rows[0]
     assert row["input_ids"].tolist() == ids[:end] and row["labels"].tolist() == labels[:end]
     assert levels(row) == [1, 2][: ids[:end].count(image_id) // N]
-    assert rows.length(0) == end and list(rows.lengths()) == [end]
+    assert list(rows.lengths()) == [end]
 
 
 # ---------------------------------------------------------------------------------------------- lengths, workers
@@ -195,8 +195,6 @@ def test_lengths_are_those_of_the_rows_and_open_no_image(tmp_path):
     expected = [len(row["input_ids"]) for row in (rows[index] for index in range(40))]
     (tmp_path / "1.png").unlink()
     assert list(rows.lengths()) == expected
-    again = SupervisedDataset(samples, PROCESSOR, max_tokens=10_000)
-    assert [again.length(index) for index in range(40)] == expected
 
 
 def test_processes_find_the_same_lengths(tmp_path, monkeypatch):
@@ -212,7 +210,7 @@ def test_lengths_are_remembered(tmp_path, monkeypatch):
     rows = SupervisedDataset(mixed(tmp_path, 5), PROCESSOR, max_tokens=10_000)
     rows.lengths()
     (tmp_path / "x.jsonl").unlink()
-    assert len(rows.lengths()) == 5 and rows.length(4) > 0
+    assert len(rows.lengths()) == 5
 
 
 def test_the_first_bad_sample_stops_lengths(tmp_path):
@@ -221,7 +219,7 @@ def test_the_first_bad_sample_stops_lengths(tmp_path):
     with pytest.raises(DataError, match=f"^{path}:2: it has no assistant's turn"):
         rows.lengths()
     with pytest.raises(DataError, match=f"^{path}:3: it is not valid JSON"):
-        rows.length(2)
+        rows[2]
 
 
 def as_one_batch(rows):

@@ -19,18 +19,18 @@ def recipe(**changes):
 def test_each_weight_is_in_one_group(is_fused):
     model = tiny.model(vision={"inference_mode": is_fused})
     groups = parameter_groups(model, recipe())
-    found = [id(parameter) for group in groups for parameter in group.parameters]
+    found = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(found) == len(set(found)) == len(list(model.parameters()))
-    assert {group.part for group in groups} == set(PARTS)
+    assert {group["part"] for group in groups} == set(PARTS)
     for group in groups:
-        assert group.lr == small_run.RATES[group.part]
-        assert group.weight_decay == (0.1 if group.is_decayed else 0.0)
+        assert group["lr"] == small_run.RATES[group["part"]]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0] * 3
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
 def test_norms_biases_and_layer_scales_are_not_decayed(is_fused):
     model = tiny.model(vision={"inference_mode": is_fused})
-    decayed = {id(p) for group in parameter_groups(model, recipe()) if group.is_decayed for p in group.parameters}
+    decayed = {id(p) for group in parameter_groups(model, recipe()) if group["weight_decay"] for p in group["params"]}
     for module in model.modules():
         kind = type(module).__name__
         for name, parameter in module.named_parameters(recurse=False):

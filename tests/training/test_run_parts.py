@@ -13,7 +13,7 @@ from torch import nn
 from training_files import openai
 
 from fastvlm.errors import DataError, TrainingError, UsageError
-from fastvlm.training.data.mixing import split_off
+from fastvlm.training.data.recipe_data import split_off
 from fastvlm.training.data.samples import Samples
 from fastvlm.training.recipe import Recipe, read_recipe
 from fastvlm.training.run.curves import curves_of, draw_curves, smoothed

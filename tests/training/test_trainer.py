@@ -7,7 +7,7 @@ import torch
 import fastvlm
 from fastvlm.training.data.collation import Collator
 from fastvlm.training.data.dataset import IGNORED, SupervisedDataset
-from fastvlm.training.data.mixing import open_mixture
+from fastvlm.training.data.recipe_data import open_mixture
 from fastvlm.training.run.run_folder import RunFolder
 from fastvlm.training.run.trainer import FastVlmTrainer, with_black_image
 from fastvlm.training.run.training_run import TrainingRun

@@ -127,9 +127,9 @@ def _first_comment(file: Path) -> str:
 
 def _check(plan: Recipe, notes: Notes, *, is_json: bool) -> None:
     """Print the report of --check. Raises DataError if a sample cannot be used."""
+    from fastvlm.training.data.recipe_data import open_dataset
     from fastvlm.training.data.report import check_data
     from fastvlm.training.run.model_setup import open_processor
-    from fastvlm.training.run.training_run import open_dataset
 
     if not plan.data:
         raise UsageError("There is nothing to check: give --data, or data in the recipe.")

@@ -1,4 +1,4 @@
-"""Recipes: YAML files that define a training run; every key is checked before anything is opened.
+"""Recipes: YAML files that define a training run. Every key is checked before anything is opened.
 
 A rate is a number or the word ``frozen``; lengths are in tokens, sides in pixels, times in minutes.
 """
@@ -6,8 +6,9 @@ A rate is a number or the word ``frozen``; lengths are in tokens, sides in pixel
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 
@@ -15,12 +16,26 @@ from fastvlm.errors import MissingExtraError, UsageError
 from fastvlm.training.recipe_errors import complaint, nearest_key
 
 try:
-    from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import (
+        AliasChoices,
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveFloat,
+        PositiveInt,
+        ValidationError,
+        model_validator,
+    )
 except ImportError as error:
     raise MissingExtraError("pydantic", "train", "fastvlm train") from error
 
 Part = Literal["encoder", "projector", "decoder"]
 PARTS: tuple[Part, ...] = ("encoder", "projector", "decoder")
+_Share = Annotated[float, Field(ge=0, lt=1)]
+_Fraction = Annotated[float, Field(gt=0, lt=1)]
 SHIPPED = Path(__file__).with_name("recipes")
 
 
@@ -34,15 +49,15 @@ def _frozen_or_rate(value: Any) -> Any:
 
 
 class PartEntry(_Entry):
-    """How one part of the model learns.
+    """Training of one part of the model.
 
     Args:
-        lr: the rate at its peak; "frozen" for a part that stays as it is.
-        batchnorm: "frozen" keeps the running statistics, as a fused network must; "train" moves them, as a network from
-            scratch needs. Of the encoder only; a frozen encoder's never move.
+        lr: the peak learning rate; "frozen" if the weights do not change.
+        batchnorm: of the encoder: "frozen" keeps the running statistics, as a fused network requires; "train" updates
+            them, as a network from scratch requires. A frozen encoder keeps them in any case.
     """
 
-    lr: Annotated[float, Field(gt=0)] | Literal["frozen"]
+    lr: PositiveFloat | Literal["frozen"]
     batchnorm: Literal["frozen", "train"] = "frozen"
 
     @property
@@ -52,7 +67,7 @@ class PartEntry(_Entry):
 
     @property
     def rate(self) -> float:
-        """The rate at its peak; 0 for a frozen part."""
+        """The peak learning rate; 0 for a frozen part."""
         return 0.0 if isinstance(self.lr, str) else self.lr
 
 
@@ -65,15 +80,18 @@ class DataEntry(_Entry):
 
     Args:
         path: a file or folder as :func:`fastvlm.training.data.samples.open_samples` takes it.
-        images_in: the folder that its images' paths start from.
-        repeat: how often each sample is seen in an epoch; 0.5 takes half of them, drawn by the seed.
-        ignore: columns, keys of turns, and kinds of members of shards that are left out though they are not known.
+        images_in: the folder where relative image paths begin.
+        repeat: times that each sample is used in an epoch; 0.5 uses a random half, chosen by the seed.
+        ignore: unknown columns, keys of turns and kinds of shard members that are left out.
     """
 
     path: str
     images_in: str | None = Field(default=None, validation_alias=AliasChoices("images_in", "pictures_in"))  # 0.1's name
-    repeat: Annotated[float, Field(gt=0)] = 1.0
+    repeat: PositiveFloat = 1.0
     ignore: tuple[str, ...] = ()
+
+
+DataOption = Annotated[DataEntry, BeforeValidator(_path_or_entry)]
 
 
 class LoraEntry(_Entry):
@@ -81,13 +99,13 @@ class LoraEntry(_Entry):
 
     Args:
         r, alpha, dropout: rank, scale (``alpha / r``), dropout before the first matrix.
-        parts: where they go; a part that is not named here learns as `parts` of the recipe say.
-        merge: write the whole model at the end; False: the adapter alone.
+        parts: that get adapters; the other parts are trained as `parts` of the recipe says.
+        merge: also write the whole model at the end, with the adapter merged.
     """
 
-    r: Annotated[int, Field(ge=1)] = 64
-    alpha: Annotated[float, Field(gt=0)] = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    r: PositiveInt = 64
+    alpha: PositiveFloat = 16.0
+    dropout: _Share = 0.05
     parts: tuple[Part, ...] = ("decoder",)
     merge: bool = False
 
@@ -95,8 +113,8 @@ class LoraEntry(_Entry):
 class HeadsEntry(_Entry):
     """Attention heads of one decoder layer, both counted from 0."""
 
-    layer: Annotated[int, Field(ge=0)]
-    heads: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    layer: NonNegativeInt
+    heads: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 
 
 class GroundingEntry(_Entry):
@@ -109,24 +127,24 @@ class GroundingEntry(_Entry):
         looking: heads of a later layer, trained to attend to the object's visual tokens.
     """
 
-    objects: Annotated[float, Field(ge=0)] = 0.5
-    looks: Annotated[float, Field(ge=0)] = 0.3
+    objects: NonNegativeFloat = 0.5
+    looks: NonNegativeFloat = 0.3
     reminding: HeadsEntry = HeadsEntry(layer=1, heads=(0, 1))
     looking: HeadsEntry = HeadsEntry(layer=3, heads=(0, 1))
 
 
 class EvalEntry(_Entry):
-    """Samples on which the loss is measured and nothing is learned.
+    """Held-out samples on which the loss is measured.
 
     Args:
-        data: sources of their own; or
-        fraction: of the training samples, taken out of them by the seed.
+        data: separate sources; or
+        fraction: of the training samples, removed from them by the seed.
         every: steps between two measurements; 0: only at the end.
     """
 
-    data: tuple[Annotated[DataEntry, BeforeValidator(_path_or_entry)], ...] = ()
-    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    every: Annotated[int, Field(ge=0)] = 0
+    data: tuple[DataOption, ...] = ()
+    fraction: _Fraction | None = None
+    every: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _has_one(self) -> EvalEntry:
@@ -136,14 +154,14 @@ class EvalEntry(_Entry):
 
 
 class TestEntry(_Entry):
-    """Questions that are asked when training is done, named as `fastvlm eval` names them; the card has their scores.
+    """Questions for the final model, specified as for `fastvlm eval`; the model card gets the scores.
 
     Args:
         suite: "mini", the questions that come with the package; or
         task: a benchmark's name, or "plain".
-        data, images: the task's file or folder, and where its images are.
+        data, images: the task's file or folder, and the folder of its images.
         metric: of "plain".
-        limit: at most so many questions of each test.
+        limit: the largest number of questions of each test.
     """
 
     __test__ = False  # pytest takes classes called Test... for tests
@@ -153,14 +171,14 @@ class TestEntry(_Entry):
     data: str | None = None
     images: str | None = None
     metric: str | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: PositiveInt | None = None
 
 
 PartOption = Annotated[PartEntry, BeforeValidator(_frozen_or_rate)]
 
 
 class PartsEntry(_Entry):
-    """The three parts; the paper trains all of them in every stage but the first."""
+    """The three parts of the model; the paper trains all of them in every stage except the first."""
 
     encoder: PartOption = PartEntry(lr="frozen")
     projector: PartOption = PartEntry(lr=2e-5)
@@ -173,63 +191,63 @@ class PartsEntry(_Entry):
 
 
 class Recipe(_Entry):
-    """A whole run. `data` may come from the command line, everything else has a default.
+    """A training run. `data` may come from the command line; everything else has a default.
 
     Args:
-        name: of the run; its folder is called after it.
+        name: of the run, and of its default folder.
         model: the checkpoint to begin from: "mini", a folder, a Hub name.
-        from_scratch: keep only the model's sizes and tokenizer: random weights, a multi-branch encoder.
-        data, eval: samples.
+        from_scratch: use only the model's sizes and tokenizer: random weights, a multi-branch encoder.
+        data, eval: samples for training and for evaluation.
         grounding: auxiliary losses for records with object positions; None: text loss only.
         image_size: side in pixels, or [height, width]; None for the checkpoint's.
-        parts, lora: who learns, and how fast.
+        parts, lora: learning rates of the parts, and adapters.
         base_bits: of the frozen weights under adapters: 16 as they are, 8 or 4 (needs `lora`).
         batch_size: samples a step, over all processes and accumulated micro-batches.
-        micro_batch_size: samples that are computed at once in a process.
-        epochs, max_steps: how long; `max_steps` wins.
-        warmup_ratio, schedule: share of the steps over which the rates rise; how they fall to 0 then, "constant": not.
+        micro_batch_size: samples that a process computes at once.
+        epochs, max_steps: length of the run; `max_steps` wins.
+        warmup_ratio, schedule: share of the steps over which the rates rise; then they fall to 0, or stay ("constant").
         weight_decay: not for norms, biases and layer scales.
         betas: of AdamW.
-        max_grad_norm: gradients above are scaled down; 0: never.
-        max_tokens: of a sample, its visual tokens included.
-        dtype: "auto" is bfloat16 arithmetic on a GPU that has it, else float32; weights that learn are float32.
-        gradient_checkpointing: compute activations again in the backward pass: less memory, about a third more time.
-        ema: decay of an average of the weights, which is what the final folder then holds; None: no average.
-        seed: of everything that is drawn.
+        max_grad_norm: larger gradients are scaled down; 0: never.
+        max_tokens: longest sample, with its visual tokens.
+        dtype: "auto" is bfloat16 arithmetic on a GPU that has it, else float32; trained weights are float32.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        ema: decay of a moving average of the weights, which the final folder then has; None: no average.
+        seed: of all random choices.
         save_every_steps, save_every_minutes: between checkpoints; whichever comes first.
         log_every: steps that one line of the log averages.
         workers: processes that read images.
-        tests: questions for the folder that was written; their scores stand in its card.
+        tests: questions for the final model; its card has the scores.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
     model: str = "mini"
     from_scratch: bool = False
-    data: tuple[Annotated[DataEntry, BeforeValidator(_path_or_entry)], ...] = ()
+    data: tuple[DataOption, ...] = ()
     image_size: Annotated[int, Field(ge=64)] | tuple[int, int] | None = None
     parts: PartsEntry = PartsEntry()
     lora: LoraEntry | None = None
     grounding: GroundingEntry | None = None
     base_bits: Literal[16, 8, 4] = 16
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    micro_batch_size: Annotated[int, Field(ge=1)] = 8
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    batch_size: PositiveInt = 128
+    micro_batch_size: PositiveInt = 8
+    epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = None
+    warmup_ratio: _Share = 0.03
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[_Share, _Share] = (0.9, 0.999)
+    max_grad_norm: NonNegativeFloat = 1.0
     max_tokens: Annotated[int, Field(ge=8)] = 8192
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema: _Fraction | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    save_every_steps: Annotated[int, Field(ge=1)] = 500
-    save_every_minutes: Annotated[float, Field(gt=0)] = 30.0
-    log_every: Annotated[int, Field(ge=1)] = 10
+    save_every_steps: PositiveInt = 500
+    save_every_minutes: PositiveFloat = 30.0
+    log_every: PositiveInt = 10
     eval: EvalEntry | None = None
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: NonNegativeInt = 2
     tests: tuple[TestEntry, ...] = ()
 
     @model_validator(mode="after")
@@ -243,22 +261,20 @@ class Recipe(_Entry):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.lora is not None:
-            self._check_beside(self.lora)
+            self._check_lora(self.lora)
         if self.grounding is not None:
             self._check_grounding(self.grounding)
         return self
 
     def _check_grounding(self, grounding: GroundingEntry) -> None:
-        """Raise ValueError where the other objectives do not go with the rest."""
         if self.gradient_checkpointing:
-            raise ValueError("grounding reads what gradient_checkpointing throws away; leave one of them out")
+            raise ValueError("grounding needs activations that gradient_checkpointing discards; leave one of them out")
         if grounding.objects and not self.learns("encoder"):
             raise ValueError("grounding.objects teaches the encoder, which is frozen; set grounding.objects=0")
         if grounding.looks and not self.learns("decoder"):
             raise ValueError("grounding.looks teaches the decoder, which is frozen; set grounding.looks=0")
 
-    def _check_beside(self, lora: LoraEntry) -> None:
-        """Raise ValueError where adapters do not go with the rest."""
+    def _check_lora(self, lora: LoraEntry) -> None:
         for part in lora.parts:
             if self.parts.of(part).is_frozen:
                 raise ValueError(f"lora.parts names {part}, whose adapters need a rate: parts.{part}.lr")
@@ -281,7 +297,7 @@ class Recipe(_Entry):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """A file that :func:`read_recipe` reads as this recipe."""
+        """YAML that :func:`read_recipe` reads as this recipe."""
         return str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
 
@@ -298,7 +314,7 @@ def read_recipe(name_or_file: str | Path, changes: dict[str, Any] | None = None)
         changes: dotted keys and their values: ``{"parts.encoder": "frozen", "batch_size": 32}``.
 
     Raises:
-        UsageError: no such file, no YAML, an unknown key, a value that cannot be, keys that do not go together.
+        UsageError: no such file, invalid YAML, an unknown key, an invalid value, contradicting keys.
     """
     file = _file_of(str(name_or_file))
     content = _content_of(file)
@@ -342,7 +358,7 @@ def _put(content: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in parents:
         below = content.get(key)
         if not isinstance(below, dict):
-            # `parts: {encoder: frozen}` and `parts.encoder.lr=1e-5`: the long form of what stood there.
+            # `parts: {encoder: frozen}` and `parts.encoder.batchnorm=train`: convert the short form to {lr: frozen}.
             below = {} if below is None else {"lr": below}
             content[key] = below
         content = below
@@ -351,33 +367,31 @@ def _put(content: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _nearest(place: list[str]) -> str:
     here = _keys_beside(place)
-    near = nearest_key(place[-1], here, _ELSEWHERE)
+    elsewhere = dict(reversed([*_all_keys(Recipe)])) | {key: key for key in Recipe.model_fields}
+    near = nearest_key(place[-1], here, elsewhere)
     return f"; did you mean {near!r}?" if near else f"; known here: {', '.join(here)}"
 
 
 def _keys_beside(place: list[str]) -> list[str]:
-    """Keys that may stand where an unknown one does."""
-    below: list[tuple[type[_Entry], bool]] = [
-        (PartEntry, len(place) > 2 and place[0] == "parts"),
-        (HeadsEntry, len(place) > 2 and place[0] == "grounding"),
-        (DataEntry, "data" in place[:-1]),
-        (_ENTRIES.get(place[0], Recipe), len(place) > 1),
-        (Recipe, True),
-    ]
-    return list(next(entry for entry, is_it in below if is_it).model_fields)
+    """Keys that are valid where the unknown key at `place` is."""
+    entry: type[_Entry] = Recipe
+    for key in place[:-1]:
+        if key in entry.model_fields:
+            entry = _entry_in(entry.model_fields[key].annotation) or entry
+    return list(entry.model_fields)
 
 
-_ENTRIES: dict[str, type[_Entry]] = {
-    "parts": PartsEntry,
-    "data": DataEntry,
-    "lora": LoraEntry,
-    "grounding": GroundingEntry,
-    "eval": EvalEntry,
-    "tests": TestEntry,
-}
-_ELSEWHERE = {
-    **{key: f"{owner}.{key}" for owner, entry in _ENTRIES.items() if owner != "tests" for key in entry.model_fields},
-    "lr": "parts.encoder.lr",
-    "batchnorm": "parts.encoder.batchnorm",
-    **{key: key for key in Recipe.model_fields},
-}
+def _all_keys(entry: type[_Entry], above: str = "") -> Iterator[tuple[str, str]]:
+    """(key, its whole dotted key) of everything below `entry`, but the tests, which name other things by such keys."""
+    for key, field in entry.model_fields.items():
+        yield key, above + key
+        below = _entry_in(field.annotation)
+        if below is not None and below is not TestEntry:
+            yield from _all_keys(below, f"{above}{key}.")
+
+
+def _entry_in(annotation: Any) -> type[_Entry] | None:
+    """The entry in a field's type: DataEntry of ``tuple[DataEntry, ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, _Entry):
+        return annotation
+    return next(filter(None, map(_entry_in, get_args(annotation))), None)

@@ -1,9 +1,9 @@
 """Dataset of tokenized samples: `input_ids`, `labels` (replies only) and `pixel_values`.
 
-Ids are the processor's own: what it makes of the same messages at inference, so every prompt is a prefix of what is
-trained on. Supervised are the assistant's texts and the ``<|im_end|>`` that ends each (Apple's ``qwen_2`` also
-supervises the line break after it, which no reply needs). They are found by token ids: ``<|im_start|>`` and
-``<|im_end|>`` cannot come from a text, because the processor refuses texts that contain them.
+The processor that is used at inference makes the ids, so every prompt is a prefix of a training sequence. The
+assistant's texts and the ``<|im_end|>`` after each are supervised (Apple's ``qwen_2`` also supervises the line break
+after it). They are found by token ids, because the processor refuses texts that contain ``<|im_start|>`` or
+``<|im_end|>``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Supervised:
     Args:
         input_ids: T ids, N placeholders an image.
         labels: T labels: the id where it is supervised, IGNORED elsewhere.
-        num_images: images whose placeholders are in there: the sample's first ones.
+        num_images: the sample's first images, whose placeholders are among the ids.
         num_tokens: tokens of the whole sample, more than T if it was cut.
     """
 
@@ -84,8 +84,7 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         self.tokens_per_image = int(processor.image_processor.num_visual_tokens(image_size))
         self._image_id = int(processor.image_token_id)
         self._replies = ReplyFinder(processor)
-        self._lengths = array("q", [-1]) * len(samples)
-        self._digests: array[int] | None = None
+        self._measured: tuple[array[int], array[int]] | None = None  # lengths and digests of all rows
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -158,55 +157,34 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
 
     # ------------------------------------------------------------------------------------------ lengths
 
-    def length(self, index: int) -> int:
-        """Number of tokens of a row, at most `max_tokens`, without opening images. Raises as :meth:`__getitem__`."""
-        if self._lengths[index] < 0:
-            sample = self.samples[index]
-            try:
-                self._lengths[index] = len(self.supervise(sample).input_ids)
-            except FastVlmError as error:
-                raise BadRecordError.at(sample.origin, error) from error
-        return self._lengths[index]
-
     def lengths(self, workers: int = 0) -> Sequence[int]:
-        """:meth:`length` of every row; tokenizes in batches and caches the result.
+        """Number of tokens of every row, at most `max_tokens`; no image is opened. Computed once, which takes a while.
 
         Args:
-            workers: processes that tokenize; 0: this one. It takes its time where there are many rows.
+            workers: processes that tokenize; 0: this one.
 
         Raises:
             BadRecordError: the first sample that is bad.
         """
-        self._measure(workers)
-        return self._lengths
+        return self._measure(workers)[0]
 
     def digest(self, workers: int = 0) -> DataDigest:
         """Digest of all samples, computed together with :meth:`lengths`. Raises BadRecordError."""
-        return digest_of_rows(self._measure(workers))
+        return digest_of_rows(self._measure(workers)[1])
 
-    def _measure(self, workers: int) -> array[int]:
-        """Compute lengths and digests of all rows once; return the digests."""
-        if self._digests is None:
+    def _measure(self, workers: int) -> tuple[array[int], array[int]]:
+        if self._measured is None:
             is_worth_it = len(self) > CHUNK * PARALLEL_FROM_CHUNKS
             loader = DataLoader(_Chunks(self), batch_size=None, num_workers=workers if is_worth_it else 0)
             lengths, digests = array("q"), array("q")
-            for chunk_lengths, chunk_digests in loader:
-                lengths.extend(chunk_lengths.tolist())
-                digests.extend(chunk_digests.tolist())
-            self._lengths, self._digests = lengths, digests
-        return self._digests
+            for chunk in loader:
+                lengths.extend(chunk[0].tolist())
+                digests.extend(chunk[1].tolist())
+            self._measured = lengths, digests
+        return self._measured
 
-    def measured_within(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """:meth:`length` and digest of the rows from `begin` to before `end`, int64. Raises BadRecordError."""
-        lengths, digests = [], []
-        for _, sample, short_ids in self.tokenized(begin, end):
-            if isinstance(sample, BadRecordError):
-                raise sample
-            lengths.append(self._quick_length(sample, short_ids))
-            digests.append(row_digest(sample))
-        return torch.tensor(lengths), torch.tensor(digests)
-
-    def _quick_length(self, sample: Sample, short_ids: Sequence[int]) -> int:
+    def quick_length(self, sample: Sample, short_ids: Sequence[int]) -> int:
+        """Number of tokens of a sample's row, from ids in which an image has one placeholder. Raises BadRecordError."""
         num_tokens = len(short_ids) + short_ids.count(self._image_id) * (self.tokens_per_image - 1)
         if num_tokens <= self.max_tokens:
             return num_tokens
@@ -245,8 +223,8 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         return str(self.processor.apply_chat_template(sample.messages))
 
 
-class _Chunks(Dataset[tuple[Tensor, Tensor]]):
-    """Lengths and digests of CHUNK rows by number, for a DataLoader's processes."""
+class _Chunks(Dataset[Tensor]):
+    """Lengths and digests (2, CHUNK) int64 of CHUNK rows, for a DataLoader's processes. Raises BadRecordError."""
 
     def __init__(self, rows: SupervisedDataset) -> None:
         self.rows = rows
@@ -254,8 +232,14 @@ class _Chunks(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return (len(self.rows) + CHUNK - 1) // CHUNK
 
-    def __getitem__(self, chunk: int) -> tuple[Tensor, Tensor]:
-        return self.rows.measured_within(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows)))
+    def __getitem__(self, chunk: int) -> Tensor:
+        lengths, digests = [], []
+        for _, sample, short_ids in self.rows.tokenized(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.rows))):
+            if isinstance(sample, BadRecordError):
+                raise sample
+            lengths.append(self.rows.quick_length(sample, short_ids))
+            digests.append(row_digest(sample))
+        return torch.tensor([lengths, digests])
 
 
 def refuse_missing(images: Sequence[ImageSource]) -> None:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvlm.errors import UsageError
+from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.training.grounding.objects import EMPTY, IGNORED, ObjectNames
 from fastvlm.training.recipe import GroundingEntry, HeadsEntry
 
@@ -61,6 +63,26 @@ class CellHead(nn.Module):
         cells = cells.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
         logits = self.name(F.gelu(cells))
         return CellLogits(logits[..., : self.num_classes], logits[..., self.num_classes :])
+
+
+def add_objective(
+    model: FastVlmForConditionalGeneration, entry: GroundingEntry, names: ObjectNames | None
+) -> GroundingObjective:
+    """Add the auxiliary losses as a module of the model, so that checkpoints contain it.
+
+    Raises:
+        UsageError: heads that the decoder does not have.
+    """
+    vision, text = model.config.vision_config, model.config.text_config
+    for key, heads in (("reminding", entry.reminding), ("looking", entry.looking)):
+        if heads.layer >= text.num_hidden_layers or max(heads.heads) >= text.num_attention_heads:
+            raise UsageError(
+                f"grounding.{key} names layer {heads.layer} and heads {list(heads.heads)}; the decoder has "
+                f"{text.num_hidden_layers} layers of {text.num_attention_heads} heads, counted from 0."
+            )
+    objective = GroundingObjective(entry, names, [stage.channels for stage in vision.stages], vision.hidden_size)
+    model.add_module("grounding_objective", objective)
+    return objective
 
 
 class GroundingObjective(nn.Module):

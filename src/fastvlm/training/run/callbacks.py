@@ -1,4 +1,4 @@
-"""Trainer callbacks: log and progress, weight average, sampler epochs, resuming, stopping, timed checkpoints."""
+"""Trainer callbacks: log and progress; state that Trainer does not keep; stopping and timed checkpoints."""
 
 from __future__ import annotations
 
@@ -35,104 +35,82 @@ class Progress:
     samples_per_s: float
 
 
-class Pace:
-    """Throughput since the last call, in images and samples per second; includes saving and evaluation."""
-
-    def __init__(self, trainer: FastVlmTrainer) -> None:
-        self.trainer = trainer
-        self.mark = (time.monotonic(), 0, 0)
-
-    def read(self) -> tuple[float, float]:
-        """(images, samples) per second over all processes, which get equal shares."""
-        trainer, (then_s, images, samples) = self.trainer, self.mark
-        now = (time.monotonic(), trainer.num_images, trainer.num_samples)
-        self.mark = now
-        per_s = trainer.args.world_size / max(now[0] - then_s, 1e-9)
-        return (now[1] - images) * per_s, (now[2] - samples) * per_s
-
-
 class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Writes log.jsonl and reports the progress.
 
-    A line has `step`, `epoch`, `loss` (mean since the line before), `grad_norm`, `lr` by part, `images_per_s`,
-    `samples_per_s`; or `step` and `eval_loss`. `loss` has the other objectives in it; their own, of the last
-    micro-batch, follow by name.
+    A line has `step`, `epoch`, `loss` (mean since the previous line), `grad_norm`, `lr` by part, `images_per_s`,
+    `samples_per_s`; or `step` and `eval_loss`. `loss` includes the auxiliary losses; those of the last micro-batch
+    follow by name. The speeds include saving and evaluation.
     """
 
     def __init__(self, trainer: FastVlmTrainer, on_progress: Callable[[Progress], None] | None) -> None:
         self.trainer, self.on_progress = trainer, on_progress
-        self.pace, self.rates, self.loss = Pace(trainer), {}, None  # type: ignore[var-annotated]
-        self.speeds = (0.0, 0.0)
+        self.rates: dict[str, float] = {}
+        self.loss: float | None = None
+        self.speeds, self.mark = (0.0, 0.0), (time.monotonic(), 0, 0)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Start the clock."""
-        del args, state, control
-        self.pace.read()
+        self._read_speeds()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def _read_speeds(self) -> tuple[float, float]:
+        """(images, samples) per second since the last call, over all processes, which get equal shares."""
+        trainer, (then_s, images, samples) = self.trainer, self.mark
+        self.mark = now_s, now_images, now_samples = time.monotonic(), trainer.num_images, trainer.num_samples
+        per_s = trainer.args.world_size / max(now_s - then_s, 1e-9)
+        return (now_images - images) * per_s, (now_samples - samples) * per_s
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Remember the learning rates of this step, before the scheduler changes them."""
-        del args, state, control
         self.rates = self.trainer.rates()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write a line."""
-        del args, control
         logs = logs or {}
         if not state.is_world_process_zero or not any(key in logs for key in _SHOWN):
             return
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         line |= {key: logs[key] for key in _SHOWN if key in logs}
         if "loss" in logs:
-            self.loss, self.speeds = logs["loss"], self.pace.read()
+            self.loss, self.speeds = logs["loss"], self._read_speeds()
             images, samples = (round(speed, 2) for speed in self.speeds)
             line |= {"lr": self.rates, "images_per_s": images, "samples_per_s": samples}
             line |= {name: round(float(loss), 4) for name, loss in self.trainer.other_losses.items()}
         self.trainer.files.log_line(line)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Report the progress."""
-        del args, control
         if self.on_progress is not None and state.is_world_process_zero:
             self.on_progress(Progress(state.global_step, state.max_steps, self.loss, *self.speeds))
 
 
-class EpochCallback(TrainerCallback):  # type: ignore[misc]
-    """Sets the sampler's epoch, also when a run is resumed within one."""
+class StateCallback(TrainerCallback):  # type: ignore[misc]
+    """Keeps the state that Trainer does not: the sampler's epoch, the weight average, the losses since the last line.
 
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
+    Args:
+        trainer: whose state it is.
+        checkpoint: the one that the run is resumed from; None at a start.
+    """
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Epochs count from 0."""
-        del args, control
-        self.sampler.set_epoch(int(state.epoch or 0))
-
-
-class AverageCallback(TrainerCallback):  # type: ignore[misc]
-    """Updates the average of the weights."""
-
-    def __init__(self, trainer: FastVlmTrainer) -> None:
-        self.trainer = trainer
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The step that has just been made is not counted in `state` yet."""
-        del args, control
-        if self.trainer.average is not None:
-            self.trainer.average.update(state.global_step + 1)
-
-
-class ResumeCallback(TrainerCallback):  # type: ignore[misc]
-    """Restores the state that Trainer's checkpoints lack."""
-
-    def __init__(self, trainer: FastVlmTrainer, checkpoint: Path) -> None:
+    def __init__(self, trainer: FastVlmTrainer, checkpoint: Path | None) -> None:
         self.trainer, self.checkpoint = trainer, checkpoint
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Restore the accumulated losses and the average of the weights."""
-        del args, state, control
-        self.trainer.restore_window(self.checkpoint)
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Restore what Trainer's checkpoints lack."""
+        if self.checkpoint is not None:
+            self.trainer.restore_window(self.checkpoint)
+            if self.trainer.average is not None:
+                self.trainer.average.load(self.checkpoint)
+
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Set the sampler's epoch (from 0), also when a run is resumed within one."""
+        if self.trainer.order is not None:
+            self.trainer.order.set_epoch(int(state.epoch or 0))
+
+    def on_optimizer_step(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Update the average; `state` does not count the current step yet."""
         if self.trainer.average is not None:
-            self.trainer.average.load(self.checkpoint)
+            self.trainer.average.update(state.global_step + 1)
 
 
 class StopCallback(TrainerCallback):  # type: ignore[misc]
@@ -141,9 +119,8 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: FastVlmTrainer, interruption: Interruption, minutes: float) -> None:
         self.trainer, self.interruption, self.every_s = trainer, interruption, 60 * minutes
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report a step."""
-        del state
+    def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
+        """Save, and stop, if it is time."""
         is_stopped = self.interruption.signal is not None
         is_due = time.monotonic() - self.trainer.saved_at_s > self.every_s
         if args.world_size > 1:

@@ -41,7 +41,8 @@ def _words(error: Exception, recipe: Recipe, files: RunFolder) -> Exception | No
     if isinstance(error, StorageError):
         return TrainingError(_not_written(str(error), files))
     if isinstance(error, DataError):
-        return DataError(str(error).strip().splitlines()[-1].split("Error: ", 1)[-1]) if _is_relayed(error) else None
+        is_relayed = _FROM_WORKER.match(str(error)) is not None
+        return DataError(str(error).strip().splitlines()[-1].split("Error: ", 1)[-1]) if is_relayed else None
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY_WORDS.search(str(error)):
         return TrainingError(_no_memory(recipe, files))
     if _is_of_the_disk(error, files) or _NO_ROOM_WORDS.search(str(error)):
@@ -57,10 +58,6 @@ def _is_of_the_disk(error: Exception, files: RunFolder) -> bool:
     if not isinstance(error, OSError) or error.errno not in _DISK_FAILED:
         return False
     return error.filename is None or Path(str(error.filename)).absolute().is_relative_to(files.folder)
-
-
-def _is_relayed(error: Exception) -> bool:
-    return _FROM_WORKER.match(str(error)) is not None
 
 
 def _kept(files: RunFolder) -> str:

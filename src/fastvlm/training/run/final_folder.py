@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fastvlm.conversion.new_folder import carry_files, write_fast_vlm_files
@@ -26,7 +25,6 @@ from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.hf.pretrained import expected_shapes
 from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.model.fastvithd import FastViTHD
-from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.whole_folders import whole_folder
 
 LARGEST_SHARD = "2GB"
@@ -58,13 +56,17 @@ def write_model(
         tensors = _fused(tensors, config)
     names = expected_shapes(FastVlmForConditionalGeneration, config)
     config.dtype = folder.dtype
-    planned = [PlannedTensor.of(name, tensors[name], _dtype(tensors[name], folder)) for name in names]
+    planned = [
+        PlannedTensor.of(name, tensor, folder.dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in ((name, tensors[name]) for name in names)
+    ]
+    processor.padding_side = "left"  # batched generation continues at the end of the prompts
     shards = split_into_shards(planned, num_bytes_of(LARGEST_SHARD))
     with whole_folder(target, replaces=True) as work:
         for name, shard in shards.items():
             write_safetensors(work / name, shard)
         write_index(work, shards)
-        write_fast_vlm_files(work, folder, config, _for_inference(processor), None)
+        write_fast_vlm_files(work, folder, config, processor, None)
         carry_files(folder.path, work)
         write_checksums(work)
         (work / "README.md").write_text(card, encoding="utf-8")
@@ -81,11 +83,6 @@ def write_adapter(
             (work / DIGEST_FILE).write_text(base_digest.as_text(), encoding="utf-8")
         write_checksums(work)
         (work / "README.md").write_text(card, encoding="utf-8")
-
-
-def write_card(target: Path, card: str) -> None:
-    """Replace the model card of a folder atomically."""
-    write_file(target / "README.md", card)
 
 
 def _config_of(folder: CheckpointFolder, processor: FastVlmProcessor, *, is_multi_branch: bool) -> FastVlmConfig:
@@ -106,13 +103,3 @@ def _fused(tensors: dict[str, Tensor], config: FastVlmConfig) -> dict[str, Tenso
     fused = encoder.eval().reparameterize().state_dict()
     others = {name: t for name, t in tensors.items() if not name.startswith(ENCODER)}
     return others | {ENCODER + name: t for name, t in fused.items()}
-
-
-def _dtype(tensor: Tensor, folder: CheckpointFolder) -> torch.dtype:
-    return folder.dtype if tensor.is_floating_point() else tensor.dtype
-
-
-def _for_inference(processor: FastVlmProcessor) -> FastVlmProcessor:
-    """Set padding to the left, because batched generation continues at the end of the prompts."""
-    processor.padding_side = "left"
-    return processor

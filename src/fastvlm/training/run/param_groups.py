@@ -1,11 +1,10 @@
 """Parameter groups: learning rate and weight decay of each part; frozen parts and BatchNorms.
 
-Names of parameters may carry prefixes of wrappers (peft, DDP); the part is found by what every wrapper keeps.
+Wrappers (peft, DDP) prefix the parameters' names; a part is found by a substring that every wrapper keeps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from fastvlm.training.recipe import PARTS, Part, Recipe
 
 _MARKS: dict[str, Part] = {
     "vision_tower.": "encoder",
-    "grounding_objective.": "encoder",  # it names what the encoder sees, and learns as fast
+    "grounding_objective.": "encoder",  # it learns at the encoder's rate
     "multi_modal_projector.": "projector",
 }
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -39,33 +38,26 @@ def frozen_batchnorms(model: nn.Module, recipe: Recipe) -> list[nn.Module]:
     return [] if may_move else [module for module in model.modules() if isinstance(module, kind)]
 
 
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a rate and a decay: one group of AdamW."""
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """AdamW's groups of all parameters that learn: per part, first those with weight decay, then norms, biases, scales.
 
-    part: Part
-    is_decayed: bool
-    lr: float
-    weight_decay: float
-    parameters: list[nn.Parameter]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The group as torch's optimizers take it; `part` is for the log."""
-        return {"params": self.parameters, "lr": self.lr, "weight_decay": self.weight_decay, "part": self.part}
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[ParameterGroup]:
-    """Groups of all parameters that learn: per part, first those with weight decay, then norms, biases and scales."""
+    A group has `params`, `lr`, `weight_decay`, and `part` for the log.
+    """
     undecayed = _names_without_decay(model)
     groups: dict[tuple[Part, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((part_of(name), name not in undecayed), []).append(parameter)
     return [
-        ParameterGroup(part, is_decayed, recipe.parts.of(part).rate, recipe.weight_decay if is_decayed else 0.0, found)
+        {
+            "params": groups[part, is_decayed],
+            "lr": recipe.parts.of(part).rate,
+            "weight_decay": recipe.weight_decay if is_decayed else 0.0,
+            "part": part,
+        }
         for part in PARTS
         for is_decayed in (True, False)
-        if (found := groups.get((part, is_decayed)))
+        if (part, is_decayed) in groups
     ]
 
 

@@ -12,9 +12,8 @@ model/ adapter/  what came of it
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import yaml
 
 from fastvlm.errors import UsageError
 from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
-from fastvlm.storage.locks import exclusive_folder
 from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.whole_folders import name_folder, remove_folder, remove_leftovers
 from fastvlm.storage.write_errors import clear_write_errors
@@ -40,7 +38,7 @@ class RunFolder:
     """Paths in a run's folder and operations on them.
 
     Args:
-        folder: of the run; made by :meth:`held`, or by :meth:`claim`.
+        folder: of the run; made by :meth:`claim`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,18 +52,12 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        found = [(int(match[1]), path) for path in self.folder.glob("checkpoint-*") if (match := _numbered(path))]
-        return [path for _, path in sorted(found)]
+        found = [path for path in self.folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+        return sorted(found, key=step_of)
 
     def last_good(self) -> Path | None:
         """The newest whole checkpoint."""
         return next(reversed(self.checkpoints()), None)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Create the folder and lock it for this process. Raises UsageError if another process trains in it."""
-        with exclusive_folder(self.folder):
-            yield
 
     def claim(self, recipe: Recipe, *, is_resumed: bool, allows_changed_data: bool = False) -> Path | None:
         """Prepare the folder for this run; return the checkpoint to resume from, or None at the start.
@@ -109,7 +101,7 @@ class RunFolder:
             )
 
     def read_data(self) -> dict[str, Any] | None:
-        """Digests written by :meth:`write_data`; None if there are none, as in runs of earlier versions.
+        """Digests of the samples by name; None if there are none, as in runs of earlier versions.
 
         Raises:
             UsageError: another file is there.
@@ -120,10 +112,6 @@ class RunFolder:
             return dict(json.loads(self.data.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UsageError(f"{self.data} cannot be read ({error}). Remove it to continue without it.") from error
-
-    def write_data(self, digests: Mapping[str, Any]) -> None:
-        """Write the digests of the samples, by name."""
-        write_file(self.data, json.dumps(digests) + "\n")
 
     def claim_base(self, digest: BaseDigest, *, is_resumed: bool) -> None:
         """Record the digest of the weights under adapters, or compare it when a run is resumed.
@@ -194,14 +182,7 @@ def _with_new_keys(stored: dict[str, Any]) -> dict[str, Any]:
 
 def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was written."""
-    match = _numbered(checkpoint)
-    if match is None:
-        raise ValueError(f"{checkpoint} is not a checkpoint of a run")
-    return int(match[1])
-
-
-def _numbered(path: Path) -> re.Match[str] | None:
-    return re.fullmatch(r"checkpoint-(\d+)", path.name)
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _is_until(line: str, step: int) -> bool:

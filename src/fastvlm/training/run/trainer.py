@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 from fastvlm.errors import MissingExtraError, TrainingError
 from fastvlm.training.data.dataset import IGNORED
+from fastvlm.training.data.length_groups import LengthGroupedBatches
 from fastvlm.training.grounding.objective import GROUNDING_COLUMNS, GroundingObjective
 from fastvlm.training.recipe import Recipe
 from fastvlm.training.run.ema import WeightAverage
@@ -56,7 +56,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         *,
         recipe: Recipe,
         files: RunFolder,
-        order: Sampler[int] | None = None,
+        order: LengthGroupedBatches | None = None,
         objective: GroundingObjective | None = None,
         **kwargs: Any,
     ) -> None:
@@ -158,8 +158,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         """Create AdamW with a group for each part, with and without weight decay."""
         optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
         if optimizer is None:
-            found = parameter_groups(self.model if model is None else model, self.recipe)
-            groups = [group.as_dict() for group in found]
+            groups = parameter_groups(self.model if model is None else model, self.recipe)
             is_fused = not self.is_fsdp_enabled  # the fused kernel does not know sharded tensors on a CPU
             optimizer = torch.optim.AdamW(groups, betas=self.recipe.betas, fused=is_fused)
         self.optimizer = optimizer

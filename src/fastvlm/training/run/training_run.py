@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import json
 import platform
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +18,28 @@ from fastvlm import __version__
 from fastvlm.errors import MissingExtraError, UsageError
 from fastvlm.hf.loading import load
 from fastvlm.hf.lora import merge_adapter
-from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.hf.processor import FastVlmProcessor
+from fastvlm.storage.locks import exclusive_folder
+from fastvlm.storage.whole_files import write_file
 from fastvlm.training.data.collation import Collator
-from fastvlm.training.data.dataset import SupervisedDataset
 from fastvlm.training.data.digest import compare_data
 from fastvlm.training.data.length_groups import LengthGroupedBatches
-from fastvlm.training.data.mixing import open_mixture, split_off
-from fastvlm.training.grounding.objective import GroundingObjective
-from fastvlm.training.grounding.objects import ObjectNames
-from fastvlm.training.grounding.rows import GroundingColumns
-from fastvlm.training.recipe import PARTS, Recipe
-from fastvlm.training.run.callbacks import (
-    AverageCallback,
-    EpochCallback,
-    LogCallback,
-    Progress,
-    ResumeCallback,
-    StopCallback,
-)
+from fastvlm.training.data.recipe_data import object_names, open_rows
+from fastvlm.training.grounding.objective import add_objective
+from fastvlm.training.recipe import Recipe
+from fastvlm.training.run.arguments import num_accumulated, training_arguments
+from fastvlm.training.run.callbacks import LogCallback, Progress, StateCallback, StopCallback
 from fastvlm.training.run.curves import draw_curves
 from fastvlm.training.run.ema import WeightAverage
 from fastvlm.training.run.error_messages import readable_errors
-from fastvlm.training.run.final_folder import write_adapter, write_card, write_model
+from fastvlm.training.run.final_folder import write_adapter, write_model
 from fastvlm.training.run.interruption import Interruption
 from fastvlm.training.run.model_card import RunFacts, TestScore, model_card
-from fastvlm.training.run.model_setup import ModelSetup, arithmetic_dtype, open_processor, set_up_model
+from fastvlm.training.run.model_setup import ModelSetup, open_processor, set_up_model
 from fastvlm.training.run.run_folder import RunFolder
 from fastvlm.training.run.trainer import FastVlmTrainer
 
 Measure = Callable[[Path], Sequence[TestScore]]  # a final folder, a model's or an adapter's -> the tests' scores
-
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True)
@@ -75,52 +64,6 @@ class Outcome:
     signal: int | None
     loss: float | None
     eval_loss: float | None
-
-
-def open_dataset(recipe: Recipe, entries: Any, processor: FastVlmProcessor) -> SupervisedDataset:
-    """Open a recipe's sources as a dataset."""
-    samples, choice = open_mixture(entries, recipe.seed), recipe.grounding
-    grounded = None
-    if choice is not None:
-        grounded = GroundingColumns(processor, object_names(recipe), has_looks=choice.looks > 0)
-    return SupervisedDataset(samples, processor, max_tokens=recipe.max_tokens, grounded=grounded)
-
-
-def _warn_of_unused(data: SupervisedDataset) -> None:
-    """Warn once, in the first process, of shard members that are not used."""
-    unused = getattr(data.samples, "unused", [])
-    if unused and os.environ.get("RANK", "0") == "0":
-        shown = "; ".join(f"{member.origin}: {member.reason}" for member in unused[:3])
-        warnings.warn(f"{len(unused)} members of shards are not used ({shown}). --check lists them.", stacklevel=1)
-
-
-def object_names(recipe: Recipe) -> ObjectNames | None:
-    """Names of all objects in a recipe's data; None if it has no object loss."""
-    if recipe.grounding is None or not recipe.grounding.objects:
-        return None
-    return ObjectNames.beside(Path(entry.path) for entry in recipe.data)
-
-
-def _add_objective(model: FastVlmForConditionalGeneration, recipe: Recipe) -> GroundingObjective | None:
-    """Add the auxiliary losses as a module of the model, so that checkpoints contain it; None if there are none."""
-    if recipe.grounding is None:
-        return None
-    vision, text = model.config.vision_config, model.config.text_config
-    for key, heads in (("reminding", recipe.grounding.reminding), ("looking", recipe.grounding.looking)):
-        if heads.layer >= text.num_hidden_layers or max(heads.heads) >= text.num_attention_heads:
-            raise UsageError(
-                f"grounding.{key} names layer {heads.layer} and heads {list(heads.heads)}; the decoder has "
-                f"{text.num_hidden_layers} layers of {text.num_attention_heads} heads, counted from 0."
-            )
-    widths = [stage.channels for stage in vision.stages]
-    objective = GroundingObjective(recipe.grounding, object_names(recipe), widths, vision.hidden_size)
-    model.add_module("grounding_objective", objective)
-    return objective
-
-
-def num_processes() -> int:
-    """Number of training processes, from the environment that torchrun and accelerate set."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class TrainingRun:
@@ -152,7 +95,7 @@ class TrainingRun:
             raise UsageError("The recipe has tests, which `fastvlm train` asks; in Python pass measure=, or drop them.")
         self.recipe, self.files, self.on_progress = recipe, RunFolder(folder), on_progress
         self.measure = measure
-        self.accumulated = _accumulated(recipe)
+        num_accumulated(recipe)  # raises before anything is opened
         self.tool = f"fastvlm {__version__}" + (f" at {commit}" if commit else "")
 
     def train(self, *, is_resumed: bool = False, allows_changed_data: bool = False) -> Outcome:
@@ -171,10 +114,8 @@ class TrainingRun:
         interruption = Interruption()
         with ExitStack() as locks, interruption.listening(), readable_errors(self.recipe, self.files):
             processor = open_processor(self.recipe)
-            data = open_dataset(self.recipe, self.recipe.data, processor)
-            _warn_of_unused(data)
-            train_rows, eval_rows = self._split(data, processor)
-            arguments = self._arguments(has_eval=eval_rows is not None)
+            train_rows, eval_rows = open_rows(self.recipe, processor)
+            arguments = training_arguments(self.recipe, self.files.folder, has_eval=eval_rows is not None)
             last = self._claim(arguments, locks, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
             self._compare_data(
                 arguments, train_rows, eval_rows, is_resumed=last is not None, allows_change=allows_changed_data
@@ -191,15 +132,6 @@ class TrainingRun:
 
     # ------------------------------------------------------------------------------------------------ before
 
-    def _split(self, data: SupervisedDataset, processor: FastVlmProcessor) -> tuple[Any, Any]:
-        """(training rows, evaluation rows or None)."""
-        choice = self.recipe.eval
-        if choice is None:
-            return data, None
-        if choice.fraction is not None:
-            return split_off(data, choice.fraction, self.recipe.seed)
-        return data, open_dataset(self.recipe, choice.data, processor)
-
     def _compare_data(
         self, arguments: TrainingArguments, train_rows: Any, eval_rows: Any, *, is_resumed: bool, allows_change: bool
     ) -> None:
@@ -210,7 +142,7 @@ class TrainingRun:
         if arguments.process_index == 0:
             if is_resumed:
                 compare_data(self.files.read_data(), digests, allows_change=allows_change)
-            self.files.write_data({name: asdict(digest) for name, digest in digests.items()})
+            write_file(self.files.data, json.dumps({name: asdict(digest) for name, digest in digests.items()}) + "\n")
 
     def _claim(
         self, arguments: TrainingArguments, locks: ExitStack, *, is_resumed: bool, allows_changed_data: bool
@@ -218,46 +150,9 @@ class TrainingRun:
         """Lock and prepare the folder in the first process; return the checkpoint to resume from."""
         with arguments.main_process_first(desc="run folder"):
             if arguments.process_index == 0:
-                locks.enter_context(self.files.locked())
+                locks.enter_context(exclusive_folder(self.files.folder))
                 return self.files.claim(self.recipe, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
             return self.files.last_good()
-
-    def _arguments(self, *, has_eval: bool) -> TrainingArguments:
-        recipe, has_gpu = self.recipe, torch.cuda.is_available() or torch.backends.mps.is_available()
-        every = recipe.eval.every if recipe.eval else 0
-        return TrainingArguments(
-            output_dir=str(self.files.folder),
-            per_device_train_batch_size=recipe.micro_batch_size,
-            per_device_eval_batch_size=recipe.micro_batch_size,
-            gradient_accumulation_steps=self.accumulated,
-            num_train_epochs=recipe.epochs,
-            max_steps=recipe.max_steps or -1,
-            learning_rate=max(recipe.parts.of(part).rate for part in PARTS),
-            lr_scheduler_type=_SCHEDULES[recipe.schedule],
-            warmup_steps=recipe.warmup_ratio,
-            weight_decay=recipe.weight_decay,
-            max_grad_norm=recipe.max_grad_norm,
-            bf16=arithmetic_dtype(recipe) == torch.bfloat16,
-            use_cpu=not has_gpu,
-            seed=recipe.seed,
-            logging_steps=recipe.log_every,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,
-            save_strategy="steps",
-            save_steps=recipe.save_every_steps,
-            eval_strategy="steps" if has_eval and every else "no",
-            eval_steps=every or None,
-            prediction_loss_only=True,
-            dataloader_num_workers=recipe.workers,
-            dataloader_persistent_workers=recipe.workers > 0,
-            dataloader_prefetch_factor=max(2, 8 // recipe.workers) if recipe.workers else None,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,
-            ddp_find_unused_parameters=False,  # there are none: see `with_black_image`
-            label_names=["labels"],
-            report_to=_reporters(),
-            disable_tqdm=True,
-        )
 
     def _trainer(
         self,
@@ -267,7 +162,8 @@ class TrainingRun:
         train_rows: Any,
         eval_rows: Any,
     ) -> FastVlmTrainer:
-        objective = _add_objective(setup.plain, self.recipe)
+        choice = self.recipe.grounding
+        objective = None if choice is None else add_objective(setup.plain, choice, object_names(self.recipe))
         lengths = train_rows.lengths(self.recipe.workers)
         order = LengthGroupedBatches(lengths, self.recipe.micro_batch_size, seed=self.recipe.seed)
         trainer = FastVlmTrainer(
@@ -294,11 +190,8 @@ class TrainingRun:
     def _add_callbacks(self, trainer: FastVlmTrainer, interruption: Interruption, last: Path | None) -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(LogCallback(trainer, self.on_progress))
-        trainer.add_callback(EpochCallback(trainer.order))
-        trainer.add_callback(AverageCallback(trainer))
+        trainer.add_callback(StateCallback(trainer, last))
         trainer.add_callback(StopCallback(trainer, interruption, self.recipe.save_every_minutes))
-        if last is not None:
-            trainer.add_callback(ResumeCallback(trainer, last))
 
     # ------------------------------------------------------------------------------------------------ steps, after
 
@@ -349,7 +242,9 @@ class TrainingRun:
         for folder in (self.files.adapter, self.files.model):
             if folder.is_dir():
                 scored = replace(facts, scores=self.measure(folder))
-                write_card(folder, model_card(self.recipe, scored, is_adapter=folder == self.files.adapter))
+                write_file(
+                    folder / "README.md", model_card(self.recipe, scored, is_adapter=folder == self.files.adapter)
+                )
 
     def _merged(self) -> dict[str, torch.Tensor]:
         """Weights of the base, as stored and not rounded, with the adapter merged."""
@@ -384,21 +279,3 @@ class TrainingRun:
             loss=next((line["loss"] for line in reversed(log) if "loss" in line), None),
             eval_loss=next((line["eval_loss"] for line in reversed(log) if "eval_loss" in line), None),
         )
-
-
-def _accumulated(recipe: Recipe) -> int:
-    """Gradient accumulation steps of each process."""
-    together = recipe.micro_batch_size * num_processes()
-    if recipe.batch_size % together:
-        raise UsageError(
-            f"batch_size is {recipe.batch_size}, which {num_processes()} processes of micro_batch_size "
-            f"{recipe.micro_batch_size} cannot share evenly; take a multiple of {together}."
-        )
-    return recipe.batch_size // together
-
-
-def _reporters() -> list[str]:
-    """Installed reporters: TensorBoard, and Weights & Biases if it is configured."""
-    found = ["tensorboard"] if find_spec("tensorboard") else []
-    has_wandb = find_spec("wandb") is not None and ("WANDB_API_KEY" in os.environ or "WANDB_MODE" in os.environ)
-    return [*found, "wandb"] if has_wandb else found
