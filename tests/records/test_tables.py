@@ -183,7 +183,7 @@ def test_an_image_is_read_in_part_or_whole_and_what_is_none_is_told(tmp_path, ho
     source = open_samples([path])._sources[0][0]
     first, second = source.record(0)["images"]
     assert (first.read(), first.read(2)) == (b"abcdef", b"ab")
-    with pytest.raises(OSError, match="neither bytes nor a path stand there"):
+    with pytest.raises(OSError, match="has neither bytes nor a path"):
         second.read()
 
 

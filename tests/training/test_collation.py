@@ -33,12 +33,6 @@ def test_images_of_all_rows_stand_in_their_order():
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [4.0, 5.0, 6.0]
 
 
-def test_lengths_may_be_rounded_up():
-    batch = Collator(pad_token_id=7, pad_to_multiple_of=4)([row(1, 2, 3, 4, 5)])
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 7, 7, 7]]
-    assert batch["labels"][0, 5:].tolist() == [IGNORED] * 3 and batch["attention_mask"][0, 5:].tolist() == [0] * 3
-
-
 def test_no_rows_are_refused():
     with pytest.raises(DataError, match="Got no rows"):
         Collator()([])

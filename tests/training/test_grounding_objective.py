@@ -10,7 +10,7 @@ from small_run import lines, stop_at, train, weights
 from torch.testing import assert_close
 
 from fastvlm.errors import UsageError
-from fastvlm.training.grounding.objective import CellLogits, cell_loss, gaze_loss
+from fastvlm.training.grounding.objective import cell_loss, gaze_loss
 from fastvlm.training.grounding.objects import IGNORED
 from fastvlm.training.recipe import HeadsEntry, Recipe
 
@@ -22,12 +22,12 @@ def test_cells_are_weighed_by_image_and_the_unknown_count_nothing():
     classes[0, 0, 0], classes[1] = 1, IGNORED
     colors = torch.full_like(classes, IGNORED)
     right = torch.nn.functional.one_hot(classes.clamp(min=0), 3).float() * 50
-    assert_close(cell_loss(CellLogits(right, torch.zeros(2, 4, 4, 2)), classes, colors), torch.tensor(0.0))
+    assert_close(cell_loss(right, torch.zeros(2, 4, 4, 2), classes, colors), torch.tensor(0.0))
     wrong = right.clone()
     wrong[1] = -right[1]
-    assert_close(cell_loss(CellLogits(wrong, torch.zeros(2, 4, 4, 2)), classes, colors), torch.tensor(0.0))
+    assert_close(cell_loss(wrong, torch.zeros(2, 4, 4, 2), classes, colors), torch.tensor(0.0))
     wrong[0, 0, 0] = torch.tensor([50.0, 0, 0])
-    assert cell_loss(CellLogits(wrong, torch.zeros(2, 4, 4, 2)), classes, colors) > 40
+    assert cell_loss(wrong, torch.zeros(2, 4, 4, 2), classes, colors) > 40
 
 
 def test_gazes_ask_their_own_heads_alone():

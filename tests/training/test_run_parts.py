@@ -134,10 +134,10 @@ LOG = [
 
 
 def test_curves_are_those_of_the_log(tmp_path):
-    curves = {(curve.panel, curve.name): curve.points for curve in curves_of(LOG)}
-    assert curves["loss", "each log line"] == [(1, 2.0), (3, 1.0)]
-    assert curves["loss", "held-out samples"] == [(2, 1.5)]
-    assert curves["learning rate", "decoder"] == [(1, 1e-4), (3, 0.0)]
+    curves = curves_of(LOG)
+    assert curves["loss"]["each log line"] == [(1, 2.0), (3, 1.0)]
+    assert curves["loss"]["held-out samples"] == [(2, 1.5)]
+    assert curves["learning rate"]["decoder"] == [(1, 1e-4), (3, 0.0)]
     draw_curves(LOG, tmp_path / "curves.svg", "a <name> & $more")
     root = ElementTree.parse(tmp_path / "curves.svg").getroot()
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
@@ -171,7 +171,7 @@ def test_a_card_tells_data_recipe_commit_and_losses():
     front = yaml.safe_load(text.split("---")[1])
     assert front["base_model"] == "owner/base" and front["library_name"] == "peft"
     for words in ("`mine.json`", "200 samples", "7 steps of 16", "25.0%", "fastvlm 1 at abc", "2.000 at first",
-                  "put aside: 1.500", "| signs | 40 | exact match | 50.0% | 35.2% to 64.8% | 25.0% |",
+                  "held-out samples: 1.500", "| signs | 40 | exact match | 50.0% | 35.2% to 64.8% | 25.0% |",
                   "| captions | 7 | CIDEr | 1.234 | - | - |",
                   "| decoder | adapters | 0.0002 |", "| encoder | nothing | - |",
                   "research only"):  # fmt: skip

@@ -46,9 +46,9 @@ def train(
 ) -> None:
     """Train or fine-tune a checkpoint by a recipe; the path of the new folder is printed.
 
-    On a terminal a bar shows how far it is; into a file or a pipe there is a line on stderr every 30 s.
-    A run that is stopped (Ctrl-C, SIGTERM) ends its step, writes a checkpoint and goes on from there with --resume, to
-    the same result. With several GPUs or machines: torchrun --nproc-per-node 8 -m fastvlm train ...
+    A terminal shows a progress bar; otherwise stderr gets a line every 30 s.
+    Ctrl-C and SIGTERM end the run after its current step, with a checkpoint; --resume continues from it to the same
+    result. With several GPUs or machines: torchrun --nproc-per-node 8 -m fastvlm train ...
 
     \b
     Examples:
@@ -65,7 +65,7 @@ def train(
     if recipe is None:
         raise UsageError("Name a recipe: a YAML file or one that comes with the package (fastvlm train --recipes).")
     if allows_changed_data and not is_resumed:
-        raise UsageError("--allow-changed-data says how a run goes on; give --resume too.")
+        raise UsageError("--allow-changed-data is for resumed runs; give --resume too.")
     quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
     plan = _plan(recipe, model, data, images_in, ignored, options.read_settings(settings), max_steps)
     notes = Notes(is_quiet=is_quiet or not _is_first_process())
@@ -73,7 +73,7 @@ def train(
         _check(plan, notes, is_json=is_json)
         return
     folder = Path(f"train-{plan.name}") if out is None else out
-    notes.say(f"{plan.model} is trained by {plan.name}, into {folder}.")
+    notes.say(f"Training {plan.model} by the recipe {plan.name} in {folder}.")
     outcome = _run(plan, folder, notes, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
     if _is_first_process():
         _show(outcome, is_json=is_json)
@@ -96,9 +96,9 @@ def _plan(
     from fastvlm.training.recipe import read_recipe
 
     if images_in is not None and not data:
-        raise UsageError("--images-in says where the images of --data are; give --data too.")
+        raise UsageError("--images-in is the folder of the images of --data; give --data too.")
     if ignored and not data:
-        raise UsageError("--ignore says what of --data is left out; give --data too, or data.ignore in the recipe.")
+        raise UsageError("--ignore leaves out columns of --data; give --data too, or data.ignore in the recipe.")
     if model is not None:
         changes["model"] = model
     if data:

@@ -25,7 +25,7 @@ Data = Annotated[
     ),
 ]
 ImagesIn = Annotated[
-    str | None, _option(_RECIPE, "--images-in", metavar="DIR", text="Where --data's images' paths start.")
+    str | None, _option(_RECIPE, "--images-in", metavar="DIR", text="Folder where the image paths of --data begin.")
 ]
 Ignored = Annotated[
     list[str] | None,
@@ -33,7 +33,7 @@ Ignored = Annotated[
         _RECIPE,
         "--ignore",
         metavar="NAME",
-        text="Leave out a column of --data's records, or a kind of shards' members, that is unknown; repeatable.",
+        text="Leave out an unknown column of --data's records, or kind of shard members; repeatable.",
     ),
 ]
 Settings = Annotated[
@@ -42,7 +42,7 @@ Settings = Annotated[
         _RECIPE,
         "--set",
         metavar="KEY=VALUE",
-        text="Change a key: parts.encoder=frozen, batch_size=32, eval.fraction=0.02; may be repeated.",
+        text="Change a key: parts.encoder=frozen, batch_size=32, eval.fraction=0.02; repeatable.",
     ),
 ]
 MaxSteps = Annotated[
@@ -56,12 +56,12 @@ Check = Annotated[
     bool, _option(_RUN, "--check", text="Read every record and image, show lengths and three samples; train nothing.")
 ]
 Resume = Annotated[
-    bool, _option(_RUN, "--resume", text="Go on from the newest checkpoint in --out; begin if there is none.")
+    bool, _option(_RUN, "--resume", text="Continue from the newest checkpoint in --out; begin if there is none.")
 ]
 
 AllowChangedData = Annotated[
     bool,
-    _option(_RUN, "--allow-changed-data", text="With --resume: go on though the samples are not those of before."),
+    _option(_RUN, "--allow-changed-data", text="With --resume: continue although the samples have changed."),
 ]
 
 

@@ -62,7 +62,7 @@ def measure_with(
 ) -> Callable[[Path], list[TestScore]]:
     """A function that runs all tests on a final folder, of a model or an adapter.
 
-    `on_start` is called before, to take down what else is shown: rich shows one bar at a time.
+    `on_start` is called first, to stop other progress bars, because rich shows one at a time.
     """
 
     def measure(folder: Path) -> list[TestScore]:

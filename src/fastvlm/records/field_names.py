@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-# Names in other layouts that are not spelled like ours; each counts only where the other name is read.
+# Names in other layouts that are not spelled like ours; each is suggested only if our name is known in its place.
 _ALIASES = {
     "img": "image",
     "imgs": "images",
@@ -33,7 +33,7 @@ _ALIASES = {
 
 
 def is_given(value: Any) -> bool:
-    """False for null, an empty text and an empty list or object: Arrow gives each record all columns of its file."""
+    """False for null, an empty text, list or object, because Arrow gives each record all columns of its file."""
     return value is not None and not (isinstance(value, (str, bytes, list, tuple, Mapping)) and not value)
 
 

@@ -1,7 +1,7 @@
 """JSON and JSON Lines as record sources: 24 bytes of memory a record, however long its text is.
 
-A file is scanned once for where its records begin and end; a record is parsed when it is asked for. So a broken record
-spoils no other, and a file of several GB needs none in memory.
+A file is scanned once for the offsets of its records; a record is parsed when it is read. So an invalid record affects
+no other, and a file of several GB needs little memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fastvlm.records.source import Record, read_bytes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _Span: TypeAlias = tuple[int, int, str | None]  # first byte, past the last byte, key of an object's member
 _File: TypeAlias = "mmap.mmap | bytes"
-# Strings are matched so that a bracket in a text is not counted. They are unrolled: each byte can be matched in one way
-# only, so a missing quote costs one pass and no more.
+# Strings are matched so that brackets within them are not counted. Each byte can match in one way only, so that a
+# missing quote costs one pass, without backtracking.
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _MARK = re.compile(_STRING + rb"|[\[\]{},]", re.DOTALL)
 _NEXT_BRACKET = re.compile(rb'[^"\[\]{}]*(?:' + _STRING + rb'[^"\[\]{}]*)*[\[\]{}]', re.DOTALL)
@@ -34,7 +34,7 @@ class JsonSource:
     """Records of a JSON file by their byte offsets.
 
     Args:
-        path: the file, as the user named it.
+        path: the file.
         spans: (first byte, past the last byte, line from 1, key in an object or None) of each record.
         is_one_per_line: each record is a line, so the line alone names it.
     """
@@ -101,7 +101,7 @@ def _line_spans(file: BinaryIO) -> Iterator[tuple[int, int, int, str | None]]:
 
 
 def json_records(path: Path, key: str | None = None) -> JsonSource:
-    """The elements of the array or object that a file holds, or that stands under `key` of its object.
+    """The elements of a file's array or object, or of the one under `key` of its object.
 
     Raises:
         UsageError: the file cannot be read.

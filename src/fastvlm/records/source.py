@@ -1,6 +1,6 @@
-"""Record sources: records by index, read from their files lazily.
+"""Record sources: records by index, read lazily.
 
-No file is kept open: each read opens its file, so a source can be pickled, and used by many worker processes at once.
+Each read opens its file, so that a source can be pickled and used by many worker processes at once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class Record:
     """One record of a file.
 
     Args:
-        file: where it was found.
-        line: the line it begins on, from 1; in Parquet its row.
+        file: that has the record.
+        line: its first line, from 1; in Parquet its row.
         number: its position among the file's records, from 1.
-        content: the value; None if `problem` says why it could not be read.
-        key: its name, where the file holds an object of records.
-        problem: what is wrong with it.
+        content: the value; None if there is a `problem`.
+        key: its name, if the file is an object of records.
+        problem: why it could not be read, or "".
     """
 
     file: Path
@@ -37,7 +37,7 @@ class RecordSource(Protocol):
     """Records of one file, or of files that belong together.
 
     Attributes:
-        folder: where the records' relative image paths begin, unless the user says otherwise.
+        folder: where the records' relative image paths begin; may be replaced.
     """
 
     folder: Path
@@ -45,14 +45,14 @@ class RecordSource(Protocol):
     def __len__(self) -> int: ...
 
     def origin(self, index: int) -> str:
-        """The record's place for messages to people: ``train.jsonl:17``."""
+        """The record's file and line for messages: ``train.jsonl:17``."""
         ...
 
     def record(self, index: int) -> Any:
-        """The record's value; images that are large are objects with `read`, which fetch their bytes when asked.
+        """The record's value; images may be objects with `read`, which fetch the bytes.
 
         Raises:
-            DataError: it cannot be read; the text is the reason alone, without the origin.
+            DataError: it cannot be read; the text is the reason, without the origin.
         """
         ...
 

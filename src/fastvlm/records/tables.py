@@ -37,7 +37,7 @@ class ImageInTable:
         file, group, row: the cell's place; `group` is ARROW in an Arrow file, `row` counts within the group.
         column: its column.
         item: its index in the cell's list; None where the cell is the image.
-        folder: where a path that stands there instead of bytes begins.
+        folder: where a relative path in the cell begins.
     """
 
     file: Path
@@ -65,7 +65,7 @@ class ImageInTable:
         if isinstance(value, bytes):
             return value if size < 0 else value[:size]
         if not value:
-            raise OSError("neither bytes nor a path stand there")
+            raise OSError("the cell has neither bytes nor a path")
         with (self.folder / value).open("rb") as file:
             return bytes(file.read(size))
 
@@ -84,7 +84,7 @@ class TableSource:
 
     Args:
         parts: the files' row groups, in order.
-        images: columns whose values are paths, or are given as :class:`ImageInTable`.
+        images: columns of images, whose values become paths or :class:`ImageInTable`.
         unread: columns that are left out.
     """
 
@@ -248,7 +248,7 @@ def _parquet(file: Path) -> Iterator[Any]:
         yield parquet
 
 
-# Caches are a process's own: a worker that was forked, or started anew, opens what it needs.
+# Each process has its own caches, DataLoader workers too.
 @lru_cache(maxsize=256)
 def _mapped(file: Path) -> pa.Table:
     """An Arrow stream file, mapped into memory."""
@@ -263,7 +263,7 @@ def _num_bytes(file: Path) -> int:
 
 @lru_cache(maxsize=16)
 def _group_texts(file: Path, group: int, images: frozenset[str], unread: frozenset[str]) -> pa.Table:
-    """A row group without `unread` columns and without the bytes of images, where a path stands beside them."""
+    """A row group without `unread` columns and, of images, without the bytes if they have a path too."""
     with _parquet(file) as parquet:
         paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
         wanted: list[str] = []

@@ -8,8 +8,8 @@ from typing import Any
 
 _MOST_COMPLAINTS = 5
 
-_NEAR_ELSEWHERE = 0.75  # of two texts that are the same 1; a key of another place has to be nearer than difflib's 0.6
-# What keys are called in transformers' TrainingArguments, in peft's LoraConfig and in Apple's scripts.
+_NEAR_ELSEWHERE = 0.75  # difflib's similarity for keys of other places; for those in place it is difflib's default, 0.6
+# Names in transformers' TrainingArguments, in peft's LoraConfig and in Apple's scripts.
 _OTHER_NAMES = {
     "learning_rate": "parts.decoder.lr",
     "mm_projector_lr": "parts.projector.lr",
@@ -40,8 +40,8 @@ def nearest_key(key: str, here: Sequence[str], elsewhere: Mapping[str, str]) -> 
     """The known key nearest to an unknown one, or None.
 
     Args:
-        key: the last part of it, without the keys above.
-        here: keys that may stand in its place; they come first.
+        key: its last part, without the keys above.
+        here: keys that are valid in its place; preferred.
         elsewhere: last parts of all other keys, each with its whole dotted key.
     """
     name = key.lower().replace("-", "_")

@@ -20,12 +20,10 @@ class Collator:
     """Makes batches of :class:`fastvlm.training.data.dataset.SupervisedDataset`'s rows.
 
     Args:
-        pad_token_id: what fills `input_ids`; never attended to, so any id of the vocabulary but the image's serves.
-        pad_to_multiple_of: makes T a multiple of it; None for as short as can be.
+        pad_token_id: fills `input_ids`; never attended to, so any id except the image's works.
     """
 
     pad_token_id: int = 0
-    pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Collate rows into a batch.
@@ -45,9 +43,9 @@ class Collator:
         if not rows:
             raise DataError("Got no rows; a batch has at least one.")
         batch = {
-            "input_ids": self._padded([row["input_ids"] for row in rows], self.pad_token_id),
-            "attention_mask": self._padded([torch.ones_like(row["input_ids"]) for row in rows], 0),
-            "labels": self._padded([row["labels"] for row in rows], IGNORED),
+            "input_ids": pad_sequence([row["input_ids"] for row in rows], True, self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], True),
+            "labels": pad_sequence([row["labels"] for row in rows], True, IGNORED),
         }
         for column in _OF_IMAGES:
             if found := [row[column] for row in rows if column in row]:
@@ -67,9 +65,3 @@ class Collator:
                 [torch.nn.functional.pad(row["gaze_seen"], (0, width - row["gaze_seen"].shape[1])) for row in rows]
             ),
         }
-
-    def _padded(self, parts: list[Tensor], value: int) -> Tensor:
-        """Pad 1-D tensors on the right to (B, T)."""
-        padded = pad_sequence(parts, batch_first=True, padding_value=value)
-        missing = -padded.shape[1] % (self.pad_to_multiple_of or 1)
-        return torch.nn.functional.pad(padded, (0, missing), value=value)

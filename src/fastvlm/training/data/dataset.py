@@ -8,10 +8,12 @@ after it). They are found by token ids, because the processor refuses texts that
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,7 +24,7 @@ from fastvlm.errors import DataError, FastVlmError, ImageError, UsageError
 from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.images import open_image
 from fastvlm.processing.replies import ReplyFinder, short_ids_of
-from fastvlm.training.data.digest import DataDigest, digest_of_rows, row_digest
+from fastvlm.training.data.digest import row_digest
 from fastvlm.training.data.samples import BadRecordError, ImageSource, Sample
 from fastvlm.training.grounding.rows import GroundingColumns
 
@@ -168,9 +170,10 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         """
         return self._measure(workers)[0]
 
-    def digest(self, workers: int = 0) -> DataDigest:
-        """Digest of all samples, computed together with :meth:`lengths`. Raises BadRecordError."""
-        return digest_of_rows(self._measure(workers)[1])
+    def digest(self, workers: int = 0) -> dict[str, Any]:
+        """`num_samples`, and the hexadecimal `digest` of all in order, computed with :meth:`lengths`."""
+        digests = self._measure(workers)[1]
+        return {"num_samples": len(self), "digest": hashlib.blake2b(digests.tobytes(), digest_size=16).hexdigest()}
 
     def _measure(self, workers: int) -> tuple[array[int], array[int]]:
         if self._measured is None:

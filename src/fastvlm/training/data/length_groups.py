@@ -9,23 +9,22 @@ from torch.utils.data import Sampler
 
 from fastvlm.errors import UsageError
 
-# Batches that are sorted together. More give less padding and less chance; transformers' sampler has 50, too.
+# Batches that are sorted together. More reduce padding and randomness; transformers' sampler also uses 50.
 BATCHES_SORTED_TOGETHER = 50
 
 
 class LengthGroupedBatches(Sampler[int]):
     """A sampler of row indices, batch by batch, for a DataLoader with the same `batch_size`.
 
-    All rows are shuffled, sorted by length within stretches of some batches, cut into batches, and the batches are
-    shuffled. Only the last batch may be smaller. The longest batch comes first, so that a lack of memory is met at
-    once. Text-only rows and rows with images share batches: what counts is how many tokens they have.
+    All rows are shuffled, sorted by length within stretches of BATCHES_SORTED_TOGETHER batches, and cut into batches,
+    which are shuffled. Only the last batch may be smaller. The longest batch comes first, so that a lack of memory
+    shows at once. Text-only rows and rows with images share batches.
 
-    The order follows from `seed` and the epoch alone, so a run that goes on after an interruption can skip what it has
-    seen. ``set_epoch`` is what transformers' Trainer and accelerate call.
+    The order depends only on `seed` and the epoch, so a resumed run can skip the rows that it has used.
 
     Args:
-        lengths: tokens of each row: :meth:`fastvlm.training.data.dataset.SupervisedDataset.lengths`.
-        batch_size: rows that are computed together.
+        lengths: tokens of each row.
+        batch_size: rows of a batch.
         seed: of the order.
     """
 

@@ -9,9 +9,9 @@ from typing import Any
 from fastvlm.errors import DataError
 from fastvlm.processing.prompt import IMAGE_TOKEN
 
-# LLaVA's and ShareGPT's names of who speaks.
+# LLaVA's and ShareGPT's names of the speakers.
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-# What Qwen2's tokenizer would join with the line break that ends the header of a turn (its pattern `\s*[\r\n]+`).
+# Qwen2's tokenizer would join this with the line break that ends the header of a turn (its pattern `\s*[\r\n]+`).
 _BLANK_START = re.compile(r"\A\s*[\r\n]+")
 
 
@@ -36,12 +36,12 @@ def llava_message(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
 def split_at_images(text: str) -> list[dict[str, Any]]:
     """Split a user's text into text items and an image item for each ``<image>``.
 
-    The chat template puts one line break between an image and a text, whatever stood there, and moves images that end
-    the text to its front; so white space next to ``<image>`` is removed, and a text of white space only is dropped.
+    White space next to ``<image>`` is removed, and a text of white space only is dropped, because the chat template
+    puts one line break between an image and a text, and moves images at the end of the text to its front.
     """
     parts = text.split(IMAGE_TOKEN)
     last = len(parts) - 1
-    has_image_before = bool(last) and not "".join(parts[1:]).strip()  # images that end the text are moved there
+    has_image_before = bool(last) and not "".join(parts[1:]).strip()
     items: list[dict[str, Any]] = []
     for place, part in enumerate(parts):
         part = part.lstrip() if place or has_image_before else part  # noqa: PLW2901
@@ -56,7 +56,7 @@ def split_at_images(text: str) -> list[dict[str, Any]]:
 def without_blank_start(text: str) -> str:
     """Remove blank lines at the start of an assistant's text.
 
-    The prompt ends with ``<|im_start|>assistant`` and a line break. A line break that follows would become one token
-    with it, and then no prompt would be a prefix of what is trained on.
+    The prompt ends with ``<|im_start|>assistant`` and a line break. The tokenizer would join a further line break with
+    it, so that the prompt would not be a prefix of the training sequence.
     """
     return _BLANK_START.sub("", text)

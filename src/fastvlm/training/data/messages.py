@@ -1,7 +1,7 @@
-"""Conversion of a record in any layout to chat messages and a list of images.
+"""Conversion of a record to chat messages and a list of images.
 
-Known are LLaVA's ``conversations`` with ``image``, OpenAI's ``messages`` (content a text or a list of items), and what
-TRL and Hugging Face sets make of both: either name of the turns, ``image`` or ``images``, turns as a JSON text.
+Layouts: LLaVA's ``conversations`` with ``image``, OpenAI's ``messages`` (content a text or a list of items), and the
+mixtures in TRL's and Hugging Face's datasets: either name of the turns, ``image`` or ``images``, turns as a JSON text.
 """
 
 from __future__ import annotations
@@ -39,19 +39,22 @@ def read_record(
     """Convert a record to (messages, images), one image for each image item, in order.
 
     Args:
-        record: what stands in the file.
-        folder: where relative paths of images begin.
+        record: the value in the file.
+        folder: where relative image paths begin.
         ignored: columns, and keys of turns and items, that are left out.
 
     Returns:
-        Messages as ``FastVlmProcessor.apply_chat_template`` takes them, with ``{"type": "image"}`` where an image
-        stands, and images as :func:`fastvlm.images.open_image` takes them, not opened.
+        Messages as ``FastVlmProcessor.apply_chat_template`` takes them, with ``{"type": "image"}`` for each image, and
+        images as :func:`fastvlm.images.open_image` takes them, not opened.
 
     Raises:
-        DataError: anything that cannot be trained on; the text is the reason alone.
+        DataError: the record cannot be trained on; the text is the reason, without the origin.
     """
     record = {name: value for name, value in record.items() if name not in ignored}
-    _check_columns(record)
+    for name, reason in REFUSED_COLUMNS.items():
+        if is_given(record.get(name)):
+            raise DataError(f"it has {name!r}; {reason}")
+    refuse_unknown(record, READ_COLUMNS, "it has", harmless={*METADATA_COLUMNS, *REFUSED_COLUMNS})
     given = _given_images(record)
     turns = _turns(record)
     messages = _with_system([_message(turn, index, ignored) for index, turn in enumerate(turns)], record)
@@ -62,17 +65,7 @@ def read_record(
     except PromptError as error:
         raise DataError(str(error)) from error
     _check_texts(conversation)
-    _check_replies(conversation)
-    sources = _sources(conversation, given)
-    return conversation.messages, tuple(_located(source, folder) for source in sources)
-
-
-def _check_columns(record: Mapping[str, Any]) -> None:
-    """Raise DataError for unsupported or unknown columns."""
-    for name, reason in REFUSED_COLUMNS.items():
-        if is_given(record.get(name)):
-            raise DataError(f"it has {name!r}; {reason}")
-    refuse_unknown(record, READ_COLUMNS, "it has", harmless={*METADATA_COLUMNS, *REFUSED_COLUMNS})
+    return conversation.messages, tuple(_located(source, folder) for source in _sources(conversation, given))
 
 
 def _with_system(messages: list[dict[str, Any]], record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -104,7 +97,6 @@ def _turns(record: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def _message(turn: Any, index: int, ignored: Collection[str]) -> dict[str, Any]:
-    """Convert one turn to a message with a list of items."""
     if is_llava_turn(turn):
         _check_turn(turn, index, _LLAVA_KEYS, ignored)
         message = llava_message(turn, index)
@@ -129,7 +121,6 @@ def _check_turn(turn: Mapping[str, Any], index: int, known: Sequence[str], ignor
 
 
 def _openai_message(turn: Mapping[str, Any], index: int, ignored: Collection[str]) -> dict[str, Any]:
-    """Arrow gives every item all columns, so what is null is not there."""
     role, content = turn["role"], turn.get("content")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
@@ -137,8 +128,9 @@ def _openai_message(turn: Mapping[str, Any], index: int, ignored: Collection[str
         raise DataError(f"turn {index} has the content {_shown(content)}; expected a text or a list of items")
     items: list[dict[str, Any]] = []
     for item in content:
+        # Arrow gives every item all columns, so null means that the key is absent.
         kept = {key: value for key, value in item.items() if value is not None and key not in ignored}
-        if kept.get("type") in _ITEM_KEYS:  # another type is refused with its conversation
+        if kept.get("type") in _ITEM_KEYS:  # `read_conversation` refuses other types
             refuse_unknown(kept, _ITEM_KEYS[kept["type"]], f"an item of turn {index} has", harmless=_ITEM_METADATA)
         is_user_text = role == "user" and kept.get("type") == "text" and isinstance(kept.get("text"), str)
         items += split_at_images(kept["text"]) if is_user_text else [kept]
@@ -154,30 +146,24 @@ def _place_images(messages: list[dict[str, Any]], count: int) -> None:
 
 
 def _check_texts(conversation: Conversation) -> None:
-    """Raise DataError for half a surrogate pair, which JSON can contain and which cannot be tokenized."""
-    index = 0
-    try:
-        for index, message in enumerate(conversation.messages):  # noqa: B007 - used by the handler
-            "".join(item.get("text", "") for item in message["content"]).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"turn {index} holds half a surrogate pair (character {error.start})") from error
-
-
-def _check_replies(conversation: Conversation) -> None:
-    """Raise DataError unless there is an assistant's turn and none is empty."""
-    replies = [(index, m) for index, m in enumerate(conversation.messages) if m["role"] == "assistant"]
-    if not replies:
-        raise DataError("it has no assistant's turn; there is nothing to learn from it")
-    for index, message in replies:
-        if not any(item["text"].strip() for item in message["content"]):
+    """Raise DataError for a text that cannot be tokenized, an empty reply, or no reply."""
+    for index, message in enumerate(conversation.messages):
+        text = "".join(item.get("text", "") for item in message["content"])
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can contain it
+            raise DataError(f"turn {index} holds half a surrogate pair (character {error.start})") from error
+        if message["role"] == "assistant" and not text.strip():
             raise DataError(f"turn {index}, the assistant's, is empty")
+    if all(message["role"] != "assistant" for message in conversation.messages):
+        raise DataError("it has no assistant's turn; there is nothing to learn from it")
 
 
 # ---------------------------------------------------------------------------------------------- images
 
 
 def _given_images(record: Mapping[str, Any]) -> list[Any]:
-    """The images of the record's image column; null, an empty text and an empty list count as none."""
+    """The images of the record's image column; null, an empty text and an empty list mean none."""
     names = [name for name in IMAGE_COLUMNS if is_given(record.get(name))]
     if len(names) > 1:
         raise DataError(f"it has both {names[0]!r} and {names[1]!r}; expected one of them (--ignore {names[1]})")
@@ -198,20 +184,25 @@ def _sources(conversation: Conversation, given: list[Any]) -> list[Any]:
 
 
 def _located(source: Any, folder: Path) -> Any:
-    """Convert an image value to what `open_image` takes: a path below `folder`, or an Arrow struct's bytes or path."""
+    """Convert an image value to what `open_image` takes, with relative paths below `folder`."""
     if isinstance(source, Mapping):
-        return _located(_of_struct(source), folder)
-    if isinstance(source, str):
-        return _of_text(source, folder)
+        source = _of_struct(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise DataError(
+            f"its image {source[:80]!r} is a URL; training reads no network. Download it, and name the file"
+        )
+    if isinstance(source, str) and not source.startswith("data:"):
+        path = unquote(urlparse(source).path) if source.startswith("file://") else source
+        return folder / path  # an absolute path stays as it is
     if isinstance(source, Path):
         return folder / source
-    if isinstance(source, (bytes, bytearray)) or hasattr(source, "read") or hasattr(source, "mode"):
+    if isinstance(source, (str, bytes, bytearray)) or hasattr(source, "read") or hasattr(source, "mode"):
         return source
     raise DataError(f"an image is {_shown(source)}; expected a path, a data URI, or an object with bytes or path")
 
 
 def _of_struct(source: Mapping[str, Any]) -> Any:
-    """``{"bytes": ..., "path": ...}``, as Hugging Face sets store images; in JSON the bytes are base64."""
+    """The bytes, data URI or path in ``{"bytes": ..., "path": ...}``; in JSON the bytes are base64."""
     data = source.get("bytes")
     if data is None:
         data = source.get("path") or source.get("url")
@@ -220,16 +211,6 @@ def _of_struct(source: Mapping[str, Any]) -> Any:
     if not data:
         raise DataError(f"an image is {_shown(dict(source))}; expected 'bytes' or 'path'")
     return data
-
-
-def _of_text(text: str, folder: Path) -> Any:
-    if text.startswith("data:"):
-        return text
-    if text.startswith(("http://", "https://")):
-        raise DataError(f"its image {text[:80]!r} is a URL; training reads no network. Download it, and name the file")
-    if text.startswith("file://"):
-        text = unquote(urlparse(text).path)
-    return folder / text  # an absolute path stays what it is
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,6 @@ from torch.utils.data import Subset
 from fastvlm.errors import DataError
 from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.training.data.dataset import SupervisedDataset
-from fastvlm.training.data.digest import DataDigest
 from fastvlm.training.data.samples import Samples, open_samples
 from fastvlm.training.grounding.objects import ObjectNames
 from fastvlm.training.grounding.rows import GroundingColumns
@@ -51,7 +50,7 @@ def object_names(recipe: Recipe) -> ObjectNames | None:
     """Names of all objects in a recipe's data; None if it has no object loss."""
     if recipe.grounding is None or not recipe.grounding.objects:
         return None
-    return ObjectNames.beside(Path(entry.path) for entry in recipe.data)
+    return ObjectNames.next_to(Path(entry.path) for entry in recipe.data)
 
 
 def open_mixture(entries: Sequence[DataEntry], seed: int = 0) -> Samples:
@@ -74,10 +73,9 @@ class Portion(Subset[Any]):
 
     dataset: Any
 
-    def digest(self, workers: int = 0) -> DataDigest:
+    def digest(self, workers: int = 0) -> dict[str, Any]:
         """Digest of the whole dataset."""
-        found: DataDigest = self.dataset.digest(workers)
-        return found
+        return dict(self.dataset.digest(workers))
 
     def lengths(self, workers: int = 0) -> list[int]:
         """Number of tokens of every row."""

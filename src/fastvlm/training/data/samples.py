@@ -36,7 +36,7 @@ KNOWN = (
 class BadRecordError(DataError):
     """A record that cannot be trained on: ``ORIGIN: REASON``.
 
-    One argument is enough, because a DataLoader raises again with the text alone what its workers raised.
+    One argument is enough, because a DataLoader creates its workers' errors again from their text.
     """
 
     def __init__(self, text: str, origin: str = "", reason: str = "") -> None:
@@ -57,9 +57,9 @@ class Sample:
     """A conversation with its images.
 
     Args:
-        messages: as ``FastVlmProcessor.apply_chat_template`` takes them, ``{"type": "image"}`` where an image stands.
+        messages: as ``FastVlmProcessor.apply_chat_template`` takes them, ``{"type": "image"}`` for each image.
         images: as many as there are image items, in their order; opened when they are used.
-        origin: where it comes from, ``train.jsonl:17``.
+        origin: its file and line, ``train.jsonl:17``.
         grounding: positions of objects in the images, if the record has them.
     """
 

@@ -1,11 +1,11 @@
 """WebDataset tar shards as record sources: members are listed once and read by offset.
 
 Members whose names differ only after the first dot of the file name are one record: ``x.jpg`` with ``x.json``
-(conversations or messages) or ``x.txt`` (a caption), several images as ``x.0.jpg``, ``x.1.jpg``. What stands before
-the dot is the key, what stands after it the kind; this is webdataset's rule (its ``base_plus_ext``).
+(conversations or messages) or ``x.txt`` (a caption), several images as ``x.0.jpg``, ``x.1.jpg``. The key is the part
+before the dot, the kind the part after it, as in webdataset's ``base_plus_ext``.
 
-No member is left out silently. One that might belong into its record (another kind, a second of the same kind, a link)
-makes the record bad; labels and hidden files are listed as unused.
+No member is left out silently: one of an unknown kind, a second of the same kind or a link makes the record bad; labels
+and hidden files are listed as unused.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from fastvlm.training.data.columns import CAPTION_METADATA, IMAGE_COLUMNS, TURN_
 IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
 TEXT_KINDS = ("json", "txt")
 KNOWN_KINDS = ".json, .txt, .jpg, .png, .webp, .gif, .bmp, .tif, and images numbered as .0.jpg"
-# Labels and addresses that shards have for other purposes (webdataset's `autodecode` reads the first of them as ints).
+# Labels and addresses for other purposes (webdataset's `autodecode` reads the first of them as ints).
 UNREAD_KINDS = ("cls", "cls2", "class", "count", "index", "inx", "id", "key", "url", "md5", "sha256")
 SHOWN_REASONS = 3  # of one record
-# A caption has no question. The paper's stage 1.5 pairs captions at random with generic questions, the image before
-# or after the question with the same probability; its 300 questions are not published, these are ours.
+# The paper's stage 1.5 pairs captions at random with generic questions, the image before or after the question with the
+# same probability. Its 300 questions are not published; these are ours.
 CAPTION_QUESTIONS = (
     "Describe the image.",
     "What is in this picture?",
@@ -119,7 +119,7 @@ class TarShard:
         return len(self._names)
 
     def origin(self, index: int) -> str:
-        """``shard-000.tar:folder/x``: the names without what follows the first dot."""
+        """``shard-000.tar:folder/x``: the names up to the first dot."""
         return f"{self.path}:{self._names[index]}"
 
     def record(self, index: int) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class TarShard:
             return _captioned(stored, caption, images, self._names[index])
         if caption is not None:
             raise DataError("it has turns in its .json and a caption in its .txt; take one out, or give --ignore txt")
-        if images:  # the members count, not what the JSON says of where they once lay
+        if images:  # the members, because the JSON names the files that they were made from
             stored = {key: value for key, value in stored.items() if key not in IMAGE_COLUMNS}
             stored["images"] = images
         return stored
@@ -169,7 +169,7 @@ class TarShard:
 
 
 def _captioned(stored: Mapping[str, Any], caption: str | None, images: list[ImageInTar], name: str) -> dict[str, Any]:
-    """A captioned image as a record; the JSON beside it says where the image comes from."""
+    """A captioned image as a record; its JSON has metadata only."""
     if caption is None:
         raise DataError("it has no .json with 'conversations' or 'messages', and no .txt with a caption")
     if len(images) != 1:
@@ -211,7 +211,7 @@ def _grouped(path: Path, ignored: Collection[str]) -> tuple[dict[str, _Members],
 
 
 def _refuse_cut(path: Path, end: int) -> None:
-    """tarfile takes a header that was cut for the end. Raise DataError unless nothing but zeros comes after `end`."""
+    """Raise DataError unless zeros follow `end`, because tarfile takes a header that was cut for the end."""
     if path.stat().st_size < end or any(read_bytes(path, end, min(path.stat().st_size - end, tarfile.BLOCKSIZE))):
         raise DataError(f"{path} was cut: its last member is not whole. Copy it again.")
 

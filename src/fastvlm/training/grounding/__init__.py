@@ -1,1 +1,1 @@
-"""Optional objectives for records that say where objects stand: targets, losses, columns of a batch."""
+"""Auxiliary losses for records with object positions: targets, losses, columns of a batch."""

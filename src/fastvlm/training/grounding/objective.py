@@ -1,9 +1,9 @@
 """Auxiliary losses for records with object positions; their heads are not part of the final model.
 
-Objects: the encoder says what stands in every cell of 16 px, from three depths: the maps of stride 16 (a vector a
-cell), 32 (for 2 x 2 cells) and 64, the visual tokens (4 x 4 cells). That gives tens of labels an image where a reply
-gives one. Looks: two attention heads of one decoder layer are told the words of the question that say which thing is
-meant, two of a later layer the visual tokens that show it; their loss is -log of the share of attention there.
+Objects: heads on three maps of the encoder classify every cell of 16 px: those of stride 16 (a vector for one cell), 32
+(for 2 x 2 cells) and 64, the visual tokens (for 4 x 4 cells). An image gives tens of labels; a reply gives one.
+Looks: two attention heads of one decoder layer are trained to attend to the words of the question that identify the
+object, two of a later layer to its visual tokens; the loss is -log of the share of attention there.
 
 Shapes: I images of h x w visual tokens, B sequences of T tokens, H attention heads, G gazes.
 """
@@ -11,8 +11,7 @@ Shapes: I images of h x w visual tokens, B sequences of T tokens, H attention he
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,18 +31,10 @@ GROUNDING_COLUMNS = (
     "gaze_seen",
 )
 CELL_WIDTH = 96
-DEPTHS = ((2, 1, 1.0), (3, 2, 0.5), (-1, 4, 1.0))  # stage, cells a vector tells along a side, weight
+DEPTHS = ((2, 1, 1.0), (3, 2, 0.5), (-1, 4, 1.0))  # stage (-1: last map), cells of a vector along a side, weight
 COLOR_WEIGHT = 0.5
-# Settled heads give some tokens 1e-36 of their attention; what lies far below this is not pulled up.
+# Trained heads give some tokens 1e-36 of their attention; shares far below this are not increased.
 LEAST_SHARE = 1e-37
-
-
-@dataclass(frozen=True)
-class CellLogits:
-    """`classes` (I, 4h, 4w, K) and `colors` (I, 4h, 4w, C), laid out as the image."""
-
-    classes: Tensor
-    colors: Tensor
 
 
 class CellHead(nn.Module):
@@ -51,18 +42,18 @@ class CellHead(nn.Module):
 
     def __init__(self, width: int, side: int, num_classes: int, num_colors: int) -> None:
         super().__init__()
-        self.side, self.num_classes = side, num_classes
+        self.side = side
         self.spread = nn.Linear(width, side * side * CELL_WIDTH)
         self.name = nn.Linear(CELL_WIDTH, num_classes + num_colors)
 
-    def forward(self, feature_map: Tensor) -> CellLogits:
-        """feature_map (I, C, h, w) -> logits of side*h x side*w cells."""
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """feature_map (I, C, h, w) -> logits (I, side*h, side*w, num_classes + num_colors)."""
         batch, _, height, width = feature_map.shape
         spread = self.spread(feature_map.permute(0, 2, 3, 1))
         cells = spread.view(batch, height, width, self.side, self.side, CELL_WIDTH)
         cells = cells.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
-        logits = self.name(F.gelu(cells))
-        return CellLogits(logits[..., : self.num_classes], logits[..., self.num_classes :])
+        logits: Tensor = self.name(F.gelu(cells))
+        return logits
 
 
 def add_objective(
@@ -90,7 +81,7 @@ class GroundingObjective(nn.Module):
 
     Args:
         entry: of the recipe.
-        names: of all objects; None where objects are not asked for.
+        names: of all objects; None without the object loss.
         widths: channels of the encoder's stages.
         token_width: channels of its last map.
     """
@@ -100,6 +91,7 @@ class GroundingObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.entry = entry
+        self.num_classes = 0 if names is None else names.num_classes
         self.heads = nn.ModuleList()
         if names is not None:
             sizes = names.num_classes, len(names.colors)
@@ -118,39 +110,38 @@ class GroundingObjective(nn.Module):
         """
         losses: dict[str, Tensor] = {}
         if last is not None and "cell_classes" in batch and self.heads:
-            classes, colors = batch["cell_classes"], batch["cell_colors"]
-            cell_losses = [
-                weight * cell_loss(cast("CellLogits", head(stages[stage] if stage >= 0 else last)), classes, colors)
-                for head, (stage, _, weight) in zip(self.heads, DEPTHS, strict=True)
-            ]
+            cell_losses = []
+            for head, (stage, _, weight) in zip(self.heads, DEPTHS, strict=True):
+                logits = head(stages[stage] if stage >= 0 else last).tensor_split([self.num_classes], dim=-1)
+                cell_losses.append(weight * cell_loss(*logits, batch["cell_classes"], batch["cell_colors"]))
             losses["objects"] = self.entry.objects * torch.stack(cell_losses).sum()
         if attentions and "gaze_rows" in batch:
             kinds = ((self.entry.reminding, True), (self.entry.looking, False))
-            losses["looks"] = (
-                self.entry.looks
-                * torch.stack(
-                    [gaze_loss(attentions, heads, batch, is_reminder=is_reminder) for heads, is_reminder in kinds]
-                ).sum()
-            )
+            gaze_losses = [gaze_loss(attentions, heads, batch, is_reminder=is_it) for heads, is_it in kinds]
+            losses["looks"] = self.entry.looks * torch.stack(gaze_losses).sum()
         return losses
 
 
-def cell_loss(logits: CellLogits, classes: Tensor, colors: Tensor) -> Tensor:
+def cell_loss(class_logits: Tensor, color_logits: Tensor, classes: Tensor, colors: Tensor) -> Tensor:
     """Weighted cross-entropy of objects, empty cells and colors.
 
-    A cell with a thing weighs 1/sqrt(such cells in its image): a page of text must not drown a single letter.
+    A cell with an object weighs 1/sqrt(such cells in its image), so that a page of text does not outweigh a letter.
+
+    Args:
+        class_logits, color_logits: (I, 4h, 4w, number of classes or colors).
+        classes, colors: targets (I, 4h, 4w).
     """
     known, things = classes != IGNORED, classes > EMPTY
     weight = things / things.sum((1, 2), keepdim=True).clamp(min=1).sqrt()
     weight = weight / weight.sum().clamp(min=1e-6)
-    losses = _by_cell(logits.classes, classes)
+    losses = _by_cell(class_logits, classes)
     empty = known & ~things
     by_empty = (losses * empty).sum() / empty.sum().clamp(min=1)
-    return (losses * weight).sum() + by_empty + COLOR_WEIGHT * (_by_cell(logits.colors, colors) * weight).sum()
+    return (losses * weight).sum() + by_empty + COLOR_WEIGHT * (_by_cell(color_logits, colors) * weight).sum()
 
 
 def _by_cell(logits: Tensor, targets: Tensor) -> Tensor:
-    """(I, 4h, 4w); 0 where nothing is known."""
+    """Cross-entropy (I, 4h, 4w); 0 where the target is unknown."""
     if not logits.shape[-1]:
         return torch.zeros_like(targets, dtype=torch.float32)
     flat = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none", ignore_index=IGNORED)

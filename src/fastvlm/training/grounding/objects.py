@@ -1,9 +1,9 @@
 """Object positions in images and the objects that replies refer to: two optional columns of a record.
 
 ``objects``: ``[{"name": "star", "colour": "red", "box": [x0, y0, x1, y1], "picture": 0}, ...]``, boxes in pixels of the
-image as it is stored. ``looks``: ``[{"reply": 0, "at": 6, "objects": [0], "words": ["star"]}, ...]``: what the
-assistant looks at before it says what begins at character `at` of its reply number `reply` (the reply's length: before
-it ends), and the words of the question that tell so. Both are learned in training alone, see `grounding_objective`.
+stored image. ``looks``: ``[{"reply": 0, "at": 6, "objects": [0], "words": ["star"]}, ...]``: the objects that the text
+from character `at` of a reply is about (at the reply's length: its end), and the words of the question that identify
+them. Only the auxiliary losses use these columns, see `objective.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fastvlm.training.data.columns import GROUNDING_COLUMNS, refuse_unknown
 
 NAMES_FILE = "names.json"
 NAMES_FORM = '{"objects": ["star", ...], "colours": ["red", ...]}'
-EMPTY = 0  # the class of cells where nothing stands; names count from 1
+EMPTY = 0  # the class of cells without an object; names count from 1
 _OBJECT_KEYS = ("name", "colour", "box", "picture")
 _LOOK_KEYS = ("reply", "at", "objects", "words")
-IGNORED = -100  # a cell about which nothing is known
+IGNORED = -100  # a cell without annotation
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -68,9 +68,9 @@ def read_grounding(
     """Read the columns `objects` and `looks` of a record; None if it has neither.
 
     Args:
-        record: what stands in the file.
-        num_images: that the record has.
-        messages: of it, read.
+        record: the value in the file.
+        num_images: of the record.
+        messages: of the record, as :func:`fastvlm.training.data.messages.read_record` returns them.
         ignored: columns, and keys of their entries, that are left out.
 
     Raises:
@@ -139,7 +139,7 @@ class ObjectNames:
     colors: Mapping[str, int]
 
     @classmethod
-    def beside(cls, sources: Iterable[Path]) -> ObjectNames:
+    def next_to(cls, sources: Iterable[Path]) -> ObjectNames:
         """Read all NAMES_FILEs in the sources' folders. Raises DataError if there is none or one is damaged."""
         objects: set[str] = set()
         colors: set[str] = set()

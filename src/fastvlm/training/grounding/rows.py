@@ -1,6 +1,6 @@
 """Tensors of a sample's objects and looks for the grounding losses.
 
-Shapes: T tokens, I images of h x w visual tokens, G gazes: wishes that the token at one position attend to others.
+Shapes: T tokens, I images of h x w visual tokens, G gazes: tokens that should attend to other tokens.
 """
 
 from __future__ import annotations
@@ -16,16 +16,9 @@ from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.processing.replies import ReplyFinder
 from fastvlm.training.data.samples import Sample
 from fastvlm.training.grounding.objects import Grounding, Look, ObjectNames
-from fastvlm.training.grounding.targets import (
-    Cells,
-    Placement,
-    cells_of,
-    pieces_of_words,
-    positions_of_looks,
-    tokens_of,
-)
+from fastvlm.training.grounding.targets import Placement, cells_of, pieces_of_words, positions_of_looks, tokens_of
 
-Gaze = tuple[int, bool, frozenset[int]]  # position, whether it is to words of the question, positions to attend to
+Gaze = tuple[int, bool, frozenset[int]]  # position, True for words of the question, positions to attend to
 
 
 class GroundingColumns:
@@ -33,8 +26,8 @@ class GroundingColumns:
 
     Args:
         processor: that made the rows' ids.
-        names: of all objects; None where objects are not asked for.
-        has_looks: whether looks are.
+        names: of all objects; None without the object loss.
+        has_looks: True with the attention loss.
     """
 
     def __init__(self, processor: FastVlmProcessor, names: ObjectNames | None, *, has_looks: bool) -> None:
@@ -49,13 +42,13 @@ class GroundingColumns:
 
         Args:
             sample: with or without grounding.
-            ids: of the row, perhaps cut.
+            ids: of the row, which may be cut.
             sizes: (width, height) of its images as they are stored.
             processed: (height, width) of each image as the encoder gets it.
 
         Returns:
-            `cell_classes`, `cell_colors` int64 (I, 4h, 4w) if objects are asked for; `gaze_positions` int64 (G,),
-            `gaze_is_reminder` bool (G,), `gaze_seen` bool (G, T) if looks are.
+            `cell_classes`, `cell_colors` int64 (I, 4h, 4w) with the object loss; `gaze_positions` int64 (G,),
+            `gaze_is_reminder` bool (G,), `gaze_seen` bool (G, T) with the attention loss.
 
         Raises:
             DataError: an object of an unknown name.
@@ -64,9 +57,12 @@ class GroundingColumns:
         placements = [Placement.of(size, (width, height), self.processor.image_processor.image_fit) for size in sizes]
         columns: dict[str, Tensor] = {}
         if self.names is not None and placements:
-            cells = [self._cells(grounding, k, place, processed) for k, place in enumerate(placements)]
-            columns["cell_classes"] = torch.from_numpy(np.stack([one.classes for one in cells]))
-            columns["cell_colors"] = torch.from_numpy(np.stack([one.colors for one in cells]))
+            objects = None if grounding is None else grounding.objects
+            cells = [
+                cells_of(objects and [thing for thing in objects if thing.image == k], self.names, place, *processed)
+                for k, place in enumerate(placements)
+            ]
+            columns["cell_classes"], columns["cell_colors"] = torch.from_numpy(np.stack(cells, axis=1))
         if self.has_looks:
             gazes = [] if grounding is None else list(self._gazes(sample, grounding, ids, placements, processed))
             columns["gaze_positions"] = torch.tensor([position for position, _, _ in gazes], dtype=torch.int64)
@@ -75,12 +71,6 @@ class GroundingColumns:
             for row, (_, _, seen) in zip(columns["gaze_seen"], gazes, strict=True):
                 row[sorted(seen)] = True
         return columns
-
-    def _cells(self, grounding: Grounding | None, image: int, place: Placement, processed: tuple[int, int]) -> Cells:
-        if grounding is None or grounding.objects is None or self.names is None:
-            return Cells.unknown(*processed)
-        here = [thing for thing in grounding.objects if thing.image == image]
-        return cells_of(here, self.names, place, *processed)
 
     def _gazes(
         self,

@@ -1,6 +1,6 @@
 """Grounding targets: cells, visual tokens and token positions from boxes and words.
 
-h x w visual tokens of 64 px, and as many times 4 x 4 cells of 16 px; T tokens of a sample.
+Shapes: h x w visual tokens of 64 px, each with 4 x 4 cells of 16 px.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy.typing as npt
 from fastvlm.training.grounding.objects import EMPTY, IGNORED, Box, GroundedObject, Look, ObjectNames
 
 CELL_PX = 16  # of the processed image: the stride of the third stage's map
-# Shares of a box, to either side of its middle, that show the thing: cells that it claims, visual tokens to look at.
+# Shares of a box, to either side of its center: cells that get the object's class, visual tokens to attend to.
 CLAIMED, SHOWN = 0.28, 0.35
-LEAST_CLAIM_PX = 0.6 * CELL_PX  # so that a small thing claims the cell that it is in
+LEAST_CLAIM_PX = 0.6 * CELL_PX  # so that a small object claims the cell that it is in
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -45,34 +45,25 @@ class Placement:
 # ------------------------------------------------------------------------------------------------- cells and tokens
 
 
-@dataclass(frozen=True)
-class Cells:
-    """`classes`, `colors` int64 (4h, 4w): class of each cell; IGNORED if unknown."""
-
-    classes: Int64Array
-    colors: Int64Array
-
-    @classmethod
-    def unknown(cls, height: int, width: int) -> Cells:
-        """Cells of a processed image without annotation."""
-        shape = height // CELL_PX, width // CELL_PX
-        return cls(np.full(shape, IGNORED, np.int64), np.full(shape, IGNORED, np.int64))
-
-
 def cells_of(
-    objects: Sequence[GroundedObject], names: ObjectNames, placement: Placement, height: int, width: int
-) -> Cells:
-    """Cells of one processed image; a cell near several objects belongs to the nearest.
+    objects: Sequence[GroundedObject] | None, names: ObjectNames, placement: Placement, height: int, width: int
+) -> Int64Array:
+    """Class and color (2, 4h, 4w) of each cell of a processed image; IGNORED if unknown, as all are without objects.
+
+    A cell near several objects belongs to the nearest.
 
     Raises:
         DataError: an object whose name is not among `names`.
     """
-    cells = Cells.unknown(height, width)
-    cells.classes.fill(EMPTY)
-    nearest = np.full(cells.classes.shape, np.inf)
+    cells = np.full((2, height // CELL_PX, width // CELL_PX), IGNORED, np.int64)
+    if objects is None:
+        return cells
+    classes, colors = cells
+    classes.fill(EMPTY)
+    nearest = np.full(classes.shape, np.inf)
     for thing in objects:
         box = placement.place(thing.box)
-        rows, columns = (_claimed(box[k], box[k + 2], cells.classes.shape[1 - k]) for k in (1, 0))
+        rows, columns = (_claimed(box[k], box[k + 2], classes.shape[1 - k]) for k in (1, 0))
         down, across = (
             np.abs((np.arange(span.start, span.stop) + 0.5) * CELL_PX - (box[k] + box[k + 2]) / 2)
             for span, k in ((rows, 1), (columns, 0))
@@ -80,8 +71,8 @@ def cells_of(
         distance = np.maximum(down[:, None], across[None, :])
         is_ours = distance < nearest[rows, columns]
         nearest[rows, columns][is_ours] = distance[is_ours]
-        cells.classes[rows, columns][is_ours] = names.class_of(thing.name)
-        cells.colors[rows, columns][is_ours] = names.color_of(thing.color)
+        classes[rows, columns][is_ours] = names.class_of(thing.name)
+        colors[rows, columns][is_ours] = names.color_of(thing.color)
     return cells
 
 
@@ -114,7 +105,7 @@ def _touched(first: float, last: float, count: int, stride_px: int) -> range:
 def positions_of_looks(looks: Sequence[Look], reply: str, pieces: Sequence[str]) -> Iterator[tuple[int, Look]]:
     """Yield (index of the reply's token before which a look happens, the look); the end counts as a token.
 
-    Nothing where the pieces do not spell the reply (characters of several bytes that are several tokens).
+    Yields nothing if the pieces do not spell the reply, as for characters of several tokens.
     """
     if "".join(pieces) != reply:
         return

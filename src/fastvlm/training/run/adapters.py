@@ -12,8 +12,8 @@ from fastvlm.errors import MissingExtraError
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.training.recipe import LoraEntry, Part, Recipe
 
-# Every linear layer, as in Apple's code (`find_all_linear_names`) for the decoder; of the encoder what is not a
-# depthwise convolution: attention, and the 1x1 convolutions of the ConvFFNs.
+# Decoder: every linear layer, as in Apple's code (`find_all_linear_names`). Encoder: attention and the 1x1 convolutions
+# of the ConvFFNs, not the depthwise convolutions.
 TARGETS: dict[Part, str] = {
     "encoder": r"vision_tower\..*\.(qkv|token_mixer\.proj|mlp\.fc1|mlp\.fc2)",
     "projector": r"multi_modal_projector\.linear_[12]",
@@ -23,12 +23,12 @@ _WHOLE: dict[Part, str] = {"encoder": "vision_tower", "projector": "multi_modal_
 
 
 def target_pattern(lora: LoraEntry) -> str:
-    """A regular expression that the full names of the adapted layers match, as peft takes it."""
+    """A regular expression for the full names of the adapted layers, as peft takes it."""
     return rf".*({'|'.join(TARGETS[part] for part in lora.parts)})"
 
 
 def add_adapters(model: nn.Module, recipe: Recipe) -> Any:
-    """The model with adapters as the recipe says; they, and parts that learn whole, are float32, all else is frozen.
+    """The model with the recipe's adapters. They and fully trained parts are float32; all else is frozen.
 
     Raises:
         MissingExtraError: peft is not installed.
@@ -38,7 +38,7 @@ def add_adapters(model: nn.Module, recipe: Recipe) -> Any:
     except ImportError as error:
         raise MissingExtraError("peft", "train", "LoRA") from error
     lora = recipe.lora
-    assert lora is not None  # noqa: S101  # the caller's question
+    assert lora is not None  # noqa: S101  # checked by the caller
     whole = [name for part, name in _WHOLE.items() if recipe.learns(part)]
     config = peft.LoraConfig(
         r=lora.r,
@@ -59,7 +59,7 @@ def add_adapters(model: nn.Module, recipe: Recipe) -> Any:
 
 
 def round_base(model: FastVlmForConditionalGeneration, bits: int, dtype: torch.dtype) -> None:
-    """Round the decoder's layers to 8 bits (LLM.int8) or 4 (NF4), in place; the head and everything else stay.
+    """Quantize the linear layers of the decoder's blocks to 8 bits (LLM.int8) or 4 (NF4), in place.
 
     Args:
         model: with plain weights.

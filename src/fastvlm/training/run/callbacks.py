@@ -23,7 +23,7 @@ class Progress:
     """Progress of a run.
 
     Attributes:
-        step, num_steps: made, and to be made in all.
+        step, num_steps: completed, and in all.
         loss: of the log's last line; None before the first.
         images_per_s, samples_per_s: of the steps since the last report, over all processes.
     """
@@ -88,7 +88,7 @@ class StateCallback(TrainerCallback):  # type: ignore[misc]
     """Keeps the state that Trainer does not: the sampler's epoch, the weight average, the losses since the last line.
 
     Args:
-        trainer: whose state it is.
+        trainer: has the state.
         checkpoint: the one that the run is resumed from; None at a start.
     """
 

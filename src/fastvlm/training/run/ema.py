@@ -19,9 +19,9 @@ class WeightAverage:
     """``average = d * average + (1 - d) * weights`` after each step.
 
     Args:
-        model: its parameters that learn are followed; the average begins at what they are.
-        decay: d in (0, 1). Early steps use less, ``(1 + step) / (10 + step)``, so that the start is forgotten soon
-            (as TensorFlow's ExponentialMovingAverage with `num_updates` does).
+        model: its trainable parameters are averaged, beginning with their present values.
+        decay: d in (0, 1). Early steps use ``(1 + step) / (10 + step)`` if it is lower, so that the first values soon
+            lose their weight (as in TensorFlow's ExponentialMovingAverage with `num_updates`).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -60,6 +60,6 @@ class WeightAverage:
         file = folder / FILE
         found = load_file(file) if file.is_file() else {}
         if found.keys() != self.averages.keys():
-            raise TrainingError(f"{folder} has no average of these weights ({FILE}). Was the run begun without ema?")
+            raise TrainingError(f"{folder} has no average of these weights ({FILE}). Did the run begin without ema?")
         for name, average in self.averages.items():
             average.copy_(found[name])

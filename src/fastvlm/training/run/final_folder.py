@@ -42,10 +42,10 @@ def write_model(
     """Write trained weights as a checkpoint.
 
     Args:
-        target: the new folder; one that is there is replaced once the new one is whole.
+        target: the new folder; an existing one is replaced once the new one is complete.
         weights: state dict of a FastVLM under its canonical names, any floating dtype; written in the source's dtype.
         source: the checkpoint that training began from, for its sizes, generation config and license.
-        processor: with the size of images that was trained at.
+        processor: with the image size of the training.
         card: text of README.md.
         is_multi_branch: the encoder is in training form and is fused here.
     """

@@ -16,7 +16,7 @@ class Interruption:
 
     Attributes:
         signal: its number, or None.
-        is_waiting_for_step: True while a step will come that notices; else a signal ends the process at once.
+        is_waiting_for_step: True while a next step will handle a signal; else a signal ends the process at once.
     """
 
     def __init__(self) -> None:

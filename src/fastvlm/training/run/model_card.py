@@ -9,9 +9,9 @@ from typing import Any
 
 from fastvlm.training.recipe import PARTS, Recipe
 
-_LICENCE = (
-    "That of the checkpoint it began from, and of the data. Apple's FastVLM weights, and what is made from them, are "
-    "for research only (Apple Machine Learning Research Model license)."
+_LICENSE = (
+    "That of the checkpoint that training began from, and of the data. Apple's FastVLM weights and models derived from "
+    "them are for research only (Apple Machine Learning Research Model license)."
 )
 
 
@@ -20,12 +20,12 @@ class TestScore:
     """Score of a test on the final folder.
 
     Attributes:
-        test, n: its name and its questions.
-        metric: in words.
-        score: over all of them, 0 to 1 (CIDEr: 0 to 10).
+        test, n: its name, and its number of questions.
+        metric: its name.
+        score: mean over the questions, 0 to 1 (CIDEr: 0 to 10).
         interval: 95 % confidence interval; None if the score is not a mean.
-        majority: the score of always giving the commonest answer; None where that says nothing.
-        is_share: of the questions, shown in percent; False for CIDEr.
+        majority: the score of always giving the most frequent answer; None if that has no meaning.
+        is_share: shown in percent; False for CIDEr.
     """
 
     __test__ = False  # pytest takes classes called Test... for tests
@@ -48,14 +48,14 @@ class RunFacts:
     """Facts of a run for the model card.
 
     Attributes:
-        num_samples: that were learned from in an epoch.
-        num_parameters, num_trained: weights of the model, and those that learned.
-        num_steps: made.
+        num_samples: training samples of an epoch.
+        num_parameters, num_trained: all weights of the model, and the trained ones.
+        num_steps: completed steps.
         log: the run's log.
-        tool: version and commit of what trained.
-        machine: in words.
+        tool: version and commit of fastvlm.
+        machine: number and name of the devices.
         is_multi_branch: the encoder was trained with its branches, and fused for this folder.
-        scores: of the recipe's tests; none before they have been asked.
+        scores: of the recipe's tests; none before they are run.
     """
 
     num_samples: int
@@ -71,29 +71,38 @@ class RunFacts:
 
 def model_card(recipe: Recipe, facts: RunFacts, *, is_adapter: bool = False) -> str:
     """The text, in Markdown with the Hub's front matter."""
-    blocks = [
-        _front_matter(recipe, is_adapter=is_adapter),
-        f"# {recipe.name}",
-        _what(recipe, facts, is_adapter=is_adapter),
-        "## Data",
-        _data(recipe, facts),
-        "## Training",
-        _training(recipe, facts),
-        "## Evaluation",
-        _evaluation(facts),
-        "## Recipe",
-        f"```yaml\n{recipe.to_yaml()}```",
-        "## License",
-        _LICENCE,
-    ]
-    return "\n\n".join(blocks) + "\n"
+    base = "" if recipe.from_scratch else f"base_model: {recipe.model}\n"
+    return f"""---
+pipeline_tag: image-text-to-text
+library_name: {"peft" if is_adapter else "transformers"}
+{base}tags: [fastvlm]
+---
 
+# {recipe.name}
 
-def _front_matter(recipe: Recipe, *, is_adapter: bool) -> str:
-    lines = ["---", "pipeline_tag: image-text-to-text", f"library_name: {'peft' if is_adapter else 'transformers'}"]
-    if not recipe.from_scratch:
-        lines += [f"base_model: {recipe.model}"]
-    return "\n".join([*lines, "tags: [fastvlm]", "---"])
+{_what(recipe, facts, is_adapter=is_adapter)}
+
+## Data
+
+{_data(recipe, facts)}
+
+## Training
+
+{_training(recipe, facts)}
+
+## Evaluation
+
+{_evaluation(facts)}
+
+## Recipe
+
+```yaml
+{recipe.to_yaml()}```
+
+## License
+
+{_LICENSE}
+"""
 
 
 def _what(recipe: Recipe, facts: RunFacts, *, is_adapter: bool) -> str:
@@ -107,12 +116,12 @@ def _what(recipe: Recipe, facts: RunFacts, *, is_adapter: bool) -> str:
 
 
 def _data(recipe: Recipe, facts: RunFacts) -> str:
-    rows = [f"- `{Path(entry.path).name}`, seen {entry.repeat:g} times an epoch" for entry in recipe.data]
+    rows = [f"- `{Path(entry.path).name}`, used {entry.repeat:g} times an epoch" for entry in recipe.data]
     return "\n".join([*rows, f"\n{facts.num_samples:,} samples an epoch."])
 
 
 def _training(recipe: Recipe, facts: RunFacts) -> str:
-    rows = ["| part | what learned | learning rate |", "| --- | --- | --- |"]
+    rows = ["| part | trained | learning rate |", "| --- | --- | --- |"]
     for part in PARTS:
         entry = recipe.parts.of(part)
         has_adapter = recipe.lora is not None and part in recipe.lora.parts
@@ -121,35 +130,31 @@ def _training(recipe: Recipe, facts: RunFacts) -> str:
     share = facts.num_trained / max(facts.num_parameters, 1)
     words = (
         f"{facts.num_steps:,} steps of {recipe.batch_size} samples, {recipe.schedule} schedule after a warm-up of "
-        f"{recipe.warmup_ratio:.0%}, AdamW; {facts.num_trained:,} of {facts.num_parameters:,} weights learned "
+        f"{recipe.warmup_ratio:.0%}, AdamW; {facts.num_trained:,} of {facts.num_parameters:,} weights trained "
         f"({share:.1%}). Made with {facts.tool} on {facts.machine}."
     )
     return "\n".join([*rows, "", words])
 
 
 def _evaluation(facts: RunFacts) -> str:
-    rows = []
-    losses = [line["loss"] for line in facts.log if "loss" in line]
-    if losses:
+    blocks, rows = [], []
+    if losses := [line["loss"] for line in facts.log if "loss" in line]:
         tail = losses[-max(1, len(losses) // 20) :]
-        rows.append(
-            f"- loss a token on what was learned: {losses[0]:.3f} at first, {sum(tail) / len(tail):.3f} at the end"
-        )
-    put_aside = [line["eval_loss"] for line in facts.log if "eval_loss" in line]
-    if put_aside:
-        rows.append(f"- loss a token on samples that were put aside: {put_aside[-1]:.3f}")
-    blocks = ["\n".join(rows)] if rows else []
+        rows.append(f"- training loss per token: {losses[0]:.3f} at first, {sum(tail) / len(tail):.3f} at the end")
+    if held_out := [line["eval_loss"] for line in facts.log if "eval_loss" in line]:
+        rows.append(f"- loss per token on held-out samples: {held_out[-1]:.3f}")
+    if rows:
+        blocks.append("\n".join(rows))
     if facts.scores:
         blocks.append(_score_table(facts.scores))
     return "\n\n".join(blocks) or "Nothing was measured."
 
 
 def _score_table(scores: Sequence[TestScore]) -> str:
-    """A row a test; in percent what is a share."""
-    rows = ["| test | n | metric | score | 95 % interval | always the commonest answer |"]
+    rows = ["| test | n | metric | score | 95 % interval | most frequent answer |"]
     rows.append("| --- | ---: | --- | ---: | --- | ---: |")
     for one in scores:
         interval = "-" if one.interval is None else " to ".join(map(one.shown, one.interval))
         cells = (one.test, str(one.n), one.metric, one.shown(one.score), interval, one.shown(one.majority))
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", "Asked of this folder after training, as `fastvlm eval` asks; Wilson's intervals."])
+    return "\n".join([*rows, "", "Measured on this folder after training, as by `fastvlm eval`; Wilson's intervals."])

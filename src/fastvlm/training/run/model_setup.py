@@ -26,11 +26,11 @@ class ModelSetup:
     """The model of a run.
 
     Attributes:
-        model: what is trained: a FastVLM, or peft's wrapper around one.
+        model: the trained module: a FastVLM, or peft's wrapper around one.
         plain: the FastVLM itself.
         folder: the checkpoint's local folder.
         base_digest: of the weights under adapters; None without adapters, and where the checkpoint has 8 or 4 bits,
-            whose weights depend on the dtype that they are opened in.
+            whose weights depend on the dtype in which they are opened.
     """
 
     model: Any

@@ -1,19 +1,20 @@
 """The folder of a run: recipe, log, and checkpoints that are written atomically.
 
-recipe.yaml      what was asked for, all keys
-data.json        how many samples it has seen, and a digest of them
+recipe.yaml      the recipe with all keys
+data.json        number and digest of the samples
 base_digest.json of the weights under adapters
 log.jsonl        one line every few steps
-checkpoint-N/    weights, optimizer, schedule, random numbers after step N; the newest two
+checkpoint-N/    weights, optimizer, schedule, random states after step N; the newest two
 curves.svg       loss, learning rates, gradient norm, speed; at the end, with matplotlib
-model/ adapter/  what came of it
+model/ adapter/  the result
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from fastvlm.training.recipe import Recipe
 KEPT_CHECKPOINTS = 2
 SCRATCH = ".saving"
 _FORMER_FIELDS = {"pictures_per_s": "images_per_s"}  # log lines of version 0.1
-# Keys that may differ when a run goes on: they change neither what is learned nor in which order.
+# Keys that may differ when a run is resumed, because they change neither the result nor the order of the samples.
 _FREE = ("name", "workers", "save_every_steps", "save_every_minutes", "gradient_checkpointing", "tests")
 
 
@@ -62,7 +63,7 @@ class RunFolder:
     def claim(self, recipe: Recipe, *, is_resumed: bool, allows_changed_data: bool = False) -> Path | None:
         """Prepare the folder for this run; return the checkpoint to resume from, or None at the start.
 
-        What an interrupted write left behind is removed. With `allows_changed_data` the samples may be others.
+        Removes the rest of an interrupted write. With `allows_changed_data` the key `data` may differ.
 
         Raises:
             UsageError: the folder holds a run and `is_resumed` is False, or it holds another run.
@@ -100,14 +101,33 @@ class RunFolder:
                 + (", or --allow-changed-data." if key == "data" else ".")
             )
 
-    def read_data(self) -> dict[str, Any] | None:
-        """Digests of the samples by name; None if there are none, as in runs of earlier versions.
+    def claim_data(self, digests: Mapping[str, Mapping[str, Any]], *, is_resumed: bool, allows_change: bool) -> None:
+        """Record the digests of the samples by name ("data", "eval.data"); compare them when a run is resumed.
 
         Raises:
-            UsageError: another file is there.
+            UsageError: the run began with other samples, which is only a warning with `allows_change`; or the file of
+                the digests is damaged.
         """
-        if not self.data.is_file():
-            return None
+        if is_resumed and not self.data.is_file():
+            warnings.warn(
+                "The run was started by an earlier version that did not record its samples, so changes cannot be "
+                "detected. They are recorded from now on.",
+                stacklevel=1,
+            )
+        elif is_resumed:
+            stored = self._stored_digests()
+            for name in (name for name, digest in digests.items() if stored.get(name) != digest):
+                before, now = (stored.get(name) or {}).get("num_samples", 0), digests[name]["num_samples"]
+                text = f"The samples of {name} are not those that the run was started with ({before} samples before, "
+                text += f"{now} now)"
+                if not allows_change:
+                    raise UsageError(
+                        f"{text}. Give the same samples, another --out, or --allow-changed-data to go on with these."
+                    )
+                warnings.warn(f"{text}; it continues with the new ones.", stacklevel=1)
+        write_file(self.data, json.dumps(digests) + "\n")
+
+    def _stored_digests(self) -> dict[str, Any]:
         try:
             return dict(json.loads(self.data.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
@@ -176,7 +196,7 @@ def _with_new_keys(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored recipe with the defaults of keys that did not exist when it was written."""
     try:
         return Recipe.model_validate(stored).to_dict()
-    except ValueError:  # a key that does not exist any more, which `_refuse_another_run` compares as it stands
+    except ValueError:  # a key that was removed since; `_refuse_another_run` compares the stored values
         return stored
 
 

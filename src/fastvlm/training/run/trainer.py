@@ -28,7 +28,7 @@ from fastvlm.training.run.param_groups import frozen_batchnorms, parameter_group
 from fastvlm.training.run.run_folder import RunFolder
 
 try:
-    import accelerate as _accelerate  # noqa: F401  # Trainer's own complaint names no extra
+    import accelerate as _accelerate  # noqa: F401  # Trainer's own error names no extra
 except ImportError as error:
     raise MissingExtraError("accelerate", "train", "fastvlm train") from error
 from transformers import Trainer, TrainerState
@@ -45,7 +45,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         recipe: rates, decay, BatchNorms.
         files: where checkpoints go.
         order: sampler of training indices; its epoch is set by a callback.
-        objective: what else is learned; a module of the model.
+        objective: the auxiliary losses; a module of the model.
         model, args, kwargs: as for `transformers.Trainer`.
     """
 
@@ -75,10 +75,10 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy over the supervised tokens of the whole step; logits are made for those alone.
+        """Mean cross-entropy over the supervised tokens of the whole step; logits are computed for those alone.
 
         `inputs`: input_ids, attention_mask, labels (B, T) int64, pixel_values (I, 3, H, W) if there are images. In
-        training the objectives of grounded rows are added.
+        training the auxiliary losses are added.
         """
         if model.training:
             for module in self.still:
@@ -112,7 +112,7 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         objective: GroundingObjective,
         **options: Any,
     ) -> tuple[Any, Tensor]:
-        """(outputs, weighted losses of the other objectives) of one micro-batch."""
+        """(outputs, sum of the weighted auxiliary losses) of one micro-batch."""
         pixels, image = inputs.pop("pixel_values", None), None
         if pixels is not None:
             with self.accelerator.autocast():

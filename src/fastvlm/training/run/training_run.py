@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.storage.locks import exclusive_folder
 from fastvlm.storage.whole_files import write_file
 from fastvlm.training.data.collation import Collator
-from fastvlm.training.data.digest import compare_data
 from fastvlm.training.data.length_groups import LengthGroupedBatches
 from fastvlm.training.data.recipe_data import object_names, open_rows
 from fastvlm.training.grounding.objective import add_objective
@@ -74,7 +72,7 @@ class TrainingRun:
         folder: of the run.
         on_progress: called after each step, in the first process.
         commit: of the source that trains, for the model card.
-        measure: asks the recipe's tests; evaluation lies above this room, so that it is handed in.
+        measure: runs the recipe's tests; a parameter, because training may not import evaluation.
 
     Raises:
         UsageError: no data; a batch that cannot be divided among the processes; tests without `measure`.
@@ -102,11 +100,11 @@ class TrainingRun:
         """Run the remaining steps and write the final folder, or stop at a signal with a checkpoint.
 
         Args:
-            is_resumed: go on from the newest checkpoint in the folder.
-            allows_changed_data: also where the samples are not those that the run has seen.
+            is_resumed: continue from the newest checkpoint in the folder.
+            allows_changed_data: also if the samples have changed since the run began.
 
         Raises:
-            UsageError: the folder holds another run, or `is_resumed` is False and it holds this one; other samples; or
+            UsageError: the folder has another run, or this one and `is_resumed` is False; the samples have changed; or
                 another process trains in it.
             TrainingError: the loss is not finite, out of memory, disk full. The last good checkpoint is kept.
             DataError: a sample that cannot be used, by origin.
@@ -140,9 +138,7 @@ class TrainingRun:
         if self.recipe.eval is not None and self.recipe.eval.data:
             digests["eval.data"] = eval_rows.digest(self.recipe.workers)
         if arguments.process_index == 0:
-            if is_resumed:
-                compare_data(self.files.read_data(), digests, allows_change=allows_change)
-            write_file(self.files.data, json.dumps({name: asdict(digest) for name, digest in digests.items()}) + "\n")
+            self.files.claim_data(digests, is_resumed=is_resumed, allows_change=allows_change)
 
     def _claim(
         self, arguments: TrainingArguments, locks: ExitStack, *, is_resumed: bool, allows_changed_data: bool
