@@ -105,7 +105,7 @@ def test_heads_that_the_decoder_lacks_are_refused(small_model, data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"gradient_checkpointing": True}, "gradient_checkpointing throws away"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing discards"),
         ({"parts": {"encoder": "frozen"}}, "grounding.objects=0"),
         ({"parts": {"encoder": 1e-3, "decoder": "frozen"}}, "grounding.looks=0"),
         ({"lora": {}, "parts": {"encoder": 1e-3}}, "with lora"),

@@ -120,7 +120,7 @@ def test_early_steps_forget_the_start():
 
 
 def test_a_checkpoint_without_average_is_told(tmp_path):
-    with pytest.raises(TrainingError, match="begun without ema"):
+    with pytest.raises(TrainingError, match="begin without ema"):
         WeightAverage(nn.Linear(2, 2), 0.9).load(tmp_path)
 
 

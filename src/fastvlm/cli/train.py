@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,18 +112,13 @@ def _plan(
 def _list_recipes(*, is_json: bool) -> None:
     from fastvlm.training.recipe import shipped_recipes
 
-    found = {}
-    for name, file in shipped_recipes().items():
-        found[name] = {"what": _first_comment(file), "file": str(file)}
+    files = shipped_recipes()
+    whats = {name: file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, file in files.items()}
     if is_json:
-        print_json(found)
+        print_json({name: {"what": whats[name], "file": str(file)} for name, file in files.items()})
         return
-    for name, facts in found.items():
-        typer.echo(f"{name:<14} {facts['what']}")
-
-
-def _first_comment(file: Path) -> str:
-    return file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    for name, what in whats.items():
+        typer.echo(f"{name:<14} {what}")
 
 
 def _check(plan: Recipe, notes: Notes, *, is_json: bool) -> None:
@@ -171,51 +167,36 @@ def _show(outcome: Outcome, *, is_json: bool) -> None:
     """Print the result's path; after a signal print how to resume, and exit with its code."""
     if outcome.signal is not None:
         name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
+        words = ["fastvlm", *sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])]
         say(
             "stopped",
             f"by {name} after step {outcome.step} of {outcome.num_steps}; {outcome.checkpoint} is written. "
-            f"Resume with: {_resuming_command()}",
+            f"Resume with: {shlex.join(words)}",
         )
         raise SystemExit(128 + outcome.signal)
     if is_json:
-        keys = ("folder", "model", "adapter", "checkpoint", "step", "num_steps", "loss", "eval_loss")
-        values = {key: getattr(outcome, key) for key in keys}
+        values = {key: value for key, value in asdict(outcome).items() if key != "signal"}
         print_json({key: str(value) if isinstance(value, Path) else value for key, value in values.items()})
         return
     typer.echo(str(outcome.model or outcome.adapter))
-
-
-def _resuming_command() -> str:
-    words = sys.argv[1:]
-    return shlex.join(["fastvlm", *words, *([] if "--resume" in words else ["--resume"])])
 
 
 def _columns() -> tuple[Any, ...]:
     """Columns of the progress bar: steps, loss, images per second, remaining time."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    return (
-        TextColumn("Training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}", markup=False),
-        TimeRemainingColumn(),
-    )
+    facts = TextColumn("{task.fields[facts]}", markup=False)
+    return TextColumn("Training"), BarColumn(), MofNCompleteColumn(), facts, TimeRemainingColumn()
 
 
 def _progress_callback(bar: Any) -> Callable[[Progress], None]:
     """A progress callback that updates `bar`."""
     task = bar.add_task("", total=None, facts="", start=False)
 
-    def report(progress: Any) -> None:
-        if bar.tasks[0].total is None:
-            bar.start_task(task)
+    def report(progress: Progress) -> None:
+        bar.start_task(task)
         loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
-        bar.update(
-            task,
-            completed=progress.step,
-            total=progress.num_steps,
-            facts=f"{loss}  {progress.images_per_s:.1f} images/s",
-        )
+        facts = f"{loss}  {progress.images_per_s:.1f} images/s"
+        bar.update(task, completed=progress.step, total=progress.num_steps, facts=facts)
 
     return report

@@ -137,9 +137,6 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-# ---------------------------------------------------------------------------------------------- opening
-
-
 def open_saved_dataset(folder: Path, images: Collection[str], unread: Collection[str]) -> TableSource:
     """A folder that ``Dataset.save_to_disk`` wrote, or a ``DatasetDict``'s with one split.
 
@@ -198,9 +195,6 @@ def _stored_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} holds no object; is it a file of datasets?")
     return value
-
-
-# ---------------------------------------------------------------------------------------------- reading
 
 
 def parquet_rows(path: Path) -> Iterator[Record]:

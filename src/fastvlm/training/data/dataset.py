@@ -157,8 +157,6 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         num_placeholders = list(ids[: self.max_tokens]).count(self._image_id)
         return self.max_tokens - num_placeholders % self.tokens_per_image
 
-    # ------------------------------------------------------------------------------------------ lengths
-
     def lengths(self, workers: int = 0) -> Sequence[int]:
         """Number of tokens of every row, at most `max_tokens`; no image is opened. Computed once, which takes a while.
 
@@ -205,20 +203,19 @@ class SupervisedDataset(Dataset[dict[str, Tensor]]):
         """
         past = len(self) if past is None else past
         for begin in range(first, past, CHUNK):
-            samples = [self._readable(index) for index in range(begin, min(begin + CHUNK, past))]
-            texts = [text for sample, text in samples if not isinstance(sample, BadRecordError)]
+            rows = [self._readable(index) for index in range(begin, min(begin + CHUNK, past))]
+            texts = [text for _, text in rows if text]
             ids = iter(short_ids_of(self.processor, texts) if texts else [])
-            for number, (sample, _) in enumerate(samples):
-                yield begin + number, sample, [] if isinstance(sample, BadRecordError) else next(ids)
+            for index, (sample, text) in enumerate(rows, begin):
+                yield index, sample, next(ids) if text else []
 
     def _readable(self, index: int) -> tuple[Sample | BadRecordError, str]:
         """(sample, its rendered text), or (its error, "")."""
         try:
             sample = self.samples[index]
+            return sample, self._text(sample)
         except BadRecordError as error:
             return error, ""
-        try:
-            return sample, self._text(sample)
         except FastVlmError as error:
             return BadRecordError.at(sample.origin, error), ""
 

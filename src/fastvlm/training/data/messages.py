@@ -159,9 +159,6 @@ def _check_texts(conversation: Conversation) -> None:
         raise DataError("it has no assistant's turn; there is nothing to learn from it")
 
 
-# ---------------------------------------------------------------------------------------------- images
-
-
 def _given_images(record: Mapping[str, Any]) -> list[Any]:
     """The images of the record's image column; null, an empty text and an empty list mean none."""
     names = [name for name in IMAGE_COLUMNS if is_given(record.get(name))]

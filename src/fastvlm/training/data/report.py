@@ -14,6 +14,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from fastvlm.errors import DataError, FastVlmError, ImageError
 from fastvlm.images import open_image
 from fastvlm.training.data.dataset import CHUNK, IGNORED, Supervised, SupervisedDataset, refuse_missing
@@ -57,12 +59,9 @@ class LengthSummary:
         """Compute the statistics; None if there are no lengths."""
         if not lengths:
             return None
-        ordered = sorted(lengths)
-        low, high = ordered[0], ordered[-1]
-        counts = [0] * BINS
-        for length in ordered:
-            counts[min((length - low) * BINS // (high - low + 1), BINS - 1)] += 1
-        return cls(low, _percentile(ordered, 50), _percentile(ordered, 95), high, tuple(counts))
+        low, median, p95, high = np.percentile(lengths, (0, 50, 95, 100), method="inverted_cdf").tolist()
+        counts, _ = np.histogram(lengths, BINS, (low, high + 1))
+        return cls(low, median, p95, high, tuple(counts.tolist()))
 
     def line(self) -> str:
         """The histogram as bars; a stretch with any sample has one."""
@@ -170,18 +169,10 @@ class DataReport:
             yield from (f"    {line}" for line in shown.splitlines())
 
 
-def _percentile(ordered: Sequence[int], percent: int) -> int:
-    """Nearest-rank percentile."""
-    return ordered[-(-len(ordered) * percent // 100) - 1]
-
-
 def _listed(lines: Sequence[str]) -> Iterator[str]:
     yield from (f"    {line}" for line in lines[:LISTED])
     if len(lines) > LISTED:
         yield f"    and {len(lines) - LISTED} more (--json lists all)"
-
-
-# ---------------------------------------------------------------------------------------------- checking
 
 
 def check_data(

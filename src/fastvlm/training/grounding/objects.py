@@ -55,9 +55,6 @@ class Grounding:
     looks: tuple[Look, ...]
 
 
-# ------------------------------------------------------------------------------------------------- reading
-
-
 def read_grounding(
     record: Mapping[str, Any],
     num_images: int,

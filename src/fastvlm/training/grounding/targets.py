@@ -42,9 +42,6 @@ class Placement:
         return box[0] * across + left, box[1] * down + top, box[2] * across + left, box[3] * down + top
 
 
-# ------------------------------------------------------------------------------------------------- cells and tokens
-
-
 def cells_of(
     objects: Sequence[GroundedObject] | None, names: ObjectNames, placement: Placement, height: int, width: int
 ) -> Int64Array:
@@ -97,9 +94,6 @@ def _touched(first: float, last: float, count: int, stride_px: int) -> range:
     middle, reach = (first + last) / 2, SHOWN * (last - first)
     low, high = (min(max(int(edge // stride_px), 0), count - 1) for edge in (middle - reach, middle + reach))
     return range(low, high + 1)
-
-
-# ------------------------------------------------------------------------------------------------- positions
 
 
 def positions_of_looks(looks: Sequence[Look], reply: str, pieces: Sequence[str]) -> Iterator[tuple[int, Look]]:

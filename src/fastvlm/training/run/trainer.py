@@ -70,8 +70,6 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.other_losses: dict[str, Tensor] = {}  # of the last micro-batch, by their names
         self.num_images, self.num_samples, self.saved_at_s = 0, 0, time.monotonic()
 
-    # ------------------------------------------------------------------------------------------------ a step
-
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -152,8 +150,6 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             "Lower the rates (parts.*.lr) or lengthen the warm-up (warmup_ratio), and look at the samples with --check."
         )
 
-    # ------------------------------------------------------------------------------------------------ optimizer, order
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create AdamW with a group for each part, with and without weight decay."""
         optimizer: torch.optim.Optimizer | None = getattr(self, "optimizer", None)
@@ -189,12 +185,8 @@ class FastVlmTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's, with the averaged weights if there are any."""
-        if self.average is None:
+        with nullcontext() if self.average is None else self.average.in_place():
             return super().evaluate(*args, **kwargs)  # type: ignore[no-any-return]
-        with self.average.in_place():
-            return super().evaluate(*args, **kwargs)  # type: ignore[no-any-return]
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
 
     def _get_output_dir(self, trial: Any) -> str:
         del trial

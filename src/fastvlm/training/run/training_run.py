@@ -128,8 +128,6 @@ class TrainingRun:
                 self._finish(trainer, setup, processor, len(train_rows))
             return self._outcome(trainer, interruption.signal)
 
-    # ------------------------------------------------------------------------------------------------ before
-
     def _compare_data(
         self, arguments: TrainingArguments, train_rows: Any, eval_rows: Any, *, is_resumed: bool, allows_change: bool
     ) -> None:
@@ -188,8 +186,6 @@ class TrainingRun:
         trainer.add_callback(LogCallback(trainer, self.on_progress))
         trainer.add_callback(StateCallback(trainer, last))
         trainer.add_callback(StopCallback(trainer, interruption, self.recipe.save_every_minutes))
-
-    # ------------------------------------------------------------------------------------------------ steps, after
 
     def _run_steps(self, trainer: FastVlmTrainer, interruption: Interruption, last: Path | None) -> None:
         with interruption.waiting_for_step():
