@@ -111,7 +111,7 @@ def hear_ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The signal comes in the fourth step, however fast the machine is; to the whole group, the process that reads images
+# The signal comes in the given step, however fast the machine is; to the whole group, the process that reads images
 # among it, as a terminal and a service manager send it.
 STOPPED = """
 import os, sys
@@ -119,11 +119,11 @@ from fastvlm.training.run.callbacks import LogCallback
 plain = LogCallback.on_step_end
 def step_end(self, args, state, control, **more):
     plain(self, args, state, control, **more)
-    if state.global_step == 4:
+    if state.global_step == int(sys.argv[2]):
         os.killpg(0, int(sys.argv[1]))
 LogCallback.on_step_end = step_end
 from fastvlm.cli.main import main
-sys.exit(main(sys.argv[2:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -139,35 +139,28 @@ def long_recipe(model, data):
     return small_run.recipe(model, data, max_steps=8, save_every_steps=3, workers=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_process_that_is_stopped_goes_on_to_the_same_curve(number, straight, small_model, small_data, tmp_path):
-    recipe = long_recipe(small_model, small_data)
-    folder = tmp_path / "run"
+def test_a_process_that_is_stopped_in_every_way_goes_on_to_the_same_curve(straight, small_model, small_data, tmp_path):
+    recipe, folder = long_recipe(small_model, small_data), tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, "-c", STOPPED, str(int(number)), *command(recipe, folder)[3:]],
-        capture_output=True,
-        text=True,
-        env=environment,
-        preexec_fn=hear_ctrl_c,
-        start_new_session=True,
-        check=False,
-        timeout=550,
-    )
-    err = process.stderr
-    if number == signal.SIGKILL:
-        assert process.returncode == -number
-        (folder / ".saving" / "checkpoint-39").mkdir(parents=True)  # as if it had been killed while it saved
-    else:
-        assert process.returncode == 128 + number, err
-        assert err.startswith("fastvlm: stopped: by ") and err.count("\n") == 1 and "--resume" in err
-    assert RunFolder(folder).last_good() is not None
-    if number == signal.SIGINT:
-        resumed = run(command(recipe, folder, "--resume"))
-        assert resumed.returncode == 0, resumed.stderr
-        assert resumed.stdout.strip() == str(folder / "model")
-    else:
-        TrainingRun(recipe, folder).train(is_resumed=True)
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGINT, 4), (signal.SIGKILL, 7)):
+        process = subprocess.run(
+            [sys.executable, "-c", STOPPED, str(int(number)), str(step), *command(recipe, folder, "--resume")[3:]],
+            capture_output=True,
+            text=True,
+            env=environment,
+            preexec_fn=hear_ctrl_c,
+            start_new_session=True,
+            check=False,
+            timeout=550,
+        )
+        err, last = process.stderr, RunFolder(folder).last_good().name
+        if number == signal.SIGKILL:
+            assert (process.returncode, last) == (-number, "checkpoint-6")
+        else:
+            assert (process.returncode, last) == (128 + number, f"checkpoint-{step}"), err
+            assert err.startswith("fastvlm: stopped: by ") and err.count("\n") == 1 and "--resume" in err
+    (folder / ".saving" / "checkpoint-39").mkdir(parents=True)  # as if it had been killed while it saved
+    TrainingRun(recipe, folder).train(is_resumed=True)
     assert losses(folder) == losses(straight)
     name = "model.safetensors"
     assert (folder / "model" / name).read_bytes() == (straight / "model" / name).read_bytes()

@@ -6,9 +6,10 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.utils.data import Subset
 
 from fastvlm.errors import DataError
@@ -20,7 +21,7 @@ from fastvlm.training.grounding.rows import GroundingColumns
 from fastvlm.training.recipe import DataEntry, Recipe
 
 
-def open_rows(recipe: Recipe, processor: FastVlmProcessor) -> tuple[Any, Any]:
+def open_rows(recipe: Recipe, processor: FastVlmProcessor) -> tuple[Rows, Rows | None]:
     """(training rows, evaluation rows or None): datasets with `lengths` and `digest`.
 
     Warns once, in the first process, of shard members that are not used. Raises UsageError and DataError.
@@ -68,14 +69,14 @@ def open_mixture(entries: Sequence[DataEntry], seed: int = 0) -> Samples:
     return samples
 
 
-class Portion(Subset[Any]):
+class Portion(Subset[dict[str, Tensor]]):
     """Some rows of a :class:`fastvlm.training.data.dataset.SupervisedDataset`, with their lengths."""
 
-    dataset: Any
+    dataset: SupervisedDataset
 
     def digest(self, workers: int = 0) -> dict[str, Any]:
         """Digest of the whole dataset."""
-        return dict(self.dataset.digest(workers))
+        return self.dataset.digest(workers)
 
     def lengths(self, workers: int = 0) -> list[int]:
         """Number of tokens of every row."""
@@ -83,7 +84,10 @@ class Portion(Subset[Any]):
         return [every[index] for index in self.indices]
 
 
-def split_off(dataset: Any, fraction: float, seed: int) -> tuple[Portion, Portion]:
+Rows: TypeAlias = SupervisedDataset | Portion
+
+
+def split_off(dataset: SupervisedDataset, fraction: float, seed: int) -> tuple[Portion, Portion]:
     """Random disjoint split by `seed` into (training rows, evaluation rows); at least one row in each.
 
     Raises:

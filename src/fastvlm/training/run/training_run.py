@@ -22,7 +22,7 @@ from fastvlm.storage.locks import exclusive_folder
 from fastvlm.storage.whole_files import write_file
 from fastvlm.training.data.collation import Collator
 from fastvlm.training.data.length_groups import LengthGroupedBatches
-from fastvlm.training.data.recipe_data import object_names, open_rows
+from fastvlm.training.data.recipe_data import Rows, object_names, open_rows
 from fastvlm.training.grounding.objective import add_objective
 from fastvlm.training.recipe import Recipe
 from fastvlm.training.run.arguments import num_accumulated, training_arguments
@@ -115,11 +115,11 @@ class TrainingRun:
             train_rows, eval_rows = open_rows(self.recipe, processor)
             arguments = training_arguments(self.recipe, self.files.folder, has_eval=eval_rows is not None)
             last = self._claim(arguments, locks, is_resumed=is_resumed, allows_changed_data=allows_changed_data)
-            self._compare_data(
-                arguments, train_rows, eval_rows, is_resumed=last is not None, allows_change=allows_changed_data
-            )
+            digests = self._digests(train_rows, eval_rows)
+            if arguments.process_index == 0:
+                self.files.claim_data(digests, is_resumed=last is not None, allows_change=allows_changed_data)
             setup = set_up_model(self.recipe)
-            if setup.base_digest is not None and arguments.process_index == 0:
+            if arguments.process_index == 0 and setup.base_digest is not None:
                 self.files.claim_base(setup.base_digest, is_resumed=last is not None)
             trainer = self._trainer(setup, processor, arguments, train_rows, eval_rows)
             self._add_callbacks(trainer, interruption, last)
@@ -128,15 +128,11 @@ class TrainingRun:
                 self._finish(trainer, setup, processor, len(train_rows))
             return self._outcome(trainer, interruption.signal)
 
-    def _compare_data(
-        self, arguments: TrainingArguments, train_rows: Any, eval_rows: Any, *, is_resumed: bool, allows_change: bool
-    ) -> None:
-        """Compare the samples with those at the run's start and record them, in the first process."""
+    def _digests(self, train_rows: Rows, eval_rows: Rows | None) -> dict[str, dict[str, Any]]:
         digests = {"data": train_rows.digest(self.recipe.workers)}
-        if self.recipe.eval is not None and self.recipe.eval.data:
+        if eval_rows is not None and self.recipe.eval is not None and self.recipe.eval.data:
             digests["eval.data"] = eval_rows.digest(self.recipe.workers)
-        if arguments.process_index == 0:
-            self.files.claim_data(digests, is_resumed=is_resumed, allows_change=allows_change)
+        return digests
 
     def _claim(
         self, arguments: TrainingArguments, locks: ExitStack, *, is_resumed: bool, allows_changed_data: bool
@@ -153,8 +149,8 @@ class TrainingRun:
         setup: ModelSetup,
         processor: FastVlmProcessor,
         arguments: TrainingArguments,
-        train_rows: Any,
-        eval_rows: Any,
+        train_rows: Rows,
+        eval_rows: Rows | None,
     ) -> FastVlmTrainer:
         choice = self.recipe.grounding
         objective = None if choice is None else add_objective(setup.plain, choice, object_names(self.recipe))
