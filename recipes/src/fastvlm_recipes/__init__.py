@@ -1,1 +1,1 @@
-"""How fastvlm-mini is made: what draws its training images, and what ships and scores it."""
+"""Recipe of fastvlm-mini: drawn training images, export and scoring of the checkpoint."""

@@ -99,7 +99,7 @@ def demo_data(
 
 
 def _what_can_be_drawn(part: Any, mix: str | None, *, is_quiet: bool) -> tuple[dict[str, int], dict[str, str]]:
-    """Shares of the kinds that this machine can draw, and what brings the others; UsageError if one was asked for."""
+    """Shares of the kinds that this machine can draw, and hints for the others; UsageError if one was requested."""
     from fastvlm_recipes.demo_data.drawing_plan import parse_mix
     from fastvlm_recipes.demo_data.kinds import MIX, has_fonts, lacking
 

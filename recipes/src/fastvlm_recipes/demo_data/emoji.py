@@ -59,7 +59,7 @@ def paste_emoji(rng: Random, scene: Scene, style: str, name: str, spot: tuple[fl
 
 
 def draw_emoji(rng: Random, styles: tuple[str, ...], count: int | None = None) -> Scene:
-    """An image of `count` emoji (1 to 6 at random if None), some of them alike."""
+    """An image of `count` emoji (1 to 6 at random if None), with repetitions."""
     image, _, name = background(rng)
     scene = Scene(image, "emoji", name)
     if count is None:

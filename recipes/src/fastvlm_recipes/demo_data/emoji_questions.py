@@ -22,7 +22,7 @@ IS_THERE = ("Is there {}?", "Is there {} in the image?", "Do you see {}?", "Can 
 
 
 def emoji_turns(rng: Random, scene: Scene) -> list[Turn]:
-    """Naming, listing, counting, presence, place, and colors of what is not there."""
+    """Naming, listing, counting, presence, place, and colors of absent emoji."""
     things = scene.emoji()
     names = [thing.name for thing in things]
     if len(set(names)) == 1:

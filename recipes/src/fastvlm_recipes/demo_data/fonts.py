@@ -1,6 +1,6 @@
 """Fonts by family, split into those for training and those never trained on.
 
-Without the Debian font packages (on a fresh machine) Pillow's built-in font stands in for both.
+Without the Debian font packages (on a fresh machine) Pillow's built-in font serves for both.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def has_all_glyphs(file: str) -> bool:
 
 @lru_cache(maxsize=2)
 def families(split: Split) -> dict[str, tuple[str, ...]]:
-    """Family -> its font files; {"": ()} stands for Pillow's own font if none is installed."""
+    """Family -> its font files; {"": ()}, for Pillow's own font, if none is installed."""
     table: dict[str, list[str]] = {}
     for family, file in _faces():
         if (family in HELD_OUT_FAMILIES) == (split == "test"):

@@ -1,4 +1,4 @@
-"""The kinds of image that can be drawn, their shares, and what a machine lacks for some of them."""
+"""The kinds of images that can be drawn, their shares, and the packages that some of them need."""
 
 from __future__ import annotations
 

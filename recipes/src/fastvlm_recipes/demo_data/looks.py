@@ -1,4 +1,4 @@
-"""Attention targets: before which characters of an answer to look at which things and words of the question.
+"""Attention targets: the objects and words of the question that the text at a character of an answer is about.
 
 A small decoder learns late that "What color is the star?" is answered by the token that shows a star: after 70,000
 images it named a single shape without a mistake and chose among several at random (every wrong answer was true of
@@ -60,7 +60,7 @@ def plain_words(text: str) -> list[str]:
 
 
 def _telling(question: str) -> frozenset[str]:
-    """The words that say what is asked for."""
+    """The words that name the subject of the question."""
     return frozenset(plain_words(question)) - ASKING
 
 
@@ -94,7 +94,7 @@ def _look_for_shape(shapes: Sequence[Thing], question: str, answer: str) -> list
 
 
 def reminder_of(turn: Turn) -> list[Look]:
-    """For yes or no about an image without a record: the words that say what is asked for."""
+    """For yes or no about an image without a record: the words that name the subject of the question."""
     return _look_for_shape((), *turn)
 
 

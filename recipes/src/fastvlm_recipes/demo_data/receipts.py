@@ -109,7 +109,7 @@ def _lay_paper(rng: Random, scene: Scene) -> tuple[tuple[int, int, int, int], RG
 
 
 def _texts(rng: Random, row: Row, receipt: Receipt) -> list[Texts]:
-    """For each row of the kind: one text, or the two that stand at its sides."""
+    """For each row of the kind: one text, or the two at its sides."""
     if row.part == "items":
         return list(receipt.items)
     if row.part == "total":

@@ -1,4 +1,4 @@
-"""Grounding columns of a record: where things are in the image, and which of them an answer means.
+"""Grounding columns of a record: the objects' boxes in the image, and the objects that an answer is about.
 
 The columns `objects` and `looks`, as docs/training_data.md has them.
 """

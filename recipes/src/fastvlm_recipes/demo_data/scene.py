@@ -1,4 +1,4 @@
-"""Records of what was drawn. Lengths are in pixels of the image."""
+"""Records of drawn content. Lengths are in pixels of the image."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a bar chart shows, from left to right or from the top; `title` is "" where there is none.
+    """Content of a bar chart, from left to right or from the top; `title` is "" if it has none.
 
-    `colors` are the names of the bars' colors; `has_values` where each bar's number stands next to it.
+    `colors` are the names of the bars' colors; `has_values` if each bar's number is printed next to it.
     """
 
     title: str

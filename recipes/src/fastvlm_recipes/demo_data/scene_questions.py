@@ -34,7 +34,7 @@ def turns_of(rng: Random, scene: Scene) -> list[Turn]:
 def conversation(rng: Random, scene: Scene) -> list[Turn]:
     """The second edition's: one to MOST_TURNS in random order; no answer contains a later one.
 
-    In some scenes one of them cannot be answered, or asks in the same words for something that is there.
+    In some scenes one question is about an absent object, or asks in the same words about a present one.
     """
     if scene.asked:
         turns = list(scene.asked)

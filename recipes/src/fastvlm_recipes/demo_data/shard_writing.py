@@ -48,7 +48,7 @@ def encoded(image: Image.Image) -> tuple[str, bytes]:
 
 
 def record_of(name: str, file: str, sample: Sample) -> dict[str, object]:
-    """`id`, `image`, `kind`, `conversations`, `objects`, `looks`; the first question stands after the image."""
+    """`id`, `image`, `kind`, `conversations`, `objects`, `looks`; the first question follows the image."""
     turns: list[dict[str, str]] = []
     for index, (question, answer) in enumerate(sample.turns):
         turns.append({"from": "human", "value": f"<image>\n{question}" if index == 0 else question})

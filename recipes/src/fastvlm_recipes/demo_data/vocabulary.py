@@ -1,4 +1,4 @@
-"""What can be drawn: colors, shapes, characters, emoji names; and what is held out of training.
+"""Colors, shapes, characters and emoji names that are drawn, and those that are held out of training.
 
 The held-out lists are frozen: changing one makes every published score of the checkpoint meaningless.
 """

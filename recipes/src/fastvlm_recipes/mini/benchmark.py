@@ -188,5 +188,5 @@ def make_items(name: str, count: int, first: int = 0) -> list[Item]:
 
 
 def gray(item: Item) -> Item:
-    """The same question about a uniform gray image: what can be answered without seeing."""
+    """The same question about a uniform gray image, to measure what can be answered without seeing."""
     return Item(Image.new("RGB", (SIZE, SIZE), (128, 128, 128)), item.question, item.answers)

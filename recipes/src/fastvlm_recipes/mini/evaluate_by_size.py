@@ -47,7 +47,7 @@ class Cell:
     """One result.
 
     Args:
-        table, row, column: where it stands: the fonts, the font size and the letters; of the grid the count.
+        table, row, column: its place: the fonts, the font size and the letters; of the grid the count.
         capital_px: mean height of a capital letter, in pixels; None for shapes.
         right, n: right answers, and images.
         low, high: Wilson's 95 % interval of the share.

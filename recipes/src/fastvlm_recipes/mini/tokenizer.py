@@ -91,7 +91,7 @@ DRAWERS: dict[str, tuple[int, Callable[[Random], Scene]]] = {
 
 
 def byte_symbols() -> list[str]:
-    """GPT-2's 256 printable symbols, ordered by the byte that each stands for as in Qwen2's vocabulary."""
+    """GPT-2's 256 printable symbols, ordered by the byte of each, as in Qwen2's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
