@@ -93,7 +93,7 @@ def test_names_lie_beside_the_data(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "names.json").write_text(json.dumps({"objects": objects, "colours": ["red"]}))
     (tmp_path / "b" / "x.jsonl").write_text("")
-    names = ObjectNames.beside([tmp_path / "a", tmp_path / "b" / "x.jsonl"])
+    names = ObjectNames.next_to([tmp_path / "a", tmp_path / "b" / "x.jsonl"])
     assert names == ObjectNames({"circle": 1, "cross": 2, "star": 3}, {"red": 0})
     assert names.num_classes == 4 and names.color_of("blue") == IGNORED
     with pytest.raises(DataError, match="its object 'moon' is not among the 3 names"):
@@ -102,10 +102,10 @@ def test_names_lie_beside_the_data(tmp_path):
 
 def test_without_names_one_is_told_what_to_write(tmp_path):
     with pytest.raises(DataError, match=r"a file names.json in .*\"star\".*Without it set grounding.objects=0"):
-        ObjectNames.beside([tmp_path])
+        ObjectNames.next_to([tmp_path])
     (tmp_path / "names.json").write_text("[")
     with pytest.raises(DataError, match=r"names.json cannot be read .*expected .\"objects\""):
-        ObjectNames.beside([tmp_path])
+        ObjectNames.next_to([tmp_path])
 
 
 # ------------------------------------------------------------------------------------------------- places

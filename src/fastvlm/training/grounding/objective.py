@@ -112,8 +112,11 @@ class GroundingObjective(nn.Module):
         if last is not None and "cell_classes" in batch and self.heads:
             cell_losses = []
             for head, (stage, _, weight) in zip(self.heads, DEPTHS, strict=True):
-                logits = head(stages[stage] if stage >= 0 else last).tensor_split([self.num_classes], dim=-1)
-                cell_losses.append(weight * cell_loss(*logits, batch["cell_classes"], batch["cell_colors"]))
+                logits = head(stages[stage] if stage >= 0 else last)
+                of_classes, of_colors = logits.tensor_split([self.num_classes], dim=-1)
+                cell_losses.append(
+                    weight * cell_loss(of_classes, of_colors, batch["cell_classes"], batch["cell_colors"])
+                )
             losses["objects"] = self.entry.objects * torch.stack(cell_losses).sum()
         if attentions and "gaze_rows" in batch:
             kinds = ((self.entry.reminding, True), (self.entry.looking, False))
