@@ -51,14 +51,12 @@ def write_model(
     """
     folder = inspect_folder(source)
     config = _config_of(folder, processor, is_multi_branch=is_multi_branch)
-    tensors = dict(weights)
-    if is_multi_branch:
-        tensors = _fused(tensors, config)
-    names = expected_shapes(FastVlmForConditionalGeneration, config)
+    tensors = _fused(dict(weights), config) if is_multi_branch else weights
+    written = {name: tensors[name] for name in expected_shapes(FastVlmForConditionalGeneration, config)}
     config.dtype = folder.dtype
     planned = [
         PlannedTensor.of(name, tensor, folder.dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in ((name, tensors[name]) for name in names)
+        for name, tensor in written.items()
     ]
     processor.padding_side = "left"  # batched generation continues at the end of the prompts
     shards = split_into_shards(planned, num_bytes_of(LARGEST_SHARD))
@@ -96,7 +94,7 @@ def _config_of(folder: CheckpointFolder, processor: FastVlmProcessor, *, is_mult
 
 
 def _fused(tensors: dict[str, Tensor], config: FastVlmConfig) -> dict[str, Tensor]:
-    """The same weights and config with the encoder's branches fused."""
+    """The weights with the encoder's branches fused."""
     encoder = FastViTHD(config.vision_config)
     own = {name.removeprefix(ENCODER): t for name, t in tensors.items() if name.startswith(ENCODER)}
     encoder.load_state_dict(own)
