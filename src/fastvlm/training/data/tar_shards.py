@@ -229,15 +229,12 @@ def _add(records: dict[str, _Members], member: tarfile.TarInfo, ignored: Collect
         return f"nothing is learned from members of the kind {kind!r}"
     members = records.setdefault(f"{folder}{slash}{stem}", _Members())
     place = (member.offset_data, member.size)
-    image = IMAGE.fullmatch(kind)
     reason = _unusable(member, stem, kind)
-    if not reason and image is not None:
-        number = int(image[1] or -1)
-        reason = "it is a second image in the same place; number them .0.jpg, .1.jpg" * (number in members.images)
-        members.images.setdefault(number, place)
-    elif not reason:
-        reason = f"it is a second .{kind}" * (kind in members.texts)
-        members.texts.setdefault(kind, place)
+    if not reason and (image := IMAGE.fullmatch(kind)):
+        if members.images.setdefault(int(image[1] or -1), place) is not place:
+            reason = "it is a second image in the same place; number them .0.jpg, .1.jpg"
+    elif not reason and members.texts.setdefault(kind, place) is not place:
+        reason = f"it is a second .{kind}"
     if reason:
         members.wrong.append(f"{file_name}: {reason}")
     return ""

@@ -244,19 +244,14 @@ def with_black_image(inputs: dict[str, Any], image_token_id: int) -> dict[str, A
 
     Every process must use every weight in every step, or the gradient reduction deadlocks.
     """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
     tokens = (_BLACK_SIDE_PX // 64) ** 2
-    width = max(ids.shape[1], tokens)
-    ids, mask = (F.pad(tensor, (0, width - ids.shape[1])) for tensor in (ids, mask))
-    labels = F.pad(inputs["labels"], (0, width - inputs["labels"].shape[1]), value=IGNORED)
-    row = torch.zeros_like(ids[:1])
-    row[:, :tokens] = image_token_id
-    seen = torch.zeros_like(mask[:1])
-    seen[:, :tokens] = 1
-    return {
-        **inputs,
-        "input_ids": torch.cat([ids, row]),
-        "attention_mask": torch.cat([mask, seen]),
-        "labels": torch.cat([labels, torch.full_like(row, IGNORED)]),
-        "pixel_values": torch.zeros(1, 3, _BLACK_SIDE_PX, _BLACK_SIDE_PX, device=ids.device),
-    }
+    missing = max(0, tokens - inputs["input_ids"].shape[1])
+    added = {"input_ids": (image_token_id, 0), "attention_mask": (1, 0), "labels": (IGNORED, IGNORED)}
+    longer = {}
+    for name, (value, padding) in added.items():
+        padded = F.pad(inputs[name], (0, missing), value=padding)
+        row = torch.full_like(padded[:1], padding)
+        row[:, :tokens] = value
+        longer[name] = torch.cat([padded, row])
+    pixels = torch.zeros(1, 3, _BLACK_SIDE_PX, _BLACK_SIDE_PX, device=row.device)
+    return {**inputs, **longer, "pixel_values": pixels}
