@@ -8,9 +8,9 @@ import fastvlm
 from fastvlm.training.data.collation import Collator
 from fastvlm.training.data.dataset import IGNORED, SupervisedDataset
 from fastvlm.training.data.recipe_data import open_mixture
+from fastvlm.training.run.arguments import training_arguments
 from fastvlm.training.run.run_folder import RunFolder
 from fastvlm.training.run.trainer import FastVlmTrainer, with_black_image
-from fastvlm.training.run.training_run import TrainingRun
 
 
 @pytest.fixture
@@ -19,8 +19,7 @@ def parts(small_model, small_data, tmp_path):
     recipe = small_run.recipe(small_model, small_data)
     model, processor = fastvlm.load(small_model, device="cpu", dtype="float32")
     rows = SupervisedDataset(open_mixture(recipe.data), processor, max_tokens=128)
-    run = TrainingRun(recipe, tmp_path / "run")
-    arguments = run._arguments(has_eval=False)
+    arguments = training_arguments(recipe, tmp_path / "run", has_eval=False)
     trainer = FastVlmTrainer(model, arguments, recipe=recipe, files=RunFolder(tmp_path / "run"))
     return trainer, model, rows
 

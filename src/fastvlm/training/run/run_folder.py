@@ -118,11 +118,11 @@ class RunFolder:
             stored = self._stored_digests()
             for name in (name for name, digest in digests.items() if stored.get(name) != digest):
                 before, now = (stored.get(name) or {}).get("num_samples", 0), digests[name]["num_samples"]
-                text = f"The samples of {name} are not those that the run was started with ({before} samples before, "
-                text += f"{now} now)"
+                what = f"{before} samples before, {now} now"
+                text = f"The samples of {name} are not those that the run was started with ({what})"
                 if not allows_change:
                     raise UsageError(
-                        f"{text}. Give the same samples, another --out, or --allow-changed-data to go on with these."
+                        f"{text}. Give the same samples, another --out, or --allow-changed-data to continue with these."
                     )
                 warnings.warn(f"{text}; it continues with the new ones.", stacklevel=1)
         write_file(self.data, json.dumps(digests) + "\n")
