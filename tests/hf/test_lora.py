@@ -171,7 +171,7 @@ def test_the_same_weights_under_another_name_are_taken(tiny_model, tmp_path):
 def test_a_broken_digest_is_one_line(tiny_model, tmp_path, text):
     adapter(tiny_model, tmp_path)
     (tmp_path / DIGEST_FILE).write_text(text)
-    with pytest.raises(CheckpointError, match="not a digest of weights"):
+    with pytest.raises(CheckpointError, match=r"not a digest of weights|cannot be read as JSON"):
         merge_adapter(tiny_model, tmp_path)
 
 
@@ -258,7 +258,7 @@ def test_folders_that_hold_no_adapter_are_told(tiny_model, tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         merge_adapter(tiny_model, tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
         merge_adapter(tiny_model, tmp_path)
 
 

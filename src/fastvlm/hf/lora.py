@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fastvlm.errors import CheckpointError, MissingExtraError, UsageError
@@ -24,6 +23,7 @@ from fastvlm.formats.places import ADAPTER_CONFIG as _CONFIG
 from fastvlm.formats.places import ADAPTER_WEIGHTS as _WEIGHTS
 from fastvlm.formats.places import adapter_folder
 from fastvlm.formats.quantized_metadata import REST_FILE
+from fastvlm.formats.safetensors_header import read_header
 from fastvlm.formats.weight_sets import one_weight_set
 from fastvlm.hf.base_digest import DIGEST_FILE, BaseDigest
 from fastvlm.hf.loading import load
@@ -147,11 +147,7 @@ def sharing_copy(
 def _read(folder: Path) -> _Adapter:
     config = _config(folder / _CONFIG)
     one_weight_set(folder, _WEIGHTS, _PICKLED)  # warns of a second set, which is not read
-    try:
-        with safe_open(folder / _WEIGHTS, "pt") as file:
-            shapes = {name.removeprefix(_PREFIX): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / _WEIGHTS} cannot be read ({error}). Fetch the file again.") from error
+    shapes = {name.removeprefix(_PREFIX): entry.shape for name, entry in read_header(folder / _WEIGHTS).items()}
     return _Adapter(folder, config, shapes)
 
 
