@@ -19,6 +19,7 @@ SCHEMA = {
     "finish_reason": str,
     "timings_ms": dict.fromkeys(("load", "preprocess", "encode", "prefill", "ttft", "total"), float),
     "tokens_per_second": float,
+    "images": list,
 }
 
 

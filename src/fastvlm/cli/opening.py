@@ -31,11 +31,11 @@ def open_images(names: Sequence[str], notes: Notes) -> tuple[list[Image], float]
 
     start_s = time.perf_counter()
     with notes.waiting("Fetching images"):
-        images = [open_image(_source(name)) for name in names]
+        images = [open_image(image_source(name)) for name in names]
     return images, 1000 * (time.perf_counter() - start_s)
 
 
-def _source(name: str) -> str | bytes:
+def image_source(name: str) -> str | bytes:
     """What `open_image` takes for an image as typed: bytes for stdin and for pipes, such as the shell's <(...)."""
     if name == STDIN:
         return _read_stdin()
