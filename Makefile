@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest slow newest browser sanitize gpu-check clean
+.PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize gpu-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example images"
@@ -17,8 +17,10 @@ help:
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
 
+# The pip that comes with a Python may be years old; this one takes a minute less to find all versions.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --upgrade 'pip>=26'
 
 # torch first and by its exact version: a range would take the newest build, with CUDA.
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
@@ -63,7 +65,10 @@ contracts: install-test
 	$(BIN)/lint-imports --no-logo recipes/pyproject.toml
 
 # Files side by side, one thread each: a second one makes small models no faster, and it takes the other file's core.
-SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile
+# One file more than there are cores, because some wait for the processes that they start; the dearest files first
+# (tests/conftest.py), because no core shall wait for the last one.
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 unit unit-oldest: export OMP_NUM_THREADS := 1
 unit unit-oldest: export OMP_WAIT_POLICY := passive
 
@@ -75,15 +80,17 @@ slow: install-test
 	$(BIN)/python -m pytest -m slow
 	FASTVLM_TEST_EXAMPLES=300 $(BIN)/python -m pytest -m "hypothesis and not slow and not exhaustive"
 
-# What needs one core runs side by side, before the tests take both.
+# Downloads beside each other, then all that needs one core beside the tests.
 test:
-	$(MAKE) install-test
-	$(MAKE) --jobs 2 --output-sync lint types contracts oldest browser
-	$(MAKE) unit unit-oldest
+	$(MAKE) --jobs 3 --output-sync install-test oldest browser
+	$(MAKE) --jobs 2 unit one-core
+
+one-core:
+	$(MAKE) --output-sync lint contracts types unit-oldest
 
 # The oldest supported transformers, with the hub client that it asks for; PYTHONPATH puts both before the newer ones.
 OLDEST = $(VENV)-oldest
-$(OLDEST)/.installed-5.16.1: $(VENV)/.installed-test
+$(OLDEST)/.installed-5.16.1: $(BIN)/python
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --upgrade \
 	--target $(OLDEST) transformers==5.16.1 'huggingface-hub<2'
 	touch $@
@@ -92,9 +99,9 @@ $(OLDEST)/.installed-5.16.1: $(VENV)/.installed-test
 OLDEST_TESTS = $(addprefix tests/hf/test_,config.py generation.py loading.py lora.py modeling.py plain_transformers.py pretrained.py)
 oldest: $(OLDEST)/.installed-5.16.1
 
-unit-oldest: oldest peers
+unit-oldest: install-test oldest
 	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -c "import transformers as t; assert t.__version__ == '5.16.1', t.__file__"
-	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(OLDEST_TESTS) -m "not slow and not exhaustive"
+	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -m pytest $(OLDEST_TESTS) -m "not slow and not exhaustive"
 
 # What a user gets: `pip install .`, the newest versions that pyproject.toml allows. torch first, because a range would
 # bring CUDA (several GB); the newest one: make newest NEWEST_TORCH=torch. The examples come before the extras.

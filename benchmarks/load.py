@@ -35,7 +35,7 @@ from PIL import Image, ImageDraw
 
 from fastvlm import FastVlmConfig, FastVlmImageProcessor, FastVlmProcessor
 from fastvlm.bench.random_checkpoint import make_checkpoint
-from fastvlm.hf.processor_files import load_processor
+from fastvlm.hf.loading import load_processor
 
 START_S = 600
 PROMPT = "Describe what you see, number {}."

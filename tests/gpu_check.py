@@ -8,6 +8,7 @@ On a CPU the same checks are tests (tests/engine/test_fixed_shapes.py); there no
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 import traceback
@@ -25,9 +26,15 @@ IMAGES = ("red_star", "five_shapes", "letter", "word")
 GREEDY = SamplingParams(max_new_tokens=12)
 
 
+@functools.cache
+def open_model(device, dtype):
+    """The shipped model on `device` and its processor; an engine leaves them as they are."""
+    return fastvlm.load("mini", device=device, dtype=dtype)
+
+
 def open_engine(device, dtype=torch.float32):
     """The shipped model on `device`, its processor, and an engine on buffers of fixed shape."""
-    model, processor = fastvlm.load("mini", device=device, dtype=dtype)
+    model, processor = open_model(device, dtype)
     if torch.device(device).type == "cpu":
         return model, processor, engines.engine(model, processor, num_slots=3, has_fixed_shapes=True)
     return model, processor, Engine.from_model(model, processor, num_slots=3)
@@ -39,8 +46,11 @@ def question(image, text="What do you see?"):
     return [{"role": "user", "content": content}]
 
 
-def generated(model, processor, messages):
-    """The reply of `generate`, without its end."""
+@functools.cache
+def generated(device, image, text="What do you see?"):
+    """The reply of `generate` in float32, without its end."""
+    model, processor = open_model(device, torch.float32)
+    messages = question(image, text)
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ).to(model.device)
@@ -55,18 +65,18 @@ def without_end(model, ids):
 
 def check_one_after_the_other(device):
     """Greedy replies in float32, token for token, and that they came from captured graphs on a GPU."""
-    model, processor, engine = open_engine(device)
+    model, _, engine = open_engine(device)
     for image in IMAGES:
         reply = engine.generate(question(image), GREEDY)
-        assert without_end(model, reply.token_ids) == generated(model, processor, question(image)), image
+        assert without_end(model, reply.token_ids) == generated(device, image), image
     captured = engine.backend.decoder.fixed.num_captured
     assert (captured > 0) == (torch.device(device).type == "cuda"), f"{captured} graphs were captured"
 
 
 def check_side_by_side(device):
     """The same for requests that run together, of which one joins late."""
-    model, processor, engine = open_engine(device)
-    expected = [generated(model, processor, question(image)) for image in IMAGES]
+    model, _, engine = open_engine(device)
+    expected = [generated(device, image) for image in IMAGES]
     ids = [engine.submit(question(image), GREEDY) for image in IMAGES[:2]]
     events = engine.step() + engine.step()
     ids += [engine.submit(question(image), GREEDY) for image in IMAGES[2:]]
@@ -78,12 +88,12 @@ def check_side_by_side(device):
 
 def check_second_question(device):
     """A second question about the same image, over what the first left in the cache."""
-    model, processor, engine = open_engine(device)
+    model, _, engine = open_engine(device)
     engine.generate(question("five_shapes"), GREEDY)
-    messages = question("five_shapes", "How many shapes are there?")
-    reply = engine.generate(messages, GREEDY)
+    text = "How many shapes are there?"
+    reply = engine.generate(question("five_shapes", text), GREEDY)
     assert reply.usage.cached_prompt_tokens > 0
-    assert without_end(model, reply.token_ids) == generated(model, processor, messages)
+    assert without_end(model, reply.token_ids) == generated(device, "five_shapes", text)
 
 
 def check_features(device):

@@ -14,15 +14,10 @@ import time
 from pathlib import Path
 
 import httpx
+from warm_process import PROCESSES
 
 START_S = 240  # a busy machine takes its time to open a model
 ROOT = Path(__file__).parents[1]
-# Servers are forked from a process that has imported what they need: importing takes most of a start's time.
-_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_PROCESSES = multiprocessing.get_context(_METHOD)
-_PROCESSES.set_forkserver_preload(
-    ["fastvlm.cli.main", "fastvlm.server.process", "fastvlm.engine.engine", "transformers"]
-)
 
 
 def data_uri(path: Path) -> str:
@@ -54,7 +49,7 @@ def _run(arguments: list[str], log: str) -> None:
 def _start(*arguments: object) -> tuple[multiprocessing.process.BaseProcess, Path]:
     file, log = tempfile.mkstemp(suffix=".log")
     os.close(file)
-    process = _PROCESSES.Process(target=_run, args=(list(map(str, arguments)), log), daemon=True)
+    process = PROCESSES.Process(target=_run, args=(list(map(str, arguments)), log), daemon=True)
     process.start()
     atexit.register(Path(log).unlink)
     return process, Path(log)

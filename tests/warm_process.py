@@ -9,13 +9,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["run"]
+__all__ = ["PROCESSES", "run"]
 
-_CONTEXT = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else multiprocessing.get_context("spawn")
-_CONTEXT.set_forkserver_preload(
-    ["pytest", "torch", "fastvlm.cli.main", "fastvlm.cli.opening", "fastvlm.engine.engine", "fastvlm.hf.loading"]
+PROCESSES = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else multiprocessing.get_context("spawn")
+# Once for all who fork: a test run has one such server a worker, and whoever sets this last would decide.
+PROCESSES.set_forkserver_preload(
+    [
+        "pytest",
+        "torch",
+        "fastvlm.cli.main",
+        "fastvlm.cli.opening",
+        "fastvlm.engine.engine",
+        "fastvlm.hf.loading",
+        "fastvlm.server.process",
+        "fastvlm.training.run.training_run",
+    ]
 )
-_TIMEOUT_S = 300
+_TIMEOUT_S = 550  # less than the limit of a test, to say which command it was
 
 
 def run(
@@ -26,14 +36,14 @@ def run(
     Args:
         environment: all of it.
         stdin: what is in its standard input, a pipe; less than 64 KiB.
-        code: Python that runs before the command.
+        code: Python that runs before the command; there is none after ``raise SystemExit``.
 
     Returns:
         Exit code (minus the signal that ended it), stdout, stderr.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        child = _CONTEXT.Process(target=_child, args=(arguments, environment, str(Path.cwd()), stdin, code, out, err))
+        child = PROCESSES.Process(target=_child, args=(arguments, environment, str(Path.cwd()), stdin, code, out, err))
         child.start()
         child.join(_TIMEOUT_S)
         if child.exitcode is None:
@@ -60,5 +70,5 @@ def _child(
     sys.argv = ["fastvlm", *arguments]
     from fastvlm.cli.main import run as run_command
 
-    exec(code, {})
+    exec(code, {"__name__": "__main__"})
     run_command()

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import functools
 
 import peft
 import pytest
@@ -23,6 +24,7 @@ from fastvlm.errors import UsageError
 GREEDY = SamplingParams(max_new_tokens=12)
 
 
+@functools.cache  # an engine leaves it as it is: test_the_model_can_still_be_used
 def mini(dtype="float32"):
     return fastvlm.load("mini", device="cpu", dtype=dtype)
 
@@ -153,7 +155,7 @@ def test_what_is_joined_and_turned_before_packing_takes_turns_in_one_buffer():
 def test_layers_of_another_kind_are_turned_too():
     model, processor = mini("bfloat16")
     lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    wrapped = peft.get_peft_model(model, lora).base_model.model.eval()
+    wrapped = peft.get_peft_model(copy.deepcopy(model), lora).base_model.model.eval()
     expected = Engine.from_model(copy.deepcopy(wrapped).float(), processor).generate(question(), GREEDY)
     assert Engine.from_model(wrapped, processor, dtype=torch.float32).generate(question(), GREEDY).text == expected.text
 

@@ -3,12 +3,11 @@
 import copy
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import parrot
 import pytest
+import warm_process
 
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.mapped_files import MappedFiles
@@ -41,6 +40,7 @@ try:
 except CheckpointError as error:
     print(error)
 print("work left:", engine.has_work and bool(engine.cancel(2)))
+raise SystemExit
 """
 
 
@@ -50,10 +50,9 @@ print("work left:", engine.has_work and bool(engine.cancel(2)))
 )
 def test_the_next_request_tells(tmp_path, change, words, how):
     folder = parrot.save(tmp_path / "parrot")
-    command = [sys.executable, "-c", ASK_TWICE, str(folder), change, how]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (done.returncode, done.stderr[-1000:])
-    assert words in done.stdout
+    status, out, err = warm_process.run([str(folder), change, how], dict(os.environ), code=ASK_TWICE)
+    assert status == 0, (status, err[-1000:])
+    assert words in out
 
 
 def test_every_way_of_writing_is_seen_and_renaming_is_none(tmp_path):

@@ -1,7 +1,6 @@
 """What the documents say is there: their Python runs, their paths, flags, make targets and names exist."""
 
 import doctest
-import json
 import os
 import re
 import runpy
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import warm_process
 from server_process import Server
 
 import fastvlm
@@ -22,15 +22,6 @@ DOCUMENTS = sorted(
 )
 PACKAGE = ROOT / "src/fastvlm"
 ROOMS = ("src", "docs", "tests", "examples", "recipes", "benchmarks", ".ci")
-RUN_BLOCKS = """
-import contextlib, io, json, sys
-printed = []
-for number, code in enumerate(json.load(sys.stdin)):
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(compile(code, f"block {number}", "exec"), {"__name__": "__main__"})
-    printed.append(out.getvalue())
-print(json.dumps(printed))
-"""
 ANSWERED = ("README.md", "docs/quickstart.md", "docs/serve.md")  # of every example the output is stated
 # A block of code and the block of its output, if that follows at once; "..." in an output stands for anything.
 BLOCKS = re.compile(r"^```(python|py|sh)\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", flags=re.DOTALL | re.MULTILINE)
@@ -61,22 +52,21 @@ def is_stated(stated: str, printed: str) -> bool:
     return doctest.OutputChecker().check_output(stated, printed, doctest.ELLIPSIS)
 
 
-@pytest.mark.parametrize("document", documents_with(lambda text: "```python\n" in text))
-def test_python_blocks_print_what_is_stated(document):
-    examples = blocks(document, "python")
-    finished = subprocess.run(
-        [sys.executable, "-c", RUN_BLOCKS],
-        input=json.dumps([code for code, _ in examples]),
-        text=True,
-        capture_output=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    all_printed = json.loads(finished.stdout.splitlines()[-1])
-    assert any(all_printed)
-    for (code, stated), printed in zip(examples, all_printed, strict=True):
-        assert not stated or is_stated(stated, printed), f"{code}\nprinted:\n{printed}\nstated:\n{stated}"
+def python_blocks() -> list:
+    """A parameter (code, stated output) for each block of Python in all documents."""
+    return [
+        pytest.param(*block, id=f"{path.relative_to(ROOT)}-{number}")
+        for path in DOCUMENTS
+        for number, block in enumerate(blocks(path, "python"), 1)
+    ]
+
+
+@pytest.mark.parametrize(("code", "stated"), python_blocks())
+def test_python_blocks_print_what_is_stated(code, stated, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, printed, err = warm_process.run([], dict(os.environ), code=f"{code}\nraise SystemExit")
+    assert status == 0, err[-2000:]
+    assert not stated or is_stated(stated, printed), f"printed:\n{printed}\nstated:\n{stated}"
 
 
 @pytest.mark.parametrize("name", ANSWERED)
@@ -166,7 +156,7 @@ def test_flags_exist(document):
             assert re.search(rf"(^|[\s,]){re.escape(flag)}\b", help_text), f"fastvlm {verb} has no {flag}"
 
 
-def help_of(verb: str, cache: dict[str, str] = {}) -> str:  # noqa: B006 - one subprocess a verb
+def help_of(verb: str, cache: dict[str, str] = {}) -> str:  # noqa: B006 - one process a verb
     if verb not in cache:
         finished = subprocess.run(
             [sys.executable, "-m", "fastvlm", verb, "--help"],

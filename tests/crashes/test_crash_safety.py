@@ -3,7 +3,7 @@
 In the manner of SQLite's crash tests: the changes (creating, writing, syncing, renaming, removing) are counted, and the
 command runs once for each of them with a fault there. Afterwards what it writes is whole (the old or the new) or not
 there, what it reads is as it was, an error was told in one line, and the same command again succeeds and leaves nothing
-behind. A few of the points are tried in each run of the tests, all of them with ``-m exhaustive``.
+behind. A point for each verb and fault is tried in each run of the tests, all of them with ``-m exhaustive``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ class Verb:
         files: of those which are compared after the last run; all if None.
         again: added when the command is run again.
         is_kept: the target may be there, unfinished, and the same command goes on with it.
-        num_points: that are tried without ``-m exhaustive``.
     """
 
     arguments: Callable[[Path, Path], list[str]]
@@ -64,7 +63,6 @@ class Verb:
     compared: Callable[[str], bool] = lambda name: True
     again: tuple[str, ...] = ()
     is_kept: bool = False
-    num_points: int = 2
 
 
 def is_whole(target: Path, reference: dict[str, str]) -> None:
@@ -136,7 +134,6 @@ VERBS = {
         compared=lambda name: name.startswith("model/") and name.endswith((".safetensors", ".json")),
         again=("--resume",),
         is_kept=True,
-        num_points=1,
     ),
 }
 if find_spec("fastvlm_recipes") is None:
@@ -191,9 +188,9 @@ def num_changes(changes: list[str], kinds: tuple[str, ...]) -> int:
     return sum(kind_of[change.split()[0]] in kinds for change in changes)
 
 
-def some_of(count: int, wanted: int) -> list[int]:
-    """`wanted` of the numbers 1 to `count`, evenly spread."""
-    return sorted({1 + round((number + 0.5) * (count - 1) / wanted) for number in range(wanted)})
+def one_of(count: int, fault_name: str) -> int:
+    """One of the numbers 1 to `count`: another part of the way for every fault."""
+    return 1 + round((list(FAULTS).index(fault_name) + 0.5) * (count - 1) / len(FAULTS))
 
 
 def check_point(verb: Verb, faulty: Faulty, sources: Path, whole: Straight, folder: Path, at: int, fault: dict) -> None:
@@ -233,11 +230,11 @@ def assert_complete(verb: Verb, out: Path, whole: Straight, *, with_hidden: bool
     assert found == expected
 
 
-def check_points(name: str, fault_name: str, wanted: int | None, faulty, sources, straight, tmp_path) -> None:
+def check_points(name: str, fault_name: str, faulty, sources, straight, tmp_path, *, is_exhaustive: bool) -> None:
     verb, fault, whole = VERBS[name], FAULTS[fault_name], straight[name]
     before = digests(sources)
     count = num_changes(whole.changes, fault.get("kinds", ALL_KINDS))
-    for at in range(1, count + 1) if wanted is None else some_of(count, wanted):
+    for at in range(1, count + 1) if is_exhaustive else [one_of(count, fault_name)]:
         print(f"{name}, {fault_name} at change {at} of {count}")  # shown where the test fails
         check_point(verb, faulty, sources, whole, tmp_path / f"{at}", at, fault)
     assert digests(sources) == before
@@ -246,7 +243,7 @@ def check_points(name: str, fault_name: str, wanted: int | None, faulty, sources
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("verb", VERBS)
 def test_nothing_is_half_written_wherever_it_fails(verb, fault, faulty, sources, straight, tmp_path):
-    check_points(verb, fault, VERBS[verb].num_points, faulty, sources, straight, tmp_path)
+    check_points(verb, fault, faulty, sources, straight, tmp_path, is_exhaustive=False)
 
 
 @pytest.mark.exhaustive
@@ -254,7 +251,7 @@ def test_nothing_is_half_written_wherever_it_fails(verb, fault, faulty, sources,
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("verb", VERBS)
 def test_nothing_is_half_written_at_any_change(verb, fault, faulty, sources, straight, tmp_path):
-    check_points(verb, fault, None, faulty, sources, straight, tmp_path)
+    check_points(verb, fault, faulty, sources, straight, tmp_path, is_exhaustive=True)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -75,7 +75,7 @@ def largest_gap(a, b):
     return (a - b).abs().max().item()
 
 
-@pytest.mark.parametrize(("height", "width"), [(256, 256), (512, 512), (320, 200)])
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (320, 200), pytest.param(512, 512, marks=pytest.mark.slow)])
 def test_published_encoder_equals_timm(published, height, width):
     ours, theirs = published
     image = tiny.images(1, height, width)

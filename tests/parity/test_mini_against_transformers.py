@@ -12,8 +12,6 @@ ROOT = Path(__file__).parents[2]
 MINI = ROOT / "src" / "fastvlm" / "weights" / "mini"
 QUESTIONS = {
     "red_star.png": "What shape is this?",
-    "five_shapes.png": "How many shapes are there?",
-    "letter.png": "What letter is this?",
     "word.png": "What does it say?",
     "shapes.png": "Describe the image.",
 }
