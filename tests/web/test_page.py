@@ -189,6 +189,12 @@ def test_copy_retry_edit_and_undo(page):
 
     page.click(".turn.assistant [title='Ask again']")
     page.until(lambda: "always the same" in page.text("#notice"))
+    page.fill("#temperature", "2")
+    page.click(".turn.assistant [title='Ask again']")
+    page.until(lambda: "was replaced" in page.text("#notice") and page.answered())
+    page.click("#undo")
+    assert page.texts(".turn.assistant .body") == ["K"]
+    page.fill("#temperature", "0")
     page.ask("What color is the letter?")
     page.click(".turn.user [title='Edit the question']")
     assert page.all(".turn") == [] and page.value("#question") == "What letter is this?"
@@ -312,6 +318,29 @@ def test_the_settings_move_nothing_and_go_with_the_question(browser, server):
     page.click("#settings-open")
     page.click("#settings-reset")
     assert page.value("#temperature") == "0" and page.value("#schema") == ""
+
+
+NEEDS_KEY = """
+  const real = window.fetch;
+  window.fetch = async (path, options) => {
+    if (options.headers.Authorization === "Bearer right key") return real(path, options);
+    return new Response(JSON.stringify({ error: { message: "", code: "invalid_api_key" } }), { status: 401 });
+  };
+"""
+
+
+def test_an_api_key_is_asked_for_and_forgotten_with_the_tab(page):
+    page.run(NEEDS_KEY)
+    page.type("Hello?")
+    page.click("#send")
+    page.until(lambda: page.is_shown("#key"))
+    assert page.text("#error") == "This server needs an API key." and page.value("#question") == "Hello?"
+    page.fill("#key", "right key")
+    page.click("#key-save")
+    page.until(lambda: not page.is_shown("#key"))
+    page.click("#send")
+    assert page.answered()
+    assert page.run("return [sessionStorage.getItem('key'), localStorage.length]") == ["right key", 0]
 
 
 # ------------------------------------------------------------------------------------------ Markdown
