@@ -26,6 +26,7 @@ class HubServer:
         card: the metadata of its card.
         gated: None, or the status with which files are refused until the terms are accepted (401, 403).
         breaks: how many downloads of a large file end in the middle.
+        stalls: how many downloads of a large file stop in the middle and keep the connection, until `released`.
         delay_s: pause before each 16 KiB of a large file.
         damaged: True to send other bytes than announced.
         status: None, or the status of every answer.
@@ -35,10 +36,12 @@ class HubServer:
     card: dict = field(default_factory=lambda: {"license": "other", "license_name": "apple-amlr"})
     gated: int | None = None
     breaks: int = 0
+    stalls: int = 0
     delay_s: float = 0.0
     damaged: bool = False
     status: int | None = None
     repository: str = "apple/FastVLM-tiny"
+    released: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
 
     def __enter__(self) -> HubServer:
@@ -50,6 +53,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_) -> None:
+        self.released.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -63,6 +67,10 @@ class HubServer:
         return [
             path for method, path, _ in self.requests if method == "GET" and path.endswith(name) and "/api/" not in path
         ]
+
+    def requests_of(self, path: str) -> list[str | None]:
+        """The ``Range`` of each download of `path`."""
+        return [header for method, asked, header in self.requests if (method, asked) == ("GET", path)]
 
     def files(self) -> dict[str, Path]:
         return {str(path.relative_to(self.folder)): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
@@ -147,11 +155,14 @@ class _Handler(BaseHTTPRequestHandler):
         if not is_large:
             self.wfile.write(body)
             return
-        breaks, self.hub.breaks = self.hub.breaks > 0, max(self.hub.breaks - 1, 0)
+        stalls, self.hub.stalls = self.hub.stalls > 0, max(self.hub.stalls - 1, 0)
+        breaks, self.hub.breaks = self.hub.breaks > 0 or stalls, max(self.hub.breaks - 1, 0)
         try:
             for at in range(0, len(body) // 2 if breaks else len(body), _PIECE_BYTES):
                 time.sleep(self.hub.delay_s)
                 self.wfile.write(body[at : at + _PIECE_BYTES])
+            if stalls:
+                self.hub.released.wait()
         except (BrokenPipeError, ConnectionResetError):  # the client went away
             breaks = True
         self.close_connection = breaks

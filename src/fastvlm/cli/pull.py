@@ -35,7 +35,7 @@ def pull(
 
     Files and sizes are listed first. Only configuration, tokenizer, license, card and weights are downloaded, never
     code, to the cache that transformers uses too (HF_HOME, HF_HUB_CACHE). A broken connection is resumed; after an
-    interruption, files that have arrived whole are not downloaded again. The SHA-256 of each weight file is compared
+    interruption, the same command continues. The SHA-256 of each weight file is compared
     with the Hub's. With TARGET, the files are also copied to a folder of their own, with a SHA256SUMS. The path is
     printed.
 

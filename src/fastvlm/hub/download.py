@@ -6,7 +6,6 @@ The files lie where transformers and ``hf download`` put them, in the cache of h
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +13,10 @@ from typing import TYPE_CHECKING
 from fastvlm.errors import CheckpointError
 from fastvlm.hub.errors import clear_hub_errors
 from fastvlm.hub.files import CARD, needed_files
+from fastvlm.hub.large_files import LargeFile, fetch_large_file
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
-
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,8 @@ def _license(info: ModelInfo) -> tuple[str | None, str | None]:
 def download_file(download: Download, file: RemoteFile) -> Path:
     """The path in the cache of `file`, downloaded if it is not there, with the digest that the Hub states.
 
-    A connection that breaks is resumed. Ctrl-C ends it at once, because this thread downloads; only a whole file gets
-    its name.
+    A connection that breaks is resumed, and a large file that an interruption cut off is continued. Ctrl-C ends the
+    download at once, because this thread downloads. Only a whole file gets its name.
 
     Raises:
         CheckpointError: as :func:`clear_hub_errors`; or other bytes arrived than the Hub states.
@@ -124,20 +122,6 @@ def download_file(download: Download, file: RemoteFile) -> Path:
     from huggingface_hub import hf_hub_download  # noqa: PLC0415
 
     with clear_hub_errors(download.repository, download.revision):
-        path = Path(hf_hub_download(download.repository, file.name, revision=download.commit))
-    if not file.is_cached and file.sha256 is not None and (found := _sha256(path)) != file.sha256:
-        for each in (path.resolve(), path):  # the content, and the link that gives it a name
-            each.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{file.name} of {download.repository!r} arrived damaged: its SHA-256 is {found}, and the Hub states "
-            f"{file.sha256}. It was removed: run it again."
-        )
-    return path
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        if file.sha256 is not None and not file.is_cached:
+            fetch_large_file(LargeFile(download.repository, download.commit, file.name, file.sha256))
+        return Path(hf_hub_download(download.repository, file.name, revision=download.commit))

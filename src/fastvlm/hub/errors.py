@@ -60,7 +60,7 @@ def _message(error: Exception, repository: str, revision: str | None) -> str:
         )
     reason = next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__
     return (
-        f"Fetching {at} from the Hub failed: {reason}. Files that have arrived whole are kept: run it again, or get "
+        f"Fetching {at} from the Hub failed: {reason}. What has arrived is kept: run it again, or get "
         "the rest by hand (docs/models.md)."
     )
 
