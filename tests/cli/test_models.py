@@ -270,3 +270,8 @@ def test_checksums_of_the_copy_are_sha256(command, workplace, repository):
     assert lines[WEIGHTS] == hashlib.sha256((repository / WEIGHTS).read_bytes()).hexdigest()
     assert "exists already" in command("pull", NAME, target).error
     shutil.rmtree(target)
+
+
+def test_a_name_that_is_not_here_is_downloaded_with_the_same_files(command, hub, settings, repository):
+    assert command("info", NAME, "--json").code == 0
+    assert {path.name for path in snapshot(settings).iterdir()} == needed(repository)

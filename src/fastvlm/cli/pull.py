@@ -11,10 +11,10 @@ import typer
 from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, printable, quiet_warnings, say
-from fastvlm.errors import CheckpointError, StorageError, UsageError
+from fastvlm.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
-    from fastvlm.hub.download import Download, RemoteFile
+    from fastvlm.hub.download import Download
 
 
 def pull(
@@ -48,7 +48,7 @@ def pull(
     notes = Notes(is_quiet=is_quiet)
     quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
     from fastvlm.formats.places import new_folder
-    from fastvlm.formats.source import REPOSITORY
+    from fastvlm.formats.source import REPOSITORY, download_checkpoint, hub_folder
     from fastvlm.hub.download import find_download
 
     if not REPOSITORY.fullmatch(name):
@@ -64,7 +64,9 @@ def pull(
         say("license", _license(download))
     _check_space(download, new)
     with leaving_cleanly():
-        folder = _fetch(download)
+        given = {} if revision is None else {"revision": revision}
+        download_checkpoint(name, revision, download)
+        folder = hub_folder(name, **given)  # all is there: this notes which commit the revision stands for
         if new is not None:
             with notes.waiting(f"Copying to {new}"):
                 folder = _copy(download, folder, new)
@@ -72,30 +74,6 @@ def pull(
         print_json({**_as_dict(download), "path": str(folder)})
     else:
         typer.echo(str(folder))
-
-
-def _fetch(download: Download) -> Path:
-    """Download all files, the configuration first; the folder in the cache."""
-    from fastvlm.formats.source import hub_folder
-    from fastvlm.formats.summary import layout_of
-    from fastvlm.hub.download import download_file
-
-    config, *others = sorted(download.files, key=_order)
-    folder = download_file(download, config).parent
-    if layout_of(folder) is None:
-        raise CheckpointError(
-            f"{download.repository!r} is no FastVLM: its config.json has another model_type than 'fast_vlm' and "
-            "Apple's 'llava_qwen2'. Its weights were not downloaded."
-        )
-    for file in others:
-        download_file(download, file)
-    given = {} if download.revision is None else {"revision": download.revision}
-    return hub_folder(download.repository, **given)  # all is there; this notes which commit the revision stands for
-
-
-def _order(file: RemoteFile) -> tuple[bool, int]:
-    """The configuration first, because it says whether this is a FastVLM; large files last."""
-    return (file.name != "config.json", file.num_bytes)
 
 
 def _check_space(download: Download, target: Path | None) -> None:

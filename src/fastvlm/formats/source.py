@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.models_folder import model_of_folder, models_folder
+from fastvlm.formats.summary import layout_of
 from fastvlm.hub.errors import clear_hub_errors
 from fastvlm.hub.files import TEXT_PATTERNS, WEIGHT_PATTERNS
+
+if TYPE_CHECKING:
+    from fastvlm.hub.download import Download
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -46,18 +50,54 @@ def local_folder(name: str | os.PathLike[str], *, subfolder: str = "", **hub: An
 def hub_folder(repository: str, subfolder: str = "", **hub: Any) -> Path:
     """The cached folder of a Hub repository, downloaded as far as it is missing; arguments as :func:`local_folder`."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415  # not for a folder that is here
+    from huggingface_hub.constants import HF_HUB_OFFLINE  # noqa: PLC0415
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
 
-    def fetch(*patterns: str) -> Path:
-        wanted = [prefix + pattern for pattern in patterns]
+    def fetch(pattern: str, **settings: Any) -> Path:
+        wanted = [prefix + each for each in (*TEXT_PATTERNS, pattern)]
         # "*" also matches "/" in the Hub's patterns: without this, files of unrelated folders would come along.
-        unwanted = [prefix + "*/*"]
-        return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=unwanted, **hub)) / prefix
+        settings = {**hub, **settings, "allow_patterns": wanted, "ignore_patterns": [prefix + "*/*"]}
+        return Path(snapshot_download(repository, **settings)) / prefix
+
+    def is_cached() -> bool:
+        try:
+            return bool(fetch(WEIGHT_PATTERNS[0], local_files_only=True))
+        except LocalEntryNotFoundError:
+            return False
 
     with clear_hub_errors(repository, hub.get("revision")):
+        if not subfolder and hub.keys() <= {"revision"} and not HF_HUB_OFFLINE and not is_cached():
+            download_checkpoint(repository, hub.get("revision"))
         for pattern in WEIGHT_PATTERNS:
-            folder = fetch(*TEXT_PATTERNS, pattern)
+            folder = fetch(pattern)
             if list(folder.glob(pattern)):
                 break
     return folder
+
+
+def download_checkpoint(repository: str, revision: str | None, found: Download | None = None) -> None:
+    """Download the files of a checkpoint into the Hub's cache, the configuration first.
+
+    Unlike huggingface_hub's own snapshots, an interrupted download is continued, and Ctrl-C ends it at once.
+
+    Args:
+        repository: ``owner/name``.
+        revision: branch, tag or commit; None for the default branch.
+        found: the list of files, if the Hub has been asked for it.
+
+    Raises:
+        CheckpointError: the Hub refuses, or the repository holds no FastVLM.
+    """
+    from fastvlm.hub.download import download_file, find_download  # noqa: PLC0415
+
+    download = found or find_download(repository, revision)
+    config, *others = sorted(download.files, key=lambda file: (file.name != "config.json", file.num_bytes))
+    if layout_of(download_file(download, config).parent) is None:
+        raise CheckpointError(
+            f"{repository!r} is no FastVLM: its config.json has another model_type than 'fast_vlm' and Apple's "
+            "'llava_qwen2'. Its weights were not downloaded."
+        )
+    for file in others:
+        download_file(download, file)
