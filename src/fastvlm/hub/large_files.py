@@ -85,7 +85,7 @@ def _place(repository: str, etag: str) -> Path:
 def _continue(stream: BinaryIO, found: HfFileMetadata, name: str, *, may_sign_in: bool) -> None:
     """Append to `stream` what is missing of the file; the Hub's token is sent only if `may_sign_in`."""
     from huggingface_hub.file_download import http_get  # noqa: PLC0415
-    from huggingface_hub.utils import build_hf_headers  # noqa: PLC0415
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # noqa: PLC0415
 
     start = stream.seek(0, os.SEEK_END)
     if found.size is not None and start > found.size:
