@@ -32,6 +32,9 @@ stderr, and only if that is a terminal. `NO_COLOR` is respected.
 | 141 | the reader of the output went away, as in `fastvlm ask ... \\| head -c 1` |
 
 Every error is one line on stderr: `fastvlm: error: ...`.
+
+`fastvlm --install-completion` makes the Tab key complete verbs and flags in new terminals (bash, zsh, fish,
+PowerShell); `--show-completion` prints the script instead.
 """
 JSON = """\
 ## `ask --json`

@@ -3,11 +3,15 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 from cli_process import plain_environment
 
 import fastvlm as package
+from fastvlm.cli.main import app
+from fastvlm.cli.other_verbs import OTHER_VERBS
 
 VERBS = ("ask", "chat", "info", "convert", "quantize")
 HEAVY = ("torch", "transformers", "huggingface_hub", "PIL", "httpx", "numpy")
@@ -83,6 +87,42 @@ def test_typing_mistakes_are_one_line_and_exit_code_two(fastvlm, arguments, word
     outcome = fastvlm(*arguments)
     assert outcome.code == 2 and words in outcome.error and outcome.out == ""
     assert outcome.error.endswith("--help")
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("run", "fastvlm ask IMAGE"), ("generate", "fastvlm ask"), ("list", "fastvlm ls"), ("show", "fastvlm info"),
+     ("describe", "What do you see?"), ("help", "fastvlm --help")],
+)  # fmt: skip
+def test_verbs_of_other_programs_name_ours(fastvlm, verb, words):
+    outcome = fastvlm(verb, "mini")
+    assert outcome.code == 2 and outcome.error.startswith(f"There is no fastvlm {verb}. ") and words in outcome.error
+
+
+def test_no_hint_hides_a_verb_or_names_one_that_does_not_exist():
+    verbs = set(typer.main.get_command(app).commands)
+    assert not verbs & set(OTHER_VERBS)
+    assert {verb for hint in OTHER_VERBS.values() for verb in re.findall(r"fastvlm ([a-z]+)", hint)} <= verbs
+
+
+def test_bash_completes_verbs_and_flags(tmp_path):
+    """The script that --show-completion prints, run by bash as on the Tab key."""
+    script = f"""
+        export PATH={Path(sys.executable).parent}:$PATH SHELL=/bin/bash
+        eval "$(fastvlm --show-completion)"
+        complete -p fastvlm
+        COMP_WORDS=(fastvlm as) COMP_CWORD=1; _fastvlm_completion fastvlm; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=(fastvlm ask --image-s) COMP_CWORD=2; _fastvlm_completion fastvlm; echo "${{COMPREPLY[@]}}"
+        fastvlm --install-completion
+    """
+    environment = {**plain_environment(), "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[:3] == [
+        "complete -o default -F _fastvlm_completion fastvlm",
+        "ask",
+        "--image-size",
+    ]
+    assert "_fastvlm_completion" in (tmp_path / ".bash_completions" / "fastvlm.sh").read_text()
 
 
 def test_flags_of_version_0_1_are_understood(workplace):

@@ -7,6 +7,8 @@ from typing import Any
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from fastvlm.cli.added_verbs import find_added_verb
+from fastvlm.cli.other_verbs import OTHER_VERBS
+from fastvlm.errors import UsageError
 
 
 class VerbHelp(TyperCommand):
@@ -47,6 +49,13 @@ class HelpGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A verb of this package, or one that another distribution adds."""
         return super().get_command(ctx, cmd_name) or find_added_verb(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that `args` begin with. Raises UsageError for another program's verb: it names ours."""
+        instead = OTHER_VERBS.get(args[0])
+        if instead is not None and self.get_command(ctx, args[0]) is None:
+            raise UsageError(f"There is no fastvlm {args[0]}. {instead} All verbs: fastvlm --help")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # typer's signature
         """The verbs in the order of their use."""

@@ -7,6 +7,7 @@ are made from, and every error is one line (see ``failures.py``).
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -45,7 +46,6 @@ _FORMER_FLAGS = {
 app = typer.Typer(
     name="fastvlm",
     cls=HelpGroup,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -96,6 +96,8 @@ def main(arguments: Sequence[str], commands: typer.Typer = app, name: str = "fas
         sys.stdout.flush()  # here, not at exit: a reader that went away is noticed while we can still answer
     except typer.Exit as leaving:
         return leaving.exit_code
+    except SystemExit as leaving:  # --install-completion and --show-completion leave so
+        return int(leaving.code or 0)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the one place that turns any error into a line
         return report_failure(error, is_debug=invocation.is_debug)
     return 0
@@ -109,8 +111,10 @@ def _with_present_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def run(commands: typer.Typer = app, name: str = "fastvlm") -> None:
-    """Entry point of the installed command `name`."""
+    """Entry point of the installed command `name`; also what a shell calls to complete a command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal lacks must not end the command
+    if f"_{name.replace('-', '_').upper()}_COMPLETE" in os.environ:
+        commands(prog_name=name)  # typer prints the completions and exits
     sys.exit(main(sys.argv[1:], commands, name))
