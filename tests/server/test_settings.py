@@ -96,6 +96,7 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, words):
         {"adapters": ("a=x", "a=y")},
         {"adapters": ("mini=x",)},
         {"cors_origins": ("example.org",)},
+        {"accepts": ("png",)},
         {"api_keys": ("short",)},
         {"api_keys": ("with\nnewline and long",)},
     ],

@@ -37,8 +37,8 @@ def video_format(head: bytes) -> str | None:
     return "mpegts" if sync == b"GGG" else None
 
 
-def check_installed(kind: MediaKind) -> None:
-    """Raise MissingExtraError, which names the extra, if nothing here reads files of this kind."""
+def check_installed(kind: str) -> None:
+    """Raise MissingExtraError, which names the extra, if nothing here reads files of this :data:`MediaKind`."""
     if kind == "pdf" and find_spec("pypdfium2") is None:
         raise MissingExtraError("pypdfium2", "documents", "Reading a PDF")
     if kind == "video" and find_spec("av") is None:

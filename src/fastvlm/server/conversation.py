@@ -7,21 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastvlm.errors import ImageError, ImageTooLargeError
+from fastvlm.errors import ImageError, ImageTooLargeError, UsageError
 from fastvlm.images.data_uri import read_data_uri
 from fastvlm.server.context import ServerContext
 from fastvlm.server.http.errors import ApiError, invalid
+from fastvlm.server.media import MediaReader
 
 Messages = list[dict[str, Any]]  # as `AsyncEngine.prepare` takes them; before `load_images`, an image is a `Part`
 
 
 @dataclass(frozen=True)
 class Part:
-    """A text, or the URL of an image, in a message; `place` is the path of its field in the request."""
+    """A text, or the URL of an image, in a message; `place` is the path of its field in the request.
+
+    `pages` chooses some of a PDF.
+    """
 
     type: Literal["text", "image"]
     content: str
     place: str
+    pages: str | None = None
 
 
 def conversation(context: ServerContext, turns: Sequence[tuple[str, Sequence[Part]]]) -> Messages:
@@ -62,25 +67,34 @@ def _beginning(messages: Messages) -> tuple[Any, ...]:
     return tuple(tuple(item.values()) for message in beginning for item in message["content"])
 
 
-async def load_images(context: ServerContext, messages: Messages) -> None:
+async def load_images(context: ServerContext, messages: Messages, reader: MediaReader) -> None:
     """Replace the parts of images by encoded images: data URIs are decoded, URLs of allowed hosts fetched.
 
-    No file is opened: other schemes are refused.
+    PDFs and videos become several images. No file is opened: other schemes are refused.
 
     Raises:
-        ApiError: an invalid data URI, a URL that is not allowed, an image with too many bytes.
+        ApiError: an invalid data URI, a URL that is not allowed, an image with too many bytes; a file that is not
+            accepted, or with too many pages.
     """
+    num_others = sum(item["type"] == "image" for message in messages for item in message["content"]) - 1
     for message in messages:
+        items: Messages = []
         for item in message["content"]:
-            if item["type"] == "image":
-                item["image"] = await _load(context, item["image"])
+            if item["type"] != "image":
+                items.append(item)
+                continue
+            loaded = await _load(context, item["image"], reader, context.settings.max_images - num_others)
+            num_others += sum(one["type"] == "image" for one in loaded) - 1
+            items += loaded
+        message["content"] = items
 
 
-async def _load(context: ServerContext, part: Part) -> bytes:
+async def _load(context: ServerContext, part: Part, reader: MediaReader, most: int) -> Messages:
+    """The items for one part; `most` images may come of it."""
     url, place, scheme = part.content, part.place, part.content[:6].lower().partition(":")[0]
     try:
         if scheme in ("http", "https"):
-            return await context.remote_images.fetch(url)
+            return await reader.items(await context.remote_images.fetch(url), part.pages, place, most)
         if scheme != "data":
             raise ImageError(
                 f"{place} is neither a data URI nor an http(s) URL; paths and other schemes are refused. Expected "
@@ -89,10 +103,10 @@ async def _load(context: ServerContext, part: Part) -> bytes:
         data = await asyncio.to_thread(read_data_uri, url, place, context.settings.max_image_bytes)
         if not data:
             raise ImageError(f"{place} is empty; expected an encoded image.")
+        return await reader.items(data, part.pages, place, most)
     except ApiError as error:
         error.param = error.param or place
         raise
-    except ImageError as error:
+    except (ImageError, UsageError) as error:
         code = "image_too_large" if isinstance(error, ImageTooLargeError) else "invalid_image_url"
         raise invalid(str(error), param=place, code=code) from error
-    return data

@@ -23,6 +23,7 @@ from fastvlm.server.context import ServerContext
 from fastvlm.server.conversation import Messages, conversation_key, load_images
 from fastvlm.server.http.errors import ApiError, invalid, no_such_model
 from fastvlm.server.http.response_writer import ResponseWriter
+from fastvlm.server.media import MediaReader
 from fastvlm.server.replicas import Replica
 
 _SCHEMA_PARAM = "response_format.json_schema.schema"
@@ -157,7 +158,8 @@ async def _prepare(
 ) -> PromptInputs:
     if isinstance(prompt, str):
         return await replica.async_engine.prepare({"input_ids": [await context.parse(_token_ids, prompt)]})
-    await load_images(context, prompt)
+    processor = images or replica.engine.processor.image_processor
+    await load_images(context, prompt, MediaReader(context.settings, replica.image_pool, processor, client))
     return await replica.async_engine.prepare(prompt, client, images)
 
 

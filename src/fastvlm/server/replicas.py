@@ -18,6 +18,7 @@ class Replica:
     """An engine, and the number of its replies that are running or waiting."""
 
     def __init__(self, engine: Engine, image_pool: ImagePool | None = None) -> None:
+        self.image_pool = image_pool
         self.engine, self.async_engine = engine, AsyncEngine(engine, image_pool=image_pool)
         self.num_pending = 0
 

@@ -13,6 +13,7 @@ from fastvlm.engine.structured_output import GrammarCompiler
 from fastvlm.engine.types import SamplingParams
 from fastvlm.images import ImageLimits
 from fastvlm.images.pool import ImagePool
+from fastvlm.images.signatures import check_installed
 from fastvlm.server.context import ServerContext
 from fastvlm.server.http.connections import UploadSlots
 from fastvlm.server.http.remote_images import RemoteImages
@@ -69,6 +70,8 @@ class Service:
     async def start(self) -> None:
         """Open the model and generate one reply with each engine. An exception is kept in `failure`."""
         try:
+            for kind in self.settings.accepts:
+                check_installed(kind)
             await asyncio.to_thread(self._image_pool.start)
             engines = await asyncio.to_thread(self._open_engines)
             context = await asyncio.to_thread(self._make_context, engines)

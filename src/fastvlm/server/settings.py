@@ -130,6 +130,8 @@ class ServeSettings:
         "repeatable.", metavar="HOST")
     remote_timeout_s: float = _setting(
         _IMAGES, 10.0, "To fetch one image, redirects included.", metavar="SECONDS")
+    accepts: tuple[str, ...] = _setting(
+        _IMAGES, (), "Take such files where an image may be: pdf, video; repeatable.", metavar="KIND")
     max_images: int = _setting(_IMAGES, 8, "Images in one request.", least=0)
     max_image_bytes: int = _setting(_IMAGES, 15 * 2**20, "Size of one image, encoded.")
     max_image_pixels: int = _setting(_IMAGES, 40_000_000, "Width x height of one image.")
@@ -162,6 +164,8 @@ class ServeSettings:
         _check("bits", self.bits, self.bits in BITS, "16, 8 or 4")
         for host in self.remote_hosts:
             _check("remote_hosts", host, _HOST.fullmatch(host) is not None, "a host such as images.example.org")
+        for kind in self.accepts:
+            _check("accepts", kind, kind in ("pdf", "video"), "pdf or video")
         for origin in self.cors_origins:
             _check("cors_origins", origin, _ORIGIN.fullmatch(origin) is not None, "an origin, https://example.org")
         self._check_adapters()

@@ -35,6 +35,9 @@ class ImageUrl(Strict):
     detail: Literal["auto", "low", "high"] | None = Field(
         None, description="Has no effect: FastVLM has one resolution."
     )
+    pages: str | None = Field(
+        None, max_length=200, description="Of a PDF, if the server accepts them: 2 or 1-3,5; all if not given."
+    )
 
 
 class ImagePart(Strict):
@@ -192,7 +195,7 @@ def _parts(message: Message, place: str) -> Iterator[Part]:
         elif isinstance(part.image_url, str):
             yield Part("image", part.image_url, f"{place}[{index}].image_url")
         else:
-            yield Part("image", part.image_url.url, f"{place}[{index}].image_url.url")
+            yield Part("image", part.image_url.url, f"{place}[{index}].image_url.url", part.image_url.pages)
 
 
 def _schema(wanted: PlainFormat | SchemaFormat | None) -> dict[str, Any] | None:
