@@ -42,6 +42,12 @@ def test_a_word_on_a_page_and_a_shape_in_a_video(accepting):
         clip = uri(video([star.convert("RGB")], each=15), "video/mp4")
     answer, one_image = reply(accepting.chat(question("What shape is this?", clip)))
     assert answer == "It is a star."
+    text = {"type": "text", "text": "What shape is this?"}
+    for part in (
+        {"type": "video_url", "video_url": {"url": clip}},
+        {"type": "file", "file": {"file_data": clip, "filename": "clip.mp4"}},
+    ):
+        assert reply(accepting.chat({"role": "user", "content": [part, text]})) == (answer, one_image)
     assert reply(accepting.chat(page_question("What shape is this?", document)))[1] == one_image + 2 * 64
 
 

@@ -47,7 +47,28 @@ class ImagePart(Strict):
     image_url: ImageUrl | str
 
 
-_ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class VideoPart(Strict):
+    """A video in a user's message, as vLLM takes it, if the server accepts videos."""
+
+    type: Literal["video_url"]
+    video_url: ImageUrl | str
+
+
+class FileData(Strict):
+    """The content of a file as a data URI."""
+
+    file_data: str = Field(description="data:application/pdf;base64,...")
+    filename: Label | None = Field(None, description="Has no effect.")
+
+
+class FilePart(Strict):
+    """A file in a user's message, such as a PDF, if the server accepts them."""
+
+    type: Literal["file"]
+    file: FileData
+
+
+_ContentPart = Annotated[TextPart | ImagePart | VideoPart | FilePart, Field(discriminator="type")]
 _ContentParts = Annotated[list[_ContentPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
@@ -192,10 +213,14 @@ def _parts(message: Message, place: str) -> Iterator[Part]:
     for index, part in enumerate(message.content):
         if isinstance(part, TextPart):
             yield Part("text", part.text, f"{place}[{index}].text")
-        elif isinstance(part.image_url, str):
-            yield Part("image", part.image_url, f"{place}[{index}].image_url")
+        elif isinstance(part, FilePart):
+            yield Part("image", part.file.file_data, f"{place}[{index}].file.file_data")
         else:
-            yield Part("image", part.image_url.url, f"{place}[{index}].image_url.url", part.image_url.pages)
+            url = part.image_url if isinstance(part, ImagePart) else part.video_url
+            field = f"{place}[{index}].{part.type}"
+            yield (
+                Part("image", url, field) if isinstance(url, str) else Part("image", url.url, f"{field}.url", url.pages)
+            )
 
 
 def _schema(wanted: PlainFormat | SchemaFormat | None) -> dict[str, Any] | None:
