@@ -36,9 +36,9 @@ class Detokenizer:
         return "".join(self._pieces)
 
     @property
-    def is_stopped(self) -> bool:
-        """True after a stop string."""
-        return self._stops.is_hit
+    def stop_string(self) -> str | None:
+        """The stop string that has ended the text, or None."""
+        return self._stops.hit
 
     def put(self, token_id: int) -> str:
         """Append a token; return the text that can be shown now, possibly empty."""
@@ -78,22 +78,31 @@ class StopStrings:
 
     Args:
         stops: non-empty strings; the text ends where the first complete one begins.
+
+    Attributes:
+        hit: the stop string that has ended the text, or None.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.is_hit = False
+        self.hit: str | None = None
+
+    @property
+    def is_hit(self) -> bool:
+        """True after a stop string."""
+        return self.hit is not None
 
     def put(self, text: str) -> str:
         """Append text; return what cannot belong to a stop string. Returns nothing after a hit."""
         if not self._stops or self.is_hit:
             return "" if self.is_hit else text
         text = self._held + text
-        found = [start for start in map(text.find, self._stops) if start >= 0]
+        found = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            self.is_hit, self._held = True, ""
-            return text[: min(found)]
+            start, self.hit = min(found)
+            self._held = ""
+            return text[:start]
         end = len(text) - max(_overlap(text, stop) for stop in self._stops)
         self._held = text[end:]
         return text[:end]

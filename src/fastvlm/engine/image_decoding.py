@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from fastvlm.engine.prompt_inputs import ChatPrompt
 from fastvlm.images.pool import Fitting, ImagePool
 from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.prompt import IMAGE_KEYS
@@ -19,7 +20,8 @@ def encoded_images(prompt: Any) -> list[bytes]:
 
 
 def _encoded(prompt: Any) -> Iterator[bytes]:
-    for message in prompt if isinstance(prompt, (list, tuple)) else ():
+    messages = prompt.messages if isinstance(prompt, ChatPrompt) else prompt
+    for message in messages if isinstance(messages, (list, tuple)) else ():
         content = message.get("content") if isinstance(message, Mapping) else None
         for item in content if isinstance(content, (list, tuple)) else ():
             if isinstance(item, Mapping):

@@ -61,14 +61,30 @@ class PromptInputs:
         return (self.placeholder_positions[before - inside] if inside else start), first
 
 
+@dataclass(frozen=True)
+class ChatPrompt:
+    """Messages, and how the chat template ends them.
+
+    Args:
+        messages: as :meth:`FastVlmProcessor.apply_chat_template` takes them.
+        add_generation_prompt: end with the header of the assistant's turn.
+        continue_final_message: leave the last turn open, so that the reply continues it.
+    """
+
+    messages: Sequence[Any]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
 def prepare(
     prompt: Any, processor: Processor, config: ModelConfig, cache: PixelCache, ready: ReadyImages | None = None
 ) -> PromptInputs:
     """Turn `prompt` into model inputs.
 
     Args:
-        prompt: messages as :meth:`FastVlmProcessor.apply_chat_template` takes them, its result for one conversation
-            (`input_ids` (1, T), optionally `attention_mask` and `pixel_values`), or a :class:`PromptInputs`.
+        prompt: messages, a :class:`ChatPrompt`, what :meth:`FastVlmProcessor.apply_chat_template` returns for one
+            conversation (`input_ids` (1, T), optionally `attention_mask` and `pixel_values`), or a
+            :class:`PromptInputs`.
         processor: used for messages only.
         config: the model configuration.
         cache: holds preprocessed images.
@@ -88,7 +104,8 @@ def prepare(
         if pixel_values is not None:
             digests = tuple(image_digest(pixels) for pixels in pixel_values)
     else:
-        text, sources = processor.prompt(prompt)
+        chat = prompt if isinstance(prompt, ChatPrompt) else ChatPrompt(prompt)
+        text, sources = processor.prompt(**vars(chat))
         token_ids = tuple(processor.token_ids(text, len(sources)))
         images = [cache.pixels(source, processor.image_processor, ready or {}) for source in sources]
         pixel_values, digests = _stacked([pixels for pixels, _ in images]), tuple(digest for _, digest in images)

@@ -38,7 +38,7 @@ class SequenceState:
         self.slot = -1  # none yet
         self.num_cached = 0
         self._text = Detokenizer(decode, params.stop, keeps_space=params.keep_whitespace)
-        self._stop_ids, self._clock = stop_ids, clock
+        self._stop_ids, self._clock = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}, clock
         self._logprobs: list[TokenLogprobs] = []
         self._submitted_s = self._admitted_s = self._encoding_s = self._encoded_s = clock()
         self._token_times_s: list[float] = []
@@ -76,7 +76,7 @@ class SequenceState:
         reason = self._finish_reason()
         if reason is not None:
             text += self._text.end()
-            reason = "stop" if self._text.is_stopped else reason
+            reason = "stop" if self._text.stop_string is not None else reason
         if text and self._first_text_s is None:
             self._first_text_s = self._token_times_s[-1]
         return TokenEvent(
@@ -89,7 +89,7 @@ class SequenceState:
         )
 
     def _finish_reason(self) -> FinishReason | None:
-        if self._text.is_stopped or self.last_token in self._stop_ids:
+        if self._text.stop_string is not None or self.last_token in self._stop_ids:
             return "stop"
         return "length" if len(self._text.token_ids) >= self.params.max_new_tokens else None
 
@@ -119,6 +119,7 @@ class SequenceState:
             timings=self._timings(),
             tokens_per_second=(count - 1) / decoding_s if count > 1 and decoding_s > 0 else None,
             logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
+            stop_string=self._text.stop_string,
         )
 
     def _timings(self) -> Timings:

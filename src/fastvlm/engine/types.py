@@ -13,6 +13,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 TEMPERATURES = (0.01, 100.0)  # below, scaled logits overflow; above, all tokens are equally likely
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
 SEEDS = 2**63
 
@@ -33,6 +34,8 @@ class SamplingParams:
         repetition_penalty: above 1 makes tokens of prompt and reply less likely, below 1 more; above 0.
         seed: makes the draws repeatable, independent of concurrent requests; None for a random one.
         stop: texts that end the reply; they are not part of it.
+        stop_token_ids: tokens that end the reply, in addition to the model's end tokens.
+        ignore_eos: go on after the model's end tokens, up to `max_new_tokens`; for measurements.
         logprobs: return the log probability of each token and of this many likeliest alternatives; None for none.
         keep_whitespace: do not strip the text, for a reply that continues a text.
 
@@ -48,6 +51,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
     logprobs: int | None = None
     keep_whitespace: bool = False
 
@@ -64,6 +69,9 @@ class SamplingParams:
         _check("seed", self.seed, self.seed is None or _is_count(self.seed, 0, SEEDS - 1), "0 to 2^63 - 1")
         logprobs_ok = self.logprobs is None or _is_count(self.logprobs, 0, MAX_LOGPROBS)
         _check("logprobs", self.logprobs, logprobs_ok, f"0 to {MAX_LOGPROBS}")
+        ids_ok = len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS and all(_is_count(i, 0) for i in self.stop_token_ids)
+        _check("stop_token_ids", self.stop_token_ids, ids_ok, f"at most {MAX_STOP_TOKEN_IDS} token ids")
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "stop", _stop_strings(self.stop))
 
     @property
@@ -131,7 +139,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole reply. `token_ids` includes the end token; `text` has neither it nor a stop string."""
+    """A whole reply. `token_ids` includes the end token; `text` has neither it nor the `stop_string` that ended it."""
 
     request_id: int
     text: str
@@ -141,6 +149,7 @@ class Completion:
     timings: Timings
     tokens_per_second: float | None  # of decoding, after the first token; None below two tokens
     logprobs: tuple[TokenLogprobs, ...] | None = None  # one for each token, if requested
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)

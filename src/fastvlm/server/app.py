@@ -85,14 +85,14 @@ async def _file(file: Path, _: Request) -> Response:
     return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
 
-def _http_error(_: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     """The router's errors: unknown path, wrong method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for these
     message = {404: "This path does not exist; /docs lists all paths.", 405: "This path does not allow this method."}
     text = message.get(error.status_code, error.detail)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return error_response(ApiError(error.status_code, text, code=code, headers=error.headers))
+    return error_response(ApiError(error.status_code, text, code=code, headers=error.headers), request.url.path)
 
 
-def _unexpected_error(_: Request, error: Exception) -> Response:
-    return error_response(as_api_error(error))
+def _unexpected_error(request: Request, error: Exception) -> Response:
+    return error_response(as_api_error(error), request.url.path)

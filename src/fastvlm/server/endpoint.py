@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fastvlm.server.generation import ReadRequest, answer
@@ -39,7 +42,7 @@ class GenerationEndpoint:
         if writer.has_begun:
             await writer.fail(error)
         else:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
 
     async def _run(self, scope: Scope, receive: Receive, writer: ResponseWriter) -> None:
         service, settings = self._service, self._service.settings
@@ -52,3 +55,21 @@ class GenerationEndpoint:
         work = answer(service.context, self._read, body, writer, client)
         del body  # `answer` drops it too, once it is parsed
         await run_while_connected(work, receive, settings.request_timeout_s, writer.start_s)
+
+
+class QueryEndpoint:
+    """Answers small POST requests that need no engine: `answer` makes the response of a body in the event loop."""
+
+    def __init__(self, service: Service, answer: Callable[[Service, bytes], Response]) -> None:
+        self._service, self._answer = service, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        settings = replace(self._service.settings, max_body_bytes=_SMALL_BODY_BYTES)
+        try:
+            response = self._answer(self._service, await read_body(scope, receive, settings))
+        except ClientDisconnected:
+            return
+        except Exception as raised:  # noqa: BLE001 - every failure is answered
+            response = error_response(as_api_error(raised), scope["path"])
+        await response(scope, receive, send)

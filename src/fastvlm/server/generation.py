@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol
 
-from fastvlm.engine.prompt_inputs import PromptInputs
+from fastvlm.engine.prompt_inputs import ChatPrompt, PromptInputs
 from fastvlm.engine.structured_output import GrammarGuide
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent, Usage
 from fastvlm.errors import ConfigError, ContextLengthError, PromptError, SchemaError
@@ -54,13 +54,14 @@ class GenerationRequest:
 
     Args:
         model: its name for clients.
-        prompts: conversations, or texts that are used as they are.
+        prompts: conversations, or texts that are used as they are; none to ask whether the model is loaded.
         params: sampling parameters of the first choice; the context may leave less than their `max_new_tokens`.
         formatter: formats the replies.
         num_choices: replies to each prompt.
         is_stream: send the tokens as they come.
         schema: the JSON schema that replies obey; None for free text.
         image_size, image_fit: of the images, instead of the model's own; see :func:`_image_processor`.
+        is_continued: the reply continues the last message of a conversation, which is the assistant's.
     """
 
     model: str
@@ -72,6 +73,7 @@ class GenerationRequest:
     schema: Mapping[str, Any] | None = None
     image_size: int | tuple[int, int] | None = None
     image_fit: str | None = None
+    is_continued: bool = False
 
 
 ReadRequest = Callable[[ServerContext, bytes], GenerationRequest]
@@ -108,7 +110,7 @@ async def answer(context: ServerContext, read: ReadRequest, body: bytes, writer:
     with context.models[request.model].reserve(count, conversation_key(request.prompts)) as replica:
         images = _image_processor(replica, request)
         guides = await _guides(context, request.schema, count)
-        prompts = [await _prepare(context, replica, prompt, client, images) for prompt in request.prompts]
+        prompts = [await _prepare(context, replica, request, prompt, client, images) for prompt in request.prompts]
         request.prompts.clear()
         params = _fitting_params(context, request.params, prompts, replica)
         each = range(request.num_choices)
@@ -154,13 +156,20 @@ def _image_processor(replica: Replica, request: GenerationRequest) -> ImageProce
 
 
 async def _prepare(
-    context: ServerContext, replica: Replica, prompt: Messages | str, client: str, images: ImageProcessor | None
+    context: ServerContext,
+    replica: Replica,
+    request: GenerationRequest,
+    prompt: Messages | str,
+    client: str,
+    images: ImageProcessor | None,
 ) -> PromptInputs:
     if isinstance(prompt, str):
         return await replica.async_engine.prepare({"input_ids": [await context.parse(_token_ids, prompt)]})
     processor = images or replica.engine.processor.image_processor
     await load_images(context, prompt, MediaReader(context.settings, replica.image_pool, processor, client))
-    return await replica.async_engine.prepare(prompt, client, images)
+    is_continued = request.is_continued
+    chat = ChatPrompt(prompt, add_generation_prompt=not is_continued, continue_final_message=is_continued)
+    return await replica.async_engine.prepare(chat, client, images)
 
 
 def _token_ids(context: ServerContext, text: str) -> list[int]:
@@ -178,7 +187,7 @@ def _fitting_params(
     Raises:
         ContextLengthError: a prompt leaves no room for a reply, or is longer than `max_prompt_tokens`.
     """
-    num_tokens, size = max(len(prompt.token_ids) for prompt in prompts), replica.engine.context
+    num_tokens, size = max((len(prompt.token_ids) for prompt in prompts), default=0), replica.engine.context
     longest = min(size - 1, context.settings.max_prompt_tokens or size)
     if num_tokens > longest:
         raise ContextLengthError(

@@ -140,6 +140,8 @@ class ServeSettings:
     image_memory_bytes: int = _setting(
         _IMAGES, 3 * 2**29, "Address space of one decoding process.", least=_MIN_IMAGE_MEMORY_BYTES)
 
+    lenient: bool = _setting(
+        _LIMITS, False, "Ignore unknown parameters of requests, with one line of log for each; otherwise refuse them.")
     max_body_bytes: int = _setting(_LIMITS, 20 * 2**20, "Size of one request's body.")
     max_prompt_tokens: int | None = _setting(
         _LIMITS, None, "Tokens of a prompt, images included; if not given, what the context leaves.")

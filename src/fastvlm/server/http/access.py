@@ -42,7 +42,7 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 def needs_key(path: str) -> bool:
     """True for paths that need an API key, if the server has any."""
-    return path.startswith("/v1/") or path == "/metrics"
+    return path.startswith(("/v1/", "/api/")) or path == "/metrics"
 
 
 class AccessMiddleware:
@@ -81,7 +81,7 @@ class AccessMiddleware:
 
         try:
             refusal = self._refusal(scope)
-            answer = self._app if refusal is None else error_response(refusal)
+            answer = self._app if refusal is None else error_response(refusal, scope["path"])
             await answer(scope, incoming.receive, send_with_headers)
         finally:
             self._record(scope, status, time.perf_counter() - start_s, request_id)
@@ -96,7 +96,7 @@ class AccessMiddleware:
             message = "The request comes from another page. Allow its origin with --cors-origin."
             return ApiError(403, message, code="origin_not_allowed")
         if self._key_digests and needs_key(path) and not self._has_key(headers):
-            message = "Expected a valid API key, as Authorization: Bearer <key>."
+            message = "Expected a valid API key, as Authorization: Bearer <key> or x-api-key: <key>."
             return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return None
 
@@ -114,9 +114,9 @@ class AccessMiddleware:
         return origin.partition("://")[2] == headers.get("host", "") != ""
 
     def _has_key(self, headers: Headers) -> bool:
-        """Compare with all keys, each in constant time."""
+        """Compare with all keys, each in constant time; Anthropic's clients send theirs as x-api-key."""
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip() if scheme.lower() == "bearer" else "")
+        given = _digest(key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
         matches = [hmac.compare_digest(given, digest) for digest in self._key_digests]
         return any(matches)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
@@ -18,6 +21,8 @@ from fastvlm.server.http.errors import ApiError, invalid
 from fastvlm.server.settings import ServeSettings
 
 Schema = TypeVar("Schema", bound=BaseModel)
+logger = logging.getLogger("fastvlm.server")
+_MOST_NAMES = 1000
 MAX_VALUES = 32_768  # in one body; validating them takes 0.1 s
 
 
@@ -66,8 +71,10 @@ async def read_body(scope: Scope, receive: Receive, settings: ServeSettings) -> 
     return bytes(body)
 
 
-def parse(body: bytes, schema: type[Schema]) -> Schema:
+def parse(body: bytes, schema: type[Schema], settings: ServeSettings) -> Schema:
     """`body` as an object of `schema`. Takes up to 0.2 s: not for the event loop's thread.
+
+    With ``settings.lenient`` unknown parameters are left out; the log names each of them once.
 
     Raises:
         ApiError: invalid JSON, too many values, or not of that schema; names the first wrong field, and no other part
@@ -83,7 +90,32 @@ def parse(body: bytes, schema: type[Schema]) -> Schema:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        raise _api_error(error, body) from None  # pydantic's text has the body in it
+        if not settings.lenient or not (known := _without_unknown(error, body)):
+            raise _api_error(error, body) from None  # pydantic's text has the body in it
+    return parse(known, schema, replace(settings, lenient=False))
+
+
+def _without_unknown(error: ValidationError, body: bytes) -> bytes:
+    """`body` without the parameters that `error` calls unknown; empty if it calls none so."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    content, unknown = from_json(body) if details[0]["type"] != "json_invalid" else {}, False
+    for detail in details:
+        if detail["type"] != "extra_forbidden":
+            continue
+        owner, names = content, detail["loc"]
+        for step in names[:-1]:  # the names of a union's branches are no keys
+            is_step = step in owner if isinstance(owner, dict) else isinstance(step, int)
+            owner = owner[step] if is_step else owner
+        if isinstance(owner, dict) and names[-1] in owner:
+            del owner[names[-1]]
+            unknown = True
+            _log_unknown(_shortened(str(names[-1]), 100))
+    return to_json(content) if unknown else b""
+
+
+@functools.lru_cache(_MOST_NAMES)  # each name once, and no more of them than fit
+def _log_unknown(name: str) -> None:
+    logger.warning("the parameter %r of a request is unknown and ignored (--lenient)", name)
 
 
 def _api_error(error: ValidationError, body: bytes) -> ApiError:

@@ -1,4 +1,6 @@
-"""Errors in OpenAI's format: a status, and `{"error": {message, type, param, code}}`.
+"""Errors of the API: a status and a JSON body in the format of the path's dialect.
+
+OpenAI's, `{"error": {message, type, param, code}}`, stands for every path but Ollama's and Anthropic's.
 
 The message of a :class:`FastVlmError` is passed on to the client. Any other exception is a fault of the server: the
 client gets a general message, the log gets the traceback.
@@ -43,6 +45,7 @@ _NON_FINITE = (
 )
 _RETRY_AFTER_S = 1  # a reply of the mini takes less than this
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # OpenAI's `type`
+_ANTHROPIC_KINDS = {**_KINDS, 404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
 
 
 class ErrorDetails(BaseModel):
@@ -125,13 +128,18 @@ def as_api_error(error: BaseException) -> ApiError:
     return ApiError(500, message, code="internal_error")
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
-    """The JSON body of an error, as a response or an event of a stream."""
+def error_body(error: ApiError, path: str = "") -> dict[str, Any]:
+    """The JSON body of an error of `path`, as a response or an event of a stream."""
+    if path.startswith("/api/"):
+        return {"error": error.message}
+    if path.startswith("/v1/messages"):
+        kind = _ANTHROPIC_KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": error.message}}
     kind = "server_error" if error.status >= 500 else _KINDS.get(error.status, "invalid_request_error")
     details = ErrorDetails(message=error.message, type=kind, param=error.param, code=error.code)
     return ErrorReply(error=details).model_dump()
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """The HTTP response of an error."""
-    return JSONResponse(error_body(error), error.status, headers=error.headers)
+def error_response(error: ApiError, path: str = "") -> JSONResponse:
+    """The HTTP response of an error of `path`."""
+    return JSONResponse(error_body(error, path), error.status, headers=error.headers)

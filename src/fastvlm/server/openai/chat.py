@@ -14,9 +14,8 @@ from fastvlm.server.http.body import parse
 from fastvlm.server.http.errors import invalid
 from fastvlm.server.openai.formatter import OpenAiFormatter, ReplyObject
 from fastvlm.server.openai.logprobs import TokenLogprob
-from fastvlm.server.openai.sampling import Label, SamplingRequest, Strict, TopLogprobs, sampling_params
-
-MAX_PARTS = 1000  # in one message
+from fastvlm.server.openai.sampling import SamplingRequest, TopLogprobs, openai_params
+from fastvlm.server.request_parts import MAX_PARTS, Label, Strict, refuse_tools
 
 _Nothing = Annotated[list[Any], Field(max_length=0)]
 
@@ -116,6 +115,12 @@ class ImageSettings(Strict):
     image_fit: Literal["pad", "crop", "stretch"] | None = None
 
 
+class StructuredOutputs(Strict):
+    """vLLM's form of structured output; JSON schemas only."""
+
+    json_: dict[str, Any] = Field(alias="json")
+
+
 class ChatRequest(SamplingRequest):
     """POST /v1/chat/completions."""
 
@@ -125,8 +130,14 @@ class ChatRequest(SamplingRequest):
     top_logprobs: TopLogprobs | None = None
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
     mm_processor_kwargs: ImageSettings | None = None
-    tools: _Nothing | None = Field(None, description="Not supported.")
-    tool_choice: Literal["none", "auto"] | None = None
+    structured_outputs: StructuredOutputs | None = Field(None, description="vLLM's way to give a JSON schema.")
+    guided_json: dict[str, Any] | None = Field(None, description="vLLM's older way to give a JSON schema.")
+    add_generation_prompt: bool | None = Field(None, description="vLLM's; false only with continue_final_message.")
+    continue_final_message: bool | None = Field(
+        None, description="vLLM's: the reply continues the assistant's message at the end."
+    )
+    tools: list[Any] | None = Field(None, max_length=128, description="Not supported; an empty list is.")
+    tool_choice: Any = Field(None, description="none or auto: there are no tools.")
     parallel_tool_calls: bool | None = Field(None, description="Has no effect.")
     modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
     store: bool | None = Field(None, description="Has no effect: nothing is stored.")
@@ -174,32 +185,33 @@ def read_chat(context: ServerContext, body: bytes) -> GenerationRequest:
         ApiError: the body is not a :class:`ChatRequest`; a message without content that is not the assistant's; an
             assistant's message at the end; see also :func:`conversation`.
     """
-    request = parse(body, ChatRequest)
+    request = parse(body, ChatRequest, context.settings)
+    refuse_tools(request.tools, request.tool_choice)
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs needs logprobs to be true.", param="top_logprobs")
     turns = [
         ("system" if message.role == "developer" else message.role, list(_parts(message, f"messages[{index}]")))
         for index, message in enumerate(request.messages)
     ]
-    if request.messages[-1].role == "assistant":
-        last = f"messages[{len(turns) - 1}]"
-        raise invalid(f"{last} has the role 'assistant'. End with a user message.", param=last)
-    images = request.mm_processor_kwargs or ImageSettings(image_size=None)
+    mm_processor_kwargs: ImageSettings | None = None
+    is_continued = bool(request.continue_final_message)
+    _check_end(request, is_continued=is_continued)
     return GenerationRequest(
         model=request.model,
         prompts=[conversation(context, turns)],
-        params=sampling_params(
+        params=openai_params(
             request,
             context.settings,
             max_tokens=request.max_completion_tokens or request.max_tokens,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            keep_whitespace=is_continued,
         ),
+        is_continued=is_continued,
         formatter=ChatFormatter(request, context.logprobs),
         num_choices=request.n or 1,
         is_stream=bool(request.stream),
-        schema=_schema(request.response_format),
-        image_size=images.image_size,
-        image_fit=images.image_fit,
+    mm_processor_kwargs: ImageSettings | None = None
+        schema=_schema(request),
     )
 
 
@@ -223,10 +235,37 @@ def _parts(message: Message, place: str) -> Iterator[Part]:
             )
 
 
-def _schema(wanted: PlainFormat | SchemaFormat | None) -> dict[str, Any] | None:
+def _check_end(request: ChatRequest, *, is_continued: bool) -> None:
+    """Raise ApiError unless the conversation ends as the request says."""
+    last, is_opened = f"messages[{len(request.messages) - 1}]", request.add_generation_prompt
+    if is_continued and is_opened:
+        raise invalid("continue_final_message needs add_generation_prompt to be false.", param="add_generation_prompt")
+    if is_opened is False and not is_continued:
+        raise invalid(
+            "add_generation_prompt is false; that needs continue_final_message.", param="add_generation_prompt"
+        )
+    if is_continued != (request.messages[-1].role == "assistant"):
+        role = request.messages[-1].role
+        advice = (
+            "continue_final_message needs an assistant's message at the end."
+            if is_continued
+            else ("End with a user message, or set continue_final_message.")
+        )
+        raise invalid(f"{last} has the role {role!r}. {advice}", param=last)
+
+
+def _schema(request: ChatRequest) -> dict[str, Any] | None:
+    """The schema of the reply, which the request may give in one of three ways."""
+    wanted, ways = request.response_format, list[dict[str, Any]]()
     if isinstance(wanted, SchemaFormat):
-        return wanted.json_schema.schema_
-    return {"type": "object"} if wanted is not None and wanted.type == "json_object" else None
+        ways.append(wanted.json_schema.schema_)
+    elif wanted is not None and wanted.type == "json_object":
+        ways.append({"type": "object"})
+    ways += [] if request.structured_outputs is None else [request.structured_outputs.json_]
+    ways += [] if request.guided_json is None else [request.guided_json]
+    if len(ways) > 1:
+        raise invalid("Give one of response_format, structured_outputs and guided_json.", param="response_format")
+    return ways[0] if ways else None
 
 
 class ChatFormatter(OpenAiFormatter):

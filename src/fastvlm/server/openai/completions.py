@@ -14,7 +14,7 @@ from fastvlm.server.http.body import parse
 from fastvlm.server.http.errors import invalid
 from fastvlm.server.openai.formatter import OpenAiFormatter, ReplyObject
 from fastvlm.server.openai.logprobs import LogprobFormatter, TokenLogprob
-from fastvlm.server.openai.sampling import SamplingRequest, TopLogprobs, sampling_params
+from fastvlm.server.openai.sampling import SamplingRequest, TopLogprobs, openai_params
 
 
 class CompletionRequest(SamplingRequest):
@@ -58,7 +58,7 @@ def read_completion(context: ServerContext, body: bytes) -> GenerationRequest:
     Raises:
         ApiError: the body is not a :class:`CompletionRequest`, or a text is too long.
     """
-    request = parse(body, CompletionRequest)
+    request = parse(body, CompletionRequest, context.settings)
     num_choices = request.n or 1
     if request.best_of not in (None, num_choices):
         raise invalid(f"best_of is {request.best_of}; expected the value of n, {num_choices}.", param="best_of")
@@ -70,13 +70,7 @@ def read_completion(context: ServerContext, body: bytes) -> GenerationRequest:
     return GenerationRequest(
         model=request.model,
         prompts=texts,
-        params=sampling_params(
-            request,
-            context.settings,
-            max_tokens=request.max_tokens,
-            logprobs=request.logprobs,
-            keep_whitespace=True,
-        ),
+        params=openai_params(request, context.settings, logprobs=request.logprobs, keep_whitespace=True),
         formatter=CompletionFormatter(request, context.logprobs),
         num_choices=num_choices,
         is_stream=bool(request.stream),
