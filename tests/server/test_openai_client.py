@@ -126,3 +126,47 @@ def test_two_at_once_are_answered_as_one_after_the_other(server):
         for name in ("letter", "shapes", "red_star", "word", "objects", "letters")
     ]
     assert together == alone
+
+
+def test_vllms_parameters(client):
+    settings = {"model": "mini", "messages": MESSAGES, "max_tokens": 8}
+    [whole] = client.chat.completions.create(**settings, logprobs=True).choices
+    schema = {"type": "object", "properties": {"letter": {"enum": ["K"]}}, "required": ["letter"]}
+    for extra in ({"guided_json": schema}, {"structured_outputs": {"json": schema}}):
+        reply = client.chat.completions.create(**{**settings, "max_tokens": 32}, extra_body=extra)
+        assert json.loads(reply.choices[0].message.content) == {"letter": "K"}
+    endless = client.chat.completions.create(**settings, extra_body={"ignore_eos": True})
+    assert endless.usage.completion_tokens == 8 and endless.choices[0].finish_reason == "length"
+    ids = list(range(200))[:64]
+    ended = client.chat.completions.create(**settings, extra_body={"stop_token_ids": ids})
+    assert ended.usage.completion_tokens <= 8 and whole.finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError, match="Give one of"):
+        client.chat.completions.create(
+            **settings, extra_body={"guided_json": schema, "structured_outputs": {"json": {}}}
+        )
+
+
+def test_a_final_message_of_the_assistant_is_continued(client):
+    messages = [*MESSAGES, {"role": "assistant", "content": "The letter is"}]
+    settings = {"model": "mini", "messages": messages, "max_tokens": 3}
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    reply = client.chat.completions.create(**settings, extra_body=extra)
+    plain = client.chat.completions.create(**{**settings, "messages": MESSAGES})
+    assert reply.usage.prompt_tokens > plain.usage.prompt_tokens
+    for wrong, says in (
+        ({}, "continue_final_message"),
+        ({**extra, "add_generation_prompt": True}, "needs add_generation_prompt to be false"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=says):
+            client.chat.completions.create(**settings, extra_body=wrong)
+    with pytest.raises(openai.BadRequestError, match="an assistant's message at the end"):
+        client.chat.completions.create(**{**settings, "messages": MESSAGES}, extra_body=extra)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tool_choice": "required"}],
+)
+def test_tools_are_refused_readably(client, extra):
+    with pytest.raises(openai.BadRequestError, match="not trained to call tools.*JSON schema"):
+        client.chat.completions.create(model="mini", messages=MESSAGES, extra_body=extra)

@@ -223,7 +223,8 @@ async def _respond(
     usage = _total_usage(ordered, request.num_choices)
     context.metrics.add(usage, ordered)
     if request.is_stream:
-        await writer.end(formatter.end(usage))
+        await writer.stream(formatter.end(usage), formatter.stream_type, formatter.failure)
+        await writer.end(b"")
     else:
         await writer.json(await asyncio.to_thread(formatter.reply, ordered, usage))
 

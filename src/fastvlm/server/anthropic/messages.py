@@ -19,6 +19,7 @@ from fastvlm.server.request_parts import MAX_PARTS, Label, StopStrings, Strict, 
 from fastvlm.server.sampling import sampling_params
 
 PATH = "/v1/messages"
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
 
 _CacheControl = Annotated[dict[str, Any] | None, Field(description="Has no effect: prefixes are cached anyway.")]
 
@@ -109,7 +110,7 @@ class MessageReply(BaseModel):
     role: Literal["assistant"] = "assistant"
     model: str
     content: list[TextContent]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"] | None
+    stop_reason: StopReason | None
     stop_sequence: str | None
     usage: MessageUsage
 
@@ -165,7 +166,7 @@ class MessagesFormatter:
     stream_type = "text/event-stream"
 
     def __init__(self, model: str) -> None:
-        self._head = {"id": f"msg_{uuid.uuid4().hex}", "model": model}
+        self._id, self._model = f"msg_{uuid.uuid4().hex}", model
         self._has_begun = False
         self._completion: Completion | None = None
 
@@ -184,7 +185,7 @@ class MessagesFormatter:
             return b""
         self._has_begun = True
         nothing = MessageUsage(input_tokens=0, cache_read_input_tokens=0, output_tokens=0)
-        message = MessageReply(**self._head, content=[], stop_reason=None, stop_sequence=None, usage=nothing)
+        message = self._message([], None, None, nothing)
         block = TextContent(text="").model_dump()
         return _event("message_start", message=message.model_dump()) + _event(
             "content_block_start", index=0, content_block=block
@@ -207,17 +208,26 @@ class MessagesFormatter:
     def reply(self, completions: Sequence[Completion], usage: Usage) -> bytes:
         """The whole reply."""
         [completion] = completions
-        reason, stop = _stop(completion)
-        content = [TextContent(text=completion.text)]
-        reply = MessageReply(**self._head, content=content, stop_reason=reason, stop_sequence=stop, usage=_usage(usage))
-        return json_bytes(reply.model_dump())
+        return json_bytes(self._message([completion.text], *_stop(completion), _usage(usage)).model_dump())
+
+    def _message(
+        self, texts: Sequence[str], reason: StopReason | None, stop: str | None, usage: MessageUsage
+    ) -> MessageReply:
+        return MessageReply(
+            id=self._id,
+            model=self._model,
+            content=[TextContent(text=text) for text in texts],
+            stop_reason=reason,
+            stop_sequence=stop,
+            usage=usage,
+        )
 
 
 def _event(kind: str, **content: Any) -> bytes:
     return f"event: {kind}\ndata: ".encode() + json_bytes({"type": kind, **content}) + b"\n\n"
 
 
-def _stop(completion: Completion) -> tuple[Literal["end_turn", "max_tokens", "stop_sequence"], str | None]:
+def _stop(completion: Completion) -> tuple[StopReason, str | None]:
     """`stop_reason` and `stop_sequence`."""
     if completion.stop_string is not None:
         return "stop_sequence", completion.stop_string

@@ -69,7 +69,7 @@ class OllamaRequest(Strict):
 
     def params(self, context: ServerContext) -> SamplingParams:
         """The sampling parameters."""
-        given = self.options or Options()
+        given = Options.model_validate({}) if self.options is None else self.options
         names = ("temperature", "top_k", "top_p", "min_p", "seed", "stop")
         return sampling_params(
             context.settings,
@@ -92,7 +92,7 @@ class ChatMessage(Strict):
 class OllamaChatRequest(OllamaRequest):
     """POST /api/chat. Without messages it tells that the model is loaded."""
 
-    messages: Annotated[list[ChatMessage], Field(max_length=MAX_PARTS, fail_fast=True)] = []
+    messages: Annotated[list[ChatMessage], Field(max_length=MAX_PARTS, fail_fast=True)] = Field([])
     tools: list[Any] | None = Field(None, max_length=128, description="Not supported; an empty list is.")
 
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fastvlm import __version__
+from fastvlm.config_limits import dtype_name
 from fastvlm.errors import FastVlmError
 from fastvlm.formats.places import checkpoint_path
 from fastvlm.server.http.body import parse
@@ -147,4 +148,4 @@ def _quantization(service: Service, name: str) -> str:
         return ""
     if service.settings.bits != 16:
         return f"int{service.settings.bits}"
-    return str(service.context.models[name].all[0].engine.backend.dtype).removeprefix("torch.")
+    return dtype_name(service.context.models[name].all[0].engine.backend.dtype)
