@@ -18,7 +18,7 @@ def stream(pieces: list[bytes], stops=(), **settings) -> tuple[Detokenizer, list
     shown = []
     for index in range(len(pieces)):
         shown.append(text.put(index))
-        if text.is_stopped:
+        if text.stop_string is not None:
             break
     shown.append(text.end())
     return text, [piece for piece in shown if piece]
@@ -65,7 +65,7 @@ def test_no_part_of_a_stop_string_is_shown(example, stops):
     text, pieces = example
     streamed, shown = stream(pieces, stops)
     starts = [text.find(stop) for stop in stops if stop in text]
-    assert streamed.is_stopped == bool(starts)
+    assert (streamed.stop_string is not None) == bool(starts)
     assert "".join(shown) == streamed.text
     if len(stops) == 1:
         assert streamed.text == text[: starts[0] if starts else None].strip()
@@ -96,12 +96,12 @@ def test_bytes_that_never_become_a_character_are_shown_at_the_end():
 def test_a_stop_string_across_tokens_and_inside_characters():
     data = "Ja—Nein—".encode()
     text, shown = stream([data[i : i + 1] for i in range(len(data))], stops=["—N"])
-    assert text.is_stopped and "".join(shown) == "Ja"
+    assert text.stop_string is not None and "".join(shown) == "Ja"
 
 
 def test_a_stop_string_of_white_space():
     text, shown = stream([b"One.", b"\n", b"\n", b"Two."], stops=["\n\n"])
-    assert text.is_stopped and shown == ["One."]
+    assert text.stop_string is not None and shown == ["One."]
 
 
 def test_a_decoder_that_drops_leading_spaces_keeps_the_spaces_between_words():

@@ -66,6 +66,6 @@ def test_errors_are_anthropics(client):
         client.messages.create(
             model="mini", max_tokens=1, messages=MESSAGES, tools=[{"name": "a", "input_schema": {"type": "object"}}]
         )
+    broken = {**LETTER, "source": {**LETTER["source"], "data": "bm8gaW1hZ2U="}}
     with pytest.raises(anthropic.BadRequestError, match="not an image that can be opened"):
-        broken = {**LETTER, "source": {**LETTER["source"], "data": "bm8gaW1hZ2U="}}
         client.messages.create(model="mini", max_tokens=1, messages=[{"role": "user", "content": [broken]}])

@@ -47,7 +47,7 @@ def test_one_question(client, picture):
     pieces = client.generate(
         model="mini", prompt="What letter is this?", system="Be short.", images=[picture], options=OPTIONS, stream=True
     )
-    assert [piece for piece in pieces][-1].done
+    assert list(pieces)[-1].done
 
 
 def test_a_reply_of_a_schema(client, picture):
@@ -88,7 +88,7 @@ def test_errors_are_ollamas(client, server):
         client.generate(model="mini", prompt="a", images=[base64.b64encode(b"no image").decode()])
     with pytest.raises(ollama.ResponseError, match="not trained to call tools"):
         client.chat(model="mini", messages=[{"role": "user", "content": "a"}], tools=[{"type": "function"}])
-    with pytest.raises(ollama.ResponseError, match="options.mirostat is not a known parameter"):
+    with pytest.raises(ollama.ResponseError, match=r"options\.mirostat is not a known parameter"):
         client.generate(model="mini", prompt="a", options={"mirostat": 1})
     with pytest.raises(ollama.ResponseError, match="does not exist") as caught:
         client.pull("mini")

@@ -168,5 +168,5 @@ def test_a_final_message_of_the_assistant_is_continued(client):
     [{"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tool_choice": "required"}],
 )
 def test_tools_are_refused_readably(client, extra):
-    with pytest.raises(openai.BadRequestError, match="not trained to call tools.*JSON schema"):
+    with pytest.raises(openai.BadRequestError, match=r"not trained to call tools.*JSON schema"):
         client.chat.completions.create(model="mini", messages=MESSAGES, extra_body=extra)

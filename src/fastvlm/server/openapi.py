@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from fastvlm import __version__
 from fastvlm.server.http.access import needs_key
-from fastvlm.server.http.errors import ErrorReply
+from fastvlm.server.http.errors import error_model
 from fastvlm.server.routes import API_ROUTES, ApiRoute, State
 
 DOCS_STYLE = Path(__file__).parent / "docs.css"
@@ -42,13 +42,18 @@ def document(model_names: Sequence[str], *, has_keys: bool) -> dict[str, Any]:
     """
     requests = [route.request for route in API_ROUTES if route.request is not None]
     replies = [route.reply for route in API_ROUTES if route.reply is not None]
-    models: dict[type[BaseModel], None] = dict.fromkeys([*requests, *replies, ErrorReply])
+    errors = [error_model(route.path) for route in API_ROUTES]
+    models: dict[type[BaseModel], None] = dict.fromkeys([*requests, *replies, *errors])
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     for request in requests:
         schemas["$defs"][request.__name__]["properties"]["model"]["enum"] = list(model_names)
     content: dict[str, Any] = {
         "openapi": "3.1.0",
-        "info": {"title": "fastvlm", "version": __version__, "description": "FastVLM behind OpenAI's API."},
+        "info": {
+            "title": "fastvlm",
+            "version": __version__,
+            "description": "FastVLM behind the APIs of OpenAI, Ollama and Anthropic.",
+        },
         "paths": {},
         "components": {"schemas": schemas["$defs"]},
     }
@@ -64,16 +69,18 @@ def document(model_names: Sequence[str], *, has_keys: bool) -> dict[str, Any]:
 
 def _operation(route: ApiRoute, model_name: str) -> dict[str, Any]:
     reply = {"text/plain": {"schema": {"type": "string"}}} if route.reply is None else _json(route.reply)
-    errors = {str(status): {"description": _ERRORS[status], "content": _json(ErrorReply)} for status in route.errors}
+    content = _json(error_model(route.path))
+    errors = {str(status): {"description": _ERRORS[status], "content": content} for status in route.errors}
     operation: dict[str, Any] = {
         "summary": route.summary,
         "responses": {"200": {"description": "The reply.", "content": reply}, **errors},
     }
     if route.reply is State:
         operation["responses"]["503"] = {"description": "Not ready.", "content": reply}
-    if route.request is not None:
+    if route.read is not None:
         # No type: readers of OpenAPI 3.1 take it for the whole text, newer ones for a single event.
-        reply["text/event-stream"] = {"schema": {"description": "With stream: data: {...} lines, [DONE]."}}
+        reply[route.stream_type] = {"schema": {"description": "With stream: a JSON object for each event."}}
+    if route.request is not None:
         body = _json(route.request)
         body["application/json"]["example"] = {"model": model_name, **route.example}
         operation["requestBody"] = {"required": True, "content": body}

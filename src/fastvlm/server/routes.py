@@ -58,6 +58,7 @@ class ApiRoute:
         read: reads the body of a POST route, which the engine answers.
         request: schema of that body.
         example: such a body without its `model`.
+        stream_type: media type of a streamed reply.
     """
 
     path: str
@@ -69,6 +70,7 @@ class ApiRoute:
     read: ReadRequest | None = None
     request: type[BaseModel] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
+    stream_type: str = "text/event-stream"
 
     def starlette_route(self, service: Service) -> Route:
         """The route of one server."""
@@ -135,9 +137,11 @@ API_ROUTES = (
     ApiRoute("/v1/messages", "Answer a chat with images, as Anthropic's API", MessageReply,
              read=read_messages, request=MessagesRequest, example=_CHAT),
     ApiRoute("/api/chat", "Answer a chat with images, as Ollama's API", OllamaChatReply,
-             read=ollama.read_chat, request=OllamaChatRequest, example=_OLLAMA_CHAT),
+             read=ollama.read_chat, request=OllamaChatRequest, example=_OLLAMA_CHAT,
+             stream_type=ollama.LINES),
     ApiRoute("/api/generate", "Answer a question, as Ollama's API", OllamaGenerateReply,
-             read=ollama.read_generate, request=OllamaGenerateRequest, example=_OLLAMA_TEXT),
+             read=ollama.read_generate, request=OllamaGenerateRequest, example=_OLLAMA_TEXT,
+             stream_type=ollama.LINES),
     ApiRoute("/api/show", "One model, as Ollama's API", ModelDetails, (400, 401, 403, 404, 408, 413, 415),
              post=models.show, request=ShowRequest),
     ApiRoute("/api/tags", "List the models, as Ollama's API", TagList, (401, 403), models.tags),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
@@ -61,6 +61,33 @@ class ErrorReply(BaseModel):
     """The body of every error response."""
 
     error: ErrorDetails
+
+
+class OllamaError(BaseModel):
+    """The body of error responses of Ollama's paths."""
+
+    error: str
+
+
+class AnthropicErrorDetails(BaseModel):
+    """Anthropic's error object."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """The body of error responses of Anthropic's path."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorDetails
+
+
+def error_model(path: str) -> type[BaseModel]:
+    """The schema of an error of `path`."""
+    if path.startswith("/api/"):
+        return OllamaError
+    return AnthropicError if path.startswith("/v1/messages") else ErrorReply
 
 
 class ApiError(Exception):
@@ -130,11 +157,12 @@ def as_api_error(error: BaseException) -> ApiError:
 
 def error_body(error: ApiError, path: str = "") -> dict[str, Any]:
     """The JSON body of an error of `path`, as a response or an event of a stream."""
-    if path.startswith("/api/"):
-        return {"error": error.message}
-    if path.startswith("/v1/messages"):
+    model = error_model(path)
+    if model is OllamaError:
+        return OllamaError(error=error.message).model_dump()
+    if model is AnthropicError:
         kind = _ANTHROPIC_KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": error.message}}
+        return AnthropicError(error=AnthropicErrorDetails(type=kind, message=error.message)).model_dump()
     kind = "server_error" if error.status >= 500 else _KINDS.get(error.status, "invalid_request_error")
     details = ErrorDetails(message=error.message, type=kind, param=error.param, code=error.code)
     return ErrorReply(error=details).model_dump()

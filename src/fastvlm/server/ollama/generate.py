@@ -19,6 +19,7 @@ from fastvlm.server.http.response_writer import json_bytes
 from fastvlm.server.request_parts import MAX_PARTS, Label, StopString, StopStrings, Strict, refuse_tools
 from fastvlm.server.sampling import sampling_params
 
+LINES = "application/x-ndjson"
 _Images = Annotated[list[str], Field(max_length=MAX_PARTS, fail_fast=True, description="Encoded images in base64.")]
 _NoEffect = Annotated[float | None, Field(description="Has no effect.")]
 
@@ -208,7 +209,7 @@ def _generation(
 class _OllamaFormatter(ABC):
     """Formats replies: one JSON object, or one a line."""
 
-    stream_type = "application/x-ndjson"
+    stream_type = LINES
     path: ClassVar[str]
 
     def __init__(self, model: str) -> None:

@@ -193,8 +193,7 @@ def read_chat(context: ServerContext, body: bytes) -> GenerationRequest:
         ("system" if message.role == "developer" else message.role, list(_parts(message, f"messages[{index}]")))
         for index, message in enumerate(request.messages)
     ]
-    mm_processor_kwargs: ImageSettings | None = None
-    is_continued = bool(request.continue_final_message)
+    is_continued, images = bool(request.continue_final_message), request.mm_processor_kwargs
     _check_end(request, is_continued=is_continued)
     return GenerationRequest(
         model=request.model,
@@ -210,8 +209,9 @@ def read_chat(context: ServerContext, body: bytes) -> GenerationRequest:
         formatter=ChatFormatter(request, context.logprobs),
         num_choices=request.n or 1,
         is_stream=bool(request.stream),
-    mm_processor_kwargs: ImageSettings | None = None
         schema=_schema(request),
+        image_size=None if images is None else images.image_size,
+        image_fit=None if images is None else images.image_fit,
     )
 
 
