@@ -105,7 +105,7 @@ def test_curl_gets_the_stated_reply(server):
     assert is_stated(stated, done.stdout + "\n"), done.stdout
 
 
-@pytest.mark.parametrize("number", range(3), ids=["openai", "langchain", "llama_index"])
+@pytest.mark.parametrize("number", range(5), ids=["openai", "langchain", "llama_index", "ollama", "anthropic"])
 def test_clients_get_the_stated_answer(number, server):
     examples = blocks(ROOT / "docs/serve.md", "py")
     client, stated = examples[number]

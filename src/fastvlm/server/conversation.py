@@ -1,4 +1,4 @@
-"""Conversations of requests, in any client dialect: their texts and images are checked, and the images loaded."""
+"""Conversations of requests, in any client's API: their texts and images are checked, and the images loaded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The steps of every generation request, in any client dialect: see :func:`answer`.
+"""The steps of every generation request, in any client's API: see :func:`answer`.
 
-A dialect is a function that reads a body into a :class:`GenerationRequest`, and a :class:`ReplyFormatter`. To add one,
+An endpoint is a function that reads a body into a :class:`GenerationRequest`, and a :class:`ReplyFormatter`. To add one,
 write both in one file, as in :mod:`fastvlm.server.openai.chat`, and a line in :data:`fastvlm.server.routes.API_ROUTES`.
 """
 
@@ -31,7 +31,7 @@ _IMAGE_PARAM = "mm_processor_kwargs"
 
 
 class ReplyFormatter(Protocol):
-    """Formats the replies to one request in a client's dialect."""
+    """Formats the replies to one request in the format of one endpoint."""
 
     stream_type: str  # media type of a streamed reply
 

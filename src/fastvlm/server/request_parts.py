@@ -1,4 +1,4 @@
-"""What the schemas of requests share, in any client dialect."""
+"""What the schemas of requests share, in any client's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampling parameters of requests, in any client dialect, as the engine's."""
+"""The sampling parameters of requests, in any client's API, as the engine's."""
 
 from __future__ import annotations
 

@@ -83,7 +83,9 @@ class MessagesRequest(Strict):
     service_tier: Label | None = Field(None, description="Has no effect.")
     tools: list[Any] | None = Field(None, max_length=128, description="Not supported; an empty list is.")
     tool_choice: dict[str, Any] | None = Field(None, description="Not supported.")
-    thinking: dict[Literal["type"], Literal["disabled"]] | None = Field(None, description="disabled only.")
+    thinking: dict[Literal["type"], Literal["disabled"]] | None = Field(
+        None, description="Not supported; disabled only."
+    )
 
 
 class TextContent(BaseModel):

@@ -1,4 +1,4 @@
-"""Errors of the API: a status and a JSON body in the format of the path's dialect.
+"""Errors of the API: a status and a JSON body in the format of the path's API.
 
 OpenAI's, `{"error": {message, type, param, code}}`, stands for every path but Ollama's and Anthropic's.
 

@@ -56,7 +56,7 @@ class OllamaRequest(Strict):
     format: Literal["", "json"] | dict[str, Any] | None = Field(None, description="json, or a JSON schema.")
     options: Options | None = None
     keep_alive: Label | float | None = Field(None, description="Has no effect: the model stays open.")
-    think: Literal[False] | None = Field(None, description="false only.")
+    think: Literal[False] | None = Field(None, description="Not supported; false only.")
 
     @property
     def served_name(self) -> str:
@@ -103,9 +103,9 @@ class OllamaGenerateRequest(OllamaRequest):
     prompt: str = ""
     system: str | None = None
     images: _Images | None = None
-    raw: Literal[False] | None = Field(None, description="false only; /v1/completions has no chat template.")
-    suffix: Literal[""] | None = None
-    template: Literal[""] | None = None
+    raw: Literal[False] | None = Field(None, description="Not supported; /v1/completions has no chat template.")
+    suffix: Literal[""] | None = Field(None, description="Not supported.")
+    template: Literal[""] | None = Field(None, description="Not supported: the template is the model's.")
     context: Annotated[list[int], Field(max_length=0)] | None = Field(
         None, description="Not supported: send a conversation to /api/chat."
     )

@@ -137,9 +137,11 @@ class ChatRequest(SamplingRequest):
         None, description="vLLM's: the reply continues the assistant's message at the end."
     )
     tools: list[Any] | None = Field(None, max_length=128, description="Not supported; an empty list is.")
-    tool_choice: Any = Field(None, description="none or auto: there are no tools.")
+    tool_choice: Any = Field(None, description="Not supported; none or auto only.")
     parallel_tool_calls: bool | None = Field(None, description="Has no effect.")
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = Field(
+        None, description="Not supported; text only."
+    )
     store: bool | None = Field(None, description="Has no effect: nothing is stored.")
     metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = Field(None, description="Has no effect.")
     service_tier: Label | None = Field(None, description="Has no effect.")

@@ -22,8 +22,8 @@ class CompletionRequest(SamplingRequest):
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=16, fail_fast=True)]
     logprobs: TopLogprobs | None = None
-    echo: Literal[False] | None = None
-    suffix: None = None
+    echo: Literal[False] | None = Field(None, description="Not supported; false only.")
+    suffix: None = Field(None, description="Not supported.")
     best_of: int | None = Field(None, ge=1, description="Not supported; only the value of n is allowed.")
 
 

@@ -93,12 +93,12 @@ class ResponseRequest(Strict):
     store: bool | None = Field(None, description="Has no effect: nothing is stored.")
     previous_response_id: None = Field(None, description="Not supported: send the conversation as input.")
     conversation: None = Field(None, description="Not supported: send the conversation as input.")
-    background: Literal[False] | None = None
+    background: Literal[False] | None = Field(None, description="Not supported; false only.")
     tools: list[Any] | None = Field(None, max_length=128, description="Not supported; an empty list is.")
-    tool_choice: Any = Field(None, description="none or auto: there are no tools.")
+    tool_choice: Any = Field(None, description="Not supported; none or auto only.")
     parallel_tool_calls: bool | None = Field(None, description="Has no effect.")
-    truncation: Literal["disabled"] | None = None
-    include: _Nothing | None = None
+    truncation: Literal["disabled"] | None = Field(None, description="Not supported; disabled only.")
+    include: _Nothing | None = Field(None, description="Not supported; an empty list is.")
     metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = Field(None, description="Is sent back.")
     service_tier: Label | None = Field(None, description="Has no effect.")
     safety_identifier: Label | None = Field(None, description="Has no effect.")
