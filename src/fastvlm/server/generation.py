@@ -1,7 +1,8 @@
 """The steps of every generation request, in any client's API: see :func:`answer`.
 
-An endpoint is a function that reads a body into a :class:`GenerationRequest`, and a :class:`ReplyFormatter`. To add one,
-write both in one file, as in :mod:`fastvlm.server.openai.chat`, and a line in :data:`fastvlm.server.routes.API_ROUTES`.
+An endpoint is a function that reads a body into a :class:`GenerationRequest`, and a :class:`ReplyFormatter`. To add
+one, write both in one file, as in :mod:`fastvlm.server.openai.chat`, and add a line to
+:data:`fastvlm.server.routes.API_ROUTES`.
 """
 
 from __future__ import annotations
