@@ -2,9 +2,9 @@
 
 A page is rendered so that its longer side has `FrameLimits.max_side_px` pixels, whatever its size on paper. The default
 of 2048 is twice the 1024 px that FastVLM was trained at (an A4 page: 175 dpi). The model's resolution, not the
-paper's, decides which text can be read. Rendered at twice that and reduced once, 10-point text of an A4 page differs from
-its exact coverage by 17 of 255 (root mean square of the inked pixels), rendered at 1024 px at once by 27. The shipped
-mini reads the same words either way.
+paper's, decides which text can be read. Rendered at twice that and reduced once, 10-point text of an A4 page differs
+from its exact coverage by 17 of 255 (root mean square of the inked pixels), rendered at 1024 px at once by 27. The
+shipped mini reads the same words either way.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image, ImageChops
 
@@ -76,6 +76,8 @@ def video_frames(source: Path | bytes, name: str, selection: Selection, limits: 
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
             # A file object and a fixed format: no protocol, playlist or other file is opened.
             container_format = video_format(file.read(HEAD_BYTES))
+            if container_format == "mov" and _ends_early(file):
+                raise ImageError(f"{name} is a truncated video. Pass a whole one.")
             file.seek(0)
             with av.open(file, mode="r", format=container_format) as container:
                 timeline = _timeline(container, _stream(container, name, limits), name, limits.max_packets)
@@ -88,6 +90,20 @@ def video_frames(source: Path | bytes, name: str, selection: Selection, limits: 
         raise ImageError(
             f"{name} is a damaged or truncated video ({type(error).__name__}: {error}). Pass a whole one."
         ) from error
+
+
+def _ends_early(file: BinaryIO) -> bool:
+    """True if the last box of an MP4 or MOV file (ISO/IEC 14496-12, 4.2) is longer than the rest of the file."""
+    num_bytes, position = file.seek(0, io.SEEK_END), 0
+    while position + 8 <= num_bytes:
+        file.seek(position)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        length = int.from_bytes(head[8:], "big") if length == 1 else length
+        if length < 8:  # 0: up to the end of the file; others are no box, and the demuxer's to judge
+            return False
+        position += length
+    return position > num_bytes
 
 
 def _frames(
@@ -140,8 +156,6 @@ def _timeline(container: InputContainer, stream: VideoStream, name: str, max_pac
             raise ImageTooLargeError(f"{name} has more than {max_packets} frames, which is the limit. Cut it.")
     if not times:
         raise ImageError(f"{name} is a video without frames. Pass one with at least one.")
-    if stream.frames > len(times) and "mov" in container.format.name:
-        raise ImageError(f"{name} has {len(times)} of its {stream.frames} frames: truncated. Pass a whole one.")
     assert stream.time_base is not None  # noqa: S101 - a stream with packets has one
     return _Timeline(sorted(times), sorted(keys), float(stream.time_base))
 
