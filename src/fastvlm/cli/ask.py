@@ -1,19 +1,27 @@
-"""`fastvlm ask`: one question about images, one answer."""
+"""`fastvlm ask`: a question about images, with one answer about all of them or one about each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from fastvlm.cli.choices import ModelChoice, Sampling
+from fastvlm.cli.each import NUM_SLOTS, answer_each
+from fastvlm.cli.failures import FAILED
 from fastvlm.cli.frames import FrameChoice, OpenedImages, open_sources
 from fastvlm.cli.image_names import file_name
 from fastvlm.cli.opening import open_model
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, SystemOption, with_options
 from fastvlm.cli.piped import has_piped_image, is_silent_pipe
+from fastvlm.cli.question import Question
 from fastvlm.cli.request import STDIN, UNQUOTED_HINT, check_images, check_order, check_question
+from fastvlm.cli.schema_choice import SchemaChoice
 from fastvlm.cli.terminal import Answers, Notes, print_json, say
+from fastvlm.errors import UsageError
 
 
 @with_options
@@ -30,7 +38,11 @@ def ask(
     choice: ModelChoice,
     sampling: Sampling,
     frames: FrameChoice,
+    schema: SchemaChoice,
     system: SystemOption = None,
+    is_each: Annotated[
+        bool, typer.Option("--each", help="Ask about each image by itself: a line each, in the order given.")
+    ] = False,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
@@ -38,7 +50,10 @@ def ask(
     """Ask one question about one or several images; the answer is printed token by token.
 
     Only the answer goes to stdout. Several images are passed in the order given. Without an image, also in stdin, the
-    question is asked alone.
+    question is asked alone. Nothing is remembered from one call to the next; fastvlm chat keeps a conversation.
+
+    With --each, images are answered side by side, and each has a line: its name, a tab, the answer; with --json, an
+    object. One that fails has its error in its line, the others go on, and the exit code is 1.
 
     \b
     Examples:
@@ -49,6 +64,7 @@ def ask(
       fastvlm ask report.pdf "What is the total?" --pages 1-3
       fastvlm ask clip.mp4 "What happens?" --max-frames 4
       fastvlm ask cat.png "What is this?" --json | jq .timings_ms
+      fastvlm ask *.png "What shape is this?" --each --json-schema '{"enum": ["star", "circle"]}'
     """
     check_order(sources, question)
     check_question(question)
@@ -59,30 +75,69 @@ def ask(
         say("warning", "--top-p has no effect at temperature 0; give --temperature too.")
     if not names and has_piped_image():
         names = [STDIN]
-    images = open_sources(names, frames, notes)
-    model, load_ms = open_model(choice, notes, is_debug=is_debug)
-    from fastvlm.api import system_message, user_message
-    from fastvlm.cli.reply import Reply, written
+    asked = Question(question, system, sampling, schema.schema)
+    verb = _Asking(asked, choice, frames, notes, is_json=is_json, is_debug=is_debug)
+    if is_each:
+        verb.about_each(names)
+    else:
+        verb.about_all(names)
 
-    with model:
-        if not names:  # an image may have arrived in stdin by now
-            images = _late_image(frames, notes)
-        messages = [*system_message(system), user_message(images.frames, question)]
-        answers = Answers()
-        write = (lambda _: None) if is_json else answers.write
-        completion = written(model.events(messages, **sampling.settings()), write)
-    reply = Reply(completion, load_ms, images.opening_ms)
-    if is_json:
-        print_json({"model": choice.name, **reply.as_dict(), "images": images.as_list()})
-        return
-    answers.write("\n")
-    notes.say(reply.summary(choice.name))
+
+@dataclass(frozen=True)
+class _Asking:
+    question: Question
+    choice: ModelChoice
+    frames: FrameChoice
+    notes: Notes
+    is_json: bool
+    is_debug: bool
+
+    def about_all(self, names: Sequence[str]) -> None:
+        """One answer, printed as it comes."""
+        images = open_sources(names, self.frames, self.notes)
+        model, load_ms = open_model(self.choice, self.notes, is_debug=self.is_debug)
+        from fastvlm.cli.reply import Reply, written
+
+        with model:
+            if not names:  # an image may have arrived in stdin by now
+                images = _late_image(self.frames, self.notes)
+            answers = Answers()
+            write = (lambda _: None) if self.is_json else answers.write
+            completion = written(self.question.events(model, images.frames), write)
+        reply = Reply(completion, load_ms, images.opening_ms)
+        if self.is_json:
+            print_json({"model": self.choice.name, **reply.as_dict(), "images": images.as_list()})
+        else:
+            answers.write("\n")
+            self.notes.say(reply.summary(self.choice.name))
+        if self.question.schema is not None and completion.finish_reason == "length" and not self.notes.is_quiet:
+            say("warning", "The answer was cut by --max-new-tokens, so it is not a whole JSON document.")
+
+    def about_each(self, names: Sequence[str]) -> None:
+        """A line for each image; the exit code says whether one failed."""
+        if not names:
+            raise UsageError('--each needs images. Try: fastvlm ask *.png "QUESTION" --each')
+        num_slots = min(NUM_SLOTS, len(names))
+        model, load_ms = open_model(self.choice, self.notes, is_debug=self.is_debug, num_slots=num_slots)
+        answers, num_failures = Answers(), 0
+        with model, closing(answer_each(model, self.question, names, self.frames, load_ms)) as outcomes:
+            for outcome in outcomes:
+                num_failures += outcome.error is not None
+                if self.is_json:
+                    print_json(outcome.as_dict(self.choice.name))
+                else:
+                    answers.write(outcome.as_line() + "\n")
+        if num_failures:
+            say("error", f"{num_failures} of {len(names)} images failed; their lines say why.")
+            raise typer.Exit(FAILED)
 
 
 def _late_image(frames: FrameChoice, notes: Notes) -> OpenedImages:
-    """The image in stdin, if one has arrived by now; a note says that a silent pipe was not waited for."""
+    """The image in stdin, if one has arrived by now; a note says if there is none."""
     if has_piped_image():
         return open_sources([STDIN], frames, notes)
     if is_silent_pipe():
         notes.say("Asked without an image: nothing has come through stdin. '-' as IMAGE waits for one.")
+    else:
+        notes.say("Asked without an image. Earlier calls are not remembered; fastvlm chat IMAGE keeps a conversation.")
     return OpenedImages()

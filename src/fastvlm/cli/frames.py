@@ -17,7 +17,7 @@ from fastvlm.errors import UsageError
 if TYPE_CHECKING:
     from fastvlm.images.frames import Frame
 
-_SHOWN = 80  # characters of a name that a message repeats; data URIs are long
+_SHOWN = 80  # characters of a data URI that a message repeats
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class OpenedImages:
     def as_list(self) -> list[dict[str, Any]]:
         """What the images are, for JSON."""
         return [
-            {"source": _shown(name), **frame.as_dict()} for name, frame in zip(self.names, self.frames, strict=True)
+            {"source": shown_name(name), **frame.as_dict()} for name, frame in zip(self.names, self.frames, strict=True)
         ]
 
 
@@ -98,7 +98,7 @@ def open_sources(names: Sequence[str], choice: FrameChoice, notes: Notes) -> Ope
         ]
     for name, frames in zip(names, opened, strict=True):
         if (taken := describe(frames)) is not None:
-            notes.say(f"{_shown(name)}: {taken}.")
+            notes.say(f"{shown_name(name)}: {taken}.")
     return OpenedImages(
         tuple(frame for frames in opened for frame in frames),
         tuple(name for name, frames in zip(names, opened, strict=True) for _ in frames),
@@ -122,5 +122,6 @@ def describe(frames: Sequence[Frame]) -> str | None:
     return f"{kind}{'s' if len(frames) > 1 else ''} {numbers} of {first.count or 'many'}{hint}"
 
 
-def _shown(name: str) -> str:
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+def shown_name(name: str) -> str:
+    """`name` for messages and JSON: a data URI is cut, because it is as long as its image."""
+    return f"{name[:_SHOWN]}..." if name.lower().startswith("data:") and len(name) > _SHOWN else name

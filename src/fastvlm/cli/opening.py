@@ -49,8 +49,11 @@ def _read_stdin() -> bytes:
     return data
 
 
-def open_model(choice: ModelChoice, notes: Notes, *, is_debug: bool) -> tuple[FastVLM, float]:
-    """The chosen model, and the milliseconds it took; importing the libraries is part of loading."""
+def open_model(choice: ModelChoice, notes: Notes, *, is_debug: bool, num_slots: int = 1) -> tuple[FastVLM, float]:
+    """The chosen model, which answers `num_slots` questions together, and the milliseconds it took.
+
+    Importing the libraries is part of loading.
+    """
     from fastvlm.api import FastVLM
     from fastvlm.cli.mini_notice import tell_once
     from fastvlm.formats.places import checkpoint_path
@@ -61,5 +64,5 @@ def open_model(choice: ModelChoice, notes: Notes, *, is_debug: bool) -> tuple[Fa
     tell_once(folder, notes)
     with notes.waiting(f"Opening {choice.name}"):
         silence = partial(quiet_libraries, is_quiet=notes.is_quiet, is_debug=is_debug)
-        model = FastVLM(str(folder), num_slots=1, before_transformers=silence, **choice.settings())
+        model = FastVLM(str(folder), num_slots=num_slots, before_transformers=silence, **choice.settings())
     return model, 1000 * (time.perf_counter() - start_s)

@@ -77,9 +77,10 @@ def printable(text: str) -> str:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """Print one JSON object on one line of stdout; ASCII only if stdout's encoding is not Unicode."""
+    """Print one JSON object on one line of stdout and flush; ASCII only if stdout's encoding is not Unicode."""
     holds_all = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     sys.stdout.write(json.dumps(content, ensure_ascii=not holds_all) + "\n")
+    sys.stdout.flush()
 
 
 def in_bytes(num_bytes: int) -> str:
