@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -112,6 +113,13 @@ def test_a_broken_connection_is_resumed(command, hub, repository):
     hub.breaks = 1
     folder = Path(command("pull", NAME).out.strip())
     assert (folder / WEIGHTS).read_bytes() == (repository / WEIGHTS).read_bytes()
+    assert hub.requests_of(f"/cdn/{WEIGHTS}") == [None, f"bytes={10 << 20}-"]
+
+
+def test_a_connection_that_is_silent_is_opened_again(command, hub, repository):
+    (repository / WEIGHTS).write_bytes(os.urandom(25 << 20))
+    hub.stalls = 1
+    assert command("pull", NAME, HF_HUB_DOWNLOAD_TIMEOUT="1").code == 0
     assert hub.requests_of(f"/cdn/{WEIGHTS}") == [None, f"bytes={10 << 20}-"]
 
 
@@ -227,11 +235,34 @@ def test_only_models_are_removed(fastvlm, models, parrot_folder, tmp_path):
     assert (parrot_folder / "config.json").is_file()
 
 
-def test_removing_asks_on_a_terminal(fastvlm, models, parrot_folder, monkeypatch):
+@pytest.mark.parametrize(("reply", "is_kept"), [("n", True), ("", True), ("y", False)])
+def test_removing_asks_on_a_terminal(models, parrot_folder, workplace, reply, is_kept):
     shutil.copytree(parrot_folder, models / "mine")
-    monkeypatch.setattr("fastvlm.cli.rm._asks", lambda what: "mine (" not in what)
-    assert fastvlm("rm", "mine").code == 0
-    assert (models / "mine").is_dir()
+    parent, child = pty.openpty()
+    os.write(parent, f"{reply}\n".encode())
+    words = [sys.executable, "-m", "fastvlm", "rm", "mine"]
+    done = subprocess.run(words, stdin=child, capture_output=True, text=True, env=plain_environment(), check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Remove mine (" in done.stderr and f"in {models / 'mine'})? [y/N]" in done.stderr
+    assert (models / "mine").is_dir() is is_kept
+    for end in (parent, child):
+        os.close(end)
+
+
+def test_one_revision_of_two_is_removed(fastvlm, tmp_path, monkeypatch, parrot_folder):
+    """In a cache as huggingface_hub writes it; weights that both commits have stay."""
+    repository = tmp_path / "hub/models--owner--tiny"
+    for commit, name in (("1" * 40, "v1"), ("2" * 40, "main")):
+        shutil.copytree(parrot_folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    rows = [model["revision"] for model in json.loads(fastvlm("ls", "--json").out)["models"]]
+    assert rows[-2:] == ["v1", "main"]
+    assert "no model 'owner/tiny' at revision 'v3'" in fastvlm("rm", "owner/tiny", "--revision", "v3", "--yes").error
+    assert fastvlm("rm", "owner/tiny", "--revision", "v1", "--yes").code == 0
+    assert [path.name for path in (repository / "snapshots").iterdir()] == ["2" * 40]
 
 
 def test_a_model_of_the_folder_opens_by_its_name(fastvlm, models, parrot_folder, workplace):

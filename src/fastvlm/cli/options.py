@@ -64,7 +64,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="A checkpoint: the shipped 'mini', a folder, or a Hub name such as apple/FastVLM-0.5B.",
+        help="A checkpoint: a name of fastvlm ls ('mini' is shipped), a folder, or a Hub name: apple/FastVLM-0.5B.",
     ),
 ]
 RevisionOption = Annotated[

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,10 +49,12 @@ def pull(
     """
     notes = Notes(is_quiet=is_quiet)
     quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
-    from fastvlm.formats.places import new_folder
+    from fastvlm.formats.places import SHIPPED, new_folder
     from fastvlm.formats.source import REPOSITORY, download_checkpoint, hub_folder
     from fastvlm.hub.download import find_download
 
+    if name == SHIPPED:
+        raise UsageError("'mini' comes with the package, so there is nothing to download.")
     if not REPOSITORY.fullmatch(name):
         raise UsageError(f"{name!r} is no Hub name; expected owner/repository, as in apple/FastVLM-0.5B.")
     new = None if target is None else new_folder(target)
@@ -65,7 +69,8 @@ def pull(
     _check_space(download, new)
     with leaving_cleanly():
         given = {} if revision is None else {"revision": revision}
-        download_checkpoint(name, revision, download)
+        with _progress(notes, name) as progress:
+            download_checkpoint(name, revision, download, progress)
         folder = hub_folder(name, **given)  # all is there: this notes which commit the revision stands for
         if new is not None:
             with notes.waiting(f"Copying to {new}"):
@@ -74,6 +79,19 @@ def pull(
         print_json({**_as_dict(download), "path": str(folder)})
     else:
         typer.echo(str(folder))
+
+
+@contextmanager
+def _progress(notes: Notes, name: str) -> Iterator[Callable[[int, int], None]]:
+    """One bar for all files, with bytes, speed and time; the Hub's client would show one a file."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    disable_progress_bars()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with notes.bars(*columns, TimeRemainingColumn()) as bars:
+        task = bars.add_task(printable(name), total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _check_space(download: Download, target: Path | None) -> None:

@@ -62,7 +62,9 @@ def rm(
 def _asks(what: str) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(f"Removing {what} needs a yes, and this is no terminal. Add --yes.")
-    return typer.confirm(printable(f"Remove {what}?"), err=True)
+    sys.stderr.write(printable(f"Remove {what}? [y/N] "))
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _removal(name: str, revision: str | None) -> _Removal:

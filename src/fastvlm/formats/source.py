@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from fastvlm.hub.files import TEXT_PATTERNS, WEIGHT_PATTERNS
 if TYPE_CHECKING:
     from fastvlm.hub.download import Download
 
+Progress = Callable[[int, int], None]
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -77,7 +79,12 @@ def hub_folder(repository: str, subfolder: str = "", **hub: Any) -> Path:
     return folder
 
 
-def download_checkpoint(repository: str, revision: str | None, found: Download | None = None) -> None:
+def download_checkpoint(
+    repository: str,
+    revision: str | None,
+    found: Download | None = None,
+    progress: Progress = lambda _done, _total: None,
+) -> None:
     """Download the files of a checkpoint into the Hub's cache, the configuration first.
 
     Unlike huggingface_hub's own snapshots, an interrupted download is continued, and Ctrl-C ends it at once.
@@ -86,6 +93,7 @@ def download_checkpoint(repository: str, revision: str | None, found: Download |
         repository: ``owner/name``.
         revision: branch, tag or commit; None for the default branch.
         found: the list of files, if the Hub has been asked for it.
+        progress: called with (bytes that are there, bytes in all).
 
     Raises:
         CheckpointError: the Hub refuses, or the repository holds no FastVLM.
@@ -93,11 +101,18 @@ def download_checkpoint(repository: str, revision: str | None, found: Download |
     from fastvlm.hub.download import download_file, find_download  # noqa: PLC0415
 
     download = found or find_download(repository, revision)
-    config, *others = sorted(download.files, key=lambda file: (file.name != "config.json", file.num_bytes))
-    if layout_of(download_file(download, config).parent) is None:
-        raise CheckpointError(
-            f"{repository!r} is no FastVLM: its config.json has another model_type than 'fast_vlm' and Apple's "
-            "'llava_qwen2'. Its weights were not downloaded."
-        )
-    for file in others:
-        download_file(download, file)
+    done = 0
+    for file in sorted(download.files, key=lambda file: (file.name != "config.json", file.num_bytes)):
+        path = download_file(download, file, _after(done, download.num_bytes, progress))
+        if file.name == "config.json" and layout_of(path.parent) is None:
+            raise CheckpointError(
+                f"{repository!r} is no FastVLM: its config.json has another model_type than 'fast_vlm' and Apple's "
+                "'llava_qwen2'. Its weights were not downloaded."
+            )
+        done += file.num_bytes
+        progress(done, download.num_bytes)
+
+
+def _after(before: int, total: int, progress: Progress) -> Callable[[int], None]:
+    """Reports the position in one file to `progress`, which counts the bytes of all; `before` are those of others."""
+    return lambda position: progress(before + position, total)

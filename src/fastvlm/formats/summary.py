@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from fastvlm.hub.files import CARD
 
 _DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 _MAX_CARD_BYTES = 1 << 20
+_LICENSE_START_BYTES = 1000
 _LICENSE_LINE = re.compile(r"^(?:license|license_name):[ \t]*['\"]?(?P<name>[^'\"\n]+)", flags=re.MULTILINE)
 
 
@@ -46,20 +46,15 @@ class ModelSummary:
 
 def layout_of(folder: Path) -> Layout | None:
     """The layout that the folder's ``config.json`` names; None if it is no FastVLM's, or there is none."""
-    try:
-        config = read_json(folder / "config.json")
-    except CheckpointError:
-        return None
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    return next((layout for layout in LAYOUTS if layout == model_type), None)
+    return _layout(_config_of(folder))
 
 
 def summarize(folder: Path) -> ModelSummary | None:
     """The summary of `folder`; None if it holds no FastVLM, complete or not."""
-    layout = layout_of(folder)
+    config = _config_of(folder)
+    layout = _layout(config)
     if layout is None:
         return None
-    config = read_json(folder / "config.json")
     files = [path for path in folder.iterdir() if path.is_file()]
     return ModelSummary(
         layout=layout,
@@ -71,6 +66,19 @@ def summarize(folder: Path) -> ModelSummary | None:
     )
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The content of ``config.json``; empty if it cannot be read."""
+    try:
+        config = read_json(folder / "config.json")
+    except CheckpointError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _layout(config: dict[str, Any]) -> Layout | None:
+    return next((layout for layout in LAYOUTS if layout == config.get("model_type")), None)
+
+
 def stated_license(folder: Path) -> str | None:
     """The license by the metadata of the folder's card, else by the first line of its license file."""
     card = folder / CARD
@@ -80,13 +88,10 @@ def stated_license(folder: Path) -> str | None:
         if names := [found["name"].strip() for found in _LICENSE_LINE.finditer(front)]:
             return " ".join(dict.fromkeys(names))
     for file in sorted(folder.glob("LICEN[SC]E*"))[:1]:
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            return next((line.strip() for line in _first_lines(stream) if line.strip()), None)
+        with file.open("rb") as stream:
+            lines = stream.read(_LICENSE_START_BYTES).decode("utf-8", errors="replace").splitlines()
+        return next((line.strip() for line in lines if line.strip()), None)
     return None
-
-
-def _first_lines(stream: Iterable[str]) -> Iterable[str]:
-    return (line[:200] for line, _ in zip(stream, range(20), strict=False))
 
 
 def _missing(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ The files lie where transformers and ``hf download`` put them, in the cache of h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,11 +110,16 @@ def _license(info: ModelInfo) -> tuple[str | None, str | None]:
     return " ".join(str(each) for each in (name, its_name) if each) or None, None if link is None else str(link)
 
 
-def download_file(download: Download, file: RemoteFile) -> Path:
+def download_file(download: Download, file: RemoteFile, on_position: Callable[[int], None] = lambda _: None) -> Path:
     """The path in the cache of `file`, downloaded if it is not there, with the digest that the Hub states.
 
     A connection that breaks is resumed, and a large file that an interruption cut off is continued. Ctrl-C ends the
     download at once, because this thread downloads. Only a whole file gets its name.
+
+    Args:
+        download: what :func:`find_download` found.
+        file: one of its files.
+        on_position: called with the number of bytes that are there, after each piece of a large file.
 
     Raises:
         CheckpointError: as :func:`clear_hub_errors`; or other bytes arrived than the Hub states.
@@ -123,5 +129,5 @@ def download_file(download: Download, file: RemoteFile) -> Path:
 
     with clear_hub_errors(download.repository, download.revision):
         if file.sha256 is not None and not file.is_cached:
-            fetch_large_file(LargeFile(download.repository, download.commit, file.name, file.sha256))
+            fetch_large_file(LargeFile(download.repository, download.commit, file.name, file.sha256), on_position)
         return Path(hf_hub_download(download.repository, file.name, revision=download.commit))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from fastvlm.errors import CheckpointError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
 
 _CHUNK_BYTES = 1 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,15 @@ class LargeFile:
     sha256: str
 
 
-def fetch_large_file(file: LargeFile) -> None:
+def fetch_large_file(file: LargeFile, on_position: Callable[[int], None]) -> None:
     """Bring the content of `file` into the cache, whole and with the right digest; a part that is there is continued.
 
-    If another process downloads the same content, this one waits for it.
+    If another process downloads the same content, this one waits for it. Nothing is done if the server does not name
+    the content by its SHA-256, as the Hub does.
+
+    Args:
+        file: the file.
+        on_position: called with the number of bytes that are there, after each piece.
 
     Raises:
         CheckpointError: other bytes arrived than the Hub states.
@@ -52,7 +60,9 @@ def fetch_large_file(file: LargeFile) -> None:
 
     url = hf_hub_url(file.repository, file.name, revision=file.commit)
     found = get_hf_file_metadata(url)
-    place = _place(file.repository, found.etag or file.sha256)
+    if found.etag != file.sha256 or not _SHA256.fullmatch(file.sha256):
+        return  # a server that names contents in its own way: the client knows where it puts them
+    place = _place(file.repository, file.sha256)
     part = place.with_name(f"{place.name}.fastvlm.incomplete")
     part.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as stream:
@@ -61,7 +71,8 @@ def fetch_large_file(file: LargeFile) -> None:
         if place.exists():  # another process was faster
             part.unlink(missing_ok=True)
             return
-        _continue(stream, found, file.name, may_sign_in=urlsplit(found.location).netloc == urlsplit(url).netloc)
+        watched = cast("BinaryIO", _Watched(stream, on_position))
+        _continue(watched, found, file.name, may_sign_in=urlsplit(found.location).netloc == urlsplit(url).netloc)
         if (digest := _sha256(stream)) != file.sha256:
             part.unlink()
             raise CheckpointError(
@@ -75,11 +86,27 @@ def fetch_large_file(file: LargeFile) -> None:
         part.replace(place)
 
 
-def _place(repository: str, etag: str) -> Path:
+@dataclass(frozen=True)
+class _Watched:
+    """A stream that reports its position after each write."""
+
+    stream: BinaryIO
+    on_position: Callable[[int], None]
+
+    def write(self, data: bytes) -> int:
+        written = self.stream.write(data)
+        self.on_position(self.stream.tell())
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _place(repository: str, sha256: str) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE  # noqa: PLC0415
     from huggingface_hub.file_download import repo_folder_name  # noqa: PLC0415
 
-    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "blobs" / etag
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "blobs" / sha256
 
 
 def _continue(stream: BinaryIO, found: HfFileMetadata, name: str, *, may_sign_in: bool) -> None:
@@ -95,14 +122,8 @@ def _continue(stream: BinaryIO, found: HfFileMetadata, name: str, *, may_sign_in
     headers = build_hf_headers()
     if not may_sign_in:
         headers.pop("authorization", None)
-    http_get(
-        found.location,
-        stream,
-        resume_size=start,
-        headers=headers,
-        expected_size=found.size,
-        displayed_filename=name,
-    )
+    size = found.size
+    http_get(found.location, stream, resume_size=start, headers=headers, expected_size=size, displayed_filename=name)
     stream.flush()
 
 
