@@ -43,6 +43,7 @@ class HubServer:
     repository: str = "apple/FastVLM-tiny"
     released: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
+    signed_in: set[str] = field(default_factory=set)  # hosts to which a token was sent
 
     def __enter__(self) -> HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -61,6 +62,11 @@ class HubServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def cdn(self) -> str:
+        """The same server under the name of another host, to which redirections of the Hub lead."""
+        return self.url.replace("127.0.0.1", "localhost")
 
     def downloads(self, name: str = "") -> list[str]:
         """Paths from which content was sent, those that end in `name`."""
@@ -92,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        if "Authorization" in self.headers:
+            self.hub.signed_in.add(self.headers["Host"].split(":")[0])
         if self.hub.status is not None:
             self._send(self.hub.status)
         elif path.startswith(f"/api/models/{self.hub.repository}"):
@@ -125,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif file.suffix in _LARGE:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(file.stat().st_size)}
-            self._send(302, {"Location": f"{self.hub.url}/cdn/{name}", "X-Repo-Commit": COMMIT, **linked})
+            self._send(302, {"Location": f"{self.hub.cdn}/cdn/{name}", "X-Repo-Commit": COMMIT, **linked})
         else:
             self._content(file)
 

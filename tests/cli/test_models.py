@@ -73,7 +73,8 @@ def test_a_pulled_model_is_listed_opens_offline_and_is_removed(command, hub, set
         == planned["bytes"]
         == sum((repository / name).stat().st_size for name in needed(repository))
     )
-    pulled = command("pull", NAME)
+    pulled = command("pull", NAME, HF_TOKEN="hf_secret")
+    assert hub.signed_in == {"127.0.0.1"}  # the token is for the Hub, not for the host of the files
     folder = Path(pulled.out.strip())
     assert folder == snapshot(settings)
     assert {path.name for path in folder.iterdir()} == needed(repository)
