@@ -19,7 +19,9 @@ from PIL import Image
 
 from fastvlm import FastVLM
 from fastvlm.cli.conversation import Conversation
+from fastvlm.cli.frames import OpenedImages
 from fastvlm.errors import UsageError
+from fastvlm.images.frames import Frame
 
 ANSWER = parrot.SENTENCE + "\n"
 
@@ -144,7 +146,7 @@ def test_images_are_shown_by_whatever_names_them(fastvlm, image, parrot_folder, 
 def test_a_saved_chat_names_files_as_paths_and_addresses_as_urls():
     chat = Conversation()
     names = [r"C:\cat.png", "/a/b:c.png", "https://example.org/x", "data:image/png;base64,AA"]
-    chat.show(names, [Image.new("RGB", (1, 1))] * 4)
+    chat.show(OpenedImages((Frame(Image.new("RGB", (1, 1))),) * 4, tuple(names)))
     chat.ask("What?")
     kinds = [next(key for key in item if key != "type") for item in chat.as_json()[0]["content"]]
     assert kinds == ["path", "path", "url", "url", "text"]

@@ -58,6 +58,12 @@ def test_what_cannot_be_taken_is_one_line(fastvlm, files, arguments, says):
     assert outcome.code != 0 and outcome.out == "" and says in outcome.error
 
 
+def test_a_chat_shows_all_images_of_a_file(fastvlm, files, parrot_folder):
+    lines = [f"/image {files / 'a.mp4'}", "What happens?", "/history"]
+    outcome = fastvlm("chat", "-m", parrot_folder, stdin="".join(f"{line}\n" for line in lines).encode())
+    assert outcome.code == 0 and f"You: {f'[{files}/a.mp4] ' * 2}What happens?" in outcome.out
+
+
 def test_the_line_on_stderr():
     def frame(kind, number, count, time_s=None):
         return Frame(IMAGE, kind, number, count, time_s)

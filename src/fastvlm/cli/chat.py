@@ -14,8 +14,9 @@ import typer
 from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.conversation import Conversation
 from fastvlm.cli.failures import FAILED, report_failure
+from fastvlm.cli.frames import FrameChoice, open_sources
 from fastvlm.cli.image_names import file_name, split_names
-from fastvlm.cli.opening import open_images, open_model
+from fastvlm.cli.opening import open_model
 from fastvlm.cli.options import DebugOption, QuietOption, SystemOption, with_options
 from fastvlm.cli.request import STDIN, check_images
 from fastvlm.cli.terminal import Answers, Notes
@@ -37,7 +38,7 @@ HELP = """\
 def chat(
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE", help="Files, URLs or data URIs to start with; /image adds more."),
+        typer.Argument(metavar="IMAGE", help="Images, PDFs, videos to start with: files or URLs; /image adds more."),
     ] = None,
     choice: ModelChoice = ModelChoice(),  # noqa: B008  # frozen
     sampling: Sampling = Sampling(max_new_tokens=512),  # noqa: B008
@@ -62,7 +63,7 @@ def chat(
     check_images(names)
     notes = Notes(is_quiet=is_quiet)
     conversation = Conversation(system)
-    conversation.show(names, open_images(names, notes)[0])
+    conversation.show(open_sources(names, FrameChoice(), notes))
     model, _ = open_model(choice, notes, is_debug=is_debug)
     with model:
         failed = Chat(model, sampling, conversation, notes, is_debug=is_debug).run()
@@ -158,7 +159,7 @@ class Chat:
         if not names:
             raise UsageError("/image needs an image: /image street.png")
         check_images(names)
-        self.conversation.show(names, open_images(names, self.notes)[0])
+        self.conversation.show(open_sources(names, FrameChoice(), self.notes))
         self.notes.say(f"{len(self.conversation.waiting)} image(s) will be shown with your next question.")
 
     def _clear(self, _: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from fastvlm.errors import UsageError
 from fastvlm.storage.whole_files import write_file
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from fastvlm.cli.frames import OpenedImages
+    from fastvlm.images.frames import Frame
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Turn:
 
     question: str
     image_names: list[str]
-    images: list[Image]
+    images: list[Frame]
     answer: str | None = None
 
 
@@ -36,11 +36,11 @@ class Conversation:
 
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
-    waiting: list[tuple[str, Image]] = field(default_factory=list)
+    waiting: list[tuple[str, Frame]] = field(default_factory=list)
 
-    def show(self, names: Sequence[str], images: Sequence[Image]) -> None:
+    def show(self, images: OpenedImages) -> None:
         """Put images in front of the next question."""
-        self.waiting.extend(zip(names, images, strict=True))
+        self.waiting.extend(zip(images.names, images.frames, strict=True))
 
     def ask(self, question: str) -> Turn:
         """Add a turn, with the images that were waiting."""
@@ -60,7 +60,7 @@ class Conversation:
         self.waiting.clear()
 
     def messages(self) -> list[dict[str, Any]]:
-        """The turns as chat messages with PIL images."""
+        """The turns as chat messages with PIL images, and the times of video frames."""
         from fastvlm.api import assistant_message, system_message, user_message
 
         messages = system_message(self.system)

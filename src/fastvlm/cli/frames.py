@@ -1,16 +1,18 @@
-"""Images as `ask` opens them: files, URLs, PDF pages and video frames, with what was taken of each said on stderr."""
+"""Images as `ask` and `chat` open them, before the model: files, URLs, PDF pages, video frames."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastvlm.cli.choices import check_word
-from fastvlm.cli.opening import image_source
+from fastvlm.cli.request import STDIN
 from fastvlm.cli.terminal import Notes
 from fastvlm.errors import UsageError
 
@@ -93,7 +95,7 @@ def open_sources(names: Sequence[str], choice: FrameChoice, notes: Notes) -> Ope
     pages = choice.frame if choice.pages is None else choice.pages
     with notes.waiting("Reading images"):
         opened = [
-            open_frames(image_source(name), pages=pages, max_frames=choice.max_frames, sampling=choice.sampling)
+            open_frames(_source(name), pages=pages, max_frames=choice.max_frames, sampling=choice.sampling)
             for name in names
         ]
     for name, frames in zip(names, opened, strict=True):
@@ -104,6 +106,20 @@ def open_sources(names: Sequence[str], choice: FrameChoice, notes: Notes) -> Ope
         tuple(name for name, frames in zip(names, opened, strict=True) for _ in frames),
         1000 * (time.perf_counter() - start_s),
     )
+
+
+def _source(name: str) -> str | bytes:
+    """What `open_frames` takes for an image as typed: bytes for stdin and for pipes, such as the shell's <(...)."""
+    if name == STDIN:
+        return _read_stdin()
+    return Path(name).read_bytes() if Path(name).is_fifo() else name
+
+
+def _read_stdin() -> bytes:
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise UsageError("'-' reads an image from stdin, but nothing came. Try: fastvlm ask - \"...\" < cat.png")
+    return data
 
 
 def describe(frames: Sequence[Frame]) -> str | None:
