@@ -210,6 +210,22 @@ def test_a_full_disk_is_said_before_the_download(hub, settings, workplace):
     assert hub.downloads() == []
 
 
+def test_a_disk_that_is_full_or_read_only_is_one_line(hub, settings, workplace, repository, tmp_path):
+    """A limit on the size of files stands for a disk that fills during the download."""
+    (repository / WEIGHTS).write_bytes(os.urandom(25 << 20))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, 12 << 20)); "
+    code = limit + f"import sys; from fastvlm.cli.main import main; sys.exit(main(['pull', {NAME!r}, '-q']))"
+    environment = {**plain_environment(), **settings}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1 and "hub cannot be written: File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    (tmp_path / "file").touch()
+    words = [sys.executable, "-m", "fastvlm", "pull", NAME, "-q"]
+    environment["HF_HOME"] = str(tmp_path / "file")
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2 and "A part of that path is a file" in done.stderr
+
+
 @pytest.fixture
 def models(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTVLM_HOME", str(tmp_path / "home"))

@@ -37,9 +37,8 @@ def pull(
 
     Files and sizes are listed first. Only configuration, tokenizer, license, card and weights are downloaded, never
     code, to the cache that transformers uses too (HF_HOME, HF_HUB_CACHE). A broken connection is resumed; after an
-    interruption, the same command continues. The SHA-256 of each weight file is compared
-    with the Hub's. With TARGET, the files are also copied to a folder of their own, with a SHA256SUMS. The path is
-    printed.
+    interruption, the same command continues. The SHA-256 of each weight file is compared with the Hub's. With TARGET,
+    the files are also copied to a folder of their own, with a SHA256SUMS. The path is printed.
 
     \b
     Examples:
@@ -97,16 +96,19 @@ def _progress(notes: Notes, name: str) -> Iterator[Callable[[int, int], None]]:
 def _check_space(download: Download, target: Path | None) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    needed = {Path(HF_HUB_CACHE): download.missing_bytes}
+    wanted = [(Path(HF_HUB_CACHE), download.missing_bytes)]
     if target is not None:
-        needed[target.parent] = download.num_bytes
-    for folder, num_bytes in needed.items():
+        wanted.append((target.parent, download.num_bytes))
+    needed: dict[int, int] = {}  # by disk, because cache and copy may lie on the same one
+    for folder, num_bytes in wanted:
         place = next(each for each in (folder, *folder.parents) if each.exists())
+        device = place.stat().st_dev
+        needed[device] = needed.get(device, 0) + num_bytes
         free = shutil.disk_usage(place).free
-        if num_bytes > free:
+        if needed[device] > free:
             raise StorageError(
-                f"{download.repository} needs {in_bytes(num_bytes)} in {folder}, and {in_bytes(free)} are free. Free "
-                "some space, or name a place on another disk: HF_HOME for the cache, TARGET for a copy."
+                f"{download.repository} needs {in_bytes(needed[device])} on the disk of {folder}, and {in_bytes(free)} "
+                "are free. Free some space, or name a place on another disk: HF_HOME for the cache, TARGET for a copy."
             )
 
 

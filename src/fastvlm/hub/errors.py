@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastvlm.errors import CheckpointError
+from fastvlm.errors import CheckpointError, FastVlmError
 from fastvlm.storage.write_errors import write_error
 
-_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# Errors of the cache's disk or of its permissions, not of the Hub.
+_OF_THE_DISK = {
+    *(errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+}
 
 
 @contextmanager
 def clear_hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
-    """Turn errors of huggingface_hub inside into CheckpointError or StorageError.
+    """Turn errors of huggingface_hub inside into CheckpointError, StorageError or UsageError.
 
     Args:
         repository: ``owner/name``.
@@ -23,15 +27,18 @@ def clear_hub_errors(repository: str, revision: str | None = None) -> Iterator[N
 
     Raises:
         CheckpointError: no such repository or revision, a gated or private one, offline, a broken connection.
-        StorageError: the disk is full.
+        StorageError: the disk of the cache is full or failed.
+        UsageError: the cache cannot be written.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415  # not for a local folder
 
     transport_error: type[Exception] = HfHubHTTPError.__mro__[1]  # base of httpx's errors; newer releases use httpx2
     try:
         yield
+    except FastVlmError:
+        raise
     except (HFValidationError, transport_error, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise write_error(_cache_folder(), error) from error
         raise CheckpointError(_message(error, repository, revision)) from error
 
