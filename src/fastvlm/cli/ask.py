@@ -15,17 +15,20 @@ from fastvlm.cli.failures import FAILED
 from fastvlm.cli.frames import FrameChoice, OpenedImages, open_sources
 from fastvlm.cli.image_names import file_name
 from fastvlm.cli.opening import open_model
-from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, SystemOption, with_options
+from fastvlm.cli.options import DebugOption, Invocation, JsonOption, QuietOption, SystemOption, with_options
 from fastvlm.cli.piped import has_piped_image, is_silent_pipe
 from fastvlm.cli.question import Question
-from fastvlm.cli.request import STDIN, UNQUOTED_HINT, check_images, check_order, check_question
-from fastvlm.cli.schema_choice import SchemaChoice
+from fastvlm.cli.request import STDIN, UNQUOTED_HINT, check_images, check_order, check_question, complete_question
+from fastvlm.cli.schema_choice import SchemaChoice, enforceable
+from fastvlm.cli.template_files import Template, write_template
+from fastvlm.cli.template_options import SaveAsOption, UseOption, given_options
 from fastvlm.cli.terminal import Answers, Notes, print_json, say
 from fastvlm.errors import UsageError
 
 
 @with_options
 def ask(
+    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -34,12 +37,15 @@ def ask(
             help="Images, PDFs, videos: files, URLs, data URIs; '-' is stdin, and so is none if an image is piped in.",
         ),
     ],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="The question, in quotes.")] = None,
+    *,
     choice: ModelChoice,
     sampling: Sampling,
     frames: FrameChoice,
     schema: SchemaChoice,
     system: SystemOption = None,
+    use: UseOption = None,
+    save_as: SaveAsOption = None,
     is_each: Annotated[
         bool, typer.Option("--each", help="Ask about each image by itself: a line each, in the order given.")
     ] = False,
@@ -65,7 +71,12 @@ def ask(
       fastvlm ask clip.mp4 "What happens?" --max-frames 4
       fastvlm ask cat.png "What is this?" --json | jq .timings_ms
       fastvlm ask *.png "What shape is this?" --each --json-schema '{"enum": ["star", "circle"]}'
+      fastvlm ask "What is the total?" --image-size 1024 --save-as receipt
+      fastvlm ask --use receipt photo.jpg
     """
+    del use  # its callback has set the defaults
+    template = context.ensure_object(Invocation).template or Template()
+    sources, question = complete_question(sources, question, template.question)
     check_order(sources, question)
     check_question(question)
     names = [file_name(name) for name in sources]
@@ -75,12 +86,22 @@ def ask(
         say("warning", "--top-p has no effect at temperature 0; give --temperature too.")
     if not names and has_piped_image():
         names = [STDIN]
-    asked = Question(question, system, sampling, schema.schema)
+    wanted = enforceable(template.schema) if schema.schema is None else schema.schema
+    asked = Question(question, system, sampling, wanted)
+    if save_as is not None:
+        _save(save_as, Template(question, asked.schema, given_options(context)), notes)
+        if not names:
+            return
     verb = _Asking(asked, choice, frames, notes, is_json=is_json, is_debug=is_debug)
     if is_each:
         verb.about_each(names)
     else:
         verb.about_all(names)
+
+
+def _save(name: str, template: Template, notes: Notes) -> None:
+    file = write_template(name, template)
+    notes.say(f"Saved as {file}. To use it: fastvlm ask --use {name} IMAGE")
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,22 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from fastvlm.cli.template_files import Template
+
 DEFAULT_MODEL = "mini"
 
 
 @dataclass
 class Invocation:
-    """Settings of one run that error handling needs, set while options are parsed."""
+    """Settings of one run that are set while options are parsed.
+
+    Args:
+        is_debug: errors show their tracebacks.
+        template: what --use names.
+    """
 
     is_debug: bool = False
+    template: Template | None = None
 
 
 def _note_debug(context: typer.Context, value: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ class Question:
     text: str
     system: str | None
     sampling: Sampling
-    schema: Mapping[str, Any] | None
+    schema: dict[str, Any] | None
 
     def events(self, model: FastVLM, images: Images) -> Generator[TokenEvent]:
         """The answer about `images`, token by token; errors as of :meth:`fastvlm.FastVLM.events`."""

@@ -19,6 +19,19 @@ _SHOWN = 80  # characters of an argument that a message repeats
 _USAGE = 'Usage: fastvlm ask [IMAGE...] "QUESTION"'
 
 
+def complete_question(sources: Sequence[str], question: str | None, default: str | None) -> tuple[list[str], str]:
+    """Images and question, where a template may have the question (`default`) and the last argument is an image.
+
+    Raises UsageError without a question.
+    """
+    if default is not None and question is not None and (_is_image_name(question) or _FILE_NAME.fullmatch(question)):
+        return [*sources, question], default
+    question = default if question is None else question
+    if question is None:
+        raise UsageError(f"There is no question. {_USAGE}")
+    return [*sources], question
+
+
 def check_order(images: Sequence[str], question: str) -> None:
     """Raise UsageError, with the corrected command, if the last argument is an image and another one is not."""
     if not _is_image_name(question):
