@@ -80,3 +80,20 @@ def test_a_server_that_was_not_told_to_refuses_them(server):
         server.chat(question("?", uri(pdf(["x"]))))
     )
     assert "--accept video" in error(server.chat(question("?", uri(video([disk("red")], each=2), "video/mp4"))))
+
+
+def test_the_other_apis_have_names_for_files_too(accepting):
+    data = pdf(["OAK"])
+    encoded = base64.b64encode(data).decode()
+    source = {"type": "base64", "media_type": "application/pdf", "data": encoded}
+    text = "What does it say?"
+    content = [{"type": "document", "source": source, "title": "a.pdf"}, {"type": "text", "text": text}]
+    message = {"model": "mini", "max_tokens": 9, "messages": [{"role": "user", "content": content}]}
+    assert accepting.client.post("/v1/messages", json=message).json()["content"][0]["text"] == "OAK"
+    file = {"type": "input_file", "file_data": uri(data), "filename": "a.pdf"}
+    given = [{"role": "user", "content": [file, {"type": "input_text", "text": text}]}]
+    answer = accepting.client.post("/v1/responses", json={"model": "mini", "input": given, "temperature": 0}).json()
+    assert answer["output"][0]["content"][0]["text"] == "OAK"
+    turn = {"role": "user", "content": text, "images": [encoded]}
+    answer = accepting.client.post("/api/chat", json={"model": "mini", "messages": [turn], "stream": False}).json()
+    assert answer["message"]["content"] == "OAK"

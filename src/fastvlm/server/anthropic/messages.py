@@ -49,10 +49,11 @@ class UrlSource(Strict):
 
 
 class ImageBlock(Strict):
-    """An image in a user's message."""
+    """An image in a user's message, or a PDF as a document, if the server accepts them."""
 
-    type: Literal["image"]
+    type: Literal["image", "document"]
     source: Annotated[Base64Source | UrlSource, Field(discriminator="type")]
+    title: Label | None = Field(None, description="Has no effect.")
     cache_control: _CacheControl = None
 
 

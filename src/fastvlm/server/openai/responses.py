@@ -39,6 +39,14 @@ class InputImage(Strict):
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="Has no effect.")
 
 
+class InputFile(Strict):
+    """A file in a user's message as a data URI, such as a PDF, if the server accepts them."""
+
+    type: Literal["input_file"]
+    file_data: str
+    filename: Label | None = Field(None, description="Has no effect.")
+
+
 class OutputText(Strict):
     """A text of an earlier reply."""
 
@@ -48,7 +56,7 @@ class OutputText(Strict):
     logprobs: _Nothing | None = None
 
 
-_Content = Annotated[InputText | InputImage | OutputText, Field(discriminator="type")]
+_Content = Annotated[InputText | InputImage | InputFile | OutputText, Field(discriminator="type")]
 
 
 class InputMessage(Strict):
@@ -229,13 +237,15 @@ def _turns(given: str | Sequence[InputMessage]) -> Iterator[tuple[str, list[Part
         yield role, list(_parts(message.content, f"input[{index}].content"))
 
 
-def _parts(content: str | Sequence[InputText | InputImage | OutputText], place: str) -> Iterator[Part]:
+def _parts(content: str | Sequence[InputText | InputImage | InputFile | OutputText], place: str) -> Iterator[Part]:
     if isinstance(content, str):
         yield Part("text", content, place)
         return
     for index, one in enumerate(content):
         if isinstance(one, InputImage):
             yield Part("image", one.image_url, f"{place}[{index}].image_url")
+        elif isinstance(one, InputFile):
+            yield Part("image", one.file_data, f"{place}[{index}].file_data")
         else:
             yield Part("text", one.text, f"{place}[{index}].text")
 
