@@ -50,12 +50,14 @@ def disk(color, size=(160, 120)):
     return image
 
 
-def video(images, *, fps=10, each=10, container="mp4", codec="libx264", options=None, pix_fmt="yuv420p"):
+def video(images, *, fps=10, each=10, container="mp4", codec="libx264", options=None, pix_fmt="yuv420p", aspect=None):
     """The bytes of a video that shows each of `images` for `each` frames."""
     with tempfile.NamedTemporaryFile() as file:
         with av.open(file.name, "w", format=container, options=options or {}) as output:
             stream = output.add_stream(codec, rate=fps)
             stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *images[0].size, pix_fmt, 4_000_000
+            if aspect is not None:
+                stream.codec_context.sample_aspect_ratio = aspect
             for image in images:
                 frame = av.VideoFrame.from_image(image)
                 for _ in range(each):

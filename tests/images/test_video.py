@@ -1,7 +1,11 @@
 """Frames of videos: the rule by which they are chosen, and what is refused."""
 
+import struct
+from fractions import Fraction
+
 import pytest
 from media_files import disk, sound, video
+from PIL import Image
 
 from fastvlm.errors import ImageError, ImageTooLargeError
 from fastvlm.images.frames import FrameLimits, Selection
@@ -78,6 +82,25 @@ def test_the_time_counts_from_the_first_frame_whatever_the_header_says():
 def test_a_frame_larger_than_the_limit_is_reduced_and_keeps_its_shape():
     (frame,) = frames(video([disk("red", (320, 160))]), FrameLimits(max_side_px=64))
     assert frame.image.size == (64, 32)
+
+
+def test_a_video_taken_upright_is_seen_upright():
+    """The matrix of ISO/IEC 14496-12, 8.3.2: a quarter turn clockwise, as phones write it."""
+    image = Image.new("RGB", (160, 120), "blue")
+    image.paste("red", (0, 0, 80, 120))  # the left half, which the turn brings up
+    data = video([image], each=3)
+    place = data.index(b"tkhd") + 44
+    assert struct.unpack_from(">9i", data, place)[:5] == (65536, 0, 0, 0, 65536)
+    turned = data[:place] + struct.pack(">5i", 0, 65536, 0, -65536, 0) + data[place + 20 :]
+    (frame,) = frames(turned)
+    assert frame.image.size == (120, 160)
+    assert frame.image.getpixel((60, 20))[0] > 200 and frame.image.getpixel((60, 140))[2] > 200
+
+
+def test_pixels_that_are_not_square_are_made_so():
+    data = video([disk("red")], each=3, aspect=Fraction(2, 1))
+    assert frames(data)[0].image.size == (320, 120)
+    assert frames(data, FrameLimits(max_side_px=80))[0].image.size == (80, 30)
 
 
 def test_a_very_long_video_costs_only_a_few_frames():

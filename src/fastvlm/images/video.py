@@ -185,10 +185,12 @@ def _image(frame: VideoFrame, stream: VideoStream, name: str, limits: FrameLimit
     """Upright, with square pixels, reduced to `limits.max_side_px`."""
     limits.image.check_size((frame.width, frame.height), name)
     image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+    sides = (limits.max_side_px, limits.max_side_px)
+    image.thumbnail(sides, reducing_gap=None)
     aspect = stream.sample_aspect_ratio
     if aspect and aspect != 1 and 1 / 16 <= aspect <= 16:
         image = image.resize((max(1, round(image.width * float(aspect))), image.height))
-    image.thumbnail((limits.max_side_px, limits.max_side_px), reducing_gap=None)
+        image.thumbnail(sides, reducing_gap=None)
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
