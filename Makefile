@@ -19,19 +19,23 @@ help:
 
 # The pip that comes with a Python may be years old; this one takes a minute less to find all versions.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --upgrade 'pip>=26'
+	@echo "Making the virtual environment $(VENV), with a new pip"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --upgrade 'pip>=26'
 
 # torch first and by its exact version: a range would take the newest build, with CUDA.
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) torch==2.13.0
-	$(PIP) --editable .
-	touch $@
+	@echo "Installing torch into $(VENV), the largest download"
+	@$(PIP) torch==2.13.0
+	@echo "Installing fastvlm and what it needs; compiling its kernels if there is a compiler"
+	@$(PIP) --editable .
+	@touch $@
 
 # In one call, because each one compiles the kernels.
 $(VENV)/.installed-test: $(BIN)/python pyproject.toml constraints.txt recipes/pyproject.toml
-	$(PIP) torch==2.13.0 --editable '.[test,train,serve,eval]' --editable ./recipes
-	touch $(VENV)/.installed $@
+	@echo "Installing torch, fastvlm and what its tests need into $(VENV); compiling its kernels"
+	@$(PIP) torch==2.13.0 --editable '.[test,train,serve,eval]' --editable ./recipes
+	@touch $(VENV)/.installed $@
 
 # What we are compared with, where no environment sees it: a torchvision without its compiled half would break
 # transformers there. Both without their dependencies, which would bring another torch.
@@ -51,6 +55,7 @@ peers: $(PEERS)/timm
 install-test: $(VENV)/.installed-test peers
 
 demo: install
+	@echo "Asking the shipped checkpoint about the example images"
 	@sh examples/demo.sh $(BIN)/fastvlm
 
 lint: install-test

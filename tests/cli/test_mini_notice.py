@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fastvlm.cli.mini_notice import tell_once
+from fastvlm.cli.mini_notice import SINGLE_TURN, tell_once
 from fastvlm.cli.terminal import Notes
 from fastvlm.formats.places import checkpoint_path
 
@@ -56,3 +56,25 @@ def test_no_home_is_no_failure(told, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.home", fail)
     assert told()
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    """All notes, also those that are not shown because stderr is no terminal."""
+    said = []
+    monkeypatch.setattr(Notes, "say", lambda _, text: said.append(text))
+    return said
+
+
+def test_a_chat_says_that_the_shipped_model_answers_one_question_at_a_time(fastvlm, notes, parrot_folder):
+    assert fastvlm("chat", "-m", parrot_folder).code == 0 and SINGLE_TURN not in notes
+    assert fastvlm("chat", "-m", "mini").code == 0 and SINGLE_TURN in notes
+
+
+def test_ask_without_an_image_says_that_nothing_is_remembered(fastvlm, notes, image, parrot_folder):
+    words = "Earlier calls are not remembered; fastvlm chat IMAGE keeps a conversation."
+    fastvlm("ask", image, "What color is it?", "-m", parrot_folder)
+    assert not any(words in note for note in notes)
+    fastvlm("ask", "And what shape?", "-m", parrot_folder)
+    assert any(words in note for note in notes)
+    assert "Nothing is remembered" in fastvlm("ask", "--help").out

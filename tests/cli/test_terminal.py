@@ -49,8 +49,8 @@ def test_emoji_of_several_parts_stay_whole():
 
 def test_an_answer_cannot_command_the_terminal_but_reaches_a_pipe_unchanged(monkeypatch):
     screen = terminal_in(monkeypatch)
-    Answers().write("a\x1b[2Jb")
-    assert screen.getvalue() == "a\ufffd[2Jb"
+    Answers().write("a\x1b[2Jb\n")
+    assert screen.getvalue() == "a\ufffd[2Jb\n"
     pipe = io.StringIO()
     monkeypatch.setattr(sys, "stdout", pipe)
     Answers().write("a\x1b[2Jb")

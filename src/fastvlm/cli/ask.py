@@ -124,7 +124,10 @@ class _Asking:
                 images = _late_image(self.frames, self.notes)
             answers = Answers()
             write = (lambda _: None) if self.is_json else answers.write
-            completion = written(self.question.events(model, images.frames), write)
+            try:
+                completion = written(self.question.events(model, images.frames), write)
+            finally:  # also after Ctrl-C
+                answers.cut()
         reply = Reply(completion, load_ms, images.opening_ms)
         if self.is_json:
             print_json({"model": self.choice.name, **reply.as_dict(), "images": images.as_list()})

@@ -16,11 +16,13 @@ from fastvlm.cli.conversation import Conversation
 from fastvlm.cli.failures import FAILED, report_failure
 from fastvlm.cli.frames import FrameChoice, open_sources
 from fastvlm.cli.image_names import file_name, split_names
+from fastvlm.cli.mini_notice import SINGLE_TURN, is_shipped
 from fastvlm.cli.opening import open_model
 from fastvlm.cli.options import DebugOption, QuietOption, SystemOption, with_options
 from fastvlm.cli.request import STDIN, check_images
 from fastvlm.cli.terminal import Answers, Notes
 from fastvlm.errors import FastVlmError, UsageError
+from fastvlm.formats.places import checkpoint_path
 
 if TYPE_CHECKING:
     from fastvlm.api import FastVLM
@@ -50,6 +52,7 @@ def chat(
 
     Lines starting with a slash are commands (/help lists them). Ctrl-C stops a reply, Ctrl-D leaves. When stdin is
     not a terminal, each of its lines is a turn and only the answers are printed; the exit code is 1 if a turn failed.
+    The shipped mini was trained for one question at a time: with it, ask each question in full.
 
     \b
     Examples:
@@ -65,6 +68,8 @@ def chat(
     conversation = Conversation(system)
     conversation.show(open_sources(names, FrameChoice(), notes))
     model, _ = open_model(choice, notes, is_debug=is_debug)
+    if is_shipped(checkpoint_path(choice.name, revision=choice.revision)):
+        notes.say(SINGLE_TURN)
     with model:
         failed = Chat(model, sampling, conversation, notes, is_debug=is_debug).run()
     if failed and not sys.stdin.isatty():
@@ -147,6 +152,7 @@ class Chat:
             self.notes.say("(stopped)")
             return
         except FastVlmError:
+            self.answers.cut()
             self.conversation.take_back()
             raise
         self.answers.write("\n")

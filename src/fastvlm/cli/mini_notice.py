@@ -21,6 +21,10 @@ ABOUT = (
     "screenshots, documents, several images or conversations, and what it says about those means nothing. For them use "
     "a published checkpoint: -m apple/FastVLM-0.5B. Scores: README.md in the folder."
 )
+SINGLE_TURN = (
+    'This model was trained for one question at a time, so ask each in full: "What color is the star?", not "What '
+    'color is it?". For conversations use -m apple/FastVLM-0.5B'
+)
 _MARKER = "mini-notice-shown"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import unicodedata
@@ -12,9 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fastvlm
+
+if TYPE_CHECKING:
+    from fastvlm.cli.wrapping import WordWrap
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 PATIENCE_S = 2.0  # longer work shows its progress
@@ -92,15 +96,25 @@ def in_bytes(num_bytes: int) -> str:
 
 
 class Answers:
-    """Writer of answers to stdout, flushed after each piece."""
+    """Writer of answers to stdout, flushed after each piece; on a terminal, lines break between words."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty()
+        self._wrap: WordWrap | None = None
+        if sys.stdout.isatty():
+            from fastvlm.cli.wrapping import WordWrap
+
+            self._wrap = WordWrap(lambda: shutil.get_terminal_size().columns)
 
     def write(self, text: str) -> None:
-        """Write a piece of an answer and flush; on a terminal without control characters."""
-        sys.stdout.write(printable(text) if self._is_terminal else text)
+        """Write a piece of an answer and flush; on a terminal without control characters, and whole words only."""
+        sys.stdout.write(text if self._wrap is None else self._wrap.add(printable(text)))
         sys.stdout.flush()
+
+    def cut(self) -> None:
+        """Write the part of a word that was kept back, because no more of the answer comes."""
+        if self._wrap is not None:
+            sys.stdout.write(self._wrap.end())
+            sys.stdout.flush()
 
 
 class Notes:
@@ -118,8 +132,10 @@ class Notes:
         self._console = Console(stderr=True, quiet=not self.is_shown, highlight=False, markup=False)
 
     def say(self, text: str) -> None:
-        """Print a faint line (a plain one with NO_COLOR)."""
-        self._console.print(printable(text), style="" if os.environ.get("NO_COLOR") else "dim", soft_wrap=True)
+        """Print a faint text (a plain one with NO_COLOR), broken between words; a long path stays whole."""
+        self._console.print(
+            printable(text), style="" if os.environ.get("NO_COLOR") else "dim", overflow="ignore", crop=False
+        )
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
