@@ -141,6 +141,13 @@ def test_a_gated_repository_says_what_to_do(command, hub, status):
     assert "hf auth login" in error
 
 
+def test_a_proxy_is_used(command, hub, settings, repository):
+    """The server is the proxy here; the Hub's name does not exist."""
+    proxy = {"HTTP_PROXY": hub.url, "http_proxy": hub.url, "NO_PROXY": "", "no_proxy": ""}
+    folder = Path(command("pull", NAME, HF_ENDPOINT="http://hub.invalid", **proxy).out.strip())
+    assert {path.name for path in folder.iterdir()} == needed(repository)
+
+
 def test_what_is_not_there_is_one_line(command, hub, workplace, settings):
     assert "no Hub repository 'apple/other'" in command("pull", "apple/other").error
     assert "no such revision: 'v9'" in command("pull", NAME, "--revision", "v9").error
