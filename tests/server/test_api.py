@@ -470,7 +470,7 @@ def test_models_state_documents_and_figures(server):
     assert model["parent"] is None and "one question at a time" in model["description"]
     assert model["image"] == {"height": 512, "width": 512, "fit": "pad", "tokens": 64}
     limits = {"max_output_tokens": 128, "max_body_bytes": 2**21, "max_image_pixels": 2_000_000}
-    assert model["limits"] == {"max_images": 8, "max_image_bytes": 15 * 2**20, **limits}
+    assert model["limits"] == {"max_images": 8, "max_image_bytes": 15 * 2**20, "accepts": [], **limits}
     assert model["max_model_len"] > 128
     for path in ("/health", "/ready"):
         assert server.client.get(path).json() == {"status": "ready", "is_ready": True}

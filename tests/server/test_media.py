@@ -36,6 +36,7 @@ def error(response):
 
 
 def test_a_word_on_a_page_and_a_shape_in_a_video(accepting):
+    assert accepting.client.get("/v1/models").json()["data"][0]["limits"]["accepts"] == ["pdf", "video"]
     document = pdf(WORDS)
     assert reply(accepting.chat(page_question("What does it say?", document, "2")))[0] == "CAT"
     with Image.open(ROOT / "examples" / "red_star.png") as star:

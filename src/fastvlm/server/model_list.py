@@ -23,6 +23,7 @@ class ModelLimits(BaseModel, from_attributes=True):
     max_image_pixels: int
     max_body_bytes: int
     max_output_tokens: int
+    accepts: tuple[str, ...] = Field(description="Files that may be sent where an image may be: pdf, video.")
 
 
 class ImagePreparation(BaseModel):
