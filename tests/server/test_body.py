@@ -55,14 +55,14 @@ def test_what_a_header_announces(text, count):
 )
 def test_what_would_take_long_to_validate_is_not_validated(body):
     with pytest.raises(ApiError, match="the limit is") as raised:
-        parse(json.dumps(body).encode(), ChatRequest)
+        parse(json.dumps(body).encode(), ChatRequest, ServeSettings())
     assert raised.value.code == "body_too_complex"
 
 
 def test_thousands_of_parts_are_refused_with_their_number():
     body = {"model": "mini", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 5000}]}
     with pytest.raises(ApiError, match="at most 1000 items") as raised:
-        parse(json.dumps(body).encode(), ChatRequest)
+        parse(json.dumps(body).encode(), ChatRequest, ServeSettings())
     assert raised.value.param == "messages[0].content"
 
 
@@ -85,7 +85,7 @@ JSON = st.recursive(
 
 def mistake(body):
     try:
-        parse(json.dumps(body).encode(), ChatRequest)
+        parse(json.dumps(body).encode(), ChatRequest, ServeSettings())
     except ApiError as error:
         return error
     return None
@@ -104,3 +104,40 @@ def test_any_mistake_is_told_with_a_place_of_the_body(name, value):
 def test_an_unknown_type_of_a_message_hides_no_mistake(key):
     error = mistake({"model": "mini", "messages": [{"role": "user", "type": key, "content": [5], "name": 5}]})
     assert error.status == 400 and error.param.startswith("messages[0]")
+
+
+PLACES = [
+    (),
+    ("messages", 0),
+    ("messages", 0, "content", 0),
+    ("messages", 0, "content", 1, "image_url"),
+    ("stream_options",),
+]
+
+
+@given(st.sets(st.tuples(st.sampled_from(PLACES), st.sampled_from(["a", "x-b", "content_", "0"])), min_size=1))
+def test_lenient_parsing_leaves_out_what_is_unknown_and_nothing_else(unknown):
+    known = {
+        "model": "mini",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "a"},
+                    {"type": "image_url", "image_url": {"url": "data:,"}},
+                ],
+            }
+        ],
+    }
+    body = json.loads(json.dumps(known))
+    for place, name in unknown:
+        owner = body
+        for step in place:
+            owner = owner[step]
+        owner[name] = {"any": ["thing"]}
+    lenient = parse(json.dumps(body).encode(), ChatRequest, ServeSettings(lenient=True))
+    assert lenient == parse(json.dumps(known).encode(), ChatRequest, ServeSettings())
+    with pytest.raises(ApiError, match="is not a known parameter"):
+        parse(json.dumps(body).encode(), ChatRequest, ServeSettings())

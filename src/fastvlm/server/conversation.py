@@ -42,7 +42,7 @@ def conversation(context: ServerContext, turns: Sequence[tuple[str, Sequence[Par
         context.text_limits.check_special_tokens(part.content, part.place)
     num_images, limit = len(parts) - len(texts), context.settings.max_images
     if num_images > limit:
-        raise invalid(f"The request has {num_images} images; the limit is {limit}.", param="messages")
+        raise invalid(f"The request has {num_images} images; the limit is {limit} (max_images).", param="messages")
     messages: Messages = [{"role": "system", "content": []}]
     for role, own in turns:
         for part in own:

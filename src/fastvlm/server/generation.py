@@ -106,7 +106,7 @@ async def answer(context: ServerContext, read: ReadRequest, body: bytes, writer:
         raise no_such_model(context.settings.served_names)
     count = request.num_choices * len(request.prompts)
     if count > context.settings.max_choices:
-        message = f"The request asks for {count} replies; the limit is {context.settings.max_choices}."
+        message = f"The request asks for {count} replies; the limit is {context.settings.max_choices} (max_choices)."
         raise invalid(message, param="n")
     with context.models[request.model].reserve(count, conversation_key(request.prompts)) as replica:
         images = _image_processor(replica, request)
@@ -191,8 +191,9 @@ def _fitting_params(
     num_tokens, size = max((len(prompt.token_ids) for prompt in prompts), default=0), replica.engine.context
     longest = min(size - 1, context.settings.max_prompt_tokens or size)
     if num_tokens > longest:
+        setting = "context" if longest == size - 1 else "max_prompt_tokens"
         raise ContextLengthError(
-            f"The prompt has {num_tokens} tokens; the limit is {longest}. Shorten it, or send fewer images."
+            f"The prompt has {num_tokens} tokens; the limit is {longest} ({setting}). Shorten it, or send fewer images."
         )
     return replace(params, max_new_tokens=min(params.max_new_tokens, size - num_tokens))
 

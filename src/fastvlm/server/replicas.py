@@ -74,5 +74,7 @@ class Replicas:
             return known  # the conversation is in its caches, and a slot is free
         least = min(self.all, key=lambda replica: replica.num_pending)
         if least.num_pending + count > least.engine.num_slots + least.engine.max_waiting:
-            raise busy(f"{self.num_pending} replies are running or waiting, which is the limit. Try again later.")
+            raise busy(
+                f"{self.num_pending} replies are running or waiting, which is the limit (max_waiting). Try again later."
+            )
         return least

@@ -7,8 +7,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -23,6 +22,7 @@ from fastvlm.server.settings import ServeSettings
 Schema = TypeVar("Schema", bound=BaseModel)
 logger = logging.getLogger("fastvlm.server")
 _MOST_NAMES = 1000
+_MOST_PASSES = 50  # a list is reported up to its first wrong element
 MAX_VALUES = 32_768  # in one body; validating them takes 0.1 s
 
 
@@ -53,8 +53,8 @@ async def read_body(scope: Scope, receive: Receive, settings: ServeSettings) -> 
             message = await asyncio.wait_for(receive(), max(0.0, left_s))
         except asyncio.TimeoutError:
             text = (
-                f"The body took longer than {settings.request_timeout_s:g} s, or arrived at less than "
-                f"{settings.min_body_rate} bytes per second."
+                f"The body took longer than {settings.request_timeout_s:g} s (request_timeout_s), or arrived at less "
+                f"than {settings.min_body_rate} bytes per second (min_body_rate)."
             )
             raise ApiError(408, text, code="request_timeout", headers={"Connection": "close"}) from None
         if message["type"] == "http.disconnect":
@@ -63,7 +63,7 @@ async def read_body(scope: Scope, receive: Receive, settings: ServeSettings) -> 
         is_too_large = len(body) > max_bytes
         is_over = is_too_large or not message.get("more_body", False)
     if is_too_large:
-        text = f"The request's body is larger than {max_bytes} bytes, which is the limit. Send smaller or fewer images."
+        text = f"The request's body is larger than {max_bytes} bytes, which is the limit (max_body_bytes)."
         raise ApiError(413, text, code="body_too_large", headers={"Connection": "close"})
     if Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         text = "Expected a JSON body with the header Content-Type: application/json."
@@ -87,12 +87,16 @@ def parse(body: bytes, schema: type[Schema], settings: ServeSettings) -> Schema:
             "parts or keys.",
             code="body_too_complex",
         )
-    try:
-        return schema.model_validate_json(body)
-    except ValidationError as error:
-        if not settings.lenient or not (known := _without_unknown(error, body)):
-            raise _api_error(error, body) from None  # pydantic's text has the body in it
-    return parse(known, schema, replace(settings, lenient=False))
+    for _ in range(_MOST_PASSES if settings.lenient else 1):
+        try:
+            return schema.model_validate_json(body)
+        except ValidationError as error:
+            wrong = error
+        known = _without_unknown(wrong, body) if settings.lenient else b""
+        if not known:
+            break
+        body = known
+    raise _api_error(wrong, body) from None  # pydantic's text has the body in it
 
 
 def _without_unknown(error: ValidationError, body: bytes) -> bytes:
@@ -102,14 +106,12 @@ def _without_unknown(error: ValidationError, body: bytes) -> bytes:
     for detail in details:
         if detail["type"] != "extra_forbidden":
             continue
-        owner, names = content, detail["loc"]
-        for step in names[:-1]:  # the names of a union's branches are no keys
-            is_step = step in owner if isinstance(owner, dict) else isinstance(step, int)
-            owner = owner[step] if is_step else owner
-        if isinstance(owner, dict) and names[-1] in owner:
-            del owner[names[-1]]
+        keys, is_gone = _keys(detail["loc"], content)
+        if not is_gone:  # two branches of a union may have named it
+            *owners, name = keys
+            del functools.reduce(lambda here, key: here[key], owners, content)[name]
             unknown = True
-            _log_unknown(_shortened(str(names[-1]), 100))
+            _log_unknown(_shortened(str(name), 100))
     return to_json(content) if unknown else b""
 
 
@@ -127,8 +129,8 @@ def _api_error(error: ValidationError, body: bytes) -> ApiError:
             f"The body is not valid JSON: {detail['msg'].removeprefix('Invalid JSON: ')}.", code="invalid_json"
         )
     location = detail["loc"]
-    path, is_branch = _path(location, from_json(body), is_missing=detail["type"] == "missing")
-    path = _shortened(path, 200)
+    keys, is_branch = _keys(location, from_json(body), is_missing=detail["type"] == "missing")
+    path = _shortened(_path(keys), 200)
     if detail["type"] == "extra_forbidden":
         return invalid(f"{path} is not a known parameter. Remove it.", param=path, code="unknown_parameter")
     if detail["type"] == "missing":
@@ -143,22 +145,27 @@ def _shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def _path(location: tuple[int | str, ...], body: Any, *, is_missing: bool) -> tuple[str, bool]:
-    """pydantic's location as a path, ``messages[0].content[1].type``, and whether it ends with a union's branch.
+def _keys(location: tuple[int | str, ...], body: Any, *, is_missing: bool = False) -> tuple[list[int | str], bool]:
+    """The keys and indices of pydantic's `location` in `body`, and whether it ends with a union's branch.
 
     Branches stand among the keys: before the keys of a part the value of its `type`, elsewhere the names of types.
     """
-    path, here, branch, is_key = "", body, None, True
+    keys: list[int | str] = []
+    here, branch, is_key = body, None, True
     for index, step in enumerate(location):
         is_last = index == len(location) - 1
         if isinstance(step, int):
             is_key = isinstance(here, list) and step < len(here)
-            if is_key:
-                path, here = f"{path}[{step}]", here[step]
         else:
             is_present = isinstance(here, Mapping) and (step in here or (is_last and is_missing))
             is_key = is_present and (is_last or step != branch)
-            if is_key:
-                path, here = f"{path}.{step}", here.get(step)
+        if is_key:
+            keys.append(step)
+            here = here.get(step) if isinstance(here, Mapping) else here[step]
         branch = here.get("type") if is_key and isinstance(here, Mapping) else None
-    return path.removeprefix("."), not is_key
+    return keys, not is_key
+
+
+def _path(keys: Sequence[int | str]) -> str:
+    """Keys as clients read them: ``messages[0].content[1].type``."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")

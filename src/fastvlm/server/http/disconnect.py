@@ -38,7 +38,7 @@ async def run_while_connected(
             return task.result()
         if disconnect.done():
             raise ClientDisconnected
-        message = f"The reply took longer than {limit_s:g} s, which is the limit. Ask for fewer tokens or images."
+        message = f"The reply took longer than {limit_s:g} s, which is the limit (request_timeout_s). Ask for less."
         # Without the header OpenAI's clients retry by themselves, and a second try would take as long.
         raise ApiError(504, message, code="timeout", headers={"x-should-retry": "false"})
     finally:

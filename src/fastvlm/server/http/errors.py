@@ -38,7 +38,8 @@ _BAD_REQUEST: dict[type[FastVlmError], str] = {
     PromptError: "invalid_prompt",
     UsageError: "invalid_value",
 }
-_PYTHON_ADVICE = re.compile(r",? or (pass )?ImageLimits\([^)]*\)")  # advice for callers in Python, not for clients
+_PYTHON_ADVICE = re.compile(r",? or (?:pass )?ImageLimits\((\w+)=[^)]*\)")  # for callers in Python
+_IMAGE_SETTINGS = {"max_bytes": "max_image_bytes", "max_pixels": "max_image_pixels"}  # the same for clients
 _NON_FINITE = (
     "The model computed NaN or infinity, so there is no answer: its weights are damaged, or its dtype is too narrow. "
     "The server's log has the details; ask its operator."
@@ -149,10 +150,15 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(500, _NON_FINITE, code="non_finite", headers={"x-should-retry": "false"})
     for kind, code in _BAD_REQUEST.items():
         if isinstance(error, kind):
-            return invalid(_PYTHON_ADVICE.sub("", str(error)), code=code)
+            return invalid(_PYTHON_ADVICE.sub(_named_setting, str(error)), code=code)
     logger.error("a request failed", exc_info=error)
     message = "The server failed to answer this request; its log has the reason."
     return ApiError(500, message, code="internal_error")
+
+
+def _named_setting(advice: re.Match[str]) -> str:
+    setting = _IMAGE_SETTINGS.get(advice[1])
+    return "" if setting is None else f" (the limit is the server's {setting})"
 
 
 def error_body(error: ApiError, path: str = "") -> dict[str, Any]:

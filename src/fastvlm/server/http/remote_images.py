@@ -159,7 +159,7 @@ class RemoteImages:
         async for piece in response.aiter_raw():
             body += piece
             if len(body) > self._max_bytes:
-                message = f"The image has more than {self._max_bytes} bytes, which is the limit."
+                message = f"The image has more than {self._max_bytes} bytes, which is the limit (max_image_bytes)."
                 raise invalid(message, code="image_too_large")
         return bytes(body)
 
