@@ -10,7 +10,7 @@ import sys
 import parrot
 import pytest
 import warm_process
-from cli_process import hear_ctrl_c, plain_environment
+from cli_process import plain_environment, start
 
 SCHEMA = {
     "model": str,
@@ -262,12 +262,6 @@ def test_a_bug_is_one_line_too_and_debug_shows_where(fastvlm, image, monkeypatch
     assert outcome.error == "ZeroDivisionError: of all things Run it again with --debug for the traceback."
     shown = fastvlm("ask", image, "What?", "--debug")
     assert shown.code == 1 and "Traceback" in shown.err and "of all things" in shown.err
-
-
-def start(*arguments, **pipes):
-    command = [sys.executable, "-u", "-m", "fastvlm", *map(str, arguments)]
-    pipes |= {"stderr": subprocess.PIPE, "preexec_fn": hear_ctrl_c}
-    return subprocess.Popen(command, env=plain_environment(), **pipes)
 
 
 def test_a_reader_that_goes_away_is_no_error(workplace, image, endless_folder):

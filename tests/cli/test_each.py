@@ -1,10 +1,13 @@
 """`fastvlm ask --each`: a line for each image, in order, whatever becomes of the others."""
 
 import json
+import signal
+import subprocess
 import time
 
 import parrot
 import pytest
+from cli_process import start
 from PIL import Image
 
 from fastvlm import FastVLM
@@ -59,6 +62,16 @@ def test_the_order_stays_when_the_first_image_is_the_slowest(fastvlm, images, pa
     assert [line.split("\t")[0] for line in outcome.out.splitlines()] == [str(file) for file in files]
     assert opened == [str(file) for file in reversed(files)], "both at the same time"
     assert slots == [2]
+
+
+def test_lines_come_as_they_are_ready_and_ctrl_c_ends_the_others(workplace, images, endless_folder):
+    red, damaged, blue = images
+    arguments = ("ask", damaged, red, blue, "What?", "--each", "-m", endless_folder, "-n", "3500")
+    with start(*arguments, stdout=subprocess.PIPE) as running:
+        assert running.stdout.readline().startswith(bytes(damaged))
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=240)
+        assert (running.returncode, out, err) == (130, b"", b"fastvlm: stopped: by Ctrl-C.\n")
 
 
 def test_an_image_from_stdin(fastvlm, image, parrot_folder):
