@@ -199,6 +199,7 @@ def test_what_cannot_be_served_is_one_line(tmp_path):
         cases = {
             ("--port", taken.getsockname()[1]): "Cannot listen on 127.0.0.1",
             ("--port", 0, "--model", tmp_path): "config.json",
+            ("--port", 0, "--max-image-pixels", 200_000): "max_image_pixels is 200000; expected at least 262144",
         }
         for arguments, words in cases.items():
             code, stderr = refused_start(*arguments)

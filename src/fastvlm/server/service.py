@@ -11,6 +11,7 @@ from typing import Literal
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.structured_output import GrammarCompiler
 from fastvlm.engine.types import SamplingParams
+from fastvlm.errors import UsageError
 from fastvlm.images import ImageLimits
 from fastvlm.images.pool import ImagePool
 from fastvlm.images.signatures import check_installed
@@ -97,6 +98,12 @@ class Service:
         settings, engine = self.settings, next(iter(engines.values()))[0]
         limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
         for one in chain.from_iterable(engines.values()):
+            height, width = one.processor.image_processor.image_size
+            if limits.max_pixels < height * width:
+                raise UsageError(
+                    f"max_image_pixels is {limits.max_pixels}; expected at least {height * width}, the {height} x "
+                    f"{width} pixels of this model's own images."
+                )
             one.processor.image_processor.image_limits = limits
         tokenizer, end_ids = engine.processor.tokenizer, sorted(engine.config.stop_token_ids)
         grammars = GrammarCompiler(tokenizer, engine.config.text_config.vocab_size, end_ids)
