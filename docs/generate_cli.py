@@ -61,6 +61,24 @@ One object on one line:
 | `ttft` | from image bytes to the first text that can be shown; null if there is none |
 | `total` | from image bytes to the last token |
 """
+WATCH_JSON = """\
+## `watch --json`
+
+One object a line for each answer: the keys of `ask --json` without `model` and `images`, and these.
+
+| key | content |
+| --- | --- |
+| `time` | when the answer was complete, in UTC |
+| `frame` | the frame's number in the source, from 1 |
+| `time_s` | seconds since the first frame: of the video's clock, for live sources of this machine's |
+| `file` | the image's name in a folder; null for other sources |
+| `latency_ms` | milliseconds from the frame's arrival to the complete answer |
+| `dropped` | frames so far that came and went while answers were made |
+| `is_triggered` | true if the command of `--run` is run for this answer |
+
+The command of `--run` gets the same line in its stdin, and `FASTVLM_ANSWER`, `FASTVLM_TIME`, `FASTVLM_FRAME`,
+`FASTVLM_TIME_S`, `FASTVLM_FILE` and `FASTVLM_LATENCY_MS` in its environment. What it prints goes to stderr.
+"""
 BENCH_JSON = """\
 ## `bench --json`
 
@@ -91,7 +109,7 @@ def render() -> str:
         for name, verb in command.commands.items():
             with verb.context_class(verb, info_name=name, parent=root, terminal_width=WIDTH) as context:
                 blocks.append(f"## `fastvlm {name}`\n\n```text\n{verb.get_help(context)}\n```\n")
-    return "\n".join([*blocks, JSON, BENCH_JSON])
+    return "\n".join([*blocks, JSON, WATCH_JSON, BENCH_JSON])
 
 
 def main(arguments: list[str]) -> int:

@@ -32,6 +32,7 @@ from fastvlm.cli.rm import rm
 from fastvlm.cli.serve import serve
 from fastvlm.cli.templates import templates
 from fastvlm.cli.train import train
+from fastvlm.cli.watch import watch
 
 # Names of version 0.1, accepted without being listed.
 _FORMER_FLAGS = {
@@ -82,7 +83,7 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, templates, pull, ls, rm, info, convert, quantize, train, bench, serve, build_kernels):
+for _verb in (ask, chat, watch, templates, pull, ls, rm, info, convert, quantize, train, bench, serve, build_kernels):
     app.command(cls=VerbHelp)(_verb)
 app.command("eval", cls=VerbHelp)(evaluate)  # by its name: a function called so would hide Python's own
 

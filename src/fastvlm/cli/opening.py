@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from fastvlm.api import FastVLM
 
 
-def open_model(choice: ModelChoice, notes: Notes, *, is_debug: bool, num_slots: int = 1) -> tuple[FastVLM, float]:
+def open_model(
+    choice: ModelChoice, notes: Notes, *, is_debug: bool, num_slots: int = 1, **engine: int
+) -> tuple[FastVLM, float]:
     """The chosen model, which answers `num_slots` questions together, and the milliseconds it took.
 
-    Importing the libraries is part of loading.
+    Importing the libraries is part of loading. `engine` are further settings of :class:`fastvlm.FastVLM`.
     """
     from fastvlm.api import FastVLM
     from fastvlm.cli.mini_notice import tell_once
@@ -28,5 +30,6 @@ def open_model(choice: ModelChoice, notes: Notes, *, is_debug: bool, num_slots: 
     tell_once(folder, notes)
     with notes.waiting(f"Opening {choice.name}"):
         silence = partial(quiet_libraries, is_quiet=notes.is_quiet, is_debug=is_debug)
-        model = FastVLM(str(folder), num_slots=num_slots, before_transformers=silence, **choice.settings())
+        settings = {**choice.settings(), **engine}
+        model = FastVLM(str(folder), num_slots=num_slots, before_transformers=silence, **settings)
     return model, 1000 * (time.perf_counter() - start_s)

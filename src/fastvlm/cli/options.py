@@ -118,15 +118,6 @@ SeedOption = Annotated[
 SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="System prompt in place of the model's own.")
 ]
-SchemaOption = Annotated[
-    str | None,
-    typer.Option(
-        "--schema",
-        "--json-schema",
-        metavar="FILE",
-        help="A file with a JSON schema that the answer follows, token by token. Needs the extra serve.",
-    ),
-]
 FitOption = Annotated[
     str | None,
     typer.Option(

@@ -80,7 +80,7 @@ def video_frames(source: Path | bytes, name: str, selection: Selection, limits: 
                 raise ImageError(f"{name} is a truncated video. Pass a whole one.")
             file.seek(0)
             with av.open(file, mode="r", format=container_format) as container:
-                timeline = _timeline(container, _stream(container, name, limits), name, limits.max_packets)
+                timeline = _timeline(container, video_stream(container, name, limits), name, limits.max_packets)
             file.seek(0)
             with av.open(file, mode="r", format=container_format) as container:
                 return _frames(container, timeline, name, selection, limits)
@@ -124,7 +124,8 @@ def _frames(
     return evenly(kept, most)
 
 
-def _stream(container: InputContainer, name: str, limits: FrameLimits) -> VideoStream:
+def video_stream(container: InputContainer, name: str, limits: FrameLimits) -> VideoStream:
+    """The first video stream, set to refuse frames over the limits. Raises ImageError, ImageTooLargeError."""
     if not container.streams.video:
         raise ImageError(f"{name} has no video in it, only {_kinds(container)}. Pass a video with frames.")
     stream = container.streams.video[0]
@@ -164,7 +165,7 @@ def _decoded(
     container: InputContainer, timeline: _Timeline, wanted: list[int], name: str, limits: FrameLimits
 ) -> Iterator[tuple[int, Image.Image]]:
     """(time, image) of each of the `wanted` times, in their order; of the next frame where that one is missing."""
-    stream = _stream(container, name, limits)
+    stream = video_stream(container, name, limits)
     spare = 1 if container.format.name == "mpegts" else 0  # it has no index: seeking may miss a key frame
     position = timeline.times[0] - 1
     frames = container.decode(stream)
@@ -177,11 +178,11 @@ def _decoded(
             shown = frame.dts if frame.pts is None else frame.pts
             position = position if shown is None else shown
             if position >= time:
-                yield position, _image(frame, stream, name, limits)
+                yield position, upright_image(frame, stream, name, limits)
                 break
 
 
-def _image(frame: VideoFrame, stream: VideoStream, name: str, limits: FrameLimits) -> Image.Image:
+def upright_image(frame: VideoFrame, stream: VideoStream, name: str, limits: FrameLimits) -> Image.Image:
     """Upright, with square pixels, reduced to `limits.max_side_px`."""
     limits.image.check_size((frame.width, frame.height), name)
     image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
