@@ -1,5 +1,6 @@
 """Live sources by their names: a camera (played by a video file), a screen, streams of a local server, a folder."""
 
+import gc
 import threading
 import time
 from dataclasses import replace
@@ -49,6 +50,12 @@ def test_a_video_gives_each_frame_with_its_time(clip):
     assert [frame.number for frame in frames] == list(range(1, 16))
     assert [frame.time_s for frame in frames] == pytest.approx([index / 20 for index in range(15)])
     assert changes(find_source(str(clip)), is_paced=False)[0] == [(1, "red"), (6, "green"), (11, "blue")]
+
+
+def test_frames_are_converted_after_their_container_is_closed(clip):
+    frames = list(find_source(str(clip)).frames(threading.Event(), print, is_paced=False))
+    gc.collect()
+    assert [color(frame) for frame in frames[::5]] == list(COLORS)
 
 
 def test_a_video_is_played_at_its_own_speed_and_can_be_stopped(clip):

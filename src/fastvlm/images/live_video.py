@@ -103,6 +103,7 @@ class VideoSource:
         with ExitStack() as stack:
             container, stream = self._opened(stack)
             is_live = container.duration is None or self.kind in ("camera", "screen")
+            aspect = stream.sample_aspect_ratio  # read now: the stream is gone once the container is closed
             first_s: float | None = None
             opened_s = time.monotonic()
             for frame in self._decoded(container, stream):
@@ -115,7 +116,7 @@ class VideoSource:
                         stop.wait(max(0.0, opened_s + time_s - time.monotonic()))
                 if stop.is_set():
                     return
-                yield LiveFrame(partial(upright_image, frame, stream, self.name, self.limits), time_s=time_s)
+                yield LiveFrame(partial(upright_image, frame, aspect, self.name, self.limits), time_s=time_s)
             if is_live and not stop.is_set():
                 raise _BrokenOffError(f"{self.name} has broken off.")
 

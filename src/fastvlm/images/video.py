@@ -17,6 +17,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -178,17 +179,19 @@ def _decoded(
             shown = frame.dts if frame.pts is None else frame.pts
             position = position if shown is None else shown
             if position >= time:
-                yield position, upright_image(frame, stream, name, limits)
+                yield position, upright_image(frame, stream.sample_aspect_ratio, name, limits)
                 break
 
 
-def upright_image(frame: VideoFrame, stream: VideoStream, name: str, limits: FrameLimits) -> Image.Image:
-    """Upright, with square pixels, reduced to `limits.max_side_px`."""
+def upright_image(frame: VideoFrame, aspect: Fraction | None, name: str, limits: FrameLimits) -> Image.Image:
+    """Upright, with square pixels (`aspect` is theirs, width / height), reduced to `limits.max_side_px`.
+
+    It needs no stream: a frame may be converted when its container is closed.
+    """
     limits.image.check_size((frame.width, frame.height), name)
     image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
     sides = (limits.max_side_px, limits.max_side_px)
     image.thumbnail(sides, reducing_gap=None)
-    aspect = stream.sample_aspect_ratio
     if aspect and aspect != 1 and 1 / 16 <= aspect <= 16:
         image = image.resize((max(1, round(image.width * float(aspect))), image.height))
         image.thumbnail(sides, reducing_gap=None)
