@@ -13,7 +13,7 @@ FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 
 @pytest.fixture(scope="session")
 def server():
-    running = Server("--max-images", 3)
+    running = Server("--accept", "pdf", "--max-images", 3)
     yield running
     assert running.stop() == 0, running.lines
 

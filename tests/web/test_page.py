@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from server_process import ROOT, data_uri, question
 from web_page import Page
 
@@ -161,6 +162,20 @@ def test_a_rejected_file_stays_with_its_reason_until_others_are_added(page, tmp_
     page.pick_example("letter")
     page.until(lambda: len(page.all("#images img")) == 1)
     assert page.all("#images .rejected") == []
+
+
+def test_a_pdf_is_sent_where_the_server_accepts_it_and_a_video_is_refused(page, tmp_path):
+    Image.open(ROOT / "examples" / "letter.png").convert("RGB").save(tmp_path / "letter.pdf")
+    (tmp_path / "clip.mp4").write_bytes(b"a video")
+    page.pick(tmp_path / "letter.pdf", tmp_path / "clip.mp4")
+    page.until(lambda: len(page.all("#images li")) == 2)
+    assert page.text("#images .file") == "PDF"
+    assert "clip.mp4: this server does not accept a video (start it with --accept video)" in page.text(
+        "#images .rejected"
+    )
+    assert page.run("return document.querySelector('#files').accept") == "image/*,application/pdf"
+    page.ask("What letter is this?")
+    assert page.answered() == ["K"] and page.text(".turn.user .file") == "PDF"
 
 
 def test_limits_are_those_of_the_server(page):

@@ -31,7 +31,7 @@ def serve(
     is_debug: DebugOption = False,
     **options: Any,
 ) -> None:
-    """Serve a model through OpenAI's API, and a web page, until Ctrl-C.
+    """Serve a model through the APIs of OpenAI, Ollama and Anthropic, and a web page, until Ctrl-C.
 
     Each setting can also be set in the environment (FASTVLM_SERVE_MAX_IMAGES=4) or in a TOML file (max_images = 4);
     options override the environment, the environment the file. API keys come from a file or from

@@ -4,7 +4,7 @@ import { inWords } from "./words.js";
 
 /**
  * @typedef {{max_images: number, max_image_bytes: number, max_image_pixels: number, max_body_bytes: number,
- *   max_output_tokens: number}} Limits
+ *   max_output_tokens: number, accepts: string[]}} Limits
  * @typedef {{id: string, parent: ?string, description: ?string, max_model_len: ?number, limits: Limits,
  *   image: ?{height: number, width: number, fit: string, tokens: number}}} Model
  * @typedef {{finishReason: ?string, tokens: number}} Reply

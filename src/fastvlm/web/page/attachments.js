@@ -1,7 +1,7 @@
 // The images of the next question. A rejected one stays, with its reason, until it is removed or others are added.
 
 import { element, iconButton, say } from "./dom.js";
-import { fromFile } from "./images.js";
+import { fromFile, preview } from "./images.js";
 
 /** @typedef {{uri?: string, name: string, reason?: string}} Item `reason`: why it is not sent */
 
@@ -79,7 +79,7 @@ export class Attachments {
       this.show();
       (this.list.querySelector("button") ?? document.querySelector("#question")).focus();
     });
-    const image = item.uri ? [element("img", { src: item.uri, alt: `Image ${index + 1}` })] : [];
+    const image = item.uri ? [preview(item.uri, index)] : [];
     if (!item.reason) return element("li", {}, ...image, remove);
     const text = element("span", {}, element("strong", {}, item.name), `: ${item.reason}`);
     return element("li", { className: "rejected" }, ...image, text, remove);

@@ -1,5 +1,6 @@
 // Prepares images for the server: files, frames of a video; compares frames.
 
+import { element } from "./dom.js";
 import { megabytes } from "./words.js";
 
 const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
@@ -9,6 +10,22 @@ const FRAME_SIDE = 768;
 const SIGHT = 32; // side in pixels of the gray images that are compared
 const CHANGE = 6; // mean difference of gray values (0 to 255) of a changed frame; camera noise is about 2
 
+// Files that become images on the server, if it accepts them.
+export const MEDIA = { pdf: { noun: "PDF", types: "application/pdf" }, video: { noun: "video", types: "video/*" } };
+
+/** An image to look at; of a PDF or video its kind. @param {string} uri @param {number} index */
+export function preview(uri, index) {
+  const kind = mediaKind(uri.slice(5, 40));
+  if (!kind) return element("img", { src: uri, alt: `Image ${index + 1}` });
+  return element("span", { className: "file" }, kind === "pdf" ? "PDF" : "Video");
+}
+
+/** Which of MEDIA a file or data URI is; null for an image. @param {string} type */
+export function mediaKind(type) {
+  if (type.startsWith("application/pdf")) return "pdf";
+  return type.startsWith("video/") ? "video" : null;
+}
+
 /**
  * The data URI of an image file: as it is, or scaled down if it is larger than it needs to be or than the server takes.
  * @param {File} file
@@ -17,6 +34,8 @@ const CHANGE = 6; // mean difference of gray values (0 to 255) of a changed fram
  */
 export async function fromFile(file, limits) {
   const kind = file.type || "unknown kind";
+  const media = mediaKind(file.type);
+  if (media) return fromMedia(file, media, limits);
   if (!file.type.startsWith("image/")) throw new Error(`this is not an image (${kind}). Choose a PNG, JPEG or WebP file.`);
   if (file.size === 0) throw new Error("the file is empty.");
   const image = await decode(file);
@@ -29,6 +48,13 @@ export async function fromFile(file, limits) {
   const bytes = 0.75 * uri.length;
   if (bytes <= largest) return uri;
   throw new Error(`the image has ${megabytes(bytes)}; the server takes ${megabytes(largest)}. Choose a smaller one.`);
+}
+
+function fromMedia(file, kind, limits) {
+  const { noun } = MEDIA[kind];
+  if (!limits?.accepts?.includes(kind)) throw new Error(`this server does not accept a ${noun} (start it with --accept ${kind}). Choose an image.`);
+  if (file.size <= limits.max_image_bytes) return read(file);
+  throw new Error(`the ${noun} has ${megabytes(file.size)}; the server takes ${megabytes(limits.max_image_bytes)}. Choose a smaller one.`);
 }
 
 function read(blob) {

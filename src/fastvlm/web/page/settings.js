@@ -1,6 +1,7 @@
 // The settings: fields of a popover, kept in this browser.
 
 import { $, element } from "./dom.js";
+import { MEDIA } from "./images.js";
 import { counted } from "./words.js";
 
 const DEFAULTS = {
@@ -104,6 +105,7 @@ function imageSettings() {
 
 /** Show the limits of a model. @param {import("./api.js").Model} model */
 export function showLimits({ image, limits }) {
+  $("files").accept = ["image/*", ...(limits.accepts ?? []).map((kind) => MEDIA[kind].types)].join(",");
   $("max-tokens").max = limits.max_output_tokens;
   if (Number($("max-tokens").value) > limits.max_output_tokens) $("max-tokens").value = limits.max_output_tokens;
   if (image) showImageChoices(image);

@@ -1,6 +1,7 @@
 // Shows the turns of the conversation, each with its actions.
 
 import { copyText, element, icon, iconButton, say } from "./dom.js";
+import { preview } from "./images.js";
 import { MarkdownView } from "./markdown.js";
 
 /** @typedef {import("./conversation.js").Turn} Turn */
@@ -42,7 +43,7 @@ class TurnView {
 
 function images(uris) {
   if (!uris.length) return [];
-  const items = uris.map((src, i) => element("li", {}, element("img", { src, alt: `Image ${i + 1}` })));
+  const items = uris.map((uri, i) => element("li", {}, preview(uri, i)));
   return [element("ul", { className: "images" }, ...items)];
 }
 
