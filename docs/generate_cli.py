@@ -50,6 +50,10 @@ One object on one line:
 | `finish_reason` | `stop`: the model ended its answer; `length`: cut after `--max-new-tokens` |
 | `timings_ms` | milliseconds, see below |
 | `tokens_per_second` | decoding, after the first token; null for a single token |
+| `images` | of each image: `source`, `kind` (image, frame, page), `number`, `count`, `time_s` of a video |
+
+With `--each`, one such object a line for each image, in the order given, with its `source`; one that failed has only
+`model`, `source` and `error`. `timings_ms` then includes the time that requests wait for each other.
 
 `timings_ms`: `load` is opening the model, imports included; the others are measured with the model open.
 
