@@ -74,7 +74,7 @@ One object a line for each answer: the keys of `ask --json` without `model` and 
 | --- | --- |
 | `time` | when the answer was complete, in UTC |
 | `frame` | the frame's number in the source, from 1 |
-| `time_s` | seconds since the first frame: of the video's clock, for live sources of this machine's |
+| `time_s` | seconds since the first frame of a video, or since another source was opened |
 | `file` | the image's name in a folder; null for other sources |
 | `latency_ms` | milliseconds from the frame's arrival to the complete answer |
 | `dropped` | frames so far that came and went while answers were made |

@@ -44,7 +44,10 @@ class Counts:
     def summary(self) -> str:
         """One line."""
         num_read = self.frames + self.dropped
-        parts = [f"{num_read} frames in {time.monotonic() - self.start_s:.1f} s", f"{self.answers} answers"]
+        parts = [
+            f"{num_read} frames in {time.monotonic() - self.start_s:.1f} s",
+            f"{self.answers} answer{'s' * (self.answers != 1)}",
+        ]
         if self.answers:
             parts[-1] += f" after {self.latency_ms / self.answers:.0f} ms on average"
         parts += [f"{self.unchanged} unchanged", f"{self.dropped} dropped"]

@@ -29,7 +29,7 @@ class LiveFrame:
     Args:
         decode: gives the RGB image; called at most once, because frames that are dropped are never converted.
         number: its place among all frames of the source, from 1.
-        time_s: seconds since the first frame: of the video's own clock, or of this machine's for cameras and screens.
+        time_s: seconds since the first frame of a video, or since another source was opened.
         file: name of the image file in a folder; None for the other sources.
         arrived_s: ``time.monotonic()`` when it came.
     """
