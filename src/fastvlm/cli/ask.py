@@ -30,13 +30,12 @@ from fastvlm.errors import UsageError
 def ask(
     context: typer.Context,
     sources: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            default_factory=list,
             help="Images, PDFs, videos: files, URLs, data URIs; '-' is stdin, and so is none if an image is piped in.",
         ),
-    ],
+    ] = None,
     question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="The question, in quotes.")] = None,
     *,
     choice: ModelChoice,
@@ -76,10 +75,10 @@ def ask(
     """
     del use  # its callback has set the defaults
     template = context.ensure_object(Invocation).template or Template()
-    sources, question = complete_question(sources, question, template.question)
-    check_order(sources, question)
+    given, question = complete_question(sources or (), question, template.question)
+    check_order(given, question)
     check_question(question)
-    names = [file_name(name) for name in sources]
+    names = [file_name(name) for name in given]
     check_images(names, UNQUOTED_HINT)
     notes = Notes(is_quiet=is_quiet)
     if sampling.has_idle_top_p and not is_quiet:
