@@ -19,43 +19,43 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def letter():
     return base64.b64decode(example("letter").partition(",")[2])
 
 
 OPTIONS = {"num_predict": 16, "temperature": 0}
 
 
-def chat(client, picture, **settings):
-    message = {"role": "user", "content": "What letter is this?", "images": [picture]}
+def chat(client, letter, **settings):
+    message = {"role": "user", "content": "What letter is this?", "images": [letter]}
     return client.chat(model="mini", messages=[message], options=OPTIONS, **settings)
 
 
-def test_whole_and_streamed_chats_are_the_same(client, picture):
-    whole = chat(client, picture)
+def test_whole_and_streamed_chats_are_the_same(client, letter):
+    whole = chat(client, letter)
     assert whole.message.role == "assistant" and whole.message.content == "K"
     assert whole.done and whole.done_reason == "stop" and whole.total_duration > whole.eval_duration > 0
-    *pieces, last = chat(client, picture, stream=True)
+    *pieces, last = chat(client, letter, stream=True)
     assert "".join(piece.message.content for piece in pieces) == whole.message.content
     assert not any(piece.done for piece in pieces) and last.done and last.message.content == ""
     assert last.eval_count == whole.eval_count and last.prompt_eval_count == whole.prompt_eval_count
 
 
-def test_one_question(client, picture):
-    whole = client.generate(model="mini:latest", prompt="What letter is this?", images=[picture], options=OPTIONS)
+def test_one_question(client, letter):
+    whole = client.generate(model="mini:latest", prompt="What letter is this?", images=[letter], options=OPTIONS)
     assert whole.response == "K" and whole.model == "mini:latest"
     pieces = client.generate(
-        model="mini", prompt="What letter is this?", system="Be short.", images=[picture], options=OPTIONS, stream=True
+        model="mini", prompt="What letter is this?", system="Be short.", images=[letter], options=OPTIONS, stream=True
     )
     assert list(pieces)[-1].done
 
 
-def test_a_reply_of_a_schema(client, picture):
+def test_a_reply_of_a_schema(client, letter):
     schema = {"type": "object", "properties": {"letter": {"enum": ["K", "B"]}}, "required": ["letter"]}
-    assert json.loads(chat(client, picture, format=schema).message.content) == {"letter": "K"}
+    assert json.loads(chat(client, letter, format=schema).message.content) == {"letter": "K"}
 
 
-def test_a_cut_reply_says_so(client, picture):
+def test_a_cut_reply_says_so(client, letter):
     reply = client.generate(model="mini", prompt="What can you do?", options={"num_predict": 1})
     assert reply.done_reason == "length" and reply.eval_count == 1
 
