@@ -18,7 +18,7 @@ from fastvlm.backends.local import LocalBackend, _context
 from fastvlm.engine.engine import Engine
 from fastvlm.formats.checkpoint import Checkpoint
 
-__all__ = ["CpuEncode", "Function", "decoder", "engine", "maker", "prefilled"]
+__all__ = ["CpuEncode", "decoder", "engine", "maker", "prefilled"]
 
 CPU = torch.device("cpu")
 
@@ -35,9 +35,14 @@ class Function:
         return self._function(x)
 
 
-def maker(make: Callable[[Tensor, Tensor | None], Linear]) -> LinearMaker:
-    """A maker of layers from a function of one weight and one bias."""
-    return lambda weights, biases, *, is_head: make(joined(weights), joined_biases(biases))
+def maker(make: Callable[[Tensor, Tensor | None], Linear | Callable[[Tensor], Tensor]]) -> LinearMaker:
+    """A maker of layers from a function of one weight and one bias, which makes a layer or a plain function."""
+
+    def made(weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, is_head: bool) -> Linear:  # noqa: ARG001
+        layer = make(joined(weights), joined_biases(biases))
+        return layer if hasattr(layer, "num_bytes") else Function(layer)
+
+    return made
 
 
 def decoder(

@@ -20,8 +20,8 @@ def test_what_pythons_json_reads_is_the_same(text):
         ('{"a":' * 200_000 + "1" + "}" * 200_000, "nested too deeply"),
         ("9" * 5000, "5000 digits"),
         ("1e999", "too large"),
-        ("NaN", "no number"),
-        ("-Infinity", "no number"),
+        ("NaN", "not a number"),
+        ("-Infinity", "not a number"),
         ("{", "JSON"),
         ("\xff", "JSON"),
     ],
@@ -55,5 +55,5 @@ def test_files_that_other_libraries_read_are_checked(tmp_path):
 
 def test_a_template_that_is_no_text(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match=r"no UTF-8"):
+    with pytest.raises(CheckpointError, match=r"not UTF-8"):
         read_text(tmp_path / "chat_template.jinja")

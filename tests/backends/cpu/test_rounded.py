@@ -90,9 +90,7 @@ def test_inputs_that_fill_no_group_get_8_bits():
 
 def test_memory_is_counted(model):
     given = []
-    engines.decoder(
-        model, 1, 8, engines.maker(lambda weight, bias: given.append(weight.numel()) or engines.Function(lambda x: x))
-    )
+    engines.decoder(model, 1, 8, engines.maker(lambda weight, bias: given.append(weight.numel()) or (lambda x: x)))
     assert sum(given) <= quantize(model).num_bytes <= 1.1 * sum(given)
     assert quantize(model, QuantizationOptions(4, 64, 4)).num_bytes < 0.75 * sum(given)
 
@@ -135,9 +133,7 @@ def test_products_are_those_that_the_decoder_asks_for(is_tied):
     """Also for a head that is the embedding table; every weight by its own name, rounded."""
     model = tiny.model(text={**TEXT, "tie_word_embeddings": is_tied})
     quantized, asked = quantize(model), []
-    engines.decoder(
-        model, 1, 8, engines.maker(lambda weight, bias: asked.append(weight.clone()) or engines.Function(lambda x: x))
-    )
+    engines.decoder(model, 1, 8, engines.maker(lambda weight, bias: asked.append(weight.clone()) or (lambda x: x)))
     head, *layers = asked
     for weight, rounded in zip([*layers, head], quantized.weights, strict=True):
         assert relative_gap(rounded.dequantize(), weight) < 0.02
