@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
 import torch
@@ -38,7 +38,7 @@ class Function:
 def maker(make: Callable[[Tensor, Tensor | None], Linear | Callable[[Tensor], Tensor]]) -> LinearMaker:
     """A maker of layers from a function of one weight and one bias, which makes a layer or a plain function."""
 
-    def made(weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, is_head: bool) -> Linear:  # noqa: ARG001
+    def made(weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, is_head: bool) -> Linear:
         layer = make(joined(weights), joined_biases(biases))
         return layer if hasattr(layer, "num_bytes") else Function(layer)
 
