@@ -142,7 +142,6 @@ def test_widths_flow_through(factor, depth, decoder_width):
 def test_changed_arguments_change_stride_and_stages():
     config = tiny.vision_config(downsamples=[False, True, True, False, False], embed_dims=[32, 64, 128, 128, 128])
     assert config.stride_px == 16
-    assert config.stride_px == 16
     assert num_visual_tokens(100, 64, config.stride_px) == 7 * 4
 
 

@@ -50,10 +50,15 @@ async def decode_images(
         ImageError: an image that cannot be decoded within the limits.
     """
     ready: dict[bytes, Image.Image | Tensor] = {}
-    height, width = image_processor.image_size
-    fitting = Fitting(height, width, image_processor.image_fit, image_processor.resample)
+    fitting = fitting_of(image_processor)
     for content in contents:
         ready.update(await known([content]))  # one by one: another request may have cached it meanwhile
         if content not in ready:
             ready[content] = await pool.fit(content, fitting, image_processor.image_limits, client)
     return ready
+
+
+def fitting_of(image_processor: ImageProcessor) -> Fitting:
+    """Size, fit and filter of `image_processor`, as the pool's workers take them."""
+    height, width = image_processor.image_size
+    return Fitting(height, width, image_processor.image_fit, image_processor.resample)

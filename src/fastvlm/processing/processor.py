@@ -244,11 +244,12 @@ class Processor:
             "continue_final_message": continue_final_message,
             **{key: value for key, value in (("tools", tools), ("documents", documents)) if value},
         }
-        batch = conversation if is_batch(conversation) else [conversation]
+        has_several = is_batch(conversation)
+        batch = conversation if has_several else [conversation]
         prompts, images = map(list, zip(*(self.prompt(messages, **options) for messages in batch), strict=True))
         if not tokenize:
             self._split_settings(kwargs, None, None)  # refuses unknown names
-            return prompts if is_batch(conversation) else prompts[0]
+            return prompts if has_several else prompts[0]
         inputs = self(
             images=images if any(images) else None,
             text=prompts,

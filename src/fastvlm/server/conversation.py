@@ -30,7 +30,7 @@ class Part:
 
 
 def conversation(context: ServerContext, turns: Sequence[tuple[str, Sequence[Part]]]) -> Messages:
-    """Checked messages from (role, parts). System messages are joined, in order, into the first one, as in training.
+    """Checked messages from (role, parts). System and developer messages are joined, in order, into the first one.
 
     Raises:
         ApiError: texts that are too long or have special tokens, too many images, an image that is not a user's.
@@ -44,7 +44,8 @@ def conversation(context: ServerContext, turns: Sequence[tuple[str, Sequence[Par
     if num_images > limit:
         raise invalid(f"The request has {num_images} images; the limit is {limit} (max_images).", param="messages")
     messages: Messages = [{"role": "system", "content": []}]
-    for role, own in turns:
+    for given, own in turns:
+        role = "system" if given == "developer" else given  # the model was trained with one system message
         for part in own:
             if part.type == "image" and role != "user":
                 message = f"{part.place} is an image of the role {role!r}; only user messages can have one."

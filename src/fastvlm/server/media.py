@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fastvlm.engine.image_decoding import fitting_of
 from fastvlm.errors import ImageError
 from fastvlm.images.frames import FrameLimits, Selection, parse_pages
-from fastvlm.images.limits import ImageLimits
-from fastvlm.images.pool import Fitting, ImagePool
+from fastvlm.images.pool import ImagePool
 from fastvlm.images.signatures import HEAD_BYTES, media_kind
 from fastvlm.processing.image_items import image_items
 from fastvlm.processing.image_processor import ImageProcessor
@@ -55,14 +55,9 @@ class MediaReader:
                 f"--accept {kind}."
             )
         selection = Selection(parse_pages(pages), max_frames=min(8, most))
-        frames = await self.pool.frames(data, place, selection, self._limits(most), self._fitting, self.client)
+        fitting = fitting_of(self.processor)
+        frames = await self.pool.frames(data, place, selection, self._limits(most), fitting, self.client)
         return image_items(frames)
 
     def _limits(self, most: int) -> FrameLimits:
-        image = ImageLimits(max_bytes=self.settings.max_image_bytes, max_pixels=self.settings.max_image_pixels)
-        return FrameLimits(image=image, max_frames=min(16, most))
-
-    @property
-    def _fitting(self) -> Fitting:
-        height, width = self.processor.image_size
-        return Fitting(height, width, self.processor.image_fit, self.processor.resample)
+        return FrameLimits(image=self.processor.image_limits, max_frames=min(16, most))

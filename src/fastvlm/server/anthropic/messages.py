@@ -14,7 +14,7 @@ from fastvlm.server.conversation import Part, conversation
 from fastvlm.server.generation import GenerationRequest
 from fastvlm.server.http.body import parse
 from fastvlm.server.http.errors import ApiError, error_body
-from fastvlm.server.http.response_writer import json_bytes
+from fastvlm.server.http.response_writer import json_bytes, named_event
 from fastvlm.server.request_parts import MAX_PARTS, Label, StopStrings, Strict, refuse_tools
 from fastvlm.server.sampling import sampling_params
 
@@ -69,7 +69,7 @@ class InputMessage(Strict):
 
 
 class MessagesRequest(Strict):
-    """POST /v1/messages. A final message of the assistant's is continued by the reply."""
+    """POST /v1/messages. If the last message is the assistant's, the reply continues it."""
 
     model: str = Field(description="A name listed by /v1/models.")
     max_tokens: int = Field(ge=1)
@@ -197,7 +197,8 @@ class MessagesFormatter:
     def end(self, usage: Usage) -> bytes:
         """The reason of the end, and the usage."""
         assert self._completion is not None  # noqa: S101 - the last event had it
-        delta = dict(zip(("stop_reason", "stop_sequence"), _stop(self._completion), strict=True))
+        reason, stop = _stop(self._completion)
+        delta = {"stop_reason": reason, "stop_sequence": stop}
         return (
             _event("content_block_stop", index=0)
             + _event("message_delta", delta=delta, usage=_usage(usage).model_dump())
@@ -206,7 +207,7 @@ class MessagesFormatter:
 
     def failure(self, error: ApiError) -> bytes:
         """An event with the error."""
-        return b"event: error\ndata: " + json_bytes(error_body(error, PATH)) + b"\n\n"
+        return named_event("error", error_body(error, PATH))
 
     def reply(self, completions: Sequence[Completion], usage: Usage) -> bytes:
         """The whole reply."""
@@ -226,8 +227,8 @@ class MessagesFormatter:
         )
 
 
-def _event(kind: str, **content: Any) -> bytes:
-    return f"event: {kind}\ndata: ".encode() + json_bytes({"type": kind, **content}) + b"\n\n"
+def _event(name: str, **content: Any) -> bytes:
+    return named_event(name, content)
 
 
 def _stop(completion: Completion) -> tuple[StopReason, str | None]:

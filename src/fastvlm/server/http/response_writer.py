@@ -53,6 +53,11 @@ class ResponseWriter:
         await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
 
 
+def named_event(name: str, content: Mapping[str, Any]) -> bytes:
+    """A server-sent event whose data repeats its name as `type`, as OpenAI's responses and Anthropic's API have it."""
+    return f"event: {name}\ndata: ".encode() + json_bytes({"type": name, **content}) + b"\n\n"
+
+
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """`content` as JSON; raises ValueError for NaN and infinity."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")

@@ -98,6 +98,11 @@ class PlainFormat(Strict):
 
     type: Literal["text", "json_object"]
 
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """The schema of the reply; None for text."""
+        return {"type": "object"} if self.type == "json_object" else None
+
 
 class SchemaFormat(Strict):
     """JSON of a schema, enforced token by token."""
@@ -192,8 +197,7 @@ def read_chat(context: ServerContext, body: bytes) -> GenerationRequest:
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs needs logprobs to be true.", param="top_logprobs")
     turns = [
-        ("system" if message.role == "developer" else message.role, list(_parts(message, f"messages[{index}]")))
-        for index, message in enumerate(request.messages)
+        (message.role, list(_parts(message, f"messages[{index}]"))) for index, message in enumerate(request.messages)
     ]
     is_continued, images = bool(request.continue_final_message), request.mm_processor_kwargs
     _check_end(request, is_continued=is_continued)
@@ -261,8 +265,8 @@ def _schema(request: ChatRequest) -> dict[str, Any] | None:
     wanted, ways = request.response_format, list[dict[str, Any]]()
     if isinstance(wanted, SchemaFormat):
         ways.append(wanted.json_schema.schema_)
-    elif wanted is not None and wanted.type == "json_object":
-        ways.append({"type": "object"})
+    elif wanted is not None and wanted.json_schema is not None:
+        ways.append(wanted.json_schema)
     ways += [] if request.structured_outputs is None else [request.structured_outputs.json_]
     ways += [] if request.guided_json is None else [request.guided_json]
     if len(ways) > 1:

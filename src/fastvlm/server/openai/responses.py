@@ -15,7 +15,7 @@ from fastvlm.server.conversation import Part, conversation
 from fastvlm.server.generation import GenerationRequest
 from fastvlm.server.http.body import parse
 from fastvlm.server.http.errors import ApiError, invalid
-from fastvlm.server.http.response_writer import json_bytes
+from fastvlm.server.http.response_writer import json_bytes, named_event
 from fastvlm.server.openai.chat import PlainFormat
 from fastvlm.server.request_parts import MAX_PARTS, Label, Strict, refuse_tools
 from fastvlm.server.sampling import sampling_params
@@ -212,7 +212,7 @@ def read_response(context: ServerContext, body: bytes) -> GenerationRequest:
     if isinstance(form, JsonSchemaText):
         schema: Mapping[str, Any] | None = form.schema_
     else:
-        schema = {"type": "object"} if form is not None and form.type == "json_object" else None
+        schema = None if form is None else form.json_schema
     return GenerationRequest(
         model=request.model,
         prompts=[conversation(context, turns)],
@@ -233,8 +233,7 @@ def _turns(given: str | Sequence[InputMessage]) -> Iterator[tuple[str, list[Part
         yield "user", [Part("text", given, "input")]
         return
     for index, message in enumerate(given):
-        role = "system" if message.role == "developer" else message.role
-        yield role, list(_parts(message.content, f"input[{index}].content"))
+        yield message.role, list(_parts(message.content, f"input[{index}].content"))
 
 
 def _parts(content: str | Sequence[InputText | InputImage | InputFile | OutputText], place: str) -> Iterator[Part]:
@@ -341,10 +340,6 @@ class ResponseFormatter:
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._message_id, "output_index": 0, "content_index": 0}
 
-    def _event(self, kind: str, **content: Any) -> bytes:
+    def _event(self, name: str, **content: Any) -> bytes:
         number, self._num_events = self._num_events, self._num_events + 1
-        return (
-            f"event: {kind}\ndata: ".encode()
-            + json_bytes({"type": kind, "sequence_number": number, **content})
-            + b"\n\n"
-        )
+        return named_event(name, {"sequence_number": number, **content})
