@@ -12,6 +12,7 @@ from fastvlm.backends.cached_attention import (
     attend_prompt,
     attend_rows,
     attend_rows_together,
+    attend_run,
     attend_token,
 )
 from fastvlm.backends.kv_cache import KeyValueCache
@@ -73,6 +74,30 @@ def test_a_token(position, slot):
 
 
 ROWS = st.permutations(range(SLOTS)).flatmap(lambda slots: st.integers(1, SLOTS).map(lambda count: slots[:count]))
+
+
+@given(st.integers(0, 10), st.integers(1, 10), st.integers(0, SLOTS - 1))
+def test_a_few_tokens_of_one_slot_are_as_a_prompt(start, num_tokens, slot):
+    (cache, other), (q, kv) = (filled_cache(), filled_cache()), new_tokens(num_tokens)
+    mixed = attend_run(cache, slot, start, num_tokens)(LAYER, q, kv)
+    expected = attend_prompt(other, slot, start, num_tokens)(LAYER, q, kv)
+    torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(cache.layers[LAYER], other.layers[LAYER])
+
+
+@given(st.permutations(range(SLOTS)), st.data())
+def test_several_tokens_of_several_slots_are_as_one_after_the_other(order, data):
+    runs = [(slot, data.draw(st.integers(0, 10)), data.draw(st.integers(1, 6))) for slot in order]
+    slots = [slot for slot, _, count in runs for _ in range(count)]
+    positions = [start + i for _, start, count in runs for i in range(count)]
+    (cache, other, third), (q, kv) = (filled_cache(), filled_cache(), filled_cache()), new_tokens(len(slots))
+    mixed = attend_rows(cache, slots, positions)(LAYER, q, kv)
+    masked = together(third, slots, positions)(LAYER, q, kv)
+    for row, place in enumerate(zip(slots, positions, strict=True)):
+        alone = attend_token(other, *place)(LAYER, q[row : row + 1], kv[row : row + 1])
+        torch.testing.assert_close(mixed[row], alone[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(masked[row], alone[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(cache.layers[LAYER], other.layers[LAYER])
 
 
 def together(cache, slots, positions):

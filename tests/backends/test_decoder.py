@@ -120,6 +120,27 @@ def test_steps_of_fixed_shape(model, slots):
         assert_same(decoder.decode(*step_of), usual.decode(*step_of))
 
 
+@pytest.mark.parametrize("has_fixed_shapes", [False, True])
+@pytest.mark.parametrize("lengths", [[5], [1, 3, 2], [2, 1]])
+def test_steps_of_several_tokens(model, lengths, has_fixed_shapes):
+    """Each row has the logits after its own token; what a step wrote too much is overwritten by the next."""
+    decoder = engines.decoder(model, num_slots=3, context=CONTEXT, has_fixed_shapes=has_fixed_shapes)
+    prompts = PROMPTS[: len(lengths)]
+    for slot, ids in enumerate(prompts):
+        engines.prefilled(decoder, decoder.embed(ids), slot)
+    slots = [slot for slot, length in enumerate(lengths) for _ in range(length)]
+    positions = [len(prompts[slot]) + i for slot, length in enumerate(lengths) for i in range(length)]
+    for seed in (77, 78):
+        tokens = tiny.prompt("t" * len(slots), seed=seed)
+        logits = decoder.decode(tokens, slots, positions)
+        assert logits.shape == (len(slots), tiny.VOCAB)
+        first = 0
+        for ids, length in zip(prompts, lengths, strict=True):
+            rows = slice(first, first + length)
+            assert_same(logits[rows], expected(model, [*ids, *tokens[rows]])[-length:])
+            first += length
+
+
 def test_positions_beyond_the_first_table():
     model = tiny.model(text={"max_position_embeddings": 3000})
     decoder = engines.decoder(model, num_slots=1, context=3000)

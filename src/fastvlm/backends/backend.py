@@ -58,7 +58,12 @@ class Backend(Protocol):
         """Logits (T, V) of hidden states (T, D) that :meth:`prefill_chunk` returned."""
 
     def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Logits (B, V) after one more token in each of `slots`, at `positions`; valid until the next call."""
+        """Logits (B, V) after one more token in each of `slots`, at `positions`; valid until the next call.
+
+        A slot may be given several times in a row, with consecutive positions: its tokens then follow one another, and
+        each row has the logits after its own token. Positions that the caller discards afterwards are overwritten by
+        later calls; until then nothing may attend to them.
+        """
 
     def copy_prefix(self, source: int, target: int, num_tokens: int) -> None:
         """Copy keys and values of the first `num_tokens` of slot `source` to slot `target`."""

@@ -1,4 +1,4 @@
-"""Attention over the KV cache: for a prompt chunk, for one token, and for one token of several slots.
+"""Attention over the KV cache: for a prompt chunk, one token, a few tokens of one slot, and tokens of several slots.
 
 Each function writes the new keys and values into the cache first. T new tokens, H heads, K key/value heads, G = H / K
 heads per key/value head, E head width; q (T, H, E), kv (T, 2 K, E): keys, then values; result (T, H * E).
@@ -7,6 +7,7 @@ heads per key/value head, E head width; q (T, H, E), kv (T, 2 K, E): keys, then 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,33 @@ def attend_token(cache: KeyValueCache, slot: int, position: int) -> Attend:
     return attend
 
 
+def attend_run(cache: KeyValueCache, slot: int, start: int, num_tokens: int) -> Attend:
+    """Causal attention of a few consecutive tokens from position `start` of one slot.
+
+    A group's heads are rows of one matrix product, under an additive mask: for up to 16 tokens this takes less time
+    than :func:`attend_prompt`.
+    """
+    layers, end = cache.slots[slot], start + num_tokens
+    mask = torch.zeros(num_tokens, end, dtype=cache.layers[0].dtype)
+    mask.masked_fill_(torch.ones(num_tokens, end, dtype=torch.bool).triu_(start + 1), -torch.inf)
+    repeated: Tensor | None = None
+
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        nonlocal repeated
+        held = layers[layer]
+        held[:, start:end] = kv.transpose(0, 1)
+        keys, values = held[None, :, :end].chunk(2, dim=1)
+        grouped = q.unflatten(1, (keys.shape[1], -1))  # (T, K, G, E)
+        repeated = mask.repeat(grouped.shape[2], 1) if repeated is None else repeated  # (G * T, end)
+        rows = grouped.permute(1, 2, 0, 3).flatten(1, 2)[None]  # (1, K, G * T, E)
+        mixed = F.scaled_dot_product_attention(rows, keys, values, repeated)[0]
+        return mixed.unflatten(1, (-1, num_tokens)).permute(2, 0, 1, 3).reshape(num_tokens, -1)
+
+    return attend
+
+
 def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
-    """Attention of one token of each of several slots.
+    """Attention of one token of each of several slots, or of consecutive tokens where a slot is repeated.
 
     On a CPU: one matrix product over all slots from the first to the last, if its unneeded tokens (idle or shorter
     slots) cost less than separate calls; else one slot after the other. On other devices: one masked product over
@@ -62,6 +88,8 @@ def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[
     if device.type != "cpu":
         where, at = torch.tensor([list(slots), list(positions)], device=device)
         return attend_rows_together(cache, where, at, max(positions) + 1)
+    if len(set(slots)) < len(slots):
+        return _attend_runs(cache, slots, positions)
     span = max(slots) - min(slots) + 1
     if span * (max(positions) + 1) <= sum(positions) + (ROW_TOKENS + 1) * len(positions):
         return attend_neighbors(cache, slots, positions)
@@ -69,6 +97,21 @@ def attend_rows(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[
 
     def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
         return torch.cat([row(layer, q[i : i + 1], kv[i : i + 1]) for i, row in enumerate(rows)])
+
+    return attend
+
+
+def _attend_runs(cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int]) -> Attend:
+    """Attention of the rows of each slot, one slot after the other."""
+    runs: list[tuple[slice, Attend]] = []
+    for slot, run in groupby(range(len(slots)), key=slots.__getitem__):
+        rows = list(run)
+        start, num_tokens = positions[rows[0]], len(rows)
+        one = attend_token(cache, slot, start) if num_tokens == 1 else attend_run(cache, slot, start, num_tokens)
+        runs.append((slice(rows[0], rows[-1] + 1), one))
+
+    def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        return torch.cat([one(layer, q[rows], kv[rows]) for rows, one in runs])
 
     return attend
 

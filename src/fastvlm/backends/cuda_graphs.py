@@ -100,12 +100,20 @@ class GraphedDecode:
         self._steps: dict[tuple[int, int], FixedShapes] = {}
 
     def __call__(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Logits (B, V) in a buffer that the next call overwrites."""
+        """Logits (B, V) in a buffer that the next call overwrites.
+
+        Where a slot is repeated, B differs from step to step; the last row is repeated up to a power of two, so that
+        few graphs are captured.
+        """
         rows = torch.tensor([list(token_ids), list(slots), list(positions)])
+        num_rows = len(slots)
+        if len(set(slots)) < num_rows:
+            padding = (1 << (num_rows - 1).bit_length()) - num_rows
+            rows = torch.cat([rows, rows[:, -1:].expand(-1, padding)], dim=1)
         if self._device.type == "cuda":
             rows = rows.pin_memory()
         length = next(length for length in self._lengths if length > max(positions))
-        return self._fixed(len(slots), length)(rows)
+        return self._fixed(rows.shape[1], length)(rows)[:num_rows]
 
     @property
     def num_captured(self) -> int:

@@ -89,11 +89,14 @@ class Decoder:
 
     @torch.inference_mode()
     def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Logits (B, V) after one more token in each of `slots`, at `positions` (tokens that the slot holds)."""
+        """Logits (B, V) after one more token in each of `slots`, at `positions` (tokens that the slot holds).
+
+        Rows of the same slot follow one another and have consecutive positions.
+        """
         if self.fixed is not None:
             return self.fixed(token_ids, slots, positions)
         self._grow_tables(max(positions) + 1)
-        if self._native is not None:
+        if self._native is not None and len(set(slots)) == len(slots):
             return self._native.decode(self.embed(token_ids), slots, positions, (self._cos, self._sin))
         if len(slots) == 1:
             position = positions[0]

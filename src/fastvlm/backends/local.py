@@ -106,7 +106,7 @@ class LocalBackend:
         return self.decoder.logits(hidden)
 
     def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Logits (B, V) after one more token in each of `slots`, at `positions`."""
+        """Logits (B, V) after one more token in each of `slots`, or several of one, at `positions`."""
         return self.decoder.decode(token_ids, slots, positions)
 
     def copy_prefix(self, source: int, target: int, num_tokens: int) -> None:
