@@ -1,9 +1,10 @@
-"""Compiled kernels in tests: on Linux with a C++ compiler; on CPUs without AMX they run in emulation.
+"""Compiled kernels in tests: on Linux with a C++ compiler, every level of ``fastvlm.backends.native.library``.
 
-``tests/emulated/immintrin.h`` stands in for the instructions, so every machine that compiles tests every kernel. The
-environment variable FASTVLM_TEST_KERNELS, words with commas between, changes that: ``emulated`` emulates on any CPU,
-``sanitized`` compiles with AddressSanitizer and UndefinedBehaviorSanitizer, whose libraries have to be preloaded
-(``make sanitize`` does), ``real`` skips what would be emulated.
+What the CPU has runs as it is; AVX-512 and AMX run in emulation elsewhere, by ``tests/emulated/immintrin.h``, so every
+machine that compiles tests every kernel. The environment variable FASTVLM_TEST_KERNELS, words with commas between,
+changes that: ``emulated`` emulates them on any CPU, ``sanitized`` compiles with AddressSanitizer and
+UndefinedBehaviorSanitizer, whose libraries have to be preloaded (``make sanitize`` does), ``real`` skips what would be
+emulated.
 """
 
 import dataclasses
@@ -14,48 +15,50 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.native import build as native_build
-from fastvlm.backends.native import kernels as native
 from fastvlm.backends.native import library as native_library
-from fastvlm.backends.native.library import COMPILER_FLAGS, NEEDED_FLAGS, cpu_flags
+from fastvlm.backends.native.library import LEVELS, Level, compiled_levels, cpu_flags
 
-__all__ = ["EMULATION", "MODES", "flags", "has_compiler", "is_emulated", "is_fast", "is_possible", "prepare"]
+__all__ = ["EMULATION", "LEVEL_NAMES", "MODES", "has_compiler", "is_emulated", "is_fast", "is_possible", "prepare"]
 
 EMULATION = Path(__file__).parent / "emulated"
 MODES = frozenset(filter(None, os.environ.get("FASTVLM_TEST_KERNELS", "").split(",")))
 if unknown := MODES - {"emulated", "sanitized", "real"}:
     raise ValueError(f"FASTVLM_TEST_KERNELS has {sorted(unknown)}; expected emulated, sanitized or real.")
 
-has_compiler = (platform.system(), platform.machine()) == ("Linux", "x86_64") and any(
-    map(shutil.which, native_build._COMPILERS)
+has_compiler = (
+    platform.system() == "Linux"
+    and any(cpu_flags() >= level.needed for level in compiled_levels())
+    and any(map(shutil.which, native_build._COMPILERS))
 )
-_has_amx = cpu_flags() >= NEEDED_FLAGS and cpu_kernels().has_bfloat16_tiles
-is_emulated = "emulated" in MODES or not _has_amx
+is_possible = pytest.mark.skipif(not has_compiler, reason="needs Linux, a CPU with kernels and a C++ compiler")
 
-is_possible = pytest.mark.skipif(
-    not has_compiler or (is_emulated and "real" in MODES), reason="needs Linux on x86-64 and a C++ compiler"
-)
-is_fast = pytest.mark.skipif(is_emulated, reason="takes minutes in emulation: needs a CPU with AMX")
-
-_PLAIN = ("-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
-_LEVELS = ("AVX512F", "AVX512BW", "AVX512DQ", "AVX512BF16", "AMX_TILE", "AMX_BF16", "AMX_INT8")
-_EMULATED = (*_PLAIN, "-O1", "-march=native", "-mno-avx512f", "-Wno-psabi", f"-I{EMULATION}")
+_PREDEFINED = {  # what the compiler predefines where it may use these instructions
+    "avx512": ("AVX512F", "AVX512BW", "AVX512DQ", "AVX512BF16"),
+    "amx": ("AVX512F", "AVX512BW", "AVX512DQ", "AVX512BF16", "AMX_TILE", "AMX_BF16", "AMX_INT8"),
+}
+_EMULATED = ("-O1", "-march=native", "-mno-avx512f", "-Wno-psabi", f"-I{EMULATION}")
 _SANITIZED = ("-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-def flags() -> tuple[str, ...]:
-    """What the compiler is given."""
-    base = (*_EMULATED, *(f"-D__{level}__" for level in _LEVELS)) if is_emulated else COMPILER_FLAGS
-    return (*base, *(_SANITIZED if "sanitized" in MODES else ()))
+def is_emulated(level: Level) -> bool:
+    """True if tests run this level in emulation."""
+    return level.name in _PREDEFINED and ("emulated" in MODES or not cpu_flags() >= level.needed)
+
+
+is_fast = pytest.mark.skipif(any(map(is_emulated, LEVELS)), reason="takes minutes in emulation: needs a CPU with AMX")
+LEVEL_NAMES = [level.name for level in compiled_levels() if not ("real" in MODES and is_emulated(level))]
+
+
+def _tested(level: Level) -> Level:
+    """The level as tests compile it."""
+    extra = _SANITIZED if "sanitized" in MODES else ()
+    if not is_emulated(level):
+        return dataclasses.replace(level, flags=(*level.flags, *extra))
+    defined = (f"-D__{name}__" for name in _PREDEFINED[level.name])
+    return dataclasses.replace(level, needed=LEVELS[0].needed, flags=(*_EMULATED, *defined, *extra))
 
 
 def prepare(patch: pytest.MonkeyPatch) -> None:
     """Let fastvlm compile what these tests run, and believe that the CPU is one for it."""
-    for module in (native_library, native_build):
-        patch.setattr(module, "COMPILER_FLAGS", flags())
-    if is_emulated:
-        for module in (native_library, native_build):
-            patch.setattr(module, "cpu_flags", lambda: NEEDED_FLAGS)
-        kernels = dataclasses.replace(cpu_kernels(), has_bfloat16_tiles=True)
-        patch.setattr(native, "cpu_kernels", lambda: kernels)
+    patch.setattr(native_library, "LEVELS", tuple(_tested(level) for level in LEVELS if level.name in LEVEL_NAMES))

@@ -11,7 +11,7 @@ import pytest
 
 from fastvlm.backends.native.build import compile_library
 from fastvlm.backends.native.kernels import NativeKernels, open_library
-from fastvlm.backends.native.library import find_library, library_name
+from fastvlm.backends.native.library import SWITCH, library_name
 
 __all__ = ["built", "library"]
 
@@ -23,15 +23,17 @@ def library() -> Path:
     """Path of the library: what is there, or one that is built now and kept for other processes of tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CXX", raising=False)
+        patch.delenv(SWITCH, raising=False)
         compiled.prepare(patch)
-        if not compiled.is_emulated and not compiled.MODES and (found := find_library()):
-            return found
         key = hashlib.sha256((compiled.EMULATION / "immintrin.h").read_bytes()).hexdigest()[:8]
         path = _CACHE / key / library_name()
         return path if path.is_file() else compile_library(path, is_tried=True).path
 
 
 @functools.cache
-def built() -> NativeKernels:
-    """What is in it."""
-    return open_library(library())
+def built(level: str = "amx") -> NativeKernels:
+    """The kernels of a level in it."""
+    if level not in compiled.LEVEL_NAMES:
+        pytest.skip(f"the level {level} would be emulated")
+    (kernels,) = open_library(library(), [level])
+    return kernels

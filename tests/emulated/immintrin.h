@@ -1,4 +1,4 @@
-// AVX-512 and AMX in plain C++, as far as src/fastvlm/engine/kernels/ uses them: for tests on CPUs without these.
+// AVX-512 and AMX in plain C++, as far as src/fastvlm/backends/native/cpp/ uses them: for tests on CPUs without these.
 //
 // With this folder first among the include paths the kernels compile for any x86-64 CPU, and every load and store is
 // one that AddressSanitizer and UndefinedBehaviorSanitizer check: rows of tiles and masked lanes one by one, aligned
@@ -214,7 +214,13 @@ inline __m512 _mm512_maskz_mov_ps(__mmask16 mask, __m512 a) {
 }
 
 #define _CMP_NEQ_UQ 4
+#define _CMP_GE_OQ 29
 inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int predicate) {
+  if (predicate == _CMP_GE_OQ) {
+    unsigned at_least = 0;
+    for (int i = 0; i < 16; ++i) at_least |= static_cast<unsigned>(a[i] >= b[i]) << i;
+    return static_cast<__mmask16>(at_least);
+  }
   if (predicate != _CMP_NEQ_UQ) std::abort();
   unsigned mask = 0;
   for (int i = 0; i < 16; ++i) mask |= static_cast<unsigned>(!(a[i] == b[i])) << i;
@@ -242,6 +248,21 @@ inline __m512 _mm512_range_ps(__m512 a, __m512 b, int control) { // the smaller 
     return std::copysign(std::fabs(a[i]) <= std::fabs(b[i]) ? a[i] : b[i], a[i]);
   });
 }
+inline __m512 _mm512_mask_blend_ps(__mmask16 mask, __m512 a, __m512 b) {
+  return emulated::each<__m512>([&](int i) { return mask >> i & 1 ? b[i] : a[i]; });
+}
+inline float _mm512_reduce_max_ps(__m512 x) {
+  float most = x[0];
+  for (int i = 1; i < 16; ++i) most = x[i] > most ? x[i] : most;
+  return most;
+}
+// Pairs of bfloat16: the products are exact, the order of sums is the CPU's.
+inline __m512 _mm512_dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
+  return emulated::each<__m512>([&](int i) {
+    const auto wide = [](short half) { return emulated::widened(static_cast<std::uint16_t>(half)); };
+    return sums[i] + wide(a[2 * i + 1]) * wide(b[2 * i + 1]) + wide(a[2 * i]) * wide(b[2 * i]);
+  });
+}
 inline float _mm512_reduce_add_ps(__m512 x) {
   for (int half = 8; half; half /= 2)
     for (int i = 0; i < half; ++i) x[i] += x[i + half];
@@ -250,6 +271,7 @@ inline float _mm512_reduce_add_ps(__m512 x) {
 
 // ---- integers
 
+inline __m512i _mm512_or_si512(__m512i a, __m512i b) { return a | b; }
 inline __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
 inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {
   return emulated::as<__m512i>(emulated::as<emulated::U32>(a) + emulated::as<emulated::U32>(b));
@@ -272,6 +294,12 @@ inline int _mm512_reduce_max_epi32(__m512i x) {
   return largest;
 }
 // Adds to each 32-bit lane the products of its four unsigned bytes of `a` and signed ones of `b`.
+inline __m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b) {
+  const auto x = emulated::as<emulated::I16>(a), y = emulated::as<emulated::I16>(b);
+  auto result = emulated::as<emulated::U32>(sums);
+  for (int i = 0; i < 32; ++i) result[i / 2] += static_cast<std::uint32_t>(x[i] * y[i]);
+  return emulated::as<__m512i>(result);
+}
 inline __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) {
   const auto x = emulated::as<emulated::U8>(a);
   const auto y = emulated::as<emulated::I8>(b);
@@ -291,6 +319,10 @@ inline __m128i _mm512_cvtsepi32_epi8(__m512i x) {
   return emulated::as<__m128i>(emulated::each<emulated::Vector<std::int8_t, 16>>([&](int i) {
     return static_cast<std::int8_t>(numbers[i] < -128 ? -128 : numbers[i] > 127 ? 127 : numbers[i]);
   }));
+}
+inline __m512i _mm512_cvtepi8_epi16(__m256i x) {
+  const auto bytes = emulated::as<emulated::Vector<std::int8_t, 32>>(x);
+  return emulated::as<__m512i>(emulated::each<emulated::I16>([&](int i) { return bytes[i]; }));
 }
 inline __m512i _mm512_cvtepi8_epi32(__m128i x) {
   return emulated::as<__m512i>(

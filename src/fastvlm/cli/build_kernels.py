@@ -15,7 +15,7 @@ def build_kernels(is_json: JsonOption = False, is_quiet: QuietOption = False, is
     Installing compiles them if there is g++ 11 or later or clang++ 12 (CXX names another); then nothing is left to do.
     They are for Linux on CPUs with AMX, where images, prompts and replies in bfloat16, int8 and int4 are computed by
     them. The path that is printed is a file in the cache directory (XDG_CACHE_HOME), for this user alone. Without the
-    kernels, or with FASTVLM_NATIVE_KERNELS=0, torch's do the same work, slower.
+    kernels, or with FASTVLM_KERNELS=torch, torch's do the same work, slower.
 
     \b
     Examples:

@@ -42,7 +42,7 @@ def gap(plain, image, dtype=torch.float32):
 def torch_alone(monkeypatch):
     """No compiled kernels, also where there are some."""
     for module in (vision, linear, tile_linear):
-        monkeypatch.setattr(module, "native_kernels", lambda: None)
+        monkeypatch.setattr(module, "native_kernels", lambda *_: None)
 
 
 @pytest.fixture(params=["compiled", "torch"])

@@ -1,10 +1,11 @@
 """Compiled kernels: exact enough, whatever the shape, and what they were not given stays as it is."""
 
+import natives
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from compiled import is_possible
+from compiled import LEVEL_NAMES, is_possible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linears import relative_gap
@@ -18,32 +19,39 @@ from fastvlm.backends.native.kernels import NativeDepthwise, from_panels, in_pan
 
 BFLOAT16 = torch.bfloat16
 HALF_UNIT = 2**-8  # of bfloat16, relative to the number that is rounded
+EITHER = [torch.bfloat16, torch.float32]
 MULTIPLES = st.integers(1, 27).map(lambda n: 32 * n)  # beyond 384 inputs a layer goes over them in parts
 
 
+@pytest.fixture(scope="module", params=LEVEL_NAMES)
+def every_level(request):
+    """The kernels of each level."""
+    return natives.built(request.param)
+
+
 @is_possible
-def test_gelu_of_every_number_that_there_is(kernels):
+def test_gelu_of_every_number_that_there_is(every_level):
     numbers = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(BFLOAT16)
     x = numbers[numbers.isfinite()]
     expected = F.gelu(x.double())
-    result = kernels.gelu_(x.clone()).double()
+    result = every_level.gelu_(x.clone()).double()
     assert ((result - expected).abs() <= HALF_UNIT * expected.abs() + 1.5e-6).all()
     assert torch.equal(result[x.abs() > 6], F.relu(x[x.abs() > 6].double()))
 
 
 @is_possible
-def test_gelu_of_what_is_no_number(kernels):
-    result = kernels.gelu_(torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0]).to(BFLOAT16))
+def test_gelu_of_what_is_no_number(every_level):
+    result = every_level.gelu_(torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0]).to(BFLOAT16))
     assert result[0] == torch.inf and result[1:3].isnan().all() and result[3] == 0.83984375
 
 
 @is_possible
 @pytest.mark.parametrize("count", [1, 31, 32, 33, (1 << 16) - 1, (1 << 17) + 5])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_gelu_touches_what_it_was_given_and_nothing_else(kernels, count, threads, monkeypatch):
+def test_gelu_touches_what_it_was_given_and_nothing_else(every_level, count, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     whole = torch.ones(count + 64, dtype=BFLOAT16)
-    kernels.gelu_(whole[32 : 32 + count])
+    every_level.gelu_(whole[32 : 32 + count])
     assert (whole[:32] == 1).all() and (whole[32 + count :] == 1).all()
     assert (whole[32 : 32 + count] == 0.83984375).all()
 
@@ -63,23 +71,25 @@ def convolved(x, weight, bias):
     has_bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_depthwise_convolutions_of_any_shape(kernels, shape, size, has_bias, seed):
+def test_depthwise_convolutions_of_any_shape(every_level, shape, size, has_bias, seed):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(*shape, generator=generator).to(BFLOAT16)
-    weight = torch.randn(shape[-1], 1, size, size, generator=generator).to(BFLOAT16)
-    bias = torch.randn(shape[-1], generator=generator).to(BFLOAT16) if has_bias else None
+    dtype = EITHER[seed % 2] if EITHER[seed % 2] in every_level.dtypes else BFLOAT16
+    x = torch.randn(*shape, generator=generator).to(dtype)
+    weight = torch.randn(shape[-1], 1, size, size, generator=generator).to(dtype)
+    bias = torch.randn(shape[-1], generator=generator).to(dtype) if has_bias else None
     kept = x.clone()
-    result = NativeDepthwise(kernels, weight, bias)(x)
+    result = NativeDepthwise(every_level, weight, bias)(x)
     expected, magnitude = convolved(x, weight, bias)
-    assert torch.equal(x, kept) and result.shape == x.shape and result.dtype == BFLOAT16
-    assert ((result.double() - expected).abs() <= HALF_UNIT * expected.abs() + 1e-5 * (1 + magnitude)).all()
+    assert torch.equal(x, kept) and result.shape == x.shape and result.dtype == dtype
+    rounding = HALF_UNIT if dtype == BFLOAT16 else 0
+    assert ((result.double() - expected).abs() <= rounding * expected.abs() + 1e-5 * (1 + magnitude)).all()
 
 
 @is_possible
-def test_what_is_no_number_stays_in_its_neighborhood_and_channel(kernels):
+def test_what_is_no_number_stays_in_its_neighborhood_and_channel(every_level):
     x, weight = torch.zeros(1, 20, 20, 33, dtype=BFLOAT16), torch.ones(33, 1, 7, 7, dtype=BFLOAT16)
     x[0, 10, 10, 32] = torch.nan
-    is_spoilt = NativeDepthwise(kernels, weight, None)(x).isnan()
+    is_spoilt = NativeDepthwise(every_level, weight, None)(x).isnan()
     assert is_spoilt[0, 7:14, 7:14, 32].all() and is_spoilt.sum() == 49
 
 
@@ -94,7 +104,7 @@ def test_what_they_do_not_take_is_refused_and_left_to_torch(kernels, x, monkeypa
         kernels.gelu_(x)
     with pytest.raises(ValueError, match="expected a contiguous bfloat16 tensor"):
         NativeDepthwise(kernels, torch.ones(8, 1, 3, 3), None)(x)
-    monkeypatch.setattr(linear, "native_kernels", lambda: kernels)
+    monkeypatch.setattr(linear, "native_kernels", lambda *_: kernels)
     torch.testing.assert_close(linear.gelu_(x.clone()), F.gelu(x))
 
 
@@ -103,7 +113,7 @@ def test_what_they_do_not_take_is_refused_and_left_to_torch(kernels, x, monkeypa
 def test_features_are_the_same_with_them(kernels, monkeypatch, size):
     plain, image = tiny.loud(FastViTHD(tiny.vision_config())).eval(), tiny.images(*size)
     for module in (vision, linear, tile_linear):
-        monkeypatch.setattr(module, "native_kernels", lambda: kernels)
+        monkeypatch.setattr(module, "native_kernels", lambda *_: kernels)
     fast = vision.FastEncoder(plain, BFLOAT16)
     ffns = [step for step in fast.steps if isinstance(step, vision.Ffn)]
     assert ffns and all(ffn.conv._native is not None for ffn in ffns)
@@ -226,7 +236,7 @@ def test_what_is_no_number_stays_in_its_row(kernels):
 
 @is_possible
 def test_a_tile_layer_is_a_linear_layer(kernels, monkeypatch):
-    monkeypatch.setattr(tile_linear, "native_kernels", lambda: kernels)
+    monkeypatch.setattr(tile_linear, "native_kernels", lambda *_: kernels)
     weight, bias = layer(torch.Generator().manual_seed(0), 96, 64)
     x, other = torch.randn(2, 3, 64).to(BFLOAT16), torch.randn(2, 3, 96).to(BFLOAT16)
     for given_bias in (bias.to(BFLOAT16), None):
@@ -237,10 +247,10 @@ def test_a_tile_layer_is_a_linear_layer(kernels, monkeypatch):
         assert torch.equal(tiles.dense(), weight) and tiles.num_bytes == weight.nbytes
     for unsuited in (weight.float(), weight[:95], weight[:, :60]):
         assert tile_linear.tile_linear(unsuited, None, has_gelu=False) is None
-    monkeypatch.setattr(tile_linear, "native_kernels", lambda: None)
+    monkeypatch.setattr(tile_linear, "native_kernels", lambda *_: None)
     assert tile_linear.tile_linear(weight, None, has_gelu=False) is None
 
 
 @is_possible
 def test_the_library_is_opened_with_its_tiles(kernels):
-    assert kernels.has_tiles and kernels.has_threads and native._is_right(kernels)
+    assert kernels.has_tiles and kernels.has_threads and native._is_right(kernels, BFLOAT16)

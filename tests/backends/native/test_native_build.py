@@ -12,9 +12,9 @@ from fastvlm.backends.native import build as native_build
 from fastvlm.backends.native import kernels as native
 from fastvlm.backends.native import library as native_library
 from fastvlm.backends.native.build import build
-from fastvlm.backends.native.kernels import native_kernels
-from fastvlm.backends.native.library import NEEDED_FLAGS, cache_path, installed_path, sealed
-from fastvlm.errors import BuildError
+from fastvlm.backends.native.kernels import all_kernels, native_kernels
+from fastvlm.backends.native.library import LEVELS, SWITCH, cache_path, chosen_levels, installed_path, sealed
+from fastvlm.errors import BuildError, UsageError
 
 BUILD = "from fastvlm.backends.native.build import build; print(build().path)"
 
@@ -25,11 +25,11 @@ def cache(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv(native.SWITCH, raising=False)
+    monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setattr(native_library, "INSTALLED_FOLDER", tmp_path / "installed")
-    native_kernels.cache_clear()
+    all_kernels.cache_clear()
     yield tmp_path / "cache"
-    native_kernels.cache_clear()
+    all_kernels.cache_clear()
 
 
 def placed(library, content=None, path=None):
@@ -53,10 +53,10 @@ def test_what_installing_left_is_used_unless_the_user_built_another(cache, libra
 def test_engines_take_what_was_built_and_can_be_told_not_to(cache, monkeypatch):
     assert native_kernels() is None
     assert build().path.parent == cache / "fastvlm" / "kernels"
-    native_kernels.cache_clear()
+    all_kernels.cache_clear()
     assert native_kernels() is not None
-    native_kernels.cache_clear()
-    monkeypatch.setenv(native.SWITCH, "0")
+    all_kernels.cache_clear()
+    monkeypatch.setenv(SWITCH, "torch")
     assert native_kernels() is None
 
 
@@ -129,7 +129,7 @@ def replaced_by_a_folder(path):
 def test_what_others_may_have_written_is_never_loaded(cache, library, monkeypatch, change, reason):
     if "given_away" in change.__name__ and os.getuid() != 0:
         pytest.skip("only root gives files away")
-    monkeypatch.setattr(native, "open_library", lambda path: pytest.fail(f"{path} was loaded"))
+    monkeypatch.setattr(native, "open_library", lambda path, _: pytest.fail(f"{path} was loaded"))
     change(placed(library))
     with pytest.warns(UserWarning, match=f"{reason}.*PyTorch's kernels are used instead.*fastvlm build-kernels"):
         assert native_kernels() is None
@@ -159,8 +159,7 @@ def test_what_is_built_is_its_users_alone(cache):
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs users' ids")
 def test_a_folder_that_is_not_ours_is_not_built_in(cache, tmp_path, monkeypatch):
-    for module in (native_library, native_build):
-        monkeypatch.setattr(module, "cpu_flags", lambda: NEEDED_FLAGS)
+    monkeypatch.setattr(native_library, "cpu_flags", lambda: LEVELS[0].needed)
     monkeypatch.setattr(native_build, "_compiler", lambda: "c++")
     cache_path().parent.parent.mkdir(parents=True)
     (tmp_path / "theirs").mkdir()
@@ -213,11 +212,21 @@ def test_a_place_that_cannot_be_written_is_told(cache, monkeypatch):
 
 
 def test_a_cpu_that_lacks_something_is_told(cache, monkeypatch):
-    for module in (native_library, native_build):
-        monkeypatch.setattr(module, "cpu_flags", lambda: frozenset({"avx512f", "avx512bw", "amx_tile", "amx_bf16"}))
+    monkeypatch.setattr(native_library, "cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
     assert native_kernels() is None
-    with pytest.raises(
-        BuildError, match="lacks amx_int8, avx512_bf16, avx512_vnni, avx512cd, avx512dq, avx512vbmi, avx512vl; expected"
-    ):
+    with pytest.raises(BuildError, match=r"no kernels for this CPU; expected .*avx2, .*fma"):
         build()
     assert list(cache.iterdir()) == []
+
+
+def test_the_environment_chooses_a_level(cache, monkeypatch):
+    monkeypatch.setattr(native_library, "LEVELS", LEVELS)
+    monkeypatch.setattr(native_library, "cpu_flags", lambda: LEVELS[1].needed)
+    monkeypatch.setattr(native_library.platform, "machine", lambda: "x86_64")
+    assert chosen_levels() == ("avx512", "avx2")
+    for value, expected in {"avx2": ("avx2",), "avx512": ("avx512", "avx2"), "torch": ()}.items():
+        monkeypatch.setenv(SWITCH, value)
+        assert chosen_levels() == expected
+    monkeypatch.setenv(SWITCH, "amx")
+    with pytest.raises(UsageError, match=r"FASTVLM_KERNELS is 'amx'; expected .*: avx512, avx2, torch"):
+        chosen_levels()

@@ -39,7 +39,7 @@ SHAPES = {
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     kernels = natives.built()
-    monkeypatch.setattr(native_linear, "native_kernels", lambda: kernels)
+    monkeypatch.setattr(native_linear, "native_kernels", lambda *_: kernels)
     return kernels
 
 
@@ -191,13 +191,13 @@ def answers(bits, dtype="bfloat16", **settings):
 @is_fast
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_the_shipped_mini_says_the_same(bits, monkeypatch, kernels):
-    monkeypatch.setattr(native, "native_kernels", lambda: kernels)
+    monkeypatch.setattr(native, "native_kernels", lambda *_: kernels)
     engine, ours = answers(bits)
     decoder = engine.backend.decoder
     assert decoder._native is not None
     kinds = [{16: 0, 8: 1, 4: 2}[bits], {16: 0, 8: 1, 4: 1}[bits]]  # with 4 bits the head keeps 8
     assert [linear.native_weights.parts[0].kind for linear in (decoder._layers[0].down, decoder._head)] == kinds
-    monkeypatch.setattr(native_linear, "native_kernels", lambda: None)
+    monkeypatch.setattr(native_linear, "native_kernels", lambda *_: None)
     without, theirs = answers(bits)
     assert without.backend.decoder._native is None and ours == theirs
 

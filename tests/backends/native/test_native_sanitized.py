@@ -14,7 +14,7 @@ import ctypes, sys, torch
 from fastvlm.backends.native.kernels import NativeKernels
 from fastvlm.backends.native.linear import NativeLinear
 from fastvlm.formats.rounding import quantize_int8
-kernels = NativeKernels(ctypes.CDLL(sys.argv[1]))
+kernels = NativeKernels(ctypes.CDLL(sys.argv[1]), "amx")
 layer = NativeLinear(kernels, [quantize_int8(torch.ones(448, 64))], [None])
 short = torch.ones(1)
 if sys.argv[2] == "short":

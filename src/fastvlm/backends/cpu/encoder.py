@@ -28,7 +28,7 @@ from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.generators import finished
 from fastvlm.backends.linear import Activation, PlainLinear
 from fastvlm.backends.native.amx_linear import TileLinear
-from fastvlm.backends.native.kernels import NativeDepthwise, NativeKernels, native_kernels
+from fastvlm.backends.native.kernels import NativeDepthwise, native_kernels
 from fastvlm.encoder_config import ATTENTION_HEAD_DIM
 from fastvlm.model.attention import AttentionBlock
 from fastvlm.model.blocks import PatchEmbed, SqueezeExcite
@@ -176,15 +176,15 @@ class Convolution:
         return other
 
     def _set_kernels(self, kernels: list[tuple[Tensor, Tensor | None]]) -> None:
-        self.kernels, native = kernels, native_kernels()
-        (weight, bias), *others = kernels
+        self.kernels, ((weight, bias), *others) = kernels, kernels
+        native = native_kernels(weight.dtype)
         is_native = native is not None and not others and weight.device.type == "cpu"
         is_native = is_native and NativeDepthwise.suits(weight, self._stride, self._padding, self._groups)
         self._native = NativeDepthwise(native, weight, bias) if native is not None and is_native else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) -> (B, H', W', C_out), a new tensor."""
-        if self._native is not None and NativeKernels.takes(x):
+        if self._native is not None and self._native.takes(x):
             return self._native(x)
         return self._convolve(x, self._padding)
 

@@ -60,7 +60,7 @@ class PackedLinear:
 
 def gelu_(x: Tensor) -> Tensor:
     """Exact GELU, in place."""
-    native = native_kernels()
+    native = native_kernels(x.dtype)
     if native is not None and native.takes(x):
         return native.gelu_(x)
     y: Tensor = torch.ops.aten.gelu_(x)

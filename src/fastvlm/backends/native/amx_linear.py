@@ -66,4 +66,4 @@ def tile_linear(weight: Tensor, bias: Tensor | None, *, has_gelu: bool) -> TileL
     if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not is_whole:
         return None
     kernels = native_kernels()
-    return None if kernels is None else TileLinear(kernels, weight, bias, has_gelu=has_gelu)
+    return None if kernels is None or not kernels.has_tiles else TileLinear(kernels, weight, bias, has_gelu=has_gelu)

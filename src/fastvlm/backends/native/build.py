@@ -7,10 +7,19 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastvlm.backends.native.library import COMPILER_FLAGS, NEEDED_FLAGS, SOURCE_FOLDER, cache_path, cpu_flags, sealed
+from fastvlm.backends.native.library import (
+    COMPILER_FLAGS,
+    SOURCE_FOLDER,
+    Level,
+    available_levels,
+    cache_path,
+    compiled_levels,
+    sealed,
+)
 from fastvlm.errors import BuildError
 
 _COMPILERS = ("c++", "g++", "clang++")
@@ -36,9 +45,10 @@ def build() -> BuiltLibrary:
         BuildError: the CPU lacks features, there is no compiler, compiling fails, the results are wrong, or the folder
             cannot be written.
     """
-    if not cpu_flags() >= NEEDED_FLAGS:
-        lacking = ", ".join(sorted(NEEDED_FLAGS - cpu_flags()))
-        raise BuildError(f"This machine lacks {lacking}; expected Linux on a CPU with them. {_TORCH_IS_ENOUGH}")
+    if not available_levels():
+        least = next(iter(compiled_levels()), None)
+        lacking = "" if least is None else f" with {', '.join(sorted(least.needed))}"
+        raise BuildError(f"There are no kernels for this CPU; expected Linux on x86-64{lacking}. {_TORCH_IS_ENOUGH}")
     return compile_library(cache_path(), is_tried=True)
 
 
@@ -95,12 +105,28 @@ def _compiler() -> str:
 
 
 def _compile(compiler: str, target: Path) -> None:
-    sources = map(str, sorted(SOURCE_FOLDER.glob("*.cpp")))
+    """Compile each source for each level, several at a time, and link all into `target`."""
+    objects = [
+        (level, source, target.with_name(f"{level.name}-{'-'.join(source.relative_to(SOURCE_FOLDER).parts)}.o"))
+        for level in compiled_levels()
+        for source in sorted(SOURCE_FOLDER.rglob("*.cpp"))
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        list(workers.map(lambda job: _compile_object(compiler, *job), objects))
+    _checked(compiler, "-shared", *(str(made) for _, _, made in objects), "-o", str(target), "-ldl", made=target)
+
+
+def _compile_object(compiler: str, level: Level, source: Path, made: Path) -> None:
+    defined = f"-DFASTVLM_LEVEL={level.name}"
+    _checked(compiler, *COMPILER_FLAGS, *level.flags, defined, "-c", str(source), "-o", str(made), made=made)
+
+
+def _checked(compiler: str, *arguments: str, made: Path) -> None:
     try:
-        done = _run(compiler, *COMPILER_FLAGS, *sources, "-o", str(target), "-ldl")
+        done = _run(compiler, *arguments)
     except (subprocess.TimeoutExpired, OSError) as error:
         raise BuildError(f"{compiler} could not be run: {error}. Try another one: set CXX.") from error
-    if done.returncode or not target.is_file():
+    if done.returncode or not made.is_file():
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["it said nothing"]
         advice = f"Try g++ 11 or later, or clang++ 12: set CXX. {_TORCH_IS_ENOUGH}"
         raise BuildError(f"{compiler} failed: {lines[0]}. {advice}")
@@ -112,9 +138,9 @@ def _try(library: Path) -> None:
     from fastvlm.backends.native.linear import linears_are_right  # noqa: PLC0415
 
     try:
-        kernels = open_library(library)
-        if not linears_are_right(kernels) or not passes_are_right(kernels):
-            raise ValueError("what it makes of a decoder is wrong")
+        for kernels in open_library(library, available_levels()):
+            if kernels.has_tiles and not (linears_are_right(kernels) and passes_are_right(kernels)):
+                raise ValueError(f"what the level {kernels.level} makes of a decoder is wrong")
     except (OSError, AttributeError, ValueError) as error:
         raise BuildError(f"What was compiled cannot be used: {error}. Try another compiler: set CXX.") from error
 

@@ -1,4 +1,4 @@
-"""Compiled kernels for CPUs with AMX tile registers.
+"""Compiled kernels of one level (:data:`fastvlm.backends.native.library.LEVELS`), and their Python interface.
 
 They are optional: a missing or stale library falls back to PyTorch silently; a corrupt one warns first.
 ``library.py`` says where the library is searched for.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,17 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.native.address import address
-from fastvlm.backends.native.library import distrust, find_library, is_whole
+from fastvlm.backends.native.library import chosen_levels, distrust, find_library, is_whole
 
 if TYPE_CHECKING:
     from fastvlm.backends.native.decoder import NativeModel
 
-SWITCH = "FASTVLM_NATIVE_KERNELS"
-
-_INTERFACE = 3  # of cpp/encoder.cpp
-_BLOCK = 32  # channels that the depthwise kernel takes at a time: 16 even ones and 16 odd ones
+_BLOCK = 32  # `kDepthwiseChannels` in cpp/depthwise.hpp
 _KERNEL_SIZES = (3, 7)
 _HEAD_WIDTH = 32  # `kHeadWidth` in cpp/attention.hpp
 _HALF = torch.bfloat16
@@ -38,58 +33,87 @@ Epilogue = Literal["plain", "gelu", "added", "panels"]
 _EPILOGUES: dict[Epilogue, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
 
 
+_DTYPES = {torch.bfloat16: 0, torch.float32: 1}  # `Dtype` in cpp/interface.hpp
+_TILE_LEVEL = "amx"
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "has_threads": ([], _INT),
+    "gelu": ([_POINTER, _SIZE, _INT, _INT], None),
+    "depthwise": ([*[_POINTER] * 4, *[_SIZE] * 4, _INT, _INT, _INT], _INT),
+}
+_TILE_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "may_use_tiles": ([], _INT),
+    "linear": ([_POINTER, _POINTER, *[_SIZE] * 3, _POINTER, _POINTER, _INT, _INT], None),
+    "ffn": ([_POINTER, _POINTER, *[_SIZE] * 3, *[_POINTER] * 4, _INT], None),
+    "attention": ([_POINTER, _POINTER, *[_SIZE] * 3, _INT], None),
+    "gemm": ([_POINTER, _POINTER, _POINTER, _SIZE, _INT], None),
+    "decode": ([*[_POINTER] * 4, _SIZE, _INT, *[_POINTER] * 3, _INT], None),
+}
+
+
 class NativeKernels:
-    """The functions of an opened library, for contiguous bfloat16 CPU tensors; they use torch's number of threads."""
+    """The functions of one level of an opened library, for contiguous CPU tensors; they use torch's number of threads.
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
-        self._gelu, self._depthwise = library.fastvlm_gelu, library.fastvlm_depthwise
-        self._gelu.argtypes, self._gelu.restype = [pointer, ctypes.c_size_t, ctypes.c_int], None
-        self._depthwise.argtypes = [*[pointer] * 4, *[size] * 4, ctypes.c_int, ctypes.c_int]
-        self._depthwise.restype = ctypes.c_int
-        self._linear, self._ffn, self._attention = (
-            library.fastvlm_linear,
-            library.fastvlm_ffn,
-            library.fastvlm_attention,
-        )
-        self._linear.argtypes = [pointer, pointer, *[size] * 3, pointer, pointer, ctypes.c_int, ctypes.c_int]
-        self._ffn.argtypes = [pointer, pointer, *[size] * 3, *[pointer] * 4, ctypes.c_int]
-        self._attention.argtypes = [pointer, pointer, *[size] * 3, ctypes.c_int]
-        self._linear.restype = self._ffn.restype = self._attention.restype = None
-        self._gemm = library.fastvlm_gemm
-        self._gemm.argtypes, self._gemm.restype = [pointer, pointer, pointer, size, ctypes.c_int], None
-        self._decode = library.fastvlm_decode
-        self._decode.argtypes = [*[pointer] * 4, size, ctypes.c_int, *[pointer] * 3, ctypes.c_int]
-        self._decode.restype = None
-        self.interface, self.has_threads = library.fastvlm_interface(), bool(library.fastvlm_has_threads())
-        self.has_tiles = bool(library.fastvlm_may_use_tiles())
+    Args:
+        library: from :func:`open_library`.
+        level: one of its levels, which this CPU can run.
 
-    @staticmethod
-    def takes(x: Tensor) -> bool:
+    Raises:
+        AttributeError: the library has no such level.
+    """
+
+    def __init__(self, library: ctypes.CDLL, level: str) -> None:
+        self.level = level
+        functions = dict(self._functions(library, _SIGNATURES))
+        if level == _TILE_LEVEL:
+            functions |= self._functions(library, _TILE_SIGNATURES)
+        self._functions_by_name = functions
+        self.has_threads = bool(functions["has_threads"]())
+        self.has_tiles = level == _TILE_LEVEL and bool(functions["may_use_tiles"]())
+        self._gelu, self._depthwise = functions["gelu"], functions["depthwise"]
+        self._linear, self._ffn = functions.get("linear"), functions.get("ffn")
+        self._attention, self._gemm, self._decode = map(functions.get, ("attention", "gemm", "decode"))
+
+    def _functions(self, library: ctypes.CDLL, signatures: dict[str, tuple[list[Any], Any]]) -> Iterator[Any]:
+        for name, (arguments, result) in signatures.items():
+            function = getattr(library, f"fastvlm_{self.level}_{name}")
+            function.argtypes, function.restype = arguments, result
+            yield name, function
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Dtypes of the tensors that these functions take."""
+        return (torch.bfloat16,) if self.level == _TILE_LEVEL else (torch.float32, torch.bfloat16)
+
+    def takes(self, x: Tensor) -> bool:
         """True if these functions accept `x`."""
-        return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous() and x.numel() > 0
+        return x.dtype in self.dtypes and x.device.type == "cpu" and x.is_contiguous() and x.numel() > 0
 
     def gelu_(self, x: Tensor) -> Tensor:
-        """Exact GELU in place, within bfloat16 rounding and 1.5e-6. `x` must satisfy :meth:`takes`.
+        """Exact GELU in place, within rounding and 1.5e-6. `x` must satisfy :meth:`takes`.
 
         NaN stays NaN, and minus infinity becomes NaN.
         """
-        self._gelu(address("x", x, _HALF), x.numel(), torch.get_num_threads())
+        self._gelu(address("x", x, self._dtype(x)), x.numel(), _DTYPES[x.dtype], torch.get_num_threads())
         return x
 
     def depthwise(self, x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
         """The convolution of :class:`NativeDepthwise`; `weight` and `bias` in its layout."""
-        x_at = address("x", x, _HALF, None, None, None, None)
-        blocks, y = -(-x.shape[3] // _BLOCK), torch.empty_like(x)
+        x_at = address("x", x, self._dtype(x), None, None, None, None)
+        padded, y = -(-x.shape[3] // _BLOCK) * _BLOCK, torch.empty_like(x)
         pointers = (
             x_at,
             y.data_ptr(),
-            address("weight", weight, torch.float32, blocks, 2, kernel**2, _BLOCK // 2),
-            address("bias", bias, torch.float32, blocks, 2, _BLOCK // 2),
+            address("weight", weight, torch.float32, kernel**2, padded),
+            address("bias", bias, torch.float32, padded),
         )
-        if self._depthwise(*pointers, *x.shape, kernel, torch.get_num_threads()):
+        if self._depthwise(*pointers, *x.shape, kernel, _DTYPES[x.dtype], torch.get_num_threads()):
             raise ValueError(f"kernel is {kernel}; expected one of {_KERNEL_SIZES}.")
         return y
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype of `x` if these functions take it, else one for the message that says what is expected."""
+        return x.dtype if x.dtype in self.dtypes else self.dtypes[0]
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor, epilogue: Epilogue, out: Tensor) -> Tensor:
         """Compute ``x @ weight.T + bias`` into `out` (rows, outputs), with the given epilogue.
@@ -211,14 +235,13 @@ class NativeDepthwise:
 
     def __init__(self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None) -> None:
         channels, self._kernel = len(weight), weight.shape[-1]
-        blocks, taps = -(-channels // _BLOCK), self._kernel**2
-        flat = weight.new_zeros(blocks * _BLOCK, taps + 1, dtype=torch.float32)
-        flat[:channels, :taps] = weight.flatten(1)
-        if bias is not None:
-            flat[:channels, taps] = bias
-        ordered = flat.view(blocks, _BLOCK // 2, 2, taps + 1).permute(0, 2, 3, 1)
+        padded = -(-channels // _BLOCK) * _BLOCK
         self._kernels = kernels
-        self._weight, self._bias = ordered[:, :, :taps].contiguous(), ordered[:, :, taps].contiguous()
+        self._weight = weight.new_zeros(self._kernel**2, padded, dtype=torch.float32)
+        self._weight[:, :channels] = weight.flatten(1).T
+        self._bias = weight.new_zeros(padded, dtype=torch.float32)
+        if bias is not None:
+            self._bias[:channels] = bias
 
     @staticmethod
     def suits(weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], groups: int) -> bool:
@@ -226,39 +249,50 @@ class NativeDepthwise:
         channels, inputs, *size = weight.shape
         is_depthwise = inputs == 1 and channels == groups
         is_same = tuple(stride) == (1, 1) and size[0] == size[1] and tuple(padding) == (size[0] // 2,) * 2
-        return is_depthwise and is_same and size[0] in _KERNEL_SIZES and weight.dtype == torch.bfloat16
+        return is_depthwise and is_same and size[0] in _KERNEL_SIZES and weight.dtype in _DTYPES
+
+    def takes(self, x: Tensor) -> bool:
+        """True if `x` can be convolved here."""
+        return self._kernels.takes(x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> a new tensor of the same shape; `x` must satisfy :meth:`NativeKernels.takes`."""
+        """(B, H, W, C) -> a new tensor of the same shape; `x` must satisfy :meth:`takes`."""
         return self._kernels.depthwise(x, self._weight, self._bias, self._kernel)
 
 
-@functools.cache
-def native_kernels() -> NativeKernels | None:
-    """The kernels of this machine, or None: not built, unsupported CPU, damaged, or disabled.
+def native_kernels(dtype: torch.dtype = torch.bfloat16) -> NativeKernels | None:
+    """The best kernels of this machine for tensors of `dtype`, or None if there are none."""
+    return next((kernels for kernels in all_kernels() if dtype in kernels.dtypes), None)
 
-    A library that other users may have written is not opened; a warning says so. CPUs without tile registers are not
-    supported, because the kernels speed up only passes that take as long as the matrix products there.
+
+@functools.cache
+def all_kernels() -> tuple[NativeKernels, ...]:
+    """The kernels of every level of this machine, the best first; none if not built, damaged, or disabled.
+
+    A library that other users may have written is not opened; a warning says so.
+
+    Raises:
+        UsageError: the environment variable FASTVLM_KERNELS is not a level of this CPU.
     """
-    if os.environ.get(SWITCH) == "0" or not cpu_kernels().has_bfloat16_tiles:
-        return None
-    path = find_library()
+    levels = chosen_levels()
+    path = find_library() if levels else None
     if path is None:
-        return None
+        return ()
     try:
         if reason := distrust(path):
             raise ValueError(reason)
-        kernels = open_library(path)
+        found = open_library(path, levels)
     except (OSError, AttributeError, ValueError) as error:
         again = "To build it again: fastvlm build-kernels"
         warnings.warn(f"{path} cannot be used: {error}. PyTorch's kernels are used instead. {again}", stacklevel=2)
-        return None
-    is_usable = kernels.has_tiles and (kernels.has_threads or torch.get_num_threads() == 1)
-    return kernels if is_usable else None
+        return ()
+    return tuple(kernels for kernels in found if kernels.has_threads or torch.get_num_threads() == 1)
 
 
-def open_library(path: Path) -> NativeKernels:
-    """Open the sealed library `path` and check it on a few numbers.
+def open_library(path: Path, levels: Sequence[str]) -> tuple[NativeKernels, ...]:
+    """Open the sealed library `path` and check each of `levels` on a few numbers.
+
+    A level whose tile registers the system does not grant is left out.
 
     Raises:
         OSError: it cannot be read or loaded.
@@ -267,15 +301,18 @@ def open_library(path: Path) -> NativeKernels:
     """
     if not is_whole(path.read_bytes()):
         raise ValueError("it is damaged: its digest is another one")
-    kernels = NativeKernels(ctypes.CDLL(str(path)))
-    if kernels.interface != _INTERFACE or not _is_right(kernels):
-        raise ValueError("its results are wrong")
-    return kernels
+    library = ctypes.CDLL(str(path))
+    found = [NativeKernels(library, level) for level in levels]
+    usable = tuple(kernels for kernels in found if kernels.has_tiles or kernels.level != _TILE_LEVEL)
+    for kernels in usable:
+        if not all(_is_right(kernels, dtype) for dtype in kernels.dtypes):
+            raise ValueError(f"its results are wrong on the level {kernels.level}")
+    return usable
 
 
-def _is_right(kernels: NativeKernels) -> bool:
+def _is_right(kernels: NativeKernels, dtype: torch.dtype) -> bool:
     """True if the kernels give torch's results, for numbers that are nearly exact in bfloat16."""
-    x = (torch.arange(4 * 5 * 33) % 17 / 4 - 2).reshape(1, 4, 5, 33).bfloat16()
+    x = (torch.arange(4 * 5 * 33) % 17 / 4 - 2).reshape(1, 4, 5, 33).to(dtype)
     pairs = [(kernels.gelu_(x.clone()), F.gelu(x.float())), *_convolved(kernels, x)]
     if kernels.has_tiles:
         pairs += _multiplied(kernels)

@@ -2,7 +2,8 @@
 
 It is searched for in the user's cache directory, where ``fastvlm build-kernels`` puts it, and then in this package,
 where installation puts it if there is a compiler (``hatch_build.py``). Its name is a hash of its sources and flags, so
-a library of another version is ignored. It can be compiled anywhere and runs on CPUs with :data:`NEEDED_FLAGS`.
+a library of another version is ignored. It can be compiled anywhere: it holds the kernels of every level of
+:data:`LEVELS`, and the CPU and ``FASTVLM_KERNELS`` choose among them when it is opened.
 
 A library ends with its own SHA-256, so that a partial one is never loaded. Its name is predictable, so it is loaded
 only if no other user can have written it: see :func:`distrust`.
@@ -15,19 +16,50 @@ import os
 import platform
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+from fastvlm.errors import UsageError
 
 SOURCE_FOLDER = Path(__file__).with_name("cpp")
 INSTALLED_FOLDER = Path(__file__).with_name("built")
-COMPILER_FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-march=x86-64-v4"),
-    *("-mavx512bf16", "-mavx512vnni", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+COMPILER_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden")
+SWITCH = "FASTVLM_KERNELS"  # the environment variable that forces a level
+TORCH = "torch"  # its value for PyTorch's kernels
+
+
+@dataclass(frozen=True)
+class Level:
+    """Instructions that the kernels are compiled for.
+
+    Attributes:
+        name: its namespace and part of its functions' names.
+        machine: as ``platform.machine()`` says.
+        needed: what the CPU must have, as Linux calls it.
+        flags: for the compiler.
+    """
+
+    name: str
+    machine: str
+    needed: frozenset[str]
+    flags: tuple[str, ...]
+
+
+_AVX2 = frozenset(["avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"])
+_AVX512 = frozenset(
+    ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "avx512vbmi"]
 )
-NEEDED_FLAGS = frozenset(  # as Linux calls them
-    [
-        *("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "avx512vbmi"),
-        *("amx_tile", "amx_bf16", "amx_int8"),
-    ]
+_AVX512_FLAGS = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi")
+# From the least to the most: a function of the C++ library that several levels need is then taken from the least.
+LEVELS = (
+    Level("avx2", "x86_64", _AVX2, ("-march=x86-64-v3",)),
+    Level("avx512", "x86_64", _AVX2 | _AVX512, _AVX512_FLAGS),
+    Level(
+        "amx",
+        "x86_64",
+        _AVX2 | _AVX512 | {"amx_tile", "amx_bf16", "amx_int8"},
+        (*_AVX512_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    ),
 )
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -36,7 +68,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 def find_library() -> Path | None:
     """The library for these sources and this CPU, or None."""
-    if not cpu_flags() >= NEEDED_FLAGS:
+    if not available_levels():
         return None
     name = library_name()  # once: all sources are read for it, at every start
     places = (folder / name for folder in (_cache_folder(), INSTALLED_FOLDER))
@@ -60,9 +92,39 @@ def _cache_folder() -> Path:
 
 def library_name() -> str:
     """File name of the library for the current sources."""
-    sources = (path.read_text("utf-8") for path in sorted(SOURCE_FOLDER.glob("*.?pp")))
-    key = hashlib.sha256("\n".join((*sources, *COMPILER_FLAGS, platform.machine())).encode()).hexdigest()[:16]
+    sources = (path.read_text("utf-8") for path in sorted(SOURCE_FOLDER.rglob("*.?pp")))
+    key = hashlib.sha256("\n".join((*sources, *COMPILER_FLAGS, repr(compiled_levels()))).encode()).hexdigest()[:16]
     return f"kernels-{key}.so"
+
+
+def compiled_levels(machine: str | None = None) -> tuple[Level, ...]:
+    """The levels that a library for `machine` (this one by default) holds, from the least to the most."""
+    machine = machine or platform.machine()
+    return tuple(level for level in LEVELS if level.machine == machine)
+
+
+def available_levels() -> tuple[str, ...]:
+    """Names of the levels that this CPU can run, the best first; empty if it has none."""
+    found = cpu_flags()
+    return tuple(level.name for level in reversed(compiled_levels()) if found >= level.needed)
+
+
+def chosen_levels() -> tuple[str, ...]:
+    """The levels to use, the best first: the available ones, up to the one that FASTVLM_KERNELS names.
+
+    Raises:
+        UsageError: FASTVLM_KERNELS is not a level of this CPU.
+    """
+    available, asked = available_levels(), os.environ.get(SWITCH)
+    if not asked:
+        return available
+    if asked == TORCH:
+        return ()
+    if asked not in available:
+        raise UsageError(
+            f"{SWITCH} is {asked!r}; expected one that this CPU can run: {', '.join((*available, TORCH))}."
+        )
+    return available[available.index(asked) :]
 
 
 def cpu_flags() -> frozenset[str]:

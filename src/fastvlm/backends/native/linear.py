@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fastvlm.backends.linear import Linear
 from fastvlm.backends.native.address import address
-from fastvlm.backends.native.kernels import SWITCH, NativeKernels, native_kernels
+from fastvlm.backends.native.kernels import NativeKernels, native_kernels
+from fastvlm.backends.native.library import SWITCH
 from fastvlm.backends.page_release import release_pages
 from fastvlm.errors import ConfigError
 from fastvlm.formats.rounding import (
@@ -109,7 +110,7 @@ class NativeLinears:
         layer = native_linear(formed, biases)
         if layer is None:
             shapes = [list(weight.shape) for weight in weights]
-            raise ConfigError(f"Weights of {shapes} are not supported by the compiled kernels. Set {SWITCH}=0.")
+            raise ConfigError(f"Weights of {shapes} are not supported by the compiled kernels. Set {SWITCH}=torch.")
         return layer
 
 

@@ -1,13 +1,16 @@
 // C interface of the decoder's kernels, for CPUs with AMX.
 
+#if defined(__AMX_TILE__)
+
 #include <cstddef>
 
 #include "decoder_pass.hpp"
-#include "gemm_small_m.hpp"
-#include "gemm.hpp"
+#include "amx/gemm.hpp"
+#include "amx/gemm_small_m.hpp"
+#include "interface.hpp"
 #include "team.hpp"
 
-using namespace fastvlm;
+using namespace fastvlm::FASTVLM_LEVEL;
 
 namespace {
 
@@ -51,14 +54,13 @@ void many_rows(const LinearWeights& linear, const Bfloat16* rows, const Columns&
 
 } // namespace
 
-#pragma GCC visibility push(default)
-extern "C" {
+FASTVLM_INTERFACE_BEGIN
 
 // 1 if this process may use tile registers; the other functions here need it.
-int fastvlm_may_use_tiles() { return may_use_tiles() ? 1 : 0; }
+int FASTVLM_NAME(may_use_tiles)() { return may_use_tiles() ? 1 : 0; }
 
 // (num_rows, inputs) -> (num_rows, outputs), contiguous bfloat16.
-void fastvlm_gemm(const LinearWeights* linear, const Bfloat16* rows, Bfloat16* results, std::ptrdiff_t num_rows,
+void FASTVLM_NAME(gemm)(const LinearWeights* linear, const Bfloat16* rows, Bfloat16* results, std::ptrdiff_t num_rows,
                      int threads) {
   static thread_local Scratch<std::uint8_t> memory;
   const std::ptrdiff_t parts = (num_rows + kMaxRows - 1) / kMaxRows;
@@ -79,7 +81,7 @@ void fastvlm_gemm(const LinearWeights* linear, const Bfloat16* rows, Bfloat16* r
 // `count` new tokens, at most kMaxRows, through all layers: they follow one another in one slot, or each is of another.
 // Their keys and values are put into the cache, at their positions; `embeds` is (count, width). Of a prompt the last
 // token's hidden state (width,) is given, else the logits (count, vocabulary).
-void fastvlm_decode(const Model* model, const Bfloat16* embeds, const std::int64_t* slots,
+void FASTVLM_NAME(decode)(const Model* model, const Bfloat16* embeds, const std::int64_t* slots,
                     const std::int64_t* positions, std::ptrdiff_t count, int are_a_prompt, const Bfloat16* cos,
                     const Bfloat16* sin, Bfloat16* results, int threads) {
   const Tokens tokens{count, are_a_prompt != 0, slots, positions, cos, sin};
@@ -91,5 +93,7 @@ void fastvlm_decode(const Model* model, const Bfloat16* embeds, const std::int64
   });
   if (tokens.are_a_prompt) pass.last(results);
 }
-}
-#pragma GCC visibility pop
+
+FASTVLM_INTERFACE_END
+
+#endif

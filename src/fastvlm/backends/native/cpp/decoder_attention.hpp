@@ -6,10 +6,11 @@
 #include <limits>
 
 #include "exponential.hpp"
+#include "amx/tiles.hpp"
 #include "linear_weights.hpp"
 #include "team.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 // Shapes of a decoder's attention: `heads` query heads share `kv_heads` heads of keys and values.
 struct Heads {
@@ -217,4 +218,4 @@ class Attention {
   const std::ptrdiff_t mixed_stride_;
 };
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

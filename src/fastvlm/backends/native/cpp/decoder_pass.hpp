@@ -5,11 +5,11 @@
 
 #include "decoder_attention.hpp"
 #include "exponential.hpp"
-#include "gemm_small_m.hpp"
-#include "gemm.hpp"
+#include "amx/gemm.hpp"
+#include "amx/gemm_small_m.hpp"
 #include "team.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 // `NativeLayer` in native_decoder.py.
 struct Layer {
@@ -107,7 +107,7 @@ class Pass {
   void last(Bfloat16* hidden) const {
     const Output output{nullptr, hidden, model_.width, false};
     for (std::ptrdiff_t i = 0; i < model_.width; i += kLanes)
-      output.put(0, i, _mm512_loadu_ps(hidden_ + (all_.count - 1) * stride_ + i), first_floats(model_.width - i));
+      output.put(0, i, load(hidden_ + (all_.count - 1) * stride_ + i), model_.width - i);
   }
 
  private:
@@ -180,4 +180,4 @@ class Pass {
   Scratch<std::uint8_t>* columns_;
 };
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

@@ -2,39 +2,37 @@
 
 #pragma once
 
-#include "simd.hpp"
+#include "vectors/vectors.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 constexpr float kLog2E = 1.44269504f;
 
 // 2e-7 off relatively; 0 and infinity are not reached (x is held in -87 ... 88), NaN stays.
-inline __m512 exponential(__m512 x) {
-  x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
-  const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2E)), 8);
-  __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x); // ln 2 in two parts
-  rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
-  __m512 sum = _mm512_set1_ps(1.0f / 720);
+inline Floats exponential(Floats x) {
+  x = smaller(broadcast(88.0f), larger(broadcast(-87.0f), x));
+  const Floats power = nearest_integers(x * broadcast(kLog2E));
+  Floats rest = subtract_product(x, power, broadcast(0.693359375f)); // ln 2 in two parts
+  rest = subtract_product(rest, power, broadcast(-2.12194440e-4f));
+  Floats sum = broadcast(1.0f / 720);
   const float coefficients[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
   UNROLLED
-  for (int i = 0; i < 6; ++i) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(coefficients[i]));
-  return _mm512_scalef_ps(sum, power);
+  for (int i = 0; i < 6; ++i) sum = multiply_add(sum, rest, broadcast(coefficients[i]));
+  return times_power_of_2(sum, power);
 }
 
-inline __m512 silu(__m512 x) {
-  const __m512 below = _mm512_add_ps(_mm512_set1_ps(1), exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)));
-  return _mm512_div_ps(x, below);
+inline Floats silu(Floats x) { return x / (broadcast(1) + exponential(zeros() - x)); }
+
+// 2 to the power of x, at most 127: a polynomial of the fraction, 3e-6 off at most relative to the result, times the power
+// that is left. 0 below -126.
+inline Floats exp2(Floats x) {
+  const Floats whole = nearest_integers(larger(broadcast(-126.0f), x) - broadcast(0.5f));
+  const Floats f = larger(broadcast(-126.0f), x) - whole;
+  Floats power = multiply_add(f, broadcast(0.013534167f), broadcast(0.05201146f));
+  power = multiply_add(power, f, broadcast(0.24144275f));
+  power = multiply_add(power, f, broadcast(0.69300383f));
+  power = multiply_add(power, f, broadcast(1.0000026f));
+  return where_at_least(x, broadcast(-126.0f), times_power_of_2(power, larger(broadcast(-126.0f), whole)), zeros());
 }
 
-// 2 to the power of x: a polynomial of the fraction, 3e-6 off at most relative to the result, times the power that is
-// left. 0 for minus infinity.
-inline __m512 exp2(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, 1); // x minus the integer below it
-  __m512 power = _mm512_fmadd_ps(f, _mm512_set1_ps(0.013534167f), _mm512_set1_ps(0.05201146f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.24144275f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(0.69300383f));
-  power = _mm512_fmadd_ps(power, f, _mm512_set1_ps(1.0000026f));
-  return _mm512_scalef_ps(power, x);
-}
-
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

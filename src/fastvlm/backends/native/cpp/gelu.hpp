@@ -1,13 +1,19 @@
-// GELU: x times the normal distribution's Phi(x), a cubic in each of 31 intervals; the product is 1.5e-6 off at most.
+// Exact GELU: x times the normal distribution's Phi(x); the product is 1.5e-6 off at most. NaN stays NaN, and minus
+// infinity becomes NaN.
 
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 
-#include "simd.hpp"
+#include "threads.hpp"
+#include "vectors/vectors.hpp"
 
-namespace fastvlm::encoder {
+namespace fastvlm::FASTVLM_LEVEL {
+
+#if defined(__AVX512F__)
+
+// Phi as a cubic in each of 31 intervals, whose coefficients are looked up in registers.
 
 constexpr float kIntervalsPerUnit = 2.9f;
 constexpr float kLargest = 15.4f / kIntervalsPerUnit; // beyond, Phi is 0 or 1 exactly
@@ -66,14 +72,46 @@ class Gelu {
   __m512 low_[4], high_[4];
 };
 
-inline void gelu_run(Bfloat16* data, std::size_t count) {
-  const Gelu gelu;
-  const Interleaved interleaved;
-  for (std::size_t i = 0; i < count; i += kBlock) {
-    const __mmask32 mask = first_lanes(count - i);
-    const __m512i x = _mm512_maskz_loadu_epi16(mask, data + i);
-    _mm512_mask_storeu_epi16(data + i, mask, interleaved(gelu(even_lanes(x)), gelu(odd_lanes(x))));
+#else
+
+// Phi(x) = (1 + erf(x / sqrt 2)) / 2, erf as a quotient of polynomials (the coefficients are those of Eigen's float erf).
+class Gelu {
+ public:
+  Floats operator()(Floats x) const {
+    const Floats scaled = x * broadcast(0.70710678f);
+    const Floats t = smaller(broadcast(kEdge), larger(broadcast(-kEdge), scaled)), squared = t * t;
+    Floats above = broadcast(kAbove[0]), below = broadcast(kBelow[0]);
+    UNROLLED
+    for (int i = 1; i < 7; ++i) above = multiply_add(above, squared, broadcast(kAbove[i]));
+    UNROLLED
+    for (int i = 1; i < 5; ++i) below = multiply_add(below, squared, broadcast(kBelow[i]));
+    const Floats one = with_sign(broadcast(1), x), magnitude = with_sign(scaled, broadcast(1));
+    const Floats erf = where_at_least(magnitude, broadcast(kEdge), one, t * above / below);
+    const Floats half = x * broadcast(0.5f);
+    return multiply_add(half, erf, half);
   }
+
+ private:
+  static constexpr float kEdge = 4.0f; // beyond, erf is 1 or -1 to the last bit
+  static constexpr float kAbove[] = {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f,
+                                     -5.69250639462346e-05f, -7.34990630326855e-04f, -2.95459980854025e-03f,
+                                     -1.60960333262415e-02f};
+  static constexpr float kBelow[] = {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f,
+                                     -7.37332916720468e-03f, -1.42647390514189e-02f};
+};
+
+#endif
+
+template <typename Number>
+void gelu(Number* data, std::ptrdiff_t count, int threads) {
+  constexpr std::ptrdiff_t kPart = 1 << 16;
+  in_parallel((count + kPart - 1) / kPart, threads, [=](std::size_t part) {
+    const Gelu function;
+    const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(part) * kPart, stop = std::min(first + kPart, count);
+    std::ptrdiff_t i = first;
+    for (; i + kLanes <= stop; i += kLanes) store(data + i, function(load(data + i)));
+    if (i < stop) store(data + i, function(load(data + i, stop - i)), stop - i);
+  });
 }
 
-} // namespace fastvlm::encoder
+} // namespace fastvlm::FASTVLM_LEVEL

@@ -6,15 +6,15 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "simd.hpp"
 #include "scratch.hpp"
-#include "tiles.hpp"
+#include "vectors/vectors.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 enum Kind : std::ptrdiff_t { kBfloat16 = 0, kInt8 = 1, kInt4 = 2 };
 
-constexpr std::ptrdiff_t kOutputs = 64; // of a block: how 4-bit weights are packed
+constexpr std::ptrdiff_t kCacheLine = 64; // bytes
+constexpr std::ptrdiff_t kOutputs = 64;   // of a block: how 4-bit weights are packed
 
 // Rows of weights over the same inputs; `NativeMatrix` in native/linear.py.
 struct Matrix {
@@ -31,7 +31,7 @@ struct LinearWeights {
   Kind kind() const { return static_cast<Kind>(parts->kind); }
 };
 
-inline std::ptrdiff_t padded_inputs(std::ptrdiff_t inputs) { return rounded_up(inputs, kTileRowBytes); }
+inline std::ptrdiff_t padded_inputs(std::ptrdiff_t inputs) { return rounded_up(inputs, kCacheLine); }
 inline std::ptrdiff_t row_bytes(const LinearWeights& linear) {
   return linear.kind() == kInt8 ? linear.inputs : linear.inputs * static_cast<std::ptrdiff_t>(sizeof(Bfloat16));
 }
@@ -84,7 +84,7 @@ class Ahead {
   // Asks for `count` lines more, perhaps some beyond its end.
   void fetch(std::ptrdiff_t count) {
     if (at_ >= end_) return;
-    for (std::ptrdiff_t i = 0; i < count; ++i) _mm_prefetch(at_ + i * 64, _MM_HINT_T1);
+    for (std::ptrdiff_t i = 0; i < count; ++i) __builtin_prefetch(at_ + i * 64, 0, 2);
     at_ += count * 64;
   }
 
@@ -92,29 +92,27 @@ class Ahead {
   const std::uint8_t *at_ = nullptr, *end_ = nullptr;
 };
 
-// Where results go: (rows, stride) of float32, perhaps added to what is there, or of bfloat16.
-struct Output {
+// Where results go: (rows, stride) of float32, perhaps added to what is there, or of `rounded`.
+template <typename Number>
+struct OutputOf {
   float* sums;
-  Bfloat16* rounded;
+  Number* rounded;
   std::ptrdiff_t stride;
   bool adds;
 
-  void put(std::ptrdiff_t row, std::ptrdiff_t column, __m512 values, __mmask16 mask) const {
+  // The first `count` values, at most kLanes.
+  void put(std::ptrdiff_t row, std::ptrdiff_t column, Floats values, std::ptrdiff_t count) const {
     const std::ptrdiff_t at = row * stride + column;
-    if (rounded) {
-      _mm256_mask_storeu_epi16(rounded + at, mask, narrowed(values));
-      return;
-    }
-    if (adds) values = _mm512_add_ps(values, _mm512_maskz_loadu_ps(mask, sums + at));
-    _mm512_mask_storeu_ps(sums + at, mask, values);
+    if (rounded) return store(rounded + at, values, count);
+    if (adds) values = values + load(sums + at, count);
+    store(sums + at, values, count);
   }
 };
 
-// 16 results of one row, from output `first` of `matrix` on: scaled, with the bias.
-inline __m512 finished(const Matrix& matrix, std::ptrdiff_t first, __mmask16 mask, __m512 values) {
-  if (matrix.kind == kInt8)
-    values = _mm512_mul_ps(values, _mm512_maskz_loadu_ps(mask, static_cast<const float*>(matrix.scales) + first));
-  return matrix.bias ? _mm512_add_ps(values, _mm512_maskz_loadu_ps(mask, matrix.bias + first)) : values;
+// Results of one row from output `first` of `matrix` on, at most kLanes: scaled, with the bias.
+inline Floats finished(const Matrix& matrix, std::ptrdiff_t first, std::ptrdiff_t count, Floats values) {
+  if (matrix.kind == kInt8) values = values * load(static_cast<const float*>(matrix.scales) + first, count);
+  return matrix.bias ? values + load(matrix.bias + first, count) : values;
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

@@ -5,8 +5,9 @@
 #include <cstddef>
 #include <cstdlib>
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
+inline std::ptrdiff_t parts(std::ptrdiff_t whole, std::ptrdiff_t size) { return (whole + size - 1) / size; }
 inline std::ptrdiff_t rounded_up(std::ptrdiff_t count, std::ptrdiff_t unit) { return (count + unit - 1) / unit * unit; }
 
 // To be declared `static thread_local`. Numbers are aligned to pages; what was there before is lost when it grows.
@@ -34,4 +35,4 @@ class Scratch {
   std::ptrdiff_t count_ = 0;
 };
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

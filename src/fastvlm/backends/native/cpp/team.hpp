@@ -2,15 +2,15 @@
 
 #pragma once
 
-#include <immintrin.h>
 #include <sched.h>
 
 #include <atomic>
 #include <cstddef>
 
 #include "threads.hpp"
+#include "vectors/vectors.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 // 0 if OpenMP's function is missing.
 inline int openmp_team_size() {
@@ -46,7 +46,7 @@ class TeamMember {
     }
     for (int spins = 0; state_.round.load(std::memory_order_acquire) == round; ++spins) {
       if (spins < kSpins) {
-        _mm_pause();
+        pause();
       } else {
         sched_yield(); // with more threads than cores, the awaited thread may need this core
       }
@@ -79,4 +79,4 @@ void as_team(int threads, const Work& work) {
   }
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

@@ -8,7 +8,7 @@
 #include <atomic>
 #include <cstddef>
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
@@ -37,4 +37,4 @@ void in_parallel(std::size_t count, int threads, const Work& work) {
   }
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

@@ -6,7 +6,7 @@
 
 #include "simd.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 inline void transpose(__m512i rows[kLanes]) {
   __m512i pairs[kLanes], fours[kLanes];
@@ -35,4 +35,4 @@ inline void transpose(__m512i rows[kLanes]) {
   }
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

@@ -15,7 +15,7 @@
 #error "this CPU has no tile registers"
 #endif
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 constexpr int kTileRows = 16;
 constexpr int kTileRowBytes = 64;
@@ -76,4 +76,4 @@ inline void pack_columns(const std::uint32_t* rows, std::ptrdiff_t stride, int n
   }
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

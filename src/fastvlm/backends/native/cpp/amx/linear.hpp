@@ -8,12 +8,12 @@
 #include <utility>
 
 #include "blocks.hpp"
-#include "gelu.hpp"
+#include "../gelu.hpp"
 #include "simd.hpp"
-#include "scratch.hpp"
-#include "threads.hpp"
+#include "../scratch.hpp"
+#include "../threads.hpp"
 
-namespace fastvlm::encoder {
+namespace fastvlm::FASTVLM_LEVEL::encoder {
 
 constexpr std::ptrdiff_t kBlockRows = 256; // that a thread takes through a layer at a time: they and the sums stay in L2
 constexpr std::ptrdiff_t kPartSize = 384;  // inputs at a time: a panel's weights for them stay in L1
@@ -177,4 +177,4 @@ void apply(const Rows& rows, const Layer& layer, std::ptrdiff_t first_panel, std
   }
 }
 
-} // namespace fastvlm::encoder
+} // namespace fastvlm::FASTVLM_LEVEL::encoder

@@ -6,9 +6,9 @@
 #include <cstddef>
 
 #include "linear.hpp"
-#include "scratch.hpp"
+#include "../scratch.hpp"
 
-namespace fastvlm::encoder {
+namespace fastvlm::FASTVLM_LEVEL::encoder {
 
 // output += narrow(gelu(widen(rows))), `output` being as wide as the rows. `next` are rows that this thread may have to
 // take through the same layers afterwards, as many.
@@ -30,4 +30,4 @@ inline void add_ffn(const Rows& rows, const Layer& widen, const Layer& narrow, B
   }
 }
 
-} // namespace fastvlm::encoder
+} // namespace fastvlm::FASTVLM_LEVEL::encoder

@@ -2,27 +2,10 @@
 
 #pragma once
 
-#include <immintrin.h>
+#include "../vectors/vectors.hpp"
 
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
+namespace fastvlm::FASTVLM_LEVEL {
 
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512BF16__)
-#error "this CPU has no AVX-512 with bfloat16"
-#endif
-
-#ifdef __clang__
-#define UNROLLED _Pragma("unroll")
-#else
-#define UNROLLED _Pragma("GCC unroll 32")
-#endif
-
-namespace fastvlm {
-
-using Bfloat16 = std::uint16_t;
-
-constexpr int kLanes = 16;         // float32 numbers in a register
 constexpr int kBlock = 2 * kLanes; // bfloat16 numbers in a register: one cache line
 
 inline __mmask32 first_lanes(std::size_t count) {
@@ -71,4 +54,4 @@ inline __m256i narrowed(__m512 values) {
   return bits;
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

@@ -2,9 +2,9 @@
 
 #pragma once
 
-#include "linear_weights.hpp"
+#include "../linear_weights.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 // 4-bit values as bytes: 4 inputs of 16 outputs in a register, in the order of outputs.
 struct Nibbles {
@@ -99,6 +99,8 @@ inline void unpack_rows(const Matrix& matrix, std::ptrdiff_t inputs, const Piece
   }
 }
 
+using Output = OutputOf<Bfloat16>;
+
 constexpr std::ptrdiff_t kUnpacked = 2 * kTileRows; // outputs that are unpacked at a time
 
 // A piece of at most 32 outputs, inputs `start` to `stop`, as 32 bfloat16 rows of `stride` numbers; those beyond the
@@ -114,4 +116,4 @@ inline void unpack(const LinearWeights& linear, const Piece& piece, std::ptrdiff
     std::memset(rows + i * stride, 0, static_cast<std::size_t>(stop - start) * sizeof(Bfloat16));
 }
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

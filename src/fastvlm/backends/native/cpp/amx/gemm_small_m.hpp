@@ -3,11 +3,11 @@
 
 #pragma once
 
-#include "linear_weights.hpp"
+#include "../linear_weights.hpp"
 #include "gemm_unpacked.hpp"
-#include "team.hpp"
+#include "../team.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 constexpr float kLargest8 = 127.0f;      // what a row's largest value becomes
 constexpr float kSecondSteps = 254.0f;   // steps of the second 8-bit term in one of the first
@@ -208,8 +208,7 @@ class SmallMGemm {
                       Ahead& ahead) {
     const std::ptrdiff_t steps = bytes / kTileRowBytes;
     alignas(64) std::uint8_t results[2 * kTileBytes];
-    const __mmask16 mask = first_floats(piece.count);
-    for (std::ptrdiff_t tile = 0; tile < rows_.num_tiles(); ++tile) {
+        for (std::ptrdiff_t tile = 0; tile < rows_.num_tiles(); ++tile) {
       if (rows_.is_rounded()) {
         multiply_panel<true>(weights, stride, rows_.tile(tile), steps, ahead, results);
       } else {
@@ -218,7 +217,7 @@ class SmallMGemm {
       __m512i lanes[kTileRows];
       for (int i = 0; i < kTileRows; ++i) lanes[i] = added(results + i * kTileRowBytes);
       transpose(lanes);
-      finish(piece, mask, tile * rows_.tile_rows(), lanes);
+      finish(piece, tile * rows_.tile_rows(), lanes);
     }
   }
 
@@ -228,14 +227,14 @@ class SmallMGemm {
     return _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(one), _mm512_castsi512_ps(other)));
   }
 
-  void finish(const Piece& piece, __mmask16 mask, std::ptrdiff_t first_row, const __m512i lanes[kTileRows]) {
+  void finish(const Piece& piece, std::ptrdiff_t first_row, const __m512i lanes[kTileRows]) {
     const std::ptrdiff_t count = std::min(rows_.tile_rows(), rows_.num_rows() - first_row);
     const std::ptrdiff_t second = rows_.second_term();
     for (std::ptrdiff_t i = 0; i < count; ++i) {
       __m512 values = _mm512_castsi512_ps(lanes[i]);
       if (rows_.is_rounded())
         values = _mm512_mul_ps(together(lanes[i], lanes[second + i]), _mm512_set1_ps(rows_.scale(first_row + i)));
-      output_.put(first_row + i, piece.column, finished(*piece.matrix, piece.first, mask, values), mask);
+      output_.put(first_row + i, piece.column, finished(*piece.matrix, piece.first, piece.count, values), piece.count);
     }
   }
 
@@ -299,9 +298,9 @@ class SmallMGemm {
     }
     for (int i = 0; i < 4 && i * kLanes < piece.count; ++i) {
       const std::ptrdiff_t output = piece.first + i * kLanes;
-      const __mmask16 mask = first_floats(piece.count - i * kLanes);
+      const std::ptrdiff_t left = piece.count - i * kLanes;
       const __m512 values = _mm512_mul_ps(sums[i], _mm512_set1_ps(rows_.scale(row)));
-      output_.put(row, piece.column + i * kLanes, finished(matrix, output, mask, values), mask);
+      output_.put(row, piece.column + i * kLanes, finished(matrix, output, left, values), left);
     }
   }
 
@@ -332,4 +331,4 @@ class SmallMGemm {
 inline thread_local Scratch<std::uint8_t> SmallMGemm::copy_;
 inline thread_local Scratch<Bfloat16> SmallMGemm::halves_;
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

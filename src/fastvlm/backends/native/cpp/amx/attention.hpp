@@ -14,14 +14,14 @@
 #include <limits>
 
 #include "blocks.hpp"
-#include "exponential.hpp"
+#include "../exponential.hpp"
 #include "simd.hpp"
-#include "scratch.hpp"
-#include "threads.hpp"
+#include "../scratch.hpp"
+#include "../threads.hpp"
 #include "tiles.hpp"
 #include "transpose.hpp"
 
-namespace fastvlm::encoder {
+namespace fastvlm::FASTVLM_LEVEL::encoder {
 
 constexpr int kHeadWidth = 32;
 constexpr int kPartKeys = 64;
@@ -47,20 +47,6 @@ struct TwoRows {
   }
 };
 alignas(64) constexpr TwoRows kTwoRows;
-
-// While it lives, the thread's results too small for a normal number are zeros: sums of them would take a hundred times
-// as long, and tiles take them for zeros anyway.
-class FlushDenormals {
- public:
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | kFlushToZero); }
-  ~FlushDenormals() { _mm_setcsr(before_); }
-  FlushDenormals(const FlushDenormals&) = delete;
-  FlushDenormals& operator=(const FlushDenormals&) = delete;
-
- private:
-  static constexpr unsigned kFlushToZero = 0x8000;
-  const unsigned before_;
-};
 
 // 16 queries on their way over the keys, each a column.
 struct Queries {
@@ -260,4 +246,4 @@ class Head {
   alignas(64) Bfloat16 probabilities_[2][kPartKeys * kLanes];
 };
 
-} // namespace fastvlm::encoder
+} // namespace fastvlm::FASTVLM_LEVEL::encoder

@@ -14,7 +14,7 @@
 #include "simd.hpp"
 #include "tiles.hpp"
 
-namespace fastvlm::encoder {
+namespace fastvlm::FASTVLM_LEVEL::encoder {
 
 constexpr int kPanel = 32;                        // outputs of a panel, inputs of a step
 constexpr int kStepSize = kPanel * kPanel;        // numbers of a right matrix for one step of one panel
@@ -80,4 +80,4 @@ inline void accumulate(const Blocks& left, std::ptrdiff_t down, const Bfloat16* 
   }
 }
 
-} // namespace fastvlm::encoder
+} // namespace fastvlm::FASTVLM_LEVEL::encoder

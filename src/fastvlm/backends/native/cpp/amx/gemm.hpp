@@ -2,12 +2,12 @@
 
 #pragma once
 
-#include "exponential.hpp"
-#include "linear_weights.hpp"
+#include "../exponential.hpp"
+#include "../linear_weights.hpp"
 #include "gemm_unpacked.hpp"
-#include "team.hpp"
+#include "../team.hpp"
 
-namespace fastvlm {
+namespace fastvlm::FASTVLM_LEVEL {
 
 constexpr std::ptrdiff_t kMaxRows = 512;   // at a time: packed, they should stay in the second cache
 constexpr std::ptrdiff_t kDepth = 1024;    // inputs at a time, at most
@@ -199,17 +199,17 @@ class Gemm {
 
   void put(const Piece& piece, std::ptrdiff_t first, std::ptrdiff_t row, int count,
            const __m512 results[kTileRows]) const {
-    const __mmask16 mask = first_floats(piece.count - first);
-    for (int i = 0; i < count; ++i) output_.put(row + i, piece.column + first, results[i], mask);
+    const std::ptrdiff_t left = piece.count - first;
+    for (int i = 0; i < count; ++i) output_.put(row + i, piece.column + first, results[i], left);
   }
 
   static void finish_tile(const Piece& piece, std::ptrdiff_t first, const float* sums, __m512 results[kTileRows]) {
-    const __mmask16 mask = first_floats(piece.count - first);
+    const std::ptrdiff_t left = piece.count - first;
     __m512i lanes[kTileRows];
     for (int i = 0; i < kTileRows; ++i) lanes[i] = _mm512_loadu_si512(sums + i * kTileRows);
     transpose(lanes);
     for (int i = 0; i < kTileRows; ++i)
-      results[i] = finished(*piece.matrix, piece.first + first, mask, _mm512_castsi512_ps(lanes[i]));
+      results[i] = finished(*piece.matrix, piece.first + first, left, _mm512_castsi512_ps(lanes[i]));
   }
 
   const LinearWeights& linear_;
@@ -218,4 +218,4 @@ class Gemm {
   const bool is_gated_;
 };
 
-} // namespace fastvlm
+} // namespace fastvlm::FASTVLM_LEVEL

@@ -1,0 +1,54 @@
+// What one step of a matrix product is made of, by number type: left numbers are broadcast, right ones are a vector of
+// outputs, sums are float32 or int32.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "vectors/vectors.hpp"
+
+namespace fastvlm::FASTVLM_LEVEL {
+
+struct FloatProduct {
+  using Left = float;
+  using Right = float;
+  using Sum = Floats;
+  static constexpr int kDepth = 1; // inputs of a step
+  static Sum none() { return zeros(); }
+  static Sum left(const Left* at) { return broadcast(at); }
+  static Sum right(const Right* at) { return load(at); }
+  static Sum add(Sum sums, Sum left, Sum right) { return multiply_add(left, right, sums); }
+};
+
+// Exact as long as no sum exceeds int32.
+struct Int16Product {
+  using Left = std::int16_t;
+  using Right = std::int16_t;
+  using Sum = Ints;
+  static constexpr int kDepth = 2;
+  static Sum none() { return no_ints(); }
+  static Sum left(const Left* at) {
+    std::int32_t pair;
+    std::memcpy(&pair, at, sizeof pair);
+    return broadcast_int(pair);
+  }
+  static Sum right(const Right* at) { return load_ints(at); }
+  static Sum add(Sum sums, Sum left, Sum right) { return add_pairs(sums, left, right); }
+};
+
+#if defined(__AVX512BF16__)
+struct Bfloat16Product {
+  using Left = Bfloat16;
+  using Right = Bfloat16;
+  using Sum = Floats;
+  static constexpr int kDepth = 2;
+  static Sum none() { return zeros(); }
+  static Ints left(const Left* at) { return Int16Product::left(reinterpret_cast<const std::int16_t*>(at)); }
+  static Ints right(const Right* at) { return load_ints(at); }
+  static Sum add(Sum sums, Ints left, Ints right) { return add_bfloat16_pairs(sums, left, right); }
+};
+#endif
+
+} // namespace fastvlm::FASTVLM_LEVEL
