@@ -45,6 +45,19 @@ def test_steps_are_kept_by_rows_and_length():
     assert len(decode._steps) == 2 and decode.num_captured == 0
 
 
+def test_rows_of_repeated_slots_are_filled_up_to_a_power_of_two():
+    seen = []
+
+    def step(rows, length):
+        seen.append(rows.tolist())
+        return rows.float().sum(0)[:, None]
+
+    decode = GraphedDecode(step, 1000, CPU)
+    assert decode([7, 8, 9], [1, 1, 0], [3, 4, 6]).tolist() == [[11], [13], [15]]
+    assert decode([7, 8], [1, 1], [3, 4]).tolist() == [[11], [13]]
+    assert seen == [[[7, 8, 9, 9], [1, 1, 0, 0], [3, 4, 6, 6]], [[7, 8], [1, 1], [3, 4]]]
+
+
 def test_encoded_images_are_tensors_of_their_own_and_few_shapes_are_kept():
     encode = GraphedEncode(lambda pixels: pixels.flatten(2).transpose(1, 2), CPU)
     images = [torch.rand(1, 3, side, 2) for side in range(1, 9)]
