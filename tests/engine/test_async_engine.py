@@ -287,6 +287,9 @@ class Always:
     def accept(self, token_id):
         pass
 
+    def forced_tokens(self):
+        return []
+
 
 def test_what_is_prepared_once_is_streamed_several_times_each_with_its_guide(endless, question):
     engine = endless()

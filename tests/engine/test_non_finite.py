@@ -86,6 +86,9 @@ def test_tokens_that_a_guide_rules_out_are_no_error(engine, question):
         def accept(self, token_id):
             pass
 
+        def forced_tokens(self):
+            return []
+
     request_id = engine.submit(question("tt").inputs, GREEDY, guide=OnlySeven())
     events = []
     while engine.has_work:

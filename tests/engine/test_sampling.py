@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from fastvlm.engine import sampling
-from fastvlm.engine.sampling import Sampler, filter_logits, gumbel_noise, sample_tokens
+from fastvlm.engine.sampling import Sampler, StepSampler, filter_logits, gumbel_noise
 from fastvlm.engine.types import SamplingParams
 
 VOCAB = 50
@@ -69,6 +69,12 @@ def test_top_p_over_a_large_vocabulary_equals_that_of_transformers(top_p):
         assert (ours.isfinite() != theirs.isfinite()).sum() <= 2
         both = ours.isfinite() & theirs.isfinite()
         assert torch.equal(ours[both], theirs[both])
+
+
+def sample_tokens(logits, samplers):
+    """The token of each row of `logits`, by its own sampler."""
+    step = StepSampler(logits)
+    return [step.pick(row, sampler) for row, sampler in enumerate(samplers)]
 
 
 def test_a_plain_sampler_takes_the_likeliest():
@@ -176,6 +182,9 @@ class Only:
 
     def accept(self, token_id):
         self.taken.append(token_id)
+
+    def forced_tokens(self):
+        return []
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=1.5, top_k=3, seed=1)])

@@ -68,11 +68,11 @@ def attend_run(cache: KeyValueCache, slot: int, start: int, num_tokens: int) -> 
         held = layers[layer]
         held[:, start:end] = kv.transpose(0, 1)
         keys, values = held[None, :, :end].chunk(2, dim=1)
-        grouped = q.unflatten(1, (keys.shape[1], -1))  # (T, K, G, E)
+        grouped = q.view(num_tokens, keys.shape[1], -1, q.shape[-1])  # (T, K, G, E)
         repeated = mask.repeat(grouped.shape[2], 1) if repeated is None else repeated  # (G * T, end)
         rows = grouped.permute(1, 2, 0, 3).flatten(1, 2)[None]  # (1, K, G * T, E)
         mixed = F.scaled_dot_product_attention(rows, keys, values, repeated)[0]
-        return mixed.unflatten(1, (-1, num_tokens)).permute(2, 0, 1, 3).reshape(num_tokens, -1)
+        return mixed.view(len(mixed), -1, num_tokens, q.shape[-1]).permute(2, 0, 1, 3).reshape(num_tokens, -1)
 
     return attend
 

@@ -1,7 +1,8 @@
 """Continuous-batching engine: encodes images, prefills, decodes, samples and streams many requests with one model.
 
-`Engine.step` gives each running request one token, then does a slice of the work of the newest request, so that the
-others keep generating meanwhile. All work runs in the calling thread; servers use :class:`fastvlm.AsyncEngine`.
+`Engine.step` gives each running request its next token, or several if drafted ones hold, then does a slice of the work
+of the newest request, so that the others keep generating meanwhile. All work runs in the calling thread; servers use
+:class:`fastvlm.AsyncEngine`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
-from itertools import compress, count
+from itertools import count
 from typing import Any
 
 import torch
@@ -21,17 +22,19 @@ from fastvlm.backends.backend import Backend
 from fastvlm.backends.generators import finished
 from fastvlm.backends.local import Kernels, LocalBackend, make_backend
 from fastvlm.config import Bits
+from fastvlm.engine import decoding
+from fastvlm.engine.decoding import Run
+from fastvlm.engine.drafting import DraftCounts, Drafter, check_lookup
 from fastvlm.engine.encoder_cache import EncoderCache, encode_images
 from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
-from fastvlm.engine.prompt_inputs import PromptInputs, prepare
-from fastvlm.engine.sampling import Sampler, TokenGuide, sample_tokens
+from fastvlm.engine.prompt_inputs import PromptInputs, check_length, prepare
+from fastvlm.engine.sampling import Sampler, TokenGuide
 from fastvlm.engine.scheduler import Admission, Scheduler
 from fastvlm.engine.sequence import SequenceState
 from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
-from fastvlm.errors import ContextLengthError
 from fastvlm.formats.checkpoint import Checkpoint, HasCheckpoint
 from fastvlm.model import finite
-from fastvlm.model.joint import join_image_and_text, refuse_overlong
+from fastvlm.model.joint import join_image_and_text
 from fastvlm.processing.image_processor import ImageProcessor
 from fastvlm.processing.processor import Processor
 
@@ -52,12 +55,15 @@ class Engine:
             values keep decoding fast; ``math.inf`` disables slices (highest throughput). Slices need a CPU backend.
         image_cache_bytes: memory for image embeddings, keyed by image content.
         pixel_cache_bytes: memory for preprocessed images, keyed by their encoded bytes.
+        prompt_lookup_num_tokens: draft at most this many tokens by prompt lookup, and verify them in one decoding step
+            (:mod:`fastvlm.engine.drafting`); None for no lookup. Replies stay the same.
         clock: monotonic clock in seconds.
 
     Attributes:
         processor: image processor, tokenizer and chat template; can be changed between requests.
         config: the model configuration.
         backend: runs the model.
+        draft_counts: drafted and accepted tokens so far.
 
     Raises:
         UsageError: a value outside its range.
@@ -72,6 +78,7 @@ class Engine:
         admission_ratio: float = ADMISSION_RATIO,
         image_cache_bytes: int = _IMAGE_CACHE_BYTES,
         pixel_cache_bytes: int = _PIXEL_CACHE_BYTES,
+        prompt_lookup_num_tokens: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.backend, self.processor, self.config = backend, checkpoint.processor, checkpoint.config
@@ -79,6 +86,8 @@ class Engine:
         self._scheduler = Scheduler(
             backend.num_slots, max_waiting, admission_ratio=admission_ratio, chunk_tokens=backend.chunk_tokens
         )
+        check_lookup(prompt_lookup_num_tokens)
+        self.prompt_lookup_num_tokens, self.draft_counts = prompt_lookup_num_tokens, DraftCounts()
         self._encoder_cache, self._pixel_cache = EncoderCache(image_cache_bytes), PixelCache(pixel_cache_bytes)
         self._replies: dict[int, SequenceState] = {}
         self._work: Generator[None, None, Tensor] | None = None  # prefill of the starting request
@@ -211,7 +220,7 @@ class Engine:
         """
         params = SamplingParams() if params is None else params
         prepared = self.prepare(prompt)
-        self._check_context(len(prepared.token_ids), params.max_new_tokens)
+        check_length(self.config, self.context, len(prepared.token_ids), params.max_new_tokens)
         request_id = next(self._ids)
         self._scheduler.submit(request_id, prepared.keys)
         self._replies[request_id] = SequenceState(
@@ -221,9 +230,16 @@ class Engine:
             Sampler(params, prepared.token_ids, self.backend.device, guide),
             decode=lambda token_ids: self.processor.decode(token_ids, skip_special_tokens=True),
             stop_ids=self.stop_token_ids,
+            drafter=self._drafter(prepared, guide),
             clock=self._clock,
         )
         return request_id
+
+    def _drafter(self, prompt: PromptInputs, guide: TokenGuide | None) -> Drafter | None:
+        num_tokens = self.prompt_lookup_num_tokens
+        if guide is None and num_tokens is None:
+            return None
+        return Drafter(prompt.token_ids, guide, num_tokens, self.draft_counts)
 
     def cancel(self, request_id: int) -> bool:
         """End a request and free its slot; the next step returns its last event. False if it is not running."""
@@ -272,9 +288,10 @@ class Engine:
         self._scheduler.forget()
 
     def step(self) -> list[TokenEvent]:
-        """Generate one token for each running request, then do a slice of the starting request's prefill.
+        """Generate the next token of each running request, then do a slice of the starting request's prefill.
 
-        If no other request runs, the starting one is prefilled completely and gets its first token.
+        If drafted tokens hold, a request gets several tokens. If no other request runs, the starting one is prefilled
+        completely and gets its first token.
 
         Returns:
             One event for each token of this step, and the last events of requests that were cancelled before it.
@@ -288,36 +305,23 @@ class Engine:
         begun_s = self._clock()
         running = [self._replies[request_id] for request_id in self._scheduler.decoding]
         if running:
-            events += self._sample(running, self._decode(running))
+            events += self._sample(*decoding.decode(self.backend, running))
         events += self._start(self._clock() - begun_s)
         for event in events:
             if event.request_id in self._streams:
                 self._streams[event.request_id].append(event)
         return events
 
-    def _decode(self, replies: Sequence[SequenceState]) -> Tensor:
-        """Logits (B, V) after the newest token of each reply."""
-        tokens = [reply.last_token for reply in replies]
-        slots, positions = [reply.slot for reply in replies], [reply.position for reply in replies]
-        logits = self.backend.decode(tokens, slots, positions)
-        for reply in replies:
-            self._scheduler.computed(reply.request_id, [reply.last_token])
-        return logits
-
-    def _sample(self, replies: Sequence[SequenceState], logits: Tensor) -> list[TokenEvent]:
-        """Sample the next token of each reply from its row of `logits` (B, V); NaN ends it with NonFiniteError."""
-        logits = logits.float()  # once, for the check and for sampling
-        is_finite = finite.rows_with_finite_logits(logits)
-        broken = [reply for reply, good in zip(replies, is_finite, strict=True) if not good]
-        events = [reply.aborted(finite.non_finite_logits()) for reply in broken]
-        if broken:
-            logits = logits[torch.tensor(is_finite, device=logits.device)]
-            replies = list(compress(replies, is_finite))
-        sampled = sample_tokens(logits, [reply.sampler for reply in replies])
-        events += [reply.append(token) for reply, token in zip(replies, sampled, strict=True)]
-        for event in events:
-            if event.finish_reason is not None:
-                self._end(event.request_id)
+    def _sample(self, runs: Sequence[Run], logits: Tensor) -> list[TokenEvent]:
+        """Sample the next tokens of each run from its rows of `logits` (B, V)."""
+        events = []
+        for run, of_run in zip(runs, decoding.sample(runs, logits), strict=True):
+            num_sampled = sum(event.token_id is not None for event in of_run)
+            # The cache holds rejected tokens after these; nothing attends to them before they are overwritten.
+            self._scheduler.computed(run.reply.request_id, run.token_ids[:num_sampled])
+            if of_run[-1].finish_reason is not None:
+                self._end(run.reply.request_id)
+            events += of_run
         return events
 
     def _start(self, step_s: float) -> list[TokenEvent]:
@@ -336,7 +340,7 @@ class Engine:
             if logits is None:
                 return []
             self._scheduler.started()
-            return self._sample([reply], logits[None])
+            return self._sample([Run(reply)], logits[None])
         except Exception as error:  # noqa: BLE001 - the other requests go on; this one's listener raises it
             self._end(reply.request_id)
             return [reply.aborted(error)]
@@ -394,12 +398,3 @@ class Engine:
             return embeds
         is_placeholder = torch.tensor([ids], device=embeds.device) == self.config.image_token_index
         return join_image_and_text(embeds[None], image_embeds, is_placeholder)[0]
-
-    def _check_context(self, prompt_tokens: int, new_tokens: int) -> None:
-        refuse_overlong(self.config.text_config.max_position_embeddings, prompt_tokens, new_tokens)
-        if prompt_tokens + new_tokens > self.context:
-            raise ContextLengthError(
-                f"The prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, "
-                f"{prompt_tokens + new_tokens} in all; a slot of this engine holds {self.context}. Make the engine "
-                "with a larger context, shorten the prompt, or lower max_new_tokens."
-            )

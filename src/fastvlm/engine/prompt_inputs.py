@@ -18,8 +18,8 @@ from fastvlm.config import ModelConfig
 from fastvlm.engine.encoder_cache import image_digest
 from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
 from fastvlm.engine.scheduler import Key
-from fastvlm.errors import UsageError
-from fastvlm.model.joint import check_image_token_counts
+from fastvlm.errors import ContextLengthError, UsageError
+from fastvlm.model.joint import check_image_token_counts, refuse_overlong
 from fastvlm.processing.processor import Processor
 
 
@@ -140,3 +140,14 @@ def _token_ids(inputs: Mapping[str, Any]) -> tuple[int, ...]:
     mask = inputs.get("attention_mask")
     kept = ids[0] if mask is None else ids[0][torch.as_tensor(mask).reshape(-1).bool()]
     return tuple(kept.tolist())
+
+
+def check_length(config: ModelConfig, context: int, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise ContextLengthError if prompt and reply do not fit the model, or a slot of `context` tokens."""
+    refuse_overlong(config.text_config.max_position_embeddings, prompt_tokens, new_tokens)
+    if prompt_tokens + new_tokens > context:
+        raise ContextLengthError(
+            f"The prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, "
+            f"{prompt_tokens + new_tokens} in all; a slot of this engine holds {context}. Make the engine with a "
+            "larger context, shorten the prompt, or lower max_new_tokens."
+        )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.engine.types import SamplingParams, TokenLogprobs
+from fastvlm.model import finite
 
 _SORTED_FIRST = (256, 4096)  # top-p rarely needs more sorted tokens; if it does, all are sorted
 
@@ -37,6 +38,10 @@ class TokenGuide(Protocol):
 
     def accept(self, token_id: int) -> None:
         """Advance by the sampled token."""
+        ...
+
+    def forced_tokens(self) -> list[int]:
+        """The next tokens, as far as no others are allowed; they are computed together."""
         ...
 
 
@@ -100,15 +105,28 @@ class Sampler:
             self._seen_ids = torch.cat([self._seen_ids, self._seen_ids.new_tensor([token_id])])
 
 
-def sample_tokens(logits: Tensor, samplers: Sequence[Sampler]) -> list[SampledToken]:
-    """The next token of each row of `logits` (B, V), by its own sampler; one transfer serves all plain samplers."""
-    likeliest: list[int] = []
-    if any(sampler.is_plain for sampler in samplers):
-        likeliest = _likeliest(logits)
-    return [
-        SampledToken(likeliest[row]) if sampler.is_plain else sampler.pick(logits[row])
-        for row, sampler in enumerate(samplers)
-    ]
+class StepSampler:
+    """Samples from the rows of one step's logits; one transfer serves all plain samplers.
+
+    Args:
+        logits: (B, V) of any floating dtype.
+
+    Attributes:
+        is_finite: for each row, whether it has neither NaN nor infinity.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits.float()  # once, for the check and for sampling
+        self._likeliest: list[int] | None = None
+        self.is_finite = finite.rows_with_finite_logits(self._logits)
+
+    def pick(self, row: int, sampler: Sampler) -> SampledToken:
+        """The token that `sampler` gives after this row of the logits."""
+        if not sampler.is_plain:
+            return sampler.pick(self._logits[row])
+        if self._likeliest is None:
+            self._likeliest = _likeliest(self._logits)
+        return SampledToken(self._likeliest[row])
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator) -> Tensor:

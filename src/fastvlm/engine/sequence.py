@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from fastvlm.engine.detokenizer import Detokenizer
+from fastvlm.engine.drafting import Drafter
 from fastvlm.engine.prompt_inputs import PromptInputs
 from fastvlm.engine.sampling import SampledToken, Sampler
 from fastvlm.engine.types import Completion, FinishReason, SamplingParams, Timings, TokenEvent, TokenLogprobs, Usage
@@ -20,6 +21,7 @@ class SequenceState:
         sampler: samples its tokens.
         decode: token ids -> text without special tokens.
         stop_ids: token ids that end the reply.
+        drafter: drafts its tokens; None for one token a step.
         clock: monotonic clock in seconds.
     """
 
@@ -32,11 +34,13 @@ class SequenceState:
         *,
         decode: Callable[[Sequence[int]], str],
         stop_ids: Collection[int],
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.request_id, self.prompt, self.params, self.sampler = request_id, prompt, params, sampler
         self.slot = -1  # none yet
         self.num_cached = 0
+        self.drafter = drafter
         self._text = Detokenizer(decode, params.stop, keeps_space=params.keep_whitespace)
         self._stop_ids, self._clock = {*params.stop_token_ids, *(() if params.ignore_eos else stop_ids)}, clock
         self._logprobs: list[TokenLogprobs] = []
@@ -48,6 +52,13 @@ class SequenceState:
     def last_token(self) -> int:
         """The newest token, which has no entry in the KV cache yet."""
         return self._text.token_ids[-1]
+
+    def inputs(self) -> list[int]:
+        """The newest token and the drafted tokens after it, to be decoded in one step."""
+        most = self.params.max_new_tokens - len(self._text.token_ids) - 1  # the step gives one token more
+        if self.drafter is None or most < 1:
+            return [self.last_token]
+        return [self.last_token, *self.drafter.draft(self._text.token_ids, most)]
 
     @property
     def position(self) -> int:

@@ -56,6 +56,10 @@ class GrammarGuide:
         """Advance by one token."""
         self._matcher.consume_token(token_id)
 
+    def forced_tokens(self) -> list[int]:
+        """The tokens that must come next, such as braces and key names; none where there is a choice."""
+        return [] if self._matcher.is_error() else self._matcher.compute_ff_tokens()
+
     @property
     def error(self) -> str | None:
         """Why the grammar failed: it allows no token, or became too large; None while it works."""
