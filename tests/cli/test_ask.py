@@ -161,6 +161,11 @@ def test_sampling_is_repeatable_by_its_seed(fastvlm, image, parrot_folder):
     assert answer(1) == answer(1) != answer(2)
 
 
+def test_a_prompt_lookup_gives_the_same_answer(fastvlm, image, parrot_folder):
+    outcome = fastvlm("ask", image, f"Say: {parrot.SENTENCE}", "-m", parrot_folder, "--prompt-lookup", "8")
+    assert outcome.out == parrot.SENTENCE + "\n"
+
+
 def test_an_ignored_setting_warns(fastvlm, image, parrot_folder):
     outcome = fastvlm("ask", image, "What?", "-m", parrot_folder, "--top-p", "0.5")
     assert outcome.code == 0 and outcome.out == parrot.SENTENCE + "\n"

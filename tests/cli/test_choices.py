@@ -85,6 +85,7 @@ def test_top_p_without_temperature_is_idle():
         ({"device": "gpu"}, "--device is 'gpu'; expected cpu, cuda"),
         ({"device": "cuda:x"}, "--device is 'cuda:x'"),
         ({"image_size": "big"}, "--image-size is 'big'"),
+        ({"prompt_lookup": 0}, "--prompt-lookup is 0; expected 1 to 64 tokens"),
     ],
 )
 def test_unknown_words_are_refused(settings, message):

@@ -13,9 +13,9 @@ from engine_fixtures import Letters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastvlm.engine.drafting import MOST_LOOKED_UP, DraftCounts, Drafter, PromptLookup
+from fastvlm.engine.drafting import DraftCounts, Drafter, PromptLookup
 from fastvlm.engine.structured_output import GrammarCompiler
-from fastvlm.engine.types import SamplingParams
+from fastvlm.engine.types import MOST_LOOKED_UP, SamplingParams
 from fastvlm.errors import NonFiniteError, UsageError
 from fastvlm.opening import open_engine
 

@@ -156,6 +156,8 @@ def test_a_schema_is_obeyed_even_by_a_model_that_never_saw_json(server, settings
         assert len(content["name"]) <= 12 and 0 <= content["count"] <= 99
         assert content["kind"] in ("circle", "square")
         assert all(isinstance(tag, bool) for tag in content["tags"]) and 1 <= len(content["tags"]) <= 2
+    forced = re.search(r'fastvlm_draft_tokens_total\{kind="forced".*\} (\S+)', server.client.get("/metrics").text)
+    assert float(forced[1]) >= 20, "braces and names take no steps of their own"
 
 
 def test_any_object_is_json(server):

@@ -88,6 +88,8 @@ def test_mistakes_in_a_file_are_named(tmp_path, content, words):
         {"port": 70000},
         {"slots": 0},
         {"bits": 5},
+        {"prompt_lookup": 0},
+        {"prompt_lookup": 65},
         {"request_timeout_s": 0},
         {"remote_timeout_s": float("nan")},
         {"remote_hosts": ("http://a.example",)},

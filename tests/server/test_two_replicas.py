@@ -14,7 +14,7 @@ TEXT = "What is this?"
 
 @pytest.fixture(scope="module")
 def two():
-    with Server("--replicas", 2, "--slots", 2) as running:
+    with Server("--replicas", 2, "--slots", 2, "--prompt-lookup", 8) as running:
         yield running
 
 

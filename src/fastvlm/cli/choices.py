@@ -17,13 +17,14 @@ from fastvlm.cli.options import (
     ImageSizeOption,
     MaxNewTokensOption,
     ModelOption,
+    PromptLookupOption,
     RevisionOption,
     SeedOption,
     TemperatureOption,
     TopPOption,
 )
 from fastvlm.config import BITS
-from fastvlm.engine.types import SamplingParams
+from fastvlm.engine.types import SamplingParams, check_lookup
 from fastvlm.errors import UsageError
 from fastvlm.formats.places import adapter_folder
 
@@ -44,6 +45,7 @@ class ModelChoice:
         bits: of the decoder's weights on a CPU; 16 for what the checkpoint has.
         image_fit, image_size: how an image is brought to which size, as typed: ``512`` or ``768x1024``.
         adapter: folder of an adapter that is added into the weights.
+        prompt_lookup: maximum tokens that a prompt lookup drafts; None for no lookup.
 
     Raises:
         UsageError: a word that is not known.
@@ -58,6 +60,7 @@ class ModelChoice:
     image_size: ImageSizeOption = None
     bits: BitsOption = 16
     adapter: AdapterOption = None
+    prompt_lookup: PromptLookupOption = None
 
     def __post_init__(self) -> None:
         check_word("--dtype", self.dtype, DTYPES)
@@ -68,6 +71,7 @@ class ModelChoice:
         if self.device is not None and not _DEVICE.fullmatch(self.device):
             raise UsageError(f"--device is {self.device!r}; expected cpu, cuda, mps or xpu, with a number: cuda:1.")
         parse_size(self.image_size)
+        check_lookup(self.prompt_lookup, "--prompt-lookup")
         if self.adapter is not None:
             adapter_folder(self.adapter)
 
@@ -85,6 +89,7 @@ class ModelChoice:
             "adapter": self.adapter,
             "image_size": self.image_size_px,
             "image_fit": self.image_fit,
+            "prompt_lookup_num_tokens": self.prompt_lookup,
         }
 
 

@@ -51,7 +51,7 @@ class Evaluation:
     def _model_settings(self) -> dict[str, Any]:
         """The model and its settings that change replies."""
         settings = asdict(self.model)
-        del settings["device"]
+        del settings["device"], settings["prompt_lookup"]  # replies do not depend on them
         if self.model.adapter is None:
             del settings["adapter"]
         return {"model": settings.pop("name"), **settings}

@@ -101,6 +101,15 @@ AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", metavar="DIR", help="Add an adapter that fastvlm train wrote, or another of peft's."),
 ]
+PromptLookupOption = Annotated[
+    int | None,
+    typer.Option(
+        "--prompt-lookup",
+        metavar="N",
+        help="Draft up to N tokens from what prompt and reply already contain and check them in one step: the same "
+        "replies, sooner where they repeat text. 8 to 16 are good.",
+    ),
+]
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Maximum number of tokens in a reply.")
 ]

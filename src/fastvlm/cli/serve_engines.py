@@ -85,6 +85,7 @@ def _engine(checkpoint: Checkpoint, settings: ServeSettings, base: Engine | None
         context=settings.context,
         max_waiting=settings.max_waiting,
         admission_ratio=settings.admission_ratio,
+        prompt_lookup_num_tokens=settings.prompt_lookup,
         image_cache_bytes=settings.image_cache_bytes,
         pixel_cache_bytes=settings.pixel_cache_bytes,
     )

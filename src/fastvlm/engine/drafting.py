@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastvlm.engine.sampling import TokenGuide
-from fastvlm.errors import UsageError
 
-MOST_LOOKED_UP = 64
 MOST_FORCED = 32  # a longer forced text takes several steps: each row of a step has the logits of the whole vocabulary
 _NGRAMS = (4, 3, 2)  # lengths, tried in this order
 _LONGEST_PAUSE = 64
@@ -126,12 +124,3 @@ class PromptLookup:
         while len(known) < self._length:
             known.append(known[len(known) - (len(self._token_ids) + len(forced) - start)])
         return known[: self._length]
-
-
-def check_lookup(num_tokens: int | None) -> None:
-    """Raise UsageError for a `prompt_lookup_num_tokens` out of range."""
-    is_count = isinstance(num_tokens, int) and not isinstance(num_tokens, bool) and 1 <= num_tokens <= MOST_LOOKED_UP
-    if num_tokens is not None and not is_count:
-        raise UsageError(
-            f"prompt_lookup_num_tokens is {num_tokens!r}; expected 1 to {MOST_LOOKED_UP} tokens, or None for no lookup."
-        )

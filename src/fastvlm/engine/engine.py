@@ -24,14 +24,14 @@ from fastvlm.backends.local import Kernels, LocalBackend, make_backend
 from fastvlm.config import Bits
 from fastvlm.engine import decoding
 from fastvlm.engine.decoding import Run
-from fastvlm.engine.drafting import DraftCounts, Drafter, check_lookup
+from fastvlm.engine.drafting import DraftCounts, Drafter
 from fastvlm.engine.encoder_cache import EncoderCache, encode_images
 from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
 from fastvlm.engine.prompt_inputs import PromptInputs, check_length, prepare
 from fastvlm.engine.sampling import Sampler, TokenGuide
 from fastvlm.engine.scheduler import Admission, Scheduler
 from fastvlm.engine.sequence import SequenceState
-from fastvlm.engine.types import Completion, SamplingParams, TokenEvent
+from fastvlm.engine.types import Completion, SamplingParams, TokenEvent, check_lookup
 from fastvlm.formats.checkpoint import Checkpoint, HasCheckpoint
 from fastvlm.model import finite
 from fastvlm.model.joint import join_image_and_text

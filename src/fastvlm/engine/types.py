@@ -16,6 +16,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
 SEEDS = 2**63
+MOST_LOOKED_UP = 64  # tokens of one prompt lookup
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ def _is_count(value: object, low: int, high: int = 2**63) -> bool:
 def _check(name: str, value: object, is_right: bool, expected: str) -> None:
     if not is_right:
         raise UsageError(f"{name} is {value!r}; expected {expected}.")
+
+
+def check_lookup(num_tokens: int | None, name: str = "prompt_lookup_num_tokens") -> None:
+    """Raise UsageError for a maximum of drafted tokens out of range; `name` is the setting."""
+    is_right = num_tokens is None or _is_count(num_tokens, 1, MOST_LOOKED_UP)
+    _check(name, num_tokens, is_right, f"1 to {MOST_LOOKED_UP} tokens, or None for no lookup")
 
 
 def _stop_strings(stop: Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -83,10 +84,17 @@ class _EngineCollector(Collector):
         images = CounterMetricFamily(
             "fastvlm_images", "Images in prompts, by whether the cache had them.", labels=[*_LABELS, "cache"]
         )
+        drafts = CounterMetricFamily(
+            "fastvlm_draft_tokens",
+            "Tokens drafted: forced by a schema, which always hold; found by prompt lookup; of these accepted.",
+            labels=[*_LABELS, "kind"],
+        )
         for labels, engine in self._engines:
             slots.add_metric(labels, engine.num_slots)
             running.add_metric(labels, engine.num_running)
             waiting.add_metric(labels, engine.num_waiting)
             for outcome, count in zip(("hit", "miss"), engine.image_hits, strict=True):
                 images.add_metric([*labels, outcome], count)
-        return slots, running, waiting, images
+            for kind, count in asdict(engine.draft_counts).items():
+                drafts.add_metric([*labels, kind], count)
+        return slots, running, waiting, images, drafts

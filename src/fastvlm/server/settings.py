@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from fastvlm.config import BITS
+from fastvlm.engine.types import check_lookup
 from fastvlm.errors import UsageError
 
 # Names of version 0.1, still read from the environment and from files.
@@ -110,6 +111,9 @@ class ServeSettings:
     context: int | None = _setting(
         _MODEL, None, "Tokens of a conversation, reply included; if not given, the model's own limit.",
         metavar="TOKENS")
+    prompt_lookup: int | None = _setting(
+        _MODEL, None, "Draft up to N tokens from what prompt and reply already contain and check them in one step: the "
+        "same replies, sooner where they repeat text.", metavar="N")
     image_cache_bytes: int = _setting(_MODEL, 2**28, "Memory for encoded images, per engine.", least=0)
     pixel_cache_bytes: int = _setting(_MODEL, 2**26, "Memory for preprocessed images, per engine.", least=0)
 
@@ -164,6 +168,7 @@ class ServeSettings:
             setting.check_range(getattr(self, setting.name))
         _check("port", self.port, self.port <= 65535, "0 to 65535")
         _check("bits", self.bits, self.bits in BITS, "16, 8 or 4")
+        check_lookup(self.prompt_lookup, "prompt_lookup")
         for host in self.remote_hosts:
             _check("remote_hosts", host, _HOST.fullmatch(host) is not None, "a host such as images.example.org")
         for kind in self.accepts:
