@@ -230,3 +230,10 @@ def test_the_environment_chooses_a_level(cache, monkeypatch):
     monkeypatch.setenv(SWITCH, "amx")
     with pytest.raises(UsageError, match=r"FASTVLM_KERNELS is 'amx'; expected .*: avx512, avx2, torch"):
         chosen_levels()
+
+
+def test_every_process_finds_the_library_under_the_same_name():
+    code = "from fastvlm.backends.native.library import library_name; print(library_name())"
+    seeds = ({**os.environ, "PYTHONHASHSEED": seed} for seed in "12")
+    names = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True) for env in seeds]
+    assert names[0].stdout == names[1].stdout

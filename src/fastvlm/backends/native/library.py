@@ -93,7 +93,8 @@ def _cache_folder() -> Path:
 def library_name() -> str:
     """File name of the library for the current sources."""
     sources = (path.read_text("utf-8") for path in sorted(SOURCE_FOLDER.rglob("*.?pp")))
-    key = hashlib.sha256("\n".join((*sources, *COMPILER_FLAGS, repr(compiled_levels()))).encode()).hexdigest()[:16]
+    levels = (word for level in compiled_levels() for word in (level.name, *sorted(level.needed), *level.flags))
+    key = hashlib.sha256("\n".join((*sources, *COMPILER_FLAGS, *levels)).encode()).hexdigest()[:16]
     return f"kernels-{key}.so"
 
 
