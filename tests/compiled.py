@@ -4,7 +4,7 @@ What the CPU has runs as it is; AVX-512 and AMX run in emulation elsewhere, by `
 machine that compiles tests every kernel. The environment variable FASTVLM_TEST_KERNELS, words with commas between,
 changes that: ``emulated`` emulates them on any CPU, ``sanitized`` compiles with AddressSanitizer and
 UndefinedBehaviorSanitizer, whose libraries have to be preloaded (``make sanitize`` does), ``real`` skips what would be
-emulated.
+emulated, ``arm`` tests the levels of 64-bit Arm in place of this machine's (``make arm``).
 """
 
 import dataclasses
@@ -13,18 +13,19 @@ import platform
 import shutil
 from pathlib import Path
 
+import arm_kernels
 import pytest
 
 from fastvlm.backends.native import build as native_build
 from fastvlm.backends.native import library as native_library
 from fastvlm.backends.native.library import LEVELS, Level, compiled_levels, cpu_flags
 
-__all__ = ["EMULATION", "LEVEL_NAMES", "MODES", "has_compiler", "is_emulated", "is_fast", "is_possible", "prepare"]
+__all__ = ["ARM_LEVELS", "EMULATION", "LEVEL_NAMES", "MODES", "has_compiler", "is_emulated", "is_fast", "is_possible", "prepare"]
 
 EMULATION = Path(__file__).parent / "emulated"
 MODES = frozenset(filter(None, os.environ.get("FASTVLM_TEST_KERNELS", "").split(",")))
-if unknown := MODES - {"emulated", "sanitized", "real"}:
-    raise ValueError(f"FASTVLM_TEST_KERNELS has {sorted(unknown)}; expected emulated, sanitized or real.")
+if unknown := MODES - {"emulated", "sanitized", "real", "arm"}:
+    raise ValueError(f"FASTVLM_TEST_KERNELS has {sorted(unknown)}; expected emulated, sanitized, real or arm.")
 
 has_compiler = (
     platform.system() == "Linux"
@@ -47,7 +48,11 @@ def is_emulated(level: Level) -> bool:
 
 
 is_fast = pytest.mark.skipif(any(map(is_emulated, LEVELS)), reason="takes minutes in emulation: needs a CPU with AMX")
-LEVEL_NAMES = [level.name for level in compiled_levels() if not ("real" in MODES and is_emulated(level))]
+ARM_LEVELS = {level.name: level for level in compiled_levels(arm_kernels.MACHINE)}
+if "arm" in MODES:
+    LEVEL_NAMES = list(ARM_LEVELS)
+else:
+    LEVEL_NAMES = [level.name for level in compiled_levels() if not ("real" in MODES and is_emulated(level))]
 
 
 def _tested(level: Level) -> Level:

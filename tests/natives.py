@@ -6,14 +6,17 @@ import functools
 import hashlib
 from pathlib import Path
 
+import arm_kernels
 import compiled
 import pytest
 
+from fastvlm.backends.native import kernels as native
+from fastvlm.backends.native import library as native_library
 from fastvlm.backends.native.build import compile_library
 from fastvlm.backends.native.kernels import NativeKernels, open_library
 from fastvlm.backends.native.library import SWITCH, library_name
 
-__all__ = ["built", "library"]
+__all__ = ["arm_library", "built", "library"]
 
 _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "d" / "kernels"
 
@@ -31,9 +34,28 @@ def library() -> Path:
 
 
 @functools.cache
+def arm_library() -> Path:
+    """Path of the library for 64-bit Arm, made by the cross-compiler."""
+    if arm_kernels.MISSING:
+        pytest.skip(f"needs {arm_kernels.MISSING} (Debian's packages)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", arm_kernels.COMPILER)
+        patch.setattr(native_library.platform, "machine", lambda: arm_kernels.MACHINE)
+        patch.setattr(native_library, "LEVELS", tuple(compiled.ARM_LEVELS.values()))
+        path = _CACHE / arm_kernels.MACHINE / library_name()
+        return path if path.is_file() else compile_library(path, is_tried=False).path
+
+
+@functools.cache
 def built(level: str = "amx") -> NativeKernels:
-    """The kernels of a level in it."""
-    if level not in compiled.LEVEL_NAMES:
-        pytest.skip(f"the level {level} would be emulated")
-    (kernels,) = open_library(library(), [level])
+    """The kernels of a level, checked when they are opened; those for Arm run in qemu."""
+    with pytest.MonkeyPatch.context() as patch:
+        if level in compiled.ARM_LEVELS:
+            path, needed = arm_library(), compiled.ARM_LEVELS[level]
+            patch.setattr(native.ctypes, "CDLL", lambda _: arm_kernels.ArmLibrary(path, needed))
+        elif level not in compiled.LEVEL_NAMES:
+            pytest.skip(f"the level {level} is not tested here")
+        else:
+            path = library()
+        (kernels,) = open_library(path, [level])
     return kernels

@@ -11,6 +11,7 @@ only if no other user can have written it: see :func:`distrust`.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -34,7 +35,7 @@ class Level:
 
     Attributes:
         name: its namespace and part of its functions' names.
-        machine: as ``platform.machine()`` says.
+        machine: as ``platform.machine()`` says on Linux.
         needed: what the CPU must have, as Linux calls it.
         flags: for the compiler.
     """
@@ -60,7 +61,16 @@ LEVELS = (
         _AVX2 | _AVX512 | {"amx_tile", "amx_bf16", "amx_int8"},
         (*_AVX512_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
     ),
+    Level("neon", "aarch64", frozenset(["asimd"]), ("-march=armv8-a",)),
+    Level(
+        "neon_dot",
+        "aarch64",
+        frozenset(["asimd", "asimddp", "bf16", "i8mm"]),
+        ("-march=armv8.2-a+dotprod+i8mm+bf16",),
+    ),
 )
+_SAME_MACHINE = {"arm64": "aarch64"}  # macOS's name: Linux's
+_APPLE_FEATURES = {"FEAT_DotProd": "asimddp", "FEAT_BF16": "bf16", "FEAT_I8MM": "i8mm"}  # sysctl's name: Linux's
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -101,7 +111,7 @@ def library_name() -> str:
 def compiled_levels(machine: str | None = None) -> tuple[Level, ...]:
     """The levels that a library for `machine` (this one by default) holds, from the least to the most."""
     machine = machine or platform.machine()
-    return tuple(level for level in LEVELS if level.machine == machine)
+    return tuple(level for level in LEVELS if level.machine == _SAME_MACHINE.get(machine, machine))
 
 
 def available_levels() -> tuple[str, ...]:
@@ -129,13 +139,23 @@ def chosen_levels() -> tuple[str, ...]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Feature flags of this CPU in Linux's notation; empty on other systems."""
+    """Feature flags of this CPU in Linux's notation; empty on systems that are neither Linux nor macOS on Arm."""
+    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+        return frozenset({"asimd"} | {flag for name, flag in _APPLE_FEATURES.items() if _apple_has(name)})
     try:
         with _CPU_INFO.open(encoding="utf-8") as lines:
-            found = next((line for line in lines if line.startswith("flags")), "")
+            found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         return frozenset()
     return frozenset(found.partition(":")[2].split())
+
+
+def _apple_has(feature: str) -> bool:
+    """True if macOS says that the CPU has this feature of Arm's."""
+    value, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    name = f"hw.optional.arm.{feature}".encode()
+    failed = ctypes.CDLL(None).sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return not failed and value.value == 1
 
 
 def distrust(path: Path) -> str | None:

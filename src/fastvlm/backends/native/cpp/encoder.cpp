@@ -31,7 +31,7 @@ int depthwise_of(const void* input, void* output, const float* weight, const flo
 FASTVLM_INTERFACE_BEGIN
 
 // 1 if several threads can be used.
-int FASTVLM_NAME(has_threads)() { return openmp_parallel() != nullptr; }
+int FASTVLM_NAME(has_threads)() { return has_threads() ? 1 : 0; }
 
 // Exact GELU of `count` numbers, in place.
 void FASTVLM_NAME(gelu)(void* data, std::ptrdiff_t count, int dtype, int threads) {

@@ -2,29 +2,20 @@
 
 #pragma once
 
-#include <sched.h>
-
 #include <atomic>
 #include <cstddef>
 
 #include "threads.hpp"
-#include "vectors/vectors.hpp"
+#include "waiting.hpp"
 
 namespace fastvlm::FASTVLM_LEVEL {
-
-// 0 if OpenMP's function is missing.
-inline int openmp_team_size() {
-  using Ask = int (*)();
-  static const auto ask = reinterpret_cast<Ask>(dlsym(RTLD_DEFAULT, "omp_get_num_threads"));
-  return ask ? ask() : 0;
-}
 
 // State shared by the threads of a team.
 struct TeamState {
   alignas(64) std::atomic<std::ptrdiff_t> next{0};
   alignas(64) std::atomic<int> joined{0};
   std::atomic<int> arrived{0};
-  alignas(64) std::atomic<unsigned> round{0};
+  Signal round;
 };
 
 // One thread of a team.
@@ -37,24 +28,17 @@ class TeamMember {
 
   // Waits until all threads have called it, and resets the piece counter.
   void barrier() const {
-    const unsigned round = state_.round.load(std::memory_order_acquire);
+    const unsigned round = state_.round.value();
     if (state_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
       state_.arrived.store(0, std::memory_order_relaxed);
       state_.next.store(0, std::memory_order_relaxed);
-      state_.round.store(round + 1, std::memory_order_release);
+      state_.round.set(round + 1);
       return;
     }
-    for (int spins = 0; state_.round.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < kSpins) {
-        pause();
-      } else {
-        sched_yield(); // with more threads than cores, the awaited thread may need this core
-      }
-    }
+    state_.round.wait(round);
   }
 
  private:
-  static constexpr int kSpins = 4000;
   TeamState& state_;
 
  public:
@@ -68,15 +52,11 @@ void as_team(int threads, const Work& work) {
     const Work& work;
     TeamState state;
   } shared{work, {}};
-  if (threads > 1 && openmp_parallel() && openmp_team_size()) {
-    const auto join = [](void* data) {
-      auto& all = *static_cast<Shared*>(data);
-      all.work(TeamMember(all.state, openmp_team_size()));
-    };
-    openmp_parallel()(join, &shared, static_cast<unsigned>(threads), 0);
-  } else {
-    work(TeamMember(shared.state, 1));
-  }
+  const auto join = [](void* data, int size) {
+    auto& all = *static_cast<Shared*>(data);
+    all.work(TeamMember(all.state, size));
+  };
+  run_team(threads, join, &shared);
 }
 
 } // namespace fastvlm::FASTVLM_LEVEL
