@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize gpu-check clean
+.PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize arm gpu-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example images"
@@ -15,6 +15,7 @@ help:
 	@echo "make slow         tests that take minutes each, which make test leaves out"
 	@echo "make newest       install as a user does, without constraints; the examples and main tests on the newest versions"
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
+	@echo "make arm          the compiled kernels' tests for 64-bit Arm, by a cross-compiler and qemu-user"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
 
 # The pip that comes with a Python may be years old; this one takes a minute less to find all versions.
@@ -137,6 +138,13 @@ sanitize: install-test
 	echo "kernels: $$kernels"; \
 	FASTVLM_TEST_KERNELS=$$kernels LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	$(BIN)/python -m pytest -p no:faulthandler $(SANITIZED_TESTS) || exit 1; done
+
+# The same tests on the levels of 64-bit Arm, in emulation: equality, not speed.
+arm: export OMP_NUM_THREADS := 1
+arm: install-test
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool >/dev/null || { \
+	echo "$$tool is missing. Debian: apt install g++-aarch64-linux-gnu qemu-user"; exit 1; }; done
+	FASTVLM_TEST_KERNELS=arm $(BIN)/python -m pytest $(SANITIZED_TESTS)
 
 # On a GPU machine nothing is installed: its own Python with torch, transformers and typer runs the tree as it is. Peers
 # are taken from $(PEERS) if `make peers` was called before the tree was copied there.

@@ -1,7 +1,8 @@
 """Installing compiles the CPU kernels (``fastvlm.backends.native.build``), where there is a compiler for them.
 
-A wheel made so is for Linux on x86-64; it works on every CPU there, and uses the kernels on those with AMX. Without a
-compiler, or elsewhere, the wheel is pure Python, and torch's kernels do the work.
+A wheel made so is for this system and kind of CPU (``library.PLATFORMS``); it works on every CPU of the kind, because
+it holds the kernels of all levels. Without a compiler, or elsewhere, the wheel is pure Python, and torch's kernels do
+the work.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from packaging.tags import platform_tags
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from fastvlm.backends.native.build import compile_library
-from fastvlm.backends.native.library import installed_path
+from fastvlm.backends.native.library import PLATFORMS, installed_path
 from fastvlm.errors import BuildError
+
+
+def platform_tag() -> str:
+    """The last part of the wheel's name: linux_x86_64, linux_aarch64, macosx_15_0_arm64."""
+    return next(tag for tag in platform_tags() if not tag.startswith(("manylinux", "musllinux")))
 
 
 class KernelsHook(BuildHookInterface):  # type: ignore[type-arg,misc]
@@ -28,7 +35,7 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg,misc]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile; what cannot be compiled is told, and is no error."""
-        if self.target_name != "wheel" or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        if self.target_name != "wheel" or (platform.system(), platform.machine()) not in PLATFORMS:
             return
         is_editable = version == "editable"
         path = installed_path() if is_editable else Path(tempfile.mkdtemp()) / installed_path().name
@@ -40,6 +47,6 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg,misc]
         for older in set(path.parent.glob("kernels-*.so")) - {path}:
             older.unlink()
         build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-linux_x86_64"
+        build_data["tag"] = f"py3-none-{platform_tag()}"
         if not is_editable:
             build_data["force_include"][str(path)] = f"fastvlm/backends/native/built/{path.name}"

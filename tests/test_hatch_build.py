@@ -11,6 +11,7 @@ import pytest
 from compiled import has_compiler
 
 ROOT = Path(__file__).parent.parent
+TAG = "import hatch_build; hatch_build.platform_tags = lambda: iter({tags}); print(hatch_build.platform_tag())"
 PURE = "py3-none-any"
 
 
@@ -28,21 +29,33 @@ def libraries(path):
     return [name for name in zipfile.ZipFile(path).namelist() if name.endswith(".so")]
 
 
-@pytest.mark.skipif(not has_compiler, reason="needs Linux on x86-64, and a C++ compiler")
+@pytest.mark.skipif(not has_compiler, reason="needs Linux, a CPU with kernels and a C++ compiler")
 def test_a_wheel_has_the_kernels_that_its_sources_ask_for(tmp_path):
     path, _ = wheel(tmp_path)
     name = "from fastvlm.backends.native.library import library_name; print(library_name())"
     expected = subprocess.run([sys.executable, "-c", name], capture_output=True, text=True, check=True).stdout.strip()
     assert libraries(path) == [f"fastvlm/backends/native/built/{expected}"]
-    assert PURE not in path.name and "linux_x86_64" in path.name
+    assert PURE not in path.name and f"linux_{os.uname().machine}" in path.name
     sources = {name for name in zipfile.ZipFile(path).namelist() if "backends/native/cpp/" in name}
     assert {Path(name).name for name in sources} >= {"encoder.cpp", "tiles.hpp"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        (["manylinux_2_36_aarch64", "manylinux2014_aarch64", "linux_aarch64"], "linux_aarch64"),
+        (["macosx_15_0_arm64", "macosx_15_0_universal2", "macosx_14_0_arm64"], "macosx_15_0_arm64"),
+    ],
+)
+def test_a_wheel_is_named_for_the_system_that_made_it(tags, expected):
+    command = [sys.executable, "-c", TAG.format(tags=tags)]
+    assert subprocess.check_output(command, cwd=ROOT, text=True).strip() == expected
 
 
 def test_without_a_compiler_the_wheel_is_pure_and_says_so(tmp_path):
     path, said = wheel(tmp_path, CXX="no-such-compiler")
     assert libraries(path) == [] and PURE in path.name
-    if sys.platform == "linux" and os.uname().machine == "x86_64":
+    if sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64"):
         assert "kernels are left out" in said and "CXX is 'no-such-compiler'" in said
 
 

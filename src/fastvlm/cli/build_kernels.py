@@ -13,9 +13,9 @@ def build_kernels(is_json: JsonOption = False, is_quiet: QuietOption = False, is
     """Compile the CPU kernels, if the installation found no compiler.
 
     Installing compiles them if there is g++ 11 or later or clang++ 12 (CXX names another); then nothing is left to do.
-    They are for Linux on CPUs with AMX, where images, prompts and replies in bfloat16, int8 and int4 are computed by
-    them. The path that is printed is a file in the cache directory (XDG_CACHE_HOME), for this user alone. Without the
-    kernels, or with FASTVLM_KERNELS=torch, torch's do the same work, slower.
+    They are for Linux on x86-64 with AVX2 or more and on 64-bit Arm, and for macOS on Apple's CPUs. The path that is
+    printed is a file in the cache directory (XDG_CACHE_HOME), for this user alone. Without the kernels, or with
+    FASTVLM_KERNELS=torch, torch's do the same work, slower.
 
     \b
     Examples:

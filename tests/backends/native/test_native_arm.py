@@ -1,4 +1,4 @@
-"""Compiled kernels for 64-bit Arm: made by a cross-compiler and run by qemu-user; ``make arm`` tests them thoroughly."""
+"""Compiled kernels for 64-bit Arm, made by a cross-compiler and run by qemu-user; ``make arm`` tests them at length."""
 
 import ctypes
 
@@ -10,9 +10,7 @@ from compiled import ARM_LEVELS
 
 from fastvlm.backends.native import kernels as native
 
-pytestmark = pytest.mark.skipif(
-    bool(arm_kernels.MISSING), reason=f"needs {arm_kernels.MISSING} (packages of Debian's)"
-)
+pytestmark = pytest.mark.skipif(bool(arm_kernels.MISSING), reason=f"needs {arm_kernels.MISSING} (packages of Debian's)")
 
 
 @pytest.mark.parametrize("level", ARM_LEVELS)

@@ -213,10 +213,48 @@ def test_a_place_that_cannot_be_written_is_told(cache, monkeypatch):
 
 def test_a_cpu_that_lacks_something_is_told(cache, monkeypatch):
     monkeypatch.setattr(native_library, "cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
-    assert native_kernels() is None
-    with pytest.raises(BuildError, match=r"no kernels for this CPU; expected .*avx2, .*fma"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native_kernels() is None
+    with pytest.raises(BuildError, match=r"no kernels for this CPU; expected .*avx2, .*fma.* or aarch64 with asimd"):
         build()
     assert list(cache.iterdir()) == []
+
+
+APPLE_COMPILER = """#!/bin/sh
+echo "$@" >> "$0.log"
+while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done
+"""
+
+
+def test_macos_gets_its_levels_and_its_linker_flags(cache, monkeypatch, tmp_path):
+    compiler = tmp_path / "clang++"
+    compiler.write_text(APPLE_COMPILER)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(native_library, "LEVELS", LEVELS)
+    monkeypatch.setattr(native_library.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(native_library.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(native_library, "_apple_has", lambda feature: feature == "FEAT_DotProd")
+    assert chosen_levels() == ("neon",)
+    monkeypatch.setattr(native_library, "_apple_has", lambda _: True)
+    assert chosen_levels() == ("neon_dot", "neon")
+    native_build.compile_library(tmp_path / "made" / "kernels.so", is_tried=False)
+    *compiled, linked, _ = (tmp_path / "clang++.log").read_text().splitlines()
+    assert {flag for line in compiled for flag in line.split() if "LEVEL" in flag} == {
+        "-DFASTVLM_LEVEL=neon",
+        "-DFASTVLM_LEVEL=neon_dot",
+    }
+    assert "-dynamiclib" in linked and "-ldl" not in linked and "-pthread" not in linked
+
+
+def test_features_of_an_arm_cpu_are_read(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm bf16\nCPU part\t: 0xd40\n")
+    monkeypatch.setattr(native_library, "LEVELS", LEVELS)
+    monkeypatch.setattr(native_library, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(native_library.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(native_library.platform, "machine", lambda: "aarch64")
+    assert native_library.available_levels() == ("neon_dot", "neon")
 
 
 def test_the_environment_chooses_a_level(cache, monkeypatch):

@@ -1,4 +1,4 @@
-"""Own threads of the compiled kernels, in processes without an OpenMP library: as many as asked for, asleep when idle."""
+"""Own threads of the compiled kernels, in processes without OpenMP: as many as asked for, asleep when idle."""
 
 import json
 import os

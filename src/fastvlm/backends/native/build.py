@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from fastvlm.backends.native.library import (
     COMPILER_FLAGS,
+    LEVELS,
     SOURCE_FOLDER,
     Level,
     available_levels,
@@ -24,6 +26,8 @@ from fastvlm.errors import BuildError
 
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT_S = 300
+_LINKED = ("-shared", "-pthread", "-ldl")
+_LINKED_BY_APPLE = ("-dynamiclib", "-undefined", "dynamic_lookup")
 _TORCH_IS_ENOUGH = "These kernels are optional: without them PyTorch's are used."
 
 
@@ -46,9 +50,11 @@ def build() -> BuiltLibrary:
             cannot be written.
     """
     if not available_levels():
-        least = next(iter(compiled_levels()), None)
-        lacking = "" if least is None else f" with {', '.join(sorted(least.needed))}"
-        raise BuildError(f"There are no kernels for this CPU; expected Linux on x86-64{lacking}. {_TORCH_IS_ENOUGH}")
+        least = {level.machine: level for level in reversed(LEVELS)}.values()
+        expected = " or ".join(f"{level.machine} with {', '.join(sorted(level.needed))}" for level in reversed(least))
+        raise BuildError(
+            f"There are no kernels for this CPU; expected Linux on {expected}, or macOS on arm64. {_TORCH_IS_ENOUGH}"
+        )
     return compile_library(cache_path(), is_tried=True)
 
 
@@ -113,7 +119,8 @@ def _compile(compiler: str, target: Path) -> None:
     ]
     with ThreadPoolExecutor(os.cpu_count()) as workers:
         list(workers.map(lambda job: _compile_object(compiler, *job), objects))
-    _checked(compiler, "-shared", *(str(made) for _, _, made in objects), "-o", str(target), "-ldl", made=target)
+    flags = _LINKED_BY_APPLE if platform.system() == "Darwin" else _LINKED
+    _checked(compiler, *(str(made) for _, _, made in objects), "-o", str(target), *flags, made=target)
 
 
 def _compile_object(compiler: str, level: Level, source: Path, made: Path) -> None:

@@ -69,6 +69,7 @@ LEVELS = (
         ("-march=armv8.2-a+dotprod+i8mm+bf16",),
     ),
 )
+PLATFORMS = (("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"))  # where a CPU's features are read
 _SAME_MACHINE = {"arm64": "aarch64"}  # macOS's name: Linux's
 _APPLE_FEATURES = {"FEAT_DotProd": "asimddp", "FEAT_BF16": "bf16", "FEAT_I8MM": "i8mm"}  # sysctl's name: Linux's
 
@@ -139,7 +140,7 @@ def chosen_levels() -> tuple[str, ...]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Feature flags of this CPU in Linux's notation; empty on systems that are neither Linux nor macOS on Arm."""
+    """Feature flags of this CPU in Linux's notation; empty elsewhere than on :data:`PLATFORMS`."""
     if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
         return frozenset({"asimd"} | {flag for name, flag in _APPLE_FEATURES.items() if _apple_has(name)})
     try:
