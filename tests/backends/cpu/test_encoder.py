@@ -17,7 +17,7 @@ from fastvlm.backends.cpu import encoder as vision
 from fastvlm.backends.cpu import linear
 from fastvlm.backends.cpu.encoder import Convolution, FastEncoder, InBands
 from fastvlm.backends.cpu.probe import cpu_kernels
-from fastvlm.backends.native import amx_linear as tile_linear
+from fastvlm.backends.native import encoder_linear as native_linear
 from fastvlm.model.projector import as_feature_tokens
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -41,7 +41,7 @@ def gap(plain, image, dtype=torch.float32):
 @pytest.fixture
 def torch_alone(monkeypatch):
     """No compiled kernels, also where there are some."""
-    for module in (vision, linear, tile_linear):
+    for module in (vision, linear, native_linear):
         monkeypatch.setattr(module, "native_kernels", lambda *_: None)
 
 

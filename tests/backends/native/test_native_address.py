@@ -11,8 +11,8 @@ from fastvlm.backends.decoder_weights import DecoderLayer, DecoderWeights
 from fastvlm.backends.kv_cache import KeyValueCache
 from fastvlm.backends.native.address import address
 from fastvlm.backends.native.decoder import NativeDecoder, _NativeLayer
-from fastvlm.backends.native.kernels import in_panels
 from fastvlm.backends.native.linear import NativeLinear
+from fastvlm.backends.native.packed_layer import PackedLayer
 from fastvlm.config import DecoderConfig
 from fastvlm.formats.checkpoint import RotaryPositions
 from fastvlm.formats.names import HEAD
@@ -51,35 +51,56 @@ def zeros(*shape, dtype=HALF):
     return torch.zeros(shape, dtype=dtype)
 
 
+def packed(kernels, num_outputs, num_inputs, **changed):
+    """A layer of zeros, with other tensors or sizes than it says."""
+    made = PackedLayer.of(zeros(num_outputs, num_inputs), None, kernels.panel_layout(HALF))
+    return dataclasses.replace(made, **{name: change(made) for name, change in changed.items()})
+
+
 @is_possible
 @pytest.mark.parametrize(
     "call",
     [
-        lambda k, w, b: k.linear(zeros(5, 64), w, b, "plain", zeros(5, 64)),
-        lambda k, w, b: k.linear(zeros(5, 64), w, b, "plain", zeros(4, 96)),
-        lambda k, w, b: k.linear(zeros(5, 96), w, b, "plain", zeros(5, 96)),
-        lambda k, w, b: k.linear(zeros(5, 64), w, b[:95], "plain", zeros(5, 96)),
-        lambda k, w, b: k.linear(zeros(5, 64), w, b.to(HALF), "plain", zeros(5, 96)),
-        lambda k, w, b: k.linear(zeros(5, 64), w[:, :1].contiguous(), b, "plain", zeros(5, 96)),
-        lambda k, w, b: k.linear(zeros(5, 64), w.flatten(2), b, "plain", zeros(5, 96)),
-        lambda k, w, b: k.linear(zeros(5, 64), w, b, "panels", zeros(5, 96)),
-        lambda k, w, b: k.ffn(zeros(5, 64), (w, b), (w, b), zeros(5, 64)),
-        lambda k, w, b: k.ffn(zeros(5, 64), (w, b), (in_panels(zeros(64, 96)), b), zeros(5, 64)),
-        lambda k, w, b: k.ffn(zeros(5, 64), (w, b), (in_panels(zeros(64, 96)), b[:64]), zeros(5, 32)),
-        lambda k, w, b: k.depthwise(zeros(1, 4, 4, 33), zeros(1, 2, 9, 16), zeros(1, 2, 16), 3),
-        lambda k, w, b: k.depthwise(zeros(1, 4, 4, 33), torch.zeros(2, 2, 9, 16), torch.zeros(2, 2, 16), 7),
-        lambda k, w, b: k.depthwise(zeros(1, 4, 4, 33), torch.zeros(2, 2, 9, 16), torch.zeros(1, 2, 16), 3),
-        lambda k, w, b: k.depthwise(zeros(1, 4, 4, 33), torch.zeros(2, 2, 25, 16), torch.zeros(2, 2, 16), 5),
-        lambda k, w, b: k.depthwise(zeros(4, 4, 33), torch.zeros(2, 2, 9, 16), torch.zeros(2, 2, 16), 3),
-        lambda k, w, b: k.attention(zeros(3, 2, 40, 64), 1),
-        lambda k, w, b: k.attention(zeros(2, 2, 40, 32), 1),
-        lambda k, w, b: k.attention(zeros(3, 2, 40, 32), 3),
-        lambda k, w, b: k.attention(zeros(3, 2, 40, 32), 0),
+        lambda k: k.linear(zeros(5, 64), packed(k, 96, 64), "plain", zeros(5, 64)),
+        lambda k: k.linear(zeros(5, 64), packed(k, 96, 64), "plain", zeros(4, 96)),
+        lambda k: k.linear(zeros(5, 96), packed(k, 96, 64), "plain", zeros(5, 96)),
+        lambda k: k.linear(zeros(5, 64), packed(k, 96, 64), "heads", zeros(5, 96)),
+        lambda k: k.linear(zeros(5, 64), packed(k, 96, 64, bias=lambda layer: layer.bias[:95]), "plain", zeros(5, 96)),
+        lambda k: k.linear(
+            zeros(5, 64), packed(k, 96, 64, bias=lambda layer: layer.bias.to(HALF)), "plain", zeros(5, 96)
+        ),
+        lambda k: k.linear(
+            zeros(5, 64), packed(k, 96, 64, weight=lambda layer: layer.weight[1:]), "plain", zeros(5, 96)
+        ),
+        lambda k: k.linear(
+            zeros(5, 64), packed(k, 96, 64, weight=lambda layer: layer.weight.flatten(2)), "plain", zeros(5, 96)
+        ),
+        lambda k: k.linear(zeros(5, 96), packed(k, 96, 64, inputs=lambda _: 96), "plain", zeros(5, 96)),
+        lambda k: k.linear(zeros(5, 64), packed(k, 96, 64, outputs=lambda _: 128), "plain", zeros(5, 128)),
+        lambda k: k.ffn(zeros(5, 64), packed(k, 96, 64), packed(k, 96, 64), zeros(5, 64)),
+        lambda k: k.ffn(zeros(5, 64), packed(k, 96, 64), packed(k, 64, 128), zeros(5, 64)),
+        lambda k: k.ffn(zeros(5, 64), packed(k, 96, 64), packed(k, 64, 96), zeros(5, 32)),
+        lambda k: k.depthwise(zeros(1, 4, 4, 33), zeros(1, 2, 9, 16), zeros(1, 2, 16), 3),
+        lambda k: k.depthwise(zeros(1, 4, 4, 33), torch.zeros(2, 2, 9, 16), torch.zeros(2, 2, 16), 7),
+        lambda k: k.depthwise(zeros(1, 4, 4, 33), torch.zeros(2, 2, 9, 16), torch.zeros(1, 2, 16), 3),
+        lambda k: k.depthwise(zeros(1, 4, 4, 33), torch.zeros(2, 2, 25, 16), torch.zeros(2, 2, 16), 5),
+        lambda k: k.depthwise(zeros(4, 4, 33), torch.zeros(2, 2, 9, 16), torch.zeros(2, 2, 16), 3),
+        lambda k: k.attention(zeros(3, 2, 40, 64), 1),
+        lambda k: k.attention(zeros(2, 2, 40, 32), 1),
+        lambda k: k.attention(zeros(3, 2, 40, 32), 3),
+        lambda k: k.attention(zeros(3, 2, 40, 32), 0),
     ],
 )
 def test_sizes_that_do_not_fit_never_reach_the_encoders_kernels(kernels, call):
     with pytest.raises(ValueError, match=EXPECTED):
-        call(kernels, in_panels(zeros(96, 64)), torch.zeros(96))
+        call(kernels)
+
+
+@is_possible
+def test_tile_registers_take_no_layers_of_other_sizes(kernels):
+    odd = PackedLayer.of(zeros(95, 64), None, dataclasses.replace(kernels.panel_layout(HALF), is_padded=True))
+    with pytest.raises(ValueError, match="95 outputs and 64 inputs; expected multiples of 32 and 32"):
+        kernels.linear(zeros(5, 64), odd, "plain", zeros(5, 95))
 
 
 def shortened(weight, **tensors):

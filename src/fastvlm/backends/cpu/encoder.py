@@ -27,7 +27,7 @@ from fastvlm.backends.cpu.linear import PackedLinear, gelu_, many_rows_linear, p
 from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.generators import finished
 from fastvlm.backends.linear import Activation, PlainLinear
-from fastvlm.backends.native.amx_linear import TileLinear
+from fastvlm.backends.native.encoder_linear import EncoderLinear
 from fastvlm.backends.native.kernels import NativeDepthwise, native_kernels
 from fastvlm.encoder_config import ATTENTION_HEAD_DIM
 from fastvlm.model.attention import AttentionBlock
@@ -131,7 +131,7 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 def _pointwise(
     conv: nn.Conv2d, dtype: torch.dtype, activation: Activation = "none", order: Tensor | None = None
-) -> PackedLinear | PlainLinear | TileLinear:
+) -> PackedLinear | PlainLinear | EncoderLinear:
     """A 1x1 convolution as a linear layer on channels."""
     weight = conv.weight.flatten(1)
     weight = weight if order is None else weight[:, order]
@@ -287,7 +287,7 @@ class Ffn:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C)."""
         inputs, outputs = self.conv(x).flatten(0, 2), x.flatten(0, 2)
-        if isinstance(self.widen, TileLinear) and isinstance(self.narrow, TileLinear):
+        if isinstance(self.widen, EncoderLinear) and isinstance(self.narrow, EncoderLinear):
             return self.widen.ffn(self.narrow, inputs, outputs).view(x.shape)
         size = tile_rows(x)
         if len(inputs) <= size:
@@ -322,10 +322,10 @@ class _Attention:
         """(B, H, W, C)."""
         batch, height, width, channels = x.shape
         weight, bias, eps = self._norm
-        normed, native = F.layer_norm(x, (channels,), weight, bias, eps), native_kernels()
-        if isinstance(self._qkv, TileLinear) and native is not None:
-            panels = self._qkv.panels(normed.view(-1, channels))  # a head is 32 wide, as a panel is
-            mixed = native.attention(panels.view(3, -1, *panels.shape[1:]), batch)
+        normed = F.layer_norm(x, (channels,), weight, bias, eps)
+        if isinstance(self._qkv, EncoderLinear):
+            heads = self._qkv.heads(normed.view(-1, channels))
+            mixed = self._qkv.kernels.attention(heads.view(3, -1, *heads.shape[1:]), batch)
         else:
             qkv = self._qkv(normed).reshape(batch, height * width, 3, -1, ATTENTION_HEAD_DIM)
             mixed = _attend(*qkv.permute(2, 0, 3, 1, 4).unbind(0)).transpose(1, 2)

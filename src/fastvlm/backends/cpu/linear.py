@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.linear import Activation, Linear, PlainLinear, joined, joined_biases
-from fastvlm.backends.native.amx_linear import TileLinear, tile_linear
+from fastvlm.backends.native.encoder_linear import EncoderLinear, encoder_linear
 from fastvlm.backends.native.kernels import native_kernels
 from fastvlm.backends.page_release import release_pages
 
@@ -112,9 +112,11 @@ class PackedLinears:
 
 def many_rows_linear(
     weight: Tensor, bias: Tensor | None, activation: Activation = "none"
-) -> PackedLinear | PlainLinear | TileLinear:
+) -> PackedLinear | PlainLinear | EncoderLinear:
     """Like :func:`packed_linear`, for hundreds of rows: with whichever kernel is faster on this CPU."""
+    native = encoder_linear(weight, bias, has_gelu=activation == "gelu")
+    if native is not None:
+        return native
     if weight.dtype == torch.float32 and cpu_kernels().has_fast_plain_float32:
         return PlainLinear(weight, bias, activation)
-    tiles = tile_linear(weight, bias, has_gelu=activation == "gelu")
-    return packed_linear(weight, bias, activation) if tiles is None else tiles
+    return packed_linear(weight, bias, activation)

@@ -19,18 +19,18 @@ from torch import Tensor
 
 from fastvlm.backends.native.address import address
 from fastvlm.backends.native.library import chosen_levels, distrust, find_library, is_whole
+from fastvlm.backends.native.packed_layer import PackedLayer, PanelLayout
 
 if TYPE_CHECKING:
     from fastvlm.backends.native.decoder import NativeModel
 
 _BLOCK = 32  # `kDepthwiseChannels` in cpp/depthwise.hpp
 _KERNEL_SIZES = (3, 7)
-_HEAD_WIDTH = 32  # `kHeadWidth` in cpp/attention.hpp
+HEAD_WIDTH = 32  # `kHeadWidth` in cpp/encoder_linear.hpp and cpp/amx/attention.hpp
 _HALF = torch.bfloat16
 MOST_ROWS = 512  # `kMaxRows` in cpp/gemm.hpp
-PANEL = 32  # outputs and inputs that go together in cpp/blocks.hpp
-Epilogue = Literal["plain", "gelu", "added", "panels"]
-_EPILOGUES: dict[Epilogue, int] = {"plain": 0, "gelu": 1, "added": 2, "panels": 3}
+Epilogue = Literal["plain", "gelu", "added", "heads"]
+_EPILOGUES: dict[Epilogue, int] = {"plain": 0, "gelu": 1, "added": 2, "heads": 3}  # `Epilogue` in cpp/interface.hpp
 
 
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1}  # `Dtype` in cpp/interface.hpp
@@ -40,12 +40,13 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "has_threads": ([], _INT),
     "gelu": ([_POINTER, _SIZE, _INT, _INT], None),
     "depthwise": ([*[_POINTER] * 4, *[_SIZE] * 4, _INT, _INT, _INT], _INT),
+    "panel_layout": ([_INT, _POINTER], None),
+    "linear": ([_POINTER, _POINTER, *[_SIZE] * 3, _POINTER, _POINTER, *[_INT] * 3], None),
+    "ffn": ([_POINTER, _POINTER, *[_SIZE] * 3, *[_POINTER] * 4, _INT, _INT], None),
+    "attention": ([_POINTER, _POINTER, *[_SIZE] * 3, _INT, _INT], None),
 }
 _TILE_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "may_use_tiles": ([], _INT),
-    "linear": ([_POINTER, _POINTER, *[_SIZE] * 3, _POINTER, _POINTER, _INT, _INT], None),
-    "ffn": ([_POINTER, _POINTER, *[_SIZE] * 3, *[_POINTER] * 4, _INT], None),
-    "attention": ([_POINTER, _POINTER, *[_SIZE] * 3, _INT], None),
     "gemm": ([_POINTER, _POINTER, _POINTER, _SIZE, _INT], None),
     "decode": ([*[_POINTER] * 4, _SIZE, _INT, *[_POINTER] * 3, _INT], None),
 }
@@ -71,8 +72,9 @@ class NativeKernels:
         self.has_threads = bool(functions["has_threads"]())
         self.has_tiles = level == _TILE_LEVEL and bool(functions["may_use_tiles"]())
         self._gelu, self._depthwise = functions["gelu"], functions["depthwise"]
-        self._linear, self._ffn = functions.get("linear"), functions.get("ffn")
-        self._attention, self._gemm, self._decode = map(functions.get, ("attention", "gemm", "decode"))
+        self._linear, self._ffn, self._attention = functions["linear"], functions["ffn"], functions["attention"]
+        self._panel_layout = functions["panel_layout"]
+        self._gemm, self._decode = functions.get("gemm"), functions.get("decode")
 
     def _functions(self, library: ctypes.CDLL, signatures: dict[str, tuple[list[Any], Any]]) -> Iterator[Any]:
         for name, (arguments, result) in signatures.items():
@@ -115,45 +117,64 @@ class NativeKernels:
         """The dtype of `x` if these functions take it, else one for the message that says what is expected."""
         return x.dtype if x.dtype in self.dtypes else self.dtypes[0]
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, epilogue: Epilogue, out: Tensor) -> Tensor:
+    def panel_layout(self, dtype: torch.dtype) -> PanelLayout:
+        """How :meth:`linear` expects weights of `dtype`, one of :attr:`dtypes`."""
+        sizes = (_INT * 4)()
+        self._panel_layout(_DTYPES[dtype], sizes)
+        groups, rows, columns, depth = sizes
+        return PanelLayout((groups, rows, columns, depth), is_padded=self.level != _TILE_LEVEL)
+
+    def linear(self, x: Tensor, layer: PackedLayer, epilogue: Epilogue, out: Tensor) -> Tensor:
         """Compute ``x @ weight.T + bias`` into `out` (rows, outputs), with the given epilogue.
 
-        Epilogues: plain, exact GELU, added to the content of `out`, or "panels" with `out` (outputs / 32, rows, 32).
+        Epilogues: plain, exact GELU, added to the content of `out`, or "heads" with `out` (outputs / 32, rows, 32).
 
         Args:
             x: (rows, inputs); `x` and `out` must satisfy :meth:`takes`.
-            weight: from :func:`in_panels`.
-            bias: (outputs,) float32.
+            layer: in the layout and dtype of these kernels.
 
         Raises:
             ValueError: tensors of other dtypes or shapes.
         """
-        outputs, inputs = weight.shape[0] * PANEL, weight.shape[1] * PANEL
-        x_at = address("x", x, _HALF, None, inputs)
+        dtype, outputs = self._dtype(x), layer.outputs
+        x_at = address("x", x, dtype, None, layer.inputs)
         rows = len(x)
-        shape = (outputs // PANEL, rows, PANEL) if epilogue == "panels" else (rows, outputs)
-        pointers = x_at, address("out", out, _HALF, *shape)
-        layer = _layer_addresses(weight, bias, outputs, inputs)
-        self._linear(*pointers, rows, inputs, outputs, *layer, _EPILOGUES[epilogue], torch.get_num_threads())
+        shape = (outputs // HEAD_WIDTH, rows, HEAD_WIDTH) if epilogue == "heads" else (rows, outputs)
+        pointers = x_at, address("out", out, dtype, *shape)
+        addresses, options = self._addresses(layer, dtype), (_EPILOGUES[epilogue], _DTYPES[dtype])
+        self._linear(*pointers, rows, layer.inputs, outputs, *addresses, *options, torch.get_num_threads())
         return out
 
-    def ffn(self, x: Tensor, widen: tuple[Tensor, Tensor], narrow: tuple[Tensor, Tensor], out: Tensor) -> Tensor:
-        """Add ``narrow(gelu(widen(x)))`` to `out` (rows, channels); weights and biases as in :meth:`linear`."""
-        hidden, channels = widen[0].shape[0] * PANEL, widen[0].shape[1] * PANEL
-        x_at = address("x", x, _HALF, None, channels)
-        pointers = x_at, address("out", out, _HALF, len(x), channels)
-        layers = *_layer_addresses(*widen, hidden, channels), *_layer_addresses(*narrow, channels, hidden)
-        self._ffn(*pointers, len(x), channels, hidden, *layers, torch.get_num_threads())
+    def ffn(self, x: Tensor, widen: PackedLayer, narrow: PackedLayer, out: Tensor) -> Tensor:
+        """Add ``narrow(gelu(widen(x)))`` to `out` (rows, channels); layers as in :meth:`linear`."""
+        dtype, channels, hidden = self._dtype(x), widen.inputs, widen.outputs
+        if (narrow.outputs, narrow.inputs) != (channels, hidden):
+            found = f"narrow has {narrow.inputs} inputs and {narrow.outputs} outputs"
+            raise ValueError(f"{found}; expected {hidden} and {channels}, as widen has outputs and inputs.")
+        pointers = address("x", x, dtype, None, channels), address("out", out, dtype, len(x), channels)
+        layers = *self._addresses(widen, dtype), *self._addresses(narrow, dtype)
+        self._ffn(*pointers, len(x), channels, hidden, *layers, _DTYPES[dtype], torch.get_num_threads())
         return out
+
+    def _addresses(self, layer: PackedLayer, dtype: torch.dtype) -> tuple[int, int]:
+        """Addresses of weight and bias."""
+        layout = self.panel_layout(dtype)
+        shape = layout.shape(layer.outputs, layer.inputs)
+        if not layout.takes(layer.outputs, layer.inputs):
+            expected = f"multiples of {layout.outputs} and {layout.inputs}"
+            raise ValueError(f"layer has {layer.outputs} outputs and {layer.inputs} inputs; expected {expected}.")
+        weight_at = address("weight", layer.weight, dtype, *shape)
+        return weight_at, address("bias", layer.bias, torch.float32, shape[0] * layout.outputs)
 
     def attention(self, qkv: Tensor, batch: int) -> Tensor:
         """Attention (B, N, heads, 32) of `qkv` (3, heads, B N, 32) within each image; queries are already scaled."""
-        qkv_at = address("qkv", qkv, _HALF, 3, None, None, _HEAD_WIDTH)
+        dtype = self._dtype(qkv)
+        qkv_at = address("qkv", qkv, dtype, 3, None, None, HEAD_WIDTH)
         if batch < 1 or qkv.shape[2] % batch:
             raise ValueError(f"batch is {batch}; expected a divisor of the {qkv.shape[2]} tokens.")
         heads, tokens = qkv.shape[1], qkv.shape[2] // batch
-        mixed = qkv.new_empty(batch, tokens, heads, _HEAD_WIDTH)
-        self._attention(qkv_at, mixed.data_ptr(), batch, tokens, heads, torch.get_num_threads())
+        mixed = qkv.new_empty(batch, tokens, heads, HEAD_WIDTH)
+        self._attention(qkv_at, mixed.data_ptr(), batch, tokens, heads, _DTYPES[dtype], torch.get_num_threads())
         return mixed
 
     def multiply(self, weights: Any, rows: Tensor, y: Tensor) -> None:
@@ -203,25 +224,6 @@ class NativeKernels:
         if num_tokens > MOST_ROWS:
             raise ValueError(f"embeds has {num_tokens} tokens; expected {MOST_ROWS} at most.")
         self._decode(ctypes.byref(model), *pointers, num_tokens, is_prompt, *others, torch.get_num_threads())
-
-
-def _layer_addresses(weight: Tensor, bias: Tensor, outputs: int, inputs: int) -> tuple[int, int]:
-    """Addresses of a weight in panels and its bias."""
-    panels = (outputs // PANEL, inputs // PANEL, 2, PANEL // 2, PANEL // 2, 2)
-    return address("weight", weight, _HALF, *panels), address("bias", bias, torch.float32, outputs)
-
-
-def in_panels(weight: Tensor) -> Tensor:
-    """`weight` (outputs, inputs), both multiples of 32, as bfloat16 in the layout of ``cpp/blocks.hpp``."""
-    outputs, inputs = weight.shape
-    tiles = weight.to(torch.bfloat16).reshape(outputs // PANEL, 2, PANEL // 2, inputs // PANEL, PANEL // 2, 2)
-    return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
-
-
-def from_panels(panels: Tensor) -> Tensor:
-    """The inverse of :func:`in_panels`, in bfloat16."""
-    outputs, inputs = panels.shape[0] * PANEL, panels.shape[1] * PANEL
-    return panels.permute(0, 2, 4, 1, 3, 5).reshape(outputs, inputs)
 
 
 class NativeDepthwise:
@@ -314,8 +316,7 @@ def _is_right(kernels: NativeKernels, dtype: torch.dtype) -> bool:
     """True if the kernels give torch's results, for numbers that are nearly exact in bfloat16."""
     x = (torch.arange(4 * 5 * 33) % 17 / 4 - 2).reshape(1, 4, 5, 33).to(dtype)
     pairs = [(kernels.gelu_(x.clone()), F.gelu(x.float())), *_convolved(kernels, x)]
-    if kernels.has_tiles:
-        pairs += _multiplied(kernels)
+    pairs += _multiplied(kernels, dtype)
     return all(torch.allclose(result.float(), expected, rtol=1e-2, atol=1e-2) for result, expected in pairs)
 
 
@@ -327,14 +328,14 @@ def _convolved(kernels: NativeKernels, x: Tensor) -> Iterator[tuple[Tensor, Tens
         yield NativeDepthwise(kernels, weight, bias)(x), expected
 
 
-def _multiplied(kernels: NativeKernels) -> Iterator[tuple[Tensor, Tensor]]:
-    x = (torch.arange(17 * 64) % 13 / 8 - 0.75).reshape(17, 64).bfloat16()
-    weight = (torch.arange(96 * 64) % 11 / 64 - 0.08).reshape(96, 64).bfloat16()
-    bias, none = torch.arange(96) / 64, torch.zeros(64)
+def _multiplied(kernels: NativeKernels, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    x = (torch.arange(17 * 64) % 13 / 8 - 0.75).reshape(17, 64).to(dtype)
+    weight = (torch.arange(96 * 64) % 11 / 64 - 0.08).reshape(96, 64).to(dtype)
+    bias, layout = torch.arange(96) / 64, kernels.panel_layout(dtype)
+    widen, narrow = PackedLayer.of(weight, bias, layout), PackedLayer.of(weight.T, None, layout)
     hidden = F.linear(x.float(), weight.float(), bias)
-    yield kernels.linear(x, in_panels(weight), bias, "plain", x.new_empty(17, 96)), hidden
-    layers = (in_panels(weight), bias), (in_panels(weight.T), none)
-    yield kernels.ffn(x, *layers, x.clone()), x.float() + F.gelu(hidden) @ weight.float()
-    qkv = (torch.arange(3 * 2 * 35 * 32) % 19 / 16 - 0.5).reshape(3, 2, 35, 32).bfloat16()
+    yield kernels.linear(x, widen, "plain", x.new_empty(17, 96)), hidden
+    yield kernels.ffn(x, widen, narrow, x.clone()), x.float() + F.gelu(hidden) @ weight.float()
+    qkv = (torch.arange(3 * 2 * 35 * 32) % 19 / 16 - 0.5).reshape(3, 2, 35, 32).to(dtype)
     query, key, value = qkv[:, None].float().unbind(0)
     yield kernels.attention(qkv, 1), F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2)

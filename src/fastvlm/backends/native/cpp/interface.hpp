@@ -12,4 +12,8 @@ namespace fastvlm::FASTVLM_LEVEL {
 
 enum Dtype : int { kBfloat16Numbers = 0, kFloat32 = 1 };
 
+// What a linear layer does with its results: with kAdded they are added to what is there, with kHeads they are written as
+// (outputs / 32, rows, 32).
+enum Epilogue : int { kPlain = 0, kGelu = 1, kAdded = 2, kHeads = 3 };
+
 } // namespace fastvlm::FASTVLM_LEVEL

@@ -22,6 +22,18 @@ struct FloatProduct {
   static Sum add(Sum sums, Sum left, Sum right) { return multiply_add(left, right, sums); }
 };
 
+// Right numbers are widened as they are read.
+struct WidenedProduct {
+  using Left = float;
+  using Right = Bfloat16;
+  using Sum = Floats;
+  static constexpr int kDepth = 1;
+  static Sum none() { return zeros(); }
+  static Sum left(const Left* at) { return broadcast(at); }
+  static Sum right(const Right* at) { return load(at); }
+  static Sum add(Sum sums, Sum left, Sum right) { return multiply_add(left, right, sums); }
+};
+
 // Exact as long as no sum exceeds int32.
 struct Int16Product {
   using Left = std::int16_t;

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "products.hpp"
@@ -18,24 +19,35 @@ constexpr int kTileOutputs = kTileVectors * kLanes;
 template <typename Product, int kRows>
 using TileSums = typename Product::Sum[kRows][kTileVectors];
 
-// Adds kRows rows of `left`, `stride` numbers apart, times `steps` steps of `panel` to `sums`.
-template <typename Product, int kRows>
+struct NothingAhead {
+  void operator()() const {}
+};
+
+// Adds kRows rows of `left`, `stride` numbers apart, times `steps` steps of `panel` to `sums`; ahead() is called for
+// each cache line of a row.
+template <typename Product, int kRows, typename Ahead = NothingAhead>
 inline void add_products(const typename Product::Left* left, std::ptrdiff_t stride, const typename Product::Right* panel,
-                         std::ptrdiff_t steps, TileSums<Product, kRows>& sums) {
+                         std::ptrdiff_t steps, TileSums<Product, kRows>& sums, const Ahead& ahead = {}) {
   typename Product::Sum in_registers[kRows][kTileVectors];
   UNROLLED
   for (int row = 0; row < kRows; ++row)
     for (int i = 0; i < kTileVectors; ++i) in_registers[row][i] = sums[row][i];
-  for (std::ptrdiff_t step = 0; step < steps; ++step) {
-    const auto first = Product::right(panel), second = Product::right(panel + kLanes * Product::kDepth);
-    UNROLLED
-    for (int row = 0; row < kRows; ++row) {
-      const auto number = Product::left(left + row * stride);
-      in_registers[row][0] = Product::add(in_registers[row][0], number, first);
-      in_registers[row][1] = Product::add(in_registers[row][1], number, second);
+  constexpr std::ptrdiff_t kLine = 64 / (sizeof(typename Product::Left) * Product::kDepth); // steps
+  for (std::ptrdiff_t stop = 0; stop < steps;) {
+    std::ptrdiff_t step = stop;
+    stop = std::min(stop + kLine, steps);
+    ahead();
+    for (; step < stop; ++step) {
+      const auto first = Product::right(panel), second = Product::right(panel + kLanes * Product::kDepth);
+      UNROLLED
+      for (int row = 0; row < kRows; ++row) {
+        const auto number = Product::left(left + row * stride);
+        in_registers[row][0] = Product::add(in_registers[row][0], number, first);
+        in_registers[row][1] = Product::add(in_registers[row][1], number, second);
+      }
+      left += Product::kDepth;
+      panel += kTileOutputs * Product::kDepth;
     }
-    left += Product::kDepth;
-    panel += kTileOutputs * Product::kDepth;
   }
   UNROLLED
   for (int row = 0; row < kRows; ++row)

@@ -1,4 +1,5 @@
-// C interface of the encoder's kernels in tile registers. Tensors are bfloat16.
+// C interface of the encoder's layers in tile registers; ../encoder_layers.cpp has it for other levels. Tensors are
+// bfloat16, the only `dtype`.
 
 #if defined(__AMX_TILE__)
 
@@ -32,9 +33,16 @@ void in_row_blocks(std::ptrdiff_t rows, int threads, const Work& work) {
 
 FASTVLM_INTERFACE_BEGIN
 
+// As ../encoder_layers.cpp says.
+void FASTVLM_NAME(panel_layout)(int, int sizes[4]) {
+  sizes[0] = 2;
+  sizes[1] = sizes[2] = kTileRows;
+  sizes[3] = 2;
+}
+
 // Attention over all tokens of each of `batch` images; (3, heads, batch * tokens, 32) -> (batch, tokens, heads, 32).
 void FASTVLM_NAME(attention)(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff_t batch, std::ptrdiff_t tokens,
-                       std::ptrdiff_t heads, int threads) {
+                       std::ptrdiff_t heads, int, int threads) {
   in_parallel(batch * heads, threads, [=](std::size_t index) {
     const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(index) / heads * tokens;
     const AmxTileConfig tiles;
@@ -44,26 +52,25 @@ void FASTVLM_NAME(attention)(const Bfloat16* qkv, Bfloat16* output, std::ptrdiff
   });
 }
 
-// output = input times the layer's weight, plus its bias; `epilogue` 1: then GELU; 2: added to what is there instead; 3: put
-// there as (outputs / 32, rows, 32).
+// output = input times the layer's weight, plus its bias; `epilogue` is an Epilogue.
 void FASTVLM_NAME(linear)(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, std::ptrdiff_t inputs,
-                    std::ptrdiff_t outputs, const Bfloat16* weight, const float* bias, int epilogue, int threads) {
+                    std::ptrdiff_t outputs, const Bfloat16* weight, const float* bias, int epilogue, int, int threads) {
   const Layer layer{weight, bias, inputs, outputs};
   const std::ptrdiff_t panels = outputs / kPanel;
   in_row_blocks(rows, threads, [&](std::ptrdiff_t start, std::ptrdiff_t count, std::ptrdiff_t) {
     const Rows some(input + start * inputs, count, inputs);
     const Blocks to = as_rows(output + start * outputs, outputs);
     const Blocks apart{output + start * kPanel, kPanel, kTileRows * kPanel, rows * kPanel};
-    if (epilogue == 1) apply(some, layer, 0, panels, to, WriteGelu{});
-    else if (epilogue == 2) apply(some, layer, 0, panels, to, WriteAdded{});
-    else apply(some, layer, 0, panels, epilogue == 3 ? apart : to, WritePlain{});
+    if (epilogue == kGelu) apply(some, layer, 0, panels, to, WriteGelu{});
+    else if (epilogue == kAdded) apply(some, layer, 0, panels, to, WriteAdded{});
+    else apply(some, layer, 0, panels, epilogue == kHeads ? apart : to, WritePlain{});
   });
 }
 
 // output += narrow(gelu(widen(input))) for `rows` rows of `channels`; both numbers of channels are multiples of 32.
 void FASTVLM_NAME(ffn)(const Bfloat16* input, Bfloat16* output, std::ptrdiff_t rows, std::ptrdiff_t channels,
                  std::ptrdiff_t hidden, const Bfloat16* widen, const float* widen_bias, const Bfloat16* narrow,
-                 const float* narrow_bias, int threads) {
+                 const float* narrow_bias, int, int threads) {
   const Layer first{widen, widen_bias, channels, hidden}, second{narrow, narrow_bias, hidden, channels};
   in_row_blocks(rows, threads, [&](std::ptrdiff_t start, std::ptrdiff_t count, std::ptrdiff_t block) {
     const Rows some(input + start * channels, count, channels);
