@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +63,83 @@ def test_a_stream_that_is_left_frees_its_slot(model, answer):
         next(stream)
         stream.close()
     assert model.ask(STAR, WHAT) == answer
+
+
+@pytest.fixture
+def steps(model, monkeypatch):
+    """The thread of each step of the engine."""
+    threads, step = [], model.engine.step
+
+    def noted():
+        threads.append(threading.current_thread())
+        return step()
+
+    monkeypatch.setattr(model.engine, "step", noted)
+    return threads
+
+
+def test_one_thread_alone_steps_the_engine_itself(model, answer, steps):
+    before = threading.active_count()
+    assert model.ask(STAR, WHAT) == answer == "".join(model.stream(STAR, WHAT))
+    assert set(steps) == {threading.current_thread()} and threading.active_count() == before
+
+
+def test_a_token_comes_before_the_next_is_computed(model, monkeypatch):
+    steps, decode = [], model.engine.backend.decode
+    monkeypatch.setattr(model.engine.backend, "decode", lambda *rows: steps.append(rows) or decode(*rows))
+    events = model.events([{"role": "user", "content": "Hello?"}], ignore_eos=True, max_new_tokens=8)
+    for number in range(3):
+        next(events)
+        assert len(steps) == number
+    events.close()
+    assert len(steps) == 2 and model.engine.num_running == 0
+
+
+def test_ctrl_c_ends_the_request_between_two_steps(model, answer, monkeypatch):
+    decode, finished = model.engine.backend.decode, []
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        finished.append(decode(*arguments))
+        return finished[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine.backend, "decode", interrupted)
+        for ask in (lambda: model.ask(STAR, WHAT), lambda: list(model.stream(STAR, WHAT))):
+            with pytest.raises(KeyboardInterrupt):
+                ask()
+    assert len(finished) == 2 and model.engine.num_running == 0
+    assert model.ask(STAR, WHAT) == answer
+
+
+def test_ctrl_c_during_a_prefill_waits_for_one_step_of_the_encoder(model, answer, monkeypatch):
+    encode, num_slices = model.engine.backend.encode, []
+
+    def interrupted(pixel_values):
+        work = encode(pixel_values)
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            num_slices.append(1)
+            try:
+                next(work)
+            except StopIteration as end:
+                return end.value
+            yield
+
+    model.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine.backend, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.ask(STAR, WHAT)
+    assert len(num_slices) == 1 and model.engine.num_running == 0
+    assert model.ask(STAR, WHAT) == answer
+
+
+def test_a_question_inside_an_event_loop_as_in_a_notebook(model, answer):
+    async def cell():
+        return model.ask(STAR, WHAT)
+
+    assert asyncio.run(cell()) == answer
 
 
 def test_a_batch_comes_in_its_order_and_runs_together(model, answer, monkeypatch):

@@ -3,15 +3,13 @@
     model = FastVLM("mini")
     model.ask("photo.jpg", "What is this?")
 
-:class:`AsyncFastVLM` runs the engine in its own thread. :class:`FastVLM` is the same behind an event
-loop of its own, so that several threads may ask at the same time and their requests run together.
+:class:`AsyncFastVLM` runs the engine in its own thread. :class:`FastVLM` is the same without coroutines: the engine
+runs in the thread that asks. Several threads may ask at the same time: their requests run together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 import weakref
 from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -24,6 +22,7 @@ from fastvlm.processing.image_items import image_items
 if TYPE_CHECKING:
     from fastvlm.config import Bits
     from fastvlm.engine.async_engine import AsyncEngine
+    from fastvlm.engine.caller_loop import CallerLoop
     from fastvlm.engine.engine import Engine
     from fastvlm.engine.structured_output import GrammarCompiler, GrammarGuide
 
@@ -79,6 +78,7 @@ class AsyncFastVLM:
             num_slots=num_slots,
             **engine,
         )
+        self._is_inline = False
         self._opened: AsyncEngine | None = None
         self._grammars: GrammarCompiler | None = None
 
@@ -181,7 +181,7 @@ class AsyncFastVLM:
         from fastvlm.engine.async_engine import AsyncEngine  # noqa: PLC0415
 
         if self._opened is None:
-            self._opened = AsyncEngine(self.engine)
+            self._opened = AsyncEngine(self.engine, is_inline=self._is_inline)
             await self._opened.__aenter__()
         return self._opened
 
@@ -240,11 +240,12 @@ class FastVLM:
     """
 
     def __init__(self, model: str = "mini", **settings: Any) -> None:
+        from fastvlm.engine.caller_loop import CallerLoop  # noqa: PLC0415
+
         self._model = AsyncFastVLM(model, **settings)
-        self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=self._loop.run_forever, name="fastvlm", daemon=True)
-        thread.start()
-        self._stop = weakref.finalize(self, _stop, self._model, self._loop, thread)
+        self._model._is_inline = True
+        self._loop = CallerLoop(self._model.engine.pause)
+        self._stop = weakref.finalize(self, _stop, self._model, self._loop)
 
     def __enter__(self) -> FastVLM:
         return self
@@ -258,7 +259,7 @@ class FastVLM:
         return self._model.engine
 
     def close(self) -> None:
-        """End the running requests and the threads; later calls raise a UsageError."""
+        """End the running requests; later calls raise a UsageError."""
         self._stop()
 
     def ask(self, images: Images, question: str, **options: Any) -> str:
@@ -286,27 +287,10 @@ class FastVLM:
         return Chat(self, self._model.chat(system=system, **sampling))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        if not self._stop.alive:
-            work.close()
-            raise UsageError("This FastVLM is closed. Make a new one.")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C too: the request must not go on
-            future.cancel()
-            raise
+        return self._loop.run(work, _closed())
 
     def _iterate(self, source: AsyncGenerator[T]) -> Generator[T]:
-        items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
-        if not self._stop.alive:
-            raise UsageError("This FastVLM is closed. Make a new one.")
-        future = asyncio.run_coroutine_threadsafe(_forward(source, items), self._loop)
-        try:
-            while not isinstance(item := items.get(), _End):
-                yield item
-            future.result()
-        finally:
-            future.cancel()
+        return self._loop.iterate(source, _closed())
 
 
 class Chat:
@@ -329,29 +313,12 @@ class Chat:
         return self._model._iterate(self._chat.stream(question, images))
 
 
-class _End:
-    """Marks the end of a stream."""
+def _closed() -> UsageError:
+    return UsageError("This FastVLM is closed. Make a new one.")
 
 
-async def _forward(source: AsyncGenerator[T], items: queue.SimpleQueue[T | _End]) -> None:
-    """Put what `source` gives into `items`, then the end, whatever happens."""
-    try:
-        async with aclosing(source) as opened:
-            async for item in opened:
-                items.put(item)
-    finally:
-        items.put(_End())
-
-
-def _stop(model: AsyncFastVLM, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    async def close() -> None:
-        await model.close()
-        await loop.shutdown_default_executor()
-
-    asyncio.run_coroutine_threadsafe(close(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+def _stop(model: AsyncFastVLM, loop: CallerLoop) -> None:
+    loop.close(model.close())
 
 
 def user_message(images: Images, question: object) -> dict[str, Any]:

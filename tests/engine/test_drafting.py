@@ -172,7 +172,7 @@ def test_any_draft_leaves_the_reply_as_it_is(both, drain_once, requests, choices
             return [*right, *choose.choices(range(2, 100), k=choose.randint(0, 2))][:most]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_drafter", lambda prompt, guide: Guessing())
+        patch.setattr("fastvlm.engine.engine.drafter", lambda *_: Guessing())
         for ours, theirs in zip(replies(engine, requests, drain_once), expected, strict=True):
             assert_equal(ours, theirs)
 
@@ -207,7 +207,7 @@ def test_a_conversation_goes_on_where_rejected_tokens_were(both, seed):
     assert counts.drafted - counts.accepted > rejected
 
 
-def test_nan_after_an_accepted_token_ends_the_reply_there(make_engine, question):
+def test_nan_after_an_accepted_token_ends_the_reply_there(make_engine, question, monkeypatch):
     """NaN where a drafted token was wrong is no error; where it was right, it is one."""
     rows, poisoned = [], set()
 
@@ -228,7 +228,7 @@ def test_nan_after_an_accepted_token_ends_the_reply_there(make_engine, question)
         counts = DraftCounts()
         drafter = Drafter([], None, None, counts)
         drafter.draft = lambda reply_ids, most, drafted=drafted: list(drafted) if len(reply_ids) == 1 else []
-        engine._drafter = lambda prompt, guide, drafter=drafter: drafter
+        monkeypatch.setattr("fastvlm.engine.engine.drafter", lambda *_, drafter=drafter: drafter)
         request = engine.submit(question("tt").inputs, SamplingParams(max_new_tokens=8))
         events = engine.step()
         poisoned.add(1)

@@ -1,9 +1,9 @@
 """Asyncio interface of the engine: many coroutines share one `Engine`.
 
-Engine steps run in one worker thread; prompts are prepared in a second one. Submissions and cancellations run between
-two steps in the event loop's thread, so no lock is needed. Each listener has its own queue, which holds its whole reply
-(at most `max_new_tokens` events), so a slow listener delays no other. The number of admitted requests is bounded;
-further ones wait or raise EngineBusyError.
+Engine steps run in one worker thread, or in the event loop's; prompts are prepared in another one. Submissions and
+cancellations run between two steps in the event loop's thread, so no lock is needed. Each listener has its own queue,
+which holds its whole reply (at most `max_new_tokens` events), so a slow listener delays no other. The number of
+admitted requests is bounded; further ones wait or raise EngineBusyError.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from fastvlm.errors import EngineBusyError, UsageError
 from fastvlm.images.pool import ImagePool
 from fastvlm.processing.image_processor import ImageProcessor
 
+_ROUNDS = 4  # of the event loop between two inline steps: listeners get their events, stop the loop, or are cancelled
+
 
 @dataclass(eq=False)
 class _Listener:
@@ -46,10 +48,13 @@ class AsyncEngine:
         engine: used exclusively by this object. At most `num_slots` + `max_waiting` requests are admitted.
         image_pool: decodes images given as bytes in its own processes; the caller closes it. Without a pool, images are
             decoded one by one in the preparation thread.
+        is_inline: run steps in the event loop's thread, and prepare a prompt there while no other request runs; for a
+            loop that has nothing else to do.
     """
 
-    def __init__(self, engine: Engine, *, image_pool: ImagePool | None = None) -> None:
-        self.engine, self._image_pool = engine, image_pool
+    def __init__(self, engine: Engine, *, image_pool: ImagePool | None = None, is_inline: bool = False) -> None:
+        self.engine, self._image_pool, self._is_inline = engine, image_pool, is_inline
+        self._num_preparing = 0
         self._room = asyncio.Semaphore(engine.num_slots + engine.max_waiting)
         self._commands: list[Callable[[], None]] = []
         self._listeners: dict[int, _Listener] = {}
@@ -99,7 +104,13 @@ class AsyncEngine:
             known = partial(self._known_images, images)
             ready = await decode_images(contents, images, self._image_pool, known, client)
             self._refuse_if_closed()
-        return await loop.run_in_executor(self._preparer, self.engine.prepare, prompt, ready, image_processor)
+        if self._is_inline and not self.engine.has_work and not self._num_preparing:
+            return self.engine.prepare(prompt, ready, image_processor)
+        self._num_preparing += 1
+        try:
+            return await loop.run_in_executor(self._preparer, self.engine.prepare, prompt, ready, image_processor)
+        finally:
+            self._num_preparing -= 1
 
     async def _known_images(self, images: ImageProcessor, contents: Iterable[bytes]) -> Mapping[bytes, Tensor]:
         loop = asyncio.get_running_loop()
@@ -199,7 +210,6 @@ class AsyncEngine:
 
     async def _drive(self) -> None:
         """Run engine steps while there is work; wait otherwise."""
-        loop = asyncio.get_running_loop()
         while self._is_open:
             self._run_commands()
             if not self.engine.has_work:
@@ -207,7 +217,7 @@ class AsyncEngine:
                 await self._has_news.wait()
                 continue
             try:
-                events = await loop.run_in_executor(self._stepper, self.engine.step)
+                events = await self._step()
             except Exception as error:  # noqa: BLE001 - e.g. out of memory: all listeners raise it; later requests may work
                 self._fail_all(error)
                 continue
@@ -215,6 +225,14 @@ class AsyncEngine:
                 listener = self._listeners.get(event.request_id)
                 if listener is not None:
                     listener.events.put_nowait(event)
+            if self._is_inline:
+                for _ in range(_ROUNDS):
+                    await asyncio.sleep(0)
+
+    async def _step(self) -> list[TokenEvent]:
+        if self._is_inline:
+            return self.engine.step()
+        return await asyncio.get_running_loop().run_in_executor(self._stepper, self.engine.step)
 
     def _fail_all(self, error: Exception) -> None:
         listeners, self._listeners = self._listeners, {}

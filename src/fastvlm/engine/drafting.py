@@ -124,3 +124,12 @@ class PromptLookup:
         while len(known) < self._length:
             known.append(known[len(known) - (len(self._token_ids) + len(forced) - start)])
         return known[: self._length]
+
+
+def drafter(
+    prompt_ids: Sequence[int], guide: TokenGuide | None, num_tokens: int | None, counts: DraftCounts
+) -> Drafter | None:
+    """The drafter of a reply, with the arguments of :class:`Drafter`; None if there is nothing to draft from."""
+    if guide is None and num_tokens is None:
+        return None
+    return Drafter(prompt_ids, guide, num_tokens, counts)

@@ -23,8 +23,7 @@ from fastvlm.backends.generators import finished
 from fastvlm.backends.local import Kernels, LocalBackend, make_backend
 from fastvlm.config import Bits
 from fastvlm.engine import decoding
-from fastvlm.engine.decoding import Run
-from fastvlm.engine.drafting import DraftCounts, Drafter
+from fastvlm.engine.drafting import DraftCounts, drafter
 from fastvlm.engine.encoder_cache import EncoderCache, encode_images
 from fastvlm.engine.pixel_cache import PixelCache, ReadyImages
 from fastvlm.engine.prompt_inputs import PromptInputs, check_length, prepare
@@ -93,6 +92,7 @@ class Engine:
         self._work: Generator[None, None, Tensor] | None = None  # prefill of the starting request
         self._ids = count(1)
         self._pending_events: list[TokenEvent] = []
+        self._must_pause = False
         self._streams: dict[int, deque[TokenEvent]] = {}
 
     @classmethod
@@ -230,16 +230,10 @@ class Engine:
             Sampler(params, prepared.token_ids, self.backend.device, guide),
             decode=lambda token_ids: self.processor.decode(token_ids, skip_special_tokens=True),
             stop_ids=self.stop_token_ids,
-            drafter=self._drafter(prepared, guide),
+            drafter=drafter(prepared.token_ids, guide, self.prompt_lookup_num_tokens, self.draft_counts),
             clock=self._clock,
         )
         return request_id
-
-    def _drafter(self, prompt: PromptInputs, guide: TokenGuide | None) -> Drafter | None:
-        num_tokens = self.prompt_lookup_num_tokens
-        if guide is None and num_tokens is None:
-            return None
-        return Drafter(prompt.token_ids, guide, num_tokens, self.draft_counts)
 
     def cancel(self, request_id: int) -> bool:
         """End a request and free its slot; the next step returns its last event. False if it is not running."""
@@ -287,6 +281,10 @@ class Engine:
         self._pixel_cache.clear()
         self._scheduler.forget()
 
+    def pause(self) -> None:
+        """End the running step, or the next one, as soon as its slice of prefill can pause; from any thread."""
+        self._must_pause = True
+
     def step(self) -> list[TokenEvent]:
         """Generate the next token of each running request, then do a slice of the starting request's prefill.
 
@@ -312,7 +310,7 @@ class Engine:
                 self._streams[event.request_id].append(event)
         return events
 
-    def _sample(self, runs: Sequence[Run], logits: Tensor) -> list[TokenEvent]:
+    def _sample(self, runs: Sequence[decoding.Run], logits: Tensor) -> list[TokenEvent]:
         """Sample the next tokens of each run from its rows of `logits` (B, V)."""
         events = []
         for run, of_run in zip(runs, decoding.sample(runs, logits), strict=True):
@@ -340,7 +338,7 @@ class Engine:
             if logits is None:
                 return []
             self._scheduler.started()
-            return self._sample([Run(reply)], logits[None])
+            return self._sample([decoding.Run(reply)], logits[None])
         except Exception as error:  # noqa: BLE001 - the other requests go on; this one's listener raises it
             self._end(reply.request_id)
             return [reply.aborted(error)]
@@ -352,7 +350,8 @@ class Engine:
             while True:
                 next(work)
                 before_s, now_s = now_s, self._clock()
-                if self._scheduler.must_pause(now_s - begun_s, now_s - before_s, step_s):
+                if self._must_pause or self._scheduler.must_pause(now_s - begun_s, now_s - before_s, step_s):
+                    self._must_pause = False
                     return None
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
