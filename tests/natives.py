@@ -9,6 +9,7 @@ from pathlib import Path
 import arm_kernels
 import compiled
 import pytest
+import torch
 
 from fastvlm.backends.native import kernels as native
 from fastvlm.backends.native import library as native_library
@@ -16,7 +17,7 @@ from fastvlm.backends.native.build import compile_library
 from fastvlm.backends.native.kernels import NativeKernels, open_library
 from fastvlm.backends.native.library import SWITCH, library_name
 
-__all__ = ["arm_library", "built", "library"]
+__all__ = ["CASES", "arm_library", "built", "library"]
 
 _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "d" / "kernels"
 
@@ -59,3 +60,16 @@ def built(level: str = "amx") -> NativeKernels:
             path = library()
         (kernels,) = open_library(path, [level])
     return kernels
+
+
+# Levels and the dtypes that are tested on them; in emulation one is enough.
+CASES = [
+    pytest.param((level, dtype), id=f"{level}-{str(dtype).removeprefix('torch.')}")
+    for level, dtypes in {
+        "avx2": (torch.float32, torch.bfloat16),
+        "avx512": (torch.float32, torch.bfloat16),
+        "amx": (torch.bfloat16,),
+    }.items()
+    for dtype in dtypes
+    if level in compiled.LEVEL_NAMES
+]

@@ -294,6 +294,29 @@ inline int _mm512_reduce_max_epi32(__m512i x) {
   return largest;
 }
 // Adds to each 32-bit lane the products of its four unsigned bytes of `a` and signed ones of `b`.
+inline __m512i _mm512_mullo_epi32(__m512i a, __m512i b) {
+  return emulated::as<__m512i>(emulated::as<emulated::U32>(a) * emulated::as<emulated::U32>(b));
+}
+inline __m512i _mm512_sub_epi16(__m512i a, __m512i b) {
+  return emulated::as<__m512i>(emulated::as<emulated::U16>(a) - emulated::as<emulated::U16>(b));
+}
+inline __m512i _mm512_srl_epi32(__m512i x, __m128i count) {
+  return emulated::as<__m512i>(emulated::as<emulated::U32>(x) >> static_cast<unsigned>(_mm_cvtsi128_si32(count)));
+}
+inline __m512i _mm512_cvtepu8_epi32(__m128i x) {
+  const auto bytes = emulated::as<emulated::Vector<std::uint8_t, 16>>(x);
+  return emulated::as<__m512i>(emulated::each<emulated::I32>([&](int i) { return bytes[i]; }));
+}
+inline __m256i _mm512_cvtsepi32_epi16(__m512i x) {
+  const auto whole = emulated::as<emulated::I32>(x);
+  return emulated::as<__m256i>(emulated::each<emulated::Vector<std::int16_t, 32>>([&](int i) {
+    return static_cast<std::int16_t>(whole[i] < -32768 ? -32768 : whole[i] > 32767 ? 32767 : whole[i]);
+  }));
+}
+inline __m512i _mm512_inserti64x4(__m512i x, __m256i half, int index) {
+  std::memcpy(reinterpret_cast<char*>(&x) + index * 32, &half, sizeof half);
+  return x;
+}
 inline __m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b) {
   const auto x = emulated::as<emulated::I16>(a), y = emulated::as<emulated::I16>(b);
   auto result = emulated::as<emulated::U32>(sums);

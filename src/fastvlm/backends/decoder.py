@@ -96,7 +96,7 @@ class Decoder:
         if self.fixed is not None:
             return self.fixed(token_ids, slots, positions)
         self._grow_tables(max(positions) + 1)
-        if self._native is not None and len(set(slots)) == len(slots):
+        if self._native is not None:
             return self._native.decode(self.embed(token_ids), slots, positions, (self._cos, self._sin))
         if len(slots) == 1:
             position = positions[0]

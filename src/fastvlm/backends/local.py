@@ -219,7 +219,7 @@ def _context(checkpoint: Checkpoint, asked: int | None, device: torch.device) ->
 def _linears(bits: Bits, dtype: torch.dtype) -> LinearMaker:
     """The maker of a CPU's linear layers from floating weights."""
     if has_native_linears(dtype):
-        return NativeLinears(partial(_native_form, bits=bits))
+        return NativeLinears(partial(_native_form, bits=bits, dtype=dtype), dtype)
     if bits == 16:
         return PackedLinears(dtype)
 
@@ -230,10 +230,10 @@ def _linears(bits: Bits, dtype: torch.dtype) -> LinearMaker:
     return make
 
 
-def _native_form(weight: Tensor, is_head: bool, *, bits: Bits) -> Tensor | RoundedWeight:
-    """The operand of the compiled kernels: `weight` (out, in) in bfloat16, or rounded."""
-    if bits == 16:
-        return weight.to(torch.bfloat16).contiguous()
+def _native_form(weight: Tensor, is_head: bool, *, bits: Bits, dtype: torch.dtype) -> Tensor | RoundedWeight:
+    """The operand of the compiled kernels: `weight` (out, in) in bfloat16 or float32, or rounded."""
+    if bits == 16:  # bfloat16 is read as it is, whatever the dtype of the computation
+        return (weight if weight.dtype == torch.bfloat16 else weight.to(dtype)).contiguous()
     has_groups = weight.shape[1] % GROUP_SIZES[0] == 0
     if bits == 8 or is_head or not has_groups:
         return rounded_to_int8(weight)
@@ -244,7 +244,7 @@ def _rounded_linear(weight: RoundedWeight, bias: Tensor | None, *, dtype: torch.
     """The layer of a weight that is stored in 8 or 4 bits; on other devices than a CPU it computes in `dtype`."""
     if device.type != "cpu":
         return plain_linears(device, dtype)([weight.dequantize()], [bias], is_head=False)
-    native = native_linear([weight], [bias]) if dtype == torch.bfloat16 else None
+    native = native_linear([weight], [bias], dtype)
     if native is not None:
         return native
     return int8_linear(weight, bias) if isinstance(weight, Int8Weight) else int4_linear(weight, bias)

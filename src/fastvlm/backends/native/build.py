@@ -146,8 +146,9 @@ def _try(library: Path) -> None:
 
     try:
         for kernels in open_library(library, available_levels()):
-            if kernels.has_tiles and not (linears_are_right(kernels) and passes_are_right(kernels)):
-                raise ValueError(f"what the level {kernels.level} makes of a decoder is wrong")
+            for dtype in kernels.dtypes:
+                if not linears_are_right(kernels, dtype) or not passes_are_right(kernels, dtype):
+                    raise ValueError(f"what the level {kernels.level} makes of a decoder in {dtype} is wrong")
     except (OSError, AttributeError, ValueError) as error:
         raise BuildError(f"What was compiled cannot be used: {error}. Try another compiler: set CXX.") from error
 

@@ -1,7 +1,7 @@
 """All layers of a decoder in one call of the compiled kernels (``cpp/decoder_pass.hpp``): decoding steps and prefill.
 
-For a decoder in bfloat16 on a CPU whose linear layers are all :class:`NativeLinear`. Sums between the linear layers and
-the residual stream are float32, where PyTorch rounds to bfloat16.
+For a decoder in float32 or bfloat16 on a CPU whose linear layers are all :class:`NativeLinear`. Sums between the linear
+layers and the residual stream are float32, where PyTorch rounds to bfloat16.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class NativeModel(ctypes.Structure):
     )
 
 
-# Cosines and sines (C, 1, E) by which heads are turned, bfloat16; the first half of the sines is negated.
+# Cosines and sines (C, 1, E) by which heads are turned, in the decoder's dtype; the first half of the sines is negated.
 Tables = tuple[Tensor, Tensor]
 
 
@@ -68,8 +68,8 @@ class _NativeLayer(NamedTuple):
     down: NativeLinear
 
     @classmethod
-    def of(cls, layer: DecoderLayer) -> _NativeLayer | None:
-        """`layer` as a native layer, or None if the kernels do not support it."""
+    def of(cls, layer: DecoderLayer, dtype: torch.dtype) -> _NativeLayer | None:
+        """`layer` as a native layer of `dtype`, or None if the kernels do not support it."""
         qkv, output, gate_up, down = layer.qkv, layer.output, layer.gate_up, layer.down
         norms = (layer.attention_norm, layer.mlp_norm)
         if not (isinstance(qkv, NativeLinear) and isinstance(output, NativeLinear)):
@@ -77,7 +77,7 @@ class _NativeLayer(NamedTuple):
         if not (isinstance(gate_up, NativeLinear) and isinstance(down, NativeLinear)):
             return None
         has_whole_halves = gate_up.native_weights.num_parts == 2 or gate_up.native_weights.outputs // 2 % _UNPACKED == 0
-        if not has_whole_halves or not all(norm.dtype == torch.bfloat16 and norm.is_contiguous() for norm in norms):
+        if not has_whole_halves or not all(norm.dtype == dtype and norm.is_contiguous() for norm in norms):
             return None
         return cls(*norms, qkv, output, gate_up, down)
 
@@ -103,7 +103,7 @@ class NativeDecoder:
         self._held = weights, layers, head, cache  # what the pointers point to
         self._model = NativeModel(
             (NativeLayer * len(layers))(*structures),
-            address("norm", weights.norm, torch.bfloat16, sizes.width),
+            address("norm", weights.norm, weights.dtype, sizes.width),
             ctypes.pointer(head.native_weights),
             len(layers),
             sizes.width,
@@ -117,19 +117,19 @@ class NativeDecoder:
     @classmethod
     def over(cls, weights: DecoderWeights, cache: KeyValueCache) -> NativeDecoder | None:
         """A native decoder for these weights and this cache, or None if the kernels do not support them."""
-        kernels = linear_kernels()
-        if kernels is None or not weights.layers or not passes_are_right(kernels):
+        kernels = linear_kernels(weights.dtype)
+        if kernels is None or not weights.layers or not passes_are_right(kernels, weights.dtype):
             return None
         return cls._over(kernels, weights, cache)
 
     @classmethod
     def _over(cls, kernels: NativeKernels, weights: DecoderWeights, cache: KeyValueCache) -> NativeDecoder | None:
         _, planes, context, head_width = cache.layers[0].shape
-        layers, head = [_NativeLayer.of(layer) for layer in weights.layers], weights.head
+        layers, head = [_NativeLayer.of(layer, weights.dtype) for layer in weights.layers], weights.head
         taken = [layer for layer in layers if layer is not None]
         is_taken = (
             len(taken) == len(layers)
-            and all(held.dtype == torch.bfloat16 and held.is_contiguous() for held in (weights.norm, *cache.layers))
+            and all(held.dtype == weights.dtype and held.is_contiguous() for held in (weights.norm, *cache.layers))
             and head_width in _HEAD_WIDTHS
             and 2 * weights.config.num_attention_heads <= planes * _MOST_SHARING
             and context >= _TILE_ROWS
@@ -137,7 +137,7 @@ class NativeDecoder:
         return cls(kernels, weights, taken, head, cache) if is_taken and isinstance(head, NativeLinear) else None
 
     def decode(self, embeds: Tensor, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> Tensor:
-        """Logits (B, V) after `embeds` (B, D), one token of each of `slots`, at `positions`; all bfloat16.
+        """Logits (B, V) after `embeds` (B, D), tokens of `slots` at `positions`, in the decoder's dtype.
 
         Raises:
             ValueError: a slot or position that the cache or `tables` do not have.
@@ -147,7 +147,7 @@ class NativeDecoder:
         logits = embeds.new_empty(len(embeds), self._vocab_size)
         for first in range(0, len(embeds), MOST_ROWS):
             some = slice(first, first + MOST_ROWS)
-            self._call(embeds[some], places[:, some], tables, logits[some], is_prompt=False)
+            self._call(embeds[some], places[:, some], tables, logits[some], are_consecutive=False, has_logits=True)
         return logits
 
     def prefill_chunk(self, embeds: Tensor, slot: int, start: int, tables: Tables) -> Tensor:
@@ -162,7 +162,7 @@ class NativeDecoder:
         hidden = embeds.new_empty(1, embeds.shape[1])
         for first in range(0, len(embeds), MOST_ROWS):
             some = slice(first, first + MOST_ROWS)
-            self._call(embeds[some], places[:, some], tables, hidden, is_prompt=True)
+            self._call(embeds[some], places[:, some], tables, hidden, are_consecutive=True, has_logits=False)
         return hidden
 
     def _check_places(self, slots: Sequence[int], positions: Sequence[int], tables: Tables) -> None:
@@ -172,8 +172,19 @@ class NativeDecoder:
         if min(positions) < 0 or max(positions) >= end:
             raise ValueError(f"positions are {min(positions)} to {max(positions)}; expected 0 to {end - 1}.")
 
-    def _call(self, embeds: Tensor, places: Tensor, tables: Tables, results: Tensor, *, is_prompt: bool) -> None:
-        self._kernels.decode(self._model, embeds, places, tables, results, is_prompt=is_prompt)
+    def _call(
+        self,
+        embeds: Tensor,
+        places: Tensor,
+        tables: Tables,
+        results: Tensor,
+        *,
+        are_consecutive: bool,
+        has_logits: bool,
+    ) -> None:
+        self._kernels.decode(
+            self._model, embeds, places, tables, results, are_consecutive=are_consecutive, has_logits=has_logits
+        )
 
 
 class _Sizes(NamedTuple):
@@ -207,16 +218,16 @@ class _Sizes(NamedTuple):
 
 
 @functools.cache
-def passes_are_right(kernels: NativeKernels) -> bool:
+def passes_are_right(kernels: NativeKernels, dtype: torch.dtype) -> bool:
     """True if one layer gives torch's results for a decoding step and for a prompt of equal tokens."""
-    half, width, tokens = torch.bfloat16, 64, 40
+    width, tokens = 64, 40
     rows = {"qkv": 128, "output": width, "gate_up": 2 * width, "down": width, "head": 48}
     dense = {
-        name: ((torch.arange(out * width) * (7 + 2 * i) % 16 - 7.5) / 64).reshape(out, width).to(half)
+        name: ((torch.arange(out * width) * (7 + 2 * i) % 16 - 7.5) / 64).reshape(out, width).bfloat16()
         for i, (name, out) in enumerate(rows.items())
     }
     linears = {name: NativeLinear(kernels, [weight], [None]) for name, weight in dense.items()}
-    norm, table = torch.ones(width, dtype=half), torch.full((tokens, 1, 32), 0.5, dtype=half)
+    norm, table = torch.ones(width, dtype=dtype), torch.full((tokens, 1, 32), 0.5, dtype=dtype)
     config = DecoderConfig(
         vocab_size=rows["head"],
         hidden_size=width,
@@ -234,7 +245,7 @@ def passes_are_right(kernels: NativeKernels) -> bool:
     head = linears.pop("head")
     weights = DecoderWeights(
         config=config,
-        dtype=half,
+        dtype=dtype,
         embedding=dense["head"],
         linears={(HEAD,): head},
         layers=(DecoderLayer(attention_norm=norm, mlp_norm=norm, **linears),),
@@ -242,10 +253,10 @@ def passes_are_right(kernels: NativeKernels) -> bool:
         rotary=RotaryPositions.default(config.rope_theta, config.head_dim),
         own_bytes=0,
     )
-    decoder = NativeDecoder._over(kernels, weights, KeyValueCache(config, 2, 48, half))
+    decoder = NativeDecoder._over(kernels, weights, KeyValueCache(config, 2, 48, dtype))
     if decoder is None:
         return False
-    embeds = (torch.arange(width) * 5 % 16 - 7.5).to(half).expand(tokens, width)
+    embeds = (torch.arange(width) * 5 % 16 - 7.5).to(dtype).expand(tokens, width)
     normed, (qkv, output, gate_up, down, head_weight) = (
         partial(F.rms_norm, normalized_shape=(width,)),
         map(Tensor.float, dense.values()),
@@ -263,8 +274,8 @@ def passes_are_right(kernels: NativeKernels) -> bool:
 def _structure(layer: _NativeLayer, sizes: _Sizes, cache: Tensor, shape: Sequence[int]) -> NativeLayer:
     sizes.check_layer(layer)
     return NativeLayer(
-        address("attention_norm", layer.attention_norm, torch.bfloat16, sizes.width),
-        address("mlp_norm", layer.mlp_norm, torch.bfloat16, sizes.width),
+        address("attention_norm", layer.attention_norm, cache.dtype, sizes.width),
+        address("mlp_norm", layer.mlp_norm, cache.dtype, sizes.width),
         *(ctypes.pointer(linear.native_weights) for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)),
-        address("cache", cache, torch.bfloat16, *shape),
+        address("cache", cache, cache.dtype, *shape),
     )

@@ -44,12 +44,10 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "linear": ([_POINTER, _POINTER, *[_SIZE] * 3, _POINTER, _POINTER, *[_INT] * 3], None),
     "ffn": ([_POINTER, _POINTER, *[_SIZE] * 3, *[_POINTER] * 4, _INT, _INT], None),
     "attention": ([_POINTER, _POINTER, *[_SIZE] * 3, _INT, _INT], None),
+    "gemm": ([_POINTER, _POINTER, _POINTER, _SIZE, _INT, _INT], None),
+    "decode": ([*[_POINTER] * 4, _SIZE, _INT, _POINTER, _POINTER, _INT, _POINTER, _INT, _INT], None),
 }
-_TILE_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "may_use_tiles": ([], _INT),
-    "gemm": ([_POINTER, _POINTER, _POINTER, _SIZE, _INT], None),
-    "decode": ([*[_POINTER] * 4, _SIZE, _INT, *[_POINTER] * 3, _INT], None),
-}
+_TILE_SIGNATURES: dict[str, tuple[list[Any], Any]] = {"may_use_tiles": ([], _INT)}
 
 
 class NativeKernels:
@@ -74,7 +72,7 @@ class NativeKernels:
         self._gelu, self._depthwise = functions["gelu"], functions["depthwise"]
         self._linear, self._ffn, self._attention = functions["linear"], functions["ffn"], functions["attention"]
         self._panel_layout = functions["panel_layout"]
-        self._gemm, self._decode = functions.get("gemm"), functions.get("decode")
+        self._gemm, self._decode = functions["gemm"], functions["decode"]
 
     def _functions(self, library: ctypes.CDLL, signatures: dict[str, tuple[list[Any], Any]]) -> Iterator[Any]:
         for name, (arguments, result) in signatures.items():
@@ -178,13 +176,14 @@ class NativeKernels:
         return mixed
 
     def multiply(self, weights: Any, rows: Tensor, y: Tensor) -> None:
-        """Compute the layer's outputs for `rows` (R, in) into `y` (R, out), both contiguous bfloat16; R is at least 1.
+        """Compute the layer's outputs for `rows` (R, in) into `y` (R, out), both contiguous; R is at least 1.
 
         `weights` is a ``NativeLinearWeights`` (:mod:`fastvlm.backends.native.linear`) of these sizes.
         """
-        rows_at = address("rows", rows, _HALF, None, weights.inputs)
-        y_at = address("y", y, _HALF, len(rows), weights.outputs)
-        self._gemm(ctypes.byref(weights), rows_at, y_at, len(rows), torch.get_num_threads())
+        dtype = self._dtype(rows)
+        rows_at = address("rows", rows, dtype, None, weights.inputs)
+        y_at = address("y", y, dtype, len(rows), weights.outputs)
+        self._gemm(ctypes.byref(weights), rows_at, y_at, len(rows), _DTYPES[dtype], torch.get_num_threads())
 
     def decode(
         self,
@@ -194,36 +193,49 @@ class NativeKernels:
         tables: Sequence[Tensor],
         results: Tensor,
         *,
-        is_prompt: bool,
+        are_consecutive: bool,
+        has_logits: bool,
     ) -> None:
-        """Run all decoder layers on `embeds` (T, D) and write `results`, both contiguous bfloat16; T is 1 to 512.
+        """Run all decoder layers on `embeds` (T, D) and write `results`, both contiguous; T is 1 to 512.
 
         Args:
-            model: a ``NativeModel`` (:mod:`fastvlm.backends.native.decoder`).
+            model: a ``NativeModel`` (:mod:`fastvlm.backends.native.decoder`) of the dtype of `embeds`.
             places: (2, T) slots and positions, int64, within the model's cache and `tables`.
             tables: cosines and sines (positions, 1, E) of all positions.
-            results: for a prompt (consecutive tokens of one slot) the last hidden state (1, D), else logits (T, V).
+            results: with `has_logits` the logits (T, V), else the last token's hidden state (1, D).
+            are_consecutive: the tokens follow one another in one slot; else they are of any slots, each at its place.
 
         Raises:
             ValueError: tensors of other dtypes or shapes.
         """
-        num_tokens = len(embeds)
+        num_tokens, dtype = len(embeds), self._dtype(embeds)
         slots, positions = places.contiguous()
-        shape = (1, model.width) if is_prompt else (num_tokens, model.head.contents.outputs)
+        shape = (num_tokens, model.head.contents.outputs) if has_logits else (1, model.width)
         cos, sin = tables
         pointers = (
-            address("embeds", embeds, _HALF, num_tokens, model.width),
+            address("embeds", embeds, dtype, num_tokens, model.width),
             address("slots", slots, torch.int64, num_tokens),
             address("positions", positions, torch.int64, num_tokens),
         )
-        others = (
-            address("cosines", cos, _HALF, None, 1, model.head_width),
-            address("sines", sin, _HALF, len(cos), 1, model.head_width),
-            address("results", results, _HALF, *shape),
+        table_pointers = (
+            address("cosines", cos, dtype, None, 1, model.head_width),
+            address("sines", sin, dtype, len(cos), 1, model.head_width),
         )
+        results_at = address("results", results, dtype, *shape)
         if num_tokens > MOST_ROWS:
             raise ValueError(f"embeds has {num_tokens} tokens; expected {MOST_ROWS} at most.")
-        self._decode(ctypes.byref(model), *pointers, num_tokens, is_prompt, *others, torch.get_num_threads())
+        kinds = 0 if has_logits else 1  # `Result` in cpp/decoder_pass.hpp
+        self._decode(
+            ctypes.byref(model),
+            *pointers,
+            num_tokens,
+            are_consecutive,
+            *table_pointers,
+            kinds,
+            results_at,
+            _DTYPES[dtype],
+            torch.get_num_threads(),
+        )
 
 
 class NativeDepthwise:

@@ -1,11 +1,13 @@
-"""Linear layers in bfloat16 by the compiled kernels (``cpp/decoder.cpp``), on weights used in place.
+"""Linear layers by the compiled kernels (``cpp/decoder.cpp``), on weights used in place.
 
-16, 8 and 4 bits, any number of rows, on CPUs with AMX. Weights are neither packed nor copied: several weights over the
-same input stay where they are, for example in a mapped file, and one call multiplies all of them.
+32, 16, 8 and 4 bits, any number of rows, inputs and outputs of float32 or bfloat16. Weights are neither packed nor
+copied: several weights over the same input stay where they are, for example in a mapped file, and one call multiplies
+all of them.
 
-With 8 bits, few rows are rounded to two 8-bit terms each, whose products are exact; for many rows the weight is
-converted to bfloat16, which represents 8 bits exactly. With 4 bits, up to 4 rows are rounded in this way; for more, the
-weight is converted. A row's result does not depend on the other rows, but its last bit may depend on their number.
+Sums are float32. With AMX many rows are multiplied in bfloat16, and few rows of 8 and 4 bits are rounded to two 8-bit
+terms each, whose products are exact. Elsewhere bfloat16 weights are widened, and rows are rounded to 16 bits with a
+scale each for weights of 8 bits, to 13 (16 with AVX-512) for few rows and 4 bits. A row's result does not depend on the
+other rows, but its last bit may depend on their number.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ from fastvlm.formats.rounding import (
     quantize_int8,
 )
 
-_BFLOAT16, _INT8, _INT4 = range(3)  # `Kind` in cpp/linear_weights.hpp
+_BFLOAT16, _INT8, _INT4, _FLOAT32 = range(4)  # `Kind` in cpp/linear_weights.hpp
+
+
+_FORMS = {True: torch.float32, False: torch.bfloat16}
 
 
 class NativeMatrix(ctypes.Structure):
@@ -59,7 +64,7 @@ class NativeLinear:
 
     Args:
         kernels: from :func:`native_kernels`.
-        weights: bfloat16 (out, in) contiguous, or rounded ones; all of one kind.
+        weights: bfloat16 or float32 (out, in) contiguous, or rounded ones; all of one kind. AMX takes no float32.
         biases: (out,) of any floating dtype, or None, for each.
 
     Raises:
@@ -83,7 +88,7 @@ class NativeLinear:
         self.native_weights = NativeLinearWeights(parts, len(matrices), self.in_features, self.out_features)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) bfloat16 -> (..., out)."""
+        """(..., in), one of the kernels' dtypes, -> (..., out)."""
         rows = x.reshape(-1, self.in_features).contiguous()
         y = rows.new_empty(len(rows), self.out_features)
         if len(rows):
@@ -95,11 +100,12 @@ class NativeLinears:
     """Makes :class:`NativeLinear` layers where :func:`has_native_linears` is True; nothing is concatenated or copied.
 
     Args:
-        form: (weight (out, in), is_head) -> the operand: the weight in bfloat16, or rounded.
+        form: (weight (out, in), is_head) -> the operand: the weight in bfloat16 or float32, or rounded.
+        dtype: of the layers' inputs and outputs.
     """
 
-    def __init__(self, form: Callable[[Tensor, bool], Tensor | RoundedWeight]) -> None:
-        self._form = form
+    def __init__(self, form: Callable[[Tensor, bool], Tensor | RoundedWeight], dtype: torch.dtype) -> None:
+        self._form, self._dtype = form, dtype
 
     def __call__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *, is_head: bool) -> Linear:
         """See :class:`fastvlm.backends.linear.LinearMaker`."""
@@ -107,7 +113,7 @@ class NativeLinears:
         for weight, form in zip(weights, formed, strict=True):
             if form is not weight and not (isinstance(form, Tensor) and form.dtype == weight.dtype):
                 release_pages(weight)
-        layer = native_linear(formed, biases)
+        layer = native_linear(formed, biases, self._dtype)
         if layer is None:
             shapes = [list(weight.shape) for weight in weights]
             raise ConfigError(f"Weights of {shapes} are not supported by the compiled kernels. Set {SWITCH}=torch.")
@@ -116,21 +122,19 @@ class NativeLinears:
 
 def has_native_linears(dtype: torch.dtype) -> bool:
     """True if this machine has kernels for linear layers that compute in `dtype`."""
-    return dtype == torch.bfloat16 and linear_kernels() is not None
+    return linear_kernels(dtype) is not None
 
 
-def linear_kernels() -> NativeKernels | None:
-    """The kernels of this machine, if there are any and their linear layers are right."""
-    kernels = native_kernels()
-    return kernels if kernels is not None and linears_are_right(kernels) else None
+def linear_kernels(dtype: torch.dtype) -> NativeKernels | None:
+    """The kernels of this machine for `dtype`, if there are any and their linear layers are right."""
+    kernels = native_kernels(dtype)
+    return kernels if kernels is not None and linears_are_right(kernels, dtype) else None
 
 
 @functools.cache
-def linears_are_right(kernels: NativeKernels) -> bool:
+def linears_are_right(kernels: NativeKernels, dtype: torch.dtype) -> bool:
     """True if linear layers of 16, 8 and 4 bits give torch's results, for few and many rows."""
-    if not kernels.has_tiles:
-        return False
-    x = (torch.arange(40 * 96) * 7 % 16 - 7).reshape(40, 96).bfloat16()
+    x = (torch.arange(40 * 96) * 7 % 16 - 7).reshape(40, 96).to(dtype)
     weight, bias = (torch.arange(70 * 96) * 11 % 16 - 8).reshape(70, 96).bfloat16(), torch.arange(70) / 8
     for form in (weight, quantize_int8(weight), quantize_int4(weight)):
         dense = form.float() if isinstance(form, Tensor) else form.dequantize().float()
@@ -142,21 +146,23 @@ def linears_are_right(kernels: NativeKernels) -> bool:
     return True
 
 
-def native_linear(weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None]) -> NativeLinear | None:
-    """The linear layer of `weights`, or None if there are no kernels here or they do not support these weights."""
-    kernels = linear_kernels()
-    if kernels is None or not all(map(_is_taken, weights)):
+def native_linear(
+    weights: Sequence[Tensor | RoundedWeight], biases: Sequence[Tensor | None], dtype: torch.dtype
+) -> NativeLinear | None:
+    """The linear layer of `weights` in `dtype`, or None if there are no kernels here that support these weights."""
+    kernels = linear_kernels(dtype)
+    if kernels is None or not all(_is_taken(weight, kernels) for weight in weights):
         return None
     is_one_kind = len({(type(weight), _inputs(weight)) for weight in weights}) == 1
     return NativeLinear(kernels, weights, biases) if is_one_kind else None
 
 
-def _is_taken(weight: Tensor | RoundedWeight) -> bool:
+def _is_taken(weight: Tensor | RoundedWeight, kernels: NativeKernels) -> bool:
     if isinstance(weight, Int4Weight) and (weight.block != FILE_BLOCK or weight.group_size not in GROUP_SIZES):
         return False
     tensors = _tensors(weight)
     is_here = all(tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel() for tensor in tensors)
-    return is_here and (not isinstance(weight, Tensor) or weight.dtype == torch.bfloat16)
+    return is_here and (not isinstance(weight, Tensor) or weight.dtype in (torch.bfloat16, *kernels.dtypes))
 
 
 def _inputs(weight: Tensor | RoundedWeight) -> int:
@@ -171,8 +177,9 @@ def _tensors(weight: Tensor | RoundedWeight) -> tuple[Tensor, ...]:
 def _matrix(weight: Tensor | RoundedWeight, inputs: int, bias: Tensor | None) -> NativeMatrix:
     """The kernels' description of `weight` (out, `inputs`) and its float32 `bias` (out,)."""
     if isinstance(weight, Tensor):
-        outputs, kind, group = len(weight), _BFLOAT16, 0
-        values, scales = address("weight", weight.detach(), torch.bfloat16, outputs, inputs), None
+        is_wide = weight.dtype == torch.float32
+        outputs, kind, group = len(weight), _FLOAT32 if is_wide else _BFLOAT16, 0
+        values, scales = address("weight", weight.detach(), _FORMS[is_wide], outputs, inputs), None
     elif isinstance(weight, Int8Weight):
         outputs, kind, group = weight.out_features, _INT8, 0
         values = address("values", weight.values, torch.int8, outputs, inputs)

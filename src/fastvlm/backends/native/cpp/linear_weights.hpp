@@ -11,14 +11,14 @@
 
 namespace fastvlm::FASTVLM_LEVEL {
 
-enum Kind : std::ptrdiff_t { kBfloat16 = 0, kInt8 = 1, kInt4 = 2 };
+enum Kind : std::ptrdiff_t { kBfloat16 = 0, kInt8 = 1, kInt4 = 2, kFloat32Weights = 3 };
 
 constexpr std::ptrdiff_t kCacheLine = 64; // bytes
 constexpr std::ptrdiff_t kOutputs = 64;   // of a block: how 4-bit weights are packed
 
 // Rows of weights over the same inputs; `NativeMatrix` in native/linear.py.
 struct Matrix {
-  const std::uint8_t* values; // (outputs, inputs) bfloat16 or int8; 4 bits as formats/rounding.py says
+  const std::uint8_t* values; // (outputs, inputs) bfloat16, int8 or float32; 4 bits as formats/rounding.py says
   const void* scales;         // int8: (outputs,) float32; 4 bits: (groups, padded outputs, 2) bfloat16
   const float* bias;          // (outputs,), or null
   std::ptrdiff_t outputs, kind, group;
@@ -33,7 +33,7 @@ struct LinearWeights {
 
 inline std::ptrdiff_t padded_inputs(std::ptrdiff_t inputs) { return rounded_up(inputs, kCacheLine); }
 inline std::ptrdiff_t row_bytes(const LinearWeights& linear) {
-  return linear.kind() == kInt8 ? linear.inputs : linear.inputs * static_cast<std::ptrdiff_t>(sizeof(Bfloat16));
+  return linear.inputs * (linear.kind() == kInt8 ? 1 : linear.kind() == kFloat32Weights ? 4 : 2);
 }
 
 // `size` outputs of one matrix, or fewer at its end.
@@ -61,6 +61,12 @@ inline Piece piece(const LinearWeights& linear, std::ptrdiff_t size, std::ptrdif
     column += part->outputs;
   }
   return {};
+}
+
+// Scales and zeros, pairs of bfloat16, of 4-bit weights: of the group of `input`, from output `first` on.
+inline const std::uint32_t* scales_and_zeros(const Matrix& matrix, std::ptrdiff_t input, std::ptrdiff_t first) {
+  const std::ptrdiff_t padded = rounded_up(matrix.outputs, kOutputs);
+  return static_cast<const std::uint32_t*>(matrix.scales) + input / matrix.group * padded + first;
 }
 
 // Where the weights of a piece begin, and how long they are; 4-bit weights are in whole blocks.

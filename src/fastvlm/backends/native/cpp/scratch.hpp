@@ -7,6 +7,8 @@
 
 namespace fastvlm::FASTVLM_LEVEL {
 
+constexpr std::ptrdiff_t kCacheBytes = 64; // of a line
+
 inline std::ptrdiff_t parts(std::ptrdiff_t whole, std::ptrdiff_t size) { return (whole + size - 1) / size; }
 inline std::ptrdiff_t rounded_up(std::ptrdiff_t count, std::ptrdiff_t unit) { return (count + unit - 1) / unit * unit; }
 

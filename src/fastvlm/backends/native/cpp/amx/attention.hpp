@@ -19,7 +19,6 @@
 #include "../scratch.hpp"
 #include "../threads.hpp"
 #include "tiles.hpp"
-#include "transpose.hpp"
 
 namespace fastvlm::FASTVLM_LEVEL::encoder {
 

@@ -21,24 +21,33 @@ struct Columns {
   std::uint8_t* tiles;
   std::ptrdiff_t num_rows, steps;
 
-  Columns(Scratch<std::uint8_t>& memory, std::ptrdiff_t num_rows, std::ptrdiff_t inputs)
-      : num_rows(num_rows), steps((inputs + kTileInputs - 1) / kTileInputs) {
-    tiles = memory.at_least(num_tiles() * steps * kTileBytes);
+  Columns(Scratch<std::uint8_t>& memory, const LinearWeights& linear, std::ptrdiff_t num_rows, bool)
+      : num_rows(num_rows), steps(parts(linear.inputs, kTileInputs)) {
+    tiles = memory.at_least(num_bytes(num_rows, linear.inputs));
+  }
+  // What the memory must hold.
+  static std::ptrdiff_t num_bytes(std::ptrdiff_t num_rows, std::ptrdiff_t inputs) {
+    return parts(num_rows, kTileRows) * parts(inputs, kTileInputs) * kTileBytes;
   }
   std::ptrdiff_t num_tiles() const { return (num_rows + kTileRows - 1) / kTileRows; }
   const std::uint8_t* tile(std::ptrdiff_t index, std::ptrdiff_t step) const {
     return tiles + (index * steps + step) * kTileBytes;
   }
 
-  // fill(row, numbers) puts a row of padded_inputs(inputs) bfloat16 numbers.
+  // fill(row, numbers) puts a row of padded_inputs(inputs) float32 numbers.
   template <typename Fill>
   void pack(const TeamMember& member, const Fill& fill) const {
     static thread_local Scratch<Bfloat16> memory;
+    static thread_local Scratch<float> wide_memory;
     const std::ptrdiff_t width = padded_inputs(steps * kTileInputs);
     Bfloat16* rows = memory.at_least(kTileRows * width);
+    float* wide = wide_memory.at_least(width);
     for (std::ptrdiff_t tile = member.index; tile < num_tiles(); tile = member.claim()) {
       const auto count = static_cast<int>(std::min<std::ptrdiff_t>(kTileRows, num_rows - tile * kTileRows));
-      for (int i = 0; i < count; ++i) fill(tile * kTileRows + i, rows + i * width);
+      for (int i = 0; i < count; ++i) {
+        fill(tile * kTileRows + i, wide);
+        for (std::ptrdiff_t j = 0; j < width; j += kLanes) store(rows + i * width + j, load(wide + j));
+      }
       pack_columns(reinterpret_cast<const std::uint32_t*>(rows), width / 2, count, steps * kTileInputs / 2,
                    tiles + tile * steps * kTileBytes);
     }

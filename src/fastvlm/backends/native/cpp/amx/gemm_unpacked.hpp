@@ -3,37 +3,9 @@
 #pragma once
 
 #include "../linear_weights.hpp"
+#include "../nibbles.hpp"
 
 namespace fastvlm::FASTVLM_LEVEL {
-
-// 4-bit values as bytes: 4 inputs of 16 outputs in a register, in the order of outputs.
-struct Nibbles {
-  __m512i order;
-  Nibbles() {
-    // Two inputs of 32 bytes each become pairs; the order is such that unpacking two of them gives outputs in order.
-    alignas(64) std::uint8_t bytes[64];
-    for (int i = 0; i < 64; ++i) {
-      const int lane = i / 16, half = i / 8 % 2, output = lane * 4 + half * 16 + i % 8 / 2;
-      bytes[i] = static_cast<std::uint8_t>(output + i % 2 * 32);
-    }
-    order = _mm512_load_si512(bytes);
-  }
-  // Of 4 inputs, 128 bytes: outputs 0 to 15 and 16 to 31 in the low halves of bytes, 32 to 47 and 48 to 63 in the high.
-  void pair(const std::uint8_t* packed, __m512i& left, __m512i& right) const {
-    const __m512i first = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(packed));
-    const __m512i second = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(packed + 64));
-    left = _mm512_unpacklo_epi16(first, second);
-    right = _mm512_unpackhi_epi16(first, second);
-  }
-};
-
-inline __m512i low_halves(__m512i bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
-inline __m512i high_halves(__m512i bytes) { return low_halves(_mm512_srli_epi16(bytes, 4)); }
-
-inline const std::uint32_t* scales_and_zeros(const Matrix& matrix, std::ptrdiff_t input, std::ptrdiff_t first) {
-  const std::ptrdiff_t padded = rounded_up(matrix.outputs, kOutputs);
-  return static_cast<const std::uint32_t*>(matrix.scales) + input / matrix.group * padded + first;
-}
 
 // 32 values 0..15 of one output and one group, as bfloat16.
 inline __m512i looked_up(__m256i values, std::uint32_t scale_and_zero) {

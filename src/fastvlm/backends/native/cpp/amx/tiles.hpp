@@ -9,7 +9,6 @@
 #include <cstdint>
 
 #include "simd.hpp"
-#include "transpose.hpp"
 
 #if !defined(__AMX_TILE__) || !defined(__AMX_BF16__) || !defined(__AMX_INT8__)
 #error "this CPU has no tile registers"

@@ -20,6 +20,7 @@ using Ints = __m256i; // int32, or 16 of int16, or 32 of int8
 
 constexpr int kLanes = 8;      // float32 numbers in a register
 constexpr int kRegisters = 16; // vector registers
+constexpr bool kHasBfloat16Pairs = false; // products of bfloat16 as they are
 
 namespace detail {
 
@@ -121,6 +122,7 @@ inline Ints load_ints(const void* from) { return _mm256_loadu_si256(static_cast<
 inline void store_ints(void* to, Ints values) { _mm256_storeu_si256(static_cast<__m256i*>(to), values); }
 inline Ints no_ints() { return _mm256_setzero_si256(); }
 inline Ints broadcast_int(std::int32_t value) { return _mm256_set1_epi32(value); }
+inline Ints as_ints(Floats x) { return _mm256_castps_si256(x); } // the same bits
 inline Ints nearest_ints(Floats x) { return _mm256_cvtps_epi32(x); }
 inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
 inline Ints sum_of(Ints a, Ints b) { return _mm256_add_epi32(a, b); } // int32
@@ -132,6 +134,50 @@ inline Ints widen_int8(const std::int8_t* from) {
 
 // sums + a[2 i] * b[2 i] + a[2 i + 1] * b[2 i + 1], of int16.
 inline Ints add_pairs(Ints sums, Ints a, Ints b) { return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)); }
+
+// int32 within the range of int16 as int16: the numbers of `low`, then those of `high`.
+inline Ints narrow_to_int16(Ints low, Ints high) {
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xD8);
+}
+
+// kLanes pairs of bfloat16: the first of each, and the second.
+inline void load_scales_and_zeros(const std::uint32_t* from, Floats& first, Floats& second) {
+  const __m256i both = load_ints(from);
+  first = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+  second = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+
+// Bits `shift` to `shift` + 3 of kLanes bytes, minus 8, as pairs of int16: one of `even`, one of `odd`.
+inline Ints nibble_pairs(const std::uint8_t* even, const std::uint8_t* odd, int shift) {
+  const auto wide = [](const std::uint8_t* from) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  };
+  const Ints both = _mm256_or_si256(wide(even), _mm256_slli_epi32(wide(odd), 16));
+  const Ints values = _mm256_and_si256(_mm256_srl_epi32(both, _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15 << 16 | 15));
+  return _mm256_sub_epi16(values, _mm256_set1_epi32(8 << 16 | 8));
+}
+
+// Transposes kLanes rows of kLanes numbers of 32 bits.
+inline void transpose(Ints (&rows)[kLanes]) {
+  Ints pairs[kLanes], fours[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < kLanes; i += 4) {
+    fours[i] = _mm256_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 1] = _mm256_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 2] = _mm256_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    fours[i + 3] = _mm256_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
+  }
+}
+
+// 0, 1, 2, ...
+inline Floats lane_numbers() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 
 // While it lives, the thread's results too small for a normal number are zeros: sums of them would take a hundred times
 // as long.

@@ -20,6 +20,7 @@ using Ints = __m512i; // int32, or 32 of int16, or 64 of int8
 
 constexpr int kLanes = 16;     // float32 numbers in a register
 constexpr int kRegisters = 32; // vector registers
+constexpr bool kHasBfloat16Pairs = true; // products of bfloat16 as they are
 
 namespace detail {
 
@@ -101,6 +102,7 @@ inline Ints load_ints(const void* from) { return _mm512_loadu_si512(from); }
 inline void store_ints(void* to, Ints values) { _mm512_storeu_si512(to, values); }
 inline Ints no_ints() { return _mm512_setzero_si512(); }
 inline Ints broadcast_int(std::int32_t value) { return _mm512_set1_epi32(value); }
+inline Ints as_ints(Floats x) { return _mm512_castps_si512(x); } // the same bits
 inline Ints nearest_ints(Floats x) { return _mm512_cvtps_epi32(x); }
 inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 inline Ints sum_of(Ints a, Ints b) { return _mm512_add_epi32(a, b); } // int32
@@ -120,6 +122,57 @@ inline Floats add_bfloat16_pairs(Floats sums, Ints a, Ints b) {
   std::memcpy(&right, &b, sizeof right);
   return _mm512_dpbf16_ps(sums, left, right);
 }
+
+// int32 within the range of int16 as int16: the numbers of `low`, then those of `high`.
+inline Ints narrow_to_int16(Ints low, Ints high) {
+  const __m512i lower = _mm512_castsi256_si512(_mm512_cvtsepi32_epi16(low));
+  return _mm512_inserti64x4(lower, _mm512_cvtsepi32_epi16(high), 1);
+}
+
+// kLanes pairs of bfloat16: the first of each, and the second.
+inline void load_scales_and_zeros(const std::uint32_t* from, Floats& first, Floats& second) {
+  const __m512i both = load_ints(from);
+  first = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  second = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+
+// Bits `shift` to `shift` + 3 of kLanes bytes, minus 8, as pairs of int16: one of `even`, one of `odd`.
+inline Ints nibble_pairs(const std::uint8_t* even, const std::uint8_t* odd, int shift) {
+  const auto wide = [](const std::uint8_t* from) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  };
+  const Ints both = _mm512_or_si512(wide(even), _mm512_slli_epi32(wide(odd), 16));
+  const Ints values = _mm512_and_si512(_mm512_srl_epi32(both, _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(15 << 16 | 15));
+  return _mm512_sub_epi16(values, _mm512_set1_epi32(8 << 16 | 8));
+}
+
+// Transposes kLanes rows of kLanes numbers of 32 bits.
+inline void transpose(Ints (&rows)[kLanes]) {
+  Ints pairs[kLanes], fours[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < kLanes; i += 4) { // fours[i + k]: in each quarter q of a register, column 4 q + k of four rows
+    fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
+  for (int k = 0; k < 4; ++k) {
+    const Ints even_low = _mm512_shuffle_i32x4(fours[k], fours[k + 4], 0x88);
+    const Ints odd_low = _mm512_shuffle_i32x4(fours[k], fours[k + 4], 0xDD);
+    const Ints even_high = _mm512_shuffle_i32x4(fours[k + 8], fours[k + 12], 0x88);
+    const Ints odd_high = _mm512_shuffle_i32x4(fours[k + 8], fours[k + 12], 0xDD);
+    rows[k] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
+    rows[k + 4] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+    rows[k + 8] = _mm512_shuffle_i32x4(even_low, even_high, 0xDD);
+    rows[k + 12] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xDD);
+  }
+}
+
+// 0, 1, 2, ...
+inline Floats lane_numbers() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
 // While it lives, the thread's results too small for a normal number are zeros: sums of them would take a hundred times
 // as long.

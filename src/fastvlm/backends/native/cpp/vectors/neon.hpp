@@ -16,6 +16,7 @@ using Ints = int32x4_t; // int32, or 8 of int16, or 16 of int8
 
 constexpr int kLanes = 4;      // float32 numbers in a register
 constexpr int kRegisters = 32; // vector registers
+constexpr bool kHasBfloat16Pairs = false; // products of bfloat16 as they are
 
 namespace detail {
 
@@ -109,6 +110,45 @@ inline Floats add_bfloat16_pairs(Floats sums, Ints a, Ints b) {
   return vbfdotq_f32(sums, vreinterpretq_bf16_s32(a), vreinterpretq_bf16_s32(b));
 }
 #endif
+
+inline Ints as_ints(Floats x) { return vreinterpretq_s32_f32(x); } // the same bits
+
+// int32 within the range of int16 as int16: the numbers of `low`, then those of `high`.
+inline Ints narrow_to_int16(Ints low, Ints high) {
+  return vreinterpretq_s32_s16(vqmovn_high_s32(vqmovn_s32(low), high));
+}
+
+// kLanes pairs of bfloat16: the first of each, and the second.
+inline void load_scales_and_zeros(const std::uint32_t* from, Floats& first, Floats& second) {
+  const uint32x4_t both = vld1q_u32(from);
+  first = vreinterpretq_f32_u32(vshlq_n_u32(both, 16));
+  second = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xFFFF0000u)));
+}
+
+// Bits `shift` to `shift` + 3 of kLanes bytes, minus 8, as pairs of int16: one of `even`, one of `odd`.
+inline Ints nibble_pairs(const std::uint8_t* even, const std::uint8_t* odd, int shift) {
+  std::int16_t pairs[2 * kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    pairs[2 * i] = static_cast<std::int16_t>((even[i] >> shift & 15) - 8);
+    pairs[2 * i + 1] = static_cast<std::int16_t>((odd[i] >> shift & 15) - 8);
+  }
+  return vreinterpretq_s32_s16(vld1q_s16(pairs));
+}
+
+// Transposes kLanes rows of kLanes numbers of 32 bits.
+inline void transpose(Ints (&rows)[kLanes]) {
+  const int32x4x2_t first = vtrnq_s32(rows[0], rows[1]), second = vtrnq_s32(rows[2], rows[3]);
+  for (int i = 0; i < 2; ++i) {
+    rows[i] = vcombine_s32(vget_low_s32(first.val[i]), vget_low_s32(second.val[i]));
+    rows[i + 2] = vcombine_s32(vget_high_s32(first.val[i]), vget_high_s32(second.val[i]));
+  }
+}
+
+// 0, 1, 2, ...
+inline Floats lane_numbers() {
+  const float numbers[kLanes] = {0, 1, 2, 3};
+  return vld1q_f32(numbers);
+}
 
 // While it lives, the thread's numbers too small for a normal one are zeros: on some CPUs sums of them would take many
 // times as long.

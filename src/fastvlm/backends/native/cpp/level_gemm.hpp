@@ -1,0 +1,31 @@
+// The level's GEMMs: in tile registers where there are some.
+
+#pragma once
+
+#if defined(__AMX_TILE__)
+#include "amx/gemm.hpp"
+#include "amx/gemm_small_m.hpp"
+#else
+#include "gemm.hpp"
+#include "gemm_small_m.hpp"
+#endif
+
+namespace fastvlm::FASTVLM_LEVEL {
+
+#if defined(__AMX_TILE__)
+template <typename Number>
+using FewRowsGemm = SmallMGemm;
+template <typename Number>
+using ManyRowsGemm = Gemm;
+using Registers = AmxTileConfig; // what a thread needs while it multiplies
+#else
+template <typename Number>
+using FewRowsGemm = SmallMGemm<Number>;
+template <typename Number>
+using ManyRowsGemm = Gemm<Number>;
+struct Registers {
+  Registers() {} // nothing
+};
+#endif
+
+} // namespace fastvlm::FASTVLM_LEVEL
