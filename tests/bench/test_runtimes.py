@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastvlm.bench.inputs import photo_jpeg
-from fastvlm.bench.measuring import pixels, sketch, steady_rate
+from fastvlm.bench.measuring import pixels, sketch
+from fastvlm.bench.rates import steady_rate
 from fastvlm.bench.transformers_peer import Stamps
 from fastvlm.errors import UsageError
 

@@ -1,27 +1,29 @@
 """Peers of the encoder: our FastViTHD and projector in OpenVINO and in ONNX Runtime.
 
-Both get the fused copy (``FastViTHD.deploy()``) in float32, converted in memory for one image size.
+Both get the fused copy (``FastViTHD.deploy()``) in float32, converted for one image size; OpenVINO also quantizes it.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import io
+import json
 import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastvlm.bench.conversions import converted
 from fastvlm.bench.measuring import Runtime
-from fastvlm.bench.peers_folder import add_peers_folder
+from fastvlm.bench.openvino_peer import openvino_settings
+from fastvlm.bench.peers_folder import check_installed
 from fastvlm.bench.worker import Measured
-from fastvlm.errors import MissingExtraError
 from fastvlm.hf.loading import load
 from fastvlm.hf.modeling import FastVlmForConditionalGeneration
 from fastvlm.model.projector import as_feature_tokens
@@ -42,6 +44,18 @@ class DeployedEncoder(nn.Module):
         return self.projector(as_feature_tokens(self.encoder(pixel_values)))  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
+def traced_encoder(folder: str, image: Tensor) -> Any:
+    """The encoder of a checkpoint in float32, traced by torch for one image (1, 3, H, W)."""
+    model, _ = load(folder, device="cpu", dtype="float32")
+    encoder = DeployedEncoder(model).eval().requires_grad_(False)
+    trace: Any = torch.jit.trace
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # A function, not the module: tracing a module asks for each of its properties.
+        return trace(lambda pixels: encoder(pixels), image, check_trace=False)  # noqa: PLW0108
+
+
 class EncoderRuntime(Runtime):
     """A runtime of the encoder alone. Arguments: see :class:`Runtime`; `threads` are also those of the runtime."""
 
@@ -52,55 +66,65 @@ class EncoderRuntime(Runtime):
         self._runs: dict[torch.Size, Run] = {}
 
     @abstractmethod
-    def _compiled(self, traced: Any, image: Tensor) -> Run:
-        """A function of the image's numpy array, from the traced network; `image` (1, 3, H, W) is an example."""
+    def _compiled(self, image: Tensor) -> Run:
+        """A function of an image's numpy array, from the checkpoint; `image` (1, 3, H, W) is an example."""
 
     def open(self) -> Measured:
         """Import the runtime."""
-        add_peers_folder()
+        facts = check_installed(self.packages, f"Measuring {self.packages[0]}")
         start_s = time.perf_counter()
         for package in self.packages:
-            if importlib.util.find_spec(package) is None:
-                raise MissingExtraError(package, "peers", f"Measuring {self.packages[0]}")
             importlib.import_module(package)
-        facts = {package: importlib.metadata.version(package) for package in self.packages}
         return Measured(time.perf_counter() - start_s, facts=facts)
 
     def _encoder_input(self, image: Tensor) -> tuple[Run, Any]:
         # The network is converted once for each image size.
         if image.shape not in self._runs:
-            self._runs[image.shape] = self._converted(image)
+            self._runs[image.shape] = self._compiled(image)
         return self._runs[image.shape], image.numpy()
 
     def _features(self, inputs: tuple[Run, Any]) -> Tensor:
         run, array = inputs
         return run(array)
 
-    @torch.no_grad()
-    def _converted(self, image: Tensor) -> Run:
-        model, _ = load(self.folder, device="cpu", dtype="float32")
-        encoder = DeployedEncoder(model).eval().requires_grad_(False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # A function, not the module: tracing a module asks for each of its properties.
-            trace: Any = torch.jit.trace
-            traced = trace(lambda pixels: encoder(pixels), image, check_trace=False)  # noqa: PLW0108
-            return self._compiled(traced, image)
-
 
 class OpenVinoEncoder(EncoderRuntime):
-    """OpenVINO on the CPU, with the precision that `dtype` names as its hint."""
+    """OpenVINO on the CPU, with the precision that `dtype` names as its hint.
+
+    Args:
+        work: the folder of conversions.
+        bits: 32, or 8 for the encoder that nncf has quantized.
+    """
 
     packages = ("openvino",)
 
-    def _compiled(self, traced: Any, image: Tensor) -> Run:
+    def __init__(self, folder: str, work: str, dtype: str = "float32", threads: int = 0, bits: int = 32) -> None:
+        super().__init__(folder, dtype, threads)
+        self.work, self.bits = work, bits
+        self.packages = ("openvino", "nncf")[: 1 if bits == 32 else 2]
+
+    def open(self) -> Measured:
+        """Import the runtime, without nncf, which only the conversion needs."""
+        facts = check_installed(self.packages, "Measuring openvino")
+        start_s = time.perf_counter()
+        importlib.import_module("openvino")
+        return Measured(time.perf_counter() - start_s, facts=facts)
+
+    def encode(self, side_px: int) -> Measured:
+        """As in :class:`Runtime`; with 8 bits `facts` has the error of the features on shipped images."""
+        measured = super().encode(side_px)
+        noted = self._file(side_px).with_suffix(".json")
+        return replace(measured, facts=json.loads(noted.read_text("utf-8"))) if self.bits == 8 else measured
+
+    def _file(self, side_px: int) -> Path:
+        name = f"openvino-encoder-{side_px}{'-int8' if self.bits == 8 else ''}.xml"
+        options = {"side_px": side_px, "bits": self.bits}
+        return converted("openvino-encoder", self.folder, self.work, name, **options)
+
+    def _compiled(self, image: Tensor) -> Run:
         ov: Any = importlib.import_module("openvino")
-        model = ov.convert_model(traced, example_input=image, input=list(image.shape))
-        settings = {"INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(self.dtype, "f32")}
-        settings["PERFORMANCE_HINT"] = "LATENCY"
-        if self.threads:
-            settings["INFERENCE_NUM_THREADS"] = str(self.threads)
-        compiled = ov.Core().compile_model(model, "CPU", settings)
+        file = self._file(image.shape[-1])
+        compiled = ov.Core().compile_model(file, "CPU", openvino_settings(self.dtype, self.threads))
         return lambda array: torch.from_numpy(compiled([array])[0])
 
 
@@ -109,12 +133,14 @@ class OnnxRuntimeEncoder(EncoderRuntime):
 
     packages = ("onnxruntime", "onnx")
 
-    def _compiled(self, traced: Any, image: Tensor) -> Run:
+    def _compiled(self, image: Tensor) -> Run:
         ort: Any = importlib.import_module("onnxruntime")
         stream = io.BytesIO()
-        # The exporter that needs no other package; the newer one needs onnxscript.
         export: Any = torch.onnx.export
-        export(traced, (image,), stream, input_names=["pixel_values"], dynamo=False)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            # The exporter that needs no other package; the newer one needs onnxscript.
+            export(traced_encoder(self.folder, image), (image,), stream, input_names=["pixel_values"], dynamo=False)
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads
         session = ort.InferenceSession(stream.getvalue(), settings, providers=["CPUExecutionProvider"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from fastvlm.backends.devices import as_dtype, pick_device
-from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, long_question
-from fastvlm.bench.measuring import GeneratingRuntime, steady_rate
+from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, text_prompt
+from fastvlm.bench.measuring import GeneratingRuntime
+from fastvlm.bench.rates import steady_rate
 from fastvlm.bench.worker import Measured
 from fastvlm.config import Bits
 from fastvlm.engine.engine import Engine
@@ -74,7 +74,7 @@ class FastVlmEngine(GeneratingRuntime):
     def prefill(self, num_tokens: int, seed: int = 0) -> Measured:
         """Seconds from a prompt of text to its first token."""
         self.engine.forget()
-        prompt = self._text_prompt(num_tokens, seed)
+        prompt = text_prompt(self.engine.processor, num_tokens, seed)
         reply = self.engine.generate(prompt, SamplingParams(max_new_tokens=1))
         facts = {"tokens": reply.usage.prompt_tokens}
         return Measured(reply.timings.prefill / 1000, check=[float(reply.token_ids[0])], facts=facts)
@@ -95,7 +95,7 @@ class FastVlmEngine(GeneratingRuntime):
 
         Replies start one per step; earlier ones get more tokens, so that all end in the same step.
         """
-        prompt = self._text_prompt(prompt_tokens, seed)
+        prompt = text_prompt(self.engine.processor, prompt_tokens, seed)
         ids = [
             self.engine.submit(prompt, SamplingParams(max_new_tokens=num_tokens + num_streams - 1 - ahead))
             for ahead in range(num_streams)
@@ -121,15 +121,6 @@ class FastVlmEngine(GeneratingRuntime):
         if event.completion is None:
             raise UsageError("The engine gave one token without an end; expected a reply of one token.")
         return Measured(seconds, _parts(event.completion, seconds), [float(event.completion.token_ids[0])])
-
-    def _text_prompt(self, num_tokens: int, seed: int) -> Any:
-        def inputs(question: str) -> Any:
-            messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
-            return self.engine.processor.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-            )
-
-        return inputs(long_question(lambda text: int(inputs(text)["input_ids"].shape[1]), num_tokens, seed))
 
 
 def _parts(reply: Completion, total_s: float) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image
 
@@ -42,3 +43,15 @@ def long_question(count_tokens: Callable[[str], int], num_tokens: int, seed: int
     while (count := count_tokens(" ".join(words))) < num_tokens:
         words.extend(draw.choices(_WORDS, k=max(1, (num_tokens - count) // 4)))
     return " ".join(words)
+
+
+def text_prompt(processor: Any, num_tokens: int, seed: int = 0) -> Any:
+    """`input_ids` and `attention_mask` (1, T) of a :func:`long_question` in the chat template of `processor`."""
+
+    def inputs(question: str) -> Any:
+        messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+        return processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+
+    return inputs(long_question(lambda text: int(inputs(text)["input_ids"].shape[1]), num_tokens, seed))

@@ -1,4 +1,4 @@
-"""Base class of the measured runtimes, the encoder's input, comparison of results, and rates."""
+"""Base class of the measured runtimes, the encoder's input and comparison of results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastvlm.bench.memory import peak_bytes
 from fastvlm.bench.worker import Measured
-from fastvlm.errors import UsageError
 
 _SKETCH_NUMBERS = 256
 
@@ -83,22 +82,6 @@ def sketch(features: Tensor) -> list[float]:
     """Evenly spaced numbers of a tensor, by which two results are compared."""
     flat = features.detach().flatten()
     return [float(x) for x in flat[:: max(1, len(flat) // _SKETCH_NUMBERS)][:_SKETCH_NUMBERS]]
-
-
-def steady_rate(times_s: list[list[float]]) -> float:
-    """Tokens a second of several replies together, while all of them are being decoded.
-
-    Args:
-        times_s: for each reply, the times of its tokens.
-
-    Raises:
-        UsageError: some reply ended before another began.
-    """
-    start_s, end_s = max(times[0] for times in times_s), min(times[-1] for times in times_s)
-    count = sum(start_s < moment <= end_s for times in times_s for moment in times)
-    if count == 0:
-        raise UsageError("The replies were too short to measure decoding. Take a random checkpoint: --preset 0.5b.")
-    return count / (end_s - start_s)
 
 
 def wait_for(device: str) -> None:

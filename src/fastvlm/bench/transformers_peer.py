@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastvlm.bench.inputs import FIRST_QUESTION, long_question
-from fastvlm.bench.measuring import GeneratingRuntime, sketch, steady_rate, wait_for
+from fastvlm.bench.inputs import FIRST_QUESTION, text_prompt
+from fastvlm.bench.measuring import GeneratingRuntime, sketch, wait_for
 from fastvlm.bench.peers_folder import add_peers_folder, prepare_torchvision
+from fastvlm.bench.rates import steady_rate
 from fastvlm.bench.worker import Measured
 
 
@@ -122,10 +123,8 @@ class TransformersModel(GeneratingRuntime):
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _text_inputs(self, num_tokens: int, seed: int) -> dict[str, Any]:
-        def count(text: str) -> int:
-            return int(self._inputs(text)["input_ids"].shape[1])
-
-        return self._inputs(long_question(count, num_tokens, seed))
+        inputs = text_prompt(self.processor, num_tokens, seed)
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     @contextlib.contextmanager
     def _encoder_timed(self, spans: dict[str, float]) -> Iterator[None]:

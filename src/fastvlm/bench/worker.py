@@ -30,6 +30,8 @@ KINDS = {
     "transformers": ("fastvlm.bench.transformers_peer", "TransformersModel"),
     "openvino": ("fastvlm.bench.encoder_peers", "OpenVinoEncoder"),
     "onnxruntime": ("fastvlm.bench.encoder_peers", "OnnxRuntimeEncoder"),
+    "llama.cpp": ("fastvlm.bench.llama_cpp_peer", "LlamaCppDecoder"),
+    "openvino-decoder": ("fastvlm.bench.openvino_peer", "OpenVinoDecoder"),
     "command": ("fastvlm.bench.cold_start", "ColdStart"),
     "probe": ("fastvlm.bench.probes", "MachineProbe"),
 }
