@@ -14,6 +14,7 @@ help:
 	@echo "make unit-oldest  what stands on transformers, tested on the oldest supported one"
 	@echo "make slow         tests that take minutes each, which make test leaves out"
 	@echo "make newest       install as a user does, without constraints; the examples and main tests on the newest versions"
+	@echo "make peers        install what fastvlm bench --peers compares with, into $(PEERS)"
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
 	@echo "make arm          the compiled kernels' tests for 64-bit Arm, by a cross-compiler and qemu-user"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
@@ -44,6 +45,13 @@ $(PEERS)/timm: $(BIN)/python constraints.txt
 	$(PIP) --no-deps --upgrade --target $(PEERS) timm torchvision
 	touch $@
 
+# The runtimes of `fastvlm bench --peers`, the extra `peers`, with what they need (no torch). Apart, because transformers
+# would import what they bring; 600 MB, so no test needs them.
+RUNTIMES = $(PEERS)/runtimes
+$(RUNTIMES)/.installed: $(BIN)/python pyproject.toml
+	$(PIP) --upgrade --target $(RUNTIMES) $$(sed -n '/^peers = \[/,/^\]/s/^  "\([^"]*\)".*/\1/p' pyproject.toml)
+	touch $@
+
 # For the page's tests, which are skipped without it: Debian's, where we may install and it is not there.
 browser:
 	@if command -v chromedriver >/dev/null && command -v firefox-esr >/dev/null; then exit 0; fi; \
@@ -52,8 +60,8 @@ browser:
 	>/dev/null 2>&1 || echo "chromium or firefox cannot be installed here; the page's tests in it will be skipped"
 
 install: $(VENV)/.installed
-peers: $(PEERS)/timm
-install-test: $(VENV)/.installed-test peers
+peers: $(PEERS)/timm $(RUNTIMES)/.installed
+install-test: $(VENV)/.installed-test $(PEERS)/timm
 
 demo: install
 	@echo "Asking the shipped checkpoint about the example images"
@@ -117,7 +125,7 @@ NEWEST_TESTS = tests/model tests/processing tests/parity tests/training tests/cl
 NEWEST_PIP = $(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade
 newest: export OMP_NUM_THREADS := 1
 newest: export OMP_WAIT_POLICY := passive
-newest: peers browser
+newest: $(PEERS)/timm browser
 	rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST_PIP) $(NEWEST_TORCH)
 	$(NEWEST_PIP) .

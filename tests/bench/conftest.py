@@ -25,7 +25,7 @@ def fake():
 
     def make(label, script=None, measures=("encode", "decode"), **options) -> Contestant:
         program = (sys.executable, str(HERE / "fake_worker.py"))
-        return Contestant(label, "fake", {"script": script or {}, **options}, frozenset(measures), program)
+        return Contestant(label, "fake", {"script": script or {}, **options}, frozenset(measures), program=program)
 
     return make
 

@@ -6,7 +6,9 @@ import pytest
 
 from fastvlm.bench import peers_folder
 from fastvlm.bench.encoder_peers import OnnxRuntimeEncoder, OpenVinoEncoder
-from fastvlm.bench.peers_folder import INSTALL_LINE, add_peers_folder, prepare_torchvision
+from fastvlm.bench.llama_cpp_peer import LlamaCppDecoder
+from fastvlm.bench.openvino_peer import OpenVinoDecoder
+from fastvlm.bench.peers_folder import INSTALL_LINE, add_peers_folder, add_runtimes_folder, prepare_torchvision
 from fastvlm.errors import FastVlmError, MissingExtraError
 
 
@@ -51,9 +53,26 @@ def test_what_make_peers_made_is_found_unless_another_is_named(monkeypatch, nowh
     assert sys.path == [*before, str(made)]
 
 
-@pytest.mark.parametrize(("kind", "package"), [(OpenVinoEncoder, "openvino"), (OnnxRuntimeEncoder, "onnxruntime")])
-def test_runtimes_that_are_missing_name_the_extra(monkeypatch, kind, package):
-    monkeypatch.setattr("fastvlm.bench.encoder_peers.importlib.util.find_spec", lambda _: None)
+def test_runtimes_lie_apart_and_are_added_for_themselves(nowhere, monkeypatch):
+    before, made = list(sys.path), nowhere / ".venv-peers" / "runtimes"
+    add_runtimes_folder()
+    assert sys.path == before
+    made.mkdir(parents=True)
+    add_runtimes_folder()
+    assert sys.path == [*before, str(made)]
+
+
+RUNTIMES = [
+    (lambda: OpenVinoEncoder("folder", "work"), "openvino"),
+    (lambda: OnnxRuntimeEncoder("folder"), "onnxruntime"),
+    (lambda: OpenVinoDecoder("folder", "work"), "openvino"),
+    (lambda: LlamaCppDecoder("folder", "work"), "xllamacpp"),
+]
+
+
+@pytest.mark.parametrize(("make", "package"), RUNTIMES)
+def test_runtimes_that_are_missing_name_the_extra(monkeypatch, make, package):
+    monkeypatch.setattr(peers_folder.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError) as told:
-        kind("folder").open()
+        make().open()
     assert package in str(told.value) and "pip install 'fastvlm[peers]'" in str(told.value)

@@ -31,7 +31,7 @@ def test_everybody_is_measured_in_turn_and_the_other_way_round(fake, tmp_path, r
     samples = found.samples["encode", (("side_px", 1024),), "a"]
     assert [measured.value for measured in samples] == [2.0, 2.0]
     assert found.rounds == 2 and found.failures == {} and found.seconds > 0
-    assert {name: len(values) for name, values in found.peaks.items()} == {"matrix_peak": 2, "bandwidth": 2}
+    assert {name: len(values) for name, values in found.peaks.items()} == {"multiply_adds": 2, "bandwidth": 2}
 
 
 def test_some_measures_are_repeated_less_and_memory_comes_last(fake, tmp_path, read_log):

@@ -52,11 +52,12 @@ def decoded_token_bytes(config: FastVlmConfig, bits: int, context_tokens: int = 
 
     Args:
         config: the model's.
-        bits: of a weight: 32, 16, 8 or 4.
+        bits: of a weight: 32, 16, 8 or 4; with 4 the head has 8, as it has in all programs.
         context_tokens: tokens in the cache.
         cache_bytes: of a number in the cache.
     """
     text = config.text_config
     head_dim = text.hidden_size // text.num_attention_heads
     cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * context_tokens * cache_bytes
-    return int(decoder_weights(config) * bits // 8 + cache)
+    head = text.hidden_size * text.vocab_size
+    return int(((decoder_weights(config) - head) * bits + head * max(bits, 8)) // 8 + cache)

@@ -96,7 +96,7 @@ class OpenVinoEncoder(EncoderRuntime):
         bits: 32, or 8 for the encoder that nncf has quantized.
     """
 
-    packages = ("openvino",)
+    packages: tuple[str, ...] = ("openvino",)
 
     def __init__(self, folder: str, work: str, dtype: str = "float32", threads: int = 0, bits: int = 32) -> None:
         super().__init__(folder, dtype, threads)

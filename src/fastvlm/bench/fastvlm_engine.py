@@ -9,6 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from fastvlm.backends.devices import as_dtype, pick_device
+from fastvlm.backends.native.kernels import all_kernels
+from fastvlm.backends.native.library import TORCH
 from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, text_prompt
 from fastvlm.bench.measuring import GeneratingRuntime
 from fastvlm.bench.rates import steady_rate
@@ -63,7 +65,7 @@ class FastVlmEngine(GeneratingRuntime):
             num_slots=self.num_slots,
             admission_ratio=math.inf,  # one request starts in each step
         )
-        return Measured(time.perf_counter() - start_s)
+        return Measured(time.perf_counter() - start_s, facts={"kernels": kernels_in_use()})
 
     def _encoder_input(self, image: Tensor) -> Tensor:
         return image
@@ -120,7 +122,14 @@ class FastVlmEngine(GeneratingRuntime):
         seconds = time.perf_counter() - start_s
         if event.completion is None:
             raise UsageError("The engine gave one token without an end; expected a reply of one token.")
-        return Measured(seconds, _parts(event.completion, seconds), [float(event.completion.token_ids[0])])
+        reply = event.completion
+        facts = {"tokens": reply.usage.prompt_tokens}
+        return Measured(seconds, _parts(reply, seconds), [float(reply.token_ids[0])], facts)
+
+
+def kernels_in_use() -> str:
+    """The best level of the compiled kernels that is used here; "torch" for PyTorch's own."""
+    return next((kernels.level for kernels in all_kernels()), TORCH)
 
 
 def _parts(reply: Completion, total_s: float) -> dict[str, float]:

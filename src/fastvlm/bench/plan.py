@@ -1,15 +1,13 @@
-"""Plan of a benchmark: options, measures, contestants, and the steps of one round."""
+"""Plan of a benchmark: options, measures, what a contestant is, and the steps of one round."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastvlm.bench.cold_start import ask_command, transformers_command
-from fastvlm.bench.inputs import FIRST_QUESTION
 from fastvlm.bench.processes import WORKER
 from fastvlm.config import BITS
 from fastvlm.errors import UsageError
@@ -52,7 +50,6 @@ MEASURES = {
     "cold-start": Measure("cold_start", "s", "process start to first byte", max_rounds=3, has_warm_up=False),
     "memory": Measure("memory", "bytes", "largest resident set of the process", max_rounds=1, has_warm_up=False),
 }
-_ENCODING = {"encode", "ttft", "second-question", "cold-start"}  # not measured again for other bits of the decoder
 
 Case = tuple[tuple[str, int], ...]  # variant of a measure, such as (("side_px", 1024),)
 
@@ -68,6 +65,8 @@ class BenchOptions:
         sides_px: sides of the square image input; ratios are reported for the first.
         dtypes: dtypes of the computation; all contestants use the first, ours are also measured in the others.
         bits: bits per weight of our decoder.
+        encoder_bits: bits per weight of our encoder: 16, and 8 for a contestant more.
+        kernels: levels of the compiled kernels, each a contestant; () for the one that is used by itself.
         streams: numbers of concurrent replies, for throughput.
         has_peers: True to measure the peers too.
         rounds: repetitions of everything, unless `max_minutes` end first.
@@ -75,6 +74,7 @@ class BenchOptions:
         threads: of every contestant; 0 for the default of each.
         device: "cpu" or "cuda"; OpenVINO and ONNX Runtime are measured on a CPU only.
         prompt_tokens, new_tokens: lengths of prompt and reply when decoding is measured.
+        work: folder of the files that peers read, converted from the checkpoint.
 
     Raises:
         UsageError: a value outside its range.
@@ -86,6 +86,8 @@ class BenchOptions:
     sides_px: tuple[int, ...] = (1024,)
     dtypes: tuple[str, ...] = ("bfloat16",)
     bits: tuple[int, ...] = BITS
+    encoder_bits: tuple[int, ...] = (16,)
+    kernels: tuple[str, ...] = ()
     streams: tuple[int, ...] = (1, 2, 4, 8)
     has_peers: bool = False
     rounds: int = 5
@@ -94,11 +96,13 @@ class BenchOptions:
     device: str = "cpu"
     prompt_tokens: int = 290
     new_tokens: int = 32
+    work: str = ""
 
     def __post_init__(self) -> None:
         _check_all("--what", self.what, tuple(MEASURES))
         _check_all("--dtype", self.dtypes, DTYPES)
         _check_all("--bits", self.bits, BITS)
+        _check_all("--encoder-bits", self.encoder_bits, (16, 8))
         for side in self.sides_px:
             low, high = SIDES_PX
             if side % 64 or not low <= side <= high:
@@ -116,7 +120,7 @@ class BenchOptions:
     def settings(self) -> dict[str, Any]:
         """The settings that a result names, as JSON values."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        for name in ("folder", "image", "rounds", "max_minutes"):
+        for name in ("folder", "image", "work", "rounds", "max_minutes"):
             del fields[name]
         return {"image_sizes_px": fields.pop("sides_px"), **fields}
 
@@ -138,6 +142,12 @@ class Contestant:
         kind: a key of :data:`fastvlm.bench.worker.KINDS`.
         options: the worker's arguments.
         measures: names of MEASURES that it takes part in.
+        phase: name of the phase in which it is open.
+        bits: of the decoder's weights.
+        dtype: of its computation.
+        encoder_bits: of the encoder's weights, 16 for those of `dtype`.
+        environment: variables of its process.
+        part: what it computes, if another process of the same label computes the rest: "encoder", "decoder", "cold".
         program: command that runs the worker.
     """
 
@@ -145,12 +155,18 @@ class Contestant:
     kind: str
     options: dict[str, Any]
     measures: frozenset[str]
+    phase: str = ""
+    bits: int = 16
+    dtype: str = "bfloat16"
+    encoder_bits: int = 16
+    environment: dict[str, str] = field(default_factory=dict)
+    part: str = ""
     program: tuple[str, ...] = WORKER
 
     @property
     def worker(self) -> str:
-        """The name of its process; cold starts use another process than the open model."""
-        return f"{self.label} (cold)" if self.kind == "command" else self.label
+        """The name of its process."""
+        return f"{self.label} ({self.part})" if self.part else self.label
 
     @property
     def arguments(self) -> list[str]:
@@ -179,51 +195,7 @@ def failure_key(contestant: str, measure: str, case: Case) -> str:
     return f"{contestant}: {measure}" + "".join(f" {value}" for _, value in case)
 
 
-def contestants(options: BenchOptions) -> list[Contestant]:
-    """All contestants that have something to do, ours first."""
-    found = [*_fastvlm(options), *(_peers(options) if options.has_peers else ()), *_cold_starts(options)]
-    return [contestant for contestant in found if contestant.measures]
-
-
-def _fastvlm(options: BenchOptions) -> Iterator[Contestant]:
-    what = frozenset(options.what)
-    first, *others = options.dtypes
-    own = {"folder": options.folder, "threads": options.threads, "device": options.device}
-    own |= {"num_slots": max(8, *options.streams)}
-    yield Contestant("fastvlm", "fastvlm", {**own, "dtype": first}, what - {"cold-start"})
-    for bits in options.bits:
-        if bits != 16:
-            yield Contestant(f"fastvlm-int{bits}", "fastvlm", {**own, "dtype": first, "bits": bits}, what - _ENCODING)
-    for dtype in others:
-        yield Contestant(f"fastvlm-{dtype}", "fastvlm", {**own, "dtype": dtype}, what - {"cold-start"})
-
-
-def _peers(options: BenchOptions) -> Iterator[Contestant]:
-    what, first = frozenset(options.what), options.dtypes[0]
-    common = {"folder": options.folder, "threads": options.threads}
-    for dtype in options.dtypes:
-        label = "transformers" if dtype == first else f"transformers-{dtype}"
-        settings = {**common, "device": options.device, "dtype": dtype}
-        yield Contestant(label, "transformers", settings, what - {"cold-start", "second-question"})
-    is_bfloat16 = first == "bfloat16"
-    encoding = what & {"encode"} if options.device == "cpu" else frozenset()
-    yield Contestant("openvino", "openvino", {**common, "dtype": "bfloat16" if is_bfloat16 else "float32"}, encoding)
-    if is_bfloat16:
-        yield Contestant("openvino-float32", "openvino", {**common, "dtype": "float32"}, encoding)
-    yield Contestant("onnxruntime-float32", "onnxruntime", common, encoding)
-
-
-def _cold_starts(options: BenchOptions) -> Iterator[Contestant]:
-    question = (options.folder, options.image, FIRST_QUESTION, options.device, options.dtypes[0])
-    commands = {"fastvlm": ask_command(*question)}
-    if options.has_peers:
-        commands["transformers"] = transformers_command(*question)
-    for label, command in commands.items():
-        cold = {"command": command, "threads": options.threads}
-        yield Contestant(label, "command", cold, frozenset(options.what) & {"cold-start"})
-
-
-def steps(options: BenchOptions, measured: list[Contestant]) -> list[Step]:
+def steps(options: BenchOptions, measured: Sequence[Contestant]) -> list[Step]:
     """One round: by measure, then by case, all contestants in turn."""
     found = []
     for name in (name for name in MEASURES if name in options.what):

@@ -1,7 +1,8 @@
-"""Peaks of this machine, measured between the contestants: matrix products and memory bandwidth."""
+"""Peaks of this machine, measured between the contestants: multiply-adds by number type, and memory bandwidth."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastvlm.backends.cpu.probe import cpu_kernels
+from fastvlm.bench.compiled_peaks import CompiledPeaks
 from fastvlm.bench.measuring import wait_for
 from fastvlm.bench.worker import Measured
 
@@ -45,29 +47,30 @@ class MachineProbe:
         if threads:
             torch.set_num_threads(threads)
         self._stream: Tensor | None = None
+        self._compiled: CompiledPeaks | None = None
 
     def open(self) -> Measured:
         """Report torch's threads and the GPU's name in `facts`; `value` has no meaning."""
         facts: dict[str, Any] = {"threads": torch.get_num_threads()}
+        if self.device == "cpu":
+            self._compiled = CompiledPeaks.compiled(torch.get_num_threads())
         if self.device.startswith("cuda"):
             facts["gpu"] = torch.cuda.get_device_name(self.device)
         return Measured(0.0, facts=facts)
 
     @torch.inference_mode()
-    def matrix_peak(self) -> Measured:
-        """FLOP/s of the fastest way to multiply; `parts` has each.
+    def multiply_adds(self) -> Measured:
+        """Operations a second, the most of all number types; `parts` has each: "avx2 float32", "avx2 int8".
 
-        bfloat16 is skipped on a CPU that emulates it, where it takes a minute.
+        They are of registers alone. Without a compiler, and on a GPU, they are of torch's products: "torch float32".
         """
-        has_bfloat16 = self.device != "cpu" or cpu_kernels().has_fast_bfloat16
-        dtypes = (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
-        parts = {f"matmul_{str(dtype)[6:]}": self._matmul(dtype) for dtype in dtypes}
-        for rows, inner, outer in _PACKED_SHAPES if self.device == "cpu" else ():
-            name = f"packed_{str(dtypes[-1])[6:]}_{rows}x{inner}x{outer}"
-            try:
-                parts[name] = self._packed(rows, inner, outer, dtypes[-1])
-            except (AttributeError, RuntimeError, NotImplementedError):  # a torch without oneDNN
-                break
+        if self._compiled is not None:
+            parts = self._compiled.multiply_adds()
+        else:
+            # bfloat16 takes a minute on a CPU that emulates it.
+            has_bfloat16 = self.device != "cpu" or cpu_kernels().has_fast_bfloat16
+            dtypes = (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
+            parts = {f"torch {str(dtype)[6:]}": self._products(dtype) for dtype in dtypes}
         return Measured(max(parts.values()), parts)
 
     @torch.inference_mode()
@@ -78,7 +81,16 @@ class MachineProbe:
         data, row = self._stream, torch.ones(_ROW_WIDTH, device=self.device)
         ways: dict[str, Callable[[], Any]] = {"sum": data.sum, "matrix_times_vector": lambda: data @ row}
         parts = {name: data.nbytes / best_seconds(way, device=self.device) for name, way in ways.items()}
+        if self._compiled is not None:
+            parts["compiled"] = self._compiled.read_bytes(data.data_ptr(), data.nbytes)
         return Measured(max(parts.values()), parts)
+
+    def _products(self, dtype: torch.dtype) -> float:
+        """The best rate of torch's products."""
+        rates = [self._matmul(dtype)]
+        with contextlib.suppress(AttributeError, RuntimeError, NotImplementedError):  # a torch without oneDNN
+            rates += [self._packed(*shape, dtype) for shape in _PACKED_SHAPES if self.device == "cpu"]
+        return max(rates)
 
     def _matmul(self, dtype: torch.dtype) -> float:
         side = _MATRIX if self.device == "cpu" else 4 * _MATRIX

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from fastvlm.bench.worker import Measured
@@ -35,9 +36,17 @@ class WorkerProcess:
         arguments: its kind and options, after the program.
         program: what runs workers.
         threads: for OMP_NUM_THREADS; 0 leaves it alone.
+        environment: further variables.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], program: Sequence[str] = WORKER, threads: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        program: Sequence[str] = WORKER,
+        threads: int = 0,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the worker lives
         self._process = subprocess.Popen(  # noqa: S603  # our own program
@@ -47,7 +56,7 @@ class WorkerProcess:
             stderr=self._errors,
             text=True,
             encoding="utf-8",
-            env={**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
+            env={**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {}), **environment},
             start_new_session=True,
         )
         self._lines: queue.Queue[str | None] = queue.Queue()

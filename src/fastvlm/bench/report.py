@@ -7,12 +7,17 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastvlm.bench.limits import BANDWIDTH
 from fastvlm.bench.machine import hardware_slug
 from fastvlm.bench.plan import MEASURES
 from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.write_errors import clear_write_errors
 
 _GAP = "  "
+_READING = (
+    "Medians with quartiles and range over the rounds; ratios above 1 mean that fastvlm is better. A limit is what "
+    "this machine allows if everything but products and reading weights costs nothing, weights as they are stored."
+)
 
 
 class Section(NamedTuple):
@@ -26,7 +31,7 @@ class Section(NamedTuple):
 def sections(result: dict[str, Any]) -> list[Section]:
     """The tables of the report that have rows."""
     tables = [_measure_table(name, result) for name in MEASURES]
-    tables += [_ratio_table(result), _roofline_table(result), _agreement_table(result)]
+    tables += [_ratio_table(result), _peak_table(result), _agreement_table(result)]
     tables.append(Section("not measured", ("", "why"), tuple(result["failures"].items())))
     return [table for table in tables if table.rows]
 
@@ -43,7 +48,7 @@ def as_text(result: dict[str, Any]) -> str:
 def as_markdown(result: dict[str, Any], title: str) -> str:
     """The report as Markdown, with the command."""
     blocks = [f"# {title}", "\n".join(f"- {line}" for line in _headline(result)), f"    {result['command']}"]
-    blocks.append("Medians with quartiles and range over the rounds; ratios above 1 mean that fastvlm is better.")
+    blocks.append(_READING)
     for section in sections(result):
         rows = [section.columns, tuple("---" for _ in section.columns), *section.rows]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -62,14 +67,15 @@ def file_name(result: dict[str, Any], date: datetime.date) -> str:
 def _headline(result: dict[str, Any]) -> list[str]:
     card, model = result["environment"], result["model"]
     versions = {name: card.get(name) for name in ("fastvlm", "commit", "torch", "transformers", "openvino")}
-    versions |= {name: card.get(name) for name in ("onnxruntime", "timm", "python")}
+    versions |= {name: card.get(name) for name in ("nncf", "onnxruntime", "xllamacpp", "gguf", "timm", "python")}
     random = ", random" if model["is_random"] else ""
     memory = f", {card['memory_bytes'] / 2**30:.0f} GiB" if card["memory_bytes"] else ""
     gpu = f"{card['gpu']}, " if card.get("gpu") else ""
+    kernels = f"kernels: {card['kernels']}" if card.get("kernels") else "kernels unknown"
     run = f"{result['rounds']} rounds in {result['seconds']:.0f} s, {card['threads']} threads"
     return [
         f"{model['name']} ({model['parameters'] / 1e6:,.0f} M parameters{random}), {run}",
-        f"{gpu}{card['cpu']}, {card['cores']} cores{memory}, {' '.join(card['instruction_sets'])}",
+        f"{gpu}{card['cpu']}, {card['cores']} cores{memory}, {' '.join(card['instruction_sets'])}; {kernels}",
         ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         f"load before the run: {card['load_average']}",
     ]
@@ -77,22 +83,29 @@ def _headline(result: dict[str, Any]) -> list[str]:
 
 def _measure_table(name: str, result: dict[str, Any]) -> Section:
     measure = MEASURES[name]
-    rows = [_measure_row(found) for found in result["measures"] if found["measure"] == name]
+    rows = [_measure_row(found, result["roofline"]) for found in result["measures"] if found["measure"] == name]
     unit = {"bytes": "MB"}.get(measure.unit, measure.unit)
-    columns = ["", f"median {unit}", "quartiles", "range", "made of (s)"]
-    if not any(row[-1] for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    columns = ["", f"median {unit}", "quartiles", "range", "limit", "reached", "made of (s)"]
+    for column in range(len(columns) - 1, 3, -1):  # not those that nobody has
+        if not any(row[column] for row in rows):
+            columns, rows = (
+                [*columns[:column], *columns[column + 1 :]],
+                [row[:column] + row[column + 1 :] for row in rows],
+            )
     return Section(f"{name}: {measure.what}", tuple(columns), tuple(rows))
 
 
-def _measure_row(found: dict[str, Any]) -> tuple[str, ...]:
+def _measure_row(found: dict[str, Any], roofline: dict[str, Any]) -> tuple[str, ...]:
     scale = 1e-6 if found["unit"] == "bytes" else 1.0
     case = ", ".join(f"{value} {'px' if key == 'side_px' else 'together'}" for key, value in found["case"].items())
     parts = ", ".join(f"{part.replace('_', ' ')} {_short(value)}" for part, value in found["parts"].items())
     low, high = (_short(scale * value) for value in found["quartiles"])
     least, most = (_short(scale * value) for value in found["range"])
     label = f"{found['contestant']} {case}".strip()
-    return label, _short(scale * found["median"]), f"{low} to {high}", f"{least} to {most}", parts
+    key = " ".join([found["measure"], *map(str, found["case"].values()), found["contestant"]])
+    limit, fraction = (roofline[name].get(key) for name in ("limits", "fractions"))
+    of_limit = (_short(limit), f"{100 * fraction:.0f} %") if limit else ("", "")
+    return label, _short(scale * found["median"]), f"{low} to {high}", f"{least} to {most}", *of_limit, parts
 
 
 def _short(value: float) -> str:
@@ -108,15 +121,14 @@ def _ratio_table(result: dict[str, Any]) -> Section:
     return Section("ratios (above 1: fastvlm is better)", ("", "of medians", "of single rounds"), tuple(rows))
 
 
-def _roofline_table(result: dict[str, Any]) -> Section:
-    roofline = result["roofline"]
-    units = {"matrix_peak": (1e-12, "TFLOP/s"), "bandwidth": (1e-9, "GB/s")}
-    peaks = [
-        (f"peak: {name.replace('_', ' ')}", f"{value * units[name][0]:.3g} {units[name][1]}")
-        for name, value in roofline["peaks"].items()
+def _peak_table(result: dict[str, Any]) -> Section:
+    peaks = result["roofline"]["peaks"]
+    rows = [
+        (name, f"{value * 1e-9:.3g} GB/s" if name == BANDWIDTH else f"{value * 1e-12:.3g} TFLOP/s")
+        for name, value in peaks.items()
     ]
-    rows = [(name, f"{100 * value:.0f} %") for name, value in roofline["fractions"].items()]
-    return Section("fractions of this machine's peaks", ("", "reached"), (*peaks, *rows))
+    title = "limits of this machine: reading memory, and multiply-adds by level and number type"
+    return Section(title, ("", "measured"), tuple(rows))
 
 
 def _agreement_table(result: dict[str, Any]) -> Section:

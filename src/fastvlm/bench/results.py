@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastvlm.bench.costs import decoded_token_bytes, encoder_flops, prefill_flops
-from fastvlm.bench.plan import MEASURES, BenchOptions, Case, failure_key
+from fastvlm.bench.contestants import contestants
+from fastvlm.bench.limits import BANDWIDTH, Limits
+from fastvlm.bench.plan import MEASURES, BenchOptions, Case, Contestant, failure_key
 from fastvlm.bench.rounds import Measurements
 from fastvlm.bench.spread import Ratio, ratio, six_digits, summarize
 from fastvlm.bench.worker import Measured
+from fastvlm.config import BITS
 from fastvlm.hf.config import FastVlmConfig
 
-SCHEMA = 1
-_DTYPE_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+SCHEMA = 2
+_OWN_FACTS = ("kernels", "logits_distance")  # of a contestant; all other facts are versions
+_DECODING = ("prefill", "decode", "throughput")
 _TOKENS = ("ttft", "decode")  # measures whose `check` are tokens
 # Features are compared with those of the first of these that was measured.
 _REFERENCES = ("onnxruntime-float32", "openvino-float32", "transformers", "fastvlm")
@@ -32,50 +35,77 @@ class Pair(NamedTuple):
     variant: int | None = None
 
 
-RATIOS = {
-    "encode_vs_transformers": Pair("encode"),
-    "encode_vs_openvino": Pair("encode", theirs="openvino"),
-    "encode_vs_onnxruntime": Pair("encode", theirs="onnxruntime-float32"),
-    "prefill_vs_transformers": Pair("prefill"),
-    "ttft_vs_transformers": Pair("ttft"),
-    "decode_vs_transformers": Pair("decode"),
-    "decode_int8_vs_transformers": Pair("decode", ours="fastvlm-int8"),
-    "decode_int4_vs_transformers": Pair("decode", ours="fastvlm-int4"),
-    "throughput_8_vs_transformers": Pair("throughput", variant=8),
-    "throughput_8_int8_vs_transformers": Pair("throughput", ours="fastvlm-int8", variant=8),
-    "second_question_vs_first": Pair("second-question", theirs="fastvlm"),
-    "cold_start_vs_transformers": Pair("cold-start"),
-    "memory_vs_transformers": Pair("memory"),
-}
+def _ratios() -> Iterator[tuple[str, Pair]]:
+    for peer in ("transformers", "openvino", "onnxruntime-float32", "openvino-int8"):
+        name = peer.replace("-float32", "").replace("-int8", "_int8")
+        yield f"encode_vs_{name}", Pair("encode", theirs=peer)
+        yield f"encode_8_bits_vs_{name}", Pair("encode", ours="fastvlm-encoder8", theirs=peer)
+    yield "ttft_vs_transformers", Pair("ttft")
+    yield "ttft_8_bits_vs_transformers", Pair("ttft", ours="fastvlm-encoder8")
+    for measure, suffix in ((name, f"-int{bits}" if bits < 16 else "") for name in _DECODING for bits in BITS):
+        case = "_8" if measure == "throughput" else ""
+        for peer in ("transformers", "llama.cpp", "openvino"):
+            theirs = peer if peer == "transformers" else peer + suffix
+            name = f"{measure}{case}{suffix.replace('-', '_')}_vs_{peer.replace('.', '_')}"
+            yield name, Pair(measure, f"fastvlm{suffix}", theirs, 8 if case else None)
+    yield "second_question_vs_first", Pair("second-question", theirs="fastvlm")
+    yield "cold_start_vs_transformers", Pair("cold-start")
+    yield "memory_vs_transformers", Pair("memory")
+
+
+RATIOS = dict(_ratios())
 
 
 def result_of(
-    options: BenchOptions, config: FastVlmConfig, measurements: Measurements, card: dict[str, Any]
+    options: BenchOptions, config: FastVlmConfig, found: Mapping[str, Measurements], card: dict[str, Any]
 ) -> dict[str, Any]:
     """The whole result.
 
+    Args:
+        options: of the run.
+        config: the model's.
+        found: phase -> what was measured in it.
+        card: the environment.
+
     Returns:
-        `settings`, `environment`, `rounds`, `seconds`, `measures` (samples with their spread), `ratios` (above 1:
-        fastvlm is better; None where not measured), `ratio_ranges` (over single rounds), `not_measured` (why),
-        `roofline`, `agreement`, `failures`.
+        `settings`, `environment`, `phases` (rounds and seconds of each), `measures` (samples with their spread),
+        `ratios` (above 1: fastvlm is better; None where not measured), `ratio_ranges` (over single rounds),
+        `not_measured` (why), `roofline`, `agreement`, `failures`.
     """
+    measurements = _merged(found.values())
     facts = {name: value for opened in measurements.opened.values() for name, value in opened.facts.items()}
+    versions = {name: value for name, value in facts.items() if name not in _OWN_FACTS}
     ratios = {name: _ratio(pair, options, measurements) for name, pair in RATIOS.items()}
-    found = {name: value for name, value in ratios.items() if isinstance(value, Ratio)}
+    known = {name: value for name, value in ratios.items() if isinstance(value, Ratio)}
+    ours = measurements.opened.get("fastvlm")
     return {
         "schema": SCHEMA,
         "settings": options.settings(),
-        "environment": {**card, "threads": None, **facts},
+        "environment": {**card, "threads": None, "kernels": ours.facts.get("kernels") if ours else None, **versions},
+        "phases": {name: {"rounds": each.rounds, "seconds": round(each.seconds, 1)} for name, each in found.items()},
         "rounds": measurements.rounds,
         "seconds": round(measurements.seconds, 1),
         "measures": [_measure(*key, samples) for key, samples in measurements.samples.items()],
-        "ratios": {name: round(found[name].value, 3) if name in found else None for name in ratios},
-        "ratio_ranges": {name: [round(v.lowest, 3), round(v.highest, 3)] for name, v in found.items()},
+        "ratios": {name: round(known[name].value, 3) if name in known else None for name in ratios},
+        "ratio_ranges": {name: [round(v.lowest, 3), round(v.highest, 3)] for name, v in known.items()},
         "not_measured": {name: why for name, why in ratios.items() if isinstance(why, str)},
         "roofline": _roofline(options, config, measurements),
         "agreement": _agreement(measurements),
         "failures": measurements.failures,
     }
+
+
+def _merged(found: Iterable[Measurements]) -> Measurements:
+    """The phases as one: the most rounds of one, the seconds of all."""
+    whole = Measurements()
+    for each in found:
+        whole.samples |= each.samples
+        whole.failures |= each.failures
+        whole.opened = {**each.opened, **whole.opened}
+        for name, samples in each.peaks.items():
+            whole.peaks.setdefault(name, []).extend(samples)
+        whole.rounds, whole.seconds = max(whole.rounds, each.rounds), whole.seconds + each.seconds
+    return whole
 
 
 def _measure(measure: str, case: Case, contestant: str, samples: Sequence[Measured]) -> dict[str, Any]:
@@ -112,8 +142,8 @@ def _ratio(pair: Pair, options: BenchOptions, measurements: Measurements) -> Rat
 
 
 def _why_not(contestant: str, measure: str, case: Case, options: BenchOptions, failures: dict[str, str]) -> str:
-    worker = f"{contestant} (cold)" if measure == "cold-start" else contestant
-    for name in (worker, failure_key(contestant, measure, case)):
+    known = _by_measure(options).get((measure, contestant))
+    for name in (known.worker if known else contestant, failure_key(contestant, measure, case)):
         if name in failures:
             return failures[name]
     if not contestant.startswith("fastvlm") and not options.has_peers:
@@ -122,32 +152,30 @@ def _why_not(contestant: str, measure: str, case: Case, options: BenchOptions, f
 
 
 def _roofline(options: BenchOptions, config: FastVlmConfig, measurements: Measurements) -> dict[str, Any]:
-    """The machine's peaks in this run, and the fraction of them that each contestant's median reaches."""
-    peaks = {name: max(sample.value for sample in found) for name, found in measurements.peaks.items()}
-    fractions: dict[str, float] = {}
-    encoder: dict[int, int] = {}  # FLOPs by the image's side
-    for (measure, case, contestant), samples in measurements.samples.items():
-        value = median(sample.value for sample in samples)
-        label = " ".join([measure, *(str(value) for _, value in case), contestant])
-        if measure == "decode" and "bandwidth" in peaks:
-            bits = _weight_bits(contestant, options)
-            read = decoded_token_bytes(config, bits, options.prompt_tokens)
-            fractions[label] = round(value * read / peaks["bandwidth"], 4)
-        if measure in ("encode", "prefill") and "matrix_peak" in peaks:
-            if measure == "prefill":
-                flops = prefill_flops(config, int(samples[0].facts["tokens"]))
-            else:
-                side = case[0][1]
-                flops = encoder[side] = encoder.get(side) or encoder_flops(config, side, side)
-            fractions[label] = round(flops / value / peaks["matrix_peak"], 4)
+    """The machine's peaks in this run, each measure's limit by them, and the fraction of it that a median reaches."""
+    peaks: dict[str, float] = {}
+    if BANDWIDTH in measurements.peaks:
+        peaks[BANDWIDTH] = max(sample.value for sample in measurements.peaks[BANDWIDTH])
+    for sample in measurements.peaks.get("multiply_adds", ()):
+        for name, value in sample.parts.items():
+            peaks[name] = max(value, peaks.get(name, 0.0))
+    of_run, known = Limits(config, peaks, options.prompt_tokens), _by_measure(options)
+    limits, fractions = {}, {}
+    for key, samples in measurements.samples.items():
+        measure, case, label = key
+        best = of_run.best(measure, case, known[measure, label], samples) if (measure, label) in known else None
+        if best is not None:
+            name = " ".join([measure, *(str(value) for _, value in case), label])
+            value = median(sample.value for sample in samples)
+            limits[name] = six_digits(best)
+            fractions[name] = round(value / best if MEASURES[measure].is_more_better else best / value, 4)
     ways = {name: found[-1].parts for name, found in measurements.peaks.items()}
-    return {"peaks": peaks, "ways": ways, "fractions": fractions}
+    return {"peaks": peaks, "ways": ways, "limits": limits, "fractions": fractions}
 
 
-def _weight_bits(contestant: str, options: BenchOptions) -> int:
-    """Bits of a weight, by the contestant's label."""
-    _, _, suffix = contestant.partition("-")
-    return {"int8": 8, "int4": 4}.get(suffix) or _DTYPE_BITS[suffix or options.dtypes[0]]
+def _by_measure(options: BenchOptions) -> dict[tuple[str, str], Contestant]:
+    """Measure and label -> the contestant."""
+    return {(measure, each.label): each for each in contestants(options) for measure in each.measures}
 
 
 def _agreement(measurements: Measurements) -> dict[str, Any]:
@@ -171,6 +199,13 @@ def _agreement(measurements: Measurements) -> dict[str, Any]:
             expected = by_name["transformers"]
             counts = {name: _same_first(check, expected) for name, check in by_name.items()}
             found[label] = {"same_first_tokens_of": len(expected), **counts}
+    distances = {
+        name.replace(" (decoder)", ""): opened.facts["logits_distance"]
+        for name, opened in measurements.opened.items()
+        if "logits_distance" in opened.facts
+    }
+    if distances:
+        found["logits"] = {"distance_in_standard_deviations_from": "float32", **distances}
     return found
 
 

@@ -99,7 +99,8 @@ class TransformersModel(GeneratingRuntime):
         self.processor.decode(stamps.token_ids[0], skip_special_tokens=True)
         end_s = time.perf_counter()
         parts = {**spans, "prefill": first_s - start_s - sum(spans.values()), "first_token": end_s - first_s}
-        return Measured(end_s - start_s, parts, [float(stamps.token_ids[0][0])])
+        facts = {"tokens": inputs["input_ids"].shape[1]}
+        return Measured(end_s - start_s, parts, [float(stamps.token_ids[0][0])], facts)
 
     def throughput(self, num_streams: int, num_tokens: int, prompt_tokens: int, seed: int = 0) -> Measured:
         """Tokens a second of several replies together, while all are being decoded."""

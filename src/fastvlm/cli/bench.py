@@ -39,7 +39,25 @@ _Preset = Annotated[
     typer.Option("--preset", metavar="SIZE", help="0.5b, 1.5b or mini: a checkpoint of that size, random weights."),
 ]
 _Peers = Annotated[
-    bool, typer.Option("--peers", help="Also transformers, and for the encoder OpenVINO and ONNX Runtime.")
+    bool,
+    typer.Option("--peers", help="Also transformers, OpenVINO, llama.cpp (decoder) and ONNX Runtime (encoder)."),
+]
+_Kernels = Annotated[
+    str | None,
+    typer.Option(
+        "--kernels",
+        metavar="LIST",
+        help="Levels of the compiled kernels, each a contestant: amx, avx512, avx2vnni, avx2, neon, torch; the first "
+        "gives the ratios. If not given: the best of this machine, or FASTVLM_KERNELS.",
+    ),
+]
+_Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="FILE",
+        help="Keep each finished phase in FILE; what an equal run has kept there is not measured again.",
+    ),
 ]
 _What = Annotated[
     str | None,
@@ -84,7 +102,9 @@ _Checkpoint = Annotated[
         help="Folder of the checkpoint of --preset: used if it exists, else made and kept.",
     ),
 ]
-_Keep = Annotated[bool, typer.Option("--keep", help="Keep the checkpoint of --preset for the next run.")]
+_Keep = Annotated[
+    bool, typer.Option("--keep", help="Keep the checkpoint of --preset, and what peers make of it, for the next run.")
+]
 _Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw the medians: .svg or .png. Needs the extra plots.")
 ]
@@ -129,6 +149,7 @@ def bench(
     image_size: _ImageSizes = None,
     dtype: _Dtypes = "auto",
     bits: _Bits = "16,8,4",
+    kernels: _Kernels = None,
     streams: _Streams = "1,2,4,8",
     image: _Image = "1024x1024",
     rounds: _Rounds = 5,
@@ -140,6 +161,7 @@ def bench(
     is_kept: _Keep = False,
     plot: _Plot = None,
     out: _Out = None,
+    resume: _Resume = None,
     revision: RevisionOption = None,
     is_json: _Json = False,
     is_quiet: QuietOption = False,
@@ -148,19 +170,23 @@ def bench(
     """Measure time to first token, decoding, throughput, memory and cold start.
 
     Every contestant runs in its own process. They are measured one at a time, in turn, so that other load on the
-    machine slows all of them alike. Stdout gets a table of medians with their spread; its last line is one JSON object.
+    machine slows all of them alike; in phases (images, decoding with 16, 8 and 4 bits, cold starts), so that they fit
+    into memory. Stdout gets a table of medians with their spread and their limits; its last line is one JSON object.
     Ratios above 1 mean that fastvlm is better.
 
     --preset makes a checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, mini: 28.7 MB) and removes
-    it afterwards, unless --keep or --checkpoint is given. An existing one is used and kept.
+    it afterwards, unless --keep or --checkpoint is given. An existing one is used and kept. Peers convert it to files
+    of their own beside it (0.5b: 5 GB); one whose logits are not ours is reported and not timed.
 
-    transformers' own FastVLM needs timm and torchvision, from the folder that FASTVLM_PEERS names or from .venv-peers
-    (`make peers`). Peers that are not installed are reported and left out.
+    Peers come from the folder that FASTVLM_PEERS names or from .venv-peers, where `make peers` puts them. Those that
+    are not installed are reported and left out.
 
     \b
     Examples:
       fastvlm bench
       fastvlm bench --preset 0.5b --peers --json
+      fastvlm bench --preset 0.5b --peers --streams 8 --keep --resume bench.json
+      fastvlm bench --preset 0.5b --kernels avx512,avx2,torch --what decode
       fastvlm bench --preset 0.5b --what encode,ttft --image-size 256,512,1024,1536 --plot encode.svg
       fastvlm bench apple/FastVLM-0.5B --what decode --bits 16,8 --threads 4
     """
@@ -171,8 +197,11 @@ def bench(
     notes = Notes(is_quiet=is_quiet)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
+        from fastvlm.bench.contestants import check_kernels
         from fastvlm.bench.plan import MEASURES, BenchOptions
 
+        levels = () if kernels is None else _words(kernels)
+        check_kernels(levels)
         device = device or "cpu"
         options = BenchOptions(  # refuses bad values before anything is made
             folder="",
@@ -181,6 +210,7 @@ def bench(
             sides_px=() if image_size is None else _numbers("--image-size", image_size),
             dtypes=_default_dtypes(device) if dtype == "auto" else _words(dtype),
             bits=_numbers("--bits", bits),
+            kernels=levels,
             streams=_numbers("--streams", streams),
             has_peers=has_peers,
             rounds=rounds,
@@ -193,7 +223,7 @@ def bench(
             from fastvlm.plots import check_plot_file
 
             check_plot_file(plot)
-    result = {**_measure(source, options, image_px, notes), "image_px": list(image_px)}
+    result = {**_measure(source, options, image_px, notes, resume), "image_px": list(image_px)}
     _show(result, plot, out, is_json=is_json)
 
 
@@ -207,22 +237,26 @@ def _default_dtypes(device: str) -> tuple[str]:
     return (dtype_name(kind),)
 
 
-def _measure(source: _Source, options: BenchOptions, image_px: tuple[int, int], notes: Notes) -> dict[str, Any]:
+def _measure(
+    source: _Source, options: BenchOptions, image_px: tuple[int, int], notes: Notes, resumed: Path | None
+) -> dict[str, Any]:
     """The result; checkpoint and image are made if need be, and removed afterwards."""
     from fastvlm.bench.inputs import photo_jpeg
     from fastvlm.bench.session import measure
     from fastvlm.cli.checkpoint_facts import read_facts
 
     with ExitStack() as stack:
+        is_kept = source.preset is not None and _is_kept(source)
         folder = stack.enter_context(_folder(source, notes))
         facts = read_facts(folder)
         about = {"name": source.name, "is_random": source.preset is not None, "parameters": facts.parameters.total}
         jpeg = Path(stack.enter_context(TemporaryDirectory(prefix="fastvlm-bench-"))) / "photo.jpg"
         jpeg.write_bytes(photo_jpeg(*image_px))
+        work = stack.enter_context(_work_folder(folder, is_kept=is_kept)) if options.has_peers else Path()
         on_progress = stack.enter_context(_progress(notes))
         sides_px = options.sides_px or (max(facts.images.height_px, facts.images.width_px),)
-        options = replace(options, folder=str(folder), image=str(jpeg), sides_px=sides_px)
-        return {"model": about, **measure(options, on_progress)}
+        options = replace(options, folder=str(folder), image=str(jpeg), sides_px=sides_px, work=str(work))
+        return {"model": about, **measure(options, on_progress, resumed)}
 
 
 def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_json: bool) -> None:
@@ -243,6 +277,15 @@ def _show(result: dict[str, Any], plot: Path | None, out: Path | None, *, is_jso
     print_json(result)
 
 
+def _random_folder(source: _Source) -> Path:
+    return source.checkpoint or cache_folder() / "bench" / f"random-{source.preset}"
+
+
+def _is_kept(source: _Source) -> bool:
+    """True if the random checkpoint stays."""
+    return source.is_kept or source.checkpoint is not None or _random_folder(source).exists()
+
+
 @contextmanager
 def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
     """The checkpoint's folder; a random one is made, and removed afterwards unless it is kept."""
@@ -253,8 +296,7 @@ def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
         return
     from fastvlm.bench.random_checkpoint import checkpoint_bytes, make_checkpoint
 
-    folder = source.checkpoint or cache_folder() / "bench" / f"random-{source.preset}"
-    is_kept = source.is_kept or source.checkpoint is not None or folder.exists()
+    folder, is_kept = _random_folder(source), _is_kept(source)
     size = checkpoint_bytes(source.preset)
     if not folder.exists():
         fate = " and stays there." if is_kept else " and is removed afterwards (--keep keeps it)."
@@ -273,6 +315,24 @@ def _folder(source: _Source, notes: Notes) -> Iterator[Path]:
     finally:
         if not is_kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _work_folder(folder: Path, *, is_kept: bool) -> Iterator[Path]:
+    """The folder of the peers' files: beside a random checkpoint that is kept, else removed afterwards."""
+    if is_kept:
+        yield folder.with_name(f"{folder.name}-peers")
+    else:
+        with TemporaryDirectory(prefix="fastvlm-peers-", dir=_made(cache_folder() / "bench")) as made:
+            yield Path(made)
+
+
+def _made(folder: Path) -> Path:
+    from fastvlm.storage.write_errors import clear_write_errors
+
+    with clear_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @contextmanager
