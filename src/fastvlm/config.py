@@ -17,6 +17,8 @@ from fastvlm.errors import ConfigError, UnusualCheckpointError
 
 Bits = Literal[16, 8, 4]  # of a decoder's weights; 16 for what the checkpoint has
 BITS: tuple[Bits, ...] = (16, 8, 4)
+EncoderBits = Literal[16, 8]  # of the image encoder's weights; 16 for what the checkpoint has
+ENCODER_BITS: tuple[EncoderBits, ...] = (16, 8)
 IMAGE_TOKEN_INDEX = 151646  # `<image>`: the first id after Qwen2's own special tokens
 QWEN2_STOP_TOKEN_IDS = (151645, 151643)  # `<|im_end|>`, `<|endoftext|>`
 

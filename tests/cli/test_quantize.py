@@ -113,7 +113,7 @@ def test_json_and_the_name_that_is_chosen(fastvlm, parrot_folder, workplace):
     report = json.loads(outcome.out)
     folder = workplace / "parrot-int4"
     assert outcome.err == "" and report["path"] == str(folder)
-    assert report["options"] == {"bits": 4, "group_size": 64, "head_bits": 8}
+    assert report["options"] == {"bits": 4, "group_size": 64, "head_bits": 8, "encoder_bits": 16}
     assert report["quantized_bytes"] < report["source_bytes"] and report["error"]["mean"] > 0
     shutil.rmtree(folder)
 

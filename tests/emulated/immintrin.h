@@ -337,6 +337,11 @@ inline __m512 _mm512_cvtepi32_ps(__m512i x) { return __builtin_convertvector(emu
 inline __m512i _mm512_cvtps_epi32(__m512 x) {
   return emulated::as<__m512i>(emulated::each<emulated::I32>([&](int i) { return emulated::nearest(x[i]); }));
 }
+inline __m128i _mm512_cvtepi32_epi8(__m512i x) {
+  const auto words = emulated::as<emulated::I32>(x);
+  return emulated::as<__m128i>(emulated::each<emulated::Vector<std::int8_t, 16>>(
+      [&](int i) { return static_cast<std::int8_t>(words[i] & 0xFF); }));
+}
 inline __m128i _mm512_cvtsepi32_epi8(__m512i x) {
   const auto numbers = emulated::as<emulated::I32>(x);
   return emulated::as<__m128i>(emulated::each<emulated::Vector<std::int8_t, 16>>([&](int i) {

@@ -172,7 +172,7 @@ def test_keys_that_are_unknown_or_missing_are_named(saved, change):
         "nested": r"products\[1\] has an",
     }
     with pytest.raises(ValueError, match=expected[change]):
-        parse_metadata(json.dumps(document), "3")
+        parse_metadata(json.dumps(document), ["3"])
 
 
 @pytest.mark.parametrize(

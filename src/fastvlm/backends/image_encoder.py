@@ -6,7 +6,8 @@ I images, N visual tokens an image, C encoder channels, D decoder width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Set
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 from fastvlm.backends.cpu.encoder import FastEncoder
 from fastvlm.backends.cuda_graphs import GraphedEncode
 from fastvlm.backends.page_release import release_pages
+from fastvlm.config import EncoderBits
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.formats.differences import Differences
+from fastvlm.formats.encoder_rounding import is_rounded_in_encoder, round_encoder_weight, weight_shape
 from fastvlm.formats.names import ENCODER, PROJECTOR
+from fastvlm.formats.rounding import Int8Weight
 from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.model.projector import FastVlmMultiModalProjector, as_feature_tokens
 
@@ -45,15 +49,22 @@ class SteppedImageEncoder:
     Args:
         checkpoint: not modified; pages of its files are released after they have been copied.
         dtype: dtype of the computation.
+        bits: 8 to round the encoder's weights that are not stored so; see ``formats/encoder_rounding.py``.
         base: an encoder of the checkpoint that ``checkpoint.changed`` refers to; unchanged parts are shared.
     """
 
     is_stepped = True
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, base: SteppedImageEncoder | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        bits: EncoderBits = 16,
+        base: SteppedImageEncoder | None = None,
+    ) -> None:
         if base is None or _has_changed(checkpoint, ENCODER):
-            module = _encoder(checkpoint)
-            self.encoder = FastEncoder(module, dtype)
+            module = _encoder(checkpoint, is_rounded=True)
+            self.encoder = FastEncoder(module, dtype, partial(_rounded, checkpoint, bits))
             for weight in module.parameters():
                 release_pages(weight)
         else:
@@ -118,10 +129,21 @@ def _has_changed(checkpoint: Checkpoint, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in checkpoint.changed)
 
 
-def _encoder(checkpoint: Checkpoint) -> FastViTHD:
+def _rounded(checkpoint: Checkpoint, bits: EncoderBits, name: str) -> Int8Weight | None:
+    """The 8-bit weight of `name` of the encoder: as it is stored, or rounded now; None if it is neither."""
+    name = f"{ENCODER}{name}"
+    stored = checkpoint.rounded.get((name,))
+    if isinstance(stored, Int8Weight):
+        return stored
+    return round_encoder_weight(checkpoint.tensors[name]) if bits == 8 and is_rounded_in_encoder(name) else None
+
+
+def _encoder(checkpoint: Checkpoint, *, is_rounded: bool = False) -> FastViTHD:
+    """The encoder; with `is_rounded`, weights stored in 8 bits are zeros, because :func:`_rounded` gives them."""
     with torch.device("meta"):
         module = FastViTHD(checkpoint.config.vision_config)
-    return _with_tensors(module, checkpoint, ENCODER)
+    stored = {name for (name, *_) in checkpoint.rounded if name.startswith(ENCODER)} if is_rounded else set()
+    return _with_tensors(module, checkpoint, ENCODER, stored)
 
 
 def _projector(checkpoint: Checkpoint) -> FastVlmMultiModalProjector:
@@ -130,10 +152,14 @@ def _projector(checkpoint: Checkpoint) -> FastVlmMultiModalProjector:
     return _with_tensors(module, checkpoint, PROJECTOR)
 
 
-def _with_tensors(module: M, checkpoint: Checkpoint, prefix: str) -> M:
-    """`module` with the checkpoint's tensors (not copied), in eval mode."""
+def _with_tensors(module: M, checkpoint: Checkpoint, prefix: str, absent: Set[str] = frozenset()) -> M:
+    """`module` with the checkpoint's tensors (not copied) and zeros in place of `absent`, in eval mode."""
     tensors = checkpoint.tensors
-    own = {name.removeprefix(prefix): tensors[name].detach() for name in tensors if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): _zeros(checkpoint, name) if name in absent else tensors[name].detach()
+        for name in tensors
+        if name.startswith(prefix)
+    }
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     differences = Differences.between(expected, {name: tuple(tensor.shape) for name, tensor in own.items()})
     if differences:
@@ -142,3 +168,10 @@ def _with_tensors(module: M, checkpoint: Checkpoint, prefix: str) -> M:
     own |= {name: torch.zeros(shape, dtype=torch.int64) for name, shape in expected.items() if name not in own}
     module.load_state_dict(own, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def _zeros(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Zeros of the shape of a weight stored in 8 bits, which take no memory."""
+    weight = checkpoint.rounded[name,]
+    shape = (weight.out_features, weight.in_features)
+    return torch.zeros((), dtype=checkpoint.dtype).expand(weight_shape(name, *shape))

@@ -23,7 +23,7 @@ from fastvlm.backends.devices import as_dtype
 from fastvlm.backends.image_encoder import ImageEncoder, SteppedImageEncoder, TorchImageEncoder, images_dtype
 from fastvlm.backends.linear import Linear, LinearMaker, joined, joined_biases, plain_linears
 from fastvlm.backends.native.linear import NativeLinears, has_native_linears, native_linear
-from fastvlm.config import BITS, Bits
+from fastvlm.config import BITS, ENCODER_BITS, Bits, EncoderBits
 from fastvlm.errors import UsageError
 from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.formats.mapped_files import MappedFiles
@@ -149,6 +149,7 @@ def make_backend(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     bits: Bits = 16,
+    encoder_bits: EncoderBits = 16,
     num_slots: int = 4,
     context: int | None = None,
     kernels: Kernels = "fast",
@@ -163,12 +164,14 @@ def make_backend(
             weights never exist in `dtype` as a whole.
         bits: of the decoder's weights on a CPU. 16 keeps them as the checkpoint has them: in its floating dtype, or in
             the 8 or 4 bits that ``fastvlm quantize`` stored. With 4 bits the head keeps 8.
+        encoder_bits: of the image encoder's weights on a CPU. 8 rounds those of its large linear layers, and computes
+            with activations of 8 bits; 16 keeps them as the checkpoint has them, which may be 8.
         num_slots: sequences at the same time.
         context: maximum tokens of one sequence, prompt and reply; None for the model's own on a CPU, where only used
             tokens take memory, and for at most 8192 elsewhere.
         kernels: "reference" for PyTorch layers without graphs.
-        base: a backend with the same device, dtype, bits and kernels, for this checkpoint or for the one that
-            ``checkpoint.changed`` refers to: weights of unchanged tensors are shared. The two may run in different
+        base: a backend with the same device, dtype, bits, encoder bits and kernels, for this checkpoint or for the one
+            that ``checkpoint.changed`` refers to: weights of unchanged tensors are shared. The two may run in different
             threads.
 
     Raises:
@@ -177,6 +180,7 @@ def make_backend(
     device = checkpoint.tensors[EMBEDDING].device if device is None else device
     dtype = checkpoint.dtype if dtype is None else dtype
     _check_bits(bits, checkpoint.bits, device)
+    _check_encoder_bits(encoder_bits, device, kernels)
     context = _context(checkpoint, context, device)
     if base is not None and base.key is checkpoint.key:
         return base.replica(num_slots, context)
@@ -185,7 +189,7 @@ def make_backend(
     images: ImageEncoder
     if is_fast and device.type == "cpu":
         shared = base.images if base is not None and isinstance(base.images, SteppedImageEncoder) else None
-        images = SteppedImageEncoder(checkpoint, images_dtype(dtype), shared)
+        images = SteppedImageEncoder(checkpoint, images_dtype(dtype), encoder_bits, shared)
     else:
         images = TorchImageEncoder(checkpoint, images_dtype(dtype), device, has_graphs=has_graphs)
     make = _linears(bits, dtype) if is_fast and device.type == "cpu" else plain_linears(device, dtype)
@@ -205,6 +209,15 @@ def _check_bits(bits: Bits, stored: int | None, device: torch.device) -> None:
             f"bits is {bits}, but this checkpoint is stored in {stored} bits. Leave bits at 16, or use the "
             "checkpoint that it was made from."
         )
+
+
+def _check_encoder_bits(bits: EncoderBits, device: torch.device, kernels: Kernels) -> None:
+    if bits not in ENCODER_BITS:
+        raise UsageError(f"encoder_bits is {bits!r}; expected 16 or 8.")
+    if bits != 16 and device.type != "cpu":
+        raise UsageError(f"encoder_bits is {bits}, but the model is on {device}; weights of 8 bits need a CPU.")
+    if bits != 16 and kernels != "fast":
+        raise UsageError(f"encoder_bits is {bits}, but kernels is {kernels!r}, whose encoder has no weights of 8 bits.")
 
 
 def _context(checkpoint: Checkpoint, asked: int | None, device: torch.device) -> int:

@@ -13,6 +13,7 @@ from fastvlm.cli.options import (
     BitsOption,
     DeviceOption,
     DtypeOption,
+    EncoderBitsOption,
     FitOption,
     ImageSizeOption,
     MaxNewTokensOption,
@@ -23,7 +24,7 @@ from fastvlm.cli.options import (
     TemperatureOption,
     TopPOption,
 )
-from fastvlm.config import BITS
+from fastvlm.config import BITS, ENCODER_BITS
 from fastvlm.engine.types import SamplingParams, check_lookup
 from fastvlm.errors import UsageError
 from fastvlm.formats.places import adapter_folder
@@ -43,6 +44,7 @@ class ModelChoice:
         device, dtype: where the weights lie and what is computed in; dtype ``"auto"`` is the checkpoint's own,
             or what the machine is fast in.
         bits: of the decoder's weights on a CPU; 16 for what the checkpoint has.
+        encoder_bits: of the image encoder's weights on a CPU; 16 for what the checkpoint has.
         image_fit, image_size: how an image is brought to which size, as typed: ``512`` or ``768x1024``.
         adapter: folder of an adapter that is added into the weights.
         prompt_lookup: maximum tokens that a prompt lookup drafts; None for no lookup.
@@ -61,11 +63,14 @@ class ModelChoice:
     bits: BitsOption = 16
     adapter: AdapterOption = None
     prompt_lookup: PromptLookupOption = None
+    encoder_bits: EncoderBitsOption = 16
 
     def __post_init__(self) -> None:
         check_word("--dtype", self.dtype, DTYPES)
         if self.bits not in BITS:
             raise UsageError(f"--bits is {self.bits}; expected 16, 8 or 4.")
+        if self.encoder_bits not in ENCODER_BITS:
+            raise UsageError(f"--encoder-bits is {self.encoder_bits}; expected 16 or 8.")
         if self.image_fit is not None:
             check_word("--image-fit", self.image_fit, IMAGE_FITS)
         if self.device is not None and not _DEVICE.fullmatch(self.device):
@@ -86,6 +91,7 @@ class ModelChoice:
             "device": self.device,
             "dtype": self.dtype,
             "bits": self.bits,
+            "encoder_bits": self.encoder_bits,
             "adapter": self.adapter,
             "image_size": self.image_size_px,
             "image_fit": self.image_fit,

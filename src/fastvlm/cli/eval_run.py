@@ -54,6 +54,8 @@ class Evaluation:
         del settings["device"], settings["prompt_lookup"]  # replies do not depend on them
         if self.model.adapter is None:
             del settings["adapter"]
+        if self.model.encoder_bits == 16:  # folders of earlier versions do not name it
+            del settings["encoder_bits"]
         return {"model": settings.pop("name"), **settings}
 
     def identity(self) -> dict[str, Any]:

@@ -118,8 +118,10 @@ def page(model: str, facts: CheckpointFacts, about: str | None = None) -> str:
 def _rounding(quantized: QuantizedWeights) -> str:
     options = quantized.options
     groups = f" in groups of {options.group_size}" if 4 in (options.bits, options.head_bits) else ""
+    encoder = ", encoder in 8" if options.encoder_bits == 8 else ""
     return (
-        f"decoder in {options.bits} bits, head in {options.head_bits}{groups}: {in_bytes(quantized.num_bytes)}; "
+        f"decoder in {options.bits} bits, head in {options.head_bits}{groups}{encoder}: "
+        f"{in_bytes(quantized.num_bytes)}; "
         f"{quantized.error.mean:.1%} off on average"
     )
 

@@ -97,6 +97,14 @@ BitsOption = Annotated[
         help="Round the decoder's weights to 8 or 4 bits on a CPU, while opening; 16: as the checkpoint has them.",
     ),
 ]
+EncoderBitsOption = Annotated[
+    int,
+    typer.Option(
+        "--encoder-bits",
+        metavar="BITS",
+        help="8: round the image encoder's weights and activations to 8 bits on a CPU; 16: as the checkpoint has them.",
+    ),
+]
 AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", metavar="DIR", help="Add an adapter that fastvlm train wrote, or another of peft's."),

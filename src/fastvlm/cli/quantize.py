@@ -1,4 +1,4 @@
-"""`fastvlm quantize`: write a checkpoint whose decoder has 8- or 4-bit weights."""
+"""`fastvlm quantize`: write a checkpoint whose linear layers have 8- or 4-bit weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import typer
 from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries, quiet_warnings
+from fastvlm.config import ENCODER_BITS
 from fastvlm.errors import UsageError
 from fastvlm.formats.places import checkpoint_path, new_folder
 
 if TYPE_CHECKING:
+    from fastvlm.config import EncoderBits
     from fastvlm.conversion.quantize import QuantizationReport
 
 __all__ = ["quantize"]
@@ -38,25 +40,31 @@ def quantize(
     head_bits: Annotated[
         int, typer.Option("--head-bits", metavar="BITS", help="Of the head: 8, or 4, which changes answers noticeably.")
     ] = 8,
+    encoder_bits: Annotated[
+        int, typer.Option("--encoder-bits", metavar="BITS", help="Of the image encoder: 8, or 16 to leave it as it is.")
+    ] = 16,
     revision: RevisionOption = None,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
     is_debug: DebugOption = False,
 ) -> None:
-    """Round a decoder's weights to 8 or 4 bits and write the model to a new folder.
+    """Round a model's weights to 8 or 4 bits and write it to a new folder.
 
     The folder opens like any other (ask, chat, serve, fastvlm.load), faster and in less memory on a CPU, because its
-    quantized weights are memory-mapped. The encoder is not quantized. The folder appears once it is complete; the
-    source is only read. The path of the new folder is printed.
+    quantized weights are memory-mapped. The encoder is quantized with --encoder-bits 8 only; it then computes with
+    activations of 8 bits too. The folder appears once it is complete; the source is only read. The path of the new
+    folder is printed.
 
     \b
     Examples:
       fastvlm quantize apple/FastVLM-0.5B
       fastvlm quantize ./fastvlm-0.5b ./fastvlm-0.5b-int4 --bits 4
+      fastvlm quantize mini --encoder-bits 8
       fastvlm quantize apple/FastVLM-7B --bits 4 --group-size 64 --json | jq .quantized_bytes
     """
     _check_number("--bits", bits, _BITS)
     _check_number("--head-bits", head_bits, _BITS)
+    _check_number("--encoder-bits", encoder_bits, ENCODER_BITS)
     _check_number("--group-size", group_size, _GROUP_SIZES)
     target = f"{Path(model).name}-int{bits}" if target is None else target
     new_folder(target)  # report mistakes before anything is imported or downloaded
@@ -67,7 +75,9 @@ def quantize(
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
         from fastvlm.conversion.quantize import quantize
         from fastvlm.formats.quantized_file import Bits, QuantizationOptions
-    options = QuantizationOptions(cast("Bits", bits), group_size, cast("Bits", head_bits))
+    options = QuantizationOptions(
+        cast("Bits", bits), group_size, cast("Bits", head_bits), cast("EncoderBits", encoder_bits)
+    )
     with leaving_cleanly(), notes.counting(f"Rounding {model}") as progress:
         report = quantize(folder, target, options, progress=progress)
     if is_json:

@@ -68,6 +68,7 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
         settings.image_fit,
         settings.image_size,
         settings.bits,
+        encoder_bits=settings.encoder_bits,
     )
     for adapter in settings.adapter_folders.values():
         adapter_folder(adapter)  # errors are reported before anything is imported or fetched

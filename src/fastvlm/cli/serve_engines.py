@@ -31,16 +31,16 @@ def open_engines(
     """
     from fastvlm.backends.local import LocalBackend
 
-    place = _place(choice)
+    place, bits = _place(choice), {"bits": choice.bits, "encoder_bits": choice.encoder_bits}
     checkpoints = _checkpoints(folder, choice, settings, place)
     engines: dict[str, list[Engine]] = {}
     base: Engine | None = None
     for name, checkpoint in checkpoints.items():
-        first = _engine(checkpoint, settings, base, bits=choice.bits, **place)
+        first = _engine(checkpoint, settings, base, **bits, **place)
         base = first if base is None else base
         engines[name] = [
             first,
-            *(_engine(checkpoint, settings, first, bits=choice.bits, **place) for _ in range(settings.replicas - 1)),
+            *(_engine(checkpoint, settings, first, **bits, **place) for _ in range(settings.replicas - 1)),
         ]
         if name != settings.served_name and isinstance(first.backend, LocalBackend):
             own = in_bytes(first.backend.weights.own_bytes)

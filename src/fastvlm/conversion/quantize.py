@@ -1,4 +1,4 @@
-"""``fastvlm quantize``: a checkpoint whose decoder is rounded to 8 or 4 bits, in a new folder, all or nothing.
+"""``fastvlm quantize``: a checkpoint with linear layers of 8 or 4 bits, in a new folder, all or nothing.
 
 ``formats/quantized_file.py`` describes the folder. Weights are read and rounded one layer at a time;
 the rounded ones are in memory together.
@@ -7,7 +7,7 @@ the rounded ones are in memory together.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fastvlm.conversion.new_folder import carry_files, planned_tensors, write_fa
 from fastvlm.conversion.shards import PlannedTensor, write_safetensors
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.checksums import write_checksums
+from fastvlm.formats.encoder_rounding import is_rounded_in_encoder, round_encoder_weight
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.names import EMBEDDING, HEAD, linear_groups
 from fastvlm.formats.places import checkpoint_path, new_folder
@@ -67,7 +68,7 @@ def quantize(
     progress: Progress | None = None,
     **hub: Any,
 ) -> QuantizationReport:
-    """Write the checkpoint `source`, its decoder rounded, to the new folder `target`.
+    """Write the checkpoint `source`, its decoder (and encoder, if asked for) rounded, to the new folder `target`.
 
     The folder appears under its name when all of it is written, or not at all. `source` is only read.
 
@@ -97,6 +98,7 @@ def quantize(
             config.text_config.num_hidden_layers,
             options,
             has_tied_head=HEAD not in folder.keys,
+            encoder=[tensor.name for tensor in planned if is_rounded_in_encoder(tensor.name)],
             progress=progress,
         )
         rest = [tensor for tensor in planned if tensor.name not in quantized.shapes]
@@ -128,18 +130,21 @@ def round_linears(
     options: QuantizationOptions,
     *,
     has_tied_head: bool = False,
+    encoder: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> QuantizedWeights:
-    """Round every linear layer of a decoder.
+    """Round every linear layer of a decoder, and those of the encoder if `options` says so.
 
     Args:
         tensor: gives the weight (out, in) of a canonical name.
         num_layers: of the decoder.
         options: how to round.
         has_tied_head: True if the embedding table is the head.
+        encoder: names of the encoder's layers that can be rounded.
         progress: called with (linear layers rounded, all linear layers).
     """
     names = linear_groups(num_layers)
+    encoder = encoder if options.encoder_bits == 8 else ()
     linears: list[RoundedLinear] = []
     errors: list[float] = []
     dtype = torch.float32
@@ -150,7 +155,12 @@ def round_linears(
         linears.append(RoundedLinear(linear, tuple(len(weight) for weight in weights), rounded))
         errors.append(_relative_error(whole, rounded))
         if progress is not None:
-            progress(len(linears), len(names))
+            progress(len(linears), len(names) + len(encoder))
+    for name in encoder:
+        rounded = round_encoder_weight(tensor(name).cpu())
+        linears.append(RoundedLinear((name,), (rounded.out_features,), rounded))
+        if progress is not None:
+            progress(len(linears), len(names) + len(encoder))
     error = QuantizationError(mean=sum(errors) / len(errors), largest=max(errors))
     return QuantizedWeights(tuple(linears), options, error, dtype, has_tied_head)
 

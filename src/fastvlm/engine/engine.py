@@ -21,7 +21,7 @@ from torch import Tensor
 from fastvlm.backends.backend import Backend
 from fastvlm.backends.generators import finished
 from fastvlm.backends.local import Kernels, LocalBackend, make_backend
-from fastvlm.config import Bits
+from fastvlm.config import Bits, EncoderBits
 from fastvlm.engine import decoding
 from fastvlm.engine.drafting import DraftCounts, drafter
 from fastvlm.engine.encoder_cache import EncoderCache, encode_images
@@ -103,6 +103,7 @@ class Engine:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         bits: Bits = 16,
+        encoder_bits: EncoderBits = 16,
         num_slots: int = 4,
         context: int | None = None,
         kernels: Kernels = "fast",
@@ -113,7 +114,8 @@ class Engine:
 
         Args:
             checkpoint: as :func:`fastvlm.open_checkpoint` returns it; it can be used afterwards.
-            device, dtype, bits, num_slots, context, kernels: see :func:`fastvlm.backends.local.make_backend`.
+            device, dtype, bits, encoder_bits, num_slots, context, kernels: see
+                :func:`fastvlm.backends.local.make_backend`.
             base: an engine with the same settings for this or a related checkpoint; equal weights are shared. It may
                 run in another thread.
             settings: of :class:`Engine`.
@@ -123,6 +125,7 @@ class Engine:
             device=device,
             dtype=dtype,
             bits=bits,
+            encoder_bits=encoder_bits,
             num_slots=num_slots,
             context=context,
             kernels=kernels,

@@ -1,9 +1,9 @@
-"""File format of quantized decoders: 8- and 4-bit linear layers in one file, all other tensors in a second one.
+"""File format of quantized checkpoints: 8- and 4-bit linear layers in one file, all other tensors in a second one.
 
 A folder made by ``fastvlm quantize`` has two files instead of ``model.safetensors``. One holds the decoder's linear
 layers in the kernels' layout (``rounding.py``), in the decoder's order with the head last, under the names of their
-weights. The other holds all remaining tensors unchanged. No tensor is stored twice, except that a tied head's table is
-kept unrounded for the embedding.
+weights; then those of the image encoder, if they are rounded (``encoder_rounding.py``). The other holds all remaining
+tensors unchanged. No tensor is stored twice, except that a tied head's table is kept unrounded for the embedding.
 
 transformers does not open such a folder (it finds no weights), so it cannot run a decoder with random numbers.
 """
@@ -24,14 +24,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastvlm.config import ENCODER_BITS, EncoderBits
 from fastvlm.config_limits import dtype_name
 from fastvlm.errors import CheckpointError, ConfigError
+from fastvlm.formats.encoder_rounding import is_rounded_in_encoder, weight_shape
 from fastvlm.formats.names import HEAD, layer_linears, linear_groups
 from fastvlm.formats.quantized_metadata import METADATA_KEY, QUANTIZED_FILE, REST_FILE, parse_metadata
 from fastvlm.formats.rounding import GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
 
 REST_OF = "fastvlm_rest_of"  # metadata of REST_FILE: the digest of the linears that it belongs to
-_FORMAT = "3"
+_FORMATS = ("3", "4")  # the second has layers of the encoder, which earlier versions must not take for floats
 _AGAIN = "Quantize the model again."
 _LARGEST = 65504.0  # of a scale or zero: the largest number of float16, which no checkpoint's weights reach
 Bits = Literal[4, 8]
@@ -45,6 +47,7 @@ class QuantizationOptions:
         bits: 8 (one scale per output channel) or 4 (a scale and a zero per group of inputs) for the layers.
         group_size: inputs that share a scale at 4 bits: 32, 64 or 128.
         head_bits: the same for the head, which is more sensitive to rounding.
+        encoder_bits: 8 for the image encoder's linear layers, or 16 to leave them as they are.
 
     Raises:
         ConfigError: other numbers.
@@ -53,8 +56,11 @@ class QuantizationOptions:
     bits: Bits = 8
     group_size: int = 32
     head_bits: Bits = 8
+    encoder_bits: EncoderBits = 16
 
     def __post_init__(self) -> None:
+        if self.encoder_bits not in ENCODER_BITS:
+            raise ConfigError(f"QuantizationOptions.encoder_bits is {self.encoder_bits!r}; expected 16 or 8.")
         for name in ("bits", "head_bits"):
             if getattr(self, name) not in (4, 8):
                 raise ConfigError(f"QuantizationOptions.{name} is {getattr(self, name)!r}; expected 4 or 8.")
@@ -65,7 +71,7 @@ class QuantizationOptions:
 
 @dataclass(frozen=True)
 class QuantizationError:
-    """Relative error of the rounded weights: norm of the difference over norm of the weight."""
+    """Relative error of the decoder's rounded weights: norm of the difference over norm of the weight."""
 
     mean: float
     largest: float
@@ -82,7 +88,7 @@ class RoundedLinear:
 
 @dataclass(frozen=True)
 class QuantizedWeights:
-    """Every linear layer of a decoder in its order, and the rounding error.
+    """Every linear layer of a decoder in its order, then rounded ones of the image encoder, and the rounding error.
 
     Attributes:
         linears: the rounded weights.
@@ -108,10 +114,10 @@ class QuantizedWeights:
         return sum(tensor.nbytes for weight in self.weights for tensor in weight.tensors.values())
 
     @functools.cached_property
-    def shapes(self) -> dict[str, tuple[int, int]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of each weight in this file; without a tied head."""
         return {
-            name: (rows, linear.weight.in_features)
+            name: weight_shape(name, rows, linear.weight.in_features)
             for linear in self.linears
             for name, rows in zip(linear.names, linear.rows, strict=True)
             if not (self.has_tied_head and name == HEAD)
@@ -128,10 +134,11 @@ class QuantizedWeights:
         return found.hexdigest()
 
     def tensor(self, name: str) -> Tensor:
-        """The rounded weight (out, in) of this name, in `dtype`."""
+        """The rounded weight of this name, in `dtype` and its shape in :attr:`shapes`."""
         linear = next(linear for linear in self.linears if name in linear.names)
         parts = torch.split(linear.weight.dequantize().to(self.dtype), list(linear.rows))
-        return parts[linear.names.index(name)]
+        part = parts[linear.names.index(name)]
+        return part.view(weight_shape(name, *part.shape))
 
 
 def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
@@ -140,8 +147,8 @@ def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
     for index, weight in enumerate(quantized.weights):
         tensors |= {_key(index, name): tensor.contiguous() for name, tensor in weight.tensors.items()}
     about = {
-        "format": _FORMAT,
-        "options": asdict(quantized.options),
+        "format": _FORMATS[quantized.options.encoder_bits == 8],
+        "options": {name: value for name, value in asdict(quantized.options).items() if name != "encoder_bits"},
         "error": asdict(quantized.error),
         "dtype": dtype_name(quantized.dtype),
         "has_tied_head": quantized.has_tied_head,
@@ -164,8 +171,10 @@ def _loaded(file: str | Path) -> tuple[QuantizedWeights, Any]:
     """The weights in `file` and its metadata."""
     try:
         with safe_open(file, framework="pt") as opened:
-            about = parse_metadata((opened.metadata() or {}).get(METADATA_KEY), _FORMAT)
-            options, error = QuantizationOptions(**about["options"]), QuantizationError(**about["error"])
+            about = parse_metadata((opened.metadata() or {}).get(METADATA_KEY), _FORMATS)
+            encoder_bits: EncoderBits = 16 if about["format"] == _FORMATS[0] else 8
+            options = QuantizationOptions(**about["options"], encoder_bits=encoder_bits)
+            error = QuantizationError(**about["error"])
             linears = _linears(opened, about["products"], options)
         dtype = getattr(torch, about["dtype"])
         return QuantizedWeights(linears, options, error, dtype, about["has_tied_head"]), about
@@ -196,8 +205,9 @@ def quantized_weights_of(folder: Path) -> QuantizedWeights | None:
 
 def _linears(opened: Any, described: Sequence[Any], options: QuantizationOptions) -> tuple[RoundedLinear, ...]:
     """Every linear layer that the metadata describes; `opened` must hold their tensors and no other."""
-    expected = linear_groups((len(described) - 1) // len(layer_linears(0)))
     found = [tuple(linear["names"]) for linear in described]
+    encoder = _encoder_names(found) if options.encoder_bits == 8 else []
+    expected = linear_groups((len(found) - len(encoder) - 1) // len(layer_linears(0))) + encoder
     if found != expected:
         pairs = zip_longest(found, expected)
         odd, right = next((odd, right) for odd, right in pairs if odd != right)
@@ -208,6 +218,18 @@ def _linears(opened: Any, described: Sequence[Any], options: QuantizationOptions
     if extra := sorted(stored - known):
         raise ValueError(f"it has a tensor {extra[0]!r}, which belongs to no linear layer")
     return linears
+
+
+def _encoder_names(found: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The names of `found` that are layers of the encoder, each once and both layers of an FFN."""
+    names = [name for names in found for name in names if is_rounded_in_encoder(name)]
+    for name in names:
+        other = name.replace(".fc1.", ".fc2.") if ".fc1." in name else name.replace(".fc2.", ".fc1.")
+        if other not in names:
+            raise ValueError(f"it has {name} without {other}")
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"its encoder has {'a layer twice' if names else 'no rounded layers'}")
+    return [(name,) for name in names]
 
 
 def _read(opened: Any, stored: Set[str], index: int, linear: Any, options: QuantizationOptions) -> RoundedLinear:
@@ -224,14 +246,16 @@ def _read(opened: Any, stored: Set[str], index: int, linear: Any, options: Quant
             weight = Int4Weight(tensor("packed"), tensor("scales_and_zeros"), sum(rows))
         else:
             weight = Int8Weight(tensor("values"), tensor("scales"))
-        _check_weight(weight, sum(rows), options)
+        _check_weight(names[0], weight, sum(rows), options)
     except CheckpointError as error:
         raise ValueError(f"linear {index:04d} ({', '.join(names)}): {error}") from error
     return RoundedLinear(names, rows, weight)
 
 
-def _check_weight(weight: RoundedWeight, num_rows: int, options: QuantizationOptions) -> None:
+def _check_weight(name: str, weight: RoundedWeight, num_rows: int, options: QuantizationOptions) -> None:
     """Raise if `weight` does not match `options`, or has impossible scales."""
+    if isinstance(weight, Int4Weight) and is_rounded_in_encoder(name):
+        raise CheckpointError("it has 4 bits; expected 8 in the encoder.")
     if weight.out_features != num_rows:
         raise CheckpointError(f"values has {weight.out_features} rows; expected {num_rows}.")
     scales = weight.scales if isinstance(weight, Int8Weight) else weight.scales_and_zeros

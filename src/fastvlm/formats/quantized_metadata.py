@@ -6,7 +6,7 @@ It is one JSON object in the file's safetensors metadata; ``quantized_file.py`` 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastvlm.formats.json_files import parse_json
@@ -17,7 +17,7 @@ METADATA_KEY = "fastvlm_quantised"
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
-def parse_metadata(text: str | None, expected_format: str) -> dict[str, Any]:
+def parse_metadata(text: str | None, known_formats: Sequence[str]) -> dict[str, Any]:
     """The object in `text`, each value of the right type.
 
     Returns:
@@ -29,8 +29,9 @@ def parse_metadata(text: str | None, expected_format: str) -> dict[str, Any]:
     """
     about = _object(text)
     found = about.get("format")
-    if found != expected_format:
-        raise ValueError(f"it has the quantized format {_short(found)}; this version reads {expected_format!r}")
+    if found not in known_formats:
+        known = " and ".join(map(repr, known_formats))
+        raise ValueError(f"it has the quantized format {_short(found)}; this version reads {known}")
     _check_object("metadata", about, _KINDS)
     _check_object("options", about["options"], _OPTIONS)
     _check_object("error", about["error"], _ERROR)

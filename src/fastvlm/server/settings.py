@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from fastvlm.config import BITS
+from fastvlm.config import BITS, ENCODER_BITS
 from fastvlm.engine.types import check_lookup
 from fastvlm.errors import UsageError
 
@@ -99,6 +99,7 @@ class ServeSettings:
     device: str | None = _setting(_MODEL, None, "cpu, cuda, cuda:1, mps; a GPU if there is one.", metavar="DEVICE")
     dtype: str = _setting(_MODEL, "auto", "auto, float32, bfloat16, float16.", metavar="DTYPE")
     bits: int = _setting(_MODEL, 16, "Bits of the decoder's weights on a CPU: 16, 8, 4.", metavar="BITS")
+    encoder_bits: int = _setting(_MODEL, 16, "Bits of the image encoder's weights on a CPU: 16, 8.", metavar="BITS")
     image_fit: str | None = _setting(
         _MODEL, None, "pad, crop or stretch; if not given, the checkpoint's.", metavar="FIT")
     image_size: str | None = _setting(
@@ -168,6 +169,7 @@ class ServeSettings:
             setting.check_range(getattr(self, setting.name))
         _check("port", self.port, self.port <= 65535, "0 to 65535")
         _check("bits", self.bits, self.bits in BITS, "16, 8 or 4")
+        _check("encoder_bits", self.encoder_bits, self.encoder_bits in ENCODER_BITS, "16 or 8")
         check_lookup(self.prompt_lookup, "prompt_lookup")
         for host in self.remote_hosts:
             _check("remote_hosts", host, _HOST.fullmatch(host) is not None, "a host such as images.example.org")

@@ -164,12 +164,12 @@ def test_what_is_no_such_file_is_an_error_that_says_so(model, tmp_path):
     plain = tmp_path / "plain.safetensors"
     header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
     plain.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(CheckpointError, match="reads '3'"):
+    with pytest.raises(CheckpointError, match="reads '3' and '4'"):
         load_quantized(plain)
 
 
 def test_a_file_of_another_version_is_refused(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_FORMAT", "0")
+    monkeypatch.setattr(module, "_FORMATS", "00")
     save_quantized(quantize(model), tmp_path / QUANTIZED_FILE)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="'0'"):

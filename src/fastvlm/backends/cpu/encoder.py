@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvlm.backends.cpu.encoder_int8 import Int8Block, RoundedWeights, int8_block
 from fastvlm.backends.cpu.linear import PackedLinear, gelu_, many_rows_linear, packed_linear
 from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.generators import finished
@@ -51,19 +52,22 @@ class FastEncoder:
     Args:
         encoder: in any form; it is copied and not modified.
         dtype: dtype of the computation, float32 or bfloat16; None for the encoder's. Folding uses at least float32.
+        rounded: the 8-bit weight of a name of `encoder`, which is then used instead of the encoder's; None for none.
 
     Attributes:
         steps: the operations on the NHWC map, in order.
     """
 
-    def __init__(self, encoder: FastViTHD, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, encoder: FastViTHD, dtype: torch.dtype | None = None, rounded: RoundedWeights = lambda _: None
+    ) -> None:
         first = next(encoder.parameters())
         self.dtype, self.device, self.config = dtype or first.dtype, first.device, encoder.config
         # A part at a time, in memory that the part before it has left.
         stem = [step for block in encoder.stem for step in _mobile_one(_folded(block), self.dtype)]
         self.steps: list[Step] = [InBands(stem)]
-        for stage in encoder.stages:
-            self.steps += _stage(stage, self.dtype)
+        for index, stage in enumerate(encoder.stages):
+            self.steps += _stage(stage, self.dtype, rounded, f"stages.{index}.")
         self.steps += _mobile_one(_folded(encoder.final_conv), self.dtype)
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
@@ -87,18 +91,20 @@ def _folded(part: M) -> M:
     return deployed(part, torch.float32)
 
 
-def _stage(stage: Any, dtype: torch.dtype) -> list[Step]:
+def _stage(stage: Any, dtype: torch.dtype, rounded: RoundedWeights, prefix: str) -> list[Step]:
     steps: list[Step] = []
     if isinstance(stage.downsample, PatchEmbed):
         steps += _patch_embed(_folded(stage.downsample), dtype)
     if not isinstance(stage.pos_emb, nn.Identity):
         steps.append(Convolution(_folded(stage.pos_emb).reparam_conv, dtype))
-    for whole in stage.blocks:
+    for index, whole in enumerate(stage.blocks):
         block = _folded(whole)
+        int8 = int8_block(whole, block, f"{prefix}blocks.{index}.", rounded)
         if isinstance(block, AttentionBlock):
-            steps += [_Attention(block, dtype), Ffn(block.mlp, dtype)]
+            steps.append(_Attention(block, dtype, int8))
         else:
-            steps += [Convolution(block.token_mixer.reparam_conv, dtype), Ffn(block.mlp, dtype)]
+            steps.append(Convolution(block.token_mixer.reparam_conv, dtype))
+        steps.append(Ffn(block.mlp, dtype, int8))
     return steps
 
 
@@ -280,13 +286,18 @@ class _Gate:
 class Ffn:
     """``x + ConvFFN(x)`` with `conv` (7x7), `widen` with GELU, `narrow`; `x` may be overwritten."""
 
-    def __init__(self, mlp: Any, dtype: torch.dtype) -> None:
+    def __init__(self, mlp: Any, dtype: torch.dtype, int8: Int8Block | None = None) -> None:
         self.conv = Convolution(mlp.conv, dtype)
-        self.widen, self.narrow = _pointwise(mlp.fc1, dtype, "gelu"), _pointwise(mlp.fc2, dtype)
+        self.int8 = None if int8 is None else int8.ffn
+        if self.int8 is None:
+            self.widen, self.narrow = _pointwise(mlp.fc1, dtype, "gelu"), _pointwise(mlp.fc2, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C)."""
         inputs, outputs = self.conv(x).flatten(0, 2), x.flatten(0, 2)
+        if self.int8 is not None:
+            widen, narrow = self.int8
+            return widen.ffn(narrow, inputs, outputs).view(x.shape)
         if isinstance(self.widen, EncoderLinear) and isinstance(self.narrow, EncoderLinear):
             return self.widen.ffn(self.narrow, inputs, outputs).view(x.shape)
         size = tile_rows(x)
@@ -310,13 +321,13 @@ def tile_rows(x: Tensor) -> int:
 class _Attention:
     """``x + attention(norm(x))``, in place."""
 
-    def __init__(self, block: AttentionBlock, dtype: torch.dtype) -> None:
+    def __init__(self, block: AttentionBlock, dtype: torch.dtype, int8: Int8Block) -> None:
         mixer, norm = block.token_mixer, block.norm
         self._norm = (norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
         qkv = mixer.qkv.weight.clone()
         qkv[: qkv.shape[1]] *= ATTENTION_HEAD_DIM**-0.5
-        self._qkv = many_rows_linear(qkv.to(dtype), None)
-        self._proj = many_rows_linear(mixer.proj.weight.to(dtype), mixer.proj.bias.to(dtype))
+        self._qkv = int8.qkv or many_rows_linear(qkv.to(dtype), None)
+        self._proj = int8.proj or many_rows_linear(mixer.proj.weight.to(dtype), mixer.proj.bias.to(dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C)."""

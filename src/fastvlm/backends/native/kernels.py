@@ -46,6 +46,10 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "attention": ([_POINTER, _POINTER, *[_SIZE] * 3, _INT, _INT], None),
     "gemm": ([_POINTER, _POINTER, _POINTER, _SIZE, _INT, _INT], None),
     "decode": ([*[_POINTER] * 4, _SIZE, _INT, _POINTER, _POINTER, _INT, _POINTER, _INT, _INT], None),
+    "int8_panel_outputs": ([], _INT),
+    "int8_input_unit": ([], _INT),
+    "int8_linear": ([_POINTER, _POINTER, _SIZE, _POINTER, _INT, _INT, _INT], None),
+    "int8_ffn": ([_POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _INT, _INT], None),
 }
 _TILE_SIGNATURES: dict[str, tuple[list[Any], Any]] = {"may_use_tiles": ([], _INT)}
 
@@ -79,6 +83,15 @@ class NativeKernels:
             function = getattr(library, f"fastvlm_{self.level}_{name}")
             function.argtypes, function.restype = arguments, result
             yield name, function
+
+    def function(self, name: str) -> Any:
+        """The C function of this level that is called ``fastvlm_LEVEL_name``."""
+        return self._functions_by_name[name]
+
+    @staticmethod
+    def dtype_number(dtype: torch.dtype) -> int | None:
+        """What the C functions call `dtype`; None if they do not know it."""
+        return _DTYPES.get(dtype)
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:

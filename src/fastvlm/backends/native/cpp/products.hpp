@@ -50,6 +50,23 @@ struct Int16Product {
   static Sum add(Sum sums, Sum left, Sum right) { return add_pairs(sums, left, right); }
 };
 
+// Unsigned times signed 8 bits. Exact as long as no sum exceeds int32, and, with AVX2 alone, no two neighboring products
+// exceed int16.
+struct Uint8Product {
+  using Left = std::uint8_t;
+  using Right = std::int8_t;
+  using Sum = Ints;
+  static constexpr int kDepth = 4;
+  static Sum none() { return no_ints(); }
+  static Sum left(const Left* at) {
+    std::int32_t four;
+    std::memcpy(&four, at, sizeof four);
+    return broadcast_int(four);
+  }
+  static Sum right(const Right* at) { return load_ints(at); }
+  static Sum add(Sum sums, Sum left, Sum right) { return add_quads(sums, left, right); }
+};
+
 #if defined(__AVX512BF16__)
 struct Bfloat16Product {
   using Left = Bfloat16;

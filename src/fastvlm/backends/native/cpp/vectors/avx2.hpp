@@ -179,6 +179,18 @@ inline void transpose(Ints (&rows)[kLanes]) {
 // 0, 1, 2, ...
 inline Floats lane_numbers() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 
+// sums + the four products a[4 i + j] * b[4 i + j] of unsigned with signed 8-bit integers. Exact only if two neighboring
+// products together fit 16 bits.
+inline Ints add_quads(Ints sums, Ints a, Ints b) {
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+}
+
+// kLanes integers of 0 to 255 as bytes.
+inline void store_uint8(std::uint8_t* to, Ints values) {
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+}
+
 // While it lives, the thread's results too small for a normal number are zeros: sums of them would take a hundred times
 // as long.
 class FlushDenormals {

@@ -174,6 +174,14 @@ inline void transpose(Ints (&rows)[kLanes]) {
 // 0, 1, 2, ...
 inline Floats lane_numbers() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
+// sums + the four products a[4 i + j] * b[4 i + j] of unsigned with signed 8-bit integers.
+inline Ints add_quads(Ints sums, Ints a, Ints b) { return _mm512_dpbusd_epi32(sums, a, b); }
+
+// kLanes integers of 0 to 255 as bytes.
+inline void store_uint8(std::uint8_t* to, Ints values) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(values));
+}
+
 // While it lives, the thread's results too small for a normal number are zeros: sums of them would take a hundred times
 // as long.
 class FlushDenormals {
