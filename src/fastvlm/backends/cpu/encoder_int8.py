@@ -51,14 +51,14 @@ class ReferenceInt8Linear:
     def compute(self, rows: Tensor, out: Tensor, *, is_added: bool) -> None:
         """See :meth:`NativeInt8Linear.compute`."""
         weight = self._values.float()
-        for some, result in zip(rows.split(_REFERENCE_ROWS), out.split(_REFERENCE_ROWS), strict=True):
+        for some, result in zip(*(torch.split(each, _REFERENCE_ROWS) for each in (rows, out)), strict=True):
             y = self._outputs(some, weight)
             result.copy_(result + y if is_added else y)
 
     def add_ffn(self, narrow: ReferenceInt8Linear, rows: Tensor, out: Tensor) -> None:
         """See :meth:`NativeInt8Linear.add_ffn`."""
         wide, thin = self._values.float(), narrow._values.float()
-        for some, result in zip(rows.split(_REFERENCE_ROWS), out.split(_REFERENCE_ROWS), strict=True):
+        for some, result in zip(*(torch.split(each, _REFERENCE_ROWS) for each in (rows, out)), strict=True):
             result.add_(narrow._outputs(F.gelu(self._outputs(some, wide)), thin))
 
     def _outputs(self, rows: Tensor, weight: Tensor) -> Tensor:

@@ -104,6 +104,26 @@ inline Ints add_pairs(Ints sums, Ints a, Ints b) {
   return vaddq_s32(sums, vpaddq_s32(first, vmull_high_s16(left, right)));
 }
 
+// sums + the four products a[4 i + j] * b[4 i + j] of unsigned with signed 8-bit integers.
+inline Ints add_quads(Ints sums, Ints a, Ints b) {
+  const uint8x16_t left = vreinterpretq_u8_s32(a);
+  const int8x16_t right = vreinterpretq_s8_s32(b);
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  return vusdotq_s32(sums, left, right);
+#else
+  const int16x8_t low = vmulq_s16(vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(left))), vmovl_s8(vget_low_s8(right)));
+  const int16x8_t high = vmulq_s16(vreinterpretq_s16_u16(vmovl_high_u8(left)), vmovl_high_s8(right));
+  return vaddq_s32(sums, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+}
+
+// kLanes integers of 0 to 255 as bytes.
+inline void store_uint8(std::uint8_t* to, Ints values) {
+  const uint16x4_t words = vqmovun_s32(values);
+  const uint8x8_t bytes = vqmovn_u16(vcombine_u16(words, words));
+  vst1_lane_u32(reinterpret_cast<std::uint32_t*>(to), vreinterpret_u32_u8(bytes), 0);
+}
+
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 // The same of bfloat16, sums of float32.
 inline Floats add_bfloat16_pairs(Floats sums, Ints a, Ints b) {
