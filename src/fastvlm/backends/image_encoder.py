@@ -20,7 +20,7 @@ from fastvlm.config import EncoderBits
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.formats.differences import Differences
-from fastvlm.formats.encoder_rounding import is_rounded_in_encoder, round_encoder_weight, weight_shape
+from fastvlm.formats.encoder_rounding import round_encoder_weight, rounded_in_encoder, weight_shape
 from fastvlm.formats.names import ENCODER, PROJECTOR
 from fastvlm.formats.rounding import Int8Weight
 from fastvlm.model.fastvithd import FastViTHD
@@ -64,7 +64,8 @@ class SteppedImageEncoder:
     ) -> None:
         if base is None or _has_changed(checkpoint, ENCODER):
             module = _encoder(checkpoint, is_rounded=True)
-            self.encoder = FastEncoder(module, dtype, partial(_rounded, checkpoint, bits))
+            rounded = rounded_in_encoder(checkpoint.tensors) if bits == 8 else ()
+            self.encoder = FastEncoder(module, dtype, partial(_rounded, checkpoint, frozenset(rounded)))
             for weight in module.parameters():
                 release_pages(weight)
         else:
@@ -129,13 +130,15 @@ def _has_changed(checkpoint: Checkpoint, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in checkpoint.changed)
 
 
-def _rounded(checkpoint: Checkpoint, bits: EncoderBits, name: str) -> Int8Weight | None:
-    """The 8-bit weight of `name` of the encoder: as it is stored, or rounded now; None if it is neither."""
+def _rounded(checkpoint: Checkpoint, asked: Set[str], name: str) -> Int8Weight | None:
+    """The 8-bit weight of `name` of the encoder: as it is stored, or rounded now if it is `asked` for; or None."""
     name = f"{ENCODER}{name}"
     stored = checkpoint.rounded.get((name,))
     if isinstance(stored, Int8Weight):
         return stored
-    return round_encoder_weight(checkpoint.tensors[name]) if bits == 8 and is_rounded_in_encoder(name) else None
+    if name not in asked or any(other.startswith(ENCODER) for other, *_ in checkpoint.rounded):
+        return None
+    return round_encoder_weight(checkpoint.tensors[name])
 
 
 def _encoder(checkpoint: Checkpoint, *, is_rounded: bool = False) -> FastViTHD:

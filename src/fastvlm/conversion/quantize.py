@@ -19,7 +19,7 @@ from fastvlm.conversion.new_folder import carry_files, planned_tensors, write_fa
 from fastvlm.conversion.shards import PlannedTensor, write_safetensors
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.checksums import write_checksums
-from fastvlm.formats.encoder_rounding import is_rounded_in_encoder, round_encoder_weight
+from fastvlm.formats.encoder_rounding import round_encoder_weight, rounded_in_encoder
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.names import EMBEDDING, HEAD, linear_groups
 from fastvlm.formats.places import checkpoint_path, new_folder
@@ -98,7 +98,7 @@ def quantize(
             config.text_config.num_hidden_layers,
             options,
             has_tied_head=HEAD not in folder.keys,
-            encoder=[tensor.name for tensor in planned if is_rounded_in_encoder(tensor.name)],
+            encoder=rounded_in_encoder(tensor.name for tensor in planned),
             progress=progress,
         )
         rest = [tensor for tensor in planned if tensor.name not in quantized.shapes]
@@ -140,11 +140,13 @@ def round_linears(
         num_layers: of the decoder.
         options: how to round.
         has_tied_head: True if the embedding table is the head.
-        encoder: names of the encoder's layers that can be rounded.
+        encoder: names of the encoder's weights to round.
         progress: called with (linear layers rounded, all linear layers).
     """
     names = linear_groups(num_layers)
     encoder = encoder if options.encoder_bits == 8 else ()
+    if options.encoder_bits == 8 and not encoder:
+        raise CheckpointError("The encoder has one stage and no attention: none of its layers can be rounded.")
     linears: list[RoundedLinear] = []
     errors: list[float] = []
     dtype = torch.float32

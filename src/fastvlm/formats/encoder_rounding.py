@@ -1,8 +1,9 @@
 """8-bit weights of the image encoder: which are rounded, and how.
 
-Rounded are the linear layers of FFNs (1x1 convolutions) and attention, 95 % of the encoder's multiply-adds. The 1x1
-convolutions of the stem and between stages stay as they are: they are 1 % of the work and, measured on the mini, two
-thirds of the squared error of the features. So do depthwise convolutions and norms.
+Rounded are the linear layers of FFNs (1x1 convolutions) and attention, nine tenths of the encoder's multiply-adds. The
+others are the most sensitive, measured on the mini as the share of the features' squared error: the 1x1 convolutions of
+the stem and between stages (two thirds, for 1 % of the work) and FFNs of the last stage (half of the rest, for 4 %).
+They, depthwise convolutions and norms stay as they are.
 
 A weight is ``values * scale`` with one scale per output, as the decoder's are (``rounding.py``), with one limit more:
 two neighboring values (inputs 2 i and 2 i + 1) have magnitudes that sum to at most 128. Activations are rounded to
@@ -13,6 +14,7 @@ integers.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +25,26 @@ from fastvlm.formats.names import ENCODER
 from fastvlm.formats.rounding import LARGEST_8, Int8Weight
 
 LARGEST_PAIR = 128  # 128 * 255 is below 2 ** 15
-_ROUNDED = re.compile(re.escape(ENCODER) + r"stages\.\d+\.blocks\.\d+\.(mlp\.fc[12]|token_mixer\.(qkv|proj))\.weight")
+_LAYER = re.compile(
+    re.escape(ENCODER) + r"stages\.(?P<stage>\d+)\.blocks\.\d+\.(?P<part>mlp|token_mixer)\.(fc[12]|qkv|proj)\.weight"
+)
 
 
-def is_rounded_in_encoder(name: str) -> bool:
-    """True if the weight of this canonical name is rounded with 8 bits for the encoder."""
-    return _ROUNDED.fullmatch(name) is not None
+def is_encoder_linear(name: str) -> bool:
+    """True if this is the canonical name of the weight of a linear layer in an FFN or attention of the encoder."""
+    return _LAYER.fullmatch(name) is not None
+
+
+def rounded_in_encoder(names: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's canonical `names`, in their order, whose weights 8 bits for the encoder round."""
+    found = [layer for name in names if (layer := _LAYER.fullmatch(name))]
+    last = max((int(layer["stage"]) for layer in found), default=0)
+    return [layer[0] for layer in found if layer["part"] != "mlp" or int(layer["stage"]) < last]
 
 
 def weight_shape(name: str, outputs: int, inputs: int) -> tuple[int, ...]:
     """Shape of the tensor of a linear layer: those of the encoder's FFNs are 1x1 convolutions."""
-    return (outputs, inputs, 1, 1) if is_rounded_in_encoder(name) and ".mlp." in name else (outputs, inputs)
+    return (outputs, inputs, 1, 1) if is_encoder_linear(name) and ".mlp." in name else (outputs, inputs)
 
 
 def round_encoder_weight(weight: Tensor) -> Int8Weight:
@@ -47,7 +58,7 @@ def round_encoder_weight(weight: Tensor) -> Int8Weight:
 
 def check_pairs(weight: Int8Weight) -> None:
     """Raise CheckpointError if two neighboring values are too large together."""
-    largest = int(_pairs(weight.values.abs().to(torch.uint8)).amax())
+    largest = int(_pairs(weight.values.to(torch.int16).abs()).amax())
     if largest > LARGEST_PAIR:
         raise CheckpointError(
             f"two neighboring values have magnitudes of {largest} together; expected at most {LARGEST_PAIR}."

@@ -27,7 +27,7 @@ from torch import Tensor
 from fastvlm.config import ENCODER_BITS, EncoderBits
 from fastvlm.config_limits import dtype_name
 from fastvlm.errors import CheckpointError, ConfigError
-from fastvlm.formats.encoder_rounding import is_rounded_in_encoder, weight_shape
+from fastvlm.formats.encoder_rounding import is_encoder_linear, weight_shape
 from fastvlm.formats.names import HEAD, layer_linears, linear_groups
 from fastvlm.formats.quantized_metadata import METADATA_KEY, QUANTIZED_FILE, REST_FILE, parse_metadata
 from fastvlm.formats.rounding import GROUP_SIZES, Int4Weight, Int8Weight, RoundedWeight
@@ -222,7 +222,7 @@ def _linears(opened: Any, described: Sequence[Any], options: QuantizationOptions
 
 def _encoder_names(found: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """The names of `found` that are layers of the encoder, each once and both layers of an FFN."""
-    names = [name for names in found for name in names if is_rounded_in_encoder(name)]
+    names = [name for names in found for name in names if is_encoder_linear(name)]
     for name in names:
         other = name.replace(".fc1.", ".fc2.") if ".fc1." in name else name.replace(".fc2.", ".fc1.")
         if other not in names:
@@ -254,7 +254,7 @@ def _read(opened: Any, stored: Set[str], index: int, linear: Any, options: Quant
 
 def _check_weight(name: str, weight: RoundedWeight, num_rows: int, options: QuantizationOptions) -> None:
     """Raise if `weight` does not match `options`, or has impossible scales."""
-    if isinstance(weight, Int4Weight) and is_rounded_in_encoder(name):
+    if isinstance(weight, Int4Weight) and is_encoder_linear(name):
         raise CheckpointError("it has 4 bits; expected 8 in the encoder.")
     if weight.out_features != num_rows:
         raise CheckpointError(f"values has {weight.out_features} rows; expected {num_rows}.")

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvlm.backends.cpu.encoder_int8 import Int8Block, RoundedWeights, int8_block
+from fastvlm.backends.cpu.encoder_int8 import Int8Block, Int8Linear, RoundedWeights, int8_block
 from fastvlm.backends.cpu.linear import PackedLinear, gelu_, many_rows_linear, packed_linear
 from fastvlm.backends.cpu.probe import cpu_kernels
 from fastvlm.backends.generators import finished
@@ -334,9 +334,10 @@ class _Attention:
         batch, height, width, channels = x.shape
         weight, bias, eps = self._norm
         normed = F.layer_norm(x, (channels,), weight, bias, eps)
-        if isinstance(self._qkv, EncoderLinear):
+        native = self._qkv.kernels if isinstance(self._qkv, EncoderLinear) else native_kernels(x.dtype)
+        if native is not None and isinstance(self._qkv, (EncoderLinear, Int8Linear)):
             heads = self._qkv.heads(normed.view(-1, channels))
-            mixed = self._qkv.kernels.attention(heads.view(3, -1, *heads.shape[1:]), batch)
+            mixed = native.attention(heads.view(3, -1, *heads.shape[1:]), batch)
         else:
             qkv = self._qkv(normed).reshape(batch, height * width, 3, -1, ATTENTION_HEAD_DIM)
             mixed = _attend(*qkv.permute(2, 0, 3, 1, 4).unbind(0)).transpose(1, 2)

@@ -91,6 +91,10 @@ class Int8Linear:
         """(..., in) -> (..., out)."""
         return self._computed(x, x.new_empty(*x.shape[:-1], self.out_features), is_added=False)
 
+    def heads(self, x: Tensor) -> Tensor:
+        """(R, in) -> (out / 32, R, 32), the heads of attention."""
+        return self(x).view(len(x), -1, ATTENTION_HEAD_DIM).transpose(0, 1).contiguous()
+
     def added(self, x: Tensor, other: Tensor) -> Tensor:
         """`other` (..., out), which is overwritten if it is contiguous, plus the outputs."""
         return self._computed(x, other.contiguous(), is_added=True)
