@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize arm gpu-check clean
+.PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize arm gpu-check bench bench-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example images"
@@ -14,6 +14,8 @@ help:
 	@echo "make unit-oldest  what stands on transformers, tested on the oldest supported one"
 	@echo "make slow         tests that take minutes each, which make test leaves out"
 	@echo "make newest       install as a user does, without constraints; the examples and main tests on the newest versions"
+	@echo "make bench        measure this machine with all peers, file the result, make the table of docs/performance.md"
+	@echo "make bench-check  measure for some minutes; say which ratios fell since the result filed for such a machine"
 	@echo "make peers        install what fastvlm bench --peers compares with, into $(PEERS)"
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
 	@echo "make arm          the compiled kernels' tests for 64-bit Arm, by a cross-compiler and qemu-user"
@@ -164,6 +166,17 @@ gpu-check: export FASTVLM_PEERS := $(PEERS)
 gpu-check:
 	$(GPU_PYTHON) tests/gpu_check.py --device $(GPU_DEVICE)
 	$(GPU_PYTHON) -m fastvlm bench --device $(GPU_DEVICE) $(GPU_BENCH)
+
+# On a quiet machine, about a quarter of an hour, and some minutes more for what the peers convert the first time: the
+# figures of docs/performance.md. What was finished before an interruption is kept.
+BENCH ?= --preset 0.5b --keep --peers --encoder-bits 16,8 --streams 8 --rounds 5 --max-minutes 12
+bench: install peers
+	$(BIN)/fastvlm bench $(BENCH) --resume $(VENV)/bench-phases.json --out benchmarks
+	$(BIN)/python benchmarks/overview.py
+
+# A shorter run, whose ratios are compared with the filed ones of the same kind of machine.
+bench-check: install peers
+	$(BIN)/python benchmarks/check.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class FastVlmEngine(GeneratingRuntime):
         folder, dtype, threads, device: see :class:`Runtime`.
         bits: of the decoder's and the head's weights: 16 (those of `dtype`), 8 or 4.
         num_slots: requests at the same time.
+        encoder_bits: of the encoder's weights: 16 (those of `dtype`) or 8.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class FastVlmEngine(GeneratingRuntime):
         threads: int = 0,
         device: str = "cpu",
         num_slots: int = 8,
+        encoder_bits: int = 16,
     ) -> None:
         super().__init__(folder, dtype, threads, device)
         self.bits, self.num_slots = bits, num_slots
+        self._encoder: dict[str, Any] = {} if encoder_bits == 16 else {"encoder_bits": encoder_bits}
         self._engine: Engine | None = None
 
     @property
@@ -64,6 +68,7 @@ class FastVlmEngine(GeneratingRuntime):
             bits=self.bits,
             num_slots=self.num_slots,
             admission_ratio=math.inf,  # one request starts in each step
+            **self._encoder,
         )
         return Measured(time.perf_counter() - start_s, facts={"kernels": kernels_in_use()})
 

@@ -56,7 +56,7 @@ _Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="FILE",
-        help="Keep each finished phase in FILE; what an equal run has kept there is not measured again.",
+        help="Keep finished phases in FILE until the run is done; those of an equal run are not measured again.",
     ),
 ]
 _What = Annotated[
@@ -83,6 +83,9 @@ _Dtypes = Annotated[
     ),
 ]
 _Bits = Annotated[str, typer.Option("--bits", metavar="LIST", help="Bits of the decoder's weights: 16, 8, 4.")]
+_EncoderBits = Annotated[
+    str, typer.Option("--encoder-bits", metavar="LIST", help="Bits of our encoder's weights: 16, 8; each a contestant.")
+]
 _Streams = Annotated[str, typer.Option("--streams", metavar="LIST", help="Concurrent replies, for throughput.")]
 _Image = Annotated[
     str,
@@ -149,6 +152,7 @@ def bench(
     image_size: _ImageSizes = None,
     dtype: _Dtypes = "auto",
     bits: _Bits = "16,8,4",
+    encoder_bits: _EncoderBits = "16",
     kernels: _Kernels = None,
     streams: _Streams = "1,2,4,8",
     image: _Image = "1024x1024",
@@ -210,6 +214,7 @@ def bench(
             sides_px=() if image_size is None else _numbers("--image-size", image_size),
             dtypes=_default_dtypes(device) if dtype == "auto" else _words(dtype),
             bits=_numbers("--bits", bits),
+            encoder_bits=_numbers("--encoder-bits", encoder_bits),
             kernels=levels,
             streams=_numbers("--streams", streams),
             has_peers=has_peers,
@@ -225,6 +230,8 @@ def bench(
             check_plot_file(plot)
     result = {**_measure(source, options, image_px, notes, resume), "image_px": list(image_px)}
     _show(result, plot, out, is_json=is_json)
+    if resume is not None:
+        resume.unlink(missing_ok=True)
 
 
 def _default_dtypes(device: str) -> tuple[str]:
