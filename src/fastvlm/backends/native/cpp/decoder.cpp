@@ -26,17 +26,17 @@ float* widened_rows(const Number* rows, std::ptrdiff_t count, std::ptrdiff_t inp
 
 // Each thread prepares the rows for itself.
 template <typename Number>
-void few_rows(const LinearWeights& linear, const Number* rows, std::ptrdiff_t count, const OutputOf<Number>& output,
+void few_rows(const LinearWeights& linear, const Number* rows, std::ptrdiff_t count, const Output& output,
               const TeamMember& member) {
   static thread_local FewRows prepared;
   const std::ptrdiff_t width = padded_inputs(linear.inputs);
   prepared.prepare(linear, widened_rows(rows, count, linear.inputs), width, count);
   const Registers registers;
-  FewRowsGemm<Number>(linear, prepared, output).work(member);
+  SmallMGemm(linear, prepared, output).work(member);
 }
 
 template <typename Number>
-void many_rows(const LinearWeights& linear, const Number* rows, const Columns& columns, const OutputOf<Number>& output,
+void many_rows(const LinearWeights& linear, const Number* rows, const Columns& columns, const Output& output,
                const TeamMember& member) {
   columns.pack(member, [&](std::ptrdiff_t row, float* numbers) {
     const Number* from = rows + row * linear.inputs;
@@ -45,7 +45,7 @@ void many_rows(const LinearWeights& linear, const Number* rows, const Columns& c
   });
   member.barrier();
   const Registers registers;
-  ManyRowsGemm<Number>(linear, columns, output).work(member);
+  Gemm(linear, columns, output).work(member);
 }
 
 template <typename Number>
@@ -55,7 +55,7 @@ void gemm(const LinearWeights& linear, const Number* rows, Number* results, std:
   for (std::ptrdiff_t first = 0; first < num_rows; first += size) {
     const std::ptrdiff_t count = std::min(size, num_rows - first);
     const Number* some = rows + first * linear.inputs;
-    const OutputOf<Number> output{nullptr, results + first * linear.outputs, linear.outputs, false};
+    const Output output(results + first * linear.outputs, linear.outputs);
     if (count <= kFewRows) {
       as_team(threads, [&](const TeamMember& member) { few_rows(linear, some, count, output, member); });
     } else {

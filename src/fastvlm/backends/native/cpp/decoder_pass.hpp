@@ -86,70 +86,66 @@ class Pass {
     for (const Layer* layer = model_.layers; layer < model_.layers + model_.num_layers; ++layer) {
       const bool is_last = layer + 1 == model_.layers + model_.num_layers;
       const Span rest = is_last && result_ == kLastHidden ? Span{all_.count - 1, 1} : all_;
-      multiply(*layer->qkv, all_, norm(layer->attention_norm), to(qkv_, model_.heads.row()), member, layer->output);
+      multiply(*layer->qkv, all_, norm(layer->attention_norm), Output(qkv_, model_.heads.row()), member, layer->output);
       auto* cache = static_cast<Number*>(layer->cache);
       Attention<Number>(model_.heads, tokens_, cache, qkv_, mixed_, mixed_stride_).work(member, rest.first);
       member.barrier();
       const auto mixed = [this](std::ptrdiff_t row, float* numbers) {
         std::copy_n(mixed_ + row * mixed_stride_, mixed_stride_, numbers);
       };
-      multiply(*layer->output, rest, mixed, add_to(hidden_), member, layer->gate_up);
+      multiply(*layer->output, rest, mixed, Output(hidden_, stride_, true), member, layer->gate_up);
       mlp(*layer, rest, member, is_last ? model_.head : layer[1].qkv);
     }
   }
 
   // Logits (tokens, vocabulary).
   void head(const TeamMember& member, Number* logits) const {
-    const Output output{nullptr, logits, model_.head->outputs, false};
+    const Output output(logits, model_.head->outputs);
     multiply(*model_.head, all_, norm(model_.norm), output, member, nullptr);
   }
 
   // What the layers make of the last token (width,).
   void last(Number* hidden) const {
-    const Output output{nullptr, hidden, model_.width, false};
+    const Output output(hidden, model_.width);
     for (std::ptrdiff_t i = 0; i < model_.width; i += kLanes)
       output.put(0, i, load(hidden_ + (all_.count - 1) * stride_ + i), model_.width - i);
   }
 
  private:
-  using Output = OutputOf<Number>;
-
-  static Output to(float* sums, std::ptrdiff_t stride) { return {sums, nullptr, stride, false}; }
-  Output add_to(float* sums) const { return {sums, nullptr, stride_, true}; }
 
   void mlp(const Layer& layer, const Span& span, const TeamMember& member, const LinearWeights* next) const {
     const auto normed = norm(layer.mlp_norm);
     if (span.are_many()) { // gates and what they let through meet in registers
       auto* gated = reinterpret_cast<Number*>(gates_);
-      multiply(*layer.gate_up, span, normed, Output{nullptr, gated, inner_, false}, member, layer.down, true);
+      multiply(*layer.gate_up, span, normed, Output(gated, inner_), member, layer.down, true);
       const auto wide = [this, gated](std::ptrdiff_t row, float* numbers) { widen(gated + row * inner_, numbers); };
-      multiply(*layer.down, span, wide, add_to(hidden_), member, next);
+      multiply(*layer.down, span, wide, Output(hidden_, stride_, true), member, next);
     } else {
-      multiply(*layer.gate_up, span, normed, to(gates_, 2 * inner_), member, layer.down);
+      multiply(*layer.gate_up, span, normed, Output(gates_, 2 * inner_), member, layer.down);
       const auto gated = [this](std::ptrdiff_t row, float* numbers) { gate(gates_ + row * 2 * inner_, numbers); };
-      multiply(*layer.down, span, gated, add_to(hidden_), member, next);
+      multiply(*layer.down, span, gated, Output(hidden_, stride_, true), member, next);
     }
   }
 
   // fill(row, numbers) gives a row of inputs, with zeros up to padded_inputs(inputs); `next` is what comes after this.
   template <typename Fill>
-  void multiply(const LinearWeights& linear, const Span& span, const Fill& fill, Output output, const TeamMember& member,
+  void multiply(const LinearWeights& linear, const Span& span, const Fill& fill, const Output& to, const TeamMember& member,
                 const LinearWeights* next, bool is_gated = false) const {
-    if (output.sums) output.sums += span.first * output.stride;
+    const Output output = to.from(span.first);
     static thread_local Scratch<float> numbers;
     const std::ptrdiff_t width = padded_inputs(linear.inputs);
     if (span.are_many()) {
       const Columns columns(*columns_, linear, span.count, std::is_same_v<Number, Bfloat16>);
       columns.pack(member, [&](std::ptrdiff_t row, float* wide) { fill(span.first + row, wide); });
       member.barrier();
-      ManyRowsGemm<Number>(linear, columns, output, is_gated).work(member);
+      Gemm(linear, columns, output, is_gated).work(member);
     } else {
       static thread_local FewRows rows;
       float* wide = numbers.at_least(span.count * width);
       for (std::ptrdiff_t row = 0; row < span.count; ++row) fill(span.first + row, wide + row * width);
       rows.prepare(linear, wide, width, span.count);
-      FewRowsGemm<Number>(linear, rows, output).work(member);
-      if (next) FewRowsGemm<Number>::begin(*next, member);
+      SmallMGemm(linear, rows, output).work(member);
+      if (next) SmallMGemm::begin(*next, member);
     }
     member.barrier();
   }

@@ -125,11 +125,10 @@ class Columns {
   float *scales_, *sums_;
 };
 
-template <typename Number>
 class Gemm {
  public:
   // `is_gated`: the first half of the outputs are gates of the second half, silu(gate) * other is what is put out.
-  Gemm(const LinearWeights& linear, const Columns& columns, const OutputOf<Number>& output, bool is_gated = false)
+  Gemm(const LinearWeights& linear, const Columns& columns, const Output& output, bool is_gated = false)
       : linear_(linear), columns_(columns), output_(output), is_gated_(is_gated), rows_(columns.num_rows()) {
     const std::ptrdiff_t bytes = columns.form() == Columns::kFloats ? 4 : 2;
     const std::ptrdiff_t most = std::max<std::ptrdiff_t>(kUnit, kPartBytes / (bytes * rows_) / kUnit * kUnit);
@@ -280,7 +279,7 @@ class Gemm {
 
   const LinearWeights& linear_;
   const Columns& columns_;
-  const OutputOf<Number> output_;
+  const Output output_;
   const bool is_gated_;
   const std::ptrdiff_t rows_;
   std::ptrdiff_t depth_;

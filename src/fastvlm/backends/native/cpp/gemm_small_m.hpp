@@ -116,18 +116,31 @@ class FewRows {
     const float scale = scale_of(largest_magnitude(from, width_), NibbleRow::kLargest);
     scales_[row] = scale / NibbleRow::kSteps;
     if (!std::isfinite(scale)) return; // every result is NaN, whatever the terms are
-    const float inverse = 1 / scale;
     for (std::ptrdiff_t i = 0; i < width_; i += kNibbleInputs) {
-      std::int32_t sum = 0;
-      for (std::ptrdiff_t j = i; j < i + kNibbleInputs; ++j) {
-        const float value = from[j] * inverse, whole = std::nearbyint(value);
-        const auto first = static_cast<std::int32_t>(whole);
-        const auto second = static_cast<std::int32_t>(std::nearbyint((value - whole) * NibbleRow::kSteps));
-        NibbleRow::put(to, j, static_cast<std::int8_t>(first), static_cast<std::int8_t>(second));
-        sum += first * NibbleRow::kSteps + second;
-      }
-      sums[i / kNibbleInputs] = static_cast<float>(sum);
+      std::int16_t first[kNibbleInputs], second[kNibbleInputs];
+      sums[i / kNibbleInputs] = split(from + i, broadcast(1 / scale), first, second);
+      for (std::ptrdiff_t j = 0; j < kNibbleInputs; ++j)
+        NibbleRow::put(to, i + j, static_cast<std::int8_t>(first[j]), static_cast<std::int8_t>(second[j]));
     }
+  }
+
+  // 32 numbers in units of the scale: their integers, and what is left in steps. Gives the sum in steps.
+  static float split(const float* from, Floats inverse, std::int16_t* first, std::int16_t* second) {
+    const Floats steps = broadcast(NibbleRow::kSteps);
+    Floats total = zeros();
+    for (std::ptrdiff_t i = 0; i < kNibbleInputs; i += 2 * kLanes) {
+      Ints wholes[2], rests[2];
+      for (int half = 0; half < 2; ++half) {
+        const Floats value = load(from + i + half * kLanes) * inverse, whole = nearest_integers(value);
+        const Floats rest = nearest_integers((value - whole) * steps);
+        total = total + multiply_add(whole, steps, rest);
+        wholes[half] = nearest_ints(whole);
+        rests[half] = nearest_ints(rest);
+      }
+      store_ints(first + i, narrow_to_int16(wholes[0], wholes[1]));
+      store_ints(second + i, narrow_to_int16(rests[0], rests[1]));
+    }
+    return sum(total);
   }
 
   const float* rows_ = nullptr;
@@ -138,10 +151,9 @@ class FewRows {
   Scratch<float> sums_;
 };
 
-template <typename Number>
 class SmallMGemm {
  public:
-  SmallMGemm(const LinearWeights& linear, FewRows& rows, const OutputOf<Number>& output)
+  SmallMGemm(const LinearWeights& linear, FewRows& rows, const Output& output)
       : linear_(linear), rows_(rows), output_(output) {}
 
   // All pieces, in turns with the other threads.
@@ -302,7 +314,7 @@ class SmallMGemm {
 
   const LinearWeights& linear_;
   FewRows& rows_;
-  const OutputOf<Number> output_;
+  const Output output_;
   alignas(64) float results_[kFewRows][kOutputs];
 };
 

@@ -13,16 +13,8 @@
 namespace fastvlm::FASTVLM_LEVEL {
 
 #if defined(__AMX_TILE__)
-template <typename Number>
-using FewRowsGemm = SmallMGemm;
-template <typename Number>
-using ManyRowsGemm = Gemm;
 using Registers = AmxTileConfig; // what a thread needs while it multiplies
 #else
-template <typename Number>
-using FewRowsGemm = SmallMGemm<Number>;
-template <typename Number>
-using ManyRowsGemm = Gemm<Number>;
 struct Registers {
   Registers() {} // nothing
 };

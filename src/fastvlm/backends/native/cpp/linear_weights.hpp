@@ -98,21 +98,33 @@ class Ahead {
   const std::uint8_t *at_ = nullptr, *end_ = nullptr;
 };
 
-// Where results go: (rows, stride) of float32, perhaps added to what is there, or of `rounded`.
-template <typename Number>
-struct OutputOf {
-  float* sums;
-  Number* rounded;
-  std::ptrdiff_t stride;
-  bool adds;
+// Where results go: (rows, stride) of float32, perhaps added to what is there, or of bfloat16.
+class Output {
+ public:
+  Output(float* floats, std::ptrdiff_t stride, bool adds = false) : floats_(floats), stride_(stride), adds_(adds) {}
+  Output(Bfloat16* halves, std::ptrdiff_t stride) : halves_(halves), stride_(stride) {}
+
+  // The rows from `first` on.
+  Output from(std::ptrdiff_t first) const {
+    Output rest = *this;
+    if (floats_) rest.floats_ += first * stride_;
+    if (halves_) rest.halves_ += first * stride_;
+    return rest;
+  }
 
   // The first `count` values, at most kLanes.
   void put(std::ptrdiff_t row, std::ptrdiff_t column, Floats values, std::ptrdiff_t count) const {
-    const std::ptrdiff_t at = row * stride + column;
-    if (rounded) return store(rounded + at, values, count);
-    if (adds) values = values + load(sums + at, count);
-    store(sums + at, values, count);
+    const std::ptrdiff_t at = row * stride_ + column;
+    if (halves_) return store(halves_ + at, values, count);
+    if (adds_) values = values + load(floats_ + at, count);
+    store(floats_ + at, values, count);
   }
+
+ private:
+  float* floats_ = nullptr;
+  Bfloat16* halves_ = nullptr;
+  std::ptrdiff_t stride_;
+  bool adds_ = false;
 };
 
 // Results of one row from output `first` of `matrix` on, at most kLanes: scaled, with the bias.

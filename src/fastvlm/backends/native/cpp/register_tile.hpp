@@ -30,8 +30,9 @@ struct TileSteps {
 };
 
 // Adds kRows rows of `left` times `steps` steps of `right` to `sums`; ahead() is called for each cache line of a row.
+// Not inline: among a caller's variables g++ 12 keeps sums in memory.
 template <typename Product, int kRows, int kVectors, typename Ahead = NothingAhead>
-inline void add_products(const typename Product::Left* left, const typename Product::Right* right, const TileSteps& by,
+[[gnu::noinline]] void add_products(const typename Product::Left* left, const typename Product::Right* right, const TileSteps& by,
                          std::ptrdiff_t steps, TileSums<Product, kRows, kVectors>& sums, const Ahead& ahead = {}) {
   typename Product::Sum in_registers[kRows][kVectors];
   UNROLLED

@@ -71,8 +71,6 @@ inline void unpack_rows(const Matrix& matrix, std::ptrdiff_t inputs, const Piece
   }
 }
 
-using Output = OutputOf<Bfloat16>;
-
 constexpr std::ptrdiff_t kUnpacked = 2 * kTileRows; // outputs that are unpacked at a time
 
 // A piece of at most 32 outputs, inputs `start` to `stop`, as 32 bfloat16 rows of `stride` numbers; those beyond the
