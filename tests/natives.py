@@ -15,9 +15,9 @@ from fastvlm.backends.native import kernels as native
 from fastvlm.backends.native import library as native_library
 from fastvlm.backends.native.build import compile_library
 from fastvlm.backends.native.kernels import NativeKernels, open_library
-from fastvlm.backends.native.library import SWITCH, library_name
+from fastvlm.backends.native.library import LEVELS, SWITCH, library_name
 
-__all__ = ["CASES", "arm_library", "built", "library"]
+__all__ = ["CASES", "arm_library", "built", "library", "most_rows"]
 
 _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "d" / "kernels"
 
@@ -49,7 +49,7 @@ def arm_library() -> Path:
 
 @functools.cache
 def built(level: str = "amx") -> NativeKernels:
-    """The kernels of a level, checked when they are opened; those for Arm run in qemu."""
+    """The kernels of a level; those for Arm run in qemu."""
     with pytest.MonkeyPatch.context() as patch:
         if level in compiled.ARM_LEVELS:
             path, needed = arm_library(), compiled.ARM_LEVELS[level]
@@ -73,3 +73,9 @@ CASES = [
     for dtype in dtypes
     if level in compiled.LEVEL_NAMES
 ]
+
+
+def most_rows(kernels: NativeKernels) -> int:
+    """Rows that tests multiply at most: emulation takes a hundred times as long."""
+    level = next(level for level in LEVELS if level.name == kernels.level)
+    return 50 if compiled.is_emulated(level) else 600

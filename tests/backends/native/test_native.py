@@ -292,4 +292,4 @@ def test_an_encoder_layer_is_a_linear_layer(every_level, monkeypatch):
 
 @is_possible
 def test_the_library_is_opened_with_its_tiles(kernels):
-    assert kernels.has_tiles and kernels.has_threads and native._is_right(kernels, BFLOAT16)
+    assert kernels.has_tiles and kernels.has_threads and native.results_are_right(kernels, BFLOAT16)

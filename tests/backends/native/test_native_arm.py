@@ -19,7 +19,7 @@ def test_every_function_gives_the_results_of_torch(level, threads, monkeypatch):
     kernels = natives.built(level)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert kernels.has_threads
-    assert all(native._is_right(kernels, dtype) for dtype in kernels.dtypes)
+    assert all(native.results_are_right(kernels, dtype) for dtype in kernels.dtypes)
 
 
 def test_a_function_that_is_missing_and_memory_that_is_not_there_are_told():

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import pytest
+import torch
 from compiled import is_fast, is_possible
 
 from fastvlm.backends.native import build as native_build
@@ -275,3 +276,12 @@ def test_every_process_finds_the_library_under_the_same_name():
     seeds = ({**os.environ, "PYTHONHASHSEED": seed} for seed in "12")
     names = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True) for env in seeds]
     assert names[0].stdout == names[1].stdout
+
+
+@is_possible
+def test_kernels_whose_results_are_wrong_are_named_once_and_not_used(cache, library, monkeypatch):
+    placed(library)
+    monkeypatch.setattr(native, "results_are_right", lambda *_: False)
+    with pytest.warns(UserWarning, match="give wrong results in torch.float32.*fastvlm build-kernels") as warned:
+        assert [native_kernels(torch.float32) for _ in range(2)] == [None, None]
+    assert len(warned) == 1

@@ -92,12 +92,12 @@ def ids_of(length, seed=0):
     return tiny.prompt("t" * length, seed=seed)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_prompts_and_steps_are_as_near_to_float32_as_torchs(shape, threads, monkeypatch):
     native, plain = decoders(shape)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    prompts = [ids_of(length, seed=length) for length in (1, 5, 33, 70, 600)]
+    prompts = [ids_of(length, seed=length) for length in (1, 5, 33, 70, natives.most_rows(KERNELS[0]))]
     for slot, ids in enumerate(prompts):
         ours, theirs = (engines.prefilled(each, each.embed(ids), slot) for each in (native, plain))
         assert ours.dtype == dtype() and ours.shape == (tiny.VOCAB,)

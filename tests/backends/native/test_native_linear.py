@@ -102,6 +102,7 @@ def test_equals_float64_for_any_shape(bits, rows, inputs, sizes, threads):
 @pytest.mark.parametrize("rows", [1, 4, 9, 33, 600])
 @pytest.mark.parametrize(("inputs", "sizes"), [(896, (896, 128, 128)), (4864, (896,)), (1056, (96, 96))])
 def test_errors_are_those_of_rounding(bits, rows, inputs, sizes):
+    rows = min(rows, natives.most_rows(KERNELS[0]))
     x = layer(rows, inputs, 1, dtype(), seed=3)[0]
     linear, expected = made(bits, sizes, inputs)
     assert relative_gap(linear(x), expected(x)) < largest_gap(bits)
@@ -120,6 +121,7 @@ def test_groups_of_any_size(group_size, rows):
 @pytest.mark.parametrize("rows", [2, 17, 33, 300])
 def test_a_row_does_not_depend_on_its_neighbors(bits, rows):
     """The same bits, if as many rows are multiplied; alone, or beside more than 32, the last one may differ."""
+    rows = min(rows, natives.most_rows(KERNELS[0]))
     x = layer(rows, 416, 1, dtype(), seed=5)[0]
     linear, _ = made(bits, (100, 33), 416)
     others = torch.randn(rows, 416).to(dtype()) * 100

@@ -141,14 +141,18 @@ def _checked(compiler: str, *arguments: str, made: Path) -> None:
 
 def _try(library: Path) -> None:
     from fastvlm.backends.native.decoder import passes_are_right  # noqa: PLC0415
-    from fastvlm.backends.native.kernels import open_library  # noqa: PLC0415  # needs torch, which an installer has not
+    from fastvlm.backends.native.kernels import (  # noqa: PLC0415  # needs torch, which an installer has not
+        open_library,
+        results_are_right,
+    )
     from fastvlm.backends.native.linear import linears_are_right  # noqa: PLC0415
 
     try:
         for kernels in open_library(library, available_levels()):
+            checks = results_are_right, linears_are_right, passes_are_right
             for dtype in kernels.dtypes:
-                if not linears_are_right(kernels, dtype) or not passes_are_right(kernels, dtype):
-                    raise ValueError(f"what the level {kernels.level} makes of a decoder in {dtype} is wrong")
+                if not all(is_right(kernels, dtype) for is_right in checks):
+                    raise ValueError(f"the results of the level {kernels.level} are wrong in {dtype}")
     except (OSError, AttributeError, ValueError) as error:
         raise BuildError(f"What was compiled cannot be used: {error}. Try another compiler: set CXX.") from error
 

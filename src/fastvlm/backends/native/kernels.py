@@ -35,6 +35,7 @@ _EPILOGUES: dict[Epilogue, int] = {"plain": 0, "gelu": 1, "added": 2, "heads": 3
 
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1}  # `Dtype` in cpp/interface.hpp
 _TILE_LEVEL = "amx"
+_BUILD_AGAIN = "To build them again: fastvlm build-kernels"
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "has_threads": ([], _INT),
@@ -288,8 +289,18 @@ class NativeDepthwise:
 
 
 def native_kernels(dtype: torch.dtype = torch.bfloat16) -> NativeKernels | None:
-    """The best kernels of this machine for tensors of `dtype`, or None if there are none."""
-    return next((kernels for kernels in all_kernels() if dtype in kernels.dtypes), None)
+    """The best kernels of this machine for tensors of `dtype`, or None if there are none or their results are wrong."""
+    kernels = next((kernels for kernels in all_kernels() if dtype in kernels.dtypes), None)
+    return kernels if kernels is not None and _is_right_or_told(kernels, dtype) else None
+
+
+@functools.cache
+def _is_right_or_told(kernels: NativeKernels, dtype: torch.dtype) -> bool:
+    if results_are_right(kernels, dtype):
+        return True
+    what = f"The kernels of the level {kernels.level} give wrong results in {dtype}"
+    warnings.warn(f"{what}. PyTorch's kernels are used instead. {_BUILD_AGAIN}", stacklevel=3)
+    return False
 
 
 @functools.cache
@@ -310,34 +321,30 @@ def all_kernels() -> tuple[NativeKernels, ...]:
             raise ValueError(reason)
         found = open_library(path, levels)
     except (OSError, AttributeError, ValueError) as error:
-        again = "To build it again: fastvlm build-kernels"
-        warnings.warn(f"{path} cannot be used: {error}. PyTorch's kernels are used instead. {again}", stacklevel=2)
+        what = f"{path} cannot be used: {error}"
+        warnings.warn(f"{what}. PyTorch's kernels are used instead. {_BUILD_AGAIN}", stacklevel=2)
         return ()
     return tuple(kernels for kernels in found if kernels.has_threads or torch.get_num_threads() == 1)
 
 
 def open_library(path: Path, levels: Sequence[str]) -> tuple[NativeKernels, ...]:
-    """Open the sealed library `path` and check each of `levels` on a few numbers.
+    """Open the sealed library `path`: the kernels of each of `levels`, whose results are not checked yet.
 
     A level whose tile registers the system does not grant is left out.
 
     Raises:
         OSError: it cannot be read or loaded.
-        ValueError: it is damaged, or its results are wrong.
+        ValueError: it is damaged.
         AttributeError: a function is missing.
     """
     if not is_whole(path.read_bytes()):
         raise ValueError("it is damaged: its digest is another one")
     library = ctypes.CDLL(str(path))
     found = [NativeKernels(library, level) for level in levels]
-    usable = tuple(kernels for kernels in found if kernels.has_tiles or kernels.level != _TILE_LEVEL)
-    for kernels in usable:
-        if not all(_is_right(kernels, dtype) for dtype in kernels.dtypes):
-            raise ValueError(f"its results are wrong on the level {kernels.level}")
-    return usable
+    return tuple(kernels for kernels in found if kernels.has_tiles or kernels.level != _TILE_LEVEL)
 
 
-def _is_right(kernels: NativeKernels, dtype: torch.dtype) -> bool:
+def results_are_right(kernels: NativeKernels, dtype: torch.dtype) -> bool:
     """True if the kernels give torch's results, for numbers that are nearly exact in bfloat16."""
     x = (torch.arange(4 * 5 * 33) % 17 / 4 - 2).reshape(1, 4, 5, 33).to(dtype)
     pairs = [(kernels.gelu_(x.clone()), F.gelu(x.float())), *_convolved(kernels, x)]
