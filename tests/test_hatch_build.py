@@ -1,6 +1,7 @@
 """Installing: a wheel with the compiled kernels where there is a compiler, a pure one where there is none."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,9 +11,17 @@ from pathlib import Path
 import pytest
 from compiled import has_compiler
 
+from fastvlm.backends.native import build as native_build
+from fastvlm.backends.native.library import compiled_levels
+
 ROOT = Path(__file__).parent.parent
 TAG = "import hatch_build; hatch_build.platform_tags = lambda: iter({tags}); print(hatch_build.platform_tag())"
 PURE = "py3-none-any"
+KEEPING_COMPILER = """#!/bin/sh
+{compiler} "$@" || exit $?
+for last; do :; done
+case "$last" in *.o) cp "$last" {folder};; esac
+"""
 
 
 def wheel(folder, **environment):
@@ -25,19 +34,45 @@ def wheel(folder, **environment):
     return path, done.stdout + done.stderr
 
 
+def keeping_compiler(folder):
+    """A compiler that also puts the object files into `folder`."""
+    compiler = folder / "c++"
+    found = next(filter(None, map(shutil.which, native_build._COMPILERS)))
+    compiler.write_text(KEEPING_COMPILER.format(compiler=found, folder=folder))
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
+def shared_functions(folder, level):
+    """Functions in the objects of this level, of which the linker keeps one for all levels: those of C++'s library."""
+    names = set()
+    for path in folder.glob(f"{level.name}-*.o"):
+        command = ["nm", "--demangle", "--defined-only", str(path)]
+        lines = subprocess.check_output(command, text=True).splitlines()
+        kinds = (line.split(maxsplit=2)[-2:] for line in lines)
+        names |= {name for kind, name in kinds if kind in "WwVvu" and f"fastvlm::{level.name}::" not in name}
+    return names
+
+
 def libraries(path):
     return [name for name in zipfile.ZipFile(path).namelist() if name.endswith(".so")]
 
 
 @pytest.mark.skipif(not has_compiler, reason="needs Linux, a CPU with kernels and a C++ compiler")
 def test_a_wheel_has_the_kernels_that_its_sources_ask_for(tmp_path):
-    path, _ = wheel(tmp_path)
+    (tmp_path / "objects").mkdir()
+    path, _ = wheel(tmp_path, CXX=keeping_compiler(tmp_path / "objects"))
     name = "from fastvlm.backends.native.library import library_name; print(library_name())"
     expected = subprocess.run([sys.executable, "-c", name], capture_output=True, text=True, check=True).stdout.strip()
     assert libraries(path) == [f"fastvlm/backends/native/built/{expected}"]
     assert PURE not in path.name and f"linux_{os.uname().machine}" in path.name
     sources = {name for name in zipfile.ZipFile(path).namelist() if "backends/native/cpp/" in name}
     assert {Path(name).name for name in sources} >= {"encoder.cpp", "tiles.hpp"}
+    least, *others = compiled_levels()
+    for (
+        level
+    ) in others:  # the linker keeps the first: one with instructions that a lesser CPU lacks would end its process
+        assert shared_functions(tmp_path / "objects", level) <= shared_functions(tmp_path / "objects", least)
 
 
 @pytest.mark.parametrize(
