@@ -45,12 +45,11 @@ def keeping_compiler(folder):
 
 def shared_functions(folder, level):
     """Functions in the objects of this level, of which the linker keeps one for all levels: those of C++'s library."""
-    names = set()
+    names, own = set(), f"7fastvlm{len(level.name)}{level.name}"  # the namespace as symbols spell it
     for path in folder.glob(f"{level.name}-*.o"):
-        command = ["nm", "--demangle", "--defined-only", str(path)]
-        lines = subprocess.check_output(command, text=True).splitlines()
+        lines = subprocess.check_output(["nm", "--defined-only", str(path)], text=True).splitlines()
         kinds = (line.split(maxsplit=2)[-2:] for line in lines)
-        names |= {name for kind, name in kinds if kind in "WwVvu" and f"fastvlm::{level.name}::" not in name}
+        names |= {name for kind, name in kinds if kind in "WwVvu" and own not in name}
     return names
 
 

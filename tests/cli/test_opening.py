@@ -1,6 +1,7 @@
 """What is done, and left undone, while a model is opened."""
 
 import gc
+import os
 
 import pytest
 
@@ -37,3 +38,20 @@ def test_it_is_looked_for_again_when_opening_fails(tmp_path):
     with pytest.raises(CheckpointError):
         opened(str(tmp_path))
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_of_openmp_sleep_soon_unless_the_environment_says_otherwise(
+    monkeypatch, environment, expected, tmp_path
+):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # what this process had comes back afterwards
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CheckpointError):
+        opened(str(tmp_path))
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
