@@ -62,16 +62,11 @@ def built(level: str = "amx") -> NativeKernels:
     return kernels
 
 
-# Levels and the dtypes that are tested on them; in emulation one is enough.
+# Levels and the dtypes that are tested on them.
 CASES = [
     pytest.param((level, dtype), id=f"{level}-{str(dtype).removeprefix('torch.')}")
-    for level, dtypes in {
-        "avx2": (torch.float32, torch.bfloat16),
-        "avx512": (torch.float32, torch.bfloat16),
-        "amx": (torch.bfloat16,),
-    }.items()
-    for dtype in dtypes
-    if level in compiled.LEVEL_NAMES
+    for level in compiled.LEVEL_NAMES
+    for dtype in ([torch.bfloat16] if level == "amx" else [torch.float32, torch.bfloat16])
 ]
 
 
