@@ -217,7 +217,7 @@ def test_ffns_of_any_shape(every_level, rows, channels, hidden, threads, seed):
     unit = UNITS[dtype]
     slack = unit * F.linear(wide.abs(), narrow.double().abs()) + (1e-3 if dtype == BFLOAT16 else 2e-5)
     assert ((whole[1:-1].double() - expected).abs() <= unit * expected.abs() + slack).all()
-    assert relative_gap(whole[1:-1], expected) < (HALF_UNIT if dtype == BFLOAT16 else 1e-5)
+    assert relative_gap(whole[1:-1], expected) < (2 * HALF_UNIT if dtype == BFLOAT16 else 1e-5)
     assert (whole[0] == 1).all() and (whole[-1] == 1).all()
 
 

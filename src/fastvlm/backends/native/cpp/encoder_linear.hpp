@@ -122,8 +122,15 @@ void multiply(const LeftRows<typename Product::Left>& left, const StepRange& ran
         for (int j = 0; j < kTileVectors; ++j) sums[i][j] = range.is_first ? Product::none() : saved->sums[i][j];
       add_products<Product, kTileHeight>(left.data + row * left.stride, left.stride, weights, range.count, sums, prefetch);
       if (range.is_last) {
-        const std::ptrdiff_t count = std::min<std::ptrdiff_t>(kTileHeight, left.rows - row);
-        for (std::ptrdiff_t i = 0; i < count; ++i) write(sums[i], row + i, panel * kTileOutputs);
+        const std::ptrdiff_t count = left.rows - row;
+        if (count >= kTileHeight) {
+          UNROLLED
+          for (int i = 0; i < kTileHeight; ++i) write(sums[i], row + i, panel * kTileOutputs);
+        } else {
+          UNROLLED
+          for (int i = 0; i < kTileHeight; ++i)
+            if (i < count) write(sums[i], row + i, panel * kTileOutputs);
+        }
       } else {
         UNROLLED
         for (int i = 0; i < kTileHeight; ++i)
