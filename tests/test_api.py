@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import threading
@@ -150,6 +151,7 @@ def test_a_batch_comes_in_its_order_and_runs_together(model, answer, monkeypatch
         return decode(token_ids, slots, positions)
 
     monkeypatch.setattr(model.engine.backend, "decode", counted)
+    monkeypatch.setattr(model.engine._scheduler, "_admission_ratio", math.inf)  # steps that do not depend on time
     answers = model.batch([(STAR, WHAT), (SHAPES, "What do you see?"), (STAR, WHAT), (None, "Hello?"), (STAR, WHAT)])
     assert answers[0] == answers[2] == answers[4] == answer and answers[1] != answer
     assert max(most) == model.engine.num_slots

@@ -8,7 +8,7 @@ from pathlib import Path
 import warm_process
 
 PACKAGE = Path(__file__).parents[2] / "src" / "fastvlm"
-MOST_LINES, MOST_FILES = 1360, 40  # of functions that run, without docstrings, comments and empty lines
+MOST_LINES, MOST_FILES = 1400, 40  # of functions that run, without docstrings, comments and empty lines
 JOINTS = {"model", "processor", "image_processor", "tokenizer", "backend", "engine"}
 
 # In a process of its own, because the profiler sees every call: one question, on the default path of a CPU.
