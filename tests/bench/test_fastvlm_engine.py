@@ -4,6 +4,7 @@ import pytest
 
 from fastvlm.bench.fastvlm_engine import FastVlmEngine
 from fastvlm.bench.inputs import photo_jpeg
+from fastvlm.errors import MeasurementError
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,22 @@ def test_a_reply_is_as_long_as_asked_for_whatever_the_bits(endless, bits):
     assert contestant.open().value > 0
     measured = contestant.throughput(2, 6, 40)
     assert measured.facts["tokens"] == len(measured.check) == 6 and measured.value > 0
+
+
+def test_an_encoder_in_8_bits_has_nearly_the_same_features(endless):
+    precise, rounded = (FastVlmEngine(str(endless), "float32", encoder_bits=bits) for bits in (16, 8))
+    assert precise.open().facts["kernels"] == rounded.open().facts["kernels"]
+    checks = [contestant.encode(128).check for contestant in (precise, rounded)]
+    assert checks[0] != checks[1]
+
+
+def test_kernels_that_are_asked_for_and_not_built_are_not_measured(endless, monkeypatch):
+    monkeypatch.setenv("FASTVLM_KERNELS", "avx2")
+    monkeypatch.setattr("fastvlm.bench.fastvlm_engine.all_kernels", lambda: ())
+    with pytest.raises(MeasurementError, match="'avx2', but 'torch' would be measured"):
+        FastVlmEngine(str(endless), "float32").open()
+    monkeypatch.setenv("FASTVLM_KERNELS", "torch")
+    assert FastVlmEngine(str(endless), "float32").open().facts["kernels"] == "torch"
 
 
 def test_more_streams_than_slots_are_too_short_to_measure(endless):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fastvlm.backends.native.library import SWITCH, TORCH, available_levels
+from fastvlm.backends.native.library import LEVELS, SWITCH, TORCH, available_levels
 from fastvlm.bench.cold_start import ask_command, transformers_command
 from fastvlm.bench.inputs import FIRST_QUESTION
 from fastvlm.bench.plan import BenchOptions, Contestant, Step, steps
@@ -19,7 +19,6 @@ _IMAGES = ("encode", "ttft", "second-question")
 _DECODER = ("prefill", "decode", "throughput")
 # Phase -> share of the time; what one does not need goes to those behind it.
 _SHARES = {"images": 0.4, "16 bits": 0.24, "8 bits": 0.13, "4 bits": 0.13, "cold start": 0.1}
-_LEVELS = ("avx2", "avx2vnni", "avx512", "amx", "neon")  # of all machines, for messages
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ def check_kernels(levels: Sequence[str]) -> None:
     runnable = (*available_levels(), TORCH)
     for level in levels:
         if level not in runnable:
-            what = "this machine cannot run" if level in _LEVELS else "does not exist"
+            is_known = level in [known.name for known in LEVELS]
+            what = "this machine cannot run" if is_known else "does not exist"
             raise UsageError(f"--kernels has {level!r}, which {what}; expected some of {', '.join(runnable)}.")
     if len(set(levels)) < len(levels):
         raise UsageError(f"--kernels names a level twice: {', '.join(levels)}.")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from fastvlm.backends.devices import as_dtype, pick_device
 from fastvlm.backends.native.kernels import all_kernels
-from fastvlm.backends.native.library import TORCH
+from fastvlm.backends.native.library import SWITCH, TORCH
 from fastvlm.bench.inputs import FIRST_QUESTION, SECOND_QUESTION, text_prompt
 from fastvlm.bench.measuring import GeneratingRuntime
 from fastvlm.bench.rates import steady_rate
 from fastvlm.bench.worker import Measured
-from fastvlm.config import Bits
+from fastvlm.config import Bits, EncoderBits
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import Completion, SamplingParams
-from fastvlm.errors import UsageError
+from fastvlm.errors import MeasurementError, UsageError
 from fastvlm.opening import open_checkpoint
 from fastvlm.processing.image_processor import image_size_px
 
@@ -42,11 +42,10 @@ class FastVlmEngine(GeneratingRuntime):
         threads: int = 0,
         device: str = "cpu",
         num_slots: int = 8,
-        encoder_bits: int = 16,
+        encoder_bits: EncoderBits = 16,
     ) -> None:
         super().__init__(folder, dtype, threads, device)
-        self.bits, self.num_slots = bits, num_slots
-        self._encoder: dict[str, Any] = {} if encoder_bits == 16 else {"encoder_bits": encoder_bits}
+        self.bits, self.encoder_bits, self.num_slots = bits, encoder_bits, num_slots
         self._engine: Engine | None = None
 
     @property
@@ -57,7 +56,17 @@ class FastVlmEngine(GeneratingRuntime):
         return self._engine
 
     def open(self) -> Measured:
-        """Load the model as `fastvlm ask` does."""
+        """Load the model as `fastvlm ask` does.
+
+        Raises:
+            MeasurementError: FASTVLM_KERNELS names kernels that are not built.
+        """
+        asked, used = os.environ.get(SWITCH), kernels_in_use()
+        if asked and asked != used:
+            raise MeasurementError(
+                f"{SWITCH} is {asked!r}, but {used!r} would be measured: those kernels are not built, or not for this "
+                "number of threads. Run fastvlm build-kernels."
+            )
         start_s = time.perf_counter()
         dtype, device = as_dtype(self.dtype), pick_device(self.device)
         checkpoint = open_checkpoint(self.folder, device=device, dtype=dtype)
@@ -68,9 +77,9 @@ class FastVlmEngine(GeneratingRuntime):
             bits=self.bits,
             num_slots=self.num_slots,
             admission_ratio=math.inf,  # one request starts in each step
-            **self._encoder,
+            encoder_bits=self.encoder_bits,
         )
-        return Measured(time.perf_counter() - start_s, facts={"kernels": kernels_in_use()})
+        return Measured(time.perf_counter() - start_s, facts={"kernels": used})
 
     def _encoder_input(self, image: Tensor) -> Tensor:
         return image

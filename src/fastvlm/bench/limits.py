@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fastvlm.backends.native.library import SWITCH, TORCH
+from fastvlm.backends.native.library import LEVELS, SWITCH, TORCH
 from fastvlm.bench.costs import decoded_token_bytes, decoder_weights, encoder_flops, prefill_flops
 from fastvlm.bench.plan import Case, Contestant
 from fastvlm.bench.worker import Measured
 from fastvlm.hf.config import FastVlmConfig
 
 BANDWIDTH = "bandwidth"
-_LEVELS = ("amx", "avx512", "avx2vnni", "avx2", "neon", "torch")  # the best first; torch's are a GPU's, or uncompiled
+# Levels of the peaks, the best first; torch's are a GPU's, or those of a machine without a compiler.
+_LEVELS = tuple(dict.fromkeys([*(level.name for level in reversed(LEVELS)), "avx512", "avx2vnni", "avx2", TORCH]))
 
 
 class Limits:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastvlm.bench.processes import WORKER
-from fastvlm.config import BITS
+from fastvlm.config import BITS, ENCODER_BITS
 from fastvlm.errors import UsageError
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -102,7 +102,7 @@ class BenchOptions:
         _check_all("--what", self.what, tuple(MEASURES))
         _check_all("--dtype", self.dtypes, DTYPES)
         _check_all("--bits", self.bits, BITS)
-        _check_all("--encoder-bits", self.encoder_bits, (16, 8))
+        _check_all("--encoder-bits", self.encoder_bits, ENCODER_BITS)
         for side in self.sides_px:
             low, high = SIDES_PX
             if side % 64 or not low <= side <= high:
