@@ -134,6 +134,7 @@ def test_a_tied_head_keeps_its_table(fastvlm, tmp_path, image):
     [
         (["--bits", "2"], "--bits is 2; expected one of 8, 4"),
         (["--head-bits", "16"], "--head-bits is 16"),
+        (["--encoder-bits", "4"], "--encoder-bits is 4; expected one of 16, 8"),
         (["--group-size", "48"], "--group-size is 48; expected one of 32, 64, 128"),
     ],
 )
@@ -146,6 +147,26 @@ def test_impossible_options(fastvlm, parrot_folder, tmp_path, options, words):
 def test_opening_in_other_bits_is_refused(fastvlm, image):
     outcome = fastvlm("ask", image, "What?", "--bits", "2")
     assert outcome.code == 2 and "--bits is 2; expected 16, 8 or 4" in outcome.error
+    outcome = fastvlm("ask", image, "What?", "--encoder-bits", "4")
+    assert outcome.code == 2 and "--encoder-bits is 4; expected 16 or 8" in outcome.error
+
+
+def test_an_encoder_of_8_bits(fastvlm, parrot_folder, tmp_path, image):
+    target = tmp_path / "it"
+    report = json.loads(fastvlm("quantize", parrot_folder, target, "--encoder-bits", "8", "--json").out)
+    assert report["options"]["encoder_bits"] == 8
+    assert json.loads(fastvlm("info", target, "--json").out)["quantized"]["encoder_bits"] == 8
+    assert "head in 8, encoder in 8" in fastvlm("info", target).out
+    for arguments in (
+        ["-m", target],
+        ["-m", target, "--encoder-bits", "8"],
+        ["-m", parrot_folder, "--encoder-bits", "8"],
+    ):
+        assert fastvlm("ask", image, "What?", *arguments).out == parrot.SENTENCE + "\n"
+    plain = tmp_path / "plain"
+    assert fastvlm("convert", target, plain).code == 0
+    ours, theirs = package.load(target)[0].state_dict(), package.load(plain)[0].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_nothing_is_overwritten_and_nothing_rounded_twice(fastvlm, parrot_folder, rounded, tmp_path):

@@ -111,7 +111,9 @@ VERBS = {
     "convert": Verb(
         lambda sources, out: ["convert", str(sources / "small"), str(out), "--max-shard-size", "300KB"], is_whole
     ),
-    "quantize": Verb(lambda sources, out: ["quantize", str(sources / "small"), str(out), "--bits", "8"], is_whole),
+    "quantize": Verb(
+        lambda sources, out: ["quantize", str(sources / "small"), str(out), "--encoder-bits", "8"], is_whole
+    ),
     "demo-data": Verb(
         lambda _, out: [
             *("demo-data", str(out), "--images", "4", "--shards-of", "2", "--workers", "1", "--mix", "shapes=1")

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open, save_file
 
 from fastvlm.conversion.quantize import round_linears
-from fastvlm.errors import CheckpointError
+from fastvlm.errors import CheckpointError, ConfigError
+from fastvlm.formats import quantized_file
+from fastvlm.formats.names import ENCODER
 from fastvlm.formats.quantized_file import QuantizationOptions, load_quantized, save_quantized
 from fastvlm.formats.quantized_metadata import parse_metadata
 from fastvlm.formats.rounding import Int4Weight, Int8Weight, quantize_int4, quantize_int8
@@ -198,3 +200,62 @@ def test_no_rounded_weight_has_tensors_that_do_not_fit(make):
 def test_what_is_rounded_here_fits():
     weight = torch.randn(100, 96)
     assert quantize_int8(weight).dequantize().shape == quantize_int4(weight).dequantize().shape == (100, 96)
+
+
+ENCODER_WEIGHTS = [f"{ENCODER}stages.{stage}.blocks.0.mlp.fc{part}.weight" for stage in (0, 1) for part in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def with_encoder(tmp_path_factory):
+    """As `saved`, with an encoder of 8 bits."""
+    options = QuantizationOptions(encoder_bits=8)
+    quantized = round_linears(model().state_dict().__getitem__, 2, options, encoder=ENCODER_WEIGHTS)
+    file = tmp_path_factory.mktemp("saved") / "weights.safetensors"
+    save_quantized(quantized, file)
+    found = load_quantized(file)
+    assert found.options == options and [linear.names for linear in found.linears[-4:]] == [
+        (n,) for n in ENCODER_WEIGHTS
+    ]
+    weight = model().state_dict()[ENCODER_WEIGHTS[0]]
+    assert found.shapes[ENCODER_WEIGHTS[0]] == weight.shape == found.tensor(ENCODER_WEIGHTS[0]).shape
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()[KEY]
+    return load_file(file), about, file.with_name("changed.safetensors")
+
+
+def test_a_rounded_encoder_has_a_format_that_earlier_versions_refuse(with_encoder, monkeypatch):
+    assert json.loads(with_encoder[1])["format"] == "4"
+    monkeypatch.setattr(quantized_file, "_FORMATS", ("3",))
+    assert "the quantized format '4'; this version reads '3'" in refusal(*with_encoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda layers: layers[:-1], "mlp.fc1.weight without"),
+        (lambda layers: [*layers, layers[-1]], "a layer twice"),
+        (lambda layers: layers[:-4], "no rounded layers"),
+        (lambda layers: [layers[-1], *layers[:-1]], "where a decoder has"),
+    ],
+)
+def test_layers_of_the_encoder_that_do_not_fit_are_refused(with_encoder, change, words):
+    tensors, about, file = with_encoder
+    document = json.loads(about)
+    document["products"] = change(document["products"])
+    assert words in refusal(tensors, json.dumps(document), file)
+
+
+def test_an_encoder_of_4_bits_is_refused(with_encoder):
+    tensors, about, file = with_encoder
+    index = len(json.loads(about)["products"]) - 1
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{index:04d}")}
+    packed = quantize_int4(torch.randn(tensors[f"{index:04d}.values"].shape[0], 64))
+    four = {f"{index:04d}.{name}": tensor for name, tensor in packed.tensors.items()}
+    assert "4 bits; expected 8 in the encoder" in refusal({**rest, **four}, about, file)
+
+
+def test_an_encoder_without_layers_to_round_is_refused():
+    with pytest.raises(CheckpointError, match="none of its layers can be rounded"):
+        round_linears(model().state_dict().__getitem__, 2, QuantizationOptions(encoder_bits=8))
+    with pytest.raises(ConfigError, match="encoder_bits is 4; expected 16 or 8"):
+        QuantizationOptions(encoder_bits=4)
