@@ -37,7 +37,7 @@ class Limits:
 
     rounds: int
     max_s: float
-    open_s: float = 300.0
+    open_s: float = 900.0  # converting and quantizing an encoder takes minutes
     step_s: float = 120.0
 
 
