@@ -18,6 +18,7 @@ namespace fastvlm::FASTVLM_LEVEL {
 
 constexpr std::ptrdiff_t kFewRows = 24;
 constexpr int kDotRows = kRegisters == 16 ? 3 : 4, kDotOutputs = 4; // whose sums are in registers together
+constexpr int kRowsOfTerms = kRegisters == 16 ? 2 : 3;             // the same with 4-bit weights
 constexpr float kLargestInt16 = 32767.0f;
 constexpr std::ptrdiff_t kExactInputs = 512 * kLanes; // products of int8 and int16 that a vector of int32 sums holds
 
@@ -206,58 +207,60 @@ class SmallMGemm {
   void dots(const Piece& piece, std::ptrdiff_t output, const typename Dot::Left* rows, std::ptrdiff_t stride,
             std::ptrdiff_t row, Ahead& ahead) {
     using Weight = typename Dot::Weight;
-    const auto* weights = reinterpret_cast<const Weight*>(piece.matrix->values) + (piece.first + output) * linear_.inputs;
+    const std::ptrdiff_t inputs = linear_.inputs, whole = inputs / Dot::kStep * Dot::kStep;
+    const auto* weights = reinterpret_cast<const Weight*>(piece.matrix->values) + (piece.first + output) * inputs;
     const typename Dot::Left* left = rows + row * stride;
-    constexpr int kLines = kOutputs * Dot::kStep * static_cast<int>(sizeof(Weight)); // bytes of weights a step
+    Ahead none(linear_, Piece{});
     float totals[kRows][kOutputs] = {};
-    std::ptrdiff_t input = 0;
-    while (input < linear_.inputs) {
-      const std::ptrdiff_t whole = linear_.inputs / Dot::kStep * Dot::kStep;
-      const std::ptrdiff_t stop = std::min(whole, input + kExactInputs);
-      typename Dot::Sum sums[kRows][kOutputs];
-      UNROLLED
-      for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < kOutputs; ++j) sums[i][j] = Dot::none();
-      for (; input < stop; input += Dot::kStep) {
-        if (row == 0) ahead.fetch((kLines + kCacheLine - 1) / kCacheLine);
-        add_step<Dot, kRows, kOutputs>(left + input, stride, weights + input, sums);
-      }
-      if (input == whole && input < linear_.inputs) { // what is left of a step, over a copy
-        Weight rest[kOutputs * Dot::kStep] = {};
-        for (int j = 0; j < kOutputs; ++j)
-          std::memcpy(rest + j * Dot::kStep, weights + j * linear_.inputs + input,
-                      static_cast<std::size_t>(linear_.inputs - input) * sizeof(Weight));
-        add_step<Dot, kRows, kOutputs>(left + input, stride, rest, sums, Dot::kStep);
-        input = linear_.inputs;
-      }
-      UNROLLED
-      for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < kOutputs; ++j) totals[i][j] += Dot::total(sums[i][j]);
+    for (std::ptrdiff_t input = 0; input < whole; input += kExactInputs)
+      add_dots<Dot, kRows, kOutputs>(left + input, stride, weights + input, inputs, std::min(whole - input, kExactInputs),
+                                     row == 0 ? ahead : none, totals);
+    if (whole < inputs) { // what is left of a step, over a copy
+      Weight rest[kOutputs * Dot::kStep] = {};
+      for (int j = 0; j < kOutputs; ++j)
+        std::memcpy(rest + j * Dot::kStep, weights + j * inputs + whole,
+                    static_cast<std::size_t>(inputs - whole) * sizeof(Weight));
+      add_dots<Dot, kRows, kOutputs>(left + whole, stride, rest, Dot::kStep, Dot::kStep, none, totals);
     }
     for (int i = 0; i < kRows; ++i)
       for (int j = 0; j < kOutputs; ++j) results_[row + i][output + j] = totals[i][j];
   }
 
+  // Adds the products of `inputs` inputs, whole steps; weights of the next output are `next` numbers further. Not inline:
+  // among a caller's variables g++ 12 keeps sums in memory.
   template <typename Dot, int kRows, int kOutputs>
-  void add_step(const typename Dot::Left* left, std::ptrdiff_t stride, const typename Dot::Weight* weights,
-                typename Dot::Sum (&sums)[kRows][kOutputs], std::ptrdiff_t apart = 0) const {
-    const std::ptrdiff_t next = apart ? apart : linear_.inputs;
-    decltype(Dot::left(left)) numbers[kRows];
+  [[gnu::noinline]] static void add_dots(const typename Dot::Left* left, std::ptrdiff_t stride,
+                                         const typename Dot::Weight* weights, std::ptrdiff_t next, std::ptrdiff_t inputs,
+                                         Ahead& ahead, float (&totals)[kRows][kOutputs]) {
+    constexpr int kBytes = kOutputs * Dot::kStep * static_cast<int>(sizeof(typename Dot::Weight)); // of weights a step
+    typename Dot::Sum sums[kRows][kOutputs];
     UNROLLED
-    for (int i = 0; i < kRows; ++i) numbers[i] = Dot::left(left + i * stride);
-    UNROLLED
-    for (int j = 0; j < kOutputs; ++j) {
-      const auto some = Dot::weights(weights + j * next);
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < kOutputs; ++j) sums[i][j] = Dot::none();
+    Ahead later = ahead;
+    for (std::ptrdiff_t input = 0; input < inputs; input += Dot::kStep) {
+      later.fetch((kBytes + kCacheLine - 1) / kCacheLine);
+      decltype(Dot::left(left)) numbers[kRows];
       UNROLLED
-      for (int i = 0; i < kRows; ++i) sums[i][j] = Dot::add(sums[i][j], numbers[i], some);
+      for (int i = 0; i < kRows; ++i) numbers[i] = Dot::left(left + input + i * stride);
+      UNROLLED
+      for (int j = 0; j < kOutputs; ++j) {
+        const auto some = Dot::weights(weights + input + j * next);
+        UNROLLED
+        for (int i = 0; i < kRows; ++i) sums[i][j] = Dot::add(sums[i][j], numbers[i], some);
+      }
     }
+    ahead = later;
+    UNROLLED
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < kOutputs; ++j) totals[i][j] += Dot::total(sums[i][j]);
   }
 
   void multiply_int4(const Piece& piece, Ahead& ahead) {
     std::memset(results_, 0, sizeof(results_[0]) * static_cast<std::size_t>(rows_.num_rows()));
-    for (std::ptrdiff_t row = 0; row < rows_.num_rows(); row += kDotRows) {
-      const int count = static_cast<int>(std::min<std::ptrdiff_t>(kDotRows, rows_.num_rows() - row));
-      with_count<kDotRows>(count, [&](auto num_rows) { nibbles<num_rows()>(piece, row, ahead); });
+    for (std::ptrdiff_t row = 0; row < rows_.num_rows(); row += kRowsOfTerms) {
+      const int count = static_cast<int>(std::min<std::ptrdiff_t>(kRowsOfTerms, rows_.num_rows() - row));
+      with_count<kRowsOfTerms>(count, [&](auto num_rows) { nibbles<num_rows()>(piece, row, ahead); });
     }
     finish(piece);
   }

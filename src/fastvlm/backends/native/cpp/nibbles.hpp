@@ -57,7 +57,7 @@ struct NibbleRow {
 
 // sums = values 0 ... 15 of 32 of the 64 outputs (kIsHigh: the second half) times kRows rows, times kSteps.
 template <int kRows, bool kIsHigh>
-inline void multiply_nibbles(const std::uint8_t* packed, const std::int8_t* const (&rows)[kRows],
+[[gnu::noinline]] void multiply_nibbles(const std::uint8_t* packed, const std::int8_t* const (&rows)[kRows],
                              Ints (&sums)[kRows][kNibbleVectors / 2]) {
   static const Nibbles nibbles;
   Ints added[kRows][2][2] = {}; // by term, by quarter
@@ -117,7 +117,7 @@ inline void join_terms(__m256i first, __m256i second, __m256i& low, __m256i& hig
 
 // sums = values 0 ... 15 of 32 of the 64 outputs (kIsHigh: the second half) times kRows rows, times kSteps.
 template <int kRows, bool kIsHigh>
-inline void multiply_nibbles(const std::uint8_t* packed, const std::int8_t* const (&rows)[kRows],
+[[gnu::noinline]] void multiply_nibbles(const std::uint8_t* packed, const std::int8_t* const (&rows)[kRows],
                              Ints (&sums)[kRows][kNibbleVectors / 2]) {
   const __m256i low_bits = _mm256_set1_epi8(15);
   __m256i added[kRows][2][2] = {}; // by term, by quarter
@@ -160,7 +160,7 @@ struct NibbleRow {
 
 // sums = values 0 ... 15 of 32 of the 64 outputs (kIsHigh: the second half) times kRows rows, times kSteps.
 template <int kRows, bool kIsHigh>
-inline void multiply_nibbles(const std::uint8_t* packed, const std::int8_t* const (&rows)[kRows],
+[[gnu::noinline]] void multiply_nibbles(const std::uint8_t* packed, const std::int8_t* const (&rows)[kRows],
                              Ints (&sums)[kRows][kNibbleVectors / 2]) {
   int16x8_t added[kRows][2][4] = {}; // by term, by eight outputs
   for (int input = 0; input < kNibbleInputs; ++input, packed += 32) {
