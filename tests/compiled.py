@@ -45,10 +45,12 @@ has_compiler = (
 is_possible = pytest.mark.skipif(not has_compiler, reason="needs Linux, a CPU with kernels and a C++ compiler")
 
 _PREDEFINED = {  # what the compiler predefines where it may use these instructions
+    "avx2vnni": ("AVXVNNI",),
     "avx512": ("AVX512F", "AVX512BW", "AVX512DQ", "AVX512BF16"),
     "amx": ("AVX512F", "AVX512BW", "AVX512DQ", "AVX512BF16", "AMX_TILE", "AMX_BF16", "AMX_INT8"),
 }
 _EMULATED = ("-O1", "-march=native", "-mno-avx512f", "-Wno-psabi", f"-I{EMULATION}")
+_EMULATED_ON_AVX2 = {"avx2vnni": ("-O1", "-march=x86-64-v3", f"-I{EMULATION / 'avx2vnni'}")}
 _SANITIZED = ("-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
@@ -72,8 +74,9 @@ def _tested(level: Level) -> Level:
     extra = _SANITIZED if "sanitized" in MODES else ()
     if not is_emulated(level):
         return dataclasses.replace(level, flags=(*level.flags, *extra))
+    flags = _EMULATED_ON_AVX2.get(level.name, _EMULATED)
     defined = (f"-D__{name}__" for name in _PREDEFINED[level.name])
-    return dataclasses.replace(level, needed=LEVELS[0].needed, flags=(*_EMULATED, *defined, *extra))
+    return dataclasses.replace(level, needed=LEVELS[0].needed, flags=(*flags, *defined, *extra))
 
 
 def prepare(patch: pytest.MonkeyPatch) -> None:

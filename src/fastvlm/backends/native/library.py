@@ -54,6 +54,7 @@ _AVX512_FLAGS = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mavx512vb
 # From the least to the most: a function of the C++ library that several levels need is then taken from the least.
 LEVELS = (
     Level("avx2", "x86_64", _AVX2, ("-march=x86-64-v3",)),
+    Level("avx2vnni", "x86_64", _AVX2 | {"avx_vnni"}, ("-march=x86-64-v3", "-mavxvnni")),
     Level("avx512", "x86_64", _AVX2 | _AVX512, _AVX512_FLAGS),
     Level(
         "amx",

@@ -182,7 +182,11 @@ inline Floats lane_numbers() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 // sums + the four products a[4 i + j] * b[4 i + j] of unsigned with signed 8-bit integers. Exact only if two neighboring
 // products together fit 16 bits.
 inline Ints add_quads(Ints sums, Ints a, Ints b) {
+#if defined(__AVXVNNI__)
+  return _mm256_dpbusd_avx_epi32(sums, a, b);
+#else
   return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+#endif
 }
 
 // kLanes integers of 0 to 255 as bytes.
