@@ -18,7 +18,7 @@
 namespace fastvlm::FASTVLM_LEVEL {
 
 constexpr std::ptrdiff_t kMaxRows = 512; // at a time
-constexpr std::ptrdiff_t kPartBytes = 256 << 10; // of the rows' numbers for a part of the inputs: they stay in L2
+constexpr std::ptrdiff_t kPartBytes = 128 << 10; // of the rows' numbers for a part of the inputs: they stay in L2
 constexpr std::ptrdiff_t kGroup = 4;             // panels that go through a part of the inputs together
 
 // Rows as a linear's products want them: float32 or bfloat16 as they are, or int16 with a scale for each row.
