@@ -67,7 +67,7 @@ void score_keys(const Number* keys, std::ptrdiff_t seen, std::ptrdiff_t width, c
 template <typename Number>
 void mix_values(const float* weights, std::ptrdiff_t count, std::ptrdiff_t seen, const Number* values,
                 std::ptrdiff_t width, const Number* ahead, const Number* more_ahead, float* results) {
-  const std::ptrdiff_t line = kCacheBytes / static_cast<std::ptrdiff_t>(sizeof(Number));
+  const std::ptrdiff_t line = kCacheLine / static_cast<std::ptrdiff_t>(sizeof(Number));
   for (std::ptrdiff_t i = 0; i < seen * width; i += line) {
     __builtin_prefetch(ahead + i, 0, 2);
     __builtin_prefetch(more_ahead + i, 0, 2);

@@ -99,7 +99,7 @@ class Attention {
   // What a slot holds comes from memory.
   void ask_for(const Part& part) const {
     const Number* held = keys(part.token, part.kv_head);
-    const std::ptrdiff_t line = kCacheBytes / static_cast<std::ptrdiff_t>(sizeof(Number));
+    const std::ptrdiff_t line = kCacheLine / static_cast<std::ptrdiff_t>(sizeof(Number));
     for (std::ptrdiff_t i = 0; i < tokens_.positions[part.token] * heads_.width; i += line) {
       __builtin_prefetch(held + i, 0, 2);
       __builtin_prefetch(held + values_from_keys() + i, 0, 2);

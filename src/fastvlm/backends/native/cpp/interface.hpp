@@ -1,4 +1,4 @@
-// Names and numbers types of the C interface; native/kernels.py calls it.
+// Names and number types of the C interface; native/kernels.py calls it.
 
 #pragma once
 

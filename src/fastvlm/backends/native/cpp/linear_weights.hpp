@@ -13,8 +13,7 @@ namespace fastvlm::FASTVLM_LEVEL {
 
 enum Kind : std::ptrdiff_t { kBfloat16 = 0, kInt8 = 1, kInt4 = 2, kFloat32Weights = 3 };
 
-constexpr std::ptrdiff_t kCacheLine = 64; // bytes
-constexpr std::ptrdiff_t kOutputs = 64;   // of a block: how 4-bit weights are packed
+constexpr std::ptrdiff_t kOutputs = 64; // of a block: how 4-bit weights are packed
 
 // Rows of weights over the same inputs; `NativeMatrix` in native/linear.py.
 struct Matrix {
@@ -31,7 +30,8 @@ struct LinearWeights {
   Kind kind() const { return static_cast<Kind>(parts->kind); }
 };
 
-inline std::ptrdiff_t padded_inputs(std::ptrdiff_t inputs) { return rounded_up(inputs, kCacheLine); }
+// Rows of inputs are padded with zeros to whole vectors of every number type, and to whole rows of tiles.
+inline std::ptrdiff_t padded_inputs(std::ptrdiff_t inputs) { return rounded_up(inputs, 64); }
 inline std::ptrdiff_t row_bytes(const LinearWeights& linear) {
   return linear.inputs * (linear.kind() == kInt8 ? 1 : linear.kind() == kFloat32Weights ? 4 : 2);
 }

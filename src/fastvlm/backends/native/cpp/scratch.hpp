@@ -7,7 +7,7 @@
 
 namespace fastvlm::FASTVLM_LEVEL {
 
-constexpr std::ptrdiff_t kCacheBytes = 64; // of a line
+constexpr std::ptrdiff_t kCacheLine = 64; // bytes
 
 inline std::ptrdiff_t parts(std::ptrdiff_t whole, std::ptrdiff_t size) { return (whole + size - 1) / size; }
 inline std::ptrdiff_t rounded_up(std::ptrdiff_t count, std::ptrdiff_t unit) { return (count + unit - 1) / unit * unit; }
