@@ -25,7 +25,6 @@ from fastvlm.config import DecoderConfig
 from fastvlm.formats.checkpoint import RotaryPositions
 from fastvlm.formats.names import HEAD
 
-_UNPACKED = 32  # `kUnpacked` in cpp/gemm_unpacked.hpp
 _HEAD_WIDTHS, _MOST_SHARING = range(32, 257, 32), 16  # cpp/decoder_attention.hpp
 _TILE_ROWS = 16  # keys that are read at a time, perhaps beyond a slot's last one
 
@@ -76,8 +75,7 @@ class _NativeLayer(NamedTuple):
             return None
         if not (isinstance(gate_up, NativeLinear) and isinstance(down, NativeLinear)):
             return None
-        has_whole_halves = gate_up.native_weights.num_parts == 2 or gate_up.native_weights.outputs // 2 % _UNPACKED == 0
-        if not has_whole_halves or not all(norm.dtype == dtype and norm.is_contiguous() for norm in norms):
+        if not all(norm.dtype == dtype and norm.is_contiguous() for norm in norms):
             return None
         return cls(*norms, qkv, output, gate_up, down)
 

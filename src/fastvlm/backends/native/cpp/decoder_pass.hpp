@@ -113,9 +113,12 @@ class Pass {
 
  private:
 
+  static constexpr std::ptrdiff_t kHalfUnit = 32; // outputs that every level's GEMM can begin with
+
   void mlp(const Layer& layer, const Span& span, const TeamMember& member, const LinearWeights* next) const {
     const auto normed = norm(layer.mlp_norm);
-    if (span.are_many()) { // gates and what they let through meet in registers
+    const bool has_whole_halves = layer.gate_up->num_parts == 2 || layer.gate_up->outputs / 2 % kHalfUnit == 0;
+    if (span.are_many() && has_whole_halves) { // gates and what they let through meet in registers
       auto* gated = reinterpret_cast<Number*>(gates_);
       multiply(*layer.gate_up, span, normed, Output(gated, inner_), member, layer.down, true);
       const auto wide = [this, gated](std::ptrdiff_t row, float* numbers) { widen(gated + row * inner_, numbers); };
