@@ -31,7 +31,8 @@ class Columns {
 
   Columns(Scratch<std::uint8_t>& memory, const LinearWeights& linear, std::ptrdiff_t num_rows, bool is_narrow)
       : num_rows_(num_rows), width_(padded_inputs(linear.inputs)), has_groups_(linear.kind() == kInt4) {
-    form_ = linear.kind() == kInt8 || has_groups_ ? kRounded : is_narrow && kHasBfloat16Pairs ? kPairs : kFloats;
+    const bool has_pairs = kHasBfloat16Pairs && is_narrow && linear.kind() == kBfloat16;
+    form_ = linear.kind() == kInt8 || has_groups_ ? kRounded : has_pairs ? kPairs : kFloats;
     numbers_ = memory.at_least(num_bytes(num_rows, linear.inputs));
     scales_ = reinterpret_cast<float*>(numbers_ + padded_rows() * width_ * 4);
     sums_ = scales_ + padded_rows();
