@@ -270,6 +270,8 @@ def test_stored_weights_are_used_where_they_lie(bits):
 
 def test_a_library_that_computes_something_else_is_not_used(kernels):
     class Wrong:
+        dtypes = (dtype(),)
+
         def multiply(self, linear, rows, y):
             y.zero_()
 

@@ -79,7 +79,10 @@ class NativeLinear:
         held = [_tensors(weight) for weight in weights]
         floats = [None if bias is None else bias.detach().float().contiguous() for bias in biases]
         self._held = held, floats  # what the pointers point to
-        matrices = [_matrix(weight, self.in_features, bias) for weight, bias in zip(weights, floats, strict=True)]
+        dtypes = kernels.dtypes
+        matrices = [
+            _matrix(weight, self.in_features, bias, dtypes) for weight, bias in zip(weights, floats, strict=True)
+        ]
         if len({matrix.kind for matrix in matrices}) != 1:
             raise ValueError(f"weights are {[type(weight).__name__ for weight in weights]}; expected one kind.")
         self.out_features = sum(matrix.outputs for matrix in matrices)
@@ -174,10 +177,12 @@ def _tensors(weight: Tensor | RoundedWeight) -> tuple[Tensor, ...]:
     return (weight.detach(),) if isinstance(weight, Tensor) else tuple(weight.tensors.values())
 
 
-def _matrix(weight: Tensor | RoundedWeight, inputs: int, bias: Tensor | None) -> NativeMatrix:
-    """The kernels' description of `weight` (out, `inputs`) and its float32 `bias` (out,)."""
+def _matrix(
+    weight: Tensor | RoundedWeight, inputs: int, bias: Tensor | None, dtypes: Sequence[torch.dtype]
+) -> NativeMatrix:
+    """The description of `weight` (out, `inputs`) and its float32 `bias` (out,) for kernels of `dtypes`."""
     if isinstance(weight, Tensor):
-        is_wide = weight.dtype == torch.float32
+        is_wide = weight.dtype == torch.float32 and torch.float32 in dtypes
         outputs, kind, group = len(weight), _FLOAT32 if is_wide else _BFLOAT16, 0
         values, scales = address("weight", weight.detach(), _FORMS[is_wide], outputs, inputs), None
     elif isinstance(weight, Int8Weight):
