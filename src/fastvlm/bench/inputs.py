@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -45,7 +45,15 @@ def long_question(count_tokens: Callable[[str], int], num_tokens: int, seed: int
     return " ".join(words)
 
 
-def text_prompt(processor: Any, num_tokens: int, seed: int = 0) -> Any:
+class TemplatedProcessor(Protocol):
+    """A processor with a chat template: ours, or that of transformers."""
+
+    @property
+    def apply_chat_template(self) -> Callable[..., Any]:
+        """Turns messages into token ids."""
+
+
+def text_prompt(processor: TemplatedProcessor, num_tokens: int, seed: int = 0) -> Any:
     """`input_ids` and `attention_mask` (1, T) of a :func:`long_question` in the chat template of `processor`."""
 
     def inputs(question: str) -> Any:

@@ -40,12 +40,12 @@ def convert(folder: str, file: Path, bits: Bits) -> None:
     part.replace(file)
 
 
-def _compressed(model: Any, bits: Bits) -> Any:
-    """`model` with 8-bit weights, or 4-bit ones in groups of GROUP, embedding and head in 8."""
+def _compressed(graph: Any, bits: Bits) -> Any:
+    """`graph` with 8-bit weights, or 4-bit ones in groups of GROUP, embedding and head in 8."""
     nncf: Any = importlib.import_module("nncf")
     if bits == 8:
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=GROUP, ratio=1.0)
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=GROUP, ratio=1.0)
 
 
 def _stateful(ov: Any, decoder: PlainDecoder) -> Any:
@@ -76,30 +76,30 @@ def _traced(ov: Any, decoder: PlainDecoder) -> Any:
     return model
 
 
-def _reorder_cache(ov: Any, model: Any, past: list[str]) -> None:
+def _reorder_cache(ov: Any, graph: Any, past: list[str]) -> None:
     """Add the input `beam_idx`, by which the rows of the cache are picked before use."""
     ops: Any = importlib.import_module("openvino.opset13")
     beam = ops.parameter(name="beam_idx", dtype=ov.Type.i32, shape=ov.PartialShape([-1]))
     beam.output(0).get_tensor().set_names({"beam_idx"})
-    model.add_parameters([beam])
+    graph.add_parameters([beam])
     for name in past:
-        port = model.input(name)
+        port = graph.input(name)
         consumers = list(port.get_target_inputs())
         picked = ops.gather(port, beam, ops.constant(np.int64(0)))
         for consumer in consumers:
             consumer.replace_source_output(picked.output(0))
-    model.validate_nodes_and_infer_types()
+    graph.validate_nodes_and_infer_types()
 
 
-def _start_empty(model: Any) -> None:
+def _start_empty(graph: Any) -> None:
     """Give every state an empty start of as many rows as `input_ids` has."""
     ops: Any = importlib.import_module("openvino.opset13")
-    shape = ops.shape_of(model.input("input_ids"), output_type="i64")
+    shape = ops.shape_of(graph.input("input_ids"), output_type="i64")
     batch = ops.gather(shape, ops.constant(np.array([0])), ops.constant(np.int64(0)))
-    for node in model.get_ops():
+    for node in graph.get_ops():
         if node.get_type_name() == "ReadValue":
             _, heads, _, width = (dim.min_length for dim in node.get_output_partial_shape(0))
             rest = [ops.constant(np.array([size], dtype=np.int64)) for size in (heads, 0, width)]
             zero = ops.constant(0.0, dtype=node.get_output_element_type(0))
             node.set_arguments([ops.broadcast(zero, ops.concat([batch, *rest], axis=0))])
-    model.validate_nodes_and_infer_types()
+    graph.validate_nodes_and_infer_types()

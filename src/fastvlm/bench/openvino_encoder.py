@@ -46,9 +46,9 @@ def convert(folder: str, file: Path, side_px: int, bits: int = 32) -> None:
         _save(ov, quantized, file)
 
 
-def _save(ov: Any, model: Any, file: Path) -> None:
+def _save(ov: Any, graph: Any, file: Path) -> None:
     part = file.with_name(f"part.{file.name}")
-    ov.save_model(model, part, compress_to_fp16=False)
+    ov.save_model(graph, part, compress_to_fp16=False)
     part.with_suffix(".bin").replace(file.with_suffix(".bin"))
     part.replace(file)
 
@@ -61,10 +61,10 @@ def _shipped_images(folder: str, side_px: int) -> list[NDArray[np.float32]]:
     return [processor(str(file))["pixel_values"].numpy() for file in files[: _NUM_CALIBRATION + _NUM_CHECKED]]
 
 
-def _quantized(model: Any, images: list[NDArray[np.float32]]) -> Any:
+def _quantized(graph: Any, images: list[NDArray[np.float32]]) -> Any:
     nncf: Any = importlib.import_module("nncf")
     # nncf's default preset; with the other one (MIXED) the error on the mini is half as large again.
-    return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
+    return nncf.quantize(graph, nncf.Dataset(images), subset_size=len(images))
 
 
 def _error(ov: Any, quantized: Any, plain: Any, images: list[NDArray[np.float32]]) -> float:
