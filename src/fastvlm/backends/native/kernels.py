@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 _BLOCK = 32  # `kDepthwiseChannels` in cpp/depthwise.hpp
 _KERNEL_SIZES = (3, 7)
 HEAD_WIDTH = 32  # `kHeadWidth` in cpp/encoder_linear.hpp and cpp/amx/attention.hpp
-_HALF = torch.bfloat16
 MOST_ROWS = 512  # `kMaxRows` in cpp/gemm.hpp
 Epilogue = Literal["plain", "gelu", "added", "heads"]
 _EPILOGUES: dict[Epilogue, int] = {"plain": 0, "gelu": 1, "added": 2, "heads": 3}  # `Epilogue` in cpp/interface.hpp
-
-
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1}  # `Dtype` in cpp/interface.hpp
 _TILE_LEVEL = "amx"
 _BUILD_AGAIN = "To build them again: fastvlm build-kernels"
@@ -76,7 +73,7 @@ class NativeKernels:
         self.has_tiles = level == _TILE_LEVEL and bool(functions["may_use_tiles"]())
         self._gelu, self._depthwise = functions["gelu"], functions["depthwise"]
         self._linear, self._ffn, self._attention = functions["linear"], functions["ffn"], functions["attention"]
-        self._panel_layout = functions["panel_layout"]
+        self._layouts = {dtype: self._layout(dtype) for dtype in self.dtypes}
         self._gemm, self._decode = functions["gemm"], functions["decode"]
 
     def _functions(self, library: ctypes.CDLL, signatures: dict[str, tuple[list[Any], Any]]) -> Iterator[Any]:
@@ -131,8 +128,11 @@ class NativeKernels:
 
     def panel_layout(self, dtype: torch.dtype) -> PanelLayout:
         """How :meth:`linear` expects weights of `dtype`, one of :attr:`dtypes`."""
+        return self._layouts[dtype]
+
+    def _layout(self, dtype: torch.dtype) -> PanelLayout:
         sizes = (_INT * 4)()
-        self._panel_layout(_DTYPES[dtype], sizes)
+        self.function("panel_layout")(_DTYPES[dtype], sizes)
         groups, rows, columns, depth = sizes
         return PanelLayout((groups, rows, columns, depth), is_padded=self.level != _TILE_LEVEL)
 

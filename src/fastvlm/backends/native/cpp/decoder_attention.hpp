@@ -124,7 +124,7 @@ class Attention {
     score_keys(held, seen, width, queries, columns, scores);
     float factors[kScoreColumns];
     for (int vector = 0; vector * kLanes < columns; ++vector)
-      store(factors + vector * kLanes, soften(scores + vector * kLanes, vector, token, count, seen));
+      store(factors + vector * kLanes, soften(scores + vector * kLanes, vector, token, seen));
     mix_values(scores, columns, seen, held + values_from_keys(), width, ahead, ahead + values_from_keys(), results);
     for (std::ptrdiff_t i = 0; i < columns; ++i) put(results + i * width, factors[i], token, i, kv_head);
   }
@@ -135,7 +135,7 @@ class Attention {
   }
 
   // Scores of a vector of columns become exponentials, of keys that are not seen zeros; gives one over their sum.
-  Floats soften(float* scores, int vector, std::ptrdiff_t token, std::ptrdiff_t count, std::ptrdiff_t seen) const {
+  Floats soften(float* scores, int vector, std::ptrdiff_t token, std::ptrdiff_t seen) const {
     const Floats columns = lane_numbers() + broadcast(static_cast<float>(vector * kLanes));
     const std::ptrdiff_t all_see = tokens_.positions[token] + 1;
     const auto limit = [&](std::ptrdiff_t key) { return broadcast(static_cast<float>(first_seeing(token, key))); };

@@ -19,7 +19,6 @@ namespace fastvlm::FASTVLM_LEVEL {
 
 constexpr std::ptrdiff_t kBlockRows = 96;   // at most; whole tiles
 constexpr std::ptrdiff_t kPartBytes = 1536; // of a row's left numbers in a part of the inputs
-constexpr std::ptrdiff_t kLineBytes = 64;   // of the cache
 constexpr std::ptrdiff_t kHeadWidth = 32;   // of the encoder's attention
 
 // The product of numbers of a type with weights that are stored in the same type.
@@ -56,7 +55,7 @@ struct LeftRows {
   std::ptrdiff_t rows, stride;
 
   static std::ptrdiff_t stride_of(std::ptrdiff_t columns) {
-    constexpr std::ptrdiff_t kLine = kLineBytes / sizeof(Left);
+    constexpr std::ptrdiff_t kLine = kCacheLine / sizeof(Left);
     return rounded_up(columns, kLine) + kLine; // rows a power of 2 apart would share a few sets of the cache
   }
   // Uninitialized rows in `memory`.
@@ -71,7 +70,7 @@ struct LeftRows {
   // A copy of rows of `columns` numbers.
   template <typename Number>
   void copy(const Number* from, std::ptrdiff_t columns) const {
-    const std::ptrdiff_t all = stride_of(columns) - kLineBytes / static_cast<std::ptrdiff_t>(sizeof(Left));
+    const std::ptrdiff_t all = stride_of(columns) - kCacheLine / static_cast<std::ptrdiff_t>(sizeof(Left));
     for (std::ptrdiff_t row = 0; row < rows; ++row) {
       Left* const to = data + row * stride;
       std::ptrdiff_t i = 0;
@@ -113,7 +112,7 @@ void multiply(const LeftRows<typename Product::Left>& left, const StepRange& ran
     const char* next = reinterpret_cast<const char*>(layer.panel(panel + 1, range.first));
     const auto prefetch = [&next] {
       __builtin_prefetch(next, 0, 2);
-      next += kLineBytes;
+      next += kCacheLine;
     };
     for (std::ptrdiff_t row = 0; row < left.rows; row += kTileHeight, ++saved) {
       TileSums<Product, kTileHeight> sums;

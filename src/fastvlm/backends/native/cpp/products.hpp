@@ -23,16 +23,17 @@ struct FloatProduct {
 };
 
 // Right numbers are widened as they are read.
-struct WidenedProduct {
-  using Left = float;
+struct WidenedProduct : FloatProduct {
   using Right = Bfloat16;
-  using Sum = Floats;
-  static constexpr int kDepth = 1;
-  static Sum none() { return zeros(); }
-  static Sum left(const Left* at) { return broadcast(at); }
   static Sum right(const Right* at) { return load(at); }
-  static Sum add(Sum sums, Sum left, Sum right) { return multiply_add(left, right, sums); }
 };
+
+// The 32 bits at `at` in every lane.
+inline Ints broadcast_word(const void* at) {
+  std::int32_t word;
+  std::memcpy(&word, at, sizeof word);
+  return broadcast_int(word);
+}
 
 // Exact as long as no sum exceeds int32.
 struct Int16Product {
@@ -41,11 +42,7 @@ struct Int16Product {
   using Sum = Ints;
   static constexpr int kDepth = 2;
   static Sum none() { return no_ints(); }
-  static Sum left(const Left* at) {
-    std::int32_t pair;
-    std::memcpy(&pair, at, sizeof pair);
-    return broadcast_int(pair);
-  }
+  static Sum left(const Left* at) { return broadcast_word(at); }
   static Sum right(const Right* at) { return load_ints(at); }
   static Sum add(Sum sums, Sum left, Sum right) { return add_pairs(sums, left, right); }
 };
@@ -58,11 +55,7 @@ struct Uint8Product {
   using Sum = Ints;
   static constexpr int kDepth = 4;
   static Sum none() { return no_ints(); }
-  static Sum left(const Left* at) {
-    std::int32_t four;
-    std::memcpy(&four, at, sizeof four);
-    return broadcast_int(four);
-  }
+  static Sum left(const Left* at) { return broadcast_word(at); }
   static Sum right(const Right* at) { return load_ints(at); }
   static Sum add(Sum sums, Sum left, Sum right) { return add_quads(sums, left, right); }
 };
@@ -74,7 +67,7 @@ struct Bfloat16Product {
   using Sum = Floats;
   static constexpr int kDepth = 2;
   static Sum none() { return zeros(); }
-  static Ints left(const Left* at) { return Int16Product::left(reinterpret_cast<const std::int16_t*>(at)); }
+  static Ints left(const Left* at) { return broadcast_word(at); }
   static Ints right(const Right* at) { return load_ints(at); }
   static Sum add(Sum sums, Ints left, Ints right) { return add_bfloat16_pairs(sums, left, right); }
 };

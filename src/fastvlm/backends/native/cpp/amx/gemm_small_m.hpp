@@ -55,8 +55,7 @@ class FewRows {
     Bfloat16* halves = halves_.at_least(num_rows_ * width_);
     for (std::ptrdiff_t row = 0; row < num_rows_; ++row)
       for (std::ptrdiff_t i = 0; i < width_; i += kLanes)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(halves + row * width_ + i),
-                            narrowed(_mm512_loadu_ps(rows + row * stride + i)));
+        store(halves + row * width_ + i, load(rows + row * stride + i));
     std::uint8_t* tiles = tiles_.at_least(num_tiles() * tile_bytes());
     for (std::ptrdiff_t row = 0; row < num_rows_; row += kTileRows, tiles += tile_bytes())
       pack_columns(reinterpret_cast<const std::uint32_t*>(halves + row * width_), width_ / 2,

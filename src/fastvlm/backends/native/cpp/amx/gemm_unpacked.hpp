@@ -11,7 +11,7 @@ namespace fastvlm::FASTVLM_LEVEL {
 inline __m512i looked_up(__m256i values, std::uint32_t scale_and_zero) {
   const __m512 steps = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
   const __m512i both = _mm512_set1_epi32(static_cast<int>(scale_and_zero));
-  const __m512i table = _mm512_castsi256_si512(narrowed(_mm512_fmadd_ps(steps, even_lanes(both), odd_lanes(both))));
+  const __m512i table = _mm512_castsi256_si512(detail::rounded_to_bfloat16(_mm512_fmadd_ps(steps, even_lanes(both), odd_lanes(both))));
   return _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(values), table);
 }
 

@@ -84,7 +84,7 @@ struct WriteAdded {
   void operator()(const float* sums, const Destination& where, int row) const {
     if (row >= where.rows) return;
     Bfloat16* to = where.to + row * where.stride;
-    const auto there = [to](int first) { return widened(_mm256_loadu_si256(reinterpret_cast<__m256i*>(to + first))); };
+    const auto there = [to](int first) { return load(to + first); };
     const __m512 low = _mm512_add_ps(_mm512_load_ps(sums), there(0));
     const __m512 high = _mm512_add_ps(_mm512_load_ps(sums + kLanes), there(kLanes));
     _mm512_storeu_si512(to, rounded(low, high));

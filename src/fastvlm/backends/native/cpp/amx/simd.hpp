@@ -39,19 +39,4 @@ struct Interleaved {
   }
 };
 
-inline __mmask16 first_floats(std::ptrdiff_t count) {
-  return static_cast<__mmask16>(first_lanes(static_cast<std::size_t>(count)));
-}
-
-inline __m512 widened(__m256i halves) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-inline __m256i narrowed(__m512 values) {
-  const __m256bh halves = _mm512_cvtneps_pbh(values);
-  __m256i bits;
-  std::memcpy(&bits, &halves, sizeof bits);
-  return bits;
-}
-
 } // namespace fastvlm::FASTVLM_LEVEL
