@@ -18,7 +18,7 @@ def test_all_are_public_and_documented():
 @pytest.mark.parametrize("error", [c for c in CLASSES if c is not errors.FastVlmError])
 def test_is_a_fastvlm_error_and_a_builtin_one(error):
     assert issubclass(error, errors.FastVlmError)
-    runtime_errors = (errors.BuildError, errors.NonFiniteError, errors.TrainingError)
+    runtime_errors = (errors.BuildError, errors.ExportError, errors.NonFiniteError, errors.TrainingError)
     builtin = RuntimeError if error in runtime_errors else (ValueError, ImportError, OSError)
     assert issubclass(error, builtin), (
         "code written against transformers catches ValueError, torch's OOM is RuntimeError"

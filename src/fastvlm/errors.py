@@ -14,6 +14,7 @@ __all__ = [
     "ContextLengthError",
     "DataError",
     "EngineBusyError",
+    "ExportError",
     "FastVlmError",
     "ImageError",
     "ImageTokenMismatchError",
@@ -65,6 +66,10 @@ class DataError(FastVlmError, ValueError):
 
 class EngineBusyError(FastVlmError, ValueError):
     """More requests than an engine lets wait: try again later."""
+
+
+class ExportError(FastVlmError, RuntimeError):
+    """Exported files that do not compute what their checkpoint does."""
 
 
 class MeasurementError(FastVlmError, ValueError):

@@ -15,9 +15,9 @@ import fastvlm
 from fastvlm.bench.decoder_peers import DecoderPeer, top_log_probs
 from fastvlm.bench.inputs import text_prompt
 from fastvlm.bench.peers_folder import RUNTIMES
-from fastvlm.bench.plain_decoder import PlainDecoder, greedy
 from fastvlm.bench.reference import LIMITS, Reference, write_reference
 from fastvlm.errors import MeasurementError
+from fastvlm.export.decoder import TokenDecoder, greedy
 from fastvlm.formats.places import SHIPPED, checkpoint_path
 from fastvlm.opening import open_checkpoint
 
@@ -29,7 +29,7 @@ PROMPT_TOKENS = 40
 @pytest.fixture(scope="module")
 def plain():
     checkpoint = open_checkpoint(MINI)
-    return PlainDecoder(checkpoint), text_prompt(checkpoint.processor, PROMPT_TOKENS)["input_ids"]
+    return TokenDecoder(checkpoint), text_prompt(checkpoint.processor, PROMPT_TOKENS)["input_ids"]
 
 
 @pytest.fixture(scope="module")

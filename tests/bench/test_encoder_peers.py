@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import fastvlm
-from fastvlm.bench.encoder_peers import DeployedEncoder, EncoderRuntime, traced_encoder
+from fastvlm.bench.encoder_peers import EncoderRuntime, traced_encoder
 from fastvlm.bench.measuring import pixels, sketch
+from fastvlm.export.graphs import VisionGraph
+from fastvlm.opening import open_checkpoint
 
 
 @torch.no_grad()
@@ -16,8 +18,8 @@ def features_of(folder, side_px):
 
 @torch.no_grad()
 def test_the_deployed_encoder_gives_the_models_features(endless):
-    model, expected = features_of(endless, 128)
-    torch.testing.assert_close(DeployedEncoder(model)(pixels(128)), expected, rtol=1e-4, atol=1e-5)
+    _, expected = features_of(endless, 128)
+    torch.testing.assert_close(VisionGraph(open_checkpoint(endless))(pixels(128)), expected, rtol=1e-4, atol=1e-5)
 
 
 class Eager(EncoderRuntime):

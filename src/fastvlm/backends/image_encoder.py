@@ -63,7 +63,7 @@ class SteppedImageEncoder:
         base: SteppedImageEncoder | None = None,
     ) -> None:
         if base is None or _has_changed(checkpoint, ENCODER):
-            module = _encoder(checkpoint, is_rounded=True)
+            module = encoder_of(checkpoint, is_rounded=True)
             rounded = rounded_in_encoder(checkpoint.tensors) if bits == 8 else ()
             self.encoder = FastEncoder(module, dtype, partial(_rounded, checkpoint, frozenset(rounded)))
             for weight in module.parameters():
@@ -72,7 +72,7 @@ class SteppedImageEncoder:
             self.encoder = base.encoder
         self.projector: FastVlmMultiModalProjector
         if base is None or _has_changed(checkpoint, PROJECTOR):
-            self.projector = _projector(checkpoint).to(dtype)
+            self.projector = projector_of(checkpoint).to(dtype)
         else:
             self.projector = base.projector
 
@@ -98,8 +98,8 @@ class TorchImageEncoder:
     ) -> None:
         self._dtype, self._device = dtype, device
         self._encoder, self._projector = (
-            _encoder(checkpoint).to(device, dtype),
-            _projector(checkpoint).to(device, dtype),
+            encoder_of(checkpoint).to(device, dtype),
+            projector_of(checkpoint).to(device, dtype),
         )
         self._has_graphs = has_graphs
         self._encode = GraphedEncode(self._forward, device) if has_graphs else self._forward
@@ -141,7 +141,7 @@ def _rounded(checkpoint: Checkpoint, asked: Set[str], name: str) -> Int8Weight |
     return round_encoder_weight(checkpoint.tensors[name])
 
 
-def _encoder(checkpoint: Checkpoint, *, is_rounded: bool = False) -> FastViTHD:
+def encoder_of(checkpoint: Checkpoint, *, is_rounded: bool = False) -> FastViTHD:
     """The encoder; with `is_rounded`, weights stored in 8 bits are zeros, because :func:`_rounded` gives them."""
     with torch.device("meta"):
         module = FastViTHD(checkpoint.config.vision_config)
@@ -149,7 +149,8 @@ def _encoder(checkpoint: Checkpoint, *, is_rounded: bool = False) -> FastViTHD:
     return _with_tensors(module, checkpoint, ENCODER, stored)
 
 
-def _projector(checkpoint: Checkpoint) -> FastVlmMultiModalProjector:
+def projector_of(checkpoint: Checkpoint) -> FastVlmMultiModalProjector:
+    """The projector, in eval mode, on the checkpoint's own tensors."""
     with torch.device("meta"):
         module = FastVlmMultiModalProjector(checkpoint.config)
     return _with_tensors(module, checkpoint, PROJECTOR)

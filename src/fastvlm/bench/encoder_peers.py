@@ -9,7 +9,6 @@ import importlib
 import io
 import json
 import time
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,43 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastvlm.bench.conversions import converted
 from fastvlm.bench.measuring import Runtime
 from fastvlm.bench.openvino_peer import openvino_settings
 from fastvlm.bench.peers_folder import check_installed
 from fastvlm.bench.worker import Measured
-from fastvlm.hf.loading import load
-from fastvlm.hf.modeling import FastVlmForConditionalGeneration
-from fastvlm.model.projector import as_feature_tokens
+from fastvlm.export.graphs import VisionGraph, quiet_export, traced
+from fastvlm.opening import open_checkpoint
 
 Run = Callable[[Any], Tensor]
 
 
-class DeployedEncoder(nn.Module):
-    """Pixels (1, 3, H, W) float32 -> visual tokens (1, N, D) float32: fused encoder and projector of a model."""
-
-    def __init__(self, model: FastVlmForConditionalGeneration) -> None:
-        super().__init__()
-        self.encoder = model.model.vision_tower.timm_model.deploy()
-        self.projector = model.model.multi_modal_projector
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """See the class."""
-        return self.projector(as_feature_tokens(self.encoder(pixel_values)))  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
 def traced_encoder(folder: str, image: Tensor) -> Any:
     """The encoder of a checkpoint in float32, traced by torch for one image (1, 3, H, W)."""
-    model, _ = load(folder, device="cpu", dtype="float32")
-    encoder = DeployedEncoder(model).eval().requires_grad_(False)
-    trace: Any = torch.jit.trace
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # A function, not the module: tracing a module asks for each of its properties.
-        return trace(lambda pixels: encoder(pixels), image, check_trace=False)  # noqa: PLW0108
+    return traced(VisionGraph(open_checkpoint(folder)), image)
 
 
 class EncoderRuntime(Runtime):
@@ -137,8 +115,7 @@ class OnnxRuntimeEncoder(EncoderRuntime):
         ort: Any = importlib.import_module("onnxruntime")
         stream = io.BytesIO()
         export: Any = torch.onnx.export
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quiet_export(), torch.no_grad():
             # The exporter that needs no other package; the newer one needs onnxscript.
             export(traced_encoder(self.folder, image), (image,), stream, input_names=["pixel_values"], dynamo=False)
         settings = ort.SessionOptions()

@@ -14,6 +14,7 @@ import fastvlm
 from fastvlm.bench.encoder_peers import traced_encoder
 from fastvlm.bench.measuring import pixels
 from fastvlm.bench.peers_folder import add_runtimes_folder
+from fastvlm.export.openvino_graphs import save
 from fastvlm.opening import open_checkpoint
 from fastvlm.processing.image_processor import image_size_px
 from fastvlm.storage.whole_files import write_file
@@ -36,21 +37,14 @@ def convert(folder: str, file: Path, side_px: int, bits: int = 32) -> None:
     if bits == 32 or not plain.exists():
         image = pixels(side_px)
         traced = traced_encoder(folder, image)
-        _save(ov, ov.convert_model(traced, example_input=image, input=list(image.shape)), plain)
+        save(ov, ov.convert_model(traced, example_input=image, input=list(image.shape)), plain, is_half=False)
     if bits == 8:
         images = _shipped_images(folder, side_px)
         model = ov.Core().read_model(plain)
         quantized = _quantized(model, images[:_NUM_CALIBRATION])
         error = _error(ov, quantized, ov.Core().read_model(plain), images[_NUM_CALIBRATION:])
         write_file(file.with_suffix(".json"), json.dumps({"feature_error": round(error, 5)}))
-        _save(ov, quantized, file)
-
-
-def _save(ov: Any, graph: Any, file: Path) -> None:
-    part = file.with_name(f"part.{file.name}")
-    ov.save_model(graph, part, compress_to_fp16=False)
-    part.with_suffix(".bin").replace(file.with_suffix(".bin"))
-    part.replace(file)
+        save(ov, quantized, file, is_half=False)
 
 
 def _shipped_images(folder: str, side_px: int) -> list[NDArray[np.float32]]:

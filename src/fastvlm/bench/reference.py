@@ -73,11 +73,11 @@ class Reference:
 def write_reference(folder: str, file: Path, prompt_tokens: int, num_tokens: int = 32) -> None:
     """Compute the reference of the checkpoint in `folder` with torch, in float32, and write it to `file`."""
     from fastvlm.bench.inputs import text_prompt
-    from fastvlm.bench.plain_decoder import PlainDecoder, greedy
+    from fastvlm.export.decoder import TokenDecoder, greedy
     from fastvlm.opening import open_checkpoint
 
     checkpoint = open_checkpoint(folder)
     prompt: list[int] = text_prompt(checkpoint.processor, prompt_tokens)["input_ids"][0].tolist()
-    logits, tokens = greedy(PlainDecoder(checkpoint), prompt, num_tokens)
+    logits, tokens = greedy(TokenDecoder(checkpoint), prompt, num_tokens)
     found: dict[str, Any] = {"prompt": prompt, "tokens": tokens, "log_probs": logits.log_softmax(0).tolist()}
     write_file(file, json.dumps(found))
