@@ -1,5 +1,5 @@
-// GEMM for a few rows. It is bound by memory bandwidth, so each weight is read once, in order, as it is stored, and the
-// next piece is prefetched.
+// GEMM for a few rows. It is bound by memory bandwidth, so each weight is read once, in order, as it is stored, and
+// prefetched shortly before.
 
 #pragma once
 
@@ -152,6 +152,44 @@ class FewRows {
   Scratch<float> sums_;
 };
 
+// Asks for the cache lines of one piece and then of the next one, each kDistance bytes before it is used. Where weights
+// are read once, lines asked for a whole piece before come too early (Zen 3, one row of bfloat16: 15.0 instead of 18.1
+// GB/s); with more rows they come in time, and the L1 cache keeps the rows.
+class NearAhead {
+ public:
+  NearAhead() = default; // nothing
+  NearAhead(const LinearWeights& linear, const Piece& piece, const Piece& next)
+      : at_(address(linear, piece) + kDistance), end_(address(linear, piece) + num_bytes(linear, piece)) {
+    if (next.matrix) next_ = address(linear, next);
+  }
+
+  // Asks for the first lines of a piece.
+  static void begin(const LinearWeights& linear, const Piece& piece) {
+    fetch_lines(address(linear, piece), kDistance / kCacheLine);
+  }
+
+  // Asks for `count` lines more, perhaps some beyond a piece's end.
+  void fetch(std::ptrdiff_t count) {
+    if (at_ >= end_) {
+      if (!next_) return;
+      at_ = next_;
+      end_ = at_ + kDistance;
+      next_ = nullptr;
+    }
+    fetch_lines(at_, count);
+    at_ += count * kCacheLine;
+  }
+
+ private:
+  static constexpr std::ptrdiff_t kDistance = std::ptrdiff_t{16} << 10;
+
+  static void fetch_lines(const std::uint8_t* at, std::ptrdiff_t count) {
+    for (std::ptrdiff_t i = 0; i < count; ++i) __builtin_prefetch(at + i * kCacheLine, 0, 3);
+  }
+
+  const std::uint8_t *at_ = nullptr, *end_ = nullptr, *next_ = nullptr;
+};
+
 class SmallMGemm {
  public:
   SmallMGemm(const LinearWeights& linear, FewRows& rows, const Output& output)
@@ -169,15 +207,20 @@ class SmallMGemm {
 
   // Asks for the weights with which a thread begins.
   static void begin(const LinearWeights& linear, const TeamMember& member) {
-    if (member.index < num_pieces(linear, kPiece)) Ahead(linear, piece(linear, kPiece, member.index)).fetch(kBegun / kCacheLine);
+    if (member.index < num_pieces(linear, kPiece)) NearAhead::begin(linear, piece(linear, kPiece, member.index));
   }
 
  private:
   static constexpr std::ptrdiff_t kPiece = kOutputs; // 4-bit weights are in blocks of as many
-  static constexpr std::ptrdiff_t kBegun = 1 << 14;
 
   void multiply(const Piece& piece, const Piece& next) {
-    Ahead ahead(linear_, next);
+    const bool is_once = rows_.num_rows() <= kDotRows; // weights are read once
+    if (is_once) multiply(piece, NearAhead(linear_, piece, next));
+    else multiply(piece, Ahead(linear_, next));
+  }
+
+  template <typename AnyAhead>
+  void multiply(const Piece& piece, AnyAhead ahead) {
     switch (linear_.kind()) {
       case kBfloat16: return multiply_dots<Bfloat16Dot>(piece, rows_.floats(), rows_.stride(), ahead);
       case kFloat32Weights: return multiply_dots<FloatDot>(piece, rows_.floats(), rows_.stride(), ahead);
@@ -186,8 +229,8 @@ class SmallMGemm {
     }
   }
 
-  template <typename Dot>
-  void multiply_dots(const Piece& piece, const typename Dot::Left* rows, std::ptrdiff_t stride, Ahead& ahead) {
+  template <typename Dot, typename AnyAhead>
+  void multiply_dots(const Piece& piece, const typename Dot::Left* rows, std::ptrdiff_t stride, AnyAhead& ahead) {
     for (std::ptrdiff_t output = 0; output < piece.count;) {
       const bool is_whole = output + kDotOutputs <= piece.count;
       for (std::ptrdiff_t row = 0; row < rows_.num_rows(); row += kDotRows) {
@@ -203,14 +246,14 @@ class SmallMGemm {
     finish(piece);
   }
 
-  template <typename Dot, int kRows, int kOutputs>
+  template <typename Dot, int kRows, int kOutputs, typename AnyAhead>
   void dots(const Piece& piece, std::ptrdiff_t output, const typename Dot::Left* rows, std::ptrdiff_t stride,
-            std::ptrdiff_t row, Ahead& ahead) {
+            std::ptrdiff_t row, AnyAhead& ahead) {
     using Weight = typename Dot::Weight;
     const std::ptrdiff_t inputs = linear_.inputs, whole = inputs / Dot::kStep * Dot::kStep;
     const auto* weights = reinterpret_cast<const Weight*>(piece.matrix->values) + (piece.first + output) * inputs;
     const typename Dot::Left* left = rows + row * stride;
-    Ahead none(linear_, Piece{});
+    AnyAhead none;
     float totals[kRows][kOutputs] = {};
     for (std::ptrdiff_t input = 0; input < whole; input += kExactInputs)
       add_dots<Dot, kRows, kOutputs>(left + input, stride, weights + input, inputs, std::min(whole - input, kExactInputs),
@@ -228,16 +271,16 @@ class SmallMGemm {
 
   // Adds the products of `inputs` inputs, whole steps; weights of the next output are `next` numbers further. Not inline:
   // among a caller's variables g++ 12 keeps sums in memory.
-  template <typename Dot, int kRows, int kOutputs>
+  template <typename Dot, int kRows, int kOutputs, typename AnyAhead>
   [[gnu::noinline]] static void add_dots(const typename Dot::Left* left, std::ptrdiff_t stride,
                                          const typename Dot::Weight* weights, std::ptrdiff_t next, std::ptrdiff_t inputs,
-                                         Ahead& ahead, float (&totals)[kRows][kOutputs]) {
+                                         AnyAhead& ahead, float (&totals)[kRows][kOutputs]) {
     constexpr int kBytes = kOutputs * Dot::kStep * static_cast<int>(sizeof(typename Dot::Weight)); // of weights a step
     typename Dot::Sum sums[kRows][kOutputs];
     UNROLLED
     for (int i = 0; i < kRows; ++i)
       for (int j = 0; j < kOutputs; ++j) sums[i][j] = Dot::none();
-    Ahead later = ahead;
+    AnyAhead later = ahead;
     for (std::ptrdiff_t input = 0; input < inputs; input += Dot::kStep) {
       later.fetch((kBytes + kCacheLine - 1) / kCacheLine);
       decltype(Dot::left(left)) numbers[kRows];
@@ -256,7 +299,8 @@ class SmallMGemm {
       for (int j = 0; j < kOutputs; ++j) totals[i][j] += Dot::total(sums[i][j]);
   }
 
-  void multiply_int4(const Piece& piece, Ahead& ahead) {
+  template <typename AnyAhead>
+  void multiply_int4(const Piece& piece, AnyAhead& ahead) {
     std::memset(results_, 0, sizeof(results_[0]) * static_cast<std::size_t>(rows_.num_rows()));
     for (std::ptrdiff_t row = 0; row < rows_.num_rows(); row += kRowsOfTerms) {
       const int count = static_cast<int>(std::min<std::ptrdiff_t>(kRowsOfTerms, rows_.num_rows() - row));
@@ -265,8 +309,8 @@ class SmallMGemm {
     finish(piece);
   }
 
-  template <int kRows>
-  void nibbles(const Piece& piece, std::ptrdiff_t first, Ahead& ahead) {
+  template <int kRows, typename AnyAhead>
+  void nibbles(const Piece& piece, std::ptrdiff_t first, AnyAhead& ahead) {
     const std::uint8_t* packed = address(linear_, piece);
     constexpr std::ptrdiff_t kBytes = kNibbleInputs * kOutputs / 2;
     for (std::ptrdiff_t input = 0; input < linear_.inputs; input += kNibbleInputs, packed += kBytes) {

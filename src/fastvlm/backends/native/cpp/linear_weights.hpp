@@ -81,6 +81,7 @@ inline std::ptrdiff_t num_bytes(const LinearWeights& linear, const Piece& piece)
 // The piece after this one, if it has a matrix; its cache lines are asked for while this one's are used.
 class Ahead {
  public:
+  Ahead() = default; // nothing
   Ahead(const LinearWeights& linear, const Piece& piece) {
     if (!piece.matrix) return;
     at_ = address(linear, piece);
