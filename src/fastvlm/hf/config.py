@@ -298,9 +298,39 @@ class FastVlmConfig(DerivedNumbers, PretrainedConfig):  # type: ignore[misc]  # 
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers'; raises ConfigError for an invalid dictionary."""
+        """As transformers'; raises ConfigError for an invalid dictionary.
+
+        ``AutoConfig`` passes the content of the file, and the folder as `name_or_path`: there the tensors win.
+        """
+        if (folder := _folder_of(kwargs)) is not None:
+            config_dict = config_of_folder(folder)
         with _as_config_errors("The configuration"):
             return super().from_dict(config_dict, **kwargs)
+
+
+class LlavaQwen2Config(FastVlmConfig):
+    """Config class for Apple's ``llava_qwen2`` in ``AutoConfig``; it creates a :class:`FastVlmConfig`."""
+
+    model_type = "llava_qwen2"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A :class:`FastVlmConfig` from Apple's flat dictionary.
+
+        For a Hub name ``AutoConfig`` passes the file alone, so the result is marked: the model's `from_pretrained`
+        then reads what the tensors say as well.
+        """
+        made = FastVlmConfig.from_dict(from_apple_config(config_dict), **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        if _folder_of(kwargs) is None:
+            config.is_provisional = True
+        return made
+
+
+def _folder_of(settings: Mapping[str, Any]) -> Path | None:
+    """The checkpoint folder that `name_or_path` in the arguments of `from_dict` names; None for a Hub name or none."""
+    path = Path(settings.get("name_or_path") or "")
+    return path if path.parts and (path / "config.json").is_file() else None
 
 
 def decoder_head_dim(text: PretrainedConfig) -> int:
