@@ -175,6 +175,7 @@ def test_the_engines_own_size_counts_for_placeholders(processor_module, apple_fo
     config = FastVlmConfig.from_pretrained(apple_folder)
     info = processor_module.FastVlmInfo(context(config, model=apple_folder, image_size=256))
     assert info.num_visual_tokens({}) == 16, "vLLM passes the request's settings alone"
+    assert info.num_visual_tokens({"images_kwargs": {"image_size": 64}}) == 1
     with pytest.raises(ConfigError, match="100"):
         info.num_visual_tokens({"image_size": 100})
 

@@ -66,6 +66,7 @@ class FastVlmInfo(BaseProcessingInfo):  # type: ignore[misc]  # vLLM is not inst
     def num_visual_tokens(self, mm_kwargs: Mapping[str, object]) -> int:
         """Placeholders of one image, by a request's `mm_kwargs` and the engine's, which vLLM does not merge itself."""
         settings = self.ctx.get_merged_mm_kwargs(mm_kwargs)
+        settings = {**settings, **settings.get("images_kwargs", {})}  # as the processor reads them
         return self.get_hf_processor().image_processor.num_visual_tokens(settings.get("image_size"))
 
 
