@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers vllm oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize arm gpu-check bench bench-check clean
+.PHONY: help demo test install install-test peers vllm ray oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize arm gpu-check bench bench-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example images"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-check  measure for some minutes; say which ratios fell since the result filed for such a machine"
 	@echo "make peers        install what fastvlm bench --peers compares with, into $(PEERS)"
 	@echo "make vllm         vLLM for CPUs and this package, into $(VLLM); the tests that need it then run (make slow)"
+	@echo "make ray          Ray into $(RAY); the tests that need it then run (make slow)"
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
 	@echo "make arm          the compiled kernels' tests for 64-bit Arm, by a cross-compiler and qemu-user"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
@@ -139,6 +140,17 @@ $(VLLM)/.installed-$(VLLM_VERSION):
 	@$(VLLM_PIP) --no-deps --requirement $(VLLM)/packages.txt
 	@$(VLLM_PIP) --no-deps --editable .
 	@$(VLLM)/bin/python tests/integrations/vllm_packages.py --name $(VLLM_VERSION)
+	@touch $@
+
+# Ray, with Serve and Data, in an environment that sees the packages of $(VENV): only what is missing there is installed.
+RAY = .venv-ray
+ray: $(RAY)/.installed
+
+$(RAY)/.installed: | install-test
+	@echo "Installing Ray into $(RAY)"
+	@$(PYTHON) -m venv $(RAY)
+	@$(BIN)/python -c "import sys; print(*filter(None, sys.path[1:]), sep='\n')" >$$(echo $(RAY)/lib/python*/site-packages)/venv.pth
+	@$(RAY)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile 'ray[serve,data]==2.60.0'
 	@touch $@
 
 # What a user gets: `pip install .`, the newest versions that pyproject.toml allows. torch first, because a range would

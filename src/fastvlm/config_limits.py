@@ -7,10 +7,11 @@ a clear error, instead of an endless loop or an error from inside a library.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastvlm.errors import ConfigError
+from fastvlm.errors import ConfigError, UsageError
 
 # Sizes of the decoder: smallest and largest.
 _SIZES = {
@@ -136,6 +137,22 @@ def without_code_choices(config: Mapping[str, Any]) -> tuple[dict[str, Any], lis
         else:
             kept[key] = value
     return kept, found
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width in pixels from ``512`` or ``768x1024`` (height first); None stays None.
+
+    Raises:
+        UsageError: anything else. Whether the model can take the size is the processor's to say.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
+    if match is None:
+        raise UsageError(
+            f"--image-size is {text!r}; expected a side in pixels such as 512, or HEIGHTxWIDTH such as 768x1024."
+        )
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastvlm.cli.choices import ModelChoice, Sampling, parse_size
+from fastvlm.cli.choices import ModelChoice, Sampling
+from fastvlm.config_limits import parse_size
 from fastvlm.engine.types import SamplingParams
 from fastvlm.errors import UsageError
 

@@ -25,6 +25,7 @@ from fastvlm.cli.options import (
     TopPOption,
 )
 from fastvlm.config import BITS, ENCODER_BITS
+from fastvlm.config_limits import parse_size
 from fastvlm.engine.types import SamplingParams, check_lookup
 from fastvlm.errors import UsageError
 from fastvlm.formats.places import adapter_folder
@@ -135,19 +136,3 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """The fields of :class:`SamplingParams`."""
         return {**asdict(self), "top_p": 1.0 if self.top_p is None else self.top_p}
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Height and width in pixels from ``512`` or ``768x1024`` (height first); None stays None.
-
-    Raises:
-        UsageError: anything else. Whether the model can take the size is the processor's to say.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
-    if match is None:
-        raise UsageError(
-            f"--image-size is {text!r}; expected a side in pixels such as 512, or HEIGHTxWIDTH such as 768x1024."
-        )
-    return int(match[1]), int(match[2] or match[1])

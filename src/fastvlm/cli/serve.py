@@ -11,9 +11,8 @@ from fastvlm.backends.native.spinning import limit_spinning
 from fastvlm.cli.choices import ModelChoice
 from fastvlm.cli.mini_notice import tell_once
 from fastvlm.cli.options import DebugOption, QuietOption
-from fastvlm.cli.serve_engines import open_engines
 from fastvlm.cli.serve_options import chosen_settings, with_setting_options
-from fastvlm.cli.terminal import Notes, quiet_libraries, quiet_warnings, say
+from fastvlm.cli.terminal import Notes, in_bytes, quiet_libraries, quiet_warnings, say
 from fastvlm.errors import MissingExtraError
 from fastvlm.formats.places import adapter_folder, checkpoint_path
 from fastvlm.server.setting_sources import read_settings
@@ -79,12 +78,18 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
     tell_once(folder, notes)
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
+        from fastvlm.server.engines import open_engines
         from fastvlm.server.process import serve as serve_until_stopped
         from fastvlm.web import page_folder
     report = (lambda *_: None) if is_quiet else say  # also without a terminal: the log says where the server is
+
+    def on_adapter(name: str, own_bytes: int) -> None:
+        weights = f"{in_bytes(own_bytes)} of decoder weights besides those of {settings.served_name}"
+        report("adapter", f"{name}: {weights}")
+
     serve_until_stopped(
         settings,
-        lambda: open_engines(folder, choice, settings, report),
+        lambda: open_engines(settings, on_adapter),
         page=page_folder() if settings.page else None,
         on_listening=lambda url: report("opening", f"{choice.name}; {url} answers 503 until it is ready"),
         on_ready=lambda url: report("serving", f"{settings.served_name} at {url}  (API {url}/v1, docs {url}/docs)"),

@@ -7,7 +7,8 @@ Shapes: I images of H x W pixels, N visual tokens an image, D decoder width, T t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -50,9 +51,7 @@ class VisionTower(nn.Module):
         return as_feature_tokens(self.timm_model(pixel_values.to(dtype)))
 
 
-@MULTIMODAL_REGISTRY.register_processor(  # type: ignore[untyped-decorator]
-    FastVlmMultiModalProcessor, info=FastVlmInfo, dummy_inputs=FastVlmDummyInputs
-)
+@MULTIMODAL_REGISTRY.register_processor(FastVlmMultiModalProcessor, info=FastVlmInfo, dummy_inputs=FastVlmDummyInputs)
 class FastVlmForVllm(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):  # type: ignore[misc]
     """FastVLM with vLLM's decoder: tensor and pipeline parallel, LoRA and quantization are Qwen2's.
 
@@ -64,6 +63,9 @@ class FastVlmForVllm(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):  
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=PREFIXES)
+    configure_mm_token_handling: Callable[[int, list[int]], None]  # of SupportsMultiModal, as the next two
+    _mark_tower_model: Callable[[Any, str], AbstractContextManager[None]]
+    _mark_language_model: Callable[[Any], AbstractContextManager[None]]
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Entry point of vLLM: its group ``vllm.general_plugins`` names :func:`register`.
 
-vLLM calls it once in each of its processes, so it imports no model: classes are registered by their paths. vLLM only logs
-an exception raised here, so the configuration classes of our model types report an unsupported version.
+vLLM calls it once in each of its processes, so it imports no model: classes are registered by their paths. vLLM only
+logs an exception raised here, so the configuration classes of our model types report an unsupported version.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def version_problem(version: str) -> str | None:
 def _refusing(config: type[Any], problem: str) -> type[Any]:
     """A configuration class for the same model type that raises InstallationError when a checkpoint is opened."""
 
-    def from_dict(_cls: type[Any], _config_dict: dict[str, Any], **_: Any) -> NoReturn:
+    def from_dict(_cls: type[Any], /, _config_dict: dict[str, Any], **_: Any) -> NoReturn:
         raise InstallationError(problem)
 
     return type(f"Unsupported{config.__name__}", (config,), {"from_dict": classmethod(from_dict)})

@@ -23,17 +23,24 @@ from fastvlm.server.routes import API_ROUTES, get_route
 from fastvlm.server.service import Service
 
 
-def create_app(service: Service, page: Path | None = None) -> Starlette:
+def create_app(service: Service, page: Path | None = None, *, wait_until_ready: bool = False) -> Starlette:
     """The ASGI application.
 
     Args:
         service: its state; opened when the application starts, closed when it ends.
         page: a folder whose files are served at ``/``; None for none.
+        wait_until_ready: start only when requests are answered, for servers that send requests to whatever has
+            started; a model that cannot be opened then fails the start. Otherwise requests get 503 until it is open.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         opening = asyncio.create_task(service.start())
+        if wait_until_ready:
+            await opening
+            if service.failure is not None:
+                await service.close()
+                raise service.failure
         yield
         await opening  # a thread that opens a model cannot be interrupted
         await service.close()

@@ -1,38 +1,37 @@
-"""The engines of `fastvlm serve`: one per replica, for the model and each adapter, on shared weights."""
+"""The engines of a server: one per replica, for the model and each adapter, on shared weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastvlm.cli.choices import ModelChoice
-from fastvlm.cli.terminal import in_bytes
-
-if TYPE_CHECKING:
-    from fastvlm.engine.engine import Engine
-    from fastvlm.formats.checkpoint import Checkpoint
-    from fastvlm.server.settings import ServeSettings
+from fastvlm.backends.devices import pick_device
+from fastvlm.backends.local import LocalBackend, compute_dtype
+from fastvlm.config_limits import parse_size
+from fastvlm.engine.engine import Engine
+from fastvlm.formats.checkpoint import Checkpoint
+from fastvlm.formats.places import checkpoint_path
+from fastvlm.opening import choose_images, open_checkpoint
+from fastvlm.server.settings import ServeSettings
 
 
 def open_engines(
-    folder: Path, choice: ModelChoice, settings: ServeSettings, report: Callable[[str, str], None]
+    settings: ServeSettings, on_adapter: Callable[[str, int], None] = lambda *_: None
 ) -> dict[str, list[Engine]]:
     """The engines of each model name, the model's own first.
 
     Args:
-        folder, choice: the checkpoint, and how it is opened.
-        settings: adapters, replicas, and the settings of each engine.
-        report: called with (kind, message): the memory that each adapter takes.
+        settings: the checkpoint and how it is opened, adapters, replicas, and the settings of each engine.
+        on_adapter: called with the name of each adapter and the bytes of decoder weights that it needs for itself.
 
     Raises:
         CheckpointError: an adapter that does not fit the model.
         MissingExtraError: there are adapters, and peft is not installed.
     """
-    from fastvlm.backends.local import LocalBackend
-
-    place, bits = _place(choice), {"bits": choice.bits, "encoder_bits": choice.encoder_bits}
-    checkpoints = _checkpoints(folder, choice, settings, place)
+    folder = checkpoint_path(settings.model, revision=settings.revision)
+    place, bits = _place(settings), {"bits": settings.bits, "encoder_bits": settings.encoder_bits}
+    checkpoints = _checkpoints(folder, settings, place)
     engines: dict[str, list[Engine]] = {}
     base: Engine | None = None
     for name, checkpoint in checkpoints.items():
@@ -43,40 +42,30 @@ def open_engines(
             *(_engine(checkpoint, settings, first, **bits, **place) for _ in range(settings.replicas - 1)),
         ]
         if name != settings.served_name and isinstance(first.backend, LocalBackend):
-            own = in_bytes(first.backend.weights.own_bytes)
-            report("adapter", f"{name}: {own} of decoder weights besides those of {settings.served_name}")
+            on_adapter(name, first.backend.weights.own_bytes)
     return engines
 
 
-def _place(choice: ModelChoice) -> dict[str, Any]:
+def _place(settings: ServeSettings) -> dict[str, Any]:
     """Device and dtype of the computation."""
-    from fastvlm.backends.devices import pick_device
-    from fastvlm.backends.local import compute_dtype
-
-    device = pick_device(choice.device)
-    return {"device": device, "dtype": compute_dtype(choice.dtype, device)}
+    device = pick_device(settings.device)
+    return {"device": device, "dtype": compute_dtype(settings.dtype, device)}
 
 
-def _checkpoints(
-    folder: Path, choice: ModelChoice, settings: ServeSettings, place: dict[str, Any]
-) -> dict[str, Checkpoint]:
+def _checkpoints(folder: Path, settings: ServeSettings, place: dict[str, Any]) -> dict[str, Checkpoint]:
     """Name -> checkpoint: the model's, then one for each adapter."""
-    from fastvlm.opening import choose_images, open_checkpoint
-
     adapters = settings.adapter_folders
     if adapters:
-        from fastvlm.hf.lora import open_with_adapters
+        from fastvlm.hf.lora import open_with_adapters  # noqa: PLC0415 - transformers, not needed without adapters
 
         base, adapted = open_with_adapters(folder, list(adapters.values()), **place)
     else:
         base, adapted = open_checkpoint(folder, **place), []
-    choose_images(base.processor, choice.image_size_px, choice.image_fit)
+    choose_images(base.processor, parse_size(settings.image_size), settings.image_fit)
     return {settings.served_name: base, **dict(zip(adapters, adapted, strict=True))}
 
 
 def _engine(checkpoint: Checkpoint, settings: ServeSettings, base: Engine | None, **place: Any) -> Engine:
-    from fastvlm.engine.engine import Engine
-
     return Engine.from_checkpoint(
         checkpoint,
         **place,
