@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from fastvlm.hf.config import FastVlmConfig
 from fastvlm.hf.processor import FastVlmProcessor
 from fastvlm.integrations.vllm_plugin import missing_vllm
@@ -116,7 +118,7 @@ def _processor(model: str, revision: str | None, image_token_id: int) -> FastVlm
     return FastVlmProcessor.from_pretrained(model, revision=revision, image_token_id=image_token_id)
 
 
-def _prepare_tokenizer(tokenizer: Any, image_token_id: int) -> None:
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> None:
     """Give vLLM's tokenizer ``<image>``, and the end of a turn as its end of a reply.
 
     Apple's folders have neither: vLLM ends replies at the tokenizer's own end token, so they would run on to their
