@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fastvlm.backends.native.spinning import limit_spinning
+from fastvlm.backends.native.openmp import configure_openmp
 from fastvlm.cli import eval_options as options
 from fastvlm.cli.choices import ModelChoice, Sampling
 from fastvlm.cli.eval_run import Evaluation
@@ -76,7 +76,7 @@ def evaluate(
         _show_check(reading, source.name, is_json=is_json)
         return
     questions = _usable(source, reading, seed or 0, skips_bad=skips_bad)
-    limit_spinning()
+    configure_openmp()
     quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
     from fastvlm.evaluation.run.runner import GenerationOptions
 

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastvlm.backends.native.spinning import limit_spinning
+from fastvlm.backends.native.openmp import configure_openmp
 from fastvlm.cli.choices import ModelChoice
 from fastvlm.cli.terminal import Notes, quiet_libraries, quiet_warnings
 
@@ -21,7 +21,7 @@ def open_model(
 
     Importing the libraries is part of loading. `engine` are further settings of :class:`fastvlm.FastVLM`.
     """
-    limit_spinning()
+    configure_openmp()
     from fastvlm.api import FastVLM
     from fastvlm.cli.mini_notice import tell_once
     from fastvlm.formats.places import checkpoint_path

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastvlm.backends.native.spinning import limit_spinning
+from fastvlm.backends.native.openmp import configure_openmp
 from fastvlm.cli.choices import ModelChoice
 from fastvlm.cli.mini_notice import tell_once
 from fastvlm.cli.options import DebugOption, QuietOption
@@ -70,7 +70,7 @@ def _run(settings: ServeSettings, notes: Notes, *, is_quiet: bool, is_debug: boo
         settings.bits,
         encoder_bits=settings.encoder_bits,
     )
-    limit_spinning()
+    configure_openmp()
     for adapter in settings.adapter_folders.values():
         adapter_folder(adapter)  # errors are reported before anything is imported or fetched
     quiet_warnings(is_quiet=is_quiet, is_debug=is_debug)
