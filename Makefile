@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test install install-test peers vllm ray oldest lint types contracts unit unit-oldest one-core slow newest browser sanitize arm gpu-check bench bench-check clean
+.PHONY: help demo test install install-test peers vllm ray oldest lint types contracts unit unit-oldest one-core slow newest browser exports sanitize arm gpu-check bench bench-check clean
 
 help:
 	@echo "make demo         install, then ask the shipped checkpoint about the example images"
@@ -19,6 +19,7 @@ help:
 	@echo "make peers        install what fastvlm bench --peers compares with, into $(PEERS)"
 	@echo "make vllm         vLLM for CPUs and this package, into $(VLLM); the tests that need it then run (make slow)"
 	@echo "make ray          Ray into $(RAY); the tests that need it then run (make slow)"
+	@echo "make exports      install what runs exported files, and test all formats that it reaches"
 	@echo "make sanitize     the compiled kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer, on any x86-64"
 	@echo "make arm          the compiled kernels' tests for 64-bit Arm, by a cross-compiler and qemu-user"
 	@echo "make gpu-check    equality tests and fastvlm bench on a GPU, without a network (GPU_PYTHON=python3)"
@@ -170,6 +171,20 @@ newest: $(PEERS)/timm browser
 	$(NEWEST)/bin/python -m pip list --format freeze | grep -iE "^(torch|transformers|tokenizers|huggingface.hub|pillow|typer|safetensors|accelerate|peft)="
 	$(NEWEST)/bin/python -m pytest tests/contracts/test_documents.py
 	$(NEWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(NEWEST_TESTS) -m "not slow and not exhaustive"
+
+# Every format whose runtime installs here. transformers.js without its install script, which fetches CUDA's files from
+# elsewhere; the CPU's binary is in the npm package.
+NODE_MODULES = .node-modules
+$(NODE_MODULES)/.installed:
+	@mkdir -p $(NODE_MODULES)
+	@if command -v npm >/dev/null; then cd $(NODE_MODULES) && ONNXRUNTIME_NODE_INSTALL=skip \
+	npm install --ignore-scripts --no-audit --no-fund --silent @huggingface/transformers@4.3.2; \
+	else echo "npm is not installed: the tests in Node and in the page are skipped. Debian: apt install nodejs npm"; fi
+	@touch $@
+
+exports: install-test browser $(NODE_MODULES)/.installed
+	$(PIP) '.[onnx,gguf]'
+	$(BIN)/python -m pytest tests/export tests/cli/test_export.py -m "slow or not slow"
 
 # g++'s. In emulation (tests/emulated) on every CPU, where each row of a tile and each masked lane is checked; on one with
 # AMX then also what is compiled for it. Python and torch leak on purpose, so leaks are not looked for.

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvlm.errors import UnusualCheckpointError
-from fastvlm.formats.places import SHIPPED, checkpoint_path
+from fastvlm.errors import CheckpointError, UnusualCheckpointError, UsageError
+from fastvlm.formats.places import EXPORT_FILE, SHIPPED, checkpoint_path
 from fastvlm.processing.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from fastvlm.engine.engine import Engine
     from fastvlm.formats.checkpoint import Checkpoint
     from fastvlm.processing.processor import Processor
+
+RUNTIMES = ("torch", "onnx")
+_OF_TORCH: dict[str, Any] = {"encoder_bits": 16, "context": None, "kernels": "fast", "base": None}  # engine settings
 
 
 def open_engine(
@@ -34,10 +37,11 @@ def open_engine(
     adapter: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     image_fit: str | None = None,
+    runtime: str | None = None,
     before_transformers: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> Engine:
-    """Open a checkpoint and build an engine for it.
+    """Open a checkpoint, or a folder of ``fastvlm export --to onnx``, and build an engine for it.
 
     Args:
         name_or_folder, revision, before_transformers: see :func:`open_checkpoint`.
@@ -46,14 +50,19 @@ def open_engine(
         bits: of the decoder's weights, 16, 8 or 4; fewer than 16 on a CPU only.
         adapter: folder of a LoRA adapter to merge.
         image_size, image_fit: see :func:`choose_images`.
+        runtime: "torch" or "onnx"; None for what the folder is made for. With "onnx", `dtype` is one of the variants
+            that were exported ("fp32", "q8", ...), and what the export has fixed cannot be changed.
         settings: further ones of :meth:`fastvlm.Engine.from_checkpoint`.
 
     Raises:
         CheckpointError, ConfigError: not a FastVLM checkpoint or adapter that can be opened.
         UsageError: a device, dtype or number that does not exist.
-        MissingExtraError: an adapter is given and peft is not installed.
+        MissingExtraError: an adapter is given and peft is not installed; onnxruntime is needed and is not installed.
     """
     folder = checkpoint_path(name_or_folder, revision=revision)
+    if _runtime(folder, runtime) == "onnx":
+        fixed = {"device": device, "bits": bits, "adapter": adapter, "image_size": image_size, "image_fit": image_fit}
+        return _open_onnx(folder, dtype, fixed, settings)
     with _tokenizer_being_read(folder) as tokenizer:
         from fastvlm.backends.devices import pick_device  # noqa: PLC0415  # imports torch
         from fastvlm.backends.local import compute_dtype  # noqa: PLC0415
@@ -70,6 +79,34 @@ def open_engine(
             _, [checkpoint] = open_with_adapters(folder, [adapter], device=where, dtype=kind)
         choose_images(checkpoint.processor, image_size, image_fit)
         return Engine.from_checkpoint(checkpoint, device=where, dtype=kind, bits=bits, **settings)
+
+
+def _runtime(folder: Path, asked: str | None) -> str:
+    """The runtime for `folder`; raises UsageError for an unknown one."""
+    if asked not in (None, *RUNTIMES):
+        raise UsageError(f"runtime is {asked!r}; expected one of {', '.join(RUNTIMES)}.")
+    return asked or ("onnx" if (folder / EXPORT_FILE).is_file() else "torch")
+
+
+def _open_onnx(folder: Path, dtype: str, fixed: dict[str, Any], settings: dict[str, Any]) -> Engine:
+    """An engine on ONNX Runtime; `fixed` are settings that must have their defaults, because the files fix them."""
+    from fastvlm.backends.onnx import OnnxBackend, chosen_variants  # noqa: PLC0415  # imports torch
+    from fastvlm.engine.engine import Engine  # noqa: PLC0415
+    from fastvlm.formats.exported import ExportNotes, open_exported  # noqa: PLC0415
+
+    fixed = {**fixed, **{name: settings.pop(name, default) for name, default in _OF_TORCH.items()}}
+    defaults = {"device": (None, "cpu"), "bits": (16,), **{name: (value,) for name, value in _OF_TORCH.items()}}
+    for name, value in fixed.items():
+        if value not in defaults.get(name, (None,)):
+            raise UsageError(f"{name} is {value!r}, but {folder} is an export to ONNX, whose files fix it.")
+    notes = ExportNotes.read(folder)
+    if notes.format != "onnx":
+        raise CheckpointError(f"{folder} is an export to {notes.format}; its README.md says which program reads it.")
+    checkpoint = open_exported(folder, notes)
+    variants = chosen_variants(dtype, notes.variants, notes.defaults)
+    num_slots, threads = settings.pop("num_slots", 4), settings.pop("threads", 0)
+    backend = OnnxBackend(folder, checkpoint.config.text_config, variants, num_slots, threads)
+    return Engine(checkpoint, backend, **settings)
 
 
 def open_checkpoint(

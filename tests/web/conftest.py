@@ -3,11 +3,10 @@
 import shutil
 
 import pytest
+from chromium import CHROMIUM, DRIVER, open_chromium
 from firefox import Firefox
 from server_process import Server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 
 
@@ -22,21 +21,7 @@ def server():
 def browser(tmp_path_factory):
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("no chromium and chromedriver here; on Debian: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--disable-dev-shm-usage"),
-        *(f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "--window-size=1000,800"),
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(120)
-    driver.set_script_timeout(120)
+    driver = open_chromium(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 

@@ -20,6 +20,7 @@ from fastvlm.cli.options import (
     ModelOption,
     PromptLookupOption,
     RevisionOption,
+    RuntimeOption,
     SeedOption,
     TemperatureOption,
     TopPOption,
@@ -31,6 +32,8 @@ from fastvlm.errors import UsageError
 from fastvlm.formats.places import adapter_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ONNX_DTYPES = ("auto", "fp32", "fp16", "q8", "q4", "q4f16")
+RUNTIMES = ("torch", "onnx")
 IMAGE_FITS = ("pad", "crop", "stretch")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 
@@ -49,6 +52,7 @@ class ModelChoice:
         image_fit, image_size: how an image is brought to which size, as typed: ``512`` or ``768x1024``.
         adapter: folder of an adapter that is added into the weights.
         prompt_lookup: maximum tokens that a prompt lookup drafts; None for no lookup.
+        runtime: what computes; None for what the folder is made for.
 
     Raises:
         UsageError: a word that is not known.
@@ -65,9 +69,12 @@ class ModelChoice:
     adapter: AdapterOption = None
     prompt_lookup: PromptLookupOption = None
     encoder_bits: EncoderBitsOption = 16
+    runtime: RuntimeOption = None
 
     def __post_init__(self) -> None:
-        check_word("--dtype", self.dtype, DTYPES)
+        if self.runtime is not None:
+            check_word("--runtime", self.runtime, RUNTIMES)
+        check_word("--dtype", self.dtype, ONNX_DTYPES if self.runtime == "onnx" else DTYPES)
         if self.bits not in BITS:
             raise UsageError(f"--bits is {self.bits}; expected 16, 8 or 4.")
         if self.encoder_bits not in ENCODER_BITS:
@@ -97,6 +104,7 @@ class ModelChoice:
             "image_size": self.image_size_px,
             "image_fit": self.image_fit,
             "prompt_lookup_num_tokens": self.prompt_lookup,
+            "runtime": self.runtime,
         }
 
 

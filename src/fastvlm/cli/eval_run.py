@@ -56,6 +56,8 @@ class Evaluation:
             del settings["adapter"]
         if self.model.encoder_bits == 16:  # folders of earlier versions do not name it
             del settings["encoder_bits"]
+        if self.model.runtime is None:  # the same
+            del settings["runtime"]
         return {"model": settings.pop("name"), **settings}
 
     def identity(self) -> dict[str, Any]:

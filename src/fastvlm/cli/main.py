@@ -21,6 +21,7 @@ from fastvlm.cli.build_kernels import build_kernels
 from fastvlm.cli.chat import chat
 from fastvlm.cli.convert import convert
 from fastvlm.cli.eval import evaluate
+from fastvlm.cli.export import export
 from fastvlm.cli.failures import report_failure
 from fastvlm.cli.help_pages import HelpGroup, VerbHelp
 from fastvlm.cli.info import info
@@ -83,7 +84,23 @@ def fastvlm(
         typer.echo(context.get_help())
 
 
-for _verb in (ask, chat, watch, templates, pull, ls, rm, info, convert, quantize, train, bench, serve, build_kernels):
+for _verb in (
+    ask,
+    chat,
+    watch,
+    templates,
+    pull,
+    ls,
+    rm,
+    info,
+    convert,
+    quantize,
+    export,
+    train,
+    bench,
+    serve,
+    build_kernels,
+):
     app.command(cls=VerbHelp)(_verb)
 app.command("eval", cls=VerbHelp)(evaluate)  # by its name: a function called so would hide Python's own
 

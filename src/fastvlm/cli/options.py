@@ -89,6 +89,15 @@ DtypeOption = Annotated[
         help="float32, bfloat16, float16, or auto: the checkpoint's own; float32 on a CPU that only emulates bfloat16.",
     ),
 ]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="RUNTIME",
+        help="torch, or onnx for a folder of fastvlm export; if not given, what the folder is made for. With onnx, "
+        "--dtype names files: fp32, fp16, q8, q4, q4f16.",
+    ),
+]
 BitsOption = Annotated[
     int,
     typer.Option(

@@ -5,6 +5,7 @@ I images of H x W pixels, N visual tokens an image, B sequences, T tokens, D dec
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,12 @@ def traced(graph: VisionGraph, image: Tensor) -> Any:
 @contextmanager
 def quiet_export() -> Iterator[None]:
     """Hide the warnings of torch's exporters, which concern their authors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

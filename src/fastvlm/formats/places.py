@@ -11,6 +11,7 @@ from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.source import local_folder
 
 SHIPPED = "mini"
+EXPORT_FILE = "fastvlm_export.json"  # of folders that fastvlm export wrote
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 
 

@@ -1,0 +1,76 @@
+"""What each format of an export gets, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastvlm.export.checks import Answer, Check, Sample, check_variant
+from fastvlm.export.source import ExportSource
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """One export into one folder.
+
+    Attributes:
+        source: is only read.
+        work: the folder to write into.
+        variants: dtypes to write, in the format's order.
+        asked, expected: samples and the source's answers to them.
+        step: called after each piece of work.
+        has_page: True to add the web page.
+        page_library: a node_modules folder that the page's library is copied from; None for a CDN.
+    """
+
+    source: ExportSource
+    work: Path
+    variants: tuple[str, ...]
+    asked: Sequence[Sample]
+    expected: Sequence[Answer]
+    step: Callable[[], None]
+    has_page: bool = False
+    page_library: Path | None = None
+
+    def check(self, variant: str, ask: Callable[[Sample], Answer]) -> Check:
+        """Compare a variant's answers with the source's; see :func:`check_variant`."""
+        return check_variant(variant, ask, self.asked, self.expected)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a format wrote.
+
+    Attributes:
+        defaults: part of the model -> variant that is taken if none is asked for.
+        checks: of the files that were run here.
+        not_run: why files were not run here; empty if all were.
+        readme: text of the folder's README.
+        warnings: what a user must know.
+    """
+
+    defaults: Mapping[str, str]
+    checks: tuple[Check, ...]
+    readme: str
+    not_run: str = ""
+    warnings: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of export.
+
+    Attributes:
+        variants: dtypes that it has; all are written if none is named.
+        need: imports what writes the files; returns versions, raises MissingExtraError.
+        write: writes the files.
+        num_steps: pieces of work for these variants.
+        is_checked: True if the source's answers are needed.
+    """
+
+    variants: tuple[str, ...]
+    need: Callable[[], dict[str, str]]
+    write: Callable[[ExportJob], Written]
+    num_steps: Callable[[tuple[str, ...]], int]
+    is_checked: bool = True
