@@ -61,7 +61,7 @@ class JsonSource:
                 key = self._keys[index] if self._keys else ""
                 file.seek(start)
                 try:
-                    content, problem = self._parsed(file.read(size), line), ""
+                    content, problem = _parsed(file.read(size), line), ""
                 except DataError as error:
                     content, problem = None, str(error)
                 yield Record(self.path, line, index + 1, content, key, problem)
@@ -73,22 +73,41 @@ class JsonSource:
 
     def record(self, index: int) -> Any:
         """The parsed value. Raises DataError: it is not valid JSON."""
-        return self._parsed(read_bytes(self.path, self._starts[index], self._sizes[index]), self._lines[index])
+        return _parsed(read_bytes(self.path, self._starts[index], self._sizes[index]), self._lines[index])
 
-    def _parsed(self, data: bytes, line: int) -> Any:
-        try:
-            return json.loads(data)
-        except json.JSONDecodeError as error:
-            place = f"line {line + error.lineno - 1}, column {error.colno}"
-            raise DataError(f"it is not valid JSON ({error.msg}: {place})") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"it is not UTF-8 (byte {error.start} of the record)") from error
+def _parsed(data: bytes, line: int) -> Any:
+    """The JSON value in `data`, which begins on `line` of its file. Raises DataError."""
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        place = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise DataError(f"it is not valid JSON ({error.msg}: {place})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"it is not UTF-8 (byte {error.start} of the record)") from error
 
 
 def json_lines(path: Path) -> JsonSource:
     """A file with one record a line; empty lines are none. Raises UsageError: the file cannot be read."""
     with _opened(path) as file:
         return JsonSource(path, _line_spans(file), is_one_per_line=True)
+
+
+def stream_json_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, Any, str]]:
+    """(line, value, problem) of each line that is not empty, without an index, so that any stream can be read.
+
+    A line that is not JSON has None and its problem; one longer than `max_line_bytes` ends the reading with one.
+    """
+    for line, text in enumerate(iter(lambda: file.readline(max_line_bytes), b""), 1):
+        if len(text) == max_line_bytes and not text.endswith(b"\n"):
+            yield line, None, f"it has more than {max_line_bytes} bytes"
+            return
+        text = text.removeprefix(BYTE_ORDER_MARK) if line == 1 else text
+        if not text.strip():
+            continue
+        try:
+            yield line, _parsed(text, line), ""
+        except DataError as error:
+            yield line, None, str(error)
 
 
 def _line_spans(file: BinaryIO) -> Iterator[tuple[int, int, int, str | None]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from fastvlm.errors import DataError, MissingExtraError, UsageError
 from fastvlm.records.source import Record
@@ -133,7 +133,7 @@ def _image_column(cell: pa.Scalar, place: ImageInTable) -> Any:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    pa = _pyarrow()
+    pa = pyarrow_or_extra()
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -205,7 +205,7 @@ def parquet_rows(path: Path) -> Iterator[Record]:
         UsageError: there is no such file.
         DataError: no Parquet.
     """
-    _pyarrow("eval")
+    pyarrow_or_extra("eval")
     if not path.is_file():
         raise UsageError(f"There is no file {path}; expected one with records.")
     with _parquet(path) as parquet:
@@ -214,7 +214,8 @@ def parquet_rows(path: Path) -> Iterator[Record]:
             yield Record(path, number, number, row)
 
 
-def _pyarrow(extra: str = "train") -> Any:
+def pyarrow_or_extra(extra: str = "train") -> Any:
+    """The module pyarrow. Raises MissingExtraError, which names `extra`."""
     try:
         import pyarrow  # noqa: PLC0415 - only these formats need it
         import pyarrow.parquet  # noqa: PLC0415
@@ -226,7 +227,7 @@ def _pyarrow(extra: str = "train") -> Any:
 @contextmanager
 def _readable(words: Callable[[Exception], str]) -> Iterator[None]:
     """pyarrow's errors inside become a DataError with `words`."""
-    pa = _pyarrow()
+    pa = pyarrow_or_extra()
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -235,9 +236,20 @@ def _readable(words: Callable[[Exception], str]) -> Iterator[None]:
 
 @contextmanager
 def _parquet(file: Path) -> Iterator[Any]:
+    with opened_parquet(file, str(file)) as parquet:
+        yield parquet
+
+
+@contextmanager
+def opened_parquet(source: Path | BinaryIO, name: str, extra: str = "train") -> Iterator[Any]:
+    """pyarrow's ``ParquetFile`` of a path or an open file; errors inside, too, become a DataError that says `name`.
+
+    Raises MissingExtraError, which names `extra`, if pyarrow is not installed.
+    """
+    pyarrow_or_extra(extra)
     with (
-        _readable(lambda error: f"{file} cannot be read as Parquet ({error}). Was it cut?"),
-        _pyarrow().parquet.ParquetFile(file) as parquet,
+        _readable(lambda error: f"{name} cannot be read as Parquet ({error}). Was it cut?"),
+        pyarrow_or_extra().parquet.ParquetFile(source) as parquet,
     ):
         yield parquet
 
@@ -246,7 +258,7 @@ def _parquet(file: Path) -> Iterator[Any]:
 @lru_cache(maxsize=256)
 def _mapped(file: Path) -> pa.Table:
     """An Arrow stream file, mapped into memory."""
-    pa = _pyarrow()
+    pa = pyarrow_or_extra()
     return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fastvlm.errors import UsageError
@@ -26,6 +27,7 @@ else:
     CAN_LOCK = True
 
 LOCK_NAME = ".fastvlm.lock"
+_POLL_S = 0.05
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _OPEN = os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _held: set[int] = set()  # descriptors
@@ -84,6 +86,22 @@ def exclusive_lock(lock: Path, target: Path) -> Iterator[None]:
             if not CAN_LOCK:
                 with suppress(OSError):
                     lock.unlink()
+
+
+@contextmanager
+def brief_lock(lock: Path, target: Path, wait_s: float = 30.0) -> Iterator[None]:
+    """As :func:`exclusive_lock`, for work of a moment: waits up to `wait_s` seconds for another process."""
+    deadline_s = time.monotonic() + wait_s
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(exclusive_lock(lock, target))
+                break
+            except UsageError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(_POLL_S)
+        yield
 
 
 def _acquired(lock: Path, target: Path) -> int:

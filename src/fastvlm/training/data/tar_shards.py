@@ -11,7 +11,6 @@ and hidden files are listed as unused.
 from __future__ import annotations
 
 import json
-import re
 import tarfile
 import zlib
 from array import array
@@ -22,9 +21,9 @@ from typing import Any
 
 from fastvlm.errors import DataError
 from fastvlm.records.source import read_bytes
+from fastvlm.records.tar_members import IMAGE_KIND, key_and_kind, tar_members
 from fastvlm.training.data.columns import CAPTION_METADATA, IMAGE_COLUMNS, TURN_COLUMNS
 
-IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
 TEXT_KINDS = ("json", "txt")
 KNOWN_KINDS = ".json, .txt, .jpg, .png, .webp, .gif, .bmp, .tif, and images numbered as .0.jpg"
 # Labels and addresses for other purposes (webdataset's `autodecode` reads the first of them as ints).
@@ -194,43 +193,27 @@ def _grouped(path: Path, ignored: Collection[str]) -> tuple[dict[str, _Members],
     """Group a shard's members: (records by name, in order of their first member; unused members)."""
     records: dict[str, _Members] = {}
     unused: list[UnusedMember] = []
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if not member.isdir() and (reason := _add(records, member, ignored)):
-                    unused.append(UnusedMember(f"{path}:{member.name}", reason))
-                tar.members.clear()  # type: ignore[attr-defined]  # it keeps every member otherwise
-    except tarfile.ReadError as error:
-        raise DataError(
-            f"{path} cannot be read as an uncompressed tar ({error}). Was it compressed, or cut?"
-        ) from error
-    _refuse_cut(path, end)
+    with path.open("rb") as file:
+        for member in tar_members(file, str(path)):
+            if reason := _add(records, member, ignored):
+                unused.append(UnusedMember(f"{path}:{member.name}", reason))
     return records, unused
-
-
-def _refuse_cut(path: Path, end: int) -> None:
-    """Raise DataError unless zeros follow `end`, because tarfile takes a header that was cut for the end."""
-    if path.stat().st_size < end or any(read_bytes(path, end, min(path.stat().st_size - end, tarfile.BLOCKSIZE))):
-        raise DataError(f"{path} was cut: its last member is not whole. Copy it again.")
 
 
 def _add(records: dict[str, _Members], member: tarfile.TarInfo, ignored: Collection[str]) -> str:
     """Add a member to its record; return the reason if it is unused, else ""."""
-    folder, slash, file_name = member.name.rpartition("/")
-    stem, _, kind = file_name.partition(".")
-    kind = kind.lower()
+    key, kind = key_and_kind(member.name)
+    file_name, stem = member.name.rpartition("/")[2], key.rpartition("/")[2]
     if kind in ignored or file_name in ignored:
         return ""
     if not stem:
         return "its name begins with a dot, so that it has no key"
     if kind in UNREAD_KINDS:
         return f"nothing is learned from members of the kind {kind!r}"
-    members = records.setdefault(f"{folder}{slash}{stem}", _Members())
+    members = records.setdefault(key, _Members())
     place = (member.offset_data, member.size)
     reason = _unusable(member, stem, kind)
-    if not reason and (image := IMAGE.fullmatch(kind)):
+    if not reason and (image := IMAGE_KIND.fullmatch(kind)):
         if members.images.setdefault(int(image[1] or -1), place) is not place:
             reason = "it is a second image in the same place; number them .0.jpg, .1.jpg"
     elif not reason and members.texts.setdefault(kind, place) is not place:
@@ -246,12 +229,12 @@ def _unusable(member: tarfile.TarInfo, stem: str, kind: str) -> str:
         return "it is a link, a device or a sparse file; store the file itself"
     if kind in TEXT_KINDS:
         return "" if member.size else "it is empty"
-    if IMAGE.fullmatch(kind):
+    if IMAGE_KIND.fullmatch(kind):
         return ""
     if not kind:
         return f"it has no kind after a dot; known are {KNOWN_KINDS}"
     last = kind.rpartition(".")[2]
-    if last in TEXT_KINDS or IMAGE.fullmatch(last):
+    if last in TEXT_KINDS or IMAGE_KIND.fullmatch(last):
         return f"the key ends at the first dot, so this is the kind {kind!r} of {stem!r}; write the key without dots"
     return f"the kind {kind!r} cannot be read; known are {KNOWN_KINDS}. Convert it, or give --ignore {kind}"
 

@@ -1,0 +1,161 @@
+"""Pipeline of a run: read ahead, answer many rows at once, write the answers in the order of the input.
+
+    reader thread      rows of the shards, a batch ahead
+    fetcher threads    images that are given by their place
+    captioner          decoding in processes, the engine or a server
+    this event loop    answers in order -> journal -> parts
+
+All queues are bounded, so memory does not grow with the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from itertools import islice
+
+from fastvlm.captioning.files import read_image
+from fastvlm.captioning.progress import ErrorLimit, Progress, Reporter
+from fastvlm.captioning.rows import Answer, Captioner, Prompt, Row, Sample, sample_of
+from fastvlm.captioning.shard_output import ShardOutput
+from fastvlm.captioning.work import Work
+from fastvlm.errors import ImageError
+
+_NUM_FETCHERS = 16
+_WINDOW = 4  # rows in work for each row that the captioner has, so that a slow answer delays no other
+_BATCH_ROWS = 64
+_BATCH_BYTES = 1 << 24  # of images
+
+
+class Pipeline:
+    """Answers rows with a captioner and writes them.
+
+    Args:
+        captioner: not entered yet.
+        prompts: asked about each row that has none of its own.
+        progress: is updated.
+        reporter: is called after each row.
+        limit: of errors.
+        keeps_images: the output holds images.
+
+    Attributes:
+        failed_shards: why shards could not be read to their end.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        prompts: Sequence[Prompt],
+        progress: Progress,
+        reporter: Reporter,
+        limit: ErrorLimit,
+        *,
+        keeps_images: bool,
+    ) -> None:
+        self._captioner, self._prompts, self._progress = captioner, prompts, progress
+        self._reporter, self._limit, self._keeps_images = reporter, limit, keeps_images
+        self._fetchers = ThreadPoolExecutor(_NUM_FETCHERS, thread_name_prefix="fastvlm-fetch")
+        self._output: ShardOutput | None = None  # the one that has an open file
+        self.failed_shards: list[str] = []
+
+    async def run(self, works: Iterator[Work]) -> None:
+        """Do all work.
+
+        Raises:
+            DataError: more errors than the limit.
+            FastVlmError: what the captioner, the input's columns or the disk raise.
+        """
+        window = _WINDOW * self._captioner.num_concurrent
+        pending: deque[tuple[Work, asyncio.Task[Sample] | None]] = deque()
+        try:
+            async with aclosing(_ahead(works)) as ahead:
+                async for work in ahead:
+                    task = None if work.row is None else asyncio.create_task(self._answered(work.row))
+                    pending.append((work, task))
+                    while len(pending) >= window or (pending and _is_done(pending[0][1])):
+                        await self._write(*pending.popleft())
+            while pending:
+                await self._write(*pending.popleft())
+        finally:
+            tasks = [task for _, task in pending if task is not None]  # after an error
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._output is not None:
+                self._output.close()
+            self._fetchers.shutdown(wait=False, cancel_futures=True)
+        self._limit.check(self._progress, is_end=True)
+        self._reporter.update(is_end=True)
+
+    async def _answered(self, row: Row) -> Sample:
+        """The row's sample; what is wrong with the row is in it."""
+        prompts = self._prompts if row.prompt is None else [Prompt(row.prompt, self._prompts[0].schema)]
+        image, problem = await self._image(row)
+        if problem is None:
+            answers = await self._captioner.answer(row, image, prompts)
+        else:
+            answers = [problem] * len(prompts)
+        return sample_of(row, prompts, answers, image if self._keeps_images else b"")
+
+    async def _image(self, row: Row) -> tuple[bytes, Answer | None]:
+        """The encoded image, and an answer with the error if there is none."""
+        if row.problem:
+            return row.image if isinstance(row.image, bytes) else b"", Answer.failed(f"DataError: {row.problem}")
+        if isinstance(row.image, bytes):
+            return row.image, None
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._fetchers, read_image, row.image), None
+        except ImageError as error:
+            return b"", Answer.failed(error)
+
+    async def _write(self, work: Work, task: asyncio.Task[Sample] | None) -> None:
+        """Wait for the answer, write it, and write parts that are whole."""
+        output = self._output = work.output
+        if task is None:
+            await asyncio.to_thread(output.finish)
+            if work.problem:
+                self.failed_shards.append(work.problem)
+            return
+        sample = await task
+        if work.place is not None:
+            if output.replace(work.place, sample):
+                await asyncio.to_thread(output.rewrite, work.place.part)
+        else:
+            output.add(sample)
+            if output.is_full:
+                await asyncio.to_thread(output.commit)
+        self._progress.add(sample)
+        self._reporter.update()
+        self._limit.check(self._progress)
+
+
+def _is_done(task: asyncio.Task[Sample] | None) -> bool:
+    return task is None or task.done()
+
+
+async def _ahead(works: Iterator[Work]) -> AsyncIterator[Work]:
+    """The works, read in a thread one batch ahead."""
+    with ThreadPoolExecutor(1, thread_name_prefix="fastvlm-read") as reader:
+        following = asyncio.get_running_loop().run_in_executor(reader, _batch, works)
+        try:
+            while batch := await following:
+                following = asyncio.get_running_loop().run_in_executor(reader, _batch, works)
+                for work in batch:
+                    yield work
+        finally:
+            await asyncio.gather(following, return_exceptions=True)
+
+
+def _batch(works: Iterator[Work]) -> list[Work]:
+    """The next rows, fewer if their images are large; none at the end."""
+    batch: list[Work] = []
+    num_bytes = 0
+    for work in islice(works, _BATCH_ROWS):
+        batch.append(work)
+        num_bytes += len(work.row.image) if work.row is not None else 0
+        if num_bytes >= _BATCH_BYTES:
+            break
+    return batch
