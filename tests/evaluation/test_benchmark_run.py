@@ -17,8 +17,9 @@ from fastvlm.evaluation.layouts.reading import Place
 from fastvlm.evaluation.metrics.table import METRICS
 from fastvlm.evaluation.run.benchmark_run import run
 from fastvlm.evaluation.run.predictions import Prediction, PredictionFile
-from fastvlm.evaluation.run.run_folder import checkpoint_digest, claim_folder, questions_digest
+from fastvlm.evaluation.run.run_folder import claim_folder, questions_digest
 from fastvlm.evaluation.run.runner import GenerationOptions
+from fastvlm.formats.checkpoint_digest import checkpoint_digest
 
 EXACT = METRICS["exact"]
 QUESTIONS = asked("say one", "say two", "say three", "say four", "say five")

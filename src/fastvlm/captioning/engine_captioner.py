@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastvlm.api import system_message, user_message
+from fastvlm.captioning.progress import usable_cores
 from fastvlm.captioning.rows import Answer, Prompt, Row
+from fastvlm.config_limits import dtype_name
 from fastvlm.engine.async_engine import AsyncEngine
 from fastvlm.engine.engine import Engine
 from fastvlm.engine.types import SEEDS, Completion, SamplingParams
@@ -25,12 +29,17 @@ from fastvlm.errors import (
     NonFiniteError,
     PromptError,
 )
+from fastvlm.formats.checkpoint_digest import checkpoint_digest
+from fastvlm.formats.places import checkpoint_path
 from fastvlm.images.pool import ImagePool
+from fastvlm.opening import open_engine
 
 if TYPE_CHECKING:
     from fastvlm.engine.structured_output import GrammarGuide
 
 ROW_ERRORS = (ImageError, PromptError, ContextLengthError, DataError, NonFiniteError, ImageTokenMismatchError)
+NUM_SLOTS = 8  # replies generated together; docs/scale.md has the rates of others
+_CORES_PER_DECODER = 4
 _DECODE_TIMEOUT_S = 60.0  # of one image
 _DECODE_MEMORY_BYTES = 2 << 30  # of one decoder
 
@@ -84,7 +93,7 @@ class EngineCaptioner:
             UsageError: the captioner is closed.
         """
         async with self._room:
-            ready = [await self._prepared(image, prompt) for prompt in prompts]  # one after the other: the first decodes
+            ready = [await self._prepared(image, prompt) for prompt in prompts]  # the first one decodes
             return list(await asyncio.gather(*map(self._reply, [row] * len(prompts), prompts, ready)))
 
     async def _prepared(self, image: bytes, prompt: Prompt) -> Any:
@@ -129,6 +138,46 @@ class EngineCaptioner:
         engine = self._engine
         vocab_size = engine.config.text_config.vocab_size
         return GrammarCompiler(engine.processor.tokenizer, vocab_size, sorted(engine.stop_token_ids)).compile(schema)
+
+
+def open_captioner(
+    model: str = "mini",
+    *,
+    revision: str | None = None,
+    params: SamplingParams | None = None,
+    system: str | None = None,
+    num_slots: int = NUM_SLOTS,
+    num_decoders: int | None = None,
+    adapter: str | None = None,
+    **settings: Any,
+) -> EngineCaptioner:
+    """A captioner for a checkpoint, with batch settings for throughput.
+
+    Args:
+        model, revision: a checkpoint; see :class:`fastvlm.FastVLM`.
+        params, system: see :class:`EngineCaptioner`.
+        num_slots: replies that are generated together.
+        num_decoders: processes that decode images; None for one for each four cores.
+        adapter: folder of a LoRA adapter to merge.
+        settings: further ones of :class:`fastvlm.FastVLM`.
+
+    Raises:
+        CheckpointError, ConfigError, UsageError: as :class:`fastvlm.FastVLM`.
+    """
+    folder = checkpoint_path(model, revision=revision)
+    # No reply is streamed, so starting requests need not leave time to running ones.
+    engine = open_engine(folder, num_slots=num_slots, admission_ratio=math.inf, adapter=adapter, **settings)
+    images, backend = engine.processor.image_processor, engine.backend
+    identity = {
+        "checkpoint": checkpoint_digest(folder),
+        "adapter": None if adapter is None else checkpoint_digest(Path(adapter)),
+        "image_size": list(images.image_size),
+        "image_fit": images.image_fit,
+        "dtype": dtype_name(backend.dtype),
+        "bits": [settings.get("bits", 16), settings.get("encoder_bits", 16)],
+    }
+    decoders = max(1, usable_cores() // _CORES_PER_DECODER) if num_decoders is None else num_decoders
+    return EngineCaptioner(engine, identity, params, system=system, num_decoders=decoders)
 
 
 def _answer(completion: Completion) -> Answer:

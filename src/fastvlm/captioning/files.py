@@ -82,7 +82,9 @@ def entries(folder: str) -> tuple[list[str], list[str]]:
         with _remote(folder) as (system, path):
             found = system.ls(path, detail=True)
         here = path.rstrip("/")
-        listed = [(base_name(f"//{e['name']}"), e["type"] == "directory") for e in found if e["name"].rstrip("/") != here]
+        listed = [
+            (base_name(f"//{e['name']}"), e["type"] == "directory") for e in found if e["name"].rstrip("/") != here
+        ]
     else:
         try:
             listed = [(entry.name, entry.is_dir()) for entry in Path(folder).iterdir()]
@@ -121,7 +123,9 @@ def _remote(place: str) -> Iterator[tuple[Any, str]]:
             raise MissingExtraError("s3fs", _EXTRA_OF[protocol], f"Reading {place}") from error
         raise UsageError(f"{place} cannot be opened: {error}.") from error
     except ValueError as error:  # a protocol that fsspec does not know
-        raise UsageError(f"{place} cannot be opened: {error}. Expected a local path, or a URL such as s3://.") from error
+        raise UsageError(
+            f"{place} cannot be opened: {error}. Expected a local path, or a URL such as s3://."
+        ) from error
     try:
         yield system, path
     except Exception as error:  # each file system raises its client's own errors

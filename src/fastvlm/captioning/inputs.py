@@ -161,4 +161,3 @@ def _name(known: dict[str, dict[str, object]], shard: Shard) -> str:
         name = f"{base}-{number}"
     known[name] = {"location": shard.location, "num_bytes": size}
     return name
-

@@ -98,4 +98,3 @@ class Journal:
                 end = offset + num_bytes
                 file.seek(end)
         return end
-

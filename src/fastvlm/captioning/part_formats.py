@@ -22,18 +22,17 @@ _MAX_LINE_BYTES = 1 << 27
 
 
 class PartFormat(Protocol):
-    """How parts are written and read.
-
-    Attributes:
-        suffix: of a part's name.
-        has_images: samples are written with their images.
-    """
+    """How parts are written and read."""
 
     @property
-    def suffix(self) -> str: ...
+    def suffix(self) -> str:
+        """The end of a part's name."""
+        ...
 
     @property
-    def has_images(self) -> bool: ...
+    def has_images(self) -> bool:
+        """Whether samples are written with their images."""
+        ...
 
     def check(self) -> None:
         """Raise MissingExtraError if a package is missing."""

@@ -28,7 +28,7 @@ class Progress:
         num_failed: rows asked in this run that have an error.
         num_tokens: of the answers.
         errors: answers with errors, by the error's class.
-        seconds: since the captioner was ready.
+        begun_s: when the captioner was ready, on the monotonic clock.
     """
 
     total: int | None = None
@@ -38,6 +38,14 @@ class Progress:
     num_tokens: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     begun_s: float = field(default_factory=time.monotonic)
+
+    def restart(self) -> None:
+        """Start the clock: the captioner is ready."""
+        self.begun_s = time.monotonic()
+
+    def keep(self, num_rows: int) -> None:
+        """Count rows that were there."""
+        self.num_kept += num_rows
 
     def add(self, sample: Sample) -> None:
         """Count an asked row."""

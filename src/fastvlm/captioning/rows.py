@@ -115,18 +115,17 @@ def sample_of(row: Row, prompts: Sequence[Prompt], answers: Sequence[Answer], im
 
 
 class Captioner(Protocol):
-    """Answers prompts about images; an asynchronous context manager.
-
-    Attributes:
-        num_concurrent: rows that it works on at the same time; more calls of `answer` wait.
-        identity: settings that change answers, as JSON values; part of the run's fingerprint.
-    """
+    """Answers prompts about images; an asynchronous context manager."""
 
     @property
-    def num_concurrent(self) -> int: ...
+    def num_concurrent(self) -> int:
+        """Rows that it works on at the same time; more calls of `answer` wait."""
+        ...
 
     @property
-    def identity(self) -> Mapping[str, Any]: ...
+    def identity(self) -> Mapping[str, Any]:
+        """Settings that change answers, as JSON values; part of the run's fingerprint."""
+        ...
 
     async def __aenter__(self) -> Captioner: ...
 

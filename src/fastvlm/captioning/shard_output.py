@@ -168,5 +168,7 @@ class ShardOutput:
 
 def sidecar_path(folder: Path, name: str) -> Path:
     """The file `name` in `folder`, whatever the row's id is: a path out of the folder, a URL."""
-    parts = [part for part in PurePosixPath(name.replace("://", "/").replace("\\", "/")).parts if part not in ("..", "/")]
+    parts = [
+        part for part in PurePosixPath(name.replace("://", "/").replace("\\", "/")).parts if part not in ("..", "/")
+    ]
     return folder.joinpath(*parts)

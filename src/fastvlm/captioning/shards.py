@@ -16,7 +16,11 @@ from fastvlm.captioning.rows import Row
 from fastvlm.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .ico .jp2 .qoi .avif .heic .heif".split()
+    f".{kind}"
+    for kind in (
+        *("png", "jpg", "jpeg", "jfif", "webp", "gif", "bmp", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "ico", "jp2", "qoi", "avif", "heic", "heif"),
+    )
 )
 SHARD_SUFFIXES = frozenset({".tar", ".parquet"})  # found in folders; list files and JSON Lines are named themselves
 _MAX_LINE_BYTES = 1 << 16  # of a list file
@@ -40,28 +44,42 @@ class Columns:
     drop: Collection[str] = ()
 
 
-IMAGE_COLUMNS = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "image_path", "file_name", "path", "url")
+IMAGE_COLUMNS = (
+    "image",
+    "image_bytes",
+    "bytes",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "image_path",
+    "file_name",
+    "path",
+    "url",
+)
 ID_COLUMNS = ("id", "__key__", "key")
 
 
 class Shard(Protocol):
-    """One input file or folder.
-
-    Attributes:
-        location: absolute path or URL.
-        base_name: what its output parts are named by, if no other shard has that name.
-        is_ordered: a row is known by its number; False for a folder, whose rows are known by their ids, because files
-            may be added to it between two runs.
-    """
+    """One input file or folder."""
 
     @property
-    def location(self) -> str: ...
+    def location(self) -> str:
+        """Absolute path or URL."""
+        ...
 
     @property
-    def base_name(self) -> str: ...
+    def base_name(self) -> str:
+        """What its output parts are named by, if no other shard has that name."""
+        ...
 
     @property
-    def is_ordered(self) -> bool: ...
+    def is_ordered(self) -> bool:
+        """Whether a row is known by its number.
+
+        False for a folder, whose rows are known by their ids, because files may be added to it between two runs.
+        """
+        ...
 
     def count(self) -> int | None:
         """Number of rows; None if only reading the whole shard tells it."""

@@ -11,7 +11,7 @@ from typing import Any
 from fastvlm.captioning.files import joined, opened, parent
 from fastvlm.captioning.rows import Row
 from fastvlm.captioning.shards import ID_COLUMNS, IMAGE_COLUMNS, Columns, Wanted
-from fastvlm.errors import DataError, UsageError
+from fastvlm.errors import UsageError
 from fastvlm.records.json_files import stream_json_lines
 from fastvlm.records.tables import opened_parquet
 
@@ -38,9 +38,9 @@ class JsonLinesShard:
         del wanted
         roles: _Roles | None = None
         with opened(self.location) as file:
-            for number, (line, content, problem) in enumerate(stream_json_lines(file, _MAX_LINE_BYTES)):
-                if not problem and not isinstance(content, dict):
-                    problem = f"it is a {type(content).__name__}; expected an object"
+            for number, (line, content, damage) in enumerate(stream_json_lines(file, _MAX_LINE_BYTES)):
+                is_object = isinstance(content, dict)
+                problem = damage or ("" if is_object else f"it is a {type(content).__name__}; expected an object")
                 if problem:
                     yield Row(f"{file_name(self.location)}:{number}", problem=f"{self.location}:{line}: {problem}.")
                     continue
@@ -80,7 +80,9 @@ class ParquetShard:
                 names = kept if is_read else ids
                 for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
                     for content in batch.to_pylist():
-                        yield roles.row(number, content, self.location) if is_read else Row(roles.id_of(number, content))
+                        yield (
+                            roles.row(number, content, self.location) if is_read else Row(roles.id_of(number, content))
+                        )
                         number += 1
 
 
@@ -112,6 +114,7 @@ class _Roles:
         return cls(file_name(location), image, identity, columns.prompt, frozenset(columns.drop))
 
     def id_of(self, number: int, content: Mapping[str, Any]) -> str:
+        """The id of a record; made of its number, from 0, if it has none."""
         value = None if self.id is None else content.get(self.id)
         return f"{self.name}:{number}" if value is None else str(value)
 

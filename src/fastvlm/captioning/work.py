@@ -28,7 +28,7 @@ class Split:
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.num_splits:
             raise UsageError(
-                f"shard is {self.number}/{self.num_splits}; expected K/N with K from 1 to N, such as 1/4, 2/4, 3/4, 4/4."
+                f"shard is {self.number}/{self.num_splits}; expected K/N with K from 1 to N: 1/3, 2/3 and 3/3."
             )
 
     @classmethod
@@ -127,8 +127,10 @@ class Job:
         place_of = partial(self._position, is_divided=is_divided and shard.is_ordered)
         num_seen = 0
         for number, row in enumerate(shard.rows(lambda number: self._is_wanted(output, place_of(number)))):
-            if is_divided and not shard.is_ordered and zlib.crc32(row.id.encode()) % self.split.num_splits != (
-                self.split.number - 1
+            if (
+                is_divided
+                and not shard.is_ordered
+                and zlib.crc32(row.id.encode()) % self.split.num_splits != (self.split.number - 1)
             ):
                 continue
             position = place_of(number)

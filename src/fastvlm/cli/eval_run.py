@@ -70,7 +70,8 @@ class Evaluation:
     def run(self, notes: Notes) -> tuple[Result, dict[str, str]]:
         """Ask and score; return the result, and the device and dtype of the computation."""
         from fastvlm.evaluation.run.benchmark_run import run
-        from fastvlm.evaluation.run.run_folder import checkpoint_digest, claim_folder
+        from fastvlm.evaluation.run.run_folder import claim_folder
+        from fastvlm.formats.checkpoint_digest import checkpoint_digest
         from fastvlm.formats.places import checkpoint_path
         from fastvlm.opening import open_engine
 

@@ -18,6 +18,7 @@ from fastvlm import __version__
 from fastvlm.cli.ask import ask
 from fastvlm.cli.bench import bench
 from fastvlm.cli.build_kernels import build_kernels
+from fastvlm.cli.caption import caption
 from fastvlm.cli.chat import chat
 from fastvlm.cli.convert import convert
 from fastvlm.cli.eval import evaluate
@@ -87,6 +88,7 @@ def fastvlm(
 for _verb in (
     ask,
     chat,
+    caption,
     watch,
     templates,
     pull,

@@ -17,7 +17,7 @@ _CONVERT = "To write a checkpoint in another layout: fastvlm convert; with fewer
 OTHER_VERBS = {
     **dict.fromkeys(("run", "start"), f"{_ASK} {_CHAT}"),
     **dict.fromkeys(("generate", "complete", "prompt", "query", "predict", "infer"), _ASK),
-    **dict.fromkeys(("describe", "caption", "ocr"), _DESCRIBE),
+    **dict.fromkeys(("describe", "ocr"), _DESCRIBE),
     **dict.fromkeys(("list", "models"), _LS),
     **dict.fromkeys(("show", "inspect"), _INFO),
     **dict.fromkeys(("download", "get"), _PULL),

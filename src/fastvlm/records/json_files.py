@@ -75,6 +75,7 @@ class JsonSource:
         """The parsed value. Raises DataError: it is not valid JSON."""
         return _parsed(read_bytes(self.path, self._starts[index], self._sizes[index]), self._lines[index])
 
+
 def _parsed(data: bytes, line: int) -> Any:
     """The JSON value in `data`, which begins on `line` of its file. Raises DataError."""
     try:
@@ -97,11 +98,11 @@ def stream_json_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int
 
     A line that is not JSON has None and its problem; one longer than `max_line_bytes` ends the reading with one.
     """
-    for line, text in enumerate(iter(lambda: file.readline(max_line_bytes), b""), 1):
-        if len(text) == max_line_bytes and not text.endswith(b"\n"):
+    for line, read in enumerate(iter(lambda: file.readline(max_line_bytes), b""), 1):
+        if len(read) == max_line_bytes and not read.endswith(b"\n"):
             yield line, None, f"it has more than {max_line_bytes} bytes"
             return
-        text = text.removeprefix(BYTE_ORDER_MARK) if line == 1 else text
+        text = read.removeprefix(BYTE_ORDER_MARK) if line == 1 else read
         if not text.strip():
             continue
         try:

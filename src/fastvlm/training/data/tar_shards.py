@@ -192,11 +192,12 @@ def caption_messages(caption: str, key: str) -> list[dict[str, Any]]:
 def _grouped(path: Path, ignored: Collection[str]) -> tuple[dict[str, _Members], list[UnusedMember]]:
     """Group a shard's members: (records by name, in order of their first member; unused members)."""
     records: dict[str, _Members] = {}
-    unused: list[UnusedMember] = []
     with path.open("rb") as file:
-        for member in tar_members(file, str(path)):
-            if reason := _add(records, member, ignored):
-                unused.append(UnusedMember(f"{path}:{member.name}", reason))
+        unused = [
+            UnusedMember(f"{path}:{member.name}", reason)
+            for member in tar_members(file, str(path))
+            if (reason := _add(records, member, ignored))
+        ]
     return records, unused
 
 
