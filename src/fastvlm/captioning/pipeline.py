@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import islice
 
-from fastvlm.captioning.files import read_image
+from fastvlm.captioning.answering import RowAnswerer
 from fastvlm.captioning.progress import ErrorLimit, Progress, Reporter
-from fastvlm.captioning.rows import Answer, Captioner, Prompt, Row, Sample, sample_of
+from fastvlm.captioning.rows import Sample
 from fastvlm.captioning.shard_output import ShardOutput
 from fastvlm.captioning.work import Work
-from fastvlm.errors import ImageError
 
-_NUM_FETCHERS = 16
 _WINDOW = 4  # rows in work for each row that the captioner has, so that a slow answer delays no other
 _BATCH_ROWS = 64
 _BATCH_BYTES = 1 << 24  # of images
@@ -34,30 +32,21 @@ class Pipeline:
     """Answers rows with a captioner and writes them.
 
     Args:
-        captioner: not entered yet.
-        prompts: asked about each row that has none of its own.
+        answerer: answers a row.
+        num_concurrent: rows that its captioner works on at the same time.
         progress: is updated.
         reporter: is called after each row.
         limit: of errors.
-        keeps_images: the output holds images.
 
     Attributes:
         failed_shards: why shards could not be read to their end.
     """
 
     def __init__(
-        self,
-        captioner: Captioner,
-        prompts: Sequence[Prompt],
-        progress: Progress,
-        reporter: Reporter,
-        limit: ErrorLimit,
-        *,
-        keeps_images: bool,
+        self, answerer: RowAnswerer, num_concurrent: int, progress: Progress, reporter: Reporter, limit: ErrorLimit
     ) -> None:
-        self._captioner, self._prompts, self._progress = captioner, prompts, progress
-        self._reporter, self._limit, self._keeps_images = reporter, limit, keeps_images
-        self._fetchers = ThreadPoolExecutor(_NUM_FETCHERS, thread_name_prefix="fastvlm-fetch")
+        self._answerer, self._window = answerer, _WINDOW * num_concurrent
+        self._progress, self._reporter, self._limit = progress, reporter, limit
         self._output: ShardOutput | None = None  # the one that has an open file
         self.failed_shards: list[str] = []
 
@@ -68,14 +57,13 @@ class Pipeline:
             DataError: more errors than the limit.
             FastVlmError: what the captioner, the input's columns or the disk raise.
         """
-        window = _WINDOW * self._captioner.num_concurrent
         pending: deque[tuple[Work, asyncio.Task[Sample] | None]] = deque()
         try:
             async with aclosing(_ahead(works)) as ahead:
                 async for work in ahead:
-                    task = None if work.row is None else asyncio.create_task(self._answered(work.row))
+                    task = None if work.row is None else asyncio.create_task(self._answerer.sample(work.row))
                     pending.append((work, task))
-                    while len(pending) >= window or (pending and _is_done(pending[0][1])):
+                    while len(pending) >= self._window or (pending and _is_done(pending[0][1])):
                         await self._write(*pending.popleft())
             while pending:
                 await self._write(*pending.popleft())
@@ -86,30 +74,9 @@ class Pipeline:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._output is not None:
                 self._output.close()
-            self._fetchers.shutdown(wait=False, cancel_futures=True)
+            self._answerer.close()
         self._limit.check(self._progress, is_end=True)
         self._reporter.update(is_end=True)
-
-    async def _answered(self, row: Row) -> Sample:
-        """The row's sample; what is wrong with the row is in it."""
-        prompts = self._prompts if row.prompt is None else [Prompt(row.prompt, self._prompts[0].schema)]
-        image, problem = await self._image(row)
-        if problem is None:
-            answers = await self._captioner.answer(row, image, prompts)
-        else:
-            answers = [problem] * len(prompts)
-        return sample_of(row, prompts, answers, image if self._keeps_images else b"")
-
-    async def _image(self, row: Row) -> tuple[bytes, Answer | None]:
-        """The encoded image, and an answer with the error if there is none."""
-        if row.problem:
-            return row.image if isinstance(row.image, bytes) else b"", Answer.failed(f"DataError: {row.problem}")
-        if isinstance(row.image, bytes):
-            return row.image, None
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._fetchers, read_image, row.image), None
-        except ImageError as error:
-            return b"", Answer.failed(error)
 
     async def _write(self, work: Work, task: asyncio.Task[Sample] | None) -> None:
         """Wait for the answer, write it, and write parts that are whole."""
@@ -136,7 +103,7 @@ def _is_done(task: asyncio.Task[Sample] | None) -> bool:
     return task is None or task.done()
 
 
-async def _ahead(works: Iterator[Work]) -> AsyncIterator[Work]:
+async def _ahead(works: Iterator[Work]) -> AsyncGenerator[Work]:
     """The works, read in a thread one batch ahead."""
     with ThreadPoolExecutor(1, thread_name_prefix="fastvlm-read") as reader:
         following = asyncio.get_running_loop().run_in_executor(reader, _batch, works)

@@ -178,6 +178,24 @@ class Summary:
             unused=dict(unused),
         )
 
+    @classmethod
+    def together(cls, summaries: Sequence[Summary], seconds: float, cores: int) -> Summary:
+        """Of several machines that worked at the same time, for `seconds` and with `cores` in all."""
+        errors: Counter[str] = Counter()
+        for one in summaries:
+            errors.update(one.errors)
+        return cls(
+            images=sum(one.images for one in summaries),
+            kept=sum(one.kept for one in summaries),
+            failed=sum(one.failed for one in summaries),
+            errors=dict(errors),
+            tokens=sum(one.tokens for one in summaries),
+            seconds=max(seconds, 1e-9),
+            cores=cores,
+            failed_shards=sorted({problem for one in summaries for problem in one.failed_shards}),
+            unused=summaries[0].unused if summaries else {},
+        )
+
     @property
     def images_per_s(self) -> float:
         """Images a second; 0 if none was asked."""

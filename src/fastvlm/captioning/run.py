@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastvlm.captioning.answering import RowAnswerer
 from fastvlm.captioning.inputs import open_inputs, output_names
 from fastvlm.captioning.part_formats import FORMATS
 from fastvlm.captioning.pipeline import Pipeline
@@ -110,13 +111,13 @@ class CaptionRun:
             progress.restart()
             if on_progress is not None:
                 threading.Thread(target=_count, args=(job, progress), daemon=True).start()
+            has_images = FORMATS[self.settings.format].has_images
             pipeline = Pipeline(
-                captioner,
-                self.prompts,
+                RowAnswerer(captioner, self.prompts, keeps_images=has_images),
+                captioner.num_concurrent,
                 progress,
                 Reporter(progress, on_progress),
                 self.settings.error_limit,
-                keeps_images=FORMATS[self.settings.format].has_images,
             )
             try:
                 await pipeline.run(works)

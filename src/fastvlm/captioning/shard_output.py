@@ -156,7 +156,9 @@ class ShardOutput:
     def _write_sidecars(self, sample: Sample) -> None:
         """A text file for each answer, named by the row; numbered from 1 if there are several prompts."""
         folder = self._layout.sidecars
-        for number, line in enumerate(sample.lines, 1) if folder is not None and sample.sidecar else ():
+        if folder is None or not sample.sidecar:
+            return
+        for number, line in enumerate(sample.lines, 1):
             if line["text"] is None:
                 continue
             end = "" if len(sample.lines) == 1 else f".{number}"

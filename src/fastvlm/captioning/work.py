@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,7 +82,7 @@ class Job:
     is_retry: bool
     on_kept: Callable[[int], None]
 
-    def work(self) -> Iterator[Work]:
+    def work(self) -> Generator[Work]:
         """The rows to ask, shard by shard.
 
         Raises:
