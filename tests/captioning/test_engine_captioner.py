@@ -89,8 +89,9 @@ def test_broken_images_and_long_prompts_are_rows(photos, tmp_path, captioner):
     assert summary.failed == 4
 
 
-def test_an_image_that_kills_its_decoder_is_one_row(photos, tmp_path, captioner, monkeypatch):
+def test_an_image_that_kills_its_decoder_is_one_row(photos, tmp_path, engine, captioner, monkeypatch):
     """The decoder's process dies in the middle of one image; it is tried once, and the others are answered."""
+    engine.forget()
     folder = tmp_path / "mixed"
     folder.mkdir()
     for number, image in enumerate(sorted(photos.iterdir())[:4]):

@@ -132,7 +132,7 @@ def test_a_server_that_is_not_there(tmp_path):
         UrlCaptioner(url)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://[", ""])
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://a:b", ""])
 def test_addresses_that_are_none(url):
     with pytest.raises(UsageError, match=r"expected an address|Expected an address"):
         UrlCaptioner(url)

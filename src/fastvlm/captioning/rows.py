@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -108,7 +108,7 @@ def sample_of(row: Row, prompts: Sequence[Prompt], answers: Sequence[Answer], im
     """The sample of a row that was asked `prompts`."""
     further = dict(row.input) or None
     lines = [
-        {"id": row.id, "prompt": prompt.text, **asdict(answer), "input": further}
+        {"id": row.id, "prompt": prompt.text, **vars(answer), "input": further}
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     return Sample(row.id, lines, image, row.sidecar)

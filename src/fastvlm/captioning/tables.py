@@ -15,6 +15,7 @@ from fastvlm.errors import UsageError
 from fastvlm.records.json_files import stream_json_lines
 from fastvlm.records.tables import opened_parquet
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 _BATCH_ROWS = 32  # of a Parquet file, read at once with their images
 _MAX_LINE_BYTES = 1 << 27  # of JSON Lines: an image of 64 MiB as a data URI has 90 MB
 
@@ -159,7 +160,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def as_json(value: Any) -> str:
     """Further columns as JSON; dates, decimals and the like as texts."""
-    return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace").decode()
+    text = _ENCODER.encode(value)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def file_name(location: str) -> str:
