@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastvlm.backends.native.cpu_quota import cpu_quota
+from fastvlm.backends.native.openmp import num_cores
 from fastvlm.captioning.rows import Sample
 from fastvlm.errors import DataError, UsageError
 
@@ -222,5 +223,6 @@ class Summary:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Whole cores that this process may use, by its affinity and by its container's limit."""
+    quota = cpu_quota()
+    return num_cores() if quota is None else max(1, min(num_cores(), int(quota)))

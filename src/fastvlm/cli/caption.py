@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastvlm.backends.native.spinning import limit_spinning
+from fastvlm.backends.native.openmp import configure_openmp
 from fastvlm.cli.caption_options import (
     ColumnChoice,
     EngineChoice,
@@ -96,7 +96,7 @@ def _run_here(run: CaptionRun, how: dict[str, Any], notes: Notes, *, is_debug: b
     from fastvlm.captioning.captioners import make_captioner
 
     if "url" not in how:
-        limit_spinning()
+        configure_openmp()
         quiet_warnings(is_quiet=notes.is_quiet, is_debug=is_debug)
         silence = partial(quiet_libraries, is_quiet=notes.is_quiet, is_debug=is_debug)
         how = {**how, "before_transformers": silence}

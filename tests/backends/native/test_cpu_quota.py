@@ -56,7 +56,7 @@ CODE = """
 import os, sys
 from fastvlm.backends.native import openmp
 openmp.cpu_quota = lambda: {quota}
-openmp._num_cores = lambda: 4
+openmp.num_cores = lambda: 4
 openmp.configure_openmp()
 assert "torch" not in sys.modules
 print(os.environ.get("OMP_NUM_THREADS"), os.environ.get("GOMP_SPINCOUNT"))

@@ -26,9 +26,10 @@ def configure_openmp() -> None:
     if _POLICY not in os.environ:
         os.environ.setdefault(_SPINS, _NUM_SPINS)
     quota = cpu_quota()
-    if quota is not None and quota < _num_cores():
+    if quota is not None and quota < num_cores():
         os.environ.setdefault(_THREADS, str(max(1, int(quota))))
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
