@@ -141,7 +141,7 @@ def test_arguments_are_settings_of_serve_and_numbers_of_replicas(ray_serve, monk
     assert settings.replicas == 1, "engines of one process"
     options = made.options
     assert options["num_replicas"] == 3 and "autoscaling_config" not in options
-    assert options["max_ongoing_requests"] == 9 and options["ray_actor_options"] == {"num_cpus": 2, "num_gpus": 0}
+    assert options["max_ongoing_requests"] == 9 and options["ray_actor_options"]["num_cpus"] == 2
     router = options["request_router_config"]["request_router_class"]
     module, _, name = router.partition(":")
     assert getattr(sys.modules[module], name) is ray_serve.ConversationRouter
@@ -152,6 +152,8 @@ def test_a_range_of_replicas_scales_by_ongoing_requests(ray_serve):
     assert "num_replicas" not in options
     wanted = {"min_replicas": 0, "max_replicas": 8, "target_ongoing_requests": 4, "upscale_delay_s": 10}
     assert options["autoscaling_config"] == wanted
+    assert ray_serve.app({"replicas": "auto"}).options["autoscaling_config"]["max_replicas"] == 100
+    assert ray_serve.app({"replicas": "2-2"}).options["num_replicas"] == 2
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,11 @@ from fastvlm.formats.places import checkpoint_path
 from fastvlm.formats.quantized_file import QuantizationOptions
 from fastvlm.hf.lora import merge_adapter
 
-pytestmark = [*marks(), pytest.mark.filterwarnings("ignore:.*gradient.checkpointing.*")]
+pytestmark = [
+    *marks(),
+    pytest.mark.filterwarnings("ignore:.*gradient.checkpointing.*"),
+    pytest.mark.filterwarnings("ignore:.*has no digest of its base:UserWarning"),  # peft wrote it
+]
 MINI = checkpoint_path("mini")
 NO_IMAGE = "data:image/png;base64,bm8gaW1hZ2U="
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastvlm.backends.native.spinning import limit_spinning
+from fastvlm.backends.native.openmp import SHORT_SPINS
 from fastvlm.errors import MissingExtraError, UsageError
 from fastvlm.integrations.ray_metrics import RayMetrics
 from fastvlm.server.app import create_app
@@ -35,6 +35,7 @@ except ModuleNotFoundError as _error:
     raise MissingExtraError("ray", "ray", "Ray Serve") from _error
 
 _REPLICAS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+_AUTO = "1-100"
 _UPSCALE_DELAY_S = 10  # of load above the target until a replica is added; Ray's default of 30 s answers bursts late
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5, 30
 
@@ -44,7 +45,7 @@ class Scaling:
     """How many replicas there are and what each one takes; all values as typed.
 
     Args:
-        replicas: ``2``, or ``1-8`` for as many as the number of ongoing requests asks for.
+        replicas: ``2``, or ``1-8`` for as many as the number of ongoing requests asks for; ``auto`` is ``1-100``.
         num_cpus: CPUs of a replica, which are also its threads.
         num_gpus: GPUs of a replica; parts such as 0.5 share one.
 
@@ -57,12 +58,20 @@ class Scaling:
     num_gpus: str = "0"
 
     def __post_init__(self) -> None:
-        found = _REPLICAS.fullmatch(self.replicas)
-        if found is None or not int(found[1]) <= int(found[2] or found[1]) or int(found[2] or found[1]) == 0:
-            raise UsageError(f"replicas is {self.replicas!r}; expected a number such as 2, or a range such as 1-8.")
+        least, most = self.bounds
+        if not 0 <= least <= most or most == 0:
+            raise UsageError(
+                f"replicas is {self.replicas!r}; expected a number such as 2, a range such as 1-8, or auto."
+            )
         for name in ("num_cpus", "num_gpus"):
             if re.fullmatch(r"\d{1,4}(\.\d+)?", getattr(self, name)) is None:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; expected a number such as 2 or 0.5.")
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest number of replicas; (-1, -1) if `replicas` is neither a number nor a range."""
+        found = _REPLICAS.fullmatch(_AUTO if self.replicas == "auto" else self.replicas)
+        return (-1, -1) if found is None else (int(found[1]), int(found[2] or found[1]))
 
     def options(self, settings: ServeSettings) -> dict[str, Any]:
         """Options of the deployment.
@@ -77,18 +86,22 @@ class Scaling:
             "health_check_period_s": _HEALTH_PERIOD_S,
             "health_check_timeout_s": _HEALTH_TIMEOUT_S,
             "graceful_shutdown_timeout_s": settings.shutdown_grace_s,
-            "ray_actor_options": {"num_cpus": float(self.num_cpus), "num_gpus": float(self.num_gpus)},
+            "ray_actor_options": {
+                "num_cpus": float(self.num_cpus),
+                "num_gpus": float(self.num_gpus),
+                "runtime_env": {"env_vars": dict([SHORT_SPINS])},  # in time: a replica imports torch at once
+            },
             "request_router_config": RequestRouterConfig(request_router_class=f"{__name__}:ConversationRouter"),
         }
 
     def _number(self, settings: ServeSettings) -> dict[str, Any]:
-        least, _, most = self.replicas.partition("-")
-        if not most:
-            return {"num_replicas": int(least)}
+        least, most = self.bounds
+        if least == most:
+            return {"num_replicas": least}
         return {
             "autoscaling_config": {
-                "min_replicas": int(least),
-                "max_replicas": int(most),
+                "min_replicas": least,
+                "max_replicas": most,
                 "target_ongoing_requests": settings.slots,
                 "upscale_delay_s": _UPSCALE_DELAY_S,
             }
@@ -120,7 +133,6 @@ class FastVlmReplica:
     """
 
     def __init__(self, settings: ServeSettings, num_threads: int) -> None:
-        limit_spinning()
         torch.set_num_threads(num_threads)
         self.service = Service(settings, lambda: open_engines(settings))
         self._metrics = RayMetrics(self.service.metrics.registry)

@@ -18,7 +18,7 @@ from fastvlm.backends.local import fast_dtype
 from fastvlm.hf.config import FastViTHDConfig, FastVlmConfig
 from fastvlm.integrations.vllm_plugin import missing_vllm
 from fastvlm.integrations.vllm_processor import FastVlmDummyInputs, FastVlmInfo, FastVlmMultiModalProcessor
-from fastvlm.integrations.vllm_weights import PREFIXES, canonical_weights
+from fastvlm.integrations.vllm_weights import PREFIXES, canonical_weights, refuse_rounded_weights
 from fastvlm.model.fastvithd import FastViTHD
 from fastvlm.model.projector import FastVlmMultiModalProjector, as_feature_tokens
 from fastvlm.processing.prompt import IMAGE_TOKEN
@@ -69,6 +69,7 @@ class FastVlmForVllm(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):  
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
+        refuse_rounded_weights(vllm_config.model_config.model)
         config: FastVlmConfig = vllm_config.model_config.hf_config
         self.config, self.dtype = config, vllm_config.model_config.dtype
         self.configure_mm_token_handling(config.text_config.vocab_size, [config.image_token_index])

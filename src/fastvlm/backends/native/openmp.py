@@ -6,8 +6,8 @@ import os
 
 from fastvlm.backends.native.cpu_quota import cpu_quota
 
-_POLICY, _SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-_NUM_SPINS = "1000"  # some 20 microseconds
+SHORT_SPINS = ("GOMP_SPINCOUNT", "1000")  # variable and value: some 20 microseconds
+_POLICY = "OMP_WAIT_POLICY"
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -24,7 +24,7 @@ def configure_openmp() -> None:
       all threads stand still for the rest of it.
     """
     if _POLICY not in os.environ:
-        os.environ.setdefault(_SPINS, _NUM_SPINS)
+        os.environ.setdefault(*SHORT_SPINS)
     quota = cpu_quota()
     if quota is not None and quota < num_cores():
         os.environ.setdefault(_THREADS, str(max(1, int(quota))))
