@@ -25,7 +25,7 @@ OTHER_VERBS = {
     **dict.fromkeys(("server", "up"), _SERVE),
     **dict.fromkeys(("benchmark", "evaluate", "test"), _BENCH),
     **dict.fromkeys(("finetune", "fine-tune", "sft"), _TRAIN),
-    **dict.fromkeys(("export", "create"), _CONVERT),
+    **dict.fromkeys(("create",), _CONVERT),
     "ps": "A running server lists its models at /v1/models.",
     "push": "A checkpoint is a folder: upload it with hf upload OWNER/NAME FOLDER.",
     "help": "Try: fastvlm --help, or fastvlm VERB --help.",
