@@ -89,3 +89,14 @@ def test_panels_of_the_dashboard_do_not_overlap():
     places = [panel["gridPos"] for panel in json.loads((DEPLOY / "grafana/fastvlm.json").read_text())["panels"]]
     assert len({(place["x"], place["y"]) for place in places}) == len(places)
     assert all(place["x"] + place["w"] <= 24 for place in places)
+
+
+def test_ray_serves_arguments_are_settings_of_the_server():
+    service = yaml.safe_load((DEPLOY / "ray/rayservice.yaml").read_text())["spec"]
+    (application,) = yaml.safe_load(service["serveConfigV2"])["applications"]
+    assert application["import_path"] == "fastvlm.integrations.ray_serve:app"
+    assert set(application["args"]) <= {*declared_settings(), "replicas", "num_cpus", "num_gpus"}
+    groups = service["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = groups[0]["template"]["spec"]["containers"]
+    # The replica and what Ray itself needs.
+    assert float(container["resources"]["limits"]["cpu"]) > application["args"]["num_cpus"]
