@@ -76,14 +76,16 @@ def measure(num_rows: int, kind: str, folder: Path) -> dict[str, Any]:
             sets_mb.append(round(resident_mb(), 1))
 
     given, out = str(folder / "rows.parquet"), folder / "out"
+    begun_cpu_s = time.process_time()
     first = caption(given, out, "Describe the image.", Instant(), format=kind, on_progress=on_progress)
-    begun_s = time.monotonic()
+    cpu_s, begun_s = time.process_time() - begun_cpu_s, time.monotonic()
     again = caption(given, out, "Describe the image.", Instant(), format=kind)
     assert (first.images, again.images, again.kept) == (num_rows, 0, num_rows)  # noqa: S101  # else nothing was measured
     return {
         "rows": num_rows,
         "format": kind,
         "rows_per_s": round(first.images_per_s),
+        "cpu_us_per_row": round(1e6 * cpu_s / num_rows),
         "resumed_rows_per_s": round(num_rows / (time.monotonic() - begun_s)),
         "resident_mb": sets_mb,
         "growth_mb": round(max(sets_mb[2:], default=0) - min(sets_mb[2:], default=0), 1),

@@ -32,6 +32,7 @@ class Journal:
         self.samples: list[Sample] = []
         self._images: list[tuple[int, int]] = []  # (offset, bytes) of each sample's image
         self._file: io.FileIO | None = None
+        self._is_at_end = False  # of the records
         with clear_write_errors(path):
             path.touch()
             self._end = self._load()
@@ -43,7 +44,9 @@ class Journal:
         line = as_json(about).encode() + b"\n"
         with clear_write_errors(self._path):
             file = self._opened()
-            file.seek(self._end)
+            if not self._is_at_end:
+                file.seek(self._end)
+                self._is_at_end = True
             rest = memoryview(line + sample.image)
             while rest:
                 rest = rest[file.write(rest) :]
@@ -62,6 +65,7 @@ class Journal:
             if num_bytes:
                 file = self._opened()
                 file.seek(offset)
+                self._is_at_end = False
                 image = file.read(num_bytes)
             yield Sample(sample.id, sample.lines, image, sample.sidecar)
 
