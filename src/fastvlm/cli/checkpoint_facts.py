@@ -170,7 +170,7 @@ def read_facts(path: Path) -> CheckpointFacts:
 
 
 def _quantized(found: QuantizedWeights) -> dict[str, Any]:
-    return {**asdict(found.options), "mean_error": found.error.mean, "num_bytes": found.num_bytes}
+    return {**asdict(found.options), "mean_error": found.error and found.error.mean, "num_bytes": found.num_bytes}
 
 
 def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> Parameters:

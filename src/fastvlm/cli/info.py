@@ -119,10 +119,10 @@ def _rounding(quantized: QuantizedWeights) -> str:
     options = quantized.options
     groups = f" in groups of {options.group_size}" if 4 in (options.bits, options.head_bits) else ""
     encoder = ", encoder in 8" if options.encoder_bits == 8 else ""
+    error = "" if quantized.error is None else f"; {quantized.error.mean:.1%} off on average"
     return (
         f"decoder in {options.bits} bits, head in {options.head_bits}{groups}{encoder}: "
-        f"{in_bytes(quantized.num_bytes)}; "
-        f"{quantized.error.mean:.1%} off on average"
+        f"{in_bytes(quantized.num_bytes)}{error}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from fastvlm.cli.choices import check_word
 from fastvlm.cli.leaving import leaving_cleanly
 from fastvlm.cli.options import DebugOption, JsonOption, QuietOption, RevisionOption
 from fastvlm.cli.terminal import Notes, in_bytes, print_json, quiet_libraries, quiet_warnings
@@ -23,6 +24,7 @@ __all__ = ["quantize"]
 
 _BITS = (8, 4)
 _GROUP_SIZES = (32, 64, 128)
+FORMATS = ("fastvlm", "compressed-tensors")
 
 
 def quantize(
@@ -43,6 +45,12 @@ def quantize(
     encoder_bits: Annotated[
         int, typer.Option("--encoder-bits", metavar="BITS", help="Of the image encoder: 8, or 16 to leave it as it is.")
     ] = 16,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="FORMAT", help="fastvlm, or compressed-tensors, which vLLM and transformers read."
+        ),
+    ] = "fastvlm",
     revision: RevisionOption = None,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
@@ -52,8 +60,8 @@ def quantize(
 
     The folder opens like any other (ask, chat, serve, fastvlm.load), faster and in less memory on a CPU, because its
     quantized weights are memory-mapped. The encoder is quantized with --encoder-bits 8 only; it then computes with
-    activations of 8 bits too. The folder appears once it is complete; the source is only read. The path of the new
-    folder is printed.
+    activations of 8 bits too. With --format compressed-tensors weights are symmetric, and the head stays as it is. The
+    folder appears once it is complete; the source is only read. The path of the new folder is printed.
 
     \b
     Examples:
@@ -61,11 +69,17 @@ def quantize(
       fastvlm quantize ./fastvlm-0.5b ./fastvlm-0.5b-int4 --bits 4
       fastvlm quantize mini --encoder-bits 8
       fastvlm quantize apple/FastVLM-7B --bits 4 --group-size 64 --json | jq .quantized_bytes
+      fastvlm quantize ./fastvlm-0.5b ./fastvlm-0.5b-w4a16 --bits 4 --format compressed-tensors
     """
+    check_word("--format", form, FORMATS)
     _check_number("--bits", bits, _BITS)
     _check_number("--head-bits", head_bits, _BITS)
     _check_number("--encoder-bits", encoder_bits, ENCODER_BITS)
     _check_number("--group-size", group_size, _GROUP_SIZES)
+    if form != FORMATS[0] and (head_bits, encoder_bits) != (8, 16):
+        raise UsageError(
+            f"--format {form} leaves head and encoder as they are; leave --head-bits and --encoder-bits out."
+        )
     target = f"{Path(model).name}-int{bits}" if target is None else target
     new_folder(target)  # report mistakes before anything is imported or downloaded
     notes = Notes(is_quiet=is_quiet)
@@ -74,9 +88,14 @@ def quantize(
     with notes.waiting("Starting"):
         quiet_libraries(is_quiet=is_quiet, is_debug=is_debug)
         from fastvlm.conversion.quantize import quantize
-        from fastvlm.formats.quantized_file import Bits, QuantizationOptions
-    options = QuantizationOptions(
-        cast("Bits", bits), group_size, cast("Bits", head_bits), cast("EncoderBits", encoder_bits)
+        from fastvlm.formats.compressed_tensors import CompressedOptions
+        from fastvlm.formats.quantized_file import Bits, HeadBits, QuantizationOptions
+    options = (
+        QuantizationOptions(
+            cast("Bits", bits), group_size, cast("HeadBits", head_bits), cast("EncoderBits", encoder_bits)
+        )
+        if form == FORMATS[0]
+        else CompressedOptions(cast("Bits", bits), group_size)
     )
     with leaving_cleanly(), notes.counting(f"Rounding {model}") as progress:
         report = quantize(folder, target, options, progress=progress)

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvlm.conversion.compressed import add_quantization_config, check_groups, round_symmetric, write_compressed
 from fastvlm.conversion.new_folder import carry_files, planned_tensors, write_fast_vlm_files
 from fastvlm.conversion.shards import PlannedTensor, write_safetensors
 from fastvlm.errors import CheckpointError, UsageError
 from fastvlm.formats.checksums import write_checksums
+from fastvlm.formats.compressed_tensors import CompressedOptions
 from fastvlm.formats.encoder_rounding import round_encoder_weight, rounded_in_encoder
 from fastvlm.formats.folder import CheckpointFolder, inspect_folder
 from fastvlm.formats.names import EMBEDDING, HEAD, linear_groups
@@ -75,7 +77,7 @@ def quantize(
     Args:
         source: as for :func:`fastvlm.load`.
         target: a folder that does not exist yet.
-        options: how to round.
+        options: how to round; :class:`CompressedOptions` for the format of compressed-tensors.
         progress: called with (linear layers rounded, all linear layers).
         hub: as for :func:`fastvlm.convert`.
 
@@ -92,6 +94,9 @@ def quantize(
     config = FastVlmConfig.from_dict(dict(folder.config))
     processor, planned = load_processor(folder.path, config), _planned(folder, config)
     config.dtype = folder.dtype
+    is_compressed = isinstance(options, CompressedOptions)
+    if is_compressed:
+        check_groups(folder, options)
     with whole_folder(target) as work:  # from here on: another run to the same place ends at once, not after its work
         quantized = round_linears(
             folder.tensor,
@@ -102,15 +107,25 @@ def quantize(
             progress=progress,
         )
         rest = [tensor for tensor in planned if tensor.name not in quantized.shapes]
-        save_quantized(quantized, work / QUANTIZED_FILE)
-        write_safetensors(work / REST_FILE, rest, metadata={REST_OF: quantized.digest})
-        (work / QUANTIZED_FILE).chmod((work / REST_FILE).stat().st_mode)  # safetensors' files are for their owner alone
+        write = write_compressed if is_compressed else _write_own
+        write(work, quantized, rest, folder.dtype)
         write_fast_vlm_files(work, folder, config, processor, None)
+        if is_compressed:
+            add_quantization_config(work, options)
         carry_files(folder.path, work)
         write_checksums(work)
     folder.weights.close()
     rest_bytes, source_bytes = (sum(tensor.num_bytes for tensor in tensors) for tensors in (rest, planned))
-    return QuantizationReport(target, options, quantized.error, quantized.num_bytes, rest_bytes, source_bytes)
+    error = quantized.error
+    assert error is not None  # noqa: S101  # it was measured here
+    return QuantizationReport(target, options, error, quantized.num_bytes, rest_bytes, source_bytes)
+
+
+def _write_own(work: Path, quantized: QuantizedWeights, rest: Sequence[PlannedTensor], _: torch.dtype) -> None:
+    """The two files of ``formats/quantized_file.py``."""
+    save_quantized(quantized, work / QUANTIZED_FILE)
+    write_safetensors(work / REST_FILE, rest, metadata={REST_OF: quantized.digest})
+    (work / QUANTIZED_FILE).chmod((work / REST_FILE).stat().st_mode)  # safetensors' files are for their owner alone
 
 
 def _planned(folder: CheckpointFolder, config: FastVlmConfig) -> list[PlannedTensor]:
@@ -143,7 +158,8 @@ def round_linears(
         encoder: names of the encoder's weights to round.
         progress: called with (linear layers rounded, all linear layers).
     """
-    names = linear_groups(num_layers)
+    is_compressed = isinstance(options, CompressedOptions)
+    names = linear_groups(num_layers)[: -1 if is_compressed else None]  # the head stays as it is
     encoder = encoder if options.encoder_bits == 8 else ()
     if options.encoder_bits == 8 and not encoder:
         raise CheckpointError("The encoder has one stage and no attention: none of its layers can be rounded.")
@@ -153,7 +169,7 @@ def round_linears(
     for linear, weights in zip(names, _weights(tensor, names, has_tied_head=has_tied_head), strict=True):
         whole, dtype = torch.cat(weights), weights[0].dtype
         bits = options.head_bits if linear == (HEAD,) else options.bits
-        rounded = _round(whole, bits, options.group_size)
+        rounded = (round_symmetric if is_compressed else _round)(whole, bits, options.group_size)
         linears.append(RoundedLinear(linear, tuple(len(weight) for weight in weights), rounded))
         errors.append(_relative_error(whole, rounded))
         if progress is not None:
@@ -164,7 +180,7 @@ def round_linears(
         if progress is not None:
             progress(len(linears), len(names) + len(encoder))
     error = QuantizationError(mean=sum(errors) / len(errors), largest=max(errors))
-    return QuantizedWeights(tuple(linears), options, error, dtype, has_tied_head)
+    return QuantizedWeights(tuple(linears), options, error, dtype, has_tied_head and not is_compressed)
 
 
 def _weights(

@@ -17,6 +17,7 @@ import torch
 from fastvlm.config_limits import without_code_choices
 from fastvlm.errors import CheckpointError
 from fastvlm.formats.apple_config import from_apple_config, placeholder_id
+from fastvlm.formats.compressed_tensors import is_compressed
 from fastvlm.formats.encoder import encoder_arguments, encoder_form
 from fastvlm.formats.json_files import read_json
 from fastvlm.formats.names import (
@@ -107,6 +108,8 @@ def inspect_folder(path: Path) -> CheckpointFolder:
     raw = _read_config(path)
     layout = _layout(path, raw)
     weights = WeightFiles.of(path)
+    if weights.quantized is not None and is_compressed(raw):
+        raw = {key: value for key, value in raw.items() if key != "quantization_config"}  # read here, by nobody else
     _check_layout(path, layout, weights)
     named = names_from_apple(weights.entries) if layout == "llava_qwen2" else names_from_fast_vlm(weights.entries)
     keys = {name: key for key, name in named.items() if name is not None}

@@ -17,7 +17,7 @@ from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +37,7 @@ _FORMATS = ("3", "4")  # the second has layers of the encoder, which earlier ver
 _AGAIN = "Quantize the model again."
 _LARGEST = 65504.0  # of a scale or zero: the largest number of float16, which no checkpoint's weights reach
 Bits = Literal[4, 8]
+HeadBits = Literal[4, 8, 16]
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,18 @@ class QuantizationOptions:
 
     bits: Bits = 8
     group_size: int = 32
-    head_bits: Bits = 8
+    head_bits: HeadBits = 8
     encoder_bits: EncoderBits = 16
+
+    known_head_bits: ClassVar[tuple[int, ...]] = (4, 8)
 
     def __post_init__(self) -> None:
         if self.encoder_bits not in ENCODER_BITS:
             raise ConfigError(f"QuantizationOptions.encoder_bits is {self.encoder_bits!r}; expected 16 or 8.")
-        for name in ("bits", "head_bits"):
-            if getattr(self, name) not in (4, 8):
-                raise ConfigError(f"QuantizationOptions.{name} is {getattr(self, name)!r}; expected 4 or 8.")
+        for name, known in (("bits", (4, 8)), ("head_bits", self.known_head_bits)):
+            if getattr(self, name) not in known:
+                expected = " or ".join(map(str, known))
+                raise ConfigError(f"QuantizationOptions.{name} is {getattr(self, name)!r}; expected {expected}.")
         if self.group_size not in GROUP_SIZES:
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise ConfigError(f"QuantizationOptions.group_size is {self.group_size!r}; expected one of {sizes}.")
@@ -92,14 +96,14 @@ class QuantizedWeights:
 
     Attributes:
         linears: the rounded weights.
-        options, error: how they were rounded, and the error.
+        options, error: how they were rounded, and the error; None if the file does not say it.
         dtype: their dtype before rounding; the dtype of :meth:`tensor`.
         has_tied_head: True if the head was the embedding table, which is then kept unrounded for the embedding.
     """
 
     linears: tuple[RoundedLinear, ...]
     options: QuantizationOptions
-    error: QuantizationError
+    error: QuantizationError | None
     dtype: torch.dtype = torch.bfloat16
     has_tied_head: bool = False
 
@@ -149,7 +153,7 @@ def save_quantized(quantized: QuantizedWeights, file: str | Path) -> None:
     about = {
         "format": _FORMATS[quantized.options.encoder_bits == 8],
         "options": {name: value for name, value in asdict(quantized.options).items() if name != "encoder_bits"},
-        "error": asdict(quantized.error),
+        "error": asdict(quantized.error or QuantizationError(0.0, 0.0)),
         "dtype": dtype_name(quantized.dtype),
         "has_tied_head": quantized.has_tied_head,
         "products": [{"names": linear.names, "rows": linear.rows} for linear in quantized.linears],

@@ -126,6 +126,11 @@ class Int4Weight:
         """The weight (out, in) in bfloat16."""
         return self.columns(0, self.packed.shape[0])[:, : self.out_features].T.contiguous()
 
+    def values(self) -> Tensor:
+        """Values 0..15, uint8 (out, in)."""
+        starts = range(0, len(self.packed), self.block)
+        return torch.cat([self._nibbles(start, start + self.block) for start in starts])[: self.out_features]
+
     def columns(self, start: int, end: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Outputs `start` to `end` (multiples of 64) of the transposed weight (in, end - start) in `dtype`."""
         half = self.block // 2
@@ -158,11 +163,16 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) ->
         raise CheckpointError(f"{name} is {found}; expected {dtype} of shape [{expected}].")
 
 
-def quantize_int8(weight: Tensor) -> Int8Weight:
-    """`weight` (out, in), any floating dtype, rounded to the nearest; the error is at most half a scale."""
+def quantize_int8(weight: Tensor, scale_dtype: torch.dtype = torch.float32) -> Int8Weight:
+    """`weight` (out, in), any floating dtype, rounded to the nearest; the error is at most half a scale.
+
+    Scales are numbers of `scale_dtype`, for files that store them so.
+    """
     weight = weight.detach().float()
     scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * LARGEST_8) / LARGEST_8
-    return Int8Weight((weight / scales[:, None]).round_().to(torch.int8).contiguous(), scales)
+    scales = scales.to(scale_dtype).float()
+    values = (weight / scales[:, None]).round_().clamp_(-LARGEST_8, LARGEST_8)
+    return Int8Weight(values.to(torch.int8).contiguous(), scales)
 
 
 def quantize_int4(weight: Tensor, group_size: int = 32) -> Int4Weight:
@@ -177,6 +187,27 @@ def quantize_int4(weight: Tensor, group_size: int = 32) -> Int4Weight:
     values = ((groups - zeros) / scales).round_().add_(MIDDLE).clamp_(0, LARGEST_4).to(torch.uint8)
     scales_and_zeros = torch.cat([scales, zeros], -1).transpose(0, 1).bfloat16().contiguous()
     return Int4Weight(pack_int4(values.reshape(-1, in_features)), scales_and_zeros, out_features)
+
+
+def quantize_int4_symmetric(weight: Tensor, group_size: int = 32) -> Int4Weight:
+    """As :func:`quantize_int4` with zeros of 0, for formats that have none: values 1..15 about the middle."""
+    out_features, in_features = weight.shape
+    groups = F.pad(weight.detach().float(), (0, 0, 0, -out_features % FILE_BLOCK)).reshape(
+        -1, in_features // group_size, group_size
+    )
+    scales = groups.abs().amax(-1, keepdim=True) / (MIDDLE - 1)
+    scales = scales.clamp_min(torch.finfo(torch.bfloat16).tiny).bfloat16().float()
+    values = (groups / scales).round_().clamp_(1 - MIDDLE, MIDDLE - 1).add_(MIDDLE).to(torch.uint8)
+    return int4_from_values(values.reshape(-1, in_features)[:out_features], scales[:out_features, :, 0])
+
+
+def int4_from_values(values: Tensor, scales: Tensor) -> Int4Weight:
+    """The weight of symmetric values, uint8 (out, in) 0..15 about 8, with `scales` (out, in / group size)."""
+    out_features = len(values)
+    rows = (0, 0, 0, -out_features % FILE_BLOCK)
+    padded = F.pad(scales.float(), rows, value=1.0).T.bfloat16()
+    scales_and_zeros = torch.stack([padded, torch.zeros_like(padded)], -1).contiguous()
+    return Int4Weight(pack_int4(F.pad(values, rows, value=MIDDLE)), scales_and_zeros, out_features)
 
 
 def pack_int4(values: Tensor, block: int = FILE_BLOCK) -> Tensor:

@@ -16,12 +16,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastvlm.errors import CheckpointError
+from fastvlm.formats.compressed_tensors import PARTS, compressed_weights
 from fastvlm.formats.json_files import FETCH_AGAIN
 from fastvlm.formats.pickle_file import read_pickle
 from fastvlm.formats.quantized_file import QuantizedWeights, quantized_weights_of
 from fastvlm.formats.quantized_metadata import QUANTIZED_FILE, REST_FILE
 from fastvlm.formats.safetensors_header import TensorEntry, read_header
 from fastvlm.formats.weight_sets import WeightSet, one_weight_set, some_of, weight_map
+
+_PACKED_PARTS = tuple(f".{part}" for part in PARTS)
 
 
 @dataclass
@@ -64,7 +67,18 @@ class WeightFiles:
         if quantized is not None:
             file = folder / QUANTIZED_FILE
             entries |= {name: TensorEntry(file, shape, quantized.dtype) for name, shape in quantized.shapes.items()}
-        return cls(folder, entries, quantized)
+            return cls(folder, entries, quantized)
+        return cls(folder, entries)._with_compressed()
+
+    def _with_compressed(self) -> WeightFiles:
+        """Itself, or with the weights that are packed as compressed-tensors does in place of their parts."""
+        quantized = compressed_weights(self.folder, self.entries, self.tensor)
+        if quantized is None:
+            return self
+        files = {name.removesuffix("_packed"): entry.file for name, entry in self.entries.items()}
+        entries = {name: entry for name, entry in self.entries.items() if not name.endswith(_PACKED_PARTS)}
+        entries |= {name: TensorEntry(files[name], shape, quantized.dtype) for name, shape in quantized.shapes.items()}
+        return WeightFiles(self.folder, entries, quantized)
 
     @property
     def files(self) -> list[Path]:
