@@ -18,7 +18,7 @@ from fastvlm.formats.places import checkpoint_path, new_folder
 if TYPE_CHECKING:
     from fastvlm.export.export import ExportReport
 
-FORMATS = ("onnx",)
+FORMATS = ("onnx", "openvino", "mlx", "gguf")
 
 
 def export(
@@ -36,7 +36,10 @@ def export(
     dtype: Annotated[
         str | None,
         typer.Option(
-            "--dtype", metavar="LIST", help="What to write, with commas. onnx: fp32,fp16,q8,q4,q4f16. [default: all]"
+            "--dtype",
+            metavar="LIST",
+            help="What to write, with commas. onnx: fp32,fp16,q8,q4,q4f16; gguf: bf16,q8,q4; openvino: one of "
+            "fp32, fp16, int8, int4. [default: all; openvino: fp16]",
         ),
     ] = None,
     images: Annotated[

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 import fastvlm
-from fastvlm.backends.backend import Backend
 from fastvlm.backends.generators import finished
 from fastvlm.backends.local import make_backend
 from fastvlm.errors import ExportError, NonFiniteError
@@ -31,6 +30,16 @@ EXAMPLES = {
 }
 _MOST_LOGITS_OFF = 0.02  # of float32 files, over the largest logit; 1e-5 is usual, wrong graphs are off by about 1
 _SOURCE_CONTEXT = 4096  # tokens of the source's cache
+
+
+class Computes(Protocol):
+    """The part of a :class:`fastvlm.backends.backend.Backend` that a comparison needs; see there."""
+
+    def encode(self, pixel_values: Tensor) -> Generator[None, None, Tensor]: ...  # noqa: D102
+    def embed(self, token_ids: Sequence[int]) -> Tensor: ...  # noqa: D102
+    def prefill_chunk(self, embeds: Tensor, slot: int, start: int) -> Tensor: ...  # noqa: D102
+    def logits(self, hidden: Tensor) -> Tensor: ...  # noqa: D102
+    def decode(self, token_ids: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +119,7 @@ def source_answers(source: ExportSource, asked: Sequence[Sample]) -> list[Answer
 
 
 @torch.inference_mode()
-def answer(backend: Backend, sample: Sample, source: ExportSource) -> Answer:
+def answer(backend: Computes, sample: Sample, source: ExportSource) -> Answer:
     """Visual tokens, logits and greedy tokens of one sample; the reply ends with an end token or NUM_TOKENS."""
     features = finished(backend.encode(sample.pixel_values)).float()
     ids = torch.tensor([sample.token_ids])

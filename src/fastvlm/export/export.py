@@ -22,7 +22,12 @@ from fastvlm.storage.whole_folders import whole_folder
 
 Progress = Callable[[int, int], None]
 # Format -> module that has it as FORMAT; each is imported when it is asked for.
-FORMATS = {"onnx": "fastvlm.export.onnx_folder"}
+FORMATS = {
+    "onnx": "fastvlm.export.onnx_folder",
+    "openvino": "fastvlm.export.openvino_folder",
+    "mlx": "fastvlm.export.mlx",
+    "gguf": "fastvlm.export.gguf_file",
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def export(
         target: a folder that does not exist yet.
         to: a key of FORMATS.
         image_size: side in pixels, which the files fix; None for the checkpoint's own.
-        dtypes: variants to write; empty for all that the format has.
+        dtypes: variants to write; empty for the format's defaults.
         check_images: paths of images on which the files are compared with the source, in addition to shipped ones.
         has_page: add the web page, for ONNX.
         page_library: a ``node_modules`` folder with transformers.js, which is copied for the page; None to load it from
@@ -130,10 +135,15 @@ def format_of(to: str) -> Format:
 
 
 def chosen_dtypes(kind: Format, to: str, dtypes: Sequence[str]) -> tuple[str, ...]:
-    """The format's variants that `dtypes` names, in its order, all if empty; raises UsageError."""
+    """The format's variants that `dtypes` names, in its order, its defaults if empty; raises UsageError."""
     if unknown := [dtype for dtype in dtypes if dtype not in kind.variants]:
         raise UsageError(f"{to} has no dtype {unknown[0]!r}; it has {', '.join(kind.variants)}.")
-    return tuple(variant for variant in kind.variants if not dtypes or variant in dtypes)
+    if kind.is_single and len(dtypes) > 1:
+        raise UsageError(
+            f"A folder for {to} holds one dtype; got {', '.join(dtypes)}. Export each to a folder of its own."
+        )
+    chosen = dtypes or kind.default or kind.variants
+    return tuple(variant for variant in kind.variants if variant in chosen)
 
 
 def _notes(

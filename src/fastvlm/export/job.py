@@ -62,11 +62,13 @@ class Format:
     """A kind of export.
 
     Attributes:
-        variants: dtypes that it has; all are written if none is named.
+        variants: dtypes that it has.
         need: imports what writes the files; returns versions, raises MissingExtraError.
         write: writes the files.
         num_steps: pieces of work for these variants.
         is_checked: True if the source's answers are needed.
+        is_single: True if a folder holds one variant.
+        default: variants that are written if none is named; empty for all.
     """
 
     variants: tuple[str, ...]
@@ -74,3 +76,5 @@ class Format:
     write: Callable[[ExportJob], Written]
     num_steps: Callable[[tuple[str, ...]], int]
     is_checked: bool = True
+    is_single: bool = False
+    default: tuple[str, ...] = ()

@@ -82,3 +82,79 @@ def checks_table(checks: Sequence[Check], not_run: str = "") -> str:
             "",
         ]
     )
+
+
+def mlx_readme(source: ExportSource) -> str:
+    """The README of ``--to mlx``."""
+    return f"""# {source.folder.name} for MLX
+
+Written by `fastvlm export --to mlx`, bfloat16, for images of {source.side_px} x {source.side_px} px. On a Mac:
+
+```sh
+pip install mlx-vlm
+python -m mlx_vlm.generate --model . --image photo.jpg --prompt "What is this?" --max-tokens 100
+python -m mlx_vlm.convert --hf-path . --mlx-path ../quantized -q --q-bits 4 --q-group-size 64
+```
+
+mlx-vlm pads images to a black square before it resizes them, as in training. It was never run on a Mac here. Its
+encoder has the published widths, so other encoders, such as the shipped mini's, do not open there.
+"""
+
+
+def gguf_readme(source: ExportSource, variants: Sequence[str]) -> str:
+    """The README of ``--to gguf``."""
+    files = ", ".join(f"`decoder-{variant}.gguf`" for variant in variants)
+    return f"""# The decoder of {source.folder.name} for llama.cpp
+
+Written by `fastvlm export --to gguf`: {files}, architecture `qwen2`, without the image encoder.
+
+**Not for Ollama, LM Studio or llama-server:** llama.cpp has no FastViTHD projector, so these see no images. A program
+over libllama feeds the visual tokens itself, in `llama_batch.embd`, with the text's embeddings around them:
+
+```python
+import torch
+from fastvlm.backends.generators import finished
+from fastvlm.backends.local import make_backend
+from fastvlm.model.joint import join_image_and_text
+from fastvlm.opening import open_checkpoint
+
+checkpoint = open_checkpoint("{source.folder.name}")  # the checkpoint, not this folder
+backend, processor = make_backend(checkpoint, dtype=torch.float32, num_slots=1), checkpoint.processor
+messages = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is this?"}}]}}]
+ids = processor.token_ids(processor.prompt(messages)[0], 1)
+pixels = processor.image_processor("photo.jpg")["pixel_values"]  # padded to a black square, then resized
+places = torch.tensor([ids]) == checkpoint.config.image_token_index
+embd = join_image_and_text(backend.embed(ids)[None], finished(backend.encode(pixels)), places)[0]  # (T, {source.width})
+```
+"""
+
+
+def openvino_readme(source: ExportSource, variant: str, check: Check) -> str:
+    """The README of ``--to openvino``."""
+    return f"""# {source.folder.name} for OpenVINO, {variant}
+
+Written by `fastvlm export --to openvino` for images of {source.side_px} x {source.side_px} px.
+
+```python
+import numpy as np
+import openvino as ov
+import openvino_genai
+from PIL import Image, ImageOps
+
+def padded(path):
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    square = Image.new("RGB", (max(image.size),) * 2)
+    square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
+    return ov.Tensor(np.array(square)[None])
+
+pipeline = openvino_genai.VLMPipeline(".", "CPU")
+print(pipeline.generate("What is this?", images=[padded("photo.jpg")], max_new_tokens=256))
+```
+
+The pipeline crops the middle of an image, so hand over a square one padded with black, as above. Give the plain
+question: the pipeline puts the image before it. On a GPU set `INFERENCE_PRECISION_HINT` to `f32` if answers are odd:
+the encoder's numbers come near the end of float16.
+
+## Checked against the checkpoint
+
+{checks_table([check])}"""

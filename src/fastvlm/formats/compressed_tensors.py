@@ -89,7 +89,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, in_features: int) -> Tensor:
     """Values (out, in), uint8, of :func:`pack`."""
     shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32)
-    values = (packed[..., None] >> shifts) & (2**bits - 1)
+    values: Tensor = (packed[..., None] >> shifts) & (2**bits - 1)
     return values.reshape(len(packed), -1)[:, :in_features].to(torch.uint8)
 
 
