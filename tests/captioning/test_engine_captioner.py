@@ -125,7 +125,7 @@ def test_the_mini_killed_in_a_run_goes_on(photos, tmp_path, captioner):
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", program, photos, out, *PROMPTS])
     deadline_s = time.monotonic() + 200
-    while not list(out.glob(".photos-0000*.rows")):
+    while not list(out.glob("photos-0000*.journal")):
         assert process.poll() is None
         assert time.monotonic() < deadline_s
         time.sleep(0.01)

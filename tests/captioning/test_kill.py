@@ -71,7 +71,7 @@ def _check_whole(out: Path, expected: list[str]) -> None:
     """Every row is there once for each prompt, and nothing else is in the folder."""
     rows = sorted((line["id"], line["prompt"]) for line in lines_of(out))
     assert rows == sorted((name, prompt) for name in expected for prompt in "PQ")
-    assert not [file for file in out.iterdir() if file.suffix in (".rows", ".part")]
+    assert not [file for file in out.iterdir() if file.suffix in (".journal", ".part")]
 
 
 def test_a_killed_run_loses_only_rows_in_work(tmp_path):
@@ -85,7 +85,7 @@ def test_a_killed_run_loses_only_rows_in_work(tmp_path):
         "0.05",
     ]
     process = subprocess.Popen(arguments)
-    journal, deadline_s = tmp_path / "out/.t-00001.jsonl.rows", time.monotonic() + 60
+    journal, deadline_s = tmp_path / "out/t-00001.jsonl.journal", time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size > 3000):
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
@@ -105,7 +105,7 @@ def test_a_record_that_is_not_whole_is_cut_off(tmp_path):
     from fastvlm.captioning.part_formats import FORMATS
 
     samples = list(FORMATS["jsonl"].read(tmp_path / "out/t-00000.jsonl", 1))[:9]
-    path = tmp_path / "out/.t-00000.jsonl.rows"
+    path = tmp_path / "out/t-00000.jsonl.journal"
     journal = Journal(path)
     for sample in samples:
         journal.append(sample)

@@ -1,5 +1,7 @@
 """Whole runs with an instant captioner: inputs, outputs, resume, errors, splits."""
 
+import asyncio
+import datetime
 import json
 import tarfile
 
@@ -57,13 +59,14 @@ def test_list_files_json_lines_and_tar_shards(tmp_path):
 
 
 def test_parquet_in_and_out(tmp_path):
-    file = write_parquet(tmp_path / "train-00003.parquet", 120, note=lambda number: f"n{number}")
+    further = {"score": lambda number: float("nan"), "day": lambda number: datetime.date(2026, 1, 1 + number % 30)}
+    file = write_parquet(tmp_path / "train-00003.parquet", 120, note=lambda number: f"n{number}", **further)
     caption(str(file), tmp_path / "out", "P", Instant(), format="parquet", rows_per_part=50)
     names = sorted(file.name for file in (tmp_path / "out").glob("*.parquet"))
     assert names == [f"train-00003-{part:05d}.parquet" for part in range(3)]
     lines = lines_of(tmp_path / "out")
     assert [line["id"] for line in lines] == [f"r{number}" for number in range(120)]
-    assert json.loads(lines[7]["input"]) == {"note": "n7"}
+    assert json.loads(lines[7]["input"]) == {"note": "n7", "score": None, "day": "2026-01-08"}
 
 
 def test_webdataset_parts_hold_image_text_and_json(tmp_path):
@@ -402,6 +405,15 @@ def test_progress_is_reported(tmp_path):
     caption(str(file), tmp_path / "out", "P", Instant(pause_s=0.1), on_progress=lambda now: seen.append(now.num_images))
     assert seen[-1] == 50
     assert len(seen) > 1
+
+
+def test_a_notebook_has_an_event_loop_already(tmp_path):
+    folder = write_folder(tmp_path / "photos", NAMES)
+
+    async def cell():
+        return caption(str(folder), tmp_path / "out", "P", Instant())
+
+    assert asyncio.run(cell()).images == 5
 
 
 def test_file_names_that_are_no_utf8(tmp_path):

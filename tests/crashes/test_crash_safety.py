@@ -107,6 +107,15 @@ def has_whole_predictions(target: Path, reference: dict[str, str]) -> None:
             assert not line.endswith("\n") or json.loads(line)["reply"]
 
 
+def has_whole_parts(target: Path, reference: dict[str, str]) -> None:
+    for name in ("run.json", "inputs.json"):
+        if (target / name).exists():
+            json.loads((target / name).read_text())
+    for part in target.glob("*.jsonl"):
+        lines = [json.loads(line) for line in part.read_text().splitlines()]
+        assert [line["error"] for line in lines] == [None] * 2
+
+
 VERBS = {
     "convert": Verb(
         lambda sources, out: ["convert", str(sources / "small"), str(out), "--max-shard-size", "300KB"], is_whole
@@ -128,6 +137,15 @@ VERBS = {
         ],
         has_whole_predictions,
         compared=lambda name: name in ("run.json", "predictions.jsonl", "worst.html"),
+        is_kept=True,
+    ),
+    "caption": Verb(
+        lambda sources, out: [
+            *("caption", *(str(sources / "data" / f"{number}.png") for number in range(4)), "--out", str(out)),
+            *("-m", str(sources / "parrot"), "--device", "cpu", "--slots", "1", "-p", "P", "--rows-per-part", "2"),
+        ],
+        has_whole_parts,
+        compared=lambda name: name in ("run.json", "inputs.json"),
         is_kept=True,
     ),
     "train": Verb(

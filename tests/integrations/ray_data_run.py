@@ -1,6 +1,6 @@
 """Captioning on a local Ray cluster, in an environment that has Ray: ``python ray_data_run.py FOLDER``.
 
-FOLDER has `photos`, 60 images of which two are broken. Prints one JSON object with what was found.
+FOLDER has `photos`, 40 images of which two are broken. Prints one JSON object with what was found.
 """
 
 import json
@@ -39,7 +39,7 @@ def kill_one(out: Path, killed: list[int]) -> None:
     """Kill an actor once there are answers in its journal."""
     deadline_s = time.monotonic() + 200
     while time.monotonic() < deadline_s and not killed:
-        if list(out.glob(".*.rows")):
+        if list(out.glob("*.journal")):
             for process in actor_processes()[:1]:
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from fastvlm.captioning.part_formats import FORMATS
 from fastvlm.captioning.pipeline import Pipeline
 from fastvlm.captioning.progress import ErrorLimit, OnProgress, Progress, Reporter, Summary
 from fastvlm.captioning.rows import Captioner, Prompt
-from fastvlm.captioning.shard_output import Layout
+from fastvlm.captioning.shard_output import JOURNAL_SUFFIX, Layout
 from fastvlm.captioning.shards import Columns
 from fastvlm.captioning.work import Job, Split
 from fastvlm.errors import UsageError
-from fastvlm.storage.locks import brief_lock, exclusive_lock
+from fastvlm.storage.locks import LOCK_NAME, brief_lock, exclusive_lock
 from fastvlm.storage.run_identity import differences
 from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.write_errors import clear_write_errors
@@ -98,10 +99,10 @@ class CaptionRun:
         with clear_write_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         split = self.settings.split
-        lock = self.out / f".{split.number}-of-{split.num_splits}.lock"
+        lock = self.out / (LOCK_NAME if split.num_splits == 1 else f".{split.number}-of-{split.num_splits}.lock")
         with exclusive_lock(lock, self.out):
             self._claim(captioner)
-            return asyncio.run(self._run(captioner, on_progress))
+            return _run_to_end(self._run(captioner, on_progress))
 
     async def _run(self, captioner: Captioner, on_progress: OnProgress | None) -> Summary:
         progress = Progress()
@@ -149,7 +150,7 @@ class CaptionRun:
 
     def _has_rows(self) -> bool:
         """Whether the output has parts or journals; a run that was refused at once leaves neither."""
-        kinds = {".rows", *(form.suffix for form in FORMATS.values())}
+        kinds = {JOURNAL_SUFFIX, *(form.suffix for form in FORMATS.values())}
         return any(file.suffix in kinds for file in self.out.iterdir())
 
     def identity(self, captioner: Captioner) -> dict[str, Any]:
@@ -197,6 +198,16 @@ def caption(
 
         captioner = open_captioner()
     return run.run(captioner, on_progress)
+
+
+def _run_to_end(work: Coroutine[Any, Any, Summary]) -> Summary:
+    """Run `work`; in a thread of its own where this one has an event loop already, as a notebook has."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 def _checked(prompts: Sequence[Prompt | str], columns: Columns) -> list[Prompt]:

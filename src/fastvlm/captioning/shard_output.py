@@ -1,7 +1,7 @@
 """Output parts of one shard: ``NAME-00000.jsonl``, ``NAME-00001.jsonl``, ..., each written whole or not at all.
 
 A part has the rows of the shard that follow those of the part before. The rows of the next part are kept in a journal
-(``.NAME-00002.jsonl.rows``) until it is full.
+(``NAME-00002.jsonl.journal``) until it is full.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fastvlm.errors import DataError
 from fastvlm.storage.whole_files import whole_file, write_file
 from fastvlm.storage.write_errors import clear_write_errors
 
+JOURNAL_SUFFIX = ".journal"
 _PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5,})(?P<suffix>\.\w+)", re.DOTALL)
 Parts = Mapping[str, list[int]]
 
@@ -147,7 +148,7 @@ class ShardOutput:
 
     def _journal_path(self, number: int) -> Path:
         part = self._part(number)
-        return part.with_name(f".{part.name}.rows")
+        return part.with_name(f"{part.name}{JOURNAL_SUFFIX}")
 
     def _write(self, path: Path, samples: Iterator[Sample]) -> None:
         with whole_file(path) as stream:

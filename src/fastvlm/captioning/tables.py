@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastvlm.errors import UsageError
 from fastvlm.records.json_files import stream_json_lines
 from fastvlm.records.tables import opened_parquet
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
 _BATCH_ROWS = 32  # of a Parquet file, read at once with their images
 _MAX_LINE_BYTES = 1 << 27  # of JSON Lines: an image of 64 MiB as a data URI has 90 MB
 
@@ -159,9 +160,21 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def as_json(value: Any) -> str:
-    """Further columns as JSON; dates, decimals and the like as texts."""
-    text = _ENCODER.encode(value)
+    """Further columns as JSON; dates, decimals and the like as texts, NaN as null."""
+    try:
+        text = _ENCODER.encode(value)
+    except ValueError:  # NaN or an infinity, which JSON does not have
+        text = _ENCODER.encode(_without_nan(value))
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _without_nan(value: Any) -> Any:
+    """`value` with None for NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def file_name(location: str) -> str:
