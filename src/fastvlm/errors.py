@@ -125,5 +125,15 @@ class MissingExtraError(FastVlmError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed. Run: pip install 'fastvlm[{extra}]'"
         )
 
+    @classmethod
+    def of_import(cls, error: ModuleNotFoundError, package: str, extra: str, purpose: str) -> ImportError:
+        """The exception to raise where `package` could not be imported.
+
+        This is `error` itself if the package is there and something that it needs is not, because its own message says
+        what.
+        """
+        is_missing = (error.name or "").split(".")[0] == package
+        return cls(package, extra, purpose) if is_missing else error
+
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
         return type(self), (self.package, self.extra, self.purpose)

@@ -21,9 +21,7 @@ from fastvlm.opening import open_engine
 try:
     from lmms_eval.api.model import lmms
 except ModuleNotFoundError as _error:
-    if (_error.name or "").split(".")[0] != "lmms_eval":
-        raise  # it is there, but something that it needs is not: its own message says what
-    raise MissingExtraError("lmms_eval", "lmms", "The plugin of lmms-eval") from _error
+    raise MissingExtraError.of_import(_error, "lmms_eval", "lmms", "The plugin of lmms-eval") from _error
 
 _MAX_NEW_TOKENS = 1024  # default of lmms-eval's own models
 

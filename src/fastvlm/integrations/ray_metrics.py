@@ -11,9 +11,7 @@ from fastvlm.errors import MissingExtraError
 try:
     from ray.serve import metrics
 except ModuleNotFoundError as _error:
-    if (_error.name or "").split(".")[0] != "ray":
-        raise
-    raise MissingExtraError("ray", "ray", "Ray Serve") from _error
+    raise MissingExtraError.of_import(_error, "ray", "ray", "Ray Serve") from _error
 
 _RENAMED = {"replica": "engine"}  # Ray gives `replica` a meaning of its own
 

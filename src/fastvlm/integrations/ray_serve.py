@@ -30,9 +30,7 @@ try:
     from ray.serve.config import RequestRouterConfig
     from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 except ModuleNotFoundError as _error:
-    if (_error.name or "").split(".")[0] != "ray":
-        raise  # it is there, but something that it needs is not: its own message says what
-    raise MissingExtraError("ray", "ray", "Ray Serve") from _error
+    raise MissingExtraError.of_import(_error, "ray", "ray", "Ray Serve") from _error
 
 _REPLICAS = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 _AUTO = "1-100"

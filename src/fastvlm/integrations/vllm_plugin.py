@@ -42,11 +42,9 @@ def register() -> None:
         ModelRegistry.register_model(architecture, _MODEL)
 
 
-def missing_vllm(error: ModuleNotFoundError) -> Exception:
-    """The exception for a failed import of vLLM; `error` itself if vLLM is there and something that it needs is not."""
-    if (error.name or "").split(".")[0] != "vllm":
-        return error
-    return MissingExtraError("vllm", "vllm", "The plugin of vLLM")
+def missing_vllm(error: ModuleNotFoundError) -> ImportError:
+    """The exception for a failed import of vLLM."""
+    return MissingExtraError.of_import(error, "vllm", "vllm", "The plugin of vLLM")
 
 
 def version_problem(version: str) -> str | None:
