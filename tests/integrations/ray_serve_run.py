@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_SERVE_LOG_TO_STDERR="0")
+os.environ.update(RAY_raylet_start_wait_time_s="3000", RAY_health_check_timeout_ms="3000000")
 os.environ.update(RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="3000", RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S="3000")
 
 import httpx
