@@ -438,3 +438,25 @@ def test_parquet_is_read_with_its_pyarrow_schema(tmp_path):
         "tokens": "int64",
         "ms": "double",
     }
+
+
+def test_large_images_are_few_at_a_time(tmp_path, monkeypatch):
+    """Rows whose images are in memory are limited by their bytes, too."""
+    monkeypatch.setattr("fastvlm.captioning.pipeline._WINDOW_BYTES", 3000)
+    monkeypatch.setattr("fastvlm.captioning.pipeline._BATCH_BYTES", 1000)
+    running, most = 0, 0
+
+    class Counting(Instant):
+        async def answer(self, row, image, prompts):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            try:
+                return await super().answer(row, image, prompts)
+            finally:
+                running -= 1
+
+    write_tar(tmp_path / "t.tar", {f"{number:02d}.png": b"x" * 1000 for number in range(30)})
+    caption(str(tmp_path / "t.tar"), tmp_path / "out", "P", Counting(pause_s=0.01))
+    assert len(ids_of(tmp_path / "out")) == 30
+    assert most <= 3

@@ -3,17 +3,20 @@
 FOLDER has `photos`, 40 images of which two are broken. Prints one JSON object with what was found.
 """
 
+import io
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import ray
 
 from fastvlm.captioning import CaptionSettings, Prompt
+from fastvlm.cli.main import main as run_command
 from fastvlm.errors import DataError, UsageError
 from fastvlm.integrations.ray_data import Cluster, caption_dataset, caption_on_cluster
 
@@ -56,8 +59,12 @@ def main(folder: Path) -> None:
     thread.start()
     summary = caption_on_cluster([photos], out, PROMPTS, settings, ENGINE, cluster)
     found["killed"], found["cores"] = len(killed), summary.cores
-    again = caption_on_cluster([photos], out, PROMPTS, settings, ENGINE, cluster)
-    found["again"] = [again.images, again.kept]
+    command = ["caption", photos, "--out", str(out), "--rows-per-part", "5", "-n", "12", "--json", "-q"]
+    command += [word for prompt in PROMPTS for word in ("-p", prompt.text)]
+    with redirect_stdout(io.StringIO()) as printed:
+        found["code"] = run_command([*command, "--ray", "local", "--ray-actors", "2", "--ray-splits", "4"])
+    again = json.loads(printed.getvalue())
+    found["again"] = [again["images"], again["kept"]]
     try:
         caption_on_cluster([photos], folder / "other", PROMPTS, settings, ENGINE, Cluster(num_actors=4, cpus=1.0))
     except UsageError as error:

@@ -55,7 +55,8 @@ def test_a_job_on_two_actors_of_which_one_is_killed(tmp_path):
     assert sorted((line["id"], line["prompt"]) for line in lines) == expected
     assert sorted({line["id"] for line in lines if line["error"]}) == ["07.png", "30.png"]
     assert found["killed"] == 1
-    assert found["again"] == [0, 40]
+    assert found["code"] == 0
+    assert found["again"] == [0, 40]  # by the command line
     assert "do not fit a cluster of 4 CPUs" in found["too_many"]
     assert "is the output of another run" in found["other_run"]
     of_lines = {(line["id"], line["prompt"]): line["text"] for line in lines}

@@ -24,6 +24,7 @@ class RowAnswerer:
 
     def __init__(self, captioner: Captioner, prompts: Sequence[Prompt], *, keeps_images: bool = False) -> None:
         self._captioner, self._prompts, self._keeps_images = captioner, prompts, keeps_images
+        self._room = asyncio.Semaphore(captioner.num_concurrent + _NUM_FETCHERS)  # bounds the images in memory
         self._fetchers = ThreadPoolExecutor(_NUM_FETCHERS, thread_name_prefix="fastvlm-fetch")
 
     def close(self) -> None:
@@ -33,11 +34,12 @@ class RowAnswerer:
     async def sample(self, row: Row) -> Sample:
         """The row's sample; raises what the captioner raises."""
         prompts = self._prompts if row.prompt is None else [Prompt(row.prompt, self._prompts[0].schema)]
-        image, problem = await self._image(row)
-        if problem is None:
-            answers = await self._captioner.answer(row, image, prompts)
-        else:
-            answers = [problem] * len(prompts)
+        async with self._room:
+            image, problem = await self._image(row)
+            if problem is None:
+                answers = await self._captioner.answer(row, image, prompts)
+            else:
+                answers = [problem] * len(prompts)
         return sample_of(row, prompts, answers, image if self._keeps_images else b"")
 
     async def _image(self, row: Row) -> tuple[bytes, Answer | None]:

@@ -24,6 +24,7 @@ from fastvlm.captioning.shard_output import ShardOutput
 from fastvlm.captioning.work import Work
 
 _WINDOW = 4  # rows in work for each row that the captioner has, so that a slow answer delays no other
+_WINDOW_BYTES = 1 << 28  # of images of rows in work
 _BATCH_ROWS = 64
 _BATCH_BYTES = 1 << 24  # of images
 
@@ -58,12 +59,15 @@ class Pipeline:
             FastVlmError: what the captioner, the input's columns or the disk raise.
         """
         pending: deque[tuple[Work, asyncio.Task[Sample] | None]] = deque()
+        num_bytes = 0
         try:
             async with aclosing(_ahead(works)) as ahead:
                 async for work in ahead:
                     task = None if work.row is None else asyncio.create_task(self._answerer.sample(work.row))
                     pending.append((work, task))
-                    while len(pending) >= self._window or (pending and _is_done(pending[0][1])):
+                    num_bytes += _num_bytes(work)
+                    while pending and (self._is_full(len(pending), num_bytes) or _is_done(pending[0][1])):
+                        num_bytes -= _num_bytes(pending[0][0])
                         await self._write(*pending.popleft())
             while pending:
                 await self._write(*pending.popleft())
@@ -77,6 +81,9 @@ class Pipeline:
             self._answerer.close()
         self._limit.check(self._progress, is_end=True)
         self._reporter.update(is_end=True)
+
+    def _is_full(self, num_rows: int, num_bytes: int) -> bool:
+        return num_rows >= self._window or num_bytes >= _WINDOW_BYTES
 
     async def _write(self, work: Work, task: asyncio.Task[Sample] | None) -> None:
         """Wait for the answer, write it, and write parts that are whole."""
@@ -97,6 +104,11 @@ class Pipeline:
         self._progress.add(sample)
         self._reporter.update()
         self._limit.check(self._progress)
+
+
+def _num_bytes(work: Work) -> int:
+    """Bytes of the row's image that are in memory."""
+    return len(work.row.image) if work.row is not None else 0
 
 
 def _is_done(task: asyncio.Task[Sample] | None) -> bool:
@@ -122,7 +134,7 @@ def _batch(works: Iterator[Work]) -> list[Work]:
     num_bytes = 0
     for work in islice(works, _BATCH_ROWS):
         batch.append(work)
-        num_bytes += len(work.row.image) if work.row is not None else 0
+        num_bytes += _num_bytes(work)
         if num_bytes >= _BATCH_BYTES:
             break
     return batch
