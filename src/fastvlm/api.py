@@ -43,7 +43,8 @@ class AsyncFastVLM:
         num_slots: requests that are answered at the same time; more wait.
         image_size, image_fit: pixels a side, and "pad", "crop" or "stretch"; None for the checkpoint's own.
         revision: branch, tag or commit on the Hub.
-        engine: further settings of :class:`fastvlm.Engine`, such as `context` or `image_cache_bytes`.
+        engine: further settings of :class:`fastvlm.Engine`, such as `context` or `image_cache_bytes`; `runtime="onnx"`
+            for a folder of ``fastvlm export``, which is also noticed without it.
 
     Raises:
         CheckpointError, ConfigError: not a FastVLM checkpoint that can be opened.

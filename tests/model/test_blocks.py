@@ -140,3 +140,12 @@ def test_se_width_in_downsampling_is_a_quarter_in_steps_of_eight(channels, reduc
         channels, channels, 7, stride=2, groups=channels, is_fused=True, has_se=True, has_act=True
     )
     assert conv.se.fc1.out_channels == reduced
+
+
+def test_a_fused_block_has_no_main_conv_so_that_it_can_be_traced():
+    from fastvlm.model.blocks import MobileOneBlock
+
+    block = MobileOneBlock(4, 4, 3, is_fused=True).eval()
+    assert not hasattr(block, "main_conv")
+    image = torch.randn(1, 4, 8, 8)
+    assert torch.jit.trace(block, image)(image).equal(block(image))

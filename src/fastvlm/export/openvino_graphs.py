@@ -6,7 +6,10 @@ int32 says which row of the cache each sequence goes on from.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,12 @@ GROUP = 64  # of 4-bit weights: 896 is a multiple of it, not of nncf's 128
 
 def compressed(graph: Any, bits: int) -> Any:
     """`graph` with 8-bit weights, or 4-bit ones in groups of GROUP, embedding and head in 8."""
-    nncf: Any = importlib.import_module("nncf")
-    if bits == 8:
-        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=GROUP, ratio=1.0)
+    with contextlib.redirect_stdout(io.StringIO()):  # nncf draws tables and bars there
+        nncf: Any = importlib.import_module("nncf")
+        nncf.set_log_level(logging.ERROR)
+        if bits == 8:
+            return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=GROUP, ratio=1.0)
 
 
 def save(ov: Any, graph: Any, file: Path, *, is_half: bool) -> None:

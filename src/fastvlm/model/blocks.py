@@ -115,7 +115,8 @@ class MobileOneBlock(nn.Module):
     @property
     def main_conv(self) -> nn.Conv2d:
         """The k x k convolution of the training form."""
-        assert self.conv_kxk is not None
+        if self.conv_kxk is None:  # torch.jit.trace asks each property whether it is there
+            raise AttributeError("main_conv is of the training form; this block is fused.")
         branch = self.conv_kxk[0]
         assert isinstance(branch, ConvNorm)
         return branch.conv
