@@ -124,3 +124,19 @@ def test_without_ray_its_extra_is_named(fastvlm, photos, tmp_path, monkeypatch):
     outcome = fastvlm("caption", photos, "--out", tmp_path / "out", "-p", "P", "--ray", "local", "-q")
     assert outcome.code == 1
     assert "pip install 'fastvlm[ray]'" in outcome.error
+
+
+def test_a_server_answers(fastvlm, photos, tmp_path, monkeypatch):
+    """The key is the environment's, the model the server's first, and a server's cores are not counted."""
+    from fastvlm.captioning import Answer, UrlCaptioner
+
+    async def reply(self, uri, prompt):
+        return Answer(f"{self._model} {self._headers['Authorization']} {self._sampling['max_tokens']}")
+
+    monkeypatch.setattr(UrlCaptioner, "_first_model", lambda self, headers: "first")
+    monkeypatch.setattr(UrlCaptioner, "_reply", reply)
+    monkeypatch.setenv("FASTVLM_API_KEY", "k")
+    done = fastvlm("caption", photos, "--out", tmp_path / "out", "-p", "P", "--url", "http://server", "-n", "7")
+    assert done.code == 0
+    assert "per core" not in done.out
+    assert {line["text"] for line in lines_of(tmp_path / "out")} == {"first Bearer k 7"}

@@ -81,7 +81,7 @@ def caption(
 
         cluster = Cluster(machines.ray, machines.ray_actors, machines.ray_cpus, machines.ray_gpus, machines.ray_splits)
         summary = caption_on_cluster(inputs, output.folder, asked, settings, how, cluster)
-    _show(summary, output, is_json=is_json)
+    _show(summary, output, is_json=is_json, is_remote=engine.url is not None)
     if summary.failed_shards:
         raise typer.Exit(FAILED)
 
@@ -145,8 +145,8 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest_s:02d} s" if minutes else f"{rest_s} s"
 
 
-def _show(summary: Summary, output: OutputChoice, *, is_json: bool) -> None:
-    """Print the figures of the run."""
+def _show(summary: Summary, output: OutputChoice, *, is_json: bool, is_remote: bool) -> None:
+    """Print the figures of the run; a server's cores are not known."""
     if is_json:
         print_json({"out": str(output.folder), **summary.as_dict(output.price_per_hour)})
         return
@@ -155,8 +155,9 @@ def _show(summary: Summary, output: OutputChoice, *, is_json: bool) -> None:
         f"images      {summary.images} in {_duration(summary.seconds)}; {summary.kept} were there",
         f"errors      {summary.failed} images" + (f" ({kinds}); --retry-errors asks them again" if kinds else ""),
         f"rate        {summary.images_per_s:.2f} images/s, {summary.tokens / summary.seconds:.0f} tokens/s",
-        f"per core    {summary.images_per_s_per_core:.2f} images/s on each of {summary.cores}",
     ]
+    if not is_remote:
+        lines.append(f"per core    {summary.images_per_s_per_core:.2f} images/s on each of {summary.cores}")
     cost = None if output.price_per_hour is None else summary.cost_per_million(output.price_per_hour)
     if cost is not None:
         lines.append(f"cost        {cost:.2f} for a million images at {output.price_per_hour:g} an hour")
