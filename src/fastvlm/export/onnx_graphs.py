@@ -112,22 +112,22 @@ def _exported(
     return program.model
 
 
-def keep_last_logits(model: Any) -> None:
+def keep_last_logits(exported: Any) -> None:
     """Give a decoder the input `num_logits_to_keep`: logits of that many last tokens, of all for 0.
 
     torch.export cannot slice by an input's value, so the nodes are added to the finished graph, before the head.
     """
     ir: Any = importlib.import_module("onnx_ir")
-    head = model.graph.outputs[0].producer()
+    head = exported.graph.outputs[0].producer()
     while head.op_type not in ("MatMul", "Gemm"):
         head = head.inputs[0].producer()
     count = ir.Value(name="num_logits_to_keep", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
-    model.graph.inputs.append(count)
+    exported.graph.inputs.append(count)
 
     def constant(name: str, numbers: list[int]) -> Any:
         tensor = ir.tensor(numbers, dtype=ir.DataType.INT64, name=name)
         value = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]), const_value=tensor)
-        model.graph.register_initializer(value)
+        exported.graph.register_initializer(value)
         return value
 
     hidden = head.inputs[0]
@@ -138,21 +138,21 @@ def keep_last_logits(model: Any) -> None:
     for node, name in ((negative, "kept_start"), (start, "kept_starts"), (last, "kept_hidden")):
         node.outputs[0].name = name
     last.outputs[0].type = hidden.type
-    model.graph.insert_before(head, [negative, start, last])
+    exported.graph.insert_before(head, [negative, start, last])
     head.replace_input_with(0, last.outputs[0])
 
 
-def save_onnx(model: Any, folder: Path, file_name: str) -> int:
-    """Write `model` to `folder`; weights over LARGEST_FILE_BYTES lie in ``FILE_data``, ``FILE_data_1``, ...
+def save_onnx(exported: Any, folder: Path, file_name: str) -> int:
+    """Write `exported` to `folder`; weights over LARGEST_FILE_BYTES lie in ``FILE_data``, ``FILE_data_1``, ...
 
     Returns:
         The number of these files, 0 if the weights are inside.
     """
     ir: Any = importlib.import_module("onnx_ir")
-    values = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    values = [value for value in exported.graph.initializers.values() if value.const_value is not None]
     pieces = _pieces([value.const_value.nbytes for value in values])
     if len(pieces) == 1 and sum(value.const_value.nbytes for value in values) <= LARGEST_FILE_BYTES:
-        ir.save(model, folder / file_name)
+        ir.save(exported, folder / file_name)
         return 0
     for number, piece in enumerate(pieces):
         name = f"{file_name}_data" + (f"_{number}" if number else "")
@@ -160,7 +160,7 @@ def save_onnx(model: Any, folder: Path, file_name: str) -> int:
         moved = ir.external_data.convert_tensors_to_external(tensors, folder, name)
         for index, tensor in zip(piece, moved, strict=True):
             values[index].const_value = tensor
-    ir.save(model, folder / file_name)
+    ir.save(exported, folder / file_name)
     return len(pieces)
 
 

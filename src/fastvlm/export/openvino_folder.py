@@ -80,10 +80,10 @@ def _program(graph: torch.nn.Module, example: torch.Tensor, dims: dict[int, Any]
         return torch.export.export(graph.eval(), (example,), dynamic_shapes=(dims,))
 
 
-def _named(model: Any, inputs: str, outputs: str) -> Any:
-    model.inputs[0].get_tensor().set_names({inputs})
-    model.outputs[0].get_tensor().set_names({outputs})
-    return model
+def _named(graph: Any, inputs: str, outputs: str) -> Any:
+    graph.inputs[0].get_tensor().set_names({inputs})
+    graph.outputs[0].get_tensor().set_names({outputs})
+    return graph
 
 
 def _write_tokenizer(ov: Any, work: Path, source: ExportSource) -> None:
