@@ -17,6 +17,12 @@ from fastvlm.captioning.tables import as_json
 from fastvlm.storage.write_errors import clear_write_errors
 
 
+def remove_journal(path: Path) -> None:
+    """Remove the journal at `path`, if it is there. Raises StorageError, UsageError."""
+    with clear_write_errors(path):
+        path.unlink(missing_ok=True)
+
+
 class Journal:
     """Samples in a file, appended; opened anew it has those of the killed run.
 
@@ -74,7 +80,7 @@ class Journal:
         if self._file is not None:
             self._file.close()
         if is_done:
-            self._path.unlink(missing_ok=True)
+            remove_journal(self._path)
 
     def _opened(self) -> io.FileIO:
         if self._file is None:

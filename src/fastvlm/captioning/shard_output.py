@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastvlm.captioning.done_rows import DoneRows, Place
-from fastvlm.captioning.journal import Journal
+from fastvlm.captioning.journal import Journal, remove_journal
 from fastvlm.captioning.part_formats import PartFormat
 from fastvlm.captioning.rows import Sample
 from fastvlm.errors import DataError
@@ -81,7 +81,7 @@ class ShardOutput:
                 "remove the later ones too."
             )
         for number in range(len(numbers)):
-            self._journal_path(number).unlink(missing_ok=True)  # left by a kill after the part was written
+            remove_journal(self._journal_path(number))  # left by a kill after the part was written
             self.done.add_part(layout.format.read(self._part(number), layout.num_prompts, is_index=True))
         self._number = len(numbers)
         self._journal: Journal | None = None
