@@ -14,6 +14,7 @@ CODES = {
     "ContextLengthError": BAD_USE,
     "DataError": FAILED,
     "EngineBusyError": FAILED,
+    "ExportError": FAILED,
     "MeasurementError": FAILED,
     "FastVlmError": FAILED,
     "ImageTokenMismatchError": FAILED,
