@@ -142,7 +142,7 @@ def test_se_width_in_downsampling_is_a_quarter_in_steps_of_eight(channels, reduc
     assert conv.se.fc1.out_channels == reduced
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is:DeprecationWarning")  # converters for phones use it still
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # converters for phones use it still
 def test_a_fused_block_has_no_main_conv_so_that_it_can_be_traced():
     from fastvlm.model.blocks import MobileOneBlock
 
