@@ -7,6 +7,7 @@ empty module takes their place.
 """
 
 import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -20,6 +21,8 @@ if not (PEERS / "timm").is_dir():
     pytest.exit(f"timm is not in {PEERS}. Run: make peers", returncode=2)
 sys.path.append(str(PEERS))
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; tests send Ctrl-C to themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(HERE))  # for `import tiny`
