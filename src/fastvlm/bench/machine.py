@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import fastvlm
+from fastvlm.backends.native.openmp import num_cores
 
 # Of those that matter to the kernels, what Linux calls them.
 INSTRUCTION_SETS = (
@@ -39,7 +40,7 @@ def environment_card() -> dict[str, Any]:
     """Current machine, versions, commit and load, as JSON values."""
     return {
         "cpu": cpu_name(),
-        "cores": _usable_cores(),
+        "cores": num_cores(),
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in _cpu_flags()],
         "memory_bytes": _memory_bytes(),
         "os": platform.platform(),
@@ -86,10 +87,6 @@ def _cpu_field(name: str) -> str:
 
 def _cpu_flags() -> set[str]:
     return set((_cpu_field("flags") or _cpu_field("Features")).split())
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_bytes() -> int | None:

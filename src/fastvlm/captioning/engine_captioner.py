@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastvlm.api import system_message, user_message
-from fastvlm.captioning.progress import usable_cores
+from fastvlm.backends.native.openmp import usable_cores
 from fastvlm.captioning.rows import Answer, Prompt, Row
 from fastvlm.config_limits import dtype_name
 from fastvlm.engine.async_engine import AsyncEngine

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastvlm.backends.native.cpu_quota import cpu_quota
-from fastvlm.backends.native.openmp import num_cores
+from fastvlm.backends.native.openmp import usable_cores
 from fastvlm.captioning.rows import Sample
 from fastvlm.errors import DataError, UsageError
 
@@ -220,9 +219,3 @@ class Summary:
             "tokens_per_s": self.tokens / self.seconds,
             "cost_per_million_images": None if price_per_hour is None else self.cost_per_million(price_per_hour),
         }
-
-
-def usable_cores() -> int:
-    """Whole cores that this process may use, by its affinity and by its container's limit."""
-    quota = cpu_quota()
-    return num_cores() if quota is None else max(1, min(num_cores(), int(quota)))

@@ -25,11 +25,17 @@ def configure_openmp() -> None:
     """
     if _POLICY not in os.environ:
         os.environ.setdefault(*SHORT_SPINS)
-    quota = cpu_quota()
-    if quota is not None and quota < num_cores():
-        os.environ.setdefault(_THREADS, str(max(1, int(quota))))
+    cores = usable_cores()
+    if cores < num_cores():
+        os.environ.setdefault(_THREADS, str(cores))
 
 
 def num_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """Whole cores that this process may use, by its affinity and by its container's limit of CPU time; at least 1."""
+    quota = cpu_quota()
+    return num_cores() if quota is None else max(1, min(num_cores(), int(quota)))
