@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 
 
-def open_chromium(profile: Path) -> Any:
-    """A driver with its own `profile` folder; the caller quits it."""
+@contextmanager
+def open_chromium(profile: Path) -> Iterator[Any]:
+    """A driver with its own `profile` folder; the test is skipped where there is no Chromium."""
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("no chromium and chromedriver here; on Debian: apt-get install chromium chromium-driver")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -27,4 +34,7 @@ def open_chromium(profile: Path) -> Any:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     driver.set_page_load_timeout(120)
     driver.set_script_timeout(120)
-    return driver
+    try:
+        yield driver
+    finally:
+        driver.quit()

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from chromium import CHROMIUM, DRIVER, open_chromium
+from chromium import open_chromium
 from firefox import Firefox
 from server_process import Server
 
@@ -19,11 +19,8 @@ def server():
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("no chromium and chromedriver here; on Debian: apt-get install chromium chromium-driver")
-    driver = open_chromium(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
+    with open_chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="session")
