@@ -12,8 +12,9 @@ from torch import Tensor
 
 import fastvlm
 from fastvlm.backends.generators import finished
-from fastvlm.backends.local import make_backend
+from fastvlm.backends.local import LocalBackend, make_backend
 from fastvlm.errors import ExportError, NonFiniteError
+from fastvlm.export.graphs import LARGEST_HALF, VisionGraph, largest_activation
 from fastvlm.export.source import ExportSource
 from fastvlm.model.joint import join_image_and_text
 
@@ -29,6 +30,7 @@ EXAMPLES = {
     "shapes.png": "What shape is orange?",
 }
 _MOST_LOGITS_OFF = 0.02  # of float32 files, over the largest logit; 1e-5 is usual, wrong graphs are off by about 1
+_NEAR_OVERFLOW = 0.9  # of float16's largest number
 _SOURCE_CONTEXT = 4096  # tokens of the source's cache
 
 
@@ -112,10 +114,33 @@ def _sample(source: ExportSource, image: str, question: str) -> Sample:
 
 def source_answers(source: ExportSource, asked: Sequence[Sample]) -> list[Answer]:
     """What the checkpoint computes in float32 with PyTorch's layers; its weights are held only meanwhile."""
+    backend = source_backend(source, asked)
+    return [answer(backend, sample, source) for sample in asked]
+
+
+def source_backend(source: ExportSource, asked: Sequence[Sample]) -> LocalBackend:
+    """The checkpoint in float32 with PyTorch's layers, for one of the samples at a time."""
     longest = max(len(sample.token_ids) for sample in asked) + NUM_TOKENS
     context = min(max(longest, _SOURCE_CONTEXT), source.checkpoint.config.text_config.max_position_embeddings)
-    backend = make_backend(source.checkpoint, dtype=torch.float32, num_slots=1, context=context, kernels="reference")
-    return [answer(backend, sample, source) for sample in asked]
+    return make_backend(source.checkpoint, dtype=torch.float32, num_slots=1, context=context, kernels="reference")
+
+
+def overflow_warnings(graph: VisionGraph, asked: Sequence[Sample], files: str) -> tuple[str, ...]:
+    """A warning if the encoder's numbers come near the end of float16.
+
+    Args:
+        graph: the encoder in float32.
+        asked: its images.
+        files: names of the files in half precision, for the message.
+    """
+    largest = max(largest_activation(graph, sample.pixel_values) for sample in asked)
+    if largest < _NEAR_OVERFLOW * LARGEST_HALF:
+        return ()
+    warning = (
+        f"inside the encoder numbers reach {largest:.0f}, and float16 ends at {LARGEST_HALF:.0f}: take {files} only "
+        "after a check with images of your own (--check-images)."
+    )
+    return (warning,)
 
 
 @torch.inference_mode()

@@ -34,8 +34,12 @@ class VisionGraph(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """See the class."""
+        return self.projector(self.encoded(pixel_values)).float()  # type: ignore[no-any-return]
+
+    def encoded(self, pixel_values: Tensor) -> Tensor:
+        """What comes before the projector: (I, N, C) of pixels (I, 3, H, W)."""
         pixels = pixel_values.to(self.projector.linear_1.weight.dtype)
-        return self.projector(as_feature_tokens(self.encoder(pixels))).float()  # type: ignore[no-any-return]
+        return as_feature_tokens(self.encoder(pixels))
 
 
 class EmbeddingGraph(nn.Module):
@@ -61,18 +65,23 @@ class _Float32Norm(nn.Module):
         return self.norm(x.float()).to(x.dtype)  # type: ignore[no-any-return]
 
 
+class _BoundedGelu(nn.Module):
+    """GELU without numbers beyond its input's: exporters write x * (1 + erf) / 2, which can double them first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (0.5 + 0.5 * torch.erf(x * 0.5**0.5))
+
+
 def halved(graph: nn.Module) -> nn.Module:
     """`graph` itself with weights in float16; inputs and outputs stay float32, and so does what its norms compute."""
     for parameter in graph.parameters():  # not buffers: rotary frequencies stay float32
         parameter.data = parameter.data.half()
-    parents = [
-        (parent, name)
-        for parent in graph.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, ChannelLayerNorm)
-    ]
-    for parent, name in parents:
-        setattr(parent, name, _Float32Norm(getattr(parent, name)))
+    children = [(parent, name, child) for parent in graph.modules() for name, child in parent.named_children()]
+    for parent, name, child in children:
+        if isinstance(child, ChannelLayerNorm):
+            setattr(parent, name, _Float32Norm(child))
+        elif isinstance(child, nn.GELU):
+            setattr(parent, name, _BoundedGelu())
     return graph
 
 
@@ -96,12 +105,11 @@ def largest_activation(graph: VisionGraph, pixel_values: Tensor) -> float:
 
 
 @torch.no_grad()
-def traced(graph: VisionGraph, image: Tensor) -> Any:
-    """`graph` traced by torch for one image (1, 3, H, W), for converters that do not take a torch.export program."""
+def traced(graph: nn.Module, *example: Tensor) -> Any:
+    """`graph` traced by torch for `example`, for converters that do not take a torch.export program."""
     trace: Any = torch.jit.trace
     with quiet_export():
-        # A function, not the module: tracing a module asks for each of its properties.
-        return trace(lambda pixels: graph(pixels), image, check_trace=False)  # noqa: PLW0108
+        return trace(graph.eval(), example, check_trace=False)
 
 
 @contextmanager

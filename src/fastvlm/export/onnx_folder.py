@@ -14,8 +14,8 @@ from typing import Any
 
 from fastvlm.backends.onnx import DECODER, EMBED, SESSIONS, SUFFIXES, VISION, OnnxBackend
 from fastvlm.errors import CheckpointError
-from fastvlm.export.checks import Check, answer
-from fastvlm.export.graphs import LARGEST_HALF, VisionGraph, largest_activation
+from fastvlm.export.checks import Check, answer, overflow_warnings
+from fastvlm.export.graphs import VisionGraph
 from fastvlm.export.job import ExportJob, Format, Written
 from fastvlm.export.onnx_graphs import need_onnx, onnx_graph, save_onnx
 from fastvlm.export.onnx_variants import rounded_to_4_bits, rounded_to_8_bits
@@ -33,7 +33,6 @@ _PREFERRED: dict[str, dict[str, tuple[str, ...]]] = {
     "wasm": {VISION: ("q8", "fp32"), EMBED: ("q8", "q4"), DECODER: ("q8", "q4")},
     "webgpu": {VISION: ("fp16", "fp32"), EMBED: ("fp16", "q4f16", "fp32"), DECODER: ("q4f16", "q4", "fp16")},
 }
-_NEAR_OVERFLOW = 0.9  # of float16's largest number
 _LANCZOS = 1  # PIL's number; transformers.js reduces large images with aliasing by all others
 
 
@@ -93,15 +92,7 @@ def _warnings(job: ExportJob) -> tuple[str, ...]:
     """A warning if the encoder's numbers come near the end of float16."""
     if not any(_MADE_OF[variant][0] for variant in job.variants):
         return ()
-    graph = VisionGraph(job.source.checkpoint)
-    largest = max(largest_activation(graph, sample.pixel_values) for sample in job.asked)
-    if largest < _NEAR_OVERFLOW * LARGEST_HALF:
-        return ()
-    warning = (
-        f"inside the encoder numbers reach {largest:.0f}, and float16 ends at {LARGEST_HALF:.0f}: take fp16 and q4f16 "
-        f"of {VISION} only after a check with images of your own (--check-images)."
-    )
-    return (warning,)
+    return overflow_warnings(VisionGraph(job.source.checkpoint), job.asked, f"fp16 and q4f16 of {VISION}")
 
 
 def _defaults(wanted: dict[str, tuple[str, ...]], written: tuple[str, ...]) -> dict[str, str]:
