@@ -21,20 +21,20 @@ from fastvlm.storage.whole_files import write_file
 from fastvlm.storage.write_errors import clear_write_errors
 
 SOURCE = "source.json"  # the checkpoint that a folder of conversions was made from
-_VERSION = 1  # of the conversions; another one makes them again
+_VERSION = 2  # of the conversions; another one makes them again
 _LAST_WORDS = 300  # characters of stderr that an error quotes
 
-# Name -> module and function, called with the checkpoint's folder, the file to write, and options.
+# Name -> module and function, called with the checkpoint's folder, the file or folder to write, and options.
 CONVERTERS = {
     "reference": ("fastvlm.bench.reference", "write_reference"),
     "gguf-decoder": ("fastvlm.bench.gguf_decoder", "convert"),
-    "openvino-decoder": ("fastvlm.bench.openvino_decoder", "convert"),
-    "openvino-encoder": ("fastvlm.bench.openvino_encoder", "convert"),
+    "openvino-decoder": ("fastvlm.bench.openvino_folders", "write_decoder"),
+    "openvino-encoder": ("fastvlm.bench.openvino_folders", "write_encoder"),
 }
 
 
 def converted(name: str, folder: str, work: str, file_name: str, **options: Any) -> Path:
-    """The file `file_name` in `work`, made from the checkpoint `folder` if it is not there.
+    """The file or folder `file_name` in `work`, made from the checkpoint `folder` if it is not there.
 
     Args:
         name: a key of CONVERTERS.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastvlm.bench.conversions import converted
 from fastvlm.bench.measuring import Runtime
+from fastvlm.bench.openvino_folders import NOTES, encoder_folder, read_encoder
 from fastvlm.bench.openvino_peer import openvino_settings
 from fastvlm.bench.peers_folder import check_installed
 from fastvlm.bench.worker import Measured
@@ -91,18 +92,17 @@ class OpenVinoEncoder(EncoderRuntime):
     def encode(self, side_px: int) -> Measured:
         """As in :class:`Runtime`; with 8 bits `facts` has the error of the features on shipped images."""
         measured = super().encode(side_px)
-        noted = self._file(side_px).with_suffix(".json")
-        return replace(measured, facts=json.loads(noted.read_text("utf-8"))) if self.bits == 8 else measured
+        notes = self._converted(side_px) / NOTES
+        return replace(measured, facts=json.loads(notes.read_text("utf-8"))) if self.bits == 8 else measured
 
-    def _file(self, side_px: int) -> Path:
-        name = f"openvino-encoder-{side_px}{'-int8' if self.bits == 8 else ''}.xml"
-        options = {"side_px": side_px, "bits": self.bits}
+    def _converted(self, side_px: int) -> Path:
+        name, options = encoder_folder(side_px, self.bits), {"side_px": side_px, "bits": self.bits}
         return converted("openvino-encoder", self.folder, self.work, name, **options)
 
     def _compiled(self, image: Tensor) -> Run:
         ov: Any = importlib.import_module("openvino")
-        file = self._file(image.shape[-1])
-        compiled = ov.Core().compile_model(file, "CPU", openvino_settings(self.dtype, self.threads))
+        graph = read_encoder(ov, self._converted(image.shape[-1]), image.shape[-1])
+        compiled = ov.Core().compile_model(graph, "CPU", openvino_settings(self.dtype, self.threads))
         return lambda array: torch.from_numpy(compiled([array])[0])
 
 

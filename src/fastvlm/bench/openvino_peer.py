@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import time
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastvlm.bench.conversions import converted
 from fastvlm.bench.decoder_peers import DecoderPeer, top_log_probs
+from fastvlm.export.openvino_backend import OpenVinoFiles
 
 PRECISIONS = {"bfloat16": "bf16", "float32": "f32"}
 
@@ -27,22 +26,17 @@ class OpenVinoDecoder(DecoderPeer):
     packages = ("openvino", "nncf")
 
     def _open(self) -> None:
-        name = f"openvino-decoder-{self.bits}.xml"
-        file = converted("openvino-decoder", self.folder, self.work, name, bits=self.bits)
-        ov: Any = importlib.import_module("openvino")
-        compiled = ov.Core().compile_model(file, "CPU", openvino_settings(self.dtype, self.threads))
-        self._request = compiled.create_infer_request()
+        name = f"openvino-decoder-{self.bits}"
+        folder = converted("openvino-decoder", self.folder, self.work, name, bits=self.bits)
+        self._files = OpenVinoFiles(folder, openvino_settings(self.dtype, self.threads))
+        self._files.open_decoder()
 
     def _step(self, ids: NDArray[np.int64], position: int, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """Logits (B, V) behind `ids` (B, T), the first of which is at `position`; `rows` (B,): cache rows to go on."""
-        positions = np.broadcast_to(np.arange(position, position + ids.shape[1]), ids.shape)
-        inputs = {"input_ids": ids, "position_ids": np.ascontiguousarray(positions), "beam_idx": rows}
-        self._request.infer(inputs, share_inputs=True)
-        logits: NDArray[np.float32] = self._request.get_output_tensor(0).data[:, -1]
-        return logits
+        return self._files.step(self._files.embeddings(ids), position, rows)
 
     def _start(self, prompt: list[int]) -> NDArray[np.float32]:
-        self._request.reset_state()
+        self._files.start()
         return self._step(np.array([prompt]), 0, np.zeros(1, dtype=np.int32))
 
     def _log_probs(self, prompt: list[int]) -> tuple[list[int], list[float]]:
