@@ -6,7 +6,7 @@ A tied head has no tensor of its own. llama.cpp has no FastViTHD, so visual toke
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastvlm.config import Bits
-from fastvlm.errors import MissingExtraError
+from fastvlm.errors import CheckpointError, MissingExtraError
 from fastvlm.formats.checkpoint import Checkpoint
-from fastvlm.formats.json_files import read_json
+from fastvlm.formats.json_files import read_tokenizer_json
 from fastvlm.formats.names import DECODER, EMBEDDING, HEAD
 
 # Bits -> (type of the layers' matrices, type of embedding and head), by their names in the gguf package.
@@ -45,8 +45,23 @@ class Vocabulary:
 
     @classmethod
     def of_file(cls, file: Path, num_tokens: int) -> Vocabulary:
-        """The vocabulary of a ``tokenizer.json``; ids without a token get fillers that no text gives."""
-        content = read_json(file)
+        """The vocabulary of a ``tokenizer.json``; ids without a token get fillers that no text gives.
+
+        Raises:
+            CheckpointError: the file is not that of a byte-level BPE tokenizer with ids below `num_tokens`.
+        """
+        content = read_tokenizer_json(file)
+        try:
+            _check_byte_level(content)
+            return cls._of_content(content, num_tokens)
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
+            raise CheckpointError(
+                f"{file} cannot be written as GGUF. Expected a byte-level BPE tokenizer like Qwen2's, with ids below "
+                f"{num_tokens}; {type(error).__name__}: {error}"
+            ) from error
+
+    @classmethod
+    def _of_content(cls, content: Mapping[str, Any], num_tokens: int) -> Vocabulary:
         tokens, kinds = [f"[PAD{index}]" for index in range(num_tokens)], ["UNUSED"] * num_tokens
         for token, index in content["model"]["vocab"].items():
             tokens[index], kinds[index] = token, "NORMAL"
@@ -56,6 +71,15 @@ class Vocabulary:
                 tokens[added["id"]], kinds[added["id"]] = added["content"], kind
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
         return cls(tokens, kinds, merges)
+
+
+def _check_byte_level(content: Mapping[str, Any]) -> None:
+    """Raise ValueError if a tokenizer is not byte-level BPE."""
+    kind = content["model"]["type"]
+    steps = content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]])
+    names = [step["type"] for step in steps]
+    if kind != "BPE" or "ByteLevel" not in names:
+        raise ValueError(f"this is {kind} behind {', '.join(names)}")
 
 
 def write_gguf(checkpoint: Checkpoint, bits: Bits, file: Path, vocabulary: Vocabulary | None = None) -> None:

@@ -5,15 +5,20 @@ llama.cpp has no FastViTHD, so there is no ``mmproj``: llama-server, Ollama and 
 
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
+
 from fastvlm.config import Bits
+from fastvlm.export.checks import Check, answer
 from fastvlm.export.gguf import Vocabulary, write_gguf
+from fastvlm.export.gguf_backend import GgufFiles, is_runtime_installed
 from fastvlm.export.job import ExportJob, Format, Written
 from fastvlm.export.packages import versions_of
 from fastvlm.export.readme import gguf_readme
 from fastvlm.formats.names import EMBEDDING
 
 _BITS: dict[str, Bits] = {"bf16": 16, "q8": 8, "q4": 4}
-_NOT_RUN = "no llama.cpp is part of this package; a test decodes with it where xllamacpp is installed"
+_NOT_RUN = "the package xllamacpp, which has llama.cpp's library, is not installed."
 
 
 def _write(job: ExportJob) -> Written:
@@ -21,14 +26,30 @@ def _write(job: ExportJob) -> Written:
     tokenizer = job.work / "tokenizer.json"
     checkpoint.processor.tokenizer.backend_tokenizer.save(str(tokenizer))
     vocabulary = Vocabulary.of_file(tokenizer, checkpoint.tensors[EMBEDDING].shape[0])
-    for variant in job.variants:
-        write_gguf(checkpoint, _BITS[variant], job.work / f"decoder-{variant}.gguf", vocabulary)
+    files = {variant: job.work / f"decoder-{variant}.gguf" for variant in job.variants}
+    for variant, file in files.items():
+        write_gguf(checkpoint, _BITS[variant], file, vocabulary)
         job.step()
-    return Written({}, (), gguf_readme(job.source, job.variants), not_run=_NOT_RUN)
+    checks = tuple(_checked(job, variant, file) for variant, file in files.items() if job.asked)
+    not_run = "" if checks else _NOT_RUN
+    return Written({}, checks, gguf_readme(job.source, job.variants, checks, not_run), not_run)
+
+
+def _checked(job: ExportJob, variant: str, file: Path) -> Check:
+    with closing(GgufFiles(job.source, file)) as files:
+        check = job.check(variant, lambda sample: answer(files, sample, job.source))
+    job.step()
+    return check
 
 
 def _need() -> dict[str, str]:
     return versions_of(("gguf",), "gguf", "Writing a GGUF file")
 
 
-FORMAT = Format(variants=("bf16", "q8", "q4"), need=_need, write=_write, num_steps=len, is_checked=False)
+def _num_steps(variants: tuple[str, ...]) -> int:
+    return len(variants) * (2 if is_runtime_installed() else 1)
+
+
+FORMAT = Format(
+    variants=("bf16", "q8", "q4"), need=_need, write=_write, num_steps=_num_steps, is_checked=is_runtime_installed()
+)

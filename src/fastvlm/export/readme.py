@@ -101,31 +101,52 @@ encoder has the published widths, so other encoders, such as the shipped mini's,
 """
 
 
-def gguf_readme(source: ExportSource, variants: Sequence[str]) -> str:
+def gguf_readme(source: ExportSource, variants: Sequence[str], checks: Sequence[Check], not_run: str) -> str:
     """The README of ``--to gguf``."""
     files = ", ".join(f"`decoder-{variant}.gguf`" for variant in variants)
     return f"""# The decoder of {source.folder.name} for llama.cpp
 
 Written by `fastvlm export --to gguf`: {files}, architecture `qwen2`, without the image encoder.
 
-**Not for Ollama, LM Studio or llama-server:** llama.cpp has no FastViTHD projector, so these see no images. A program
-over libllama feeds the visual tokens itself, in `llama_batch.embd`, with the text's embeddings around them:
+**Not for Ollama, LM Studio or llama-server yet:** llama.cpp has no FastViTHD projector, so these see no images. A
+program over libllama feeds the visual tokens itself, in `llama_batch.embd`, with the text's embeddings around them.
+These lines do so by the library inside `xllamacpp` (`pip install xllamacpp`), or by another one with
+`LibLlama(..., library=PATH)`:
 
 ```python
+{GGUF_PYTHON}```
+
+The tokenizer in the files is the checkpoint's, but llama.cpp does not normalize text to Unicode's NFC as it does.
+
+## Checked against the checkpoint
+
+The visual tokens are the checkpoint's own.
+
+{checks_table(checks, not_run)}"""
+
+
+GGUF_PYTHON = """\
 import torch
 from fastvlm.backends.generators import finished
 from fastvlm.backends.local import make_backend
+from fastvlm.export.libllama import LibLlama
 from fastvlm.model.joint import join_image_and_text
 from fastvlm.opening import open_checkpoint
 
-checkpoint = open_checkpoint("{source.folder.name}")  # the checkpoint, not this folder
+checkpoint = open_checkpoint(CHECKPOINT)  # what was exported: "mini", a folder or a Hub name
 backend, processor = make_backend(checkpoint, dtype=torch.float32, num_slots=1), checkpoint.processor
-messages = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "What is this?"}}]}}]
+messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
 ids = processor.token_ids(processor.prompt(messages)[0], 1)
 pixels = processor.image_processor("photo.jpg")["pixel_values"]  # padded to a black square, then resized
 places = torch.tensor([ids]) == checkpoint.config.image_token_index
-embd = join_image_and_text(backend.embed(ids)[None], finished(backend.encode(pixels)), places)[0]  # (T, {source.width})
-```
+with torch.inference_mode():
+    embeds = join_image_and_text(backend.embed(ids)[None], finished(backend.encode(pixels)), places)[0]
+
+with LibLlama("decoder-q8.gguf") as llama:
+    reply = [int(llama.prefill(embeds.numpy()).argmax())]  # embeds (tokens, width) go into llama_batch.embd
+    while reply[-1] not in checkpoint.stop_token_ids and len(reply) < 256:
+        reply.append(int(llama.decode(reply[-1], len(ids) + len(reply) - 1).argmax()))
+print(processor.tokenizer.decode(reply, skip_special_tokens=True))
 """
 
 

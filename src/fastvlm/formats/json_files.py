@@ -34,13 +34,22 @@ _OTHER_LIMITS = {
 
 
 def read_json(file: Path) -> Any:
-    """Parse a JSON file.
+    """Parse a JSON file of at most 8 MiB.
 
     Raises:
-        CheckpointError: it cannot be read, is not JSON, or exceeds the limits of :func:`parse_json`.
+        CheckpointError: it cannot be read, is too large, is not JSON, or exceeds the limits of :func:`parse_json`.
     """
+    return _parsed(file, _MAX_JSON_BYTES)
+
+
+def read_tokenizer_json(file: Path) -> Any:
+    """Parse a ``tokenizer.json``, which may have 64 MiB; raises as :func:`read_json`."""
+    return _parsed(file, _MAX_VOCABULARY_BYTES)
+
+
+def _parsed(file: Path, limit: int) -> Any:
     try:
-        return parse_json(_read(file, _MAX_JSON_BYTES))
+        return parse_json(_read(file, limit))
     except ValueError as error:  # a decoding error is one too
         if isinstance(error, CheckpointError):
             raise
