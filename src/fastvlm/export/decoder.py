@@ -3,8 +3,8 @@
 B sequences, T tokens, P tokens before them in the cache, S = P + T, H query heads, K key/value heads of width E,
 G = H / K, D wide, V tokens.
 
-Keys and values of a layer are two tensors (B, K, P, E), of which each call returns longer ones. The arithmetic is that
-of the weights' dtype, but norms and rotary angles are computed in float32.
+Keys and values of a layer are two tensors (B, K, P, E), of which each call returns longer ones, or two of fixed length
+that it writes into. The arithmetic is that of the weights' dtype, but norms and rotary angles are computed in float32.
 """
 
 from __future__ import annotations
@@ -19,26 +19,39 @@ from fastvlm.config import DecoderConfig
 from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.formats.names import DECODER, EMBEDDING, FINAL_NORM, HEAD
 
-# Queries (B, H, T, E), keys and values (B, K, S, E), allowed (B, 1, T, S) bool -> (B, H, T, E).
+# Queries (B, H, T, E), keys and values (B, K, S, E), mask (B, 1, T, S) -> (B, H, T, E). The mask is bool, True where
+# attention is allowed, or float and added to the scores.
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# Keys or values of a layer so far (B, K, P, E), new ones (B, K, T, E) -> all that are attended to (B, K, S, E).
+Update = Callable[[Tensor, Tensor], Tensor]
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def expanded_attention(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
+def appended(past: Tensor, new: Tensor) -> Tensor:
+    """The cache with `new` behind it, the :data:`Update` of graphs whose cache grows."""
+    return torch.cat((past, new), dim=2)
+
+
+def expanded_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """torch's fused attention over keys expanded to all heads, the form that OpenVINO recognizes."""
     keys, values = (_for_all_heads(x, queries.shape[1]) for x in (keys, values))
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
-def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
+def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Two products and a softmax; keys and values are not repeated. Rows with nothing allowed give no NaN."""
     batch, heads, length, width = queries.shape
-    groups = queries.reshape(batch, keys.shape[1], -1, length, width)
-    scores = (groups * width**-0.5) @ keys[:, :, None].transpose(-1, -2)
-    # Not -inf: a row of left padding, where nothing is allowed, would become NaN.
-    scores = scores.masked_fill(~allowed[:, :, None], torch.finfo(scores.dtype).min / 2)
-    mixed: Tensor = scores.softmax(-1) @ values[:, :, None]
-    return mixed.reshape(batch, heads, length, width)
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    # Queries of heads that share keys are rows of one product, so that no exporter repeats the keys.
+    groups = queries.reshape(keys.shape[0], -1, width) * width**-0.5
+    scores = torch.bmm(groups, keys.transpose(1, 2)).reshape(batch, heads, length, -1)
+    if mask.dtype == torch.bool:
+        # Not -inf: a row of left padding, where nothing is allowed, would become NaN.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 2)
+    else:
+        scores = scores + mask
+    weights = scores.softmax(-1).reshape(keys.shape[0], -1, keys.shape[1])
+    return torch.bmm(weights, values).reshape(batch, heads, length, width)
 
 
 class _Layer(nn.Module):
@@ -61,18 +74,25 @@ class _Layer(nn.Module):
         self.mlp_norm = _parameter(checkpoint, f"{prefix}post_attention_layernorm.weight")
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], allowed: Tensor, past: tuple[Tensor, Tensor]
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, past: tuple[Tensor, Tensor], update: Update
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states (B, T, D), their cosines and sines (B, 1, T, E), the mask (B, 1, T, S) and the cache."""
+        """Hidden states (B, T, D), keys and values after the layer.
+
+        Args:
+            x: hidden states (B, T, D).
+            rotary: their cosines and sines (B, 1, T, E).
+            mask: (B, 1, T, S).
+            past: keys and values (B, K, P, E).
+            update: puts new keys and values to the past ones.
+        """
         y = rms_norm(x, self.attention_norm, self.epsilon)
         batch, length = y.shape[0], y.shape[1]
         queries, keys, values = (
             linear(y).reshape(batch, length, -1, self.head_dim).transpose(1, 2)
             for linear in (self.q_proj, self.k_proj, self.v_proj)
         )
-        keys = torch.cat((past[0], _rotated(keys, *rotary)), dim=2)
-        values = torch.cat((past[1], values), dim=2)
-        mixed = self.attention(_rotated(queries, *rotary), keys, values, allowed)
+        keys, values = update(past[0], _rotated(keys, *rotary)), update(past[1], values)
+        mixed = self.attention(_rotated(queries, *rotary), keys, values, mask)
         x = x + self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
         y = rms_norm(x, self.mlp_norm, self.epsilon)
         return x + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y)), keys, values
@@ -104,22 +124,28 @@ class PlainDecoder(nn.Module):
         return [torch.zeros(shape, dtype=self.head.dtype) for _ in range(2 * self.config.num_hidden_layers)]
 
     def hidden(
-        self, x: Tensor, position_ids: Tensor, allowed: Tensor, past: Sequence[Tensor]
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        mask: Tensor,
+        past: Sequence[Tensor],
+        update: Update = appended,
     ) -> tuple[Tensor, list[Tensor]]:
         """Hidden states (B, T, D) after the layers, before the last norm, and the cache with the new tokens.
 
         Args:
             x: embeddings (B, T, D).
             position_ids: (B, T).
-            allowed: bool (B, 1, T, S): which tokens each one attends to.
+            mask: (B, 1, T, S): which tokens each one attends to; see :data:`Attention`.
             past: keys and values (B, K, P, E) of each layer in turn.
+            update: puts new keys and values to the past ones.
         """
         angles = position_ids[:, None, :, None].float() * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)
         rotary = (angles.cos().to(x.dtype), angles.sin().to(x.dtype))
         cache: list[Tensor] = []
         for layer, keys, values in zip(self.layers, past[::2], past[1::2], strict=True):
-            x, *new = layer(x, rotary, allowed, (keys, values))
+            x, *new = layer(x, rotary, mask, (keys, values), update)
             cache += new
         return x, cache
 
