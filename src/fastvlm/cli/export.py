@@ -18,7 +18,7 @@ from fastvlm.formats.places import checkpoint_path, new_folder
 if TYPE_CHECKING:
     from fastvlm.export.export import ExportReport
 
-FORMATS = ("onnx", "openvino", "mlx", "gguf")
+FORMATS = ("onnx", "openvino", "mlx", "executorch", "gguf")
 
 
 def export(
@@ -38,13 +38,21 @@ def export(
         typer.Option(
             "--dtype",
             metavar="LIST",
-            help="What to write, with commas. onnx: fp32,fp16,q8,q4,q4f16; gguf: bf16,q8,q4; openvino: one of "
-            "fp32, fp16, int8, int4. [default: all; openvino: fp16]",
+            help="What to write, with commas. onnx: fp32,fp16,q8,q4,q4f16; executorch: fp32,q8,q4; gguf: bf16,q8,q4; "
+            "openvino: one of fp32, fp16, int8, int4. [default: all; executorch: q8; openvino: fp16]",
         ),
     ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option("--check-images", metavar="FILE", help="Compare on this image too; can be given several times."),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            metavar="TOKENS",
+            help="executorch: longest conversation, which the files fix. [default: 2048, or what the model has]",
+        ),
     ] = None,
     has_page: Annotated[
         bool, typer.Option("--page", help="onnx: add a page that answers in the browser, without a server.")
@@ -102,6 +110,7 @@ def export(
             image_size=image_size,
             dtypes=dtypes,
             check_images=images or (),
+            context=context,
             has_page=has_page,
             page_library=page_library,
             progress=progress,

@@ -45,11 +45,9 @@ def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tenso
     # Queries of heads that share keys are rows of one product, so that no exporter repeats the keys.
     groups = queries.reshape(keys.shape[0], -1, width) * width**-0.5
     scores = torch.bmm(groups, keys.transpose(1, 2)).reshape(batch, heads, length, -1)
-    if mask.dtype == torch.bool:
-        # Not -inf: a row of left padding, where nothing is allowed, would become NaN.
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 2)
-    else:
-        scores = scores + mask
+    # Not -inf: a row of left padding, where nothing is allowed, would become NaN.
+    lowest = torch.finfo(scores.dtype).min / 2
+    scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1).reshape(keys.shape[0], -1, keys.shape[1])
     return torch.bmm(weights, values).reshape(batch, heads, length, width)
 
@@ -151,7 +149,11 @@ class PlainDecoder(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, T, V) of hidden states (B, T, D)."""
-        return F.linear(rms_norm(x, self.norm, self.config.rms_norm_eps), self.head)
+        return F.linear(self.normed(x), self.head)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Hidden states (..., D) after the last norm."""
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
 
 class TokenDecoder(PlainDecoder):

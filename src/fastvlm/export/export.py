@@ -26,6 +26,7 @@ FORMATS = {
     "onnx": "fastvlm.export.onnx_folder",
     "openvino": "fastvlm.export.openvino_folder",
     "mlx": "fastvlm.export.mlx",
+    "executorch": "fastvlm.export.executorch_folder",
     "gguf": "fastvlm.export.gguf_file",
 }
 
@@ -63,6 +64,7 @@ def export(
     image_size: int | None = None,
     dtypes: Sequence[str] = (),
     check_images: Sequence[str] = (),
+    context: int | None = None,
     has_page: bool = False,
     page_library: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -79,6 +81,7 @@ def export(
         image_size: side in pixels, which the files fix; None for the checkpoint's own.
         dtypes: variants to write; empty for the format's defaults.
         check_images: paths of images on which the files are compared with the source, in addition to shipped ones.
+        context: tokens of a conversation, for formats whose files fix that; None for the format's own.
         has_page: add the web page, for ONNX.
         page_library: a ``node_modules`` folder with transformers.js, which is copied for the page; None to load it from
             a CDN.
@@ -96,6 +99,8 @@ def export(
     variants = chosen_dtypes(kind, to, dtypes)
     if has_page and to != "onnx":
         raise UsageError(f"A page was asked for with the format {to}; only onnx has one.")
+    if context is not None and not kind.has_context:
+        raise UsageError(f"A context was given; files of {to} take conversations of any length. Leave it out.")
     library = None if page_library is None else Path(page_library)
     if library is not None:
         library_files(library)
@@ -114,7 +119,7 @@ def export(
         asked = samples(opened, check_images) if kind.is_checked else []
         expected = source_answers(opened, asked) if asked else []
         step()
-        written = kind.write(ExportJob(opened, work, variants, asked, expected, step, has_page, library))
+        written = kind.write(ExportJob(opened, work, variants, asked, expected, step, has_page, library, context))
         (work / "README.md").write_text(written.readme, encoding="utf-8")
         checks = tuple(check.as_dict() for check in written.checks)
         _notes(opened, to, variants, dict(written.defaults), checks, versions).write(work)

@@ -22,6 +22,7 @@ class ExportJob:
         step: called after each piece of work.
         has_page: True to add the web page.
         page_library: a node_modules folder that the page's library is copied from; None for a CDN.
+        context: tokens of a cache of fixed length; None for the format's own.
     """
 
     source: ExportSource
@@ -32,6 +33,7 @@ class ExportJob:
     step: Callable[[], None]
     has_page: bool = False
     page_library: Path | None = None
+    context: int | None = None
 
     def check(self, variant: str, ask: Callable[[Sample], Answer]) -> Check:
         """Compare a variant's answers with the source's; see :func:`check_variant`."""
@@ -69,6 +71,7 @@ class Format:
         is_checked: True if the source's answers are needed.
         is_single: True if a folder holds one variant.
         default: variants that are written if none is named; empty for all.
+        has_context: True if the files fix the length of the cache.
     """
 
     variants: tuple[str, ...]
@@ -78,3 +81,4 @@ class Format:
     is_checked: bool = True
     is_single: bool = False
     default: tuple[str, ...] = ()
+    has_context: bool = False
