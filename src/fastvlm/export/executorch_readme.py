@@ -79,7 +79,8 @@ runner = MultimodalRunner("{file}", "tokenizer.json")
 before, after = {before!r}, {after!r}
 inputs = [make_text_input(before), make_image_input(padded("photo.jpg")), make_text_input(after)]
 config = GenerationConfig(echo=False, temperature=0.0, max_new_tokens=256)
-answer = runner.generate_text(inputs, config)  # prints it, too; runner.reset() before the next conversation
+answer = runner.generate_text(inputs, config)  # ends with the end token's text; the runner prints it by itself, too
+runner.reset()  # before another conversation
 """
 
 
