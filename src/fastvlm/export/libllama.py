@@ -183,10 +183,12 @@ class LibLlama:
 _ERRORS: deque[str] = deque(maxlen=2)  # the library's last messages
 
 
-@_LogCallback
-def _log_error(level: int, text: bytes, _data: int | None) -> None:  # as long as the library is loaded
-    if level == 4:  # GGML_log_error_LEVEL_ERROR
+def _note_error(level: int, text: bytes, _data: int | None) -> None:
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
         _ERRORS.append(text.decode(errors="replace").strip())
+
+
+_log_error = _LogCallback(_note_error)  # the library keeps a pointer to it
 
 
 def _last_errors() -> str:

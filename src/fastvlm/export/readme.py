@@ -157,20 +157,7 @@ def openvino_readme(source: ExportSource, variant: str, check: Check) -> str:
 Written by `fastvlm export --to openvino` for images of {source.side_px} x {source.side_px} px.
 
 ```python
-import numpy as np
-import openvino as ov
-import openvino_genai
-from PIL import Image, ImageOps
-
-def padded(path):
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    square = Image.new("RGB", (max(image.size),) * 2)
-    square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
-    return ov.Tensor(np.array(square)[None])
-
-pipeline = openvino_genai.VLMPipeline(".", "CPU")
-print(pipeline.generate("What is this?", images=[padded("photo.jpg")], max_new_tokens=256))
-```
+{OPENVINO_PYTHON}```
 
 The pipeline crops the middle of an image, so hand over a square one padded with black, as above. Give the plain
 question: the pipeline puts the image before it. On a GPU set `INFERENCE_PRECISION_HINT` to `f32` if answers are odd:
@@ -179,3 +166,23 @@ the encoder's numbers come near the end of float16.
 ## Checked against the checkpoint
 
 {checks_table([check])}"""
+
+
+OPENVINO_PYTHON = """\
+import numpy as np
+import openvino as ov
+import openvino_genai
+from PIL import Image, ImageOps
+
+def padded(path):
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    square = Image.new("RGB", (max(image.size),) * 2)
+    square.paste(image.convert("RGB"), ((square.width - image.width) // 2, (square.height - image.height) // 2))
+    return ov.Tensor(np.array(square)[None])
+
+pipeline = openvino_genai.VLMPipeline(".", "CPU")
+print(pipeline.generate("What is this?", images=[padded("photo.jpg")], max_new_tokens=256))
+"""
