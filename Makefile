@@ -183,9 +183,9 @@ $(NODE_MODULES)/.installed:
 	@touch $@
 
 exports: install-test browser $(NODE_MODULES)/.installed
-	$(PIP) '.[onnx,openvino,executorch,gguf]' openvino-genai
+	$(PIP) '.[onnx,openvino,executorch,gguf]' openvino-genai xllamacpp
 	$(PIP) --no-deps compressed-tensors loguru psutil
-	$(BIN)/python -m pytest tests/export tests/cli/test_export.py tests/conversion/test_compressed.py -m "slow or not slow"
+	$(BIN)/python -m pytest tests/export tests/cli/test_export.py tests/conversion/test_compressed.py tests/bench/test_decoder_peers.py -m "slow or not slow"
 
 # g++'s. In emulation (tests/emulated) on every CPU, where each row of a tile and each masked lane is checked; on one with
 # AMX then also what is compiled for it. Python and torch leak on purpose, so leaks are not looked for.

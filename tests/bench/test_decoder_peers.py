@@ -1,5 +1,6 @@
 """Peers of the decoder: our logits in plain torch; wrong conversions are refused; the runtimes, if installed."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -130,6 +131,11 @@ def work(tmp_path_factory):
     return tmp_path_factory.mktemp("converted")
 
 
+def need(package):
+    if not (PEERS / RUNTIMES / package).is_dir() and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed (make peers)")
+
+
 def answers(kind, bits, work):
     """What a worker says to each command."""
     options = {"folder": MINI, "work": str(work), "bits": bits, "threads": 1, "prompt_tokens": PROMPT_TOKENS}
@@ -155,8 +161,7 @@ def answers(kind, bits, work):
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize(("kind", "package"), [("llama.cpp", "xllamacpp"), ("openvino-decoder", "openvino")])
 def test_the_runtimes_have_our_logits(kind, package, bits, work):
-    if not (PEERS / RUNTIMES / package).is_dir():
-        pytest.skip(f"{package} is not installed (make peers)")
+    need(package)
     said = answers(kind, bits, work)
     assert all(answer["ok"] and (answer["value"] > 0) for answer in said), said
     opened, prefill, decode, together, _ = said
@@ -170,8 +175,7 @@ def test_the_runtimes_have_our_logits(kind, package, bits, work):
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [32, 8])
 def test_openvinos_encoder_has_our_features(bits, work):
-    if not (PEERS / RUNTIMES / "openvino").is_dir():
-        pytest.skip("openvino is not installed (make peers)")
+    need("openvino")
     options = {"folder": MINI, "work": str(work), "bits": bits, "threads": 1}
     done = subprocess.run(
         [sys.executable, "-m", "fastvlm.bench.worker", "openvino", json.dumps(options)],

@@ -39,8 +39,8 @@ def folder(tmp_path_factory):
 def ours():
     """The mini's answers to the questions about the shipped images."""
     with fastvlm.FastVLM("mini", dtype="float32") as model:
-        answers = {image: model.ask(image, question, max_tokens=16) for image, question in QUESTIONS.items()}
-        yield answers, model.ask(None, "What is this?", max_tokens=16)
+        answers = {image: model.ask(image, question, max_new_tokens=16) for image, question in QUESTIONS.items()}
+        yield answers, model.ask(None, "What is this?", max_new_tokens=16)
 
 
 class Readme:
