@@ -53,6 +53,9 @@ def quiet_warnings(*, is_quiet: bool, is_debug: bool) -> None:
     if _has_no_bars(is_quiet):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional package on some CPUs
+    # transformers imports torchao where it is installed: it warns of its CUDA libraries, and torch of its types.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _has_no_bars(is_quiet: bool) -> bool:

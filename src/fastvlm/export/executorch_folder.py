@@ -6,7 +6,6 @@ because the runner has a tokenizer of its own.
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from fastvlm.errors import UsageError
 from fastvlm.export.checks import NUM_TOKENS, answer
 from fastvlm.export.executorch_backend import METHODS, ExecuTorchFile
 from fastvlm.export.executorch_graphs import CachedDecoder, RoundedEmbedding
-from fastvlm.export.executorch_programs import exported, quiet, rounded, save_program
+from fastvlm.export.executorch_programs import exported, rounded, save_program
 from fastvlm.export.executorch_readme import executorch_readme
 from fastvlm.export.graphs import EmbeddingGraph, VisionGraph
 from fastvlm.export.job import ExportJob, Format, Written
@@ -90,10 +89,7 @@ def _constants(source: ExportSource, context: int) -> dict[str, Any]:
 
 
 def _need() -> dict[str, str]:
-    versions = versions_of(("executorch", "torchao"), "executorch", "Exporting to ExecuTorch")
-    with quiet():  # transformers imports torchao too, and would let its log lines through
-        importlib.import_module("torchao")
-    return versions
+    return versions_of(("executorch", "torchao"), "executorch", "Exporting to ExecuTorch")
 
 
 def _num_steps(variants: tuple[str, ...]) -> int:
