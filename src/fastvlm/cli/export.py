@@ -18,7 +18,7 @@ from fastvlm.formats.places import checkpoint_path, new_folder
 if TYPE_CHECKING:
     from fastvlm.export.export import ExportReport
 
-FORMATS = ("onnx", "openvino", "mlx", "executorch", "gguf")
+FORMATS = ("onnx", "openvino", "mlx", "coreml", "executorch", "gguf")
 
 
 def export(
@@ -38,8 +38,9 @@ def export(
         typer.Option(
             "--dtype",
             metavar="LIST",
-            help="What to write, with commas. onnx: fp32,fp16,q8,q4,q4f16; executorch: fp32,q8,q4; gguf: bf16,q8,q4; "
-            "openvino: one of fp32, fp16, int8, int4. [default: all; executorch: q8; openvino: fp16]",
+            help="What to write, with commas. onnx: fp32,fp16,q8,q4,q4f16; coreml: fp16,fp32,app; executorch: fp32,q8,q4; "
+            "gguf: bf16,q8,q4; openvino: one of fp32, fp16, int8, int4. [default: all; coreml: fp16,app; executorch: q8; "
+            "openvino: fp16]",
         ),
     ] = None,
     images: Annotated[

@@ -28,6 +28,7 @@ FORMATS = {
     "mlx": "fastvlm.export.mlx",
     "executorch": "fastvlm.export.executorch_folder",
     "gguf": "fastvlm.export.gguf_file",
+    "coreml": "fastvlm.export.coreml",
 }
 
 
