@@ -183,7 +183,7 @@ $(NODE_MODULES)/.installed:
 	@touch $@
 
 exports: install-test browser $(NODE_MODULES)/.installed
-	$(PIP) '.[onnx,openvino,executorch,gguf]' openvino-genai xllamacpp
+	$(PIP) '.[onnx,openvino,executorch,gguf,coreml]' openvino-genai xllamacpp
 	$(PIP) --no-deps compressed-tensors loguru psutil
 	$(BIN)/python -m pytest tests/export tests/cli/test_export.py tests/conversion/test_compressed.py tests/bench/test_decoder_peers.py -m "slow or not slow"
 

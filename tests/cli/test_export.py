@@ -109,7 +109,7 @@ def test_a_damaged_export_is_one_line(fastvlm, exported, image, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--to", "tflite"], "--to is 'tflite'; expected one of onnx, openvino, mlx, executorch, gguf"),
+        (["--to", "tflite"], "--to is 'tflite'; expected one of onnx, openvino, mlx, coreml, executorch, gguf"),
         (["--dtype", "int3"], "onnx has no dtype 'int3'; it has fp32, fp16, q8, q4, q4f16"),
         (["--dtype", "fp32,,q8"], "expected names with commas"),
         (["--image-size", "100"], "multiple of 64"),
