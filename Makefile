@@ -185,6 +185,7 @@ $(NODE_MODULES)/.installed:
 exports: install-test browser $(NODE_MODULES)/.installed
 	$(PIP) '.[onnx,openvino,executorch,gguf,coreml]' openvino-genai xllamacpp
 	$(PIP) --no-deps compressed-tensors loguru psutil
+	$(PIP) --no-deps 'mlx==0.32.4' 'mlx-cpu==0.32.4' 'mlx-vlm==0.7.10' 'mlx-lm==0.32.2' sentencepiece python-multipart  # Linux x86-64
 	$(BIN)/python -m pytest tests/export tests/cli/test_export.py tests/conversion/test_compressed.py tests/bench/test_decoder_peers.py -m "slow or not slow"
 
 # g++'s. In emulation (tests/emulated) on every CPU, where each row of a tile and each masked lane is checked; on one with
