@@ -38,9 +38,9 @@ def export(
         typer.Option(
             "--dtype",
             metavar="LIST",
-            help="What to write, with commas. onnx: fp32,fp16,q8,q4,q4f16; coreml: fp16,fp32,app; executorch: fp32,q8,q4; "
-            "gguf: bf16,q8,q4; openvino: one of fp32, fp16, int8, int4. [default: all; coreml: fp16,app; executorch: q8; "
-            "openvino: fp16]",
+            help="What to write, with commas. onnx: fp32,fp16,q8,q4,q4f16; coreml: fp16,fp32,app; "
+            "executorch: fp32,q8,q4; gguf: bf16,q8,q4; openvino: one of fp32, fp16, int8, int4. "
+            "[default: all; coreml: fp16,app; executorch: q8; openvino: fp16]",
         ),
     ] = None,
     images: Annotated[

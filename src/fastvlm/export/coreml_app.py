@@ -34,11 +34,8 @@ _RULES = (
 
 def write_app_weights(source: ExportSource, folder: Path) -> None:
     """Write projector and decoder in float16, with configuration and tokenizer, into `folder`."""
-    tensors = [
-        PlannedTensor(found, tuple(tensor.shape), torch.float16, lambda name=name: source.checkpoint.tensors[name])
-        for name, tensor in source.checkpoint.tensors.items()
-        if (found := app_name(name)) is not None
-    ]
+    names = {name: found for name in source.checkpoint.tensors if (found := app_name(name)) is not None}
+    tensors = [_planned(source.checkpoint, name, found) for name, found in names.items()]
     shards = split_into_shards(tensors, _SHARD_BYTES)
     for name, shard in shards.items():
         write_safetensors(folder / name, shard, metadata={"format": "mlx"})
@@ -58,6 +55,12 @@ def write_app_weights(source: ExportSource, folder: Path) -> None:
     processor = {"processor_class": "LlavaProcessor", "image_token": IMAGE_TOKEN, "patch_size": 64}
     write_json(folder / "processor_config.json", {**processor, "num_additional_image_tokens": 0})
     write_tokenizer_files(source, folder)
+
+
+def _planned(checkpoint: Checkpoint, name: str, found: str) -> PlannedTensor:
+    """The tensor `name` in float16 under the name `found`, read when it is written."""
+    shape = tuple(checkpoint.tensors[name].shape)
+    return PlannedTensor(found, shape, torch.float16, lambda: checkpoint.tensors[name])
 
 
 def app_name(name: str) -> str | None:

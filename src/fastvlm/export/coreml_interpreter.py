@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -143,15 +143,15 @@ def _reshape(x: Tensor, shape: Any) -> Tensor:
 
 
 def _split(x: Tensor, axis: int, split_sizes: Any = None, num_splits: int = 1) -> tuple[Tensor, ...]:
-    sizes = x.shape[axis] // num_splits if split_sizes is None else _ints(split_sizes)
-    return x.split(sizes, dim=axis)
+    sizes = [x.shape[axis] // num_splits] * num_splits if split_sizes is None else _ints(split_sizes)
+    return torch.split_with_sizes(x, sizes, axis)
 
 
 def _expand_dims(x: Any, axes: Any) -> Tensor:
     x = torch.as_tensor(x)
     for axis in sorted(_ints(axes)):
         x = x.unsqueeze(axis)
-    return x
+    return cast(Tensor, x)
 
 
 def _gather(x: Tensor, indices: Any, axis: int = 0, **_: Any) -> Tensor:

@@ -26,9 +26,9 @@ FORMATS = {
     "onnx": "fastvlm.export.onnx_folder",
     "openvino": "fastvlm.export.openvino_folder",
     "mlx": "fastvlm.export.mlx",
+    "coreml": "fastvlm.export.coreml",
     "executorch": "fastvlm.export.executorch_folder",
     "gguf": "fastvlm.export.gguf_file",
-    "coreml": "fastvlm.export.coreml",
 }
 
 
