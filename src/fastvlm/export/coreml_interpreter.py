@@ -151,7 +151,7 @@ def _expand_dims(x: Any, axes: Any) -> Tensor:
     x = torch.as_tensor(x)
     for axis in sorted(_ints(axes)):
         x = x.unsqueeze(axis)
-    return cast(Tensor, x)
+    return cast("Tensor", x)
 
 
 def _gather(x: Tensor, indices: Any, axis: int = 0, **_: Any) -> Tensor:
