@@ -37,7 +37,7 @@ from fastvlm.processing.tokenizer import TokenizerLike
 from fastvlm.storage.whole_folders import whole_folder
 from fastvlm.storage.write_errors import clear_write_errors
 
-PRESETS = ("0.5b", "1.5b", "mini")
+PRESETS = ("0.5b", "1.5b", "7b", "mini")
 _SHARD_BYTES = 500_000_000
 _SEED = 20241217
 _QUIET = 0.1  # scale of the embedding of a token that a reply should not hold

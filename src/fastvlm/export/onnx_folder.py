@@ -60,20 +60,20 @@ def _write_session(job: ExportJob, folder: Path, name: str, *, is_half: bool) ->
     }
     if not bits_of:
         return {}
-    plain = f"{name}{SUFFIXES['fp16' if is_half else 'fp32']}.onnx"
-    pieces = {plain: save_onnx(onnx_graph(name, job.source, is_half=is_half), folder, plain)}
+    exported = onnx_graph(name, job.source, is_half=is_half)
+    pieces = {}
     for variant, bits in bits_of.items():
-        if bits < 16:
-            rounded = (rounded_to_8_bits if bits == 8 else rounded_to_4_bits)(name, folder / plain)
-            file = f"{name}{SUFFIXES[variant]}.onnx"
-            pieces[file] = save_onnx(rounded, folder, file)
-            del rounded
+        file = f"{name}{SUFFIXES[variant]}.onnx"
+        pieces[file] = save_onnx(_rounded(name, exported, bits), folder, file)
         job.step()
-    if 16 not in bits_of.values():
-        for unwanted in folder.glob(f"{plain}*"):
-            unwanted.unlink()
-        del pieces[plain]
     return pieces
+
+
+def _rounded(name: str, exported: Any, bits: int) -> Any:
+    """A copy of the graph of session `name` with weights in `bits`."""
+    if bits == 8:
+        return rounded_to_8_bits(name, exported)
+    return rounded_to_4_bits(exported) if bits == 4 else exported.clone()
 
 
 def _check(job: ExportJob, variant: str) -> Check:

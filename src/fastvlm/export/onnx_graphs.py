@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from fastvlm.backends.onnx import DECODER, EMBED, VISION
 from fastvlm.export.decoder import EmbeddingsDecoder, grouped_attention
 from fastvlm.export.graphs import EmbeddingGraph, VisionGraph, halved, quiet_export
+from fastvlm.export.onnx_weights import Outline, Reader, read_when_written
 from fastvlm.export.packages import versions_of
 from fastvlm.export.source import ExportSource
 
@@ -57,16 +59,18 @@ def _vision(source: ExportSource, is_half: bool) -> Any:
 
 
 def _embeddings(source: ExportSource, is_half: bool) -> Any:
-    graph: nn.Module = EmbeddingGraph(source.checkpoint)
+    outline = Outline(source.checkpoint)
+    graph = EmbeddingGraph(outline.checkpoint)
+    readers = outline.readers(graph, torch.float16 if is_half else torch.float32)
     ids = torch.zeros(_EXAMPLE[:2], dtype=torch.long)
     dims = {"input_ids": {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length")}}
-    return _exported(halved(graph) if is_half else graph, (ids,), ["input_ids"], ["inputs_embeds"], dims)
+    return _exported(graph, (ids,), ["input_ids"], ["inputs_embeds"], dims, readers)
 
 
 def _decoder(source: ExportSource, is_half: bool) -> Any:
-    graph = EmbeddingsDecoder(source.checkpoint, grouped_attention)
-    if is_half:
-        halved(graph)
+    outline = Outline(source.checkpoint)
+    graph = EmbeddingsDecoder(outline.checkpoint, grouped_attention)
+    readers = outline.readers(graph, torch.float16 if is_half else torch.float32)
     batch, length, before = _EXAMPLE
     past = graph.empty_cache(batch, before)
     inputs = (
@@ -85,7 +89,7 @@ def _decoder(source: ExportSource, is_half: bool) -> Any:
     }
     keys = [f"{index}.{kind}" for index in range(len(past) // 2) for kind in ("key", "value")]
     names = ["inputs_embeds", "attention_mask", "position_ids", *(f"past_key_values.{key}" for key in keys)]
-    model = _exported(graph, inputs, names, ["logits", *(f"present.{key}" for key in keys)], dims)
+    model = _exported(graph, inputs, names, ["logits", *(f"present.{key}" for key in keys)], dims, readers)
     keep_last_logits(model)
     return model
 
@@ -96,7 +100,9 @@ def _exported(
     names: Sequence[str],
     outputs: Sequence[str],
     dims: Mapping[str, Any],
+    readers: Mapping[str, Reader] = MappingProxyType({}),
 ) -> Any:
+    """`graph` as an onnx_ir model; parameters that `readers` names are read when they are written."""
     with quiet_export(), torch.no_grad():
         program: Any = torch.onnx.export(
             graph.eval(),
@@ -108,7 +114,10 @@ def _exported(
             output_names=list(outputs),
             dynamic_shapes=dict(dims),
             verbose=False,
+            optimize=False,  # it would transpose weights that are not there yet
         )
+        read_when_written(program.model, readers)
+        program.optimize()
     return program.model
 
 
