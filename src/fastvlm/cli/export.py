@@ -66,6 +66,9 @@ def export(
             help="node_modules with transformers.js, copied for the page; if not given, it comes from a CDN.",
         ),
     ] = None,
+    is_checked: Annotated[
+        bool, typer.Option("--check/--no-check", help="Run the files afterwards, and compare them with the model.")
+    ] = True,
     revision: RevisionOption = None,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
@@ -90,6 +93,8 @@ def export(
         raise UsageError(f"--dtype is {dtype!r}; expected names with commas between them, such as fp16,q8.")
     if page_library is not None and not has_page:
         raise UsageError("--page-library is about the page; give --page too.")
+    if images and not is_checked:
+        raise UsageError("--check-images names images to compare on, and --no-check compares nothing; give one of them.")
     new_folder(target)  # report mistakes before anything is imported or downloaded
     check_images(images or [], "")
     notes = Notes(is_quiet=is_quiet)
@@ -114,6 +119,7 @@ def export(
             context=context,
             has_page=has_page,
             page_library=page_library,
+            is_checked=is_checked,
             progress=progress,
         )
     _show(model, report, notes, is_json=is_json)
@@ -126,10 +132,11 @@ def _show(model: str, report: ExportReport, notes: Notes, *, is_json: bool) -> N
     if is_json:
         print_json({"model": model, **_facts(report)})
         return
-    for check in report.checks:
-        notes.say(str(check))
-    if report.not_run:
-        notes.say(f"not run here: {report.not_run}")
+    if not notes.is_quiet:  # also where stderr is a file: they are what a script's author looks for
+        for check in report.checks:
+            say("checked", str(check))
+        if report.not_run:
+            say("note", f"not run here: {report.not_run}")
     notes.say(f"{in_bytes(report.num_bytes)}, images of {report.image_size} px")
     typer.echo(str(report.path))
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import fastvlm
 from fastvlm.backends.generators import finished
-from fastvlm.backends.local import LocalBackend, make_backend
+from fastvlm.backends.local import Kernels, LocalBackend, make_backend
 from fastvlm.errors import ExportError, NonFiniteError
 from fastvlm.export.graphs import LARGEST_HALF, VisionGraph, largest_activation
+from fastvlm.export.memory import too_large
 from fastvlm.export.source import ExportSource
 from fastvlm.model.joint import join_image_and_text
 
@@ -113,16 +114,21 @@ def _sample(source: ExportSource, image: str, question: str) -> Sample:
 
 
 def source_answers(source: ExportSource, asked: Sequence[Sample]) -> list[Answer]:
-    """What the checkpoint computes in float32 with PyTorch's layers; its weights are held only meanwhile."""
+    """What the checkpoint computes in float32; its weights are held only meanwhile."""
     backend = source_backend(source, asked)
     return [answer(backend, sample, source) for sample in asked]
 
 
 def source_backend(source: ExportSource, asked: Sequence[Sample]) -> LocalBackend:
-    """The checkpoint in float32 with PyTorch's layers, for one of the samples at a time."""
+    """The checkpoint in float32, for one of the samples at a time.
+
+    PyTorch's layers compute it, from float32 weights. If they do not fit into memory, the engine's own kernels do, from
+    the weights as they are stored.
+    """
     longest = max(len(sample.token_ids) for sample in asked) + NUM_TOKENS
     context = min(max(longest, _SOURCE_CONTEXT), source.checkpoint.config.text_config.max_position_embeddings)
-    return make_backend(source.checkpoint, dtype=torch.float32, num_slots=1, context=context, kernels="reference")
+    kernels: Kernels = "fast" if too_large(source.num_weights * 4) else "reference"
+    return make_backend(source.checkpoint, dtype=torch.float32, num_slots=1, context=context, kernels=kernels)
 
 
 def overflow_warnings(graph: VisionGraph, asked: Sequence[Sample], files: str) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ def export(
     context: int | None = None,
     has_page: bool = False,
     page_library: str | os.PathLike[str] | None = None,
+    is_checked: bool = True,
     progress: Progress | None = None,
     **hub: Any,
 ) -> ExportReport:
@@ -86,6 +87,7 @@ def export(
         has_page: add the web page, for ONNX.
         page_library: a ``node_modules`` folder with transformers.js, which is copied for the page; None to load it from
             a CDN.
+        is_checked: False to write the files without running them.
         progress: called with (pieces of work done, all).
         hub: as for :func:`fastvlm.convert`.
 
@@ -117,10 +119,12 @@ def export(
             progress(done, total)
 
     with whole_folder(target) as work:
-        asked = samples(opened, check_images) if kind.is_checked else []
+        not_checked = "" if is_checked else "checks were turned off"
+        asked = samples(opened, check_images) if kind.is_checked and is_checked else []
         expected = source_answers(opened, asked) if asked else []
         step()
-        written = kind.write(ExportJob(opened, work, variants, asked, expected, step, has_page, library, context))
+        job = ExportJob(opened, work, variants, asked, expected, step, has_page, library, context, not_checked)
+        written = kind.write(job)
         (work / "README.md").write_text(written.readme, encoding="utf-8")
         checks = tuple(check.as_dict() for check in written.checks)
         _notes(opened, to, variants, dict(written.defaults), checks, versions).write(work)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastvlm.export.checks import Answer, Check, Sample, check_variant
+from fastvlm.export.memory import too_large
 from fastvlm.export.source import ExportSource
 
 
@@ -18,11 +19,12 @@ class ExportJob:
         source: is only read.
         work: the folder to write into.
         variants: dtypes to write, in the format's order.
-        asked, expected: samples and the source's answers to them.
+        asked, expected: samples and the source's answers to them; none if `not_checked`.
         step: called after each piece of work.
         has_page: True to add the web page.
         page_library: a node_modules folder that the page's library is copied from; None for a CDN.
         context: tokens of a cache of fixed length; None for the format's own.
+        not_checked: why files are not compared with the source; empty if they are.
     """
 
     source: ExportSource
@@ -34,10 +36,18 @@ class ExportJob:
     has_page: bool = False
     page_library: Path | None = None
     context: int | None = None
+    not_checked: str = ""
 
     def check(self, variant: str, ask: Callable[[Sample], Answer]) -> Check:
         """Compare a variant's answers with the source's; see :func:`check_variant`."""
         return check_variant(variant, ask, self.asked, self.expected)
+
+    def why_not_run(self, variant: str, num_bytes: int) -> str:
+        """Why files that take `num_bytes` of memory while they run are not run; empty if they are."""
+        if self.not_checked:
+            return self.not_checked
+        reason = too_large(num_bytes)
+        return f"running {variant} {reason}" if reason else ""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fastvlm.export.job import ExportJob, Format, Written
 from fastvlm.export.onnx_graphs import need_onnx, onnx_graph, save_onnx
 from fastvlm.export.onnx_variants import rounded_to_4_bits, rounded_to_8_bits
 from fastvlm.export.page_files import write_page
-from fastvlm.export.readme import onnx_readme
+from fastvlm.export.readme import checks_table, onnx_readme
 from fastvlm.export.source import ExportSource
 from fastvlm.processing.prompt import IMAGE_TOKEN
 
@@ -48,9 +48,11 @@ def _write(job: ExportJob) -> Written:
     _write_files(job.work, job.source, devices, pieces)
     if job.has_page:
         write_page(job.work, job.page_library)
-    checks = tuple(_check(job, variant) for variant in job.variants)
-    readme = onnx_readme(job.source, job.variants, checks, has_page=job.has_page)
-    return Written(devices["cpu"], checks, readme, warnings=warnings)
+    reasons = {variant: job.why_not_run(variant, _running_bytes(folder, variant)) for variant in job.variants}
+    checks = tuple(_check(job, variant) for variant in job.variants if not reasons[variant])
+    not_run = "; ".join(dict.fromkeys(reason for reason in reasons.values() if reason))
+    readme = onnx_readme(job.source, job.variants, checks_table(checks, not_run), has_page=job.has_page)
+    return Written(devices["cpu"], checks, readme, not_run, warnings)
 
 
 def _write_session(job: ExportJob, folder: Path, name: str, *, is_half: bool) -> dict[str, int]:
@@ -76,6 +78,15 @@ def _rounded(name: str, exported: Any, bits: int) -> Any:
     return rounded_to_4_bits(exported) if bits == 4 else exported.clone()
 
 
+def _running_bytes(folder: Path, variant: str) -> int:
+    """Memory that ONNX Runtime takes for a variant's weights on a CPU, about: the files, and a copy in its own layout.
+
+    It computes float16 in float32.
+    """
+    files = [file for name in SESSIONS for file in folder.glob(f"{name}{SUFFIXES[variant]}.onnx*")]
+    return sum(file.stat().st_size for file in files) * (4 if _MADE_OF[variant][0] else 2)
+
+
 def _check(job: ExportJob, variant: str) -> Check:
     config = job.source.checkpoint.config.text_config
     backend = OnnxBackend(job.work, config, dict.fromkeys(SESSIONS, variant), num_slots=1)
@@ -90,7 +101,7 @@ def _answer(backend: OnnxBackend, source: ExportSource, sample: Any) -> Any:
 
 def _warnings(job: ExportJob) -> tuple[str, ...]:
     """A warning if the encoder's numbers come near the end of float16."""
-    if not any(_MADE_OF[variant][0] for variant in job.variants):
+    if not job.asked or not any(_MADE_OF[variant][0] for variant in job.variants):
         return ()
     return overflow_warnings(VisionGraph(job.source.checkpoint), job.asked, f"fp16 and q4f16 of {VISION}")
 

@@ -32,6 +32,9 @@ from fastvlm.export.source import ExportSource
 
 OPSET = 18
 LARGEST_FILE_BYTES = 1_900_000_000  # of weights in one file: protobuf and browsers end at 2 GiB
+_FEWEST_BYTES = (
+    1024  # of a tensor in a data file, as elsewhere: shapes must stay in the graph, where they are looked up
+)
 _EXAMPLE = (2, 3, 4)  # sequences, tokens, tokens before them: 0 and 1 would be taken for constants
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -158,11 +161,12 @@ def save_onnx(exported: Any, folder: Path, file_name: str) -> int:
         The number of these files, 0 if the weights are inside.
     """
     ir: Any = importlib.import_module("onnx_ir")
-    values = [value for value in exported.graph.initializers.values() if value.const_value is not None]
-    pieces = _pieces([value.const_value.nbytes for value in values])
-    if len(pieces) == 1 and sum(value.const_value.nbytes for value in values) <= LARGEST_FILE_BYTES:
+    values = [value for value in exported.graph.initializers.values() if value.const_value.nbytes >= _FEWEST_BYTES]
+    sizes = [value.const_value.nbytes for value in values]
+    if sum(sizes) <= LARGEST_FILE_BYTES:
         ir.save(exported, folder / file_name)
         return 0
+    pieces = _pieces(sizes)
     for number, piece in enumerate(pieces):
         name = f"{file_name}_data" + (f"_{number}" if number else "")
         tensors = [values[index].const_value for index in piece]

@@ -29,7 +29,7 @@ from fastvlm.backends.onnx import VISION
 from fastvlm.formats.rounding import quantize_int8
 
 GROUP = 32  # inputs that share a scale in 4 bits
-_MIDDLE = 8  # of 4 bits without sign
+_MIDDLE, _MIDDLE_8 = 8, 128  # of 4 and 8 bits without sign
 _ROWS = 4096  # outputs that are rounded at a time
 _MICROSOFT = "com.microsoft"
 
@@ -99,10 +99,12 @@ def _product_in_8_bits(exported: Any, node: Any, rounded_inputs: dict[int, Any])
         nodes.append(rounded_inputs[id(x)])
     x_values, x_scale, x_zero = rounded_inputs[id(x)].outputs
     name = node.outputs[0].name
-    matrix = _constant(exported, f"{weight.name}.int8", values.t().contiguous().numpy())
-    zeros = _constant(exported, f"{weight.name}.zeros", np.zeros(len(scales), dtype=np.int8))
+    # Without sign: sums of pairs of signed products leave 16 bits on x86 CPUs without VNNI, where they are cut off.
+    unsigned = (values.t().to(torch.int16) + _MIDDLE_8).to(torch.uint8)
+    matrix = _constant(exported, f"{weight.name}.uint8", unsigned.contiguous().numpy())
+    middle = _constant(exported, "middle_of_8_bits", np.array(_MIDDLE_8, dtype=np.uint8))
     scale = _constant(exported, f"{weight.name}.scales", scales.numpy())
-    product = _node("MatMulInteger", [x_values, matrix, x_zero, zeros], f"{name}.int32")
+    product = _node("MatMulInteger", [x_values, matrix, x_zero, middle], f"{name}.int32")
     as_float = _to_float(product.outputs[0], f"{name}.float")
     both = _node("Mul", [x_scale, scale], f"{name}.scales")
     result = _node("Mul", [as_float.outputs[0], both.outputs[0]], f"{name}.scaled")
@@ -123,9 +125,9 @@ def _lookup_in_8_bits(exported: Any, node: Any) -> None:
 def _product_in_4_bits(exported: Any, node: Any) -> None:
     x, weight = node.inputs
     inputs, outputs = (int(size) for size in weight.const_value.shape)
-    values, scales = _int4_rows(_matrix(weight).t())
+    values, scales = _int4_rows(_matrix(weight).t(), _dtype(weight))
     packed = _constant(exported, f"{weight.name}.int4", _packed_pairs(values).numpy())
-    scale = _constant(exported, f"{weight.name}.scales", scales.to(_dtype(weight)).numpy())
+    scale = _constant(exported, f"{weight.name}.scales", scales.numpy())
     attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": GROUP, "accuracy_level": 4}
     result = _node(
         "MatMulNBits", [x, packed, scale], f"{node.outputs[0].name}.int4", domain=_MICROSOFT, attributes=attributes
@@ -136,10 +138,10 @@ def _product_in_4_bits(exported: Any, node: Any) -> None:
 def _lookup_in_4_bits(exported: Any, node: Any) -> None:
     ir: Any = importlib.import_module("onnx_ir")
     weight, ids = node.inputs
-    values, scales = _int4_rows(_matrix(weight))
+    values, scales = _int4_rows(_matrix(weight), _dtype(weight))
     signed = values.reshape(len(values), -1)[:, : weight.const_value.shape[1]].numpy()
     packed = _constant(exported, f"{weight.name}.int4", signed.astype(ir.DataType.INT4.numpy()))
-    scale = _constant(exported, f"{weight.name}.scales", scales.to(_dtype(weight)).numpy())
+    scale = _constant(exported, f"{weight.name}.scales", scales.numpy())
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": GROUP}
     result = _node(
         "GatherBlockQuantized", [packed, ids, scale], f"{weight.name}.rows", domain=_MICROSOFT, attributes=attributes
@@ -153,20 +155,20 @@ def _int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts])
 
 
-def _int4_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (out, groups, GROUP) int8 from -8 to 7 and scales (out, groups) float32 of `weight` (out, in).
+def _int4_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values (out, groups, GROUP) int8 from -8 to 7 and scales (out, groups) in `dtype` of `weight` (out, in).
 
     The number of largest magnitude in a group becomes -8, so a scale has the other sign than it.
     """
-    values, scales = zip(*(_rounded_groups(rows.float()) for rows in weight.split(_ROWS)), strict=True)
+    values, scales = zip(*(_rounded_groups(rows.float(), dtype) for rows in weight.split(_ROWS)), strict=True)
     return torch.cat(values), torch.cat(scales)
 
 
-def _rounded_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _rounded_groups(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     groups = F.pad(weight, (0, -weight.shape[1] % GROUP)).reshape(len(weight), -1, GROUP)
     peaks = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    scales = peaks / -_MIDDLE
-    inverse = torch.where(scales == 0, torch.zeros(()), 1 / scales)
+    scales = (peaks / -_MIDDLE).to(dtype)
+    inverse = torch.where(scales == 0, torch.zeros(()), 1 / scales.float())
     return (groups * inverse).round_().clamp_(-_MIDDLE, _MIDDLE - 1).to(torch.int8), scales[..., 0]
 
 

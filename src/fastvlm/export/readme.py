@@ -8,8 +8,8 @@ from fastvlm.export.checks import Check
 from fastvlm.export.source import ExportSource
 
 
-def onnx_readme(source: ExportSource, variants: Sequence[str], checks: Sequence[Check], *, has_page: bool) -> str:
-    """The README of ``--to onnx``."""
+def onnx_readme(source: ExportSource, variants: Sequence[str], checked: str, *, has_page: bool) -> str:
+    """The README of ``--to onnx``; `checked` is a text of :func:`checks_table`."""
     page = (
         "\n## In a browser, without a server\n\n`index.html` answers about a dropped image; nothing leaves the "
         "browser. Serve the folder as static files:\n\n    python -m http.server --directory .\n"
@@ -38,7 +38,7 @@ fastvlm ask photo.jpg "What is this?" --model . --runtime onnx
 {page}
 ## Checked against the checkpoint
 
-{checks_table(checks)}"""
+{checked}"""
 
 
 JAVASCRIPT = """\
@@ -62,26 +62,25 @@ console.log(processor.batch_decode(reply, { skip_special_tokens: true })[0].trim
 
 
 def checks_table(checks: Sequence[Check], not_run: str = "") -> str:
-    """A Markdown table of differences, or the reason why there are none."""
+    """A Markdown table of differences, and the reason why files are missing there."""
+    missing = f"Not run here: {not_run}.\n" if not_run else ""
     if not checks:
-        return f"The files were not run here: {not_run}\n"
-    rows = [
-        f"| {check.variant} | {check.features:.1e} | {check.logits:.1e} | {check.num_equal_tokens} of "
-        f"{check.num_tokens} |"
-        for check in checks
+        return missing
+    lines = [
+        f"Largest differences over the largest numbers, in float32, on {', '.join(checks[0].images)};",
+        "greedy tokens up to the first that differs.",
+        "",
+        "| files | visual tokens | logits | equal tokens |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {check.variant} | {check.features:.1e} | {check.logits:.1e} | {check.num_equal_tokens} of "
+            f"{check.num_tokens} |"
+            for check in checks
+        ),
+        "",
+        missing,
     ]
-    names = ", ".join(checks[0].images)
-    return "\n".join(
-        [
-            f"Largest differences over the largest numbers, in float32, on {names}; greedy tokens up to the first that",
-            "differs.",
-            "",
-            "| files | visual tokens | logits | equal tokens |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def mlx_readme(source: ExportSource) -> str:

@@ -29,6 +29,11 @@ class ExportSource:
     config: dict[str, Any]
 
     @property
+    def num_weights(self) -> int:
+        """Numbers in all tensors."""
+        return sum(tensor.numel() for tensor in self.checkpoint.tensors.values())
+
+    @property
     def side_px(self) -> int:
         """Side in pixels of the square images."""
         return self.checkpoint.processor.image_processor.image_size[0]
