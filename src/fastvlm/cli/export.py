@@ -94,7 +94,7 @@ def export(
     if page_library is not None and not has_page:
         raise UsageError("--page-library is about the page; give --page too.")
     if images and not is_checked:
-        raise UsageError("--check-images gives images to compare on, and --no-check compares nothing; give one of them.")
+        raise UsageError("--check-images gives images to compare on, but --no-check compares nothing; give one.")
     new_folder(target)  # report mistakes before anything is imported or downloaded
     check_images(images or [], "")
     notes = Notes(is_quiet=is_quiet)
