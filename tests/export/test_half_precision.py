@@ -1,6 +1,7 @@
 """A warning where the encoder's numbers come near the end of float16, in every format that has half precision."""
 
 import dataclasses
+import importlib.util
 
 import parrot
 import pytest
@@ -38,10 +39,12 @@ def test_numbers_near_the_end_of_float16(folder, share, is_warned):
     assert halved(graph)(asked[0].pixel_values).isfinite().all()  # its GELU does not double them
 
 
-@pytest.mark.parametrize("to", ["onnx"])
-def test_an_export_warns(folder, tmp_path, monkeypatch, to):
+@pytest.mark.parametrize(("to", "package"), [("onnx", "onnx"), ("coreml", "coremltools")])
+def test_an_export_warns(folder, tmp_path, monkeypatch, to, package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     source = loud(open_source(folder), 0.95)
     monkeypatch.setattr(exporting, "open_source", lambda *_: source)
     report = exporting.export(folder, tmp_path / "it", to=to, dtypes=["fp16"])
     (warning,) = report.warnings
-    assert "take fp16" in warning and "--check-images" in warning
+    assert "take fp16" in warning and "float16 ends at 65504" in warning and "--check-images" in warning
