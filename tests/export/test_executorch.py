@@ -19,6 +19,7 @@ from fastvlm.export.graphs import EmbeddingGraph
 from fastvlm.hf.processor import FastVlmProcessor
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1800)  # lowering the mini takes minutes
 
 
 @pytest.fixture(scope="module")
