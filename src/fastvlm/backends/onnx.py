@@ -38,6 +38,7 @@ class OnnxBackend:
         variants: session -> variant, a key of SUFFIXES.
         num_slots: sequences whose keys and values are held.
         threads: of ONNX Runtime; 0 for its default.
+        packs_weights: False to leave weights in the order of their files: slower, without a second copy of them.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -45,9 +46,18 @@ class OnnxBackend:
     """
 
     def __init__(
-        self, folder: Path, config: DecoderConfig, variants: Mapping[str, str], num_slots: int = 4, threads: int = 0
+        self,
+        folder: Path,
+        config: DecoderConfig,
+        variants: Mapping[str, str],
+        num_slots: int = 4,
+        threads: int = 0,
+        *,
+        packs_weights: bool = True,
     ) -> None:
-        self._sessions = {name: _session(folder, name, variants[name], threads) for name in SESSIONS}
+        self._sessions = {
+            name: _session(folder, name, variants[name], threads, packs_weights=packs_weights) for name in SESSIONS
+        }
         inputs = {port.name: port for port in self._sessions[DECODER].get_inputs()}
         self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
         cache_dtype = np.float16 if inputs[self._past_names[0]].type == "tensor(float16)" else np.float32
@@ -146,7 +156,7 @@ def chosen_variants(dtype: str, written: Sequence[str], defaults: Mapping[str, s
     return dict.fromkeys(SESSIONS, dtype)
 
 
-def _session(folder: Path, name: str, variant: str, threads: int) -> Any:
+def _session(folder: Path, name: str, variant: str, threads: int, *, packs_weights: bool) -> Any:
     try:
         ort: Any = importlib.import_module("onnxruntime")
     except ModuleNotFoundError as error:
@@ -157,6 +167,8 @@ def _session(folder: Path, name: str, variant: str, threads: int) -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3  # errors; warnings concern the graph's author
+    if not packs_weights:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has classes of its own for each kind
