@@ -136,10 +136,10 @@ def overflow_warnings(graph: VisionGraph, asked: Sequence[Sample], files: str) -
 
     Args:
         graph: the encoder in float32.
-        asked: its images.
+        asked: its images; without any there is no warning.
         files: names of the files in half precision, for the message.
     """
-    largest = max(largest_activation(graph, sample.pixel_values) for sample in asked)
+    largest = max((largest_activation(graph, sample.pixel_values) for sample in asked), default=0.0)
     if largest < _NEAR_OVERFLOW * LARGEST_HALF:
         return ()
     warning = (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastvlm.export.checks import Check
 from fastvlm.export.coreml_graphs import capacity_of
-from fastvlm.export.readme import checks_table
 from fastvlm.export.source import ExportSource
 
 QUESTION = "What is this?"
@@ -19,7 +17,7 @@ float16. Copy the contents there and build the app. Its code crops images to the
 """
 
 
-def coreml_readme(source: ExportSource, variants: Sequence[str], checks: Sequence[Check]) -> str:
+def coreml_readme(source: ExportSource, variants: Sequence[str], checked: str) -> str:
     """The README of ``--to coreml``."""
     packages = [variant for variant in variants if variant != "app"]
     side, parts = source.side_px, _packages(source, packages) if packages else ""
@@ -33,7 +31,7 @@ Written by `fastvlm export --to coreml` for images of {side} x {side} px. It was
 The packages were read back and computed operation by operation with PyTorch, rounded to float16 where they say so. This
 checks the conversion, not Core ML.
 
-{checks_table(checks)}"""
+{checked}"""
 
 
 def _packages(source: ExportSource, variants: Sequence[str]) -> str:

@@ -7,13 +7,14 @@ because the runner has a tokenizer of its own.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastvlm.errors import UsageError
-from fastvlm.export.checks import NUM_TOKENS, answer
+from fastvlm.export.checks import NUM_TOKENS, Check, answer
 from fastvlm.export.executorch_backend import METHODS, ExecuTorchFile
 from fastvlm.export.executorch_graphs import CachedDecoder, RoundedEmbedding
 from fastvlm.export.executorch_programs import exported, rounded, save_program
@@ -21,6 +22,7 @@ from fastvlm.export.executorch_readme import executorch_readme
 from fastvlm.export.graphs import EmbeddingGraph, VisionGraph
 from fastvlm.export.job import ExportJob, Format, Written
 from fastvlm.export.packages import versions_of
+from fastvlm.export.readme import checks_table
 from fastvlm.export.source import ExportSource
 
 _BITS = {"fp32": 32, "q8": 8, "q4": 4}  # of the weights of linear layers
@@ -29,24 +31,28 @@ _CONTEXT = 2048  # tokens, unless chosen or more than the decoder has positions 
 
 def _write(job: ExportJob) -> Written:
     context = _context(job)
-    checks, counts = [], {}
-    for variant in job.variants:
-        file = job.work / f"model-{variant}.pte"
+    files = {variant: job.work / f"model-{variant}.pte" for variant in job.variants}
+    counts = {}
+    for variant, file in files.items():
         programs = _programs(job.source, _BITS[variant], context)
         counts[variant] = save_program(programs, _constants(job.source, context), file)
-        del programs  # its weights, before the file's own are read
-        job.step()
-        checks.append(job.check(variant, partial(answer, ExecuTorchFile(file), source=job.source)))
+        del programs  # its weights
         job.step()
     job.source.checkpoint.processor.tokenizer.backend_tokenizer.save(str(job.work / "tokenizer.json"))
-    readme = executorch_readme(job.source, context, counts, checks)
-    return Written({"all": next(iter(job.variants))}, tuple(checks), readme)
+    running_bytes = {variant: 2 * file.stat().st_size for variant, file in files.items()}  # XNNPACK packs weights
+    checks, not_run = job.check_all(running_bytes, lambda variant: _check(job, variant, files[variant]))
+    readme = executorch_readme(job.source, context, counts, checks_table(checks, not_run))
+    return Written({"all": next(iter(job.variants))}, checks, readme, not_run)
+
+
+def _check(job: ExportJob, variant: str, file: Path) -> Check:
+    return job.check(variant, partial(answer, ExecuTorchFile(file), source=job.source))
 
 
 def _context(job: ExportJob) -> int:
     """Tokens of the cache; raises UsageError if a check does not fit, or the decoder has fewer positions."""
     most = job.source.checkpoint.config.text_config.max_position_embeddings
-    least = max(len(sample.token_ids) for sample in job.asked) + NUM_TOKENS
+    least = max((len(sample.token_ids) for sample in job.asked), default=job.source.tokens_per_image) + NUM_TOKENS
     context = min(_CONTEXT, most) if job.context is None else job.context
     if not least <= context <= most:
         raise UsageError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastvlm.export.executorch_graphs import plain_attention
 
 GROUP = 32  # of 4-bit weights, the smallest that XNNPACK takes
+_INT4: torch.dtype = torch.__dict__["int4"]  # its stubs do not know it
 
 
 @contextlib.contextmanager
@@ -46,7 +47,7 @@ def rounded(graph: nn.Module, bits: int) -> nn.Module:
             weight_dtype=torch.int8, weight_granularity=ao.granularity.PerAxis(0)
         )
         four = ao.Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=torch.int4, weight_granularity=ao.granularity.PerGroup(GROUP)
+            weight_dtype=_INT4, weight_granularity=ao.granularity.PerGroup(GROUP)
         )
 
         def is_four(module: nn.Module, name: str) -> bool:

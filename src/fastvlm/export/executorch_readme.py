@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from fastvlm.export.checks import Check
-from fastvlm.export.readme import checks_table
 from fastvlm.export.source import ExportSource
 from fastvlm.processing.prompt import IMAGE_TOKEN
 
@@ -13,7 +11,7 @@ _QUESTION = "What is this?"
 
 
 def executorch_readme(
-    source: ExportSource, context: int, counts: Mapping[str, Mapping[str, tuple[int, int]]], checks: Sequence[Check]
+    source: ExportSource, context: int, counts: Mapping[str, Mapping[str, tuple[int, int]]], checked: str
 ) -> str:
     """The README of ``--to executorch``.
 
@@ -21,11 +19,11 @@ def executorch_readme(
         source: what was exported.
         context: tokens of the cache.
         counts: variant -> method -> (calls of XNNPACK, other operations).
-        checks: of the variants.
+        checked: a text of :func:`checks_table`.
     """
     side, num_tokens, width = source.side_px, source.tokens_per_image, source.width
-    file = f"model-{checks[0].variant}.pte"
-    files = ", ".join(f"`model-{check.variant}.pte`" for check in checks)
+    file = f"model-{next(iter(counts))}.pte"
+    files = ", ".join(f"`model-{variant}.pte`" for variant in counts)
     return f"""# {source.folder.name} for ExecuTorch
 
 Written by `fastvlm export --to executorch`: {files}, for images of {side} x {side} px and conversations
@@ -55,7 +53,7 @@ Temperature 0 is greedy. Only the Python binding of that runner was run; nothing
 
 ## Checked against the checkpoint
 
-{checks_table(checks)}"""
+{checked}"""
 
 
 def python_lines(source: ExportSource, file: str) -> str:

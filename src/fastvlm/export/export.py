@@ -119,8 +119,8 @@ def export(
             progress(done, total)
 
     with whole_folder(target) as work:
-        not_checked = "" if is_checked else "checks were turned off"
-        asked = samples(opened, check_images) if kind.is_checked and is_checked else []
+        not_checked = kind.not_checked if is_checked else "checks were turned off"
+        asked = [] if not_checked else samples(opened, check_images)
         expected = source_answers(opened, asked) if asked else []
         step()
         job = ExportJob(opened, work, variants, asked, expected, step, has_page, library, context, not_checked)

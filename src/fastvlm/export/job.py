@@ -42,12 +42,28 @@ class ExportJob:
         """Compare a variant's answers with the source's; see :func:`check_variant`."""
         return check_variant(variant, ask, self.asked, self.expected)
 
-    def why_not_run(self, variant: str, num_bytes: int) -> str:
-        """Why files that take `num_bytes` of memory while they run are not run; empty if they are."""
-        if self.not_checked:
-            return self.not_checked
-        reason = too_large(num_bytes)
-        return f"running {variant} {reason}" if reason else ""
+    def check_all(
+        self, running_bytes: Mapping[str, int], check: Callable[[str], Check]
+    ) -> tuple[tuple[Check, ...], str]:
+        """Check each variant that can be run here, and take a step.
+
+        Args:
+            running_bytes: variant -> memory that its files take while they run, about.
+            check: runs the files of a variant, which is :meth:`check` in the end.
+
+        Returns:
+            The checks, and why other files were not run; empty if all were.
+        """
+        checks, reasons = [], []
+        for variant in self.variants:
+            too_much = too_large(running_bytes[variant])
+            reason = self.not_checked or (f"running {variant} {too_much}" if too_much else "")
+            if reason:
+                reasons.append(reason)
+            else:
+                checks.append(check(variant))
+            self.step()
+        return tuple(checks), "; ".join(dict.fromkeys(reasons))
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,7 @@ class Format:
         need: imports what writes the files; returns versions, raises MissingExtraError.
         write: writes the files.
         num_steps: pieces of work for these variants.
-        is_checked: True if the source's answers are needed.
+        not_checked: why files of this format cannot be run here; empty if they can.
         is_single: True if a folder holds one variant.
         default: variants that are written if none is named; empty for all.
         has_context: True if the files fix the length of the cache.
@@ -88,7 +104,7 @@ class Format:
     need: Callable[[], dict[str, str]]
     write: Callable[[ExportJob], Written]
     num_steps: Callable[[tuple[str, ...]], int]
-    is_checked: bool = True
+    not_checked: str = ""
     is_single: bool = False
     default: tuple[str, ...] = ()
     has_context: bool = False

@@ -48,9 +48,8 @@ def _write(job: ExportJob) -> Written:
     _write_files(job.work, job.source, devices, pieces)
     if job.has_page:
         write_page(job.work, job.page_library)
-    reasons = {variant: job.why_not_run(variant, _running_bytes(folder, variant)) for variant in job.variants}
-    checks = tuple(_check(job, variant) for variant in job.variants if not reasons[variant])
-    not_run = "; ".join(dict.fromkeys(reason for reason in reasons.values() if reason))
+    running_bytes = {variant: _running_bytes(folder, variant) for variant in job.variants}
+    checks, not_run = job.check_all(running_bytes, partial(_check, job))
     readme = onnx_readme(job.source, job.variants, checks_table(checks, not_run), has_page=job.has_page)
     return Written(devices["cpu"], checks, readme, not_run, warnings)
 
@@ -92,18 +91,12 @@ def _check(job: ExportJob, variant: str) -> Check:
     variants = dict.fromkeys(SESSIONS, variant)
     # Rounded weights are a fraction, and are computed by other kernels if they are not packed.
     backend = OnnxBackend(job.work, config, variants, num_slots=1, packs_weights=_MADE_OF[variant][1] < 16)
-    check = job.check(variant, partial(_answer, backend, job.source))
-    job.step()
-    return check
-
-
-def _answer(backend: OnnxBackend, source: ExportSource, sample: Any) -> Any:
-    return answer(backend, sample, source)
+    return job.check(variant, partial(answer, backend, source=job.source))
 
 
 def _warnings(job: ExportJob) -> tuple[str, ...]:
     """A warning if the encoder's numbers come near the end of float16."""
-    if not job.asked or not any(_MADE_OF[variant][0] for variant in job.variants):
+    if not any(_MADE_OF[variant][0] for variant in job.variants):
         return ()
     return overflow_warnings(VisionGraph(job.source.checkpoint), job.asked, f"fp16 and q4f16 of {VISION}")
 

@@ -151,7 +151,7 @@ def _lookup_in_4_bits(exported: Any, node: Any) -> None:
 
 def _int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Values (out, in) int8 and scales (out,) float32 of `weight` (out, in)."""
-    parts = [quantize_int8(rows) for rows in weight.split(_ROWS)]
+    parts = [quantize_int8(rows) for rows in torch.split(weight, _ROWS)]
     return torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts])
 
 
@@ -160,7 +160,7 @@ def _int4_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     The number of largest magnitude in a group becomes -8, so a scale has the other sign than it.
     """
-    values, scales = zip(*(_rounded_groups(rows.float(), dtype) for rows in weight.split(_ROWS)), strict=True)
+    values, scales = zip(*(_rounded_groups(rows.float(), dtype) for rows in torch.split(weight, _ROWS)), strict=True)
     return torch.cat(values), torch.cat(scales)
 
 

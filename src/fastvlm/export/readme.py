@@ -100,8 +100,8 @@ encoder has the published widths, so other encoders, such as the shipped mini's,
 """
 
 
-def gguf_readme(source: ExportSource, variants: Sequence[str], checks: Sequence[Check], not_run: str) -> str:
-    """The README of ``--to gguf``."""
+def gguf_readme(source: ExportSource, variants: Sequence[str], checked: str) -> str:
+    """The README of ``--to gguf``; `checked` is a text of :func:`checks_table`."""
     files = ", ".join(f"`decoder-{variant}.gguf`" for variant in variants)
     return f"""# The decoder of {source.folder.name} for llama.cpp
 
@@ -121,7 +121,7 @@ The tokenizer in the files is the checkpoint's, but llama.cpp does not normalize
 
 The visual tokens are the checkpoint's own.
 
-{checks_table(checks, not_run)}"""
+{checked}"""
 
 
 GGUF_PYTHON = """\
@@ -149,8 +149,8 @@ print(processor.tokenizer.decode(reply, skip_special_tokens=True))
 """
 
 
-def openvino_readme(source: ExportSource, variant: str, check: Check) -> str:
-    """The README of ``--to openvino``."""
+def openvino_readme(source: ExportSource, variant: str, checked: str) -> str:
+    """The README of ``--to openvino``; `checked` is a text of :func:`checks_table`."""
     return f"""# {source.folder.name} for OpenVINO, {variant}
 
 Written by `fastvlm export --to openvino` for images of {source.side_px} x {source.side_px} px.
@@ -164,7 +164,7 @@ the encoder's numbers come near the end of float16.
 
 ## Checked against the checkpoint
 
-{checks_table([check])}"""
+{checked}"""
 
 
 OPENVINO_PYTHON = """\
