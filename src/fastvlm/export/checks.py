@@ -12,10 +12,9 @@ from torch import Tensor
 
 import fastvlm
 from fastvlm.backends.generators import finished
-from fastvlm.backends.local import Kernels, LocalBackend, make_backend
+from fastvlm.backends.local import LocalBackend, make_backend
 from fastvlm.errors import ExportError, NonFiniteError
 from fastvlm.export.graphs import LARGEST_HALF, VisionGraph, largest_activation
-from fastvlm.export.memory import too_large
 from fastvlm.export.source import ExportSource
 from fastvlm.model.joint import join_image_and_text
 
@@ -120,15 +119,13 @@ def source_answers(source: ExportSource, asked: Sequence[Sample]) -> list[Answer
 
 
 def source_backend(source: ExportSource, asked: Sequence[Sample]) -> LocalBackend:
-    """The checkpoint in float32, for one of the samples at a time.
+    """The checkpoint in float32 by the engine's own kernels, for one of the samples at a time.
 
-    PyTorch's layers compute it, from float32 weights. If they do not fit into memory, the engine's own kernels do, from
-    the weights as they are stored.
+    They read weights as they are stored, and tests compare them with PyTorch's layers, which would take a float32 copy.
     """
     longest = max(len(sample.token_ids) for sample in asked) + NUM_TOKENS
     context = min(max(longest, _SOURCE_CONTEXT), source.checkpoint.config.text_config.max_position_embeddings)
-    kernels: Kernels = "fast" if too_large(source.num_weights * 4) else "reference"
-    return make_backend(source.checkpoint, dtype=torch.float32, num_slots=1, context=context, kernels=kernels)
+    return make_backend(source.checkpoint, dtype=torch.float32, num_slots=1, context=context)
 
 
 def overflow_warnings(graph: VisionGraph, asked: Sequence[Sample], files: str) -> tuple[str, ...]:
