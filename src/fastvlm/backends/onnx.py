@@ -38,7 +38,7 @@ class OnnxBackend:
         variants: session -> variant, a key of SUFFIXES.
         num_slots: sequences whose keys and values are held.
         threads: of ONNX Runtime; 0 for its default.
-        packs_weights: False to leave weights in the order of their files: slower, without a second copy of them.
+        packs_weights: False to compute from weights as they are in the files: slower, without a second copy of them.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -169,6 +169,7 @@ def _session(folder: Path, name: str, variant: str, threads: int, *, packs_weigh
     settings.log_severity_level = 3  # errors; warnings concern the graph's author
     if not packs_weights:
         settings.add_session_config_entry("session.disable_prepacking", "1")
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # keeps float16 weights as such
     try:
         return ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has classes of its own for each kind
