@@ -116,6 +116,7 @@ def test_a_damaged_export_is_one_line(fastvlm, exported, image, tmp_path):
         (["--dtype", "fp32,,q8"], "expected names with commas"),
         (["--image-size", "100"], "multiple of 64"),
         (["--check-images", "nowhere.png"], "There is no file"),
+        (["--no-check", "--check-images", "EXAMPLE"], "give one"),
         (["--page-library", "nowhere"], "give --page too"),
         (["--page", "--page-library", "nowhere"], "npm install"),
     ],
@@ -136,6 +137,30 @@ def test_a_missing_package_names_the_extra(fastvlm, parrot_folder, tmp_path, mon
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     outcome = fastvlm("export", parrot_folder, tmp_path / "x")
     assert outcome.code == 1 and "pip install 'fastvlm[onnx]'" in outcome.error
+
+
+@pytest.fixture
+def made_before(exported, monkeypatch):
+    """Graphs are those of the exported folder, because exporting takes long."""
+    monkeypatch.setattr(
+        onnx_folder, "onnx_graph", lambda name, _source, **_: onnx_ir.load(exported[0] / "onnx" / f"{name}.onnx")
+    )
+
+
+@pytest.mark.usefixtures("made_before")
+def test_files_are_not_run_if_nobody_wants_it(fastvlm, parrot_folder, tmp_path):
+    outcome = fastvlm("export", parrot_folder, tmp_path / "x", "--dtype", "fp32", "--no-check")
+    assert outcome.code == 0 and "not run here: checks were turned off" in outcome.err
+    assert "Not run here: checks were turned off." in (tmp_path / "x" / "README.md").read_text()
+    assert json.loads((tmp_path / "x" / EXPORT_FILE).read_text())["checks"] == []
+
+
+@pytest.mark.usefixtures("made_before")
+def test_files_are_not_run_if_memory_is_short(fastvlm, parrot_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastvlm.export.memory.free_bytes", lambda: 1000)
+    outcome = fastvlm("export", parrot_folder, tmp_path / "x", "--dtype", "fp32,q8")
+    assert outcome.code == 0 and "running fp32 takes about 0.0 GB of memory" in outcome.err
+    assert "running q8 takes" in outcome.err and "checked:" not in outcome.err
 
 
 @pytest.mark.parametrize(("factor", "words"), [(float("inf"), "NaN or infinity"), (2.0, "do not compute what")])

@@ -66,9 +66,9 @@ def export(
             help="node_modules with transformers.js, copied for the page; if not given, it comes from a CDN.",
         ),
     ] = None,
-    is_checked: Annotated[
-        bool, typer.Option("--check/--no-check", help="Run the files afterwards, and compare them with the model.")
-    ] = True,
+    is_unchecked: Annotated[
+        bool, typer.Option("--no-check", help="Do not run the files afterwards; large models take minutes for that.")
+    ] = False,
     revision: RevisionOption = None,
     is_json: JsonOption = False,
     is_quiet: QuietOption = False,
@@ -93,7 +93,7 @@ def export(
         raise UsageError(f"--dtype is {dtype!r}; expected names with commas between them, such as fp16,q8.")
     if page_library is not None and not has_page:
         raise UsageError("--page-library is about the page; give --page too.")
-    if images and not is_checked:
+    if images and is_unchecked:
         raise UsageError("--check-images gives images to compare on, but --no-check compares nothing; give one.")
     new_folder(target)  # report mistakes before anything is imported or downloaded
     check_images(images or [], "")
@@ -119,7 +119,7 @@ def export(
             context=context,
             has_page=has_page,
             page_library=page_library,
-            is_checked=is_checked,
+            is_checked=not is_unchecked,
             progress=progress,
         )
     _show(model, report, notes, is_json=is_json)
