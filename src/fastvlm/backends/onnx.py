@@ -169,7 +169,9 @@ def _session(folder: Path, name: str, variant: str, threads: int, *, packs_weigh
     settings.log_severity_level = 3  # errors; warnings concern the graph's author
     if not packs_weights:
         settings.add_session_config_entry("session.disable_prepacking", "1")
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # keeps float16 weights as such
+        settings.enable_cpu_mem_arena = False  # which takes up to twice what is needed
+        if variant == "fp32":  # float16 ones become float32, one by one while folding, else all of them in each call
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has classes of its own for each kind
