@@ -59,7 +59,7 @@ def make_checkpoint(preset: str, folder: Path, on_bytes: Callable[[int], None] =
     The folder appears when all of it is written, or not at all.
 
     Args:
-        preset: "0.5b", "1.5b" or "mini".
+        preset: "0.5b", "1.5b", "7b" or "mini".
         folder: where to; if it holds a whole checkpoint of this preset already, nothing is done.
         on_bytes: called with the size of each tensor that is written.
 

@@ -27,7 +27,7 @@ from fastvlm.errors import UsageError
 if TYPE_CHECKING:
     from fastvlm.bench.plan import BenchOptions
 
-_PRESETS = ("0.5b", "1.5b", "mini")
+_PRESETS = ("0.5b", "1.5b", "7b", "mini")
 _LARGEST_IMAGE_PX = 10_000
 
 _Model = Annotated[
@@ -36,7 +36,7 @@ _Model = Annotated[
 ]
 _Preset = Annotated[
     str | None,
-    typer.Option("--preset", metavar="SIZE", help="0.5b, 1.5b or mini: a checkpoint of that size, random weights."),
+    typer.Option("--preset", metavar="SIZE", help="0.5b, 1.5b, 7b or mini: a checkpoint of that size, random weights."),
 ]
 _Peers = Annotated[
     bool,
@@ -178,9 +178,9 @@ def bench(
     into memory. Stdout gets a table of medians with their spread and their limits; its last line is one JSON object.
     Ratios above 1 mean that fastvlm is better.
 
-    --preset makes a checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, mini: 28.7 MB) and removes
-    it afterwards, unless --keep or --checkpoint is given. An existing one is used and kept. Peers convert it to files
-    of their own beside it (0.5b: 5 GB); one whose logits are not ours is reported and not timed.
+    --preset makes a checkpoint in the user's cache directory (0.5b: 1.2 GB, 1.5b: 3.3 GB, 7b: 15.5 GB, mini: 28.7 MB)
+    and removes it afterwards, unless --keep or --checkpoint is given. An existing one is used and kept. Peers convert
+    it to files of their own beside it (0.5b: 5 GB); one whose logits are not ours is reported and not timed.
 
     Peers come from the folder that FASTVLM_PEERS names or from .venv-peers, where `make peers` puts them. Those that
     are not installed are reported and left out.
