@@ -104,8 +104,8 @@ def test_what_is_broken_off_leaves_nothing(tmp_path):
 
 
 def test_an_unknown_preset_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"'7b'.*0\.5b, 1\.5b, mini"):
-        make_checkpoint("7b", tmp_path / "x")
+    with pytest.raises(UsageError, match=r"'8b'.*0\.5b, 1\.5b, 7b, mini"):
+        make_checkpoint("8b", tmp_path / "x")
 
 
 def test_the_padded_tokenizer_has_the_published_ids_and_cuts_text_as_before():
