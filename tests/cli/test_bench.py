@@ -44,7 +44,7 @@ def test_a_small_run(process, endless_folder, tmp_path):
     ("arguments", "words"),
     [
         (["mini", "--preset", "mini"], "Both the model 'mini' and --preset mini"),
-        (["--preset", "7b"], "--preset is '7b'; expected one of 0.5b, 1.5b, mini"),
+        (["--preset", "8b"], "--preset is '8b'; expected one of 0.5b, 1.5b, 7b, mini"),
         (["--keep"], "give --preset too"),
         (["--checkpoint", "x"], "give --preset too"),
         (["--what", "speed"], "--what has 'speed'"),
