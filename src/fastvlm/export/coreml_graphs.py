@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch.nn import functional as F
 
 from fastvlm.errors import ExportError
 from fastvlm.export.decoder import PlainDecoder
-from fastvlm.export.graphs import EmbeddingGraph, VisionGraph, traced
+from fastvlm.export.graphs import EmbeddingGraph, VisionGraph, quiet_export, traced
 from fastvlm.export.source import ExportSource
 
 MOST_TOKENS = 4096  # of a decoder's cache, which has a fixed size
@@ -225,13 +223,6 @@ def quiet_coremltools() -> Iterator[None]:
 
     It draws bars on stderr, and warns of newer torch versions and of libraries that only macOS has.
     """
-    logger = logging.getLogger("coremltools")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
     hidden = io.StringIO()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(hidden), contextlib.redirect_stderr(hidden):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
+    with quiet_export(), contextlib.redirect_stdout(hidden), contextlib.redirect_stderr(hidden):
+        yield

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvlm.export.executorch_programs import quiet
+from fastvlm.export.graphs import quiet_export
 
 METHODS = ("vision_encoder", "token_embedding", "text_decoder")  # as the multimodal runner calls them
 
@@ -23,7 +23,7 @@ class ExecuTorchFile:
     """
 
     def __init__(self, file: Path) -> None:
-        with quiet():
+        with quiet_export():
             runtime: Any = importlib.import_module("executorch.runtime").Runtime.get()
             self._program = runtime.load_program(file)
             self._methods = {name: self._program.load_method(name) for name in METHODS}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastvlm.export.decoder import PlainDecoder, grouped_attention
 from fastvlm.formats.checkpoint import Checkpoint
 from fastvlm.formats.names import EMBEDDING
+from fastvlm.formats.rounding import quantize_int8
 
 _HIDDEN = -1e9  # added to scores of positions that a token does not see
 
@@ -69,10 +70,9 @@ class RoundedEmbedding(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        weight = checkpoint.tensors[EMBEDDING].float()
-        scales = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-        self.register_buffer("rows", (weight / scales).round().to(torch.int8))
-        self.register_buffer("scales", scales)
+        table = quantize_int8(checkpoint.tensors[EMBEDDING])
+        self.register_buffer("rows", table.values)
+        self.register_buffer("scales", table.scales[:, None])
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """See the class."""

@@ -6,11 +6,8 @@ and about their CUDA libraries, which a machine without CUDA cannot load. None o
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fastvlm.export.executorch_graphs import plain_attention
+from fastvlm.export.graphs import quiet_export
 
 GROUP = 32  # of 4-bit weights, the smallest that XNNPACK takes
 _INT4: torch.dtype = torch.__dict__["int4"]  # its stubs do not know it
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide warnings and log lines of executorch and torchao."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def rounded(graph: nn.Module, bits: int) -> nn.Module:
@@ -41,7 +26,7 @@ def rounded(graph: nn.Module, bits: int) -> nn.Module:
 
     4-bit weights have a scale for each GROUP inputs; the layer `output`, which is the head, stays in 8 bits.
     """
-    with quiet():
+    with quiet_export():
         ao: Any = importlib.import_module("torchao.quantization")
         eight = ao.Int8DynamicActivationIntxWeightConfig(
             weight_dtype=torch.int8, weight_granularity=ao.granularity.PerAxis(0)
@@ -69,7 +54,7 @@ def exported(graph: nn.Module, inputs: tuple[Tensor, ...], dynamic: tuple[dict[i
         inputs: examples.
         dynamic: of each input, axis -> ``torch.export.Dim``.
     """
-    with quiet():
+    with quiet_export():
         program = torch.export.export(graph.eval(), inputs, dynamic_shapes=dynamic)
         attention = torch.ops.aten.scaled_dot_product_attention.default
         if any(node.target is attention for node in program.graph.nodes):
@@ -85,7 +70,7 @@ def save_program(programs: Mapping[str, Any], constants: Mapping[str, Any], file
         constants: method -> what it returns.
         file: of ending ``.pte``.
     """
-    with quiet():
+    with quiet_export():
         exir: Any = importlib.import_module("executorch.exir")
         partition: Any = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         edge = exir.to_edge_transform_and_lower(

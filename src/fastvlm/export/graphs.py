@@ -114,13 +114,12 @@ def traced(graph: nn.Module, *example: Tensor) -> Any:
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """Hide the warnings of torch's exporters, which concern their authors."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hide warnings, and log lines below errors, of exporters and quantizers: they concern their authors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)

@@ -12,10 +12,8 @@ One weight is in memory at a time, besides what was rounded. ONNX Runtime's quan
 from __future__ import annotations
 
 import importlib
-import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastvlm.backends.onnx import VISION
+from fastvlm.export.graphs import quiet_export
 from fastvlm.formats.rounding import quantize_int8
 
 GROUP = 32  # inputs that share a scale in 4 bits
 _MIDDLE, _MIDDLE_8 = 8, 128  # of 4 and 8 bits without sign
 _ROWS = 4096  # outputs that are rounded at a time
 _MICROSOFT = "com.microsoft"
+
+Nearest = Callable[[Tensor, Tensor], Tensor]  # groups (out, groups, GROUP), scales (out, groups, 1) -> whole numbers
 
 
 def rounded_to_8_bits(name: str, exported: Any) -> Any:
@@ -63,7 +64,7 @@ def rounded_to_4_bits(exported: Any) -> Any:
 def _rounded_by_onnxruntime(exported: Any) -> Any:
     ort: Any = importlib.import_module("onnxruntime.quantization")
     ir: Any = importlib.import_module("onnx_ir")
-    with tempfile.TemporaryDirectory() as scratch, _quiet_logs():
+    with tempfile.TemporaryDirectory() as scratch, quiet_export():
         before, after = Path(scratch, "before.onnx"), Path(scratch, "after.onnx")
         ir.save(exported, before)
         ort.quantize_dynamic(
@@ -125,7 +126,7 @@ def _lookup_in_8_bits(exported: Any, node: Any) -> None:
 def _product_in_4_bits(exported: Any, node: Any) -> None:
     x, weight = node.inputs
     inputs, outputs = (int(size) for size in weight.const_value.shape)
-    values, scales = _int4_rows(_matrix(weight).t(), _dtype(weight))
+    values, scales = _int4_rows(_matrix(weight).t(), _dtype(weight), _nearest_of_product)
     packed = _constant(exported, f"{weight.name}.int4", _packed_pairs(values).numpy())
     scale = _constant(exported, f"{weight.name}.scales", scales.numpy())
     attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": GROUP, "accuracy_level": 4}
@@ -138,7 +139,7 @@ def _product_in_4_bits(exported: Any, node: Any) -> None:
 def _lookup_in_4_bits(exported: Any, node: Any) -> None:
     ir: Any = importlib.import_module("onnx_ir")
     weight, ids = node.inputs
-    values, scales = _int4_rows(_matrix(weight), _dtype(weight))
+    values, scales = _int4_rows(_matrix(weight), _dtype(weight), _nearest_of_lookup)
     signed = values.reshape(len(values), -1)[:, : weight.const_value.shape[1]].numpy()
     packed = _constant(exported, f"{weight.name}.int4", signed.astype(ir.DataType.INT4.numpy()))
     scale = _constant(exported, f"{weight.name}.scales", scales.numpy())
@@ -155,21 +156,33 @@ def _int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts])
 
 
-def _int4_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _int4_rows(weight: Tensor, dtype: torch.dtype, nearest: Nearest) -> tuple[Tensor, Tensor]:
     """Values (out, groups, GROUP) int8 from -8 to 7 and scales (out, groups) in `dtype` of `weight` (out, in).
 
     The number of largest magnitude in a group becomes -8, so a scale has the other sign than it.
     """
-    values, scales = zip(*(_rounded_groups(rows.float(), dtype) for rows in torch.split(weight, _ROWS)), strict=True)
+    parts = (_rounded_groups(rows.float(), dtype, nearest) for rows in torch.split(weight, _ROWS))
+    values, scales = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(scales)
 
 
-def _rounded_groups(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rounded_groups(weight: Tensor, dtype: torch.dtype, nearest: Nearest) -> tuple[Tensor, Tensor]:
     groups = F.pad(weight, (0, -weight.shape[1] % GROUP)).reshape(len(weight), -1, GROUP)
     peaks = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     scales = (peaks / -_MIDDLE).to(dtype)
-    inverse = torch.where(scales == 0, torch.zeros(()), 1 / scales.float())
-    return (groups * inverse).round_().clamp_(-_MIDDLE, _MIDDLE - 1).to(torch.int8), scales[..., 0]
+    # A group of zeros has the scale 0; any other divisor leaves it zero.
+    values = nearest(groups, torch.where(scales == 0, torch.ones(()), scales.float()))
+    return values.clamp_(-_MIDDLE, _MIDDLE - 1).to(torch.int8), scales[..., 0]
+
+
+def _nearest_of_product(groups: Tensor, scales: Tensor) -> Tensor:
+    """As ONNX Runtime rounds products: by the inverse, halves up."""
+    return torch.floor(groups * (1 / scales) + (_MIDDLE + 0.5)) - _MIDDLE
+
+
+def _nearest_of_lookup(groups: Tensor, scales: Tensor) -> Tensor:
+    """As it rounds lookups: by division, halves to the even number."""
+    return (groups / scales).round()
 
 
 def _packed_pairs(values: Tensor) -> Tensor:
@@ -222,13 +235,3 @@ def _replace(exported: Any, node: Any, nodes: list[Any]) -> None:
     for value in unused:
         if not value.uses():
             del exported.graph.initializers[value.name]
-
-
-@contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Hide what the quantizer logs about each node."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
